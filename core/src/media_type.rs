@@ -1,0 +1,70 @@
+//! Media types of layers (RFC 6838, section 4.2).
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::text::{Shown, string_serde};
+
+/// `type/subtype`, compared as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MediaType(String);
+
+/// A text that is no media type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a media type: write type/subtype with no parameters, as application/vnd.acme.model")]
+pub struct MediaTypeError(Shown);
+
+impl MediaType {
+    /// The longest `type` and `subtype` of RFC 6838.
+    const LONGEST: usize = 127;
+
+    /// The text as it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn is_name(text: &str) -> bool {
+        let inside = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
+        text.len() <= Self::LONGEST
+            && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
+            && text.bytes().all(inside)
+    }
+}
+
+impl FromStr for MediaType {
+    type Err = MediaTypeError;
+
+    fn from_str(text: &str) -> Result<Self, MediaTypeError> {
+        match text.split_once('/') {
+            Some((kind, subtype)) if Self::is_name(kind) && Self::is_name(subtype) => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(MediaTypeError(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+string_serde!(MediaType);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_rule_and_nothing_else() {
+        for text in ["text/plain", "application/vnd.oci.image.layer.v1.tar+gzip", "a/b"] {
+            assert!(text.parse::<MediaType>().is_ok(), "{text}");
+        }
+        for text in
+            ["", "text", "/plain", "text/", "a/b/c", "text/plain; q=1", "te xt/plain", "*/*", "text/é"]
+        {
+            assert!(text.parse::<MediaType>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Patterns over registries and repositories, matched on parsed parts and never as a string prefix.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::reference::{HostError, RegistryHost};
+use crate::text::{Shown, string_serde};
+
+/// `HOST[:PORT][/PATH]`: `*` stands for one whole segment (a label of the host, a segment of the path), `**`
+/// for any number of them; a path that ends in `**` needs at least one segment there. A pattern with no path
+/// is every repository of the host. Ports are exact, where none is written it is 443.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegistryPattern {
+    host: HostPattern,
+    path: Option<Vec<Segment>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum HostPattern {
+    Exact(RegistryHost),
+    /// Labels from left to right, and the port.
+    Labels(Vec<Segment>, u16),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Segment {
+    Literal(String),
+    One,
+    Any,
+}
+
+/// Why a text is no pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Nothing was written, or an empty segment.
+    #[error("\"{0}\" is not a registry pattern: write HOST, HOST/** or HOST/TEAM/*, with no empty segment")]
+    Empty(Shown),
+    /// The host is none.
+    #[error("\"{pattern}\": {source}")]
+    Host {
+        /// The whole text.
+        pattern: Shown,
+        /// What is wrong with the host.
+        source: HostError,
+    },
+    /// `team-*` and the like.
+    #[error(
+        "\"{pattern}\": \"{segment}\" mixes a wildcard with text: * and ** stand for whole segments only"
+    )]
+    Mixed {
+        /// The whole text.
+        pattern: Shown,
+        /// The segment that is wrong.
+        segment: Shown,
+    },
+    /// Characters that no repository has, a tag or a digest among them.
+    #[error(
+        "\"{pattern}\": \"{segment}\" is no segment of a repository (a-z 0-9 . _ -); a pattern has neither tag nor digest"
+    )]
+    Segment {
+        /// The whole text.
+        pattern: Shown,
+        /// The segment that is wrong.
+        segment: Shown,
+    },
+}
+
+impl RegistryPattern {
+    /// Whether the repository of that registry is one that the pattern names.
+    pub fn matches(&self, registry: &RegistryHost, repository: &str) -> bool {
+        let path = || repository.split('/').collect::<Vec<_>>();
+        self.host.matches(registry)
+            && self.path.as_ref().is_none_or(|segments| match_segments(segments, &path()))
+    }
+}
+
+impl HostPattern {
+    fn matches(&self, registry: &RegistryHost) -> bool {
+        match self {
+            Self::Exact(host) => {
+                host.host() == registry.host() && host.effective_port() == registry.effective_port()
+            }
+            Self::Labels(labels, port) => {
+                let host = registry.host().split('.').collect::<Vec<_>>();
+                *port == registry.effective_port() && match_segments(labels, &host)
+            }
+        }
+    }
+}
+
+/// `**` takes one segment or more at the end and in front, none or more in between.
+fn match_segments(pattern: &[Segment], parts: &[&str]) -> bool {
+    // reachable[i]: the pattern so far can have taken exactly the first i parts.
+    let mut reachable = vec![false; parts.len() + 1];
+    reachable[0] = true;
+    for (position, segment) in pattern.iter().enumerate() {
+        let outer = position == 0 || position + 1 == pattern.len();
+        let mut next = vec![false; parts.len() + 1];
+        for (taken, _) in reachable.iter().enumerate().filter(|(_, reached)| **reached) {
+            match segment {
+                Segment::Literal(text) => {
+                    if parts.get(taken) == Some(&text.as_str()) {
+                        next[taken + 1] = true;
+                    }
+                }
+                Segment::One => {
+                    if taken < parts.len() {
+                        next[taken + 1] = true;
+                    }
+                }
+                Segment::Any => next[(taken + usize::from(outer)).min(parts.len() + 1)..].fill(true),
+            }
+        }
+        reachable = next;
+    }
+    reachable[parts.len()]
+}
+
+impl FromStr for RegistryPattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        let (host, path) = match text.split_once('/') {
+            Some((host, path)) => (host, Some(path)),
+            None => (text, None),
+        };
+        if host.is_empty() {
+            return Err(PatternError::Empty(text.into()));
+        }
+        let host = parse_host(text, host)?;
+        let mut path = path.map(|path| parse_path(text, path)).transpose()?;
+        let hub = matches!(&host, HostPattern::Exact(host) if host.is_docker_hub());
+        if let (true, Some([Segment::Literal(name)])) = (hub, path.as_deref()) {
+            path = Some(vec![Segment::Literal("library".to_owned()), Segment::Literal(name.clone())]);
+        }
+        Ok(Self { host, path })
+    }
+}
+
+fn parse_host(pattern: &str, text: &str) -> Result<HostPattern, PatternError> {
+    let host_error = |source| PatternError::Host { pattern: pattern.into(), source };
+    if !text.contains('*') {
+        return text.parse().map(HostPattern::Exact).map_err(host_error);
+    }
+    // The labels are checked, and the port read, on a name in which each wildcard is an ordinary label.
+    let standing_in = text
+        .split_inclusive(['.', ':'])
+        .map(|label| label.replacen("**", "x", 1).replacen('*', "x", 1))
+        .collect::<String>();
+    let checked = standing_in.parse::<RegistryHost>().map_err(host_error)?;
+    let labels = text.split(':').next().unwrap_or(text);
+    let labels = labels
+        .split('.')
+        .map(|label| {
+            wildcard(pattern, label)
+                .map(|found| found.unwrap_or_else(|| Segment::Literal(label.to_ascii_lowercase())))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(HostPattern::Labels(labels, checked.effective_port()))
+}
+
+fn parse_path(pattern: &str, path: &str) -> Result<Vec<Segment>, PatternError> {
+    path.split('/')
+        .map(|segment| {
+            if let Some(found) = wildcard(pattern, segment)? {
+                return Ok(found);
+            }
+            let known =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+            if segment.is_empty() {
+                Err(PatternError::Empty(pattern.into()))
+            } else if segment.bytes().all(known) {
+                Ok(Segment::Literal(segment.to_owned()))
+            } else {
+                Err(PatternError::Segment { pattern: pattern.into(), segment: segment.into() })
+            }
+        })
+        .collect()
+}
+
+fn wildcard(pattern: &str, segment: &str) -> Result<Option<Segment>, PatternError> {
+    match segment {
+        "*" => Ok(Some(Segment::One)),
+        "**" => Ok(Some(Segment::Any)),
+        other if other.contains('*') => {
+            Err(PatternError::Mixed { pattern: pattern.into(), segment: segment.into() })
+        }
+        _ => Ok(None),
+    }
+}
+
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Literal(text) => text,
+            Self::One => "*",
+            Self::Any => "**",
+        })
+    }
+}
+
+impl fmt::Display for RegistryPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            HostPattern::Exact(host) => write!(f, "{host}")?,
+            HostPattern::Labels(labels, port) => {
+                let labels = labels.iter().map(Segment::to_string).collect::<Vec<_>>();
+                f.write_str(&labels.join("."))?;
+                if *port != 443 {
+                    write!(f, ":{port}")?;
+                }
+            }
+        }
+        for segment in self.path.iter().flatten() {
+            write!(f, "/{segment}")?;
+        }
+        Ok(())
+    }
+}
+
+string_serde!(RegistryPattern);
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::reference::Reference;
+
+    #[rstest]
+    #[case("ghcr.io", "ghcr.io/acme/model", true)]
+    #[case("ghcr.io", "GHCR.io:443/acme/model", true)]
+    #[case("ghcr.io:443", "ghcr.io/acme/model", true)]
+    #[case("ghcr.io", "ghcr.io:5000/acme/model", false)]
+    #[case("ghcr.io", "ghcr.io.evil.example/acme/model", false)]
+    #[case("ghcr.io", "evil-ghcr.io/acme/model", false)]
+    #[case("ghcr.io", "sub.ghcr.io/acme/model", false)]
+    #[case("ghcr.io/acme/*", "ghcr.io/acme/model", true)]
+    #[case("ghcr.io/acme/*", "ghcr.io/acme/model/deep", false)]
+    #[case("ghcr.io/acme/*", "ghcr.io/acme-evil/model", false)]
+    #[case("ghcr.io/acme/**", "ghcr.io/acme/model/deep", true)]
+    #[case("ghcr.io/acme/**", "ghcr.io/acme", false)]
+    #[case("ghcr.io/acme/**/x", "ghcr.io/acme/x", true)]
+    #[case("ghcr.io/acme/**/x", "ghcr.io/acme/a/b/x", true)]
+    #[case("ghcr.io/**", "ghcr.io/a", true)]
+    #[case("ghcr.io/acme", "ghcr.io/acme/model", false)]
+    #[case("docker.io/ubuntu", "ubuntu:20.04", true)]
+    #[case("docker.io/library/*", "ubuntu", true)]
+    #[case("index.docker.io/library/*", "registry-1.docker.io/library/ubuntu", true)]
+    #[case("docker.io/library/*", "docker.io/acme/ubuntu", false)]
+    #[case("*.acme.example", "a.acme.example/x", true)]
+    #[case("*.acme.example", "a.b.acme.example/x", false)]
+    #[case("*.acme.example", "acme.example/x", false)]
+    #[case("**.acme.example", "a.b.acme.example/x", true)]
+    #[case("**.acme.example", "acme.example/x", false)]
+    #[case("*.acme.example:5000", "a.acme.example:5000/x", true)]
+    #[case("*.acme.example:5000", "a.acme.example/x", false)]
+    #[case("10.0.0.*:5000", "10.0.0.7:5000/x", true)]
+    #[case("10.0.*", "10.0.0.7/x", false)]
+    #[case("**", "10.0.0.1/x", true)]
+    #[case("**", "[::1]/x/y", true)]
+    #[case("**", "ghcr.io:5000/x", false)]
+    #[case("kind-registry:5000/*", "kind-registry:5000/java-app", true)]
+    #[case("kind-registry/*", "kind-registry:5000/java-app", false)]
+    #[case("[2001:db8::1]:5000/**", "[2001:DB8:0::1]:5000/a", true)]
+    #[case("[::1]", "[::1]:443/a", true)]
+    fn matches_parsed_parts(#[case] pattern: &str, #[case] reference: &str, #[case] expected: bool) {
+        let pattern = pattern.parse::<RegistryPattern>().expect("a pattern");
+        let reference = Reference::parse(reference).expect("a reference");
+        assert_eq!(pattern.matches(reference.registry(), reference.repository()), expected);
+        assert_eq!(pattern.to_string().parse(), Ok(pattern));
+    }
+
+    #[rstest]
+    fn refuses(
+        #[values(
+            "",
+            "/",
+            "/acme",
+            "ghcr.io/",
+            "ghcr.io//x",
+            "ghcr.io/team-*",
+            "gh*.io",
+            "ghcr.io/***",
+            "ghcr.io/Acme",
+            "ghcr.io/acme:v1",
+            "ghcr.io/acme@sha256:00",
+            "https://ghcr.io",
+            "*.0.0.1",
+            "ghcr.io.",
+            "*.io:0",
+            "ghcr.io/a%2fb"
+        )]
+        pattern: &str,
+    ) {
+        assert!(pattern.parse::<RegistryPattern>().is_err(), "{:?}", pattern.parse::<RegistryPattern>());
+    }
+}

@@ -1,0 +1,173 @@
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::*;
+
+const A: &str = "ghcr.io/acme/model@sha256:4fe6f3e48881647c22bea5c5ca02872b6f5d9ff75931a692e00c50f59de3f429";
+const B: &str =
+    "kind-registry:5000/java-app@sha256:514fd93c4f9d875fc5c98532f2399a740d4e02a8eefe4a71155e8d92c69e14fb";
+
+fn unknown(_: &str) -> bool {
+    false
+}
+
+fn json(template: &str) -> String {
+    template.replace("$A", A).replace("$B", B)
+}
+
+#[test]
+fn reads_the_recipe_of_the_design() {
+    let yaml = r#"
+- add: ghcr.io/acme/model:v1
+  path: model
+  include: ["*.safetensors", "config/**"]
+- add: ghcr.io/acme/tokenizer:v3
+  path: tokenizer
+- remove: model/optimizer.pt
+- overlay: ghcr.io/acme/hotfix:2
+"#;
+    let recipe = Recipe::from_yaml(yaml, &unknown).expect("a recipe");
+    let digest = A.parse::<PinnedReference>().expect("pinned").digest().clone();
+    let pinned = recipe.pin(|_| Ok::<_, ()>(digest.clone())).expect("pins");
+    let sha = digest.to_string();
+    assert_eq!(
+        pinned.to_json(),
+        format!(
+            r#"[{{"add":"ghcr.io/acme/model@{sha}","path":"model","include":["*.safetensors","config/**"]}},{{"add":"ghcr.io/acme/tokenizer@{sha}","path":"tokenizer"}},{{"remove":"model/optimizer.pt"}},{{"overlay":"ghcr.io/acme/hotfix@{sha}"}}]"#
+        )
+    );
+    assert_eq!(PinnedRecipe::from_json(pinned.to_json()), Ok(pinned));
+}
+
+#[rstest]
+#[case(r#"[{"add":"$A"}]"#)]
+#[case(r#"[{"add":"$A"},{"add":"$B","path":"b/c"}]"#)]
+#[case(r#"[{"add":"$A","path":"p","include":["a","b"],"exclude":["c"],"mediaTypes":["text/plain"],"platform":"linux/arm64"}]"#)]
+#[case(r#"[{"add":"$A"},{"remove":"a \"b\" ü/**"},{"overlay":"$B"}]"#)]
+fn reads_canonical_json(#[case] template: &str) {
+    let text = json(template);
+    assert_eq!(PinnedRecipe::from_json(&text).map(|recipe| recipe.to_json().to_owned()), Ok(text));
+}
+
+#[rstest]
+#[case::a_space(r#"[{"add": "$A"}]"#)]
+#[case::a_newline("[{\"add\":\"$A\"}]\n")]
+#[case::key_order(r#"[{"path":"p","add":"$A"}]"#)]
+#[case::a_default(r#"[{"add":"$A","path":""}]"#)]
+#[case::an_empty_list(r#"[{"add":"$A","include":[]}]"#)]
+#[case::a_null_list(r#"[{"add":"$A","include":null}]"#)]
+#[case::a_null(r#"[{"add":"$A","path":null}]"#)]
+#[case::unsorted(r#"[{"add":"$A","include":["b","a"]}]"#)]
+#[case::not_unique(r#"[{"add":"$A","include":["a","a"]}]"#)]
+#[case::escaped_more_than_needed(r#"[{"add":"$A","include":["\u0061"]}]"#)]
+#[case::platform_not_normal(r#"[{"add":"$A","platform":"linux/x86_64"}]"#)]
+#[case::unknown_key(r#"[{"add":"$A","mode":"0644"}]"#)]
+#[case::twice_the_same_key(r#"[{"add":"$A","add":"$A"}]"#)]
+#[case::a_tag(r#"[{"add":"ghcr.io/acme/model:v1"}]"#)]
+#[case::no_digest(r#"[{"add":"ghcr.io/acme/model"}]"#)]
+#[case::dot_dot(r#"[{"add":"$A","path":"../etc"}]"#)]
+#[case::absolute(r#"[{"add":"$A","path":"/etc"}]"#)]
+#[case::two_verbs(r#"[{"add":"$A","overlay":"$B"}]"#)]
+#[case::no_verb(r#"[{"path":"p"}]"#)]
+#[case::a_path_beside_remove(r#"[{"add":"$A"},{"remove":"a","path":"p"}]"#)]
+#[case::remove_first(r#"[{"remove":"a"}]"#)]
+#[case::empty("[]")]
+#[case::an_object(r#"{"add":"$A"}"#)]
+#[case::no_json("add")]
+#[case::nothing("")]
+#[case::text_behind(r#"[{"add":"$A"}]x"#)]
+#[case::a_byte_order_mark("\u{feff}[{\"add\":\"$A\"}]")]
+fn takes_no_other_spelling(#[case] template: &str) {
+    let result = PinnedRecipe::from_json(&json(template));
+    assert!(result.is_err(), "{result:?}");
+}
+
+#[rstest]
+#[case::unknown_key("- add: a\n  paht: x\n", "line 2")]
+#[case::two_verbs("- {add: a, remove: b}", "exactly one")]
+#[case::not_a_list("add: a", "cannot be read")]
+#[case::ambiguous("- add: team/app", "docker.io/team/app")]
+#[case::bad_path("- {add: a, path: ../x}", "step 1")]
+#[case::nothing("", "")]
+fn yaml_errors_say_where(#[case] yaml: &str, #[case] words: &str) {
+    let error = Recipe::from_yaml(yaml, &unknown).expect_err("an error").to_string();
+    assert!(error.contains(words), "{error}");
+}
+
+#[test]
+fn a_bomb_of_aliases_is_refused() {
+    let mut yaml = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for level in 1..9 {
+        let previous = level - 1;
+        yaml.push_str(&format!("a{level}: &a{level} [{}]\n", vec![format!("*a{previous}"); 10].join(",")));
+    }
+    assert!(Recipe::from_yaml(&yaml, &unknown).is_err());
+    let nested = "[".repeat(20_000);
+    assert!(Recipe::from_yaml(&nested, &unknown).is_err());
+    assert!(PinnedRecipe::from_json(&nested).is_err());
+}
+
+fn pinned_reference() -> impl Strategy<Value = PinnedReference> {
+    ("[a-z]{1,5}", any::<[u8; 2]>()).prop_map(|(name, seed)| {
+        Reference::parse(&format!("r.example:5000/{name}")).expect("valid").pin(Digest::sha256_of(&seed))
+    })
+}
+
+fn glob() -> impl Strategy<Value = Glob> {
+    "[a-z*?. é\"]{1,6}".prop_filter_map("a glob", |text| text.parse().ok())
+}
+
+fn layer() -> impl Strategy<Value = Layer<PinnedReference>> {
+    let path =
+        "([a-zA-Z0-9_]{1,4}(/[a-z]{1,3}){0,2})?".prop_map(|text| text.parse::<TreePath>().expect("a path"));
+    let media_type = "[a-z]{1,3}/[a-z+.]{1,4}".prop_filter_map("a type", |text| text.parse().ok());
+    let globs = || proptest::collection::vec(glob(), 0..3);
+    (
+        pinned_reference(),
+        path,
+        globs(),
+        globs(),
+        proptest::collection::vec(media_type, 0..3),
+        proptest::option::of(
+            "linux/(amd64|arm64|arm/v7)".prop_map(|text| text.parse::<Platform>().expect("valid")),
+        ),
+    )
+        .prop_map(|(reference, path, include, exclude, media_types, platform)| {
+            let layer = Layer::new(reference).at(path).including(include).excluding(exclude);
+            let layer = layer.with_media_types(media_types);
+            match platform {
+                Some(platform) => layer.for_platform(platform),
+                None => layer,
+            }
+        })
+}
+
+pub(crate) fn pinned_recipe() -> impl Strategy<Value = PinnedRecipe> {
+    let step = prop_oneof![
+        3 => layer().prop_map(Step::Add),
+        1 => layer().prop_map(Step::Overlay),
+        1 => glob().prop_map(Step::Remove),
+    ];
+    (layer(), proptest::collection::vec(step, 0..4)).prop_map(|(first, rest)| {
+        let steps = std::iter::once(Step::Add(first)).chain(rest).collect();
+        PinnedRecipe::new(steps).expect("begins with add")
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_prints_parses_to_the_same(recipe in pinned_recipe()) {
+        prop_assert_eq!(PinnedRecipe::from_json(recipe.to_json()), Ok(recipe));
+    }
+
+    #[test]
+    fn different_recipes_print_differently(left in pinned_recipe(), right in pinned_recipe()) {
+        prop_assert_eq!(left.steps() == right.steps(), left.to_json() == right.to_json());
+    }
+
+    #[test]
+    fn hostile_text_never_panics(text in "\\PC{0,200}") {
+        let _ = PinnedRecipe::from_json(&text);
+        let _ = Recipe::from_yaml(&text, &unknown);
+    }
+}

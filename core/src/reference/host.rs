@@ -1,0 +1,230 @@
+//! The registry a reference names: `host[:port]`.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use crate::text::{Shown, string_serde};
+
+/// Names under which clients know Docker Hub; all are one registry with one canonical name.
+const DOCKER_HUB: &str = "docker.io";
+const DOCKER_HUB_ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+const HTTPS_PORT: u16 = 443;
+const LONGEST_NAME: usize = 253;
+const LONGEST_LABEL: usize = 63;
+
+/// A registry's `host[:port]` in canonical form: lower case, IPv6 as RFC 5952 in brackets, Docker Hub's
+/// aliases folded into `docker.io`, and no `:443` behind a name that has a dot.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegistryHost {
+    host: String,
+    port: Option<u16>,
+}
+
+/// Why a text is not a registry's `host[:port]`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    /// Nothing before the port or the path.
+    #[error("the registry's host is empty")]
+    Empty,
+    /// A label (RFC 1123) has characters or a length that no host name has.
+    #[error(
+        "\"{0}\" is not a host name: labels of a-z, 0-9 and \"-\" (inside), up to 63 characters each, separated by \
+         single dots, with no dot at the end"
+    )]
+    Name(Shown),
+    /// A name that URL parsers read as an IPv4 address in an unusual spelling.
+    #[error(
+        "\"{0}\" is read as an IPv4 address by some programs only: write four decimal numbers, as 10.0.0.7"
+    )]
+    Number(Shown),
+    /// Brackets that hold no IPv6 address (RFC 3986, section 3.2.2); zones are not taken.
+    #[error("\"{0}\" is not an IPv6 address in brackets: write it as [2001:db8::1] or [2001:db8::1]:5000")]
+    Ipv6(Shown),
+    /// Something other than 1 to 65535 behind the colon.
+    #[error("\"{0}\" is not a port: a number from 1 to 65535 follows the host's colon")]
+    Port(Shown),
+}
+
+impl RegistryHost {
+    /// The host alone: a name in lower case, an IPv4 address, or an IPv6 address in brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port, where it is written; `None` means 443, or what the administrator's `hosts.toml` says.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// The port that two spellings of one registry share: 443 where none is written.
+    pub fn effective_port(&self) -> u16 {
+        self.port.unwrap_or(HTTPS_PORT)
+    }
+
+    /// Whether this is Docker Hub, where a repository of one segment is under `library/`.
+    pub fn is_docker_hub(&self) -> bool {
+        self.port.is_none() && self.host == DOCKER_HUB
+    }
+
+    pub(super) fn docker_hub() -> Self {
+        Self { host: DOCKER_HUB.to_owned(), port: None }
+    }
+
+    /// The same host with `:443` written out where a name with neither dot nor port would be ambiguous.
+    pub(super) fn unambiguous(self) -> Self {
+        let ambiguous = self.port.is_none() && !speaks_for_itself(&self.host);
+        Self { port: if ambiguous { Some(HTTPS_PORT) } else { self.port }, ..self }
+    }
+}
+
+/// Whether a first segment can only be a host: a dot, a port, brackets, or `localhost`.
+pub(super) fn speaks_for_itself(segment: &str) -> bool {
+    segment.contains(['.', ':', '[']) || segment.eq_ignore_ascii_case("localhost")
+}
+
+impl FromStr for RegistryHost {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> Result<Self, HostError> {
+        let (host, port) = split_port(text)?;
+        let host = if host.starts_with('[') { ipv6(host)? } else { name_or_ipv4(host)? };
+        let port = port.map(parse_port).transpose()?;
+        let port = port.filter(|port| *port != HTTPS_PORT || !host.contains('.'));
+        if port.is_none() && DOCKER_HUB_ALIASES.contains(&host.as_str()) {
+            return Ok(Self::docker_hub());
+        }
+        Ok(Self { host, port })
+    }
+}
+
+fn split_port(text: &str) -> Result<(&str, Option<&str>), HostError> {
+    if text.starts_with('[') {
+        let end = text.find(']').ok_or_else(|| HostError::Ipv6(text.into()))?;
+        let (host, rest) = text.split_at(end + 1);
+        return match rest.strip_prefix(':') {
+            Some(port) => Ok((host, Some(port))),
+            None if rest.is_empty() => Ok((host, None)),
+            None => Err(HostError::Ipv6(text.into())),
+        };
+    }
+    match text.split_once(':') {
+        Some((_, port)) if port.contains(':') => Err(HostError::Ipv6(text.into())),
+        Some((host, port)) => Ok((host, Some(port))),
+        None => Ok((text, None)),
+    }
+}
+
+fn parse_port(text: &str) -> Result<u16, HostError> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(port) if digits && port > 0 => Ok(port),
+        _ => Err(HostError::Port(text.into())),
+    }
+}
+
+fn ipv6(bracketed: &str) -> Result<String, HostError> {
+    let inner = bracketed.trim_start_matches('[').trim_end_matches(']');
+    match inner.parse::<Ipv6Addr>() {
+        Ok(address) if bracketed.len() == inner.len() + 2 => Ok(format!("[{address}]")),
+        _ => Err(HostError::Ipv6(bracketed.into())),
+    }
+}
+
+fn name_or_ipv4(text: &str) -> Result<String, HostError> {
+    if text.is_empty() {
+        return Err(HostError::Empty);
+    }
+    if text.len() > LONGEST_NAME || !text.split('.').all(is_label) {
+        return Err(HostError::Name(text.into()));
+    }
+    let host = text.to_ascii_lowercase();
+    if ends_in_a_number(&host) && host.parse::<Ipv4Addr>().is_err() {
+        return Err(HostError::Number(text.into()));
+    }
+    Ok(host)
+}
+
+fn is_label(label: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    !label.is_empty()
+        && label.len() <= LONGEST_LABEL
+        && label.bytes().all(inside)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// The WHATWG URL standard's "ends in a number": such a host is parsed as an IPv4 address, so that
+/// `0x7f.1` and `2130706433` would both dial 127.0.0.1 under names that no policy lists.
+fn ends_in_a_number(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or(host);
+    last.bytes().all(|byte| byte.is_ascii_digit())
+        || last.strip_prefix("0x").is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+impl fmt::Display for RegistryHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+string_serde!(RegistryHost);
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("ghcr.io", "ghcr.io")]
+    #[case("GHCR.IO", "ghcr.io")]
+    #[case("ghcr.io:443", "ghcr.io")]
+    #[case("ghcr.io:0443", "ghcr.io")]
+    #[case("ghcr.io:5000", "ghcr.io:5000")]
+    #[case("kind-registry:5000", "kind-registry:5000")]
+    #[case("team:443", "team:443")]
+    #[case("localhost:443", "localhost:443")]
+    #[case("10.0.0.7:5000", "10.0.0.7:5000")]
+    #[case("10.0.0.7:443", "10.0.0.7")]
+    #[case("[2001:DB8:0:0:0::1]:5000", "[2001:db8::1]:5000")]
+    #[case("[::1]", "[::1]")]
+    #[case("index.docker.io", "docker.io")]
+    #[case("Registry-1.Docker.io:443", "docker.io")]
+    #[case("index.docker.io:5000", "index.docker.io:5000")]
+    fn has_one_form(#[case] text: &str, #[case] canonical: &str) {
+        let host = text.parse::<RegistryHost>().map(|host| host.to_string());
+        assert_eq!(host.as_deref(), Ok(canonical));
+        assert_eq!(canonical.parse::<RegistryHost>().map(|host| host.to_string()).as_deref(), Ok(canonical));
+    }
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::only_a_port(":5000")]
+    #[case::trailing_dot("ghcr.io.")]
+    #[case::two_dots("ghcr..io")]
+    #[case::dash_first("-ghcr.io")]
+    #[case::percent("ghcr%2eio")]
+    #[case::underscore("my_registry.local")]
+    #[case::other_script("ghcr。io")]
+    #[case::userinfo("me@ghcr.io")]
+    #[case::no_port("ghcr.io:")]
+    #[case::port_zero("ghcr.io:0")]
+    #[case::port_too_large("ghcr.io:65536")]
+    #[case::port_with_sign("ghcr.io:+443")]
+    #[case::two_ports("ghcr.io:443:443")]
+    #[case::short_ipv4("127.1")]
+    #[case::octal_ipv4("0177.0.0.1")]
+    #[case::hexadecimal_ipv4("0x7f.1")]
+    #[case::ipv4_as_one_number("2130706433:5000")]
+    #[case::bare_ipv6("2001:db8::1")]
+    #[case::zone("[fe80::1%eth0]")]
+    #[case::open_bracket("[::1")]
+    #[case::two_brackets("[[::1]]")]
+    #[case::text_behind_bracket("[::1]x")]
+    #[case::no_ipv6("[ghcr.io]")]
+    fn refuses(#[case] text: &str) {
+        assert!(text.parse::<RegistryHost>().is_err(), "{:?}", text.parse::<RegistryHost>());
+    }
+}

@@ -1,0 +1,255 @@
+//! Addresses that no registry may send us to.
+//!
+//! Both programs run where the node's own services listen and where a cloud gives credentials to whoever
+//! asks from inside. A registry that is named by a user, a redirect and a token realm may point there, by
+//! name or by number; so the address is checked where it is dialled, after the name is resolved. Private
+//! networks are allowed: registries in the next rack are the rule. An administrator opens an address by
+//! naming its host as `server` or `[host]` of a registry's `hosts.toml`, for that registry.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
+
+/// Why an address is not dialled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{host} is {what}, which is not dialled unless an administrator names it: write server = \
+     \"http://HOST:PORT\" (or https) in the registry's hosts.toml"
+)]
+pub struct Forbidden {
+    host: String,
+    what: &'static str,
+}
+
+/// What kind of forbidden address this is, if it is one. Addresses that carry an IPv4 address (mapped,
+/// NAT64, 6to4, Teredo, ISATAP) count as the one they carry.
+pub fn forbidden(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => forbidden_v4(address),
+        IpAddr::V6(address) => forbidden_v6(address),
+    }
+}
+
+fn forbidden_v4(address: Ipv4Addr) -> Option<&'static str> {
+    const METADATA: &str = "a cloud's metadata address";
+    match address.octets() {
+        // AWS, Azure, GCP and others; AWS for containers; Alibaba; Oracle's classic; Azure's wire server.
+        [169, 254, 169, 254]
+        | [169, 254, 170, 2]
+        | [100, 100, 100, 200]
+        | [192, 0, 0, 192]
+        | [168, 63, 129, 16] => Some(METADATA),
+        [0, ..] => Some("an unspecified address"),
+        [127, ..] => Some("a loopback address"),
+        [169, 254, ..] => Some("a link-local address"),
+        [224..=239, ..] => Some("a multicast address"),
+        [240..=255, ..] => Some("a reserved address"),
+        _ => None,
+    }
+}
+
+fn forbidden_v6(address: Ipv6Addr) -> Option<&'static str> {
+    let segments = address.segments();
+    match segments {
+        [0, 0, 0, 0, 0, 0, 0, 0] => return Some("an unspecified address"),
+        [0, 0, 0, 0, 0, 0, 0, 1] => return Some("a loopback address"),
+        // AWS; GCP.
+        [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254] => {
+            return Some("a cloud's metadata address");
+        }
+        [0xfe80..=0xfebf, ..] => return Some("a link-local address"),
+        [0xff00..=0xffff, ..] => return Some("a multicast address"),
+        _ => {}
+    }
+    carried(segments).into_iter().flatten().find_map(forbidden_v4)
+}
+
+/// The IPv4 addresses that an IPv6 address stands for.
+fn carried(segments: [u16; 8]) -> [Option<Ipv4Addr>; 2] {
+    let at = |high: u16, low: u16| {
+        let [a, b] = high.to_be_bytes();
+        let [c, d] = low.to_be_bytes();
+        Some(Ipv4Addr::new(a, b, c, d))
+    };
+    match segments {
+        // ::a.b.c.d (RFC 4291, 2.5.5.1), ::ffff:a.b.c.d (2.5.5.2), ::ffff:0:a.b.c.d (RFC 7915),
+        // 64:ff9b::a.b.c.d (RFC 6052), 6to4 (RFC 3056), ISATAP (RFC 5214, 6.1).
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..]
+        | [_, _, _, _, 0 | 0x0200, 0x5efe, high, low] => [at(high, low), None],
+        // 64:ff9b:1::/48 (RFC 8215) with prefixes of 48 and of 96 bits (RFC 6052, 2.2).
+        [0x64, 0xff9b, 1, first, second, third, high, low] => {
+            let [_, c] = second.to_be_bytes();
+            let [d, _] = third.to_be_bytes();
+            [at(first, u16::from_be_bytes([c, d])), at(high, low)]
+        }
+        // Teredo (RFC 4380, 4): the client's address has its bits turned.
+        [0x2001, 0, server_high, server_low, _, _, high, low] => {
+            [at(!high, !low), at(server_high, server_low)]
+        }
+        _ => [None, None],
+    }
+}
+
+/// Hosts that an administrator named for one registry: what they resolve to is dialled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Named(Arc<BTreeSet<String>>);
+
+impl Named {
+    pub(crate) fn new(hosts: impl IntoIterator<Item = String>) -> Self {
+        Self(Arc::new(hosts.into_iter().map(|host| plain(&host)).collect()))
+    }
+
+    pub(crate) fn has(&self, host: &str) -> bool {
+        self.0.contains(&plain(host))
+    }
+
+    /// Checks what can be seen in an address itself: literals are dialled without a resolver. `proxies`
+    /// are the proxies' hosts, which the resolver lets through: no registry may send us to them.
+    pub(crate) fn check(&self, url: &Url, proxies: &Self) -> Result<(), Forbidden> {
+        let what = match url.host() {
+            Some(Host::Ipv4(address)) => forbidden_v4(address),
+            Some(Host::Ipv6(address)) => forbidden_v6(address),
+            Some(Host::Domain(name)) if proxies.has(name) => Some("the proxy's own host"),
+            Some(Host::Domain(_)) => None,
+            None => Some("no host"),
+        };
+        let host = url.host_str().unwrap_or_default();
+        match what {
+            Some(what) if !self.has(host) => Err(Forbidden { host: host.to_owned(), what }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Lower case, without the brackets of an IPv6 address and without the root's dot.
+fn plain(host: &str) -> String {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+/// The system's resolver, without the addresses that are not dialled.
+pub(crate) struct GuardedResolver {
+    named: Named,
+    proxies: Named,
+}
+
+impl GuardedResolver {
+    pub(crate) fn new(named: Named, proxies: Named) -> Self {
+        Self { named, proxies }
+    }
+}
+
+impl fmt::Debug for GuardedResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GuardedResolver")
+    }
+}
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let free = self.named.has(name.as_str()) || self.proxies.has(name.as_str());
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let addresses = allowed(name.as_str(), found.collect(), free)?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn allowed(host: &str, found: Vec<SocketAddr>, free: bool) -> Result<Vec<SocketAddr>, Forbidden> {
+    let first = found.iter().find_map(|address| forbidden(address.ip()));
+    let kept: Vec<_> =
+        found.into_iter().filter(|address| free || forbidden(address.ip()).is_none()).collect();
+    match first {
+        Some(what) if kept.is_empty() => Err(Forbidden { host: host.to_owned(), what }),
+        _ => Ok(kept),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("127.0.0.1")]
+    #[case("127.255.0.1")]
+    #[case("0.0.0.0")]
+    #[case("0.1.2.3")]
+    #[case("169.254.169.254")]
+    #[case("169.254.1.1")]
+    #[case("100.100.100.200")]
+    #[case("168.63.129.16")]
+    #[case("224.0.0.1")]
+    #[case("255.255.255.255")]
+    #[case("::")]
+    #[case("::1")]
+    #[case("fe80::1")]
+    #[case("febf::1")]
+    #[case("ff02::1")]
+    #[case("fd00:ec2::254")]
+    #[case("::ffff:169.254.169.254")]
+    #[case("::ffff:127.0.0.1")]
+    #[case("::127.0.0.1")]
+    #[case("::ffff:0:127.0.0.1")]
+    #[case("64:ff9b::169.254.169.254")]
+    #[case("64:ff9b:1::169.254.169.254")]
+    #[case("64:ff9b:1:a9fe:a9:fe00::")]
+    #[case("2002:7f00:1::")]
+    #[case("2002:a9fe:a9fe::1")]
+    #[case("2001:0:808:808:0:0:80ff:fffe")]
+    #[case("fd00::5efe:127.0.0.1")]
+    fn is_forbidden(#[case] address: &str) {
+        assert!(forbidden(address.parse().unwrap()).is_some());
+    }
+
+    #[rstest]
+    #[case("10.0.0.1")]
+    #[case("172.16.0.1")]
+    #[case("192.168.1.1")]
+    #[case("100.64.0.1")]
+    #[case("140.82.121.34")]
+    #[case("2606:50c0::1")]
+    #[case("fd12:3456::1")]
+    #[case("::ffff:10.0.0.1")]
+    #[case("64:ff9b::8.8.8.8")]
+    #[case("2002:808:808::1")]
+    fn is_allowed(#[case] address: &str) {
+        assert_eq!(forbidden(address.parse().unwrap()), None);
+    }
+
+    #[rstest]
+    #[case("http://127.0.0.1/x", false)]
+    #[case("http://2130706433/x", false)]
+    #[case("http://0x7f.1/x", false)]
+    #[case("http://[::ffff:7f00:1]/x", false)]
+    #[case("http://named.example/x", true)]
+    #[case("http://169.254.1.7:5000/x", true)]
+    #[case("http://[fe80::7]/x", true)]
+    #[case("http://proxy.example/x", false)]
+    #[case("http://PROXY.example./x", false)]
+    #[case("http://localhost/x", true)]
+    fn literals_are_checked_in_the_address(#[case] url: &str, #[case] fine: bool) {
+        let named = Named::new(["169.254.1.7", "[fe80::7]", "named.example"].map(str::to_owned));
+        let proxies = Named::new(["proxy.example".to_owned()]);
+        assert_eq!(named.check(&url.parse().unwrap(), &proxies).is_ok(), fine);
+    }
+
+    #[test]
+    fn of_a_names_addresses_only_the_allowed_ones_are_dialled() {
+        let both: Vec<SocketAddr> = vec!["127.0.0.1:0".parse().unwrap(), "10.0.0.1:0".parse().unwrap()];
+        assert_eq!(allowed("x", both.clone(), false).unwrap(), both[1..]);
+        assert_eq!(allowed("x", both.clone(), true).unwrap(), both);
+        let error = allowed("x", both[..1].to_vec(), false).unwrap_err();
+        assert!(error.to_string().contains("x is a loopback address"), "{error}");
+        assert!(allowed("x", Vec::new(), false).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,346 @@
+//! Reading one folder of `certs.d`: `hosts.toml`, or certificates in Docker's layout.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use toml::{Table, Value};
+use url::Url;
+
+use super::{Capabilities, Endpoint, HostsError, LONGEST_FILE, Pem, TlsFiles};
+use crate::reference::RegistryHost;
+
+pub(super) const FILE: &str = "hosts.toml";
+
+/// The endpoints of one folder, and the keys in it that mean nothing.
+pub(super) fn read(
+    folder: &Path,
+    registry: &RegistryHost,
+    server: Endpoint,
+) -> Result<(Vec<Endpoint>, Vec<String>), HostsError> {
+    let path = folder.join(FILE);
+    match read_file(&path) {
+        Ok(bytes) if bytes.is_empty() => docker_layout(folder, server),
+        Ok(bytes) => File { path, folder, registry }.endpoints(&bytes, &server),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => docker_layout(folder, server),
+        Err(error) => Err(HostsError::File { path, reason: error.to_string() }),
+    }
+}
+
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = std::fs::File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(LONGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST_FILE {
+        return Err(io::Error::other(format!("longer than {LONGEST_FILE} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn read_pem(path: PathBuf) -> Result<Pem, HostsError> {
+    match read_file(&path) {
+        Ok(bytes) => Ok(Pem { path, bytes: bytes.into() }),
+        Err(error) => Err(HostsError::File { path, reason: error.to_string() }),
+    }
+}
+
+/// No `hosts.toml`: `*.crt` are authorities, `NAME.cert` with `NAME.key` is a client's certificate.
+fn docker_layout(folder: &Path, server: Endpoint) -> Result<(Vec<Endpoint>, Vec<String>), HostsError> {
+    let failed = |error: io::Error| HostsError::File { path: folder.to_owned(), reason: error.to_string() };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        names.push(entry.map_err(failed)?.path());
+    }
+    names.sort();
+    let mut tls = TlsFiles::default();
+    for path in names.into_iter().filter(|path| path.is_file()) {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => tls.ca.push(read_pem(path)?),
+            Some("cert") if tls.client.is_some() => {
+                return Err(HostsError::File {
+                    path,
+                    reason: "a second client certificate: keep one".into(),
+                });
+            }
+            Some("cert") => {
+                let key = path.with_extension("key");
+                let certificate = read_pem(path)?;
+                let key = if key.exists() { read_pem(key)? } else { certificate.clone() };
+                tls.client = Some((certificate, key));
+            }
+            _ => {}
+        }
+    }
+    Ok((vec![Endpoint { tls, ..server }], Vec::new()))
+}
+
+struct File<'a> {
+    path: PathBuf,
+    folder: &'a Path,
+    registry: &'a RegistryHost,
+}
+
+/// A table of the file and the prefix of its keys.
+struct Section<'a> {
+    prefix: String,
+    table: &'a Table,
+}
+
+impl File<'_> {
+    fn wrong(&self, key: String, problem: impl Into<String>) -> HostsError {
+        HostsError::Key { path: self.path.clone(), key: key.into(), problem: problem.into().into() }
+    }
+
+    fn endpoints(&self, bytes: &[u8], server: &Endpoint) -> Result<(Vec<Endpoint>, Vec<String>), HostsError> {
+        let not_toml = |reason: String| HostsError::Toml { path: self.path.clone(), reason: reason.into() };
+        let text = std::str::from_utf8(bytes).map_err(|error| not_toml(error.to_string()))?;
+        let root = text.parse::<Table>().map_err(|error| not_toml(error.to_string()))?;
+        let mut unknown = Vec::new();
+        let mut endpoints = Vec::new();
+        let hosts = match root.get("host") {
+            None => &Table::new(),
+            Some(Value::Table(hosts)) => hosts,
+            Some(_) => return Err(self.wrong("host".into(), "write [host.\"https://mirror\"]")),
+        };
+        for (url, section) in hosts {
+            let prefix = format!("host.\"{}\"", without_user(url));
+            let Value::Table(table) = section else {
+                let problem = format!("write it as a table, [{prefix}]");
+                return Err(self.wrong(prefix, problem));
+            };
+            let section = Section { prefix, table };
+            let base = self.address(&section.prefix, url, self.flag(&section, "override_path")?)?;
+            endpoints.push(self.endpoint(&section, Some(base), server, &mut unknown)?);
+        }
+        let section = Section { prefix: String::new(), table: &root };
+        let base = match root.get("server") {
+            None => None,
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(Value::String(text)) => {
+                Some(self.address("server", text, self.flag(&section, "override_path")?)?)
+            }
+            Some(_) => return Err(self.wrong("server".into(), "write a URL in quotes")),
+        };
+        endpoints.push(self.endpoint(&section, base, server, &mut unknown)?);
+        Ok((endpoints, unknown))
+    }
+
+    /// One endpoint; without `base`, the registry's own address with the settings of the section.
+    fn endpoint(
+        &self,
+        section: &Section<'_>,
+        base: Option<Url>,
+        server: &Endpoint,
+        unknown: &mut Vec<String>,
+    ) -> Result<Endpoint, HostsError> {
+        for key in section.table.keys() {
+            let root_only = section.prefix.is_empty() && matches!(key.as_str(), "server" | "host");
+            let known = matches!(
+                key.as_str(),
+                "capabilities"
+                    | "ca"
+                    | "client"
+                    | "skip_verify"
+                    | "override_path"
+                    | "header"
+                    | "dial_timeout"
+            );
+            if !root_only && !known {
+                unknown.push(section.key(key));
+            }
+        }
+        let tls = TlsFiles {
+            ca: self.authorities(section)?,
+            client: self.client(section)?,
+            skip_verify: self.flag(section, "skip_verify")?,
+        };
+        let headers = self.headers(section)?;
+        let dial_timeout = self.dial_timeout(section)?;
+        let Some(base) = base else {
+            return Ok(Endpoint { tls, headers, dial_timeout, ..server.clone() });
+        };
+        let mirror = Endpoint::is_mirror_of(&base, self.registry);
+        let capabilities = self.capabilities(section)?;
+        Ok(Endpoint { base, capabilities, tls, headers, dial_timeout, mirror, named: true })
+    }
+
+    /// A URL as containerd reads it: https where no scheme is written, `/v2` added unless the path is
+    /// said to be the whole one.
+    fn address(&self, key: &str, text: &str, whole_path: bool) -> Result<Url, HostsError> {
+        let shown = without_user(text);
+        let wrong = |problem: &str| self.wrong(key.to_owned(), format!("\"{shown}\" {problem}"));
+        let absolute = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+        let mut url = Url::parse(&absolute).map_err(|error| wrong(&format!("is not a URL ({error})")))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+            return Err(wrong("is not an http or https address"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                self.wrong(key.to_owned(), "has a user or password in it: credentials do not go there")
+            );
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("has a query or a fragment: leave it out"));
+        }
+        let segments = url.path().split('/').filter(|segment| !segment.is_empty());
+        let mut path = segments.fold(String::new(), |path, segment| format!("{path}/{segment}"));
+        if !whole_path && !path.ends_with("/v2") {
+            path.push_str("/v2");
+        }
+        url.set_path(&path);
+        Ok(url)
+    }
+
+    fn flag(&self, section: &Section<'_>, key: &str) -> Result<bool, HostsError> {
+        match section.table.get(key) {
+            None => Ok(false),
+            Some(Value::Boolean(value)) => Ok(*value),
+            Some(_) => Err(self.wrong(section.key(key), "write true or false")),
+        }
+    }
+
+    fn strings(&self, section: &Section<'_>, key: &str) -> Result<Vec<String>, HostsError> {
+        let problem = || self.wrong(section.key(key), "write a text in quotes, or a list of them");
+        match section.table.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::String(text)) => Ok(vec![text.clone()]),
+            Some(Value::Array(items)) => {
+                let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
+                texts.collect::<Option<_>>().ok_or_else(problem)
+            }
+            Some(_) => Err(problem()),
+        }
+    }
+
+    fn capabilities(&self, section: &Section<'_>) -> Result<Capabilities, HostsError> {
+        let names = match section.table.get("capabilities") {
+            Some(Value::String(_)) => {
+                return Err(self.wrong(section.key("capabilities"), "write a list: [\"pull\", \"resolve\"]"));
+            }
+            _ => self.strings(section, "capabilities")?,
+        };
+        if names.is_empty() {
+            return Ok(Capabilities::ALL);
+        }
+        let mut capabilities = Capabilities { pull: false, resolve: false, push: false };
+        for name in names {
+            match name.to_ascii_lowercase().as_str() {
+                "pull" => capabilities.pull = true,
+                "resolve" => capabilities.resolve = true,
+                "push" => capabilities.push = true,
+                "referrers" => {}
+                _ => {
+                    let problem = format!("\"{name}\" is none of pull, resolve, push and referrers");
+                    return Err(self.wrong(section.key("capabilities"), problem));
+                }
+            }
+        }
+        Ok(capabilities)
+    }
+
+    fn authorities(&self, section: &Section<'_>) -> Result<Vec<Pem>, HostsError> {
+        let paths = self.strings(section, "ca")?;
+        paths.iter().map(|path| read_pem(self.folder.join(path))).collect()
+    }
+
+    /// A file with certificate and key, or one pair of files. containerd takes several pairs and lets the
+    /// server choose; nobody can tell which one then speaks, so one is the most here.
+    fn client(&self, section: &Section<'_>) -> Result<Option<(Pem, Pem)>, HostsError> {
+        let wrong = |problem: &str| self.wrong(section.key("client"), problem);
+        let form = "write \"both.pem\" or [[\"client.cert\", \"client.key\"]]";
+        let one = match section.table.get("client") {
+            None => return Ok(None),
+            Some(Value::Array(items)) if items.is_empty() => return Ok(None),
+            Some(Value::Array(items)) if items.len() > 1 => {
+                return Err(wrong("more than one client certificate: keep the one that this host accepts"));
+            }
+            Some(Value::Array(items)) => &items[0],
+            Some(one) => one,
+        };
+        let file = |path: &str| read_pem(self.folder.join(path));
+        match one {
+            Value::String(both) => file(both).map(|both| Some((both.clone(), both))),
+            Value::Array(pair) => match pair.as_slice() {
+                [Value::String(certificate), Value::String(key)] => {
+                    Ok(Some((file(certificate)?, file(key)?)))
+                }
+                _ => Err(wrong(form)),
+            },
+            _ => Err(wrong(form)),
+        }
+    }
+
+    fn headers(&self, section: &Section<'_>) -> Result<HeaderMap, HostsError> {
+        let mut headers = HeaderMap::new();
+        let table = match section.table.get("header") {
+            None => return Ok(headers),
+            Some(Value::Table(table)) => table,
+            Some(_) => {
+                return Err(self.wrong(section.key("header"), "write it as a table of names and values"));
+            }
+        };
+        let table = Section { prefix: section.key("header"), table };
+        for name in table.table.keys() {
+            // The value may be a secret: no message shows it.
+            let wrong = |problem: &str| self.wrong(table.key(name), problem);
+            let parsed = name.parse::<HeaderName>().map_err(|_| wrong("is not the name of a header"))?;
+            for value in self.strings(&table, name)? {
+                let mut value = HeaderValue::from_str(&value)
+                    .map_err(|_| wrong("has a character that no header may have (RFC 9110, 5.5)"))?;
+                value.set_sensitive(true);
+                headers.append(parsed.clone(), value);
+            }
+        }
+        Ok(headers)
+    }
+
+    fn dial_timeout(&self, section: &Section<'_>) -> Result<Option<Duration>, HostsError> {
+        let problem =
+            || self.wrong(section.key("dial_timeout"), "write a duration: \"10s\", \"1m30s\", \"500ms\"");
+        match section.table.get("dial_timeout") {
+            None => Ok(None),
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            Some(Value::String(text)) => go_duration(text).map(Some).ok_or_else(problem),
+            Some(_) => Err(problem()),
+        }
+    }
+}
+
+impl Section<'_> {
+    fn key(&self, key: &str) -> String {
+        if self.prefix.is_empty() { key.to_owned() } else { format!("{}.{key}", self.prefix) }
+    }
+}
+
+/// An address without what stands before the `@`: it may be a password.
+fn without_user(text: &str) -> String {
+    text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("…@{host}"))
+}
+
+/// A positive duration as Go's `time.ParseDuration` reads it.
+pub(super) fn go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, unit) = rest.split_at(digits);
+        let length = unit.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(unit.len());
+        let (unit, after) = unit.split_at(length);
+        let factor = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" | "μs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * factor;
+        rest = after;
+    }
+    Duration::try_from_secs_f64(seconds).ok().filter(|duration| !duration.is_zero())
+}

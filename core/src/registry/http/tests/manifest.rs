@@ -1,0 +1,332 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use rstest::rstest;
+
+use super::*;
+use crate::registry::Limits;
+
+#[tokio::test]
+async fn a_tag_is_resolved_by_one_head() {
+    let server = Server::start(|_| manifest_answer()).await;
+    let descriptor = client(&server).resolve(&reference(&server)).await.unwrap();
+    let bytes = manifest_bytes();
+    assert_eq!(
+        descriptor,
+        Descriptor::new(media::OCI_MANIFEST, Digest::sha256_of(&bytes), bytes.len() as u64)
+    );
+    assert_eq!(server.lines(), ["HEAD /v2/team/app/manifests/v1"]);
+    let accept = server.requests()[0].header("accept").to_owned();
+    for media_type in [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST] {
+        assert!(accept.contains(media_type), "{accept}");
+    }
+}
+
+/// A HEAD that tells too little, or nothing, is asked again with GET; the body's hash is then the digest.
+#[rstest]
+#[case::no_digest(answer(200, &[("Content-Type", media::OCI_MANIFEST)], &manifest_bytes()))]
+#[case::no_type(answer(200, &[("Docker-Content-Digest", &Digest::sha256_of(&manifest_bytes()).to_string())], &manifest_bytes()))]
+#[case::a_page(answer(200, &[("Content-Type", "text/html"), ("Docker-Content-Digest", &Digest::sha256_of(b"").to_string())], b"x"))]
+#[case::no_length(vec![head(200, &[("Content-Type", media::OCI_MANIFEST), ("Docker-Content-Digest", &Digest::sha256_of(b"").to_string())])])]
+#[case::not_allowed(answer(405, &[], b""))]
+#[case::forbidden(answer(403, &[], b""))]
+#[case::not_implemented(answer(501, &[], b""))]
+#[tokio::test]
+async fn a_head_that_does_not_tell_is_followed_by_a_get(#[case] on_head: Vec<Part>) {
+    let server = Server::start(move |request| {
+        if request.method == "HEAD" { on_head.clone() } else { answer(200, &[], &manifest_bytes()) }
+    })
+    .await;
+    let descriptor = client(&server).resolve(&reference(&server)).await.unwrap();
+    assert_eq!(*descriptor.digest(), Digest::sha256_of(&manifest_bytes()));
+    assert_eq!(descriptor.media_type(), media::OCI_MANIFEST);
+    assert_eq!(server.lines(), ["HEAD /v2/team/app/manifests/v1", "GET /v2/team/app/manifests/v1"]);
+}
+
+#[tokio::test]
+async fn a_digest_is_asked_for_by_digest() {
+    let server = Server::start(|_| manifest_answer()).await;
+    let digest = Digest::sha256_of(&manifest_bytes());
+    let both: Reference = format!("{}/team/app:v1@{digest}", server.host()).parse().unwrap();
+    assert_eq!(*client(&server).resolve(&both).await.unwrap().digest(), digest);
+    assert_eq!(server.lines(), [format!("HEAD /v2/team/app/manifests/{digest}")]);
+    let other = Digest::sha256_of(b"other");
+    let error = client(&server).resolve(&pinned(&server, &other).into()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untruthful, "{error}");
+}
+
+#[tokio::test]
+async fn a_digest_header_that_is_none_is_a_lie() {
+    let server = Server::start(|_| {
+        answer(
+            200,
+            &[("Content-Type", media::OCI_MANIFEST), ("Docker-Content-Digest", "sha256:abc\u{202e}")],
+            b"{}",
+        )
+    })
+    .await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untruthful);
+    assert!(!error.to_string().contains('\u{202e}'), "{error}");
+}
+
+#[tokio::test]
+async fn head_and_get_that_differ_are_found_out() {
+    let promised = Digest::sha256_of(b"something else");
+    let header = promised.to_string();
+    let server = Server::start(move |request| {
+        let bytes = manifest_bytes();
+        let headers = [("Content-Type", media::OCI_MANIFEST), ("Docker-Content-Digest", header.as_str())];
+        answer(200, if request.method == "HEAD" { &headers } else { &headers[..1] }, &bytes)
+    })
+    .await;
+    let client = client(&server);
+    let descriptor = client.resolve(&reference(&server)).await.unwrap();
+    assert_eq!(*descriptor.digest(), promised);
+    let error = client.manifest(&pinned(&server, &promised)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untruthful, "{error}");
+}
+
+/// The header of a GET by tag must be the digest of its body.
+#[tokio::test]
+async fn a_get_whose_header_is_not_its_bodys_digest_is_refused() {
+    let server = Server::start(|request| match request.method.as_str() {
+        "HEAD" => answer(405, &[], b""),
+        _ => {
+            answer(200, &[("Docker-Content-Digest", &Digest::sha256_of(b"x").to_string())], &manifest_bytes())
+        }
+    })
+    .await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untruthful, "{error}");
+}
+
+#[tokio::test]
+async fn a_manifest_is_read_and_verified() {
+    let server = Server::start(|_| manifest_answer()).await;
+    let digest = Digest::sha256_of(&manifest_bytes());
+    let document = client(&server).manifest(&pinned(&server, &digest)).await.unwrap();
+    assert_eq!(document.bytes(), &manifest_bytes());
+    let garbage = Server::start(|_| answer(200, &[], b"not json")).await;
+    let digest = Digest::sha256_of(b"not json");
+    let error = client(&garbage).manifest(&pinned(&garbage, &digest)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid, "{error}");
+}
+
+fn endless(request: &Request) -> Vec<Part> {
+    match request.method.as_str() {
+        "HEAD" => vec![head(200, &[("Content-Type", media::OCI_MANIFEST)])],
+        _ => vec![
+            head(200, &[("Content-Type", media::OCI_MANIFEST), ("Transfer-Encoding", "chunked")]),
+            Part::Forever([b"4000\r\n", [b' '; 0x4000].as_slice(), b"\r\n"].concat()),
+        ],
+    }
+}
+
+#[rstest]
+#[case::endless(endless)]
+#[case::announced(|_: &Request| vec![head(200, &[("Content-Type", media::OCI_MANIFEST), ("Content-Length", "5000000000")])])]
+#[tokio::test]
+async fn a_manifest_has_a_limit(#[case] script: fn(&Request) -> Vec<Part>) {
+    let server = Server::start(script).await;
+    let registry = client(&server);
+    let error = registry.resolve(&reference(&server)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::TooLarge { limit: 4_194_304, .. }), "{error}");
+    let error = registry.manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::TooLarge, "{error}");
+}
+
+#[tokio::test]
+async fn a_manifest_of_just_the_limit_is_read() {
+    let bytes = [manifest_bytes(), vec![b' '; 100]].concat();
+    let limit = bytes.len() as u64;
+    let body = bytes.clone();
+    let server = Server::start(move |_| answer(200, &[], &body)).await;
+    let hosts = HostsConfig::load(None).unwrap().with_plain_http(server.host().parse().unwrap());
+    let digest = Digest::sha256_of(&bytes);
+    for (limit, fine) in [(limit, true), (limit - 1, false)] {
+        let settings = settings().with_limits(Limits::default().with_manifest(limit));
+        let registry = HttpRegistry::new(hosts.clone(), settings);
+        assert_eq!(registry.manifest(&pinned(&server, &digest)).await.is_ok(), fine);
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_not_unpacked() {
+    let server = Server::start(|_| answer(200, &[("Content-Encoding", "gzip")], b"\x1f\x8b")).await;
+    let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untruthful, "{error}");
+}
+
+/// Whatever a server does not say, it does not say for a bounded time.
+#[rstest]
+#[case::no_answer(vec![Part::Hang], "answer")]
+#[case::half_a_head(vec![Part::Bytes(b"HTTP/1.1 200 OK\r\nA: ".to_vec()), Part::Hang], "answer")]
+#[case::no_body(vec![head(200, &[("Content-Length", "10")]), Part::Hang], "more bytes")]
+#[case::endless_1xx(vec![Part::Forever(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec())], "answer")]
+#[tokio::test]
+async fn stalls_end(#[case] script: Vec<Part>, #[case] waited_for: &str) {
+    let server = Server::start(move |_| script.clone()).await;
+    let started = Instant::now();
+    let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert!(matches!(&error, RegistryError::Stalled { what, .. } if *what == waited_for), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_body_that_drips_ends_at_the_deadline() {
+    let server = Server::start(|_| {
+        let drip = [chunk(b" "), Part::Wait(Duration::from_millis(100))];
+        let mut parts = vec![head(200, &[("Transfer-Encoding", "chunked")])];
+        parts.extend(std::iter::repeat_n(drip, 100).flatten());
+        parts
+    })
+    .await;
+    let hosts = HostsConfig::load(None).unwrap().with_plain_http(server.host().parse().unwrap());
+    let registry = HttpRegistry::new(hosts, settings().with_metadata_deadline(Duration::from_millis(700)));
+    let started = Instant::now();
+    let error = registry.manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Stalled, "{error}");
+    assert!(started.elapsed() < Duration::from_millis(1_500));
+}
+
+#[tokio::test]
+async fn endless_headers_are_refused() {
+    let server = Server::start(|_| {
+        vec![Part::Bytes(b"HTTP/1.1 200 OK\r\n".to_vec()), Part::Forever(b"A: b\r\n".to_vec())]
+    })
+    .await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+}
+
+#[rstest]
+#[case(404, Kind::NotFound)]
+#[case(400, Kind::Refused)]
+#[case(403, Kind::Refused)]
+#[case(401, Kind::Refused)]
+#[case(429, Kind::RateLimited)]
+#[case(500, Kind::Unavailable)]
+#[case(503, Kind::Unavailable)]
+#[case(304, Kind::Untruthful)]
+#[case(204, Kind::Untruthful)]
+#[tokio::test]
+async fn an_errors_words_are_the_registrys_and_safe(#[case] status: u16, #[case] kind: Kind) {
+    let server = Server::start(move |_| {
+        answer(status, &[], b"{\"errors\":[{\"code\":\"X\",\"message\":\"\\u001b[31mred\\u202e words\"}]}")
+    })
+    .await;
+    let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    if kind != Kind::Untruthful {
+        assert!(error.to_string().contains("X: red words"), "{error}");
+    }
+    assert!(error.to_string().chars().all(|c| !c.is_control() && c != '\u{202e}'), "{error}");
+}
+
+#[tokio::test]
+async fn an_errors_endless_words_are_cut() {
+    let server = Server::start(|_| vec![head(404, &[]), Part::Forever(b"words \x1b[2J ".repeat(100))]).await;
+    let started = Instant::now();
+    let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.to_string().len() < 700 && started.elapsed() < Duration::from_secs(1));
+}
+
+/// Answers `status` for the first `failures` requests, then truthfully.
+async fn flaky(status: u16, failures: usize, retry_after: &'static str) -> Server {
+    let count = AtomicUsize::new(0);
+    Server::start(move |_| {
+        if count.fetch_add(1, Ordering::SeqCst) < failures {
+            answer(status, &[("Retry-After", retry_after)], b"slow down")
+        } else {
+            manifest_answer()
+        }
+    })
+    .await
+}
+
+#[rstest]
+#[case(429, "1", 900)]
+#[case(408, "0", 0)]
+#[case(503, "nonsense", 90)]
+#[tokio::test]
+async fn it_asks_again_when_that_may_help(
+    #[case] status: u16,
+    #[case] retry_after: &'static str,
+    #[case] least: u64,
+) {
+    let server = flaky(status, 1, retry_after).await;
+    let started = Instant::now();
+    client(&server).resolve(&reference(&server)).await.unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(least));
+    assert_eq!(server.lines().len(), 2);
+}
+
+#[rstest]
+#[case::more_than_the_deadline("10", Some(10))]
+#[case::more_than_we_ever_wait("86400", Some(86_400))]
+#[tokio::test]
+async fn it_does_not_wait_in_vain(#[case] retry_after: &'static str, #[case] told: Option<u64>) {
+    let server = flaky(429, 1, retry_after).await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.retry_after(), told.map(Duration::from_secs));
+    assert!(error.to_string().contains("slow down") || error.to_string().contains("wait"), "{error}");
+    assert_eq!(server.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn it_stops_asking_and_never_repeats_a_refusal() {
+    let server = flaky(500, 10, "0").await;
+    assert_eq!(client(&server).resolve(&reference(&server)).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(server.lines().len(), 2);
+    let server = flaky(404, 10, "0").await;
+    assert_eq!(client(&server).resolve(&reference(&server)).await.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(server.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_mirror_that_does_not_help_is_passed_over() {
+    let refusing = Server::start(|_| answer(403, &[], b"no")).await;
+    let empty = Server::start(|_| answer(404, &[], b"")).await;
+    let broken = Server::start(|_| answer(500, &[], b"")).await;
+    let blobs_only = Server::start(|_| manifest_answer()).await;
+    let good = Server::start(|_| manifest_answer()).await;
+    let gone = Server::start(|_| Vec::new()).await.host();
+    let hosts = [&refusing.host(), &empty.host(), &broken.host(), &gone];
+    let mut toml = format!("server = \"http://{}\"\n", good.host());
+    toml.extend(hosts.map(|host| format!("[host.\"http://{host}\"]\n")));
+    toml.extend([format!("[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n", blobs_only.host())]);
+    let (client, _folder) = client_with(&toml);
+    let reference: Reference = "registry.example/team/app:v1".parse().unwrap();
+    client.resolve(&reference).await.unwrap();
+    assert_eq!(empty.lines(), ["HEAD /v2/team/app/manifests/v1?ns=registry.example"]);
+    assert_eq!(broken.lines().len(), 1, "a mirror is asked once");
+    assert_eq!(blobs_only.lines().len(), 0, "it may not resolve");
+    assert_eq!(good.lines(), ["HEAD /v2/team/app/manifests/v1?ns=registry.example"]);
+    let pinned = reference.pin(Digest::sha256_of(&manifest_bytes()));
+    client.manifest(&pinned).await.unwrap();
+    assert_eq!((blobs_only.lines().len(), good.lines().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_mirror_that_stalls_leaves_time_for_the_next() {
+    let stalled = Server::start(|_| vec![Part::Hang]).await;
+    let good = Server::start(|_| manifest_answer()).await;
+    let (client, _folder) =
+        client_with(&format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", good.host(), stalled.host()));
+    client.resolve(&"registry.example/app:v1".parse().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_registry_that_nobody_may_ask_is_told() {
+    let (client, folder) = client_with("server = \"http://x.example\"\ncapabilities = [\"push\"]\n");
+    let reference: Reference = "registry.example/app:v1".parse().unwrap();
+    let error = client.resolve(&reference).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed);
+    assert!(error.to_string().contains("capability"), "{error}");
+    std::fs::write(folder.path().join("_default/hosts.toml"), "server = 1").unwrap();
+    let error = client.resolve(&reference).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed);
+    assert!(error.to_string().contains("_default/hosts.toml: server"), "{error}");
+}

@@ -1,0 +1,137 @@
+use rstest::rstest;
+
+use super::*;
+
+fn to(location: &str) -> Vec<Part> {
+    answer(307, &[("Location", location)], b"")
+}
+
+async fn blob(client: &HttpRegistry, server: &Server) -> Result<Vec<u8>, RegistryError> {
+    let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
+    let stream = client.blob(&pinned(server, &Digest::sha256_of(b"manifest")), &blob, 0).await?;
+    let (bytes, error) = collect(stream).await;
+    error.map_or(Ok(bytes), Err)
+}
+
+#[tokio::test]
+async fn storage_hosts_are_followed_without_credentials() {
+    let storage = Server::start(|_| answer(200, &[], b"abc")).await;
+    let location = format!("http://{}/bucket/abc?X-Signature=secret", storage.host());
+    let server = Server::start(move |request| match request.header("authorization") {
+        "" if request.target.starts_with("/token") => answer(200, &[], br#"{"token":"hunter2"}"#),
+        "" => {
+            let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host"));
+            answer(401, &[("WWW-Authenticate", &realm)], b"")
+        }
+        _ if request.target.ends_with("/again") => to(&location),
+        _ => to("again"),
+    })
+    .await;
+    assert_eq!(blob(&client(&server), &server).await.unwrap(), b"abc");
+    let seen: Vec<_> =
+        server.requests().iter().map(|request| request.header("authorization").to_owned()).collect();
+    assert_eq!(seen, ["", "", "Bearer hunter2", "Bearer hunter2"], "kept where it belongs");
+    let [request] = &storage.requests()[..] else { panic!("one request") };
+    assert_eq!(request.header("authorization"), "");
+    assert_eq!(request.target, "/bucket/abc?X-Signature=secret");
+}
+
+#[tokio::test]
+async fn credentials_do_not_come_back_with_a_redirect() {
+    let registry = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
+    let back = registry.clone();
+    let other = Server::start(move |_| to(&format!("http://{}/v2/private", back.get().unwrap()))).await;
+    let away = format!("http://{}/", other.host());
+    let server = Server::start(move |request| match request.target.as_str() {
+        "/v2/private" => answer(200, &[], b"abc"),
+        _ => to(&away),
+    })
+    .await;
+    registry.set(server.host()).unwrap();
+    let toml = format!("server = \"http://{}\"\n[header]\nx-secret = \"hunter2\"\n", server.host());
+    let (client, _folder) = client_with(&toml);
+    blob(&client, &server).await.unwrap();
+    let seen: Vec<_> =
+        server.requests().iter().map(|request| request.header("x-secret").to_owned()).collect();
+    assert_eq!(seen, ["hunter2", ""]);
+    assert_eq!(other.requests()[0].header("x-secret"), "");
+}
+
+#[tokio::test]
+async fn a_ring_ends() {
+    let server = Server::start(|request| to(&request.target)).await;
+    let error = blob(&client(&server), &server).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert_eq!(server.lines().len(), 11, "ten redirects are followed");
+}
+
+#[rstest]
+#[case::metadata("http://169.254.169.254/latest/meta-data/")]
+#[case::mapped("http://[::ffff:169.254.169.254]/")]
+#[case::mapped_loopback("http://[::ffff:127.0.0.1]:5000/")]
+#[case::translated("http://[64:ff9b::a9fe:a9fe]/")]
+#[case::decimal("http://2852039166/")]
+#[case::hexadecimal("http://0xa9fea9fe/")]
+#[case::octal("http://0251.0376.0251.0376/")]
+#[case::other_loopback("http://127.0.0.2:5000/")]
+#[case::loopback_6("http://[::1]:5000/")]
+#[case::by_name("http://localhost:5000/")]
+#[case::by_name_in_capitals("http://LOCALHOST:5000/")]
+#[case::unspecified("http://0.0.0.0:5000/")]
+#[case::file("file:///etc/passwd")]
+#[case::gopher("gopher://10.0.0.1/")]
+#[case::user("http://user:hunter2@10.0.0.1/")]
+#[tokio::test]
+async fn not_everywhere(#[case] location: &'static str) {
+    let server = Server::start(move |_| to(location)).await;
+    let registry = client(&server);
+    let error = blob(&registry, &server).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+    let error = registry.resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+}
+
+#[rstest]
+#[case::nowhere(answer(307, &[], b""))]
+#[case::no_url(to("http://[::1"))]
+#[case::no_text(to("/\u{fffd}"))]
+#[tokio::test]
+async fn a_redirect_says_where(#[case] script: Vec<Part>) {
+    let server = Server::start(move |_| script.clone()).await;
+    let error = blob(&client(&server), &server).await.unwrap_err();
+    assert!(matches!(error.kind(), Kind::Untruthful | Kind::NotAllowed), "{error}");
+}
+
+/// Nobody named the address: not even a connection is made.
+#[tokio::test]
+async fn a_registry_on_loopback_must_be_named() {
+    let server = Server::start(|_| manifest_answer()).await;
+    let hosts = HostsConfig::load(None).unwrap();
+    let registry = HttpRegistry::new(hosts, settings());
+    for host in ["127.0.0.1", "localhost", "[::1]"] {
+        let reference: Reference = format!("{host}:{}/team/app:v1", server.port).parse().unwrap();
+        let error = registry.resolve(&reference).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+        assert!(error.to_string().contains("hosts.toml"), "{error}");
+    }
+    // A mirror of one registry is not named for what another one redirects to.
+    let (client, folder) = client_with("");
+    std::fs::create_dir(folder.path().join("a.example")).unwrap();
+    let toml = format!("server = \"http://localhost:{}\"", server.port);
+    std::fs::write(folder.path().join("a.example/hosts.toml"), toml).unwrap();
+    client.resolve(&"a.example/team/app:v1".parse().unwrap()).await.unwrap();
+    let other: Reference = format!("localhost:{}/team/app:v1", server.port).parse().unwrap();
+    assert_eq!(client.resolve(&other).await.unwrap_err().kind(), Kind::NotAllowed);
+}
+
+#[tokio::test]
+async fn presigned_addresses_stay_out_of_errors() {
+    let server = Server::start(|request| match request.target.as_str() {
+        target if target.contains("bucket") => answer(404, &[], b""),
+        _ => to("/bucket?X-Signature=hunter2#hunter2"),
+    })
+    .await;
+    let error = blob(&client(&server), &server).await.unwrap_err();
+    assert!(error.to_string().contains("/bucket") && !error.to_string().contains("hunter2"), "{error}");
+}

@@ -1,0 +1,158 @@
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::aws_lc_rs};
+
+use super::*;
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn issue(&self, usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    /// A server's configuration; with `clients`, only clients of this authority may speak.
+    fn server(&self, clients: bool) -> ServerConfig {
+        let (certificate, key) = self.issue(ExtendedKeyUsagePurpose::ServerAuth);
+        let provider = std::sync::Arc::new(aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = if clients {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.0.der().clone()).unwrap();
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        builder.with_single_cert(vec![certificate.der().clone()], key).unwrap()
+    }
+}
+
+/// A client whose `_default/hosts.toml` has the server and `settings`, with files beside it.
+fn client_of(server: &Server, settings: &str, files: &[(&str, &str)]) -> (HttpRegistry, TempDir) {
+    let (client, folder) = client_with(&format!("server = \"https://{}\"\n{settings}\n", server.host()));
+    for (name, content) in files {
+        std::fs::write(folder.path().join("_default").join(name), content).unwrap();
+    }
+    (client, folder)
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_where_it_is_named() {
+    let authority = Authority::new();
+    let server = Server::start_tls(authority.server(false), |_| manifest_answer()).await;
+    let reference = reference(&server);
+    let pem = authority.0.pem();
+
+    let (client, folder) = client_of(&server, "", &[]);
+    let error = client.resolve(&reference).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+    assert!(error.to_string().contains("hosts.toml"), "{error}");
+    assert_eq!(server.lines().len(), 0);
+
+    // The file changes, and the next request sees it.
+    std::fs::write(folder.path().join("_default/ca.crt"), &pem).unwrap();
+    let toml = format!("server = \"https://{}\"\nca = \"ca.crt\"", server.host());
+    std::fs::write(folder.path().join("_default/hosts.toml"), toml).unwrap();
+    client.resolve(&reference).await.unwrap();
+
+    let (client, _folder) = client_of(&server, "skip_verify = true", &[]);
+    client.resolve(&reference).await.unwrap();
+
+    let (client, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", "nothing in PEM")]);
+    let error = client.resolve(&reference).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert!(error.to_string().contains("_default/ca.crt"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_the_registry_alone() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue(ExtendedKeyUsagePurpose::ClientAuth);
+    let (pem, certificate, key) = (authority.0.pem(), certificate.pem(), key.serialize_pem());
+    let storage = Server::start_tls(authority.server(true), |_| answer(200, &[], b"abc")).await;
+    let location = format!("https://{}/x", storage.host());
+    let server = Server::start_tls(authority.server(true), move |request| match request.method.as_str() {
+        "HEAD" => manifest_answer(),
+        _ => answer(307, &[("Location", &location)], b""),
+    })
+    .await;
+    let reference = reference(&server);
+    let (without, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", &pem)]);
+    assert_eq!(without.resolve(&reference).await.unwrap_err().kind(), Kind::Unreachable);
+
+    let both = format!("{certificate}{key}");
+    let files = [("ca.crt", pem.as_str()), ("c.cert", &certificate), ("c.key", &key), ("both.pem", &both)];
+    for setting in ["client = [[\"c.cert\", \"c.key\"]]", "client = \"both.pem\""] {
+        let (client, _folder) = client_of(&server, &format!("ca = \"ca.crt\"\n{setting}"), &files);
+        client.resolve(&reference).await.unwrap();
+        let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
+        let read = client.blob(&pinned(&server, &Digest::sha256_of(b"")), &blob, 0).await;
+        assert_eq!(read.err().expect("an error").kind(), Kind::Unreachable);
+        assert_eq!(storage.lines().len(), 0, "the storage wants one and gets none");
+    }
+    let wrong = "ca = \"ca.crt\"\nclient = [[\"c.cert\", \"ca.crt\"]]";
+    let (client, _folder) = client_of(&server, wrong, &files);
+    let error = client.resolve(&reference).await.unwrap_err();
+    assert!(error.to_string().contains("ca.crt: no private key"), "{error}");
+}
+
+#[tokio::test]
+async fn https_never_becomes_http() {
+    let authority = Authority::new();
+    let plain = Server::start(|_| manifest_answer()).await;
+    let location = format!("http://{}/x", plain.host());
+    let realm = format!("Bearer realm=\"{location}\"");
+    let server = Server::start_tls(authority.server(false), move |request| match request.method.as_str() {
+        "HEAD" => answer(302, &[("Location", &location)], b""),
+        _ => answer(401, &[("WWW-Authenticate", &realm)], b""),
+    })
+    .await;
+    let (client, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", &authority.0.pem())]);
+    let error = client.resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    let error = client.manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert_eq!(plain.lines().len(), 0);
+}
+
+#[tokio::test]
+async fn skip_verify_is_for_the_registry_alone() {
+    let authority = Authority::new();
+    let storage = Server::start_tls(authority.server(false), |_| answer(200, &[], b"abc")).await;
+    let location = format!("https://{}/x", storage.host());
+    let server =
+        Server::start_tls(authority.server(false), move |_| answer(307, &[("Location", &location)], b""))
+            .await;
+    let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
+    let pinned = pinned(&server, &Digest::sha256_of(b""));
+    let (client, _folder) = client_of(&server, "skip_verify = true", &[]);
+    assert_eq!(client.blob(&pinned, &blob, 0).await.err().expect("an error").kind(), Kind::Unreachable);
+    let settings = "skip_verify = true\nca = \"ca.crt\"";
+    let (client, _folder) = client_of(&server, settings, &[("ca.crt", &authority.0.pem())]);
+    let stream = client.blob(&pinned, &blob, 0).await.unwrap();
+    assert_eq!(collect(stream).await, (b"abc".to_vec(), None));
+}
+
+#[tokio::test]
+async fn plain_http_behind_an_https_address_is_told() {
+    let server = Server::start(|_| manifest_answer()).await;
+    let (client, _folder) = client_of(&server, "skip_verify = true", &[]);
+    let error = client.resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+    assert!(error.to_string().contains("plain http"), "{error}");
+}

@@ -1,0 +1,128 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rstest::rstest;
+
+use super::*;
+
+/// A registry with a token service at `/token` whose `n`th answer is `tokens(n)`; only `Bearer good` may.
+async fn guarded(tokens: impl Fn(usize) -> Vec<Part> + Send + Sync + 'static) -> Server {
+    let count = AtomicUsize::new(0);
+    Server::start(move |request| {
+        if request.target.starts_with("/token") {
+            return tokens(count.fetch_add(1, Ordering::SeqCst));
+        }
+        if request.header("authorization") == "Bearer good" {
+            return manifest_answer();
+        }
+        let host = request.header("host");
+        let challenge = format!(
+            "Bearer realm=\"http://{host}/token\",service=\"registry\",scope=\"repository:team/app:pull\""
+        );
+        answer(401, &[("WWW-Authenticate", "Basic realm=\"x\""), ("WWW-Authenticate", &challenge)], b"")
+    })
+    .await
+}
+
+fn good() -> Vec<Part> {
+    answer(200, &[], br#"{"token":"good","expires_in":300}"#)
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_once() {
+    let server = guarded(|_| good()).await;
+    let client = client(&server);
+    for _ in 0..2 {
+        client.resolve(&reference(&server)).await.unwrap();
+    }
+    assert_eq!(
+        server.lines(),
+        [
+            "HEAD /v2/team/app/manifests/v1",
+            "GET /token?service=registry&scope=repository%3Ateam%2Fapp%3Apull",
+            "HEAD /v2/team/app/manifests/v1",
+            "HEAD /v2/team/app/manifests/v1",
+        ]
+    );
+    assert_eq!(server.requests()[1].header("authorization"), "");
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_taken_any_more_is_renewed() {
+    let good = std::sync::Arc::new(AtomicUsize::new(0));
+    let taken = good.clone();
+    let server = Server::start(move |request| {
+        let number = taken.load(Ordering::SeqCst);
+        if request.target == "/token?scope=repository%3Ateam%2Fapp%3Apull" {
+            return answer(200, &[], format!(r#"{{"access_token":"t{number}"}}"#).as_bytes());
+        }
+        if request.header("authorization") == format!("Bearer t{number}") {
+            return manifest_answer();
+        }
+        let challenge = format!("Bearer realm=\"http://{}/token\"", request.header("host"));
+        answer(401, &[("WWW-Authenticate", &challenge)], b"")
+    })
+    .await;
+    let client = client(&server);
+    client.resolve(&reference(&server)).await.unwrap();
+    good.fetch_add(1, Ordering::SeqCst);
+    client.resolve(&reference(&server)).await.unwrap();
+    assert_eq!(server.lines().iter().filter(|line| line.contains("/token")).count(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_expires_at_once_is_not_sent_again() {
+    let server = guarded(|_| answer(200, &[], br#"{"token":"good","expires_in":1}"#)).await;
+    let client = client(&server);
+    for _ in 0..2 {
+        client.resolve(&reference(&server)).await.unwrap();
+    }
+    assert_eq!(server.lines().iter().filter(|line| line.contains("/token")).count(), 2);
+}
+
+fn endless() -> Vec<Part> {
+    vec![head(200, &[]), Part::Forever(b"{\"token\":\"aaaaaaaa".repeat(1_000))]
+}
+
+#[rstest]
+#[case::new_line(answer(200, &[], br#"{"token":"good\r\nX-Evil: 1"}"#), Kind::Invalid)]
+#[case::none(answer(200, &[], b"{}"), Kind::Invalid)]
+#[case::page(answer(200, &[], b"<html>"), Kind::Invalid)]
+#[case::endless(endless(), Kind::TooLarge)]
+#[case::announced(vec![head(200, &[("Content-Length", "99999999")])], Kind::TooLarge)]
+#[case::stall(vec![head(200, &[("Content-Length", "9")]), Part::Hang], Kind::Stalled)]
+#[case::refused(answer(403, &[], b"\x1b[31mnot you"), Kind::Refused)]
+#[case::metadata(answer(302, &[("Location", "http://169.254.169.254/")], b""), Kind::NotAllowed)]
+#[case::not_taken(answer(200, &[], br#"{"token":"hunter2"}"#), Kind::Refused)]
+#[tokio::test]
+async fn a_token_service_can_fail(#[case] script: Vec<Part>, #[case] kind: Kind) {
+    let server = guarded(move |_| script.clone()).await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    let text = format!("{error}{error:?}");
+    assert!(!text.contains('\x1b') && !text.contains("hunter2"), "{text}");
+    assert!(server.requests().iter().all(|request| request.header("x-evil").is_empty()));
+}
+
+#[tokio::test]
+async fn a_token_service_that_recovers_is_asked_again() {
+    let server = guarded(|n| if n == 0 { answer(503, &[], b"") } else { good() }).await;
+    client(&server).resolve(&reference(&server)).await.unwrap();
+}
+
+#[rstest]
+#[case("Bearer realm=\"http://169.254.169.254/token\"", Kind::NotAllowed)]
+#[case("Bearer realm=\"http://[::ffff:7f00:2]/token\"", Kind::NotAllowed)]
+#[case("Bearer realm=\"http://localhost:1/token\"", Kind::NotAllowed)]
+#[case("Bearer realm=\"file:///etc/passwd\"", Kind::NotAllowed)]
+#[case("Bearer realm=\"http://u:hunter2@10.0.0.1/token\"", Kind::NotAllowed)]
+#[case("Bearer realm=\"/token\"", Kind::Invalid)]
+#[case("Bearer service=\"x\"", Kind::Invalid)]
+#[case("Basic realm=\"x\"", Kind::Refused)]
+#[case("", Kind::Refused)]
+#[tokio::test]
+async fn a_realm_is_an_address_that_may_be_asked(#[case] challenge: &'static str, #[case] kind: Kind) {
+    let server = Server::start(move |_| answer(401, &[("WWW-Authenticate", challenge)], b"")).await;
+    let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+}

@@ -1,0 +1,227 @@
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn digest(seed: &str) -> String {
+    Digest::sha256_of(seed.as_bytes()).to_string()
+}
+
+fn descriptor(seed: &str) -> Value {
+    json!({"mediaType": "application/octet-stream", "digest": digest(seed), "size": 7})
+}
+
+fn image() -> Value {
+    json!({
+        "schemaVersion": 2,
+        "mediaType": media::OCI_MANIFEST,
+        "artifactType": "application/vnd.acme.model",
+        "config": {"mediaType": media::EMPTY, "digest": digest("{}"), "size": 2, "data": "e30="},
+        "layers": [{
+            "mediaType": "text/plain", "digest": digest("layer"), "size": 5,
+            "annotations": {"org.opencontainers.image.title": "a.txt"},
+            "urls": ["https://elsewhere.example/a"],
+        }],
+        "subject": descriptor("base"),
+        "annotations": {"Title": "x", "title": "y"},
+        "fieldFromTheFuture": {"layers": 1},
+    })
+}
+
+fn with(mut value: Value, pointer: &str, new: Value) -> Value {
+    *value.pointer_mut(pointer).unwrap() = new;
+    value
+}
+
+fn add(mut value: Value, key: &str, new: Value) -> Value {
+    value[key] = new;
+    value
+}
+
+fn parse(value: &Value) -> Result<Document, ManifestError> {
+    Document::parse(None, &serde_json::to_vec(value).unwrap())
+}
+
+#[test]
+fn an_artifact_keeps_what_it_says() {
+    let Document::Image(read) = parse(&image()).unwrap() else { panic!("an image") };
+    assert_eq!(read.artifact_type(), Some("application/vnd.acme.model"));
+    assert_eq!(read.kind(), "application/vnd.acme.model");
+    assert_eq!(read.config().size(), 2);
+    assert_eq!(read.subject().unwrap().digest().to_string(), digest("base"));
+    assert_eq!(read.annotations().len(), 2);
+    let [layer] = read.layers() else { panic!("one layer") };
+    assert_eq!(layer.descriptor().media_type(), "text/plain");
+    assert_eq!(layer.annotations()["org.opencontainers.image.title"], "a.txt");
+    assert_eq!(layer.urls(), ["https://elsewhere.example/a"]);
+}
+
+#[test]
+fn the_type_may_be_in_the_header_in_the_document_or_only_in_its_shape() {
+    let bytes = |value: &Value| serde_json::to_vec(value).unwrap();
+    let mut bare = image();
+    bare.as_object_mut().unwrap().remove("mediaType");
+    for (header, value) in [
+        (Some(media::OCI_MANIFEST), &bare),
+        (Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"), &image()),
+        (Some("text/plain; charset=utf-8"), &image()),
+        (Some("application/json"), &bare),
+        (None, &bare),
+    ] {
+        assert_eq!(
+            Document::parse(header, &bytes(value)).unwrap().media_type(),
+            media::OCI_MANIFEST,
+            "{header:?}"
+        );
+    }
+    let docker = with(image(), "/mediaType", media::DOCKER_MANIFEST.into());
+    assert_eq!(parse(&docker).unwrap().media_type(), media::DOCKER_MANIFEST);
+}
+
+#[rstest]
+#[case::other_header(Some(media::OCI_INDEX), image())]
+#[case::both_kinds(None, add(image(), "manifests", json!([])))]
+#[case::index_by_name(None, with(image(), "/mediaType", media::OCI_INDEX.into()))]
+#[case::image_by_name(None, json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "manifests": []}))]
+#[case::image_by_header(Some(media::DOCKER_MANIFEST), json!({"schemaVersion": 2, "manifests": []}))]
+#[case::schema_1_too(None, add(image(), "fsLayers", json!([])))]
+fn two_kinds_at_once_are_refused(#[case] header: Option<&str>, #[case] value: Value) {
+    let error = Document::parse(header, &serde_json::to_vec(&value).unwrap()).unwrap_err();
+    assert!(matches!(error, ManifestError::Ambiguous(_)), "{error}");
+}
+
+#[rstest]
+#[case(Some("application/vnd.docker.distribution.manifest.v1+prettyjws"))]
+#[case(Some("text/html"))]
+#[case(Some("application/vnd.oci.artifact.manifest.v1+json"))]
+fn other_types_are_named(#[case] header: Option<&str>) {
+    let mut bare = image();
+    bare.as_object_mut().unwrap().remove("mediaType");
+    let error = Document::parse(header, &serde_json::to_vec(&bare).unwrap()).unwrap_err();
+    assert!(matches!(error, ManifestError::Unsupported(_)), "{error}");
+    assert!(error.to_string().contains(header.unwrap()), "{error}");
+}
+
+#[rstest]
+#[case::negative("/layers/0/size", json!(-1), "layers[0].size")]
+#[case::fraction("/layers/0/size", json!(1.5), "layers[0].size")]
+#[case::text("/layers/0/size", json!("5"), "layers[0].size")]
+#[case::huge("/layers/0/size", json!(u64::MAX), "layers[0].size")]
+#[case::just_too_huge("/layers/0/size", json!(1_u64 << 63), "layers[0].size")]
+#[case::no_digest("/layers/0/digest", json!(""), "layers[0].digest")]
+#[case::short_digest("/layers/0/digest", json!("sha256:abcd"), "layers[0].digest")]
+#[case::upper_digest("/config/digest", json!(digest("x").to_uppercase()), "config.digest")]
+#[case::path_digest("/config/digest", json!("sha256:../../etc/passwd"), "config.digest")]
+#[case::no_type("/layers/0/mediaType", Value::Null, "layers[0].mediaType")]
+#[case::control_type("/layers/0/mediaType", json!("a/b\u{1b}[31m"), "layers[0].mediaType")]
+#[case::long_type("/layers/0/mediaType", json!("a".repeat(256)), "layers[0].mediaType")]
+#[case::annotation("/layers/0/annotations", json!({"a": 1}), "layers[0].annotations")]
+#[case::urls("/layers/0/urls", json!([1]), "layers[0].urls")]
+#[case::layer("/layers/0", json!(7), "layers[0]")]
+#[case::layers("/layers", json!({}), "layers")]
+#[case::config("/config", Value::Null, "config")]
+#[case::subject("/subject", json!([]), "subject")]
+#[case::version("/schemaVersion", json!(1), "schemaVersion")]
+#[case::artifact_type("/artifactType", json!("a\nb"), "artifactType")]
+fn fields_that_cannot_be_are_named(#[case] pointer: &str, #[case] value: Value, #[case] named: &str) {
+    let error = parse(&with(image(), pointer, value)).unwrap_err();
+    let ManifestError::Field { field, .. } = &error else { panic!("{error}") };
+    assert_eq!(field.as_str(), named, "{error}");
+    assert!(!error.to_string().chars().any(char::is_control), "{error}");
+}
+
+#[test]
+fn a_name_in_another_case_is_refused_but_not_in_annotations() {
+    for (pointer, name) in [("", "Layers"), ("/layers/0", "Digest"), ("/config", "SIZE")] {
+        let mut value = image();
+        value.pointer_mut(pointer).unwrap()[name] = json!([]);
+        let error = parse(&value).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_name_twice_is_refused() {
+    let text = serde_json::to_string(&image()).unwrap();
+    for (once, twice) in [
+        ("\"schemaVersion\":2", "\"schemaVersion\":2,\"schemaVersion\":2"),
+        ("\"size\":5", "\"size\":5,\"size\":6"),
+        ("\"title\":\"y\"", "\"title\":\"y\",\"title\":\"z\""),
+    ] {
+        assert!(text.contains(once), "{once}");
+        let error = Document::parse(None, text.replacen(once, twice, 1).as_bytes()).unwrap_err();
+        assert!(matches!(error, ManifestError::Json(_)), "{error}");
+    }
+}
+
+#[test]
+fn layers_are_counted() {
+    let layers = |count: usize| Value::Array(vec![descriptor("x"); count]);
+    assert!(parse(&with(image(), "/layers", layers(MOST_ENTRIES))).is_ok());
+    let error = parse(&with(image(), "/layers", layers(MOST_ENTRIES + 1))).unwrap_err();
+    assert_eq!(error, ManifestError::TooMany { what: "layers", found: 4_097 });
+    let index = json!({"schemaVersion": 2, "manifests": layers(MOST_ENTRIES + 1)});
+    assert!(matches!(parse(&index), Err(ManifestError::TooMany { what: "manifests", .. })));
+}
+
+#[test]
+fn bytes_must_have_the_digest() {
+    let bytes = bytes::Bytes::from(serde_json::to_vec(&image()).unwrap());
+    let right = Digest::sha256_of(&bytes);
+    let read = crate::registry::ManifestDocument::verify(&right, None, bytes.clone()).unwrap();
+    assert_eq!((read.descriptor().size(), read.descriptor().digest()), (bytes.len() as u64, &right));
+    let error = crate::registry::ManifestDocument::verify(&Digest::sha256_of(b"x"), None, bytes).unwrap_err();
+    assert!(matches!(error, ManifestError::Digest { found, .. } if found == right));
+}
+
+fn index(entries: &[(&str, Option<Value>)]) -> Index {
+    let entries = entries.iter().map(|(seed, platform)| {
+        let mut entry = descriptor(seed);
+        entry["mediaType"] = media::OCI_MANIFEST.into();
+        if let Some(platform) = platform {
+            entry["platform"] = platform.clone();
+        }
+        entry
+    });
+    let value =
+        json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries.collect::<Vec<_>>()});
+    let Document::Index(index) = parse(&value).unwrap() else { panic!("an index") };
+    index
+}
+
+#[allow(clippy::unnecessary_wraps)]
+fn on(os: &str, architecture: &str, variant: &str) -> Option<Value> {
+    Some(json!({"os": os, "architecture": architecture, "variant": variant}))
+}
+
+#[rstest]
+#[case("linux/amd64", Ok("amd64"))]
+#[case("linux/arm64", Ok("arm64"))]
+#[case("linux/arm64/v8", Ok("arm64"))]
+#[case("linux/arm/v7", Ok("armv7"))]
+#[case("linux/s390x", Err("linux/amd64, linux/arm64/v8, linux/arm/v7, unknown/unknown"))]
+#[case("windows/amd64", Err("linux/amd64, linux/arm64/v8, linux/arm/v7, unknown/unknown"))]
+fn the_manifest_of_the_platform_is_chosen(#[case] platform: &str, #[case] wanted: Result<&str, &str>) {
+    let index = index(&[
+        ("amd64", on("linux", "amd64", "")),
+        ("arm64", on("linux", "arm64", "v8")),
+        ("armv7", on("linux", "arm", "v7")),
+        ("attestation", on("unknown", "unknown", "")),
+    ]);
+    let chosen = index.select(&platform.parse().unwrap());
+    match (chosen, wanted) {
+        (Ok(entry), Ok(seed)) => assert_eq!(entry.descriptor().digest().to_string(), digest(seed)),
+        (Err(SelectError::NoPlatform { offered, .. }), Err(list)) => assert_eq!(offered.as_str(), list),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_manifest_without_a_platform_is_for_all_when_it_is_the_only_one() {
+    let platform = "linux/amd64".parse().unwrap();
+    let one = index(&[("any", None), ("arm64", on("linux", "arm64", ""))]);
+    assert_eq!(one.select(&platform).unwrap().descriptor().digest().to_string(), digest("any"));
+    let two = index(&[("a", None), ("b", None)]);
+    assert_eq!(two.select(&platform).unwrap_err(), SelectError::Undecided { count: 2 });
+    assert!(index(&[]).select(&platform).unwrap_err().to_string().contains("nothing at all"));
+}

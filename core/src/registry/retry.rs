@@ -1,0 +1,82 @@
+//! When to ask again: how long a registry wants us to wait, and how long we would wait on our own.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, header};
+
+/// The first wait; each next one is twice as long.
+const FIRST: Duration = Duration::from_millis(200);
+/// A registry cannot make us wait longer in one go, whatever it asks.
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// `Retry-After` in both forms (RFC 9110, 10.2.3): seconds, or a date.
+pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(text.parse().map_or(Duration::MAX, Duration::from_secs));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// How long to wait before try number `tries` + 1: what the registry asks, else twice as long each time
+/// and between half and the whole of it, so that many nodes do not come back together. `None` when the
+/// registry asks for more than we wait.
+pub(super) fn pause(tries: u32, asked: Option<Duration>) -> Option<Duration> {
+    if let Some(asked) = asked {
+        return (asked <= LONGEST).then_some(asked.max(FIRST / 2));
+    }
+    let whole = FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(LONGEST);
+    let half = whole / 2;
+    Some(half + half.mul_f64(fraction()))
+}
+
+/// A number from 0 to 1 that differs between processes and calls; nothing secret hangs on it.
+fn fraction() -> f64 {
+    let random = RandomState::new().hash_one(0_u8);
+    f64::from(u32::try_from(random >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(value: &str) -> Option<Duration> {
+        let headers = HeaderMap::from_iter([(header::RETRY_AFTER, value.parse().unwrap())]);
+        // 1994-11-06 08:49:00
+        retry_after(&headers, SystemTime::UNIX_EPOCH + Duration::from_mins(13_068_529))
+    }
+
+    #[test]
+    fn both_forms_are_read() {
+        for (value, seconds) in [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(37)),
+            ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
+            ("soon", None),
+            ("-5", None),
+            ("1.5", None),
+            ("", None),
+        ] {
+            assert_eq!(asked(value), seconds.map(Duration::from_secs), "{value}");
+        }
+        assert_eq!(asked("99999999999999999999999"), Some(Duration::MAX));
+    }
+
+    #[test]
+    fn waits_grow_and_end() {
+        for (tries, longest) in [(1, 200), (2, 400), (3, 800)] {
+            let pause = pause(tries, None).unwrap();
+            let longest = Duration::from_millis(longest);
+            assert!(pause >= longest / 2 && pause <= longest, "{tries}: {pause:?}");
+        }
+        assert_eq!(pause(1, Some(Duration::from_secs(5))), Some(Duration::from_secs(5)));
+        assert_eq!(pause(1, Some(Duration::from_secs(61))), None);
+        assert!(pause(u32::MAX, None).unwrap() <= LONGEST);
+        assert!(pause(1, Some(Duration::ZERO)).unwrap() > Duration::ZERO);
+    }
+}

@@ -1,0 +1,364 @@
+//! One request, from address to answer: clients, redirects, deadlines, and errors in words.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::redirect::Policy;
+use reqwest::{Client, NoProxy, Proxy, Response};
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use super::guard::{Forbidden, GuardedResolver, Named};
+use super::hosts::{Endpoint, TlsFiles, authority};
+use super::{Printable, RegistryError, tls};
+
+/// How many configurations keep their connections.
+const MOST_CLIENTS: usize = 64;
+
+/// What is being asked, for errors: the method and the address without its query, where presigned
+/// addresses carry their secret.
+#[derive(Clone, Debug)]
+pub(super) struct Place(Printable);
+
+impl Place {
+    pub(super) fn new(method: &Method, url: &Url) -> Self {
+        let mut shown = url.clone();
+        shown.set_query(None);
+        shown.set_fragment(None);
+        // These fail only for addresses that cannot have a user.
+        let _ = shown.set_username("");
+        let _ = shown.set_password(None);
+        Self(format!("{method} {shown}").into())
+    }
+
+    /// Something that is not an address: a registry, before it is asked.
+    pub(super) fn named(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    pub(super) fn at(&self) -> Printable {
+        self.0.clone()
+    }
+
+    pub(super) fn untruthful(&self, words: impl Into<Printable>) -> RegistryError {
+        RegistryError::Untruthful { at: self.at(), words: words.into() }
+    }
+
+    pub(super) fn invalid(&self, words: impl Into<Printable>) -> RegistryError {
+        RegistryError::Invalid { at: self.at(), words: words.into() }
+    }
+
+    pub(super) fn not_allowed(&self, words: impl Into<Printable>) -> RegistryError {
+        RegistryError::NotAllowed { at: self.at(), words: words.into() }
+    }
+
+    pub(super) fn unreachable(&self, words: impl Into<Printable>) -> RegistryError {
+        RegistryError::Unreachable { at: self.at(), words: words.into() }
+    }
+
+    pub(super) fn stalled(&self, what: &'static str, after: Duration) -> RegistryError {
+        RegistryError::Stalled { at: self.at(), what, after }
+    }
+
+    /// An error of the HTTP client, by its cause.
+    pub(super) fn failed(&self, error: &reqwest::Error) -> RegistryError {
+        if let Some(forbidden) = cause::<Forbidden>(error) {
+            return self.not_allowed(forbidden.to_string());
+        }
+        let advice = match cause::<rustls::Error>(error) {
+            Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
+                " (the certificate's authority is not known here: name it as `ca` in the registry's hosts.toml)"
+            }
+            Some(rustls::Error::InvalidMessage(_)) => {
+                " (no TLS there: if it is plain http, write server = \"http://HOST:PORT\" in the registry's hosts.toml)"
+            }
+            _ => "",
+        };
+        self.unreachable(causes(error) + advice)
+    }
+}
+
+/// What led to an error of the HTTP client, without the address that it was about.
+pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {
+    let mut words = String::new();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let text = error.to_string();
+        // hyper-util puts a frame of its own around the cause.
+        if !words.contains(&text) && !text.starts_with("client error (") {
+            words = if words.is_empty() { text } else { format!("{words}: {text}") };
+        }
+        next = error.source();
+    }
+    if words.is_empty() { "the request failed".to_owned() } else { words }
+}
+
+/// The first cause of type `T`; an `io::Error` hides the error that it was made of.
+fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(inner) = inner {
+            let inner: &(dyn StdError + 'static) = inner;
+            if let Some(found) = cause::<T>(inner) {
+                return Some(found);
+            }
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// Whether asking the same again cannot help: a certificate does not become right.
+pub(super) fn is_final(error: &reqwest::Error) -> bool {
+    cause::<Forbidden>(error).is_some() || cause::<rustls::Error>(error).is_some()
+}
+
+/// Decimal digits and nothing else.
+pub(super) fn number(text: &str) -> Option<u64> {
+    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
+}
+
+/// `scheme://host[:port]`
+pub(super) fn origin(url: &Url) -> String {
+    format!("{}://{}", url.scheme(), authority(url))
+}
+
+/// How long a connection and an answer's headers may take, and how deep redirects go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) connect: Duration,
+    pub(super) answer: Duration,
+    pub(super) redirects: u8,
+}
+
+/// A request that may be redirected: GET or HEAD, without a body.
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// Sent to every host.
+    pub(super) headers: HeaderMap,
+    /// Sent to the endpoint's own origin only, with the headers of its configuration.
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) endpoint: &'a Endpoint,
+    /// Hosts whose addresses are dialled whatever they are.
+    pub(super) named: &'a Named,
+    pub(super) deadline: Instant,
+}
+
+/// An answer, and where it came from.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    pub(super) place: Place,
+}
+
+/// Why there is no answer, and whether to try again.
+pub(super) struct Failure {
+    pub(super) error: RegistryError,
+    pub(super) again: bool,
+}
+
+impl Failure {
+    fn last(error: RegistryError) -> Self {
+        Self { error, again: false }
+    }
+}
+
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct ClientKey {
+    tls: TlsFiles,
+    own: bool,
+    connect: Duration,
+    named: Named,
+}
+
+#[derive(Clone)]
+struct Pooled {
+    client: Client,
+    can_verify: bool,
+}
+
+/// Clients by configuration: one that changes gets new connections, and none is shared between hosts
+/// that are configured differently.
+pub(super) struct Transport {
+    clients: Mutex<HashMap<ClientKey, Pooled>>,
+    proxies: Vec<Proxy>,
+    proxy_hosts: Named,
+    bounds: Bounds,
+}
+
+impl Transport {
+    /// `proxies`: whether `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed.
+    pub(super) fn new(bounds: Bounds, proxies: bool) -> Self {
+        let (proxies, hosts) = if proxies { system_proxies() } else { (Vec::new(), Vec::new()) };
+        Self { clients: Mutex::default(), proxies, proxy_hosts: Named::new(hosts), bounds }
+    }
+
+    /// Sends the request and follows redirects (RFC 9110, 15.4): each address is checked before it is
+    /// asked, https never becomes http, and what authorises us stays with the origin it was meant for.
+    pub(super) async fn send(&self, call: Call<'_>) -> Result<Answer, Failure> {
+        let home = origin(call.endpoint.base());
+        let mut url = call.url;
+        let mut own = origin(&url) == home;
+        for _ in 0..=self.bounds.redirects {
+            let place = Place::new(&call.method, &url);
+            let mut headers = call.headers.clone();
+            if own {
+                headers.extend(call.endpoint.headers().clone());
+                if let Some(authorization) = &call.authorization {
+                    headers.insert(header::AUTHORIZATION, authorization.clone());
+                }
+            }
+            let hop = Hop { method: &call.method, url: &url, headers, own, place: &place };
+            let response = self.hop(hop, call.endpoint, call.named, call.deadline).await?;
+            if !is_redirect(response.status()) {
+                return Ok(Answer { response, place });
+            }
+            url = next_url(&url, &response, &place).map_err(Failure::last)?;
+            // Once it has left, it stays out: another host could send it back to an address of its choice.
+            own = own && origin(&url) == home;
+        }
+        let words = format!("more than {} redirects", self.bounds.redirects);
+        Err(Failure::last(Place::new(&call.method, &url).not_allowed(words)))
+    }
+
+    async fn hop(
+        &self,
+        hop: Hop<'_>,
+        endpoint: &Endpoint,
+        named: &Named,
+        deadline: Instant,
+    ) -> Result<Response, Failure> {
+        let place = hop.place;
+        let checked = named.check(hop.url, &self.proxy_hosts);
+        checked.map_err(|forbidden| Failure::last(place.not_allowed(forbidden.to_string())))?;
+        let connect = endpoint.dial_timeout().unwrap_or(self.bounds.connect);
+        let key = ClientKey { tls: endpoint.tls().clone(), own: hop.own, connect, named: named.clone() };
+        let https = hop.url.scheme() == "https";
+        let pooled = self.client(&key, https).map_err(|words| Failure::last(place.not_allowed(words)))?;
+        if https && !pooled.can_verify {
+            let words = "no certificate authority is known here (SSL_CERT_FILE, /etc/ssl/certs): mount the \
+                         system's CA certificates, or name one as `ca` in the registry's hosts.toml";
+            return Err(Failure::last(place.unreachable(words)));
+        }
+        let request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
+        let started = Instant::now();
+        let until = deadline.min(started + self.bounds.answer);
+        match timeout_at(until, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) if error.is_connect() && error.is_timeout() => {
+                Err(Failure { error: place.stalled("connection", connect), again: true })
+            }
+            Ok(Err(error)) => Err(Failure { again: !is_final(&error), error: place.failed(&error) }),
+            Err(_) => Err(Failure { error: place.stalled("answer", until - started), again: true }),
+        }
+    }
+
+    /// The client for a configuration. One without authorities is made anew where they are needed: they
+    /// may have been mounted by then.
+    fn client(&self, key: &ClientKey, https: bool) -> Result<Pooled, String> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pooled) = clients.get(key).filter(|pooled| pooled.can_verify || !https) {
+            return Ok(pooled.clone());
+        }
+        let tls = tls::configure(&key.tls, key.own).map_err(|error| error.to_string())?;
+        let mut builder = Client::builder()
+            .user_agent(concat!("oras-csi/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls.config)
+            .http1_only()
+            .redirect(Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(key.connect)
+            .tcp_nodelay(true)
+            .dns_resolver(GuardedResolver::new(key.named.clone(), self.proxy_hosts.clone()))
+            .no_proxy();
+        for proxy in &self.proxies {
+            builder = builder.proxy(proxy.clone());
+        }
+        let client = builder.build().map_err(|error| format!("the HTTP client cannot be set up: {error}"))?;
+        if clients.len() >= MOST_CLIENTS {
+            clients.clear();
+        }
+        let pooled = Pooled { client, can_verify: tls.can_verify };
+        clients.insert(key.clone(), pooled.clone());
+        Ok(pooled)
+    }
+}
+
+struct Hop<'a> {
+    method: &'a Method,
+    url: &'a Url,
+    headers: HeaderMap,
+    own: bool,
+    place: &'a Place,
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn next_url(url: &Url, response: &Response, place: &Place) -> Result<Url, RegistryError> {
+    let location = response.headers().get(header::LOCATION);
+    let location = location.ok_or_else(|| place.untruthful("a redirect without a Location"))?;
+    let location =
+        location.to_str().map_err(|_| place.untruthful("a redirect to something that is not a URL"))?;
+    let next = url
+        .join(location)
+        .map_err(|error| place.untruthful(format!("a redirect to something that is not a URL ({error})")))?;
+    match (url.scheme(), next.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        ("https", "http") => {
+            let to = origin(&next);
+            return Err(place.not_allowed(format!("redirected from https to {to}, which is not followed")));
+        }
+        _ => {
+            let scheme = next.scheme();
+            return Err(
+                place.not_allowed(format!("redirected to a \"{scheme}\" address, which is not followed"))
+            );
+        }
+    }
+    if !next.username().is_empty() || next.password().is_some() {
+        return Err(place.not_allowed("redirected to an address with a user in it, which is not followed"));
+    }
+    Ok(next)
+}
+
+/// The proxies of the environment, and their hosts. As Go's programs, which registries' other clients
+/// are: loopback is never proxied, and `HTTP_PROXY` does not count in a CGI program.
+fn system_proxies() -> (Vec<Proxy>, Vec<String>) {
+    type Make = fn(&str) -> reqwest::Result<Proxy>;
+    let value = |names: [&str; 2]| {
+        names.into_iter().filter_map(|name| std::env::var(name).ok()).find(|value| !value.trim().is_empty())
+    };
+    let local = "localhost,127.0.0.0/8,::1";
+    let no_proxy =
+        value(["no_proxy", "NO_PROXY"]).map_or_else(|| local.to_owned(), |list| format!("{local},{list}"));
+    let all: [(Make, [&str; 2]); 3] = [
+        (|url| Proxy::http(url), ["http_proxy", "HTTP_PROXY"]),
+        (|url| Proxy::https(url), ["https_proxy", "HTTPS_PROXY"]),
+        (|url| Proxy::all(url), ["all_proxy", "ALL_PROXY"]),
+    ];
+    let mut found = (Vec::new(), Vec::new());
+    for (make, names) in all {
+        if names[0] == "http_proxy" && std::env::var_os("REQUEST_METHOD").is_some() {
+            continue;
+        }
+        let Some(text) = value(names) else { continue };
+        let text = if text.contains("://") { text } else { format!("http://{text}") };
+        let (Ok(url), Ok(proxy)) = (Url::parse(&text), make(&text)) else {
+            tracing::warn!(variable = names[1], "not a proxy's address, it has no effect");
+            continue;
+        };
+        found.0.push(proxy.no_proxy(NoProxy::from_string(&no_proxy)));
+        found.1.extend(url.host_str().map(str::to_owned));
+    }
+    found
+}
