@@ -1,0 +1,266 @@
+//! The whole way of one request, in the order that design §5 fixes: intent, policy on names, network,
+//! patch. Nothing of a pod that policy refuses ever reaches a registry.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, stream};
+use json_patch::Patch;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::keys::{annotation, canonical};
+use oras_csi_core::recipe::Step;
+use oras_csi_core::reference::{PinnedReference, Reference};
+use oras_csi_core::registry::Registry;
+use oras_csi_core::volume::CanonicalVolume;
+use serde_json::Value;
+use tokio::time::Instant as Deadline;
+
+use crate::denial::{At, Denial};
+use crate::intent::{self, Content, Intent, Origin, Registries, VolumeIntent, Wanted};
+use crate::metrics::{Metrics, RequestOutcome};
+use crate::patch::{self, PlannedVolume};
+use crate::resolve::{Needs, Resolver, ResolverSettings};
+use crate::review::{Review, ReviewResponse, Subject};
+use crate::rules::RegistryRules;
+use crate::view::Pod;
+
+/// The annotation that kubelet gives the API server's copy of a static pod.
+const MIRROR_POD: &str = "kubernetes.io/config.mirror";
+/// How many lookups of one volume, and how many volumes of one pod, may be under way.
+const LOOKUPS_AT_ONCE: usize = 8;
+const VOLUMES_AT_ONCE: usize = 4;
+/// The key of the audit annotation; the API server puts the webhook's name before it.
+const AUDIT_PINNED: &str = "pinned";
+
+/// Admits pods.
+pub struct Admission {
+    resolver: Resolver,
+    registries: Arc<dyn Registries>,
+    rules: RegistryRules,
+    metrics: Arc<Metrics>,
+}
+
+/// What becomes of a pod that is admitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    patch: Patch,
+    warnings: Vec<String>,
+    pinned: Option<String>,
+}
+
+impl Outcome {
+    /// What to change; empty where nothing has to be.
+    pub fn patch(&self) -> &Patch {
+        &self.patch
+    }
+
+    /// What to tell the user.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The value of `oras.land/pinned`; `None` for a pod that has no volume of ours.
+    pub fn pinned(&self) -> Option<&str> {
+        self.pinned.as_deref()
+    }
+}
+
+impl Admission {
+    /// Over a registry, with what the administrator says of registries, and the rules.
+    pub fn new(
+        registry: Arc<dyn Registry>,
+        registries: Arc<dyn Registries>,
+        rules: RegistryRules,
+        settings: ResolverSettings,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let resolver = Resolver::new(registry, settings, Arc::clone(&metrics));
+        Self { resolver, registries, rules, metrics }
+    }
+
+    /// Answers a review.
+    pub async fn review(&self, review: &Review, deadline: Deadline) -> ReviewResponse {
+        let admitted = match review.subject() {
+            Subject::Other => {
+                self.metrics.request(RequestOutcome::Untouched);
+                return review.allow();
+            }
+            Subject::Unreadable(denial) => Err(denial.clone()),
+            Subject::NewPod(pod) => self.admit_pod(pod, review.namespace(), deadline).await,
+        };
+        self.metrics.slack(deadline.saturating_duration_since(Deadline::now()));
+        match admitted {
+            Ok(outcome) => self.answer(review, outcome),
+            Err(denial) => {
+                self.metrics.request(RequestOutcome::Denied(denial.code()));
+                tracing::info!(
+                    uid = review.uid(),
+                    namespace = review.namespace(),
+                    code = denial.code().number(),
+                    reason = denial.message(),
+                    "denied"
+                );
+                review.denied(&denial)
+            }
+        }
+    }
+
+    fn answer(&self, review: &Review, outcome: Outcome) -> ReviewResponse {
+        let Outcome { patch, warnings, pinned } = outcome;
+        self.metrics.request(match (&pinned, patch.0.is_empty()) {
+            (_, false) => RequestOutcome::Patched,
+            (Some(_), true) => RequestOutcome::Unchanged,
+            (None, true) => RequestOutcome::Untouched,
+        });
+        if let Some(pinned) = &pinned {
+            tracing::info!(uid = review.uid(), namespace = review.namespace(), pinned, "admitted");
+        }
+        let audit: BTreeMap<String, String> =
+            pinned.into_iter().map(|pinned| (AUDIT_PINNED.to_owned(), pinned)).collect();
+        review.patched(&patch, warnings, audit)
+    }
+
+    /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`.
+    ///
+    /// `namespace` decides nothing yet; policies and rights will ask for it.
+    pub async fn admit_pod(
+        &self,
+        pod: &Value,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        let pod = Pod::read(pod)?;
+        if pod.is_being_deleted() || pod.annotation(MIRROR_POD).is_some() {
+            return Ok(Outcome { patch: Patch(Vec::new()), warnings: Vec::new(), pinned: None });
+        }
+        let Intent { volumes, mut warnings } = intent::read(&pod, self.registries.as_ref())?;
+        for volume in &volumes {
+            for named in volume.references() {
+                self.rules.check(&named)?;
+            }
+        }
+        tracing::debug!(namespace, volumes = volumes.len(), "intent is allowed");
+        let notes = Notes::read(&pod);
+        let lookups: Vec<_> = volumes.iter().map(|volume| self.pin(volume, &notes, deadline)).collect();
+        let mut resolved = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
+        let mut planned = Vec::new();
+        let mut pinned: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        while let Some(volume) = resolved.next().await {
+            let Pinned { intent, canonical, lines, warnings: more } = volume?;
+            pinned.insert(intent.name.clone(), lines);
+            warnings.extend(more);
+            planned.push(PlannedVolume {
+                name: &intent.name,
+                index: intent.index,
+                attributes: attributes(&canonical),
+                mounts: &intent.mounts,
+            });
+        }
+        let pinned = if pinned.is_empty() { None } else { Some(Value::from_iter(pinned).to_string()) };
+        let patch = patch::plan(&pod, &planned, pinned.as_deref());
+        Ok(Outcome { patch, warnings, pinned })
+    }
+
+    /// The canonical volume of an intent.
+    async fn pin<'a>(
+        &self,
+        intent: &'a VolumeIntent,
+        notes: &Notes,
+        deadline: Deadline,
+    ) -> Result<Pinned<'a>, Denial> {
+        let wanted = match &intent.content {
+            Content::Wanted(wanted) => wanted,
+            Content::Canonical(canonical) => {
+                let lines = canonical.recipe().references().map(|pinned| notes.line(&intent.name, pinned));
+                let lines = lines.collect();
+                return Ok(Pinned { intent, canonical: canonical.clone(), lines, warnings: Vec::new() });
+            }
+        };
+        let digests = self.resolve(wanted, deadline).await?;
+        let (mut lines, mut warnings) = (Vec::new(), Vec::new());
+        for ((reference, origin), digest) in wanted.steps().zip(&digests) {
+            lines.push(line(reference, digest));
+            if let (Some(tag), None) = (reference.tag(), reference.digest()) {
+                warnings.push(format!("{}: {}:{tag} is pinned to {digest}", origin.at(), reference.name()));
+            }
+        }
+        // `pin` asks once a reference, in the order of the steps, which is the order of the digests.
+        let mut digests = digests.into_iter();
+        let at = wanted.origins.first().map_or(At::Volume(&intent.name), Origin::at);
+        let incomplete = || Denial::rewrite(at, None, "was not resolved", "");
+        let recipe = wanted.recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
+        let canonical = CanonicalVolume::new(wanted.label.as_deref(), recipe)
+            .map_err(|error| Denial::rewrite(at, None, error, ""))?;
+        Ok(Pinned { intent, canonical, lines, warnings })
+    }
+
+    /// The digests of a recipe's references, in their order; the first failure in that order.
+    async fn resolve(&self, wanted: &Wanted, deadline: Deadline) -> Result<Vec<Digest>, Denial> {
+        let layers = wanted.recipe.steps().iter().filter_map(Step::layer);
+        let lookups: Vec<_> = layers
+            .zip(&wanted.origins)
+            .map(|(layer, origin)| async move {
+                let needs = Needs {
+                    past_cache: wanted.past_cache,
+                    platform: layer.platform(),
+                    media_types: layer.media_types(),
+                };
+                let found = self.resolver.pin(layer.reference(), needs, deadline).await;
+                found.map_err(|failure| failure.denial(origin.at(), layer.reference()))
+            })
+            .collect();
+        let mut lookups = stream::iter(lookups).buffered(LOOKUPS_AT_ONCE);
+        let mut digests = Vec::new();
+        while let Some(digest) = lookups.next().await {
+            digests.push(digest?);
+        }
+        Ok(digests)
+    }
+}
+
+/// A volume with its digests.
+struct Pinned<'a> {
+    intent: &'a VolumeIntent,
+    canonical: CanonicalVolume,
+    /// Its references as `oras.land/pinned` shows them.
+    lines: Vec<String>,
+    warnings: Vec<String>,
+}
+
+/// The attributes to write. A seal that came with the request is nobody's word: it goes.
+fn attributes(volume: &CanonicalVolume) -> BTreeMap<&'static str, String> {
+    let mut attributes = volume.to_attributes();
+    attributes.remove(canonical::SEAL);
+    attributes
+}
+
+/// `host/repository:tag@digest`, as people read it.
+fn line(reference: &Reference, digest: &Digest) -> String {
+    match reference.tag() {
+        Some(tag) => format!("{}:{tag}@{digest}", reference.name()),
+        None => format!("{}@{digest}", reference.name()),
+    }
+}
+
+/// What `oras.land/pinned` said when the pod came: of use only for the tags beside digests that the pod
+/// really has.
+struct Notes(BTreeMap<String, Vec<Reference>>);
+
+impl Notes {
+    fn read(pod: &Pod<'_>) -> Self {
+        let text = pod.annotation(annotation::PINNED).unwrap_or("{}");
+        let written: BTreeMap<String, Vec<String>> = serde_json::from_str(text).unwrap_or_default();
+        let parse = |lines: Vec<String>| lines.iter().filter_map(|line| line.parse().ok()).collect();
+        Self(written.into_iter().map(|(volume, lines)| (volume, parse(lines))).collect())
+    }
+
+    fn line(&self, volume: &str, pinned: &PinnedReference) -> String {
+        let is_it = |noted: &&Reference| {
+            noted.registry() == pinned.registry()
+                && noted.repository() == pinned.repository()
+                && noted.digest() == Some(pinned.digest())
+        };
+        let noted = self.0.get(volume).and_then(|lines| lines.iter().find(is_it));
+        noted.map_or_else(|| pinned.to_string(), |noted| line(noted, pinned.digest()))
+    }
+}

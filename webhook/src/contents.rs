@@ -1,0 +1,139 @@
+//! Whether an artifact has anything to mount. Pure: it looks at manifests that somebody else fetched.
+
+use oras_csi_core::media_type::MediaType;
+use oras_csi_core::registry::manifest::{Document, Index, LayerDescriptor};
+
+use crate::denial::listed;
+
+/// What is remembered of a manifest.
+#[derive(Clone, Debug)]
+pub(crate) enum Contents {
+    /// One artifact: its layers, each kind once.
+    Image(Vec<LayerKind>),
+    /// Several, one a platform.
+    Index(Index),
+}
+
+/// All that matters here of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LayerKind {
+    media_type: String,
+    has_files: bool,
+}
+
+/// Why nothing would be in the volume.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Nothing {
+    #[error("has no layers at all")]
+    NoLayers,
+    #[error("has no layer of the media types that are wanted ({wanted}); it has {found}")]
+    NoMatch { wanted: String, found: String },
+    #[error(
+        "has nothing to mount: none of its layers has a file name (org.opencontainers.image.title) or is a tar"
+    )]
+    NoName,
+    #[error("is an index whose manifest for the platform is an index again")]
+    NestedIndex,
+    #[error("is an index of no manifests")]
+    EmptyIndex,
+}
+
+/// The annotation that ORAS writes a file's name into (OCI image-spec, annotations.md).
+const TITLE: &str = "org.opencontainers.image.title";
+/// The annotation that ModelPack writes a file's path into (its model-spec, annotations.md).
+const MODEL_FILE_PATH: &str = "org.cncf.model.filepath";
+/// How the media types of tar layers end: OCI's, Docker's, Helm's and ModelPack's.
+const TAR_ENDINGS: [&str; 6] = [".tar", ".tar+gzip", ".tar+zstd", ".tar.gzip", ".tar.gz", ".tgz"];
+
+impl Contents {
+    pub(crate) fn of(document: &Document) -> Self {
+        match document {
+            Document::Index(index) => Self::Index(index.clone()),
+            Document::Image(image) => {
+                let mut kinds: Vec<LayerKind> = image.layers().iter().map(LayerKind::of).collect();
+                kinds.sort();
+                kinds.dedup();
+                Self::Image(kinds)
+            }
+        }
+    }
+
+    /// How much memory it takes, roughly, in layers and index entries.
+    pub(crate) fn weight(&self) -> u32 {
+        let entries = match self {
+            Self::Image(kinds) => kinds.len(),
+            Self::Index(index) => index.entries().len(),
+        };
+        u32::try_from(entries).unwrap_or(u32::MAX).saturating_add(1)
+    }
+}
+
+impl LayerKind {
+    fn of(layer: &LayerDescriptor) -> Self {
+        let media_type = layer.descriptor().media_type().to_owned();
+        let named = [TITLE, MODEL_FILE_PATH]
+            .iter()
+            .any(|key| layer.annotations().get(*key).is_some_and(|name| !name.is_empty()));
+        let is_tar = TAR_ENDINGS.iter().any(|ending| media_type.ends_with(ending));
+        Self { media_type, has_files: named || is_tar }
+    }
+}
+
+/// Whether a layer is left that has files, once `wanted` has chosen (empty: all).
+pub(crate) fn check(kinds: &[LayerKind], wanted: &[MediaType]) -> Result<(), Nothing> {
+    if kinds.is_empty() {
+        return Err(Nothing::NoLayers);
+    }
+    let is_wanted =
+        |kind: &&LayerKind| wanted.is_empty() || wanted.iter().any(|one| one.as_str() == kind.media_type);
+    let mut chosen = kinds.iter().filter(is_wanted).peekable();
+    if chosen.peek().is_none() {
+        let wanted = listed(wanted.iter().map(MediaType::as_str));
+        return Err(Nothing::NoMatch {
+            wanted,
+            found: listed(kinds.iter().map(|kind| kind.media_type.as_str())),
+        });
+    }
+    if chosen.any(|kind| kind.has_files) { Ok(()) } else { Err(Nothing::NoName) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn contents(layers: &str) -> Vec<LayerKind> {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
+            "config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{digest}","size":2}},"layers":[{}]}}"#,
+            layers
+                .replace("TYPE(", r#"{"mediaType":""#)
+                .replace(')', &format!(r#","digest":"{digest}","size":1}}"#))
+        );
+        match Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap()) {
+            Contents::Image(kinds) => kinds,
+            Contents::Index(_) => panic!("an image was written"),
+        }
+    }
+
+    #[rstest]
+    #[case(r#"TYPE(application/java-archive","annotations":{"org.opencontainers.image.title":"a.jar"})"#, &[], None)]
+    #[case(r#"TYPE(application/vnd.oci.image.layer.v1.tar+gzip")"#, &[], None)]
+    #[case(r#"TYPE(application/vnd.docker.image.rootfs.diff.tar.gzip")"#, &[], None)]
+    #[case(r#"TYPE(a/b","annotations":{"org.cncf.model.filepath":"w.bin"})"#, &[], None)]
+    #[case(r#"TYPE(a/b","annotations":{"org.opencontainers.image.title":""})"#, &[], Some("file name"))]
+    #[case(r#"TYPE(application/vnd.oci.empty.v1+json")"#, &[], Some("file name"))]
+    #[case("", &[], Some("no layers"))]
+    #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/tar.tar"], None)]
+    #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/b"], Some("file name"))]
+    #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/c", "x/y"], Some("(a/c, x/y); it has a/b, a/tar.tar"))]
+    fn nothing_is_said_in_words(#[case] layers: &str, #[case] wanted: &[&str], #[case] words: Option<&str>) {
+        let wanted: Vec<MediaType> = wanted.iter().map(|text| text.parse().unwrap()).collect();
+        let found = check(&contents(layers), &wanted).map_err(|nothing| nothing.to_string());
+        match words {
+            None => assert_eq!(found, Ok(())),
+            Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),
+        }
+    }
+}

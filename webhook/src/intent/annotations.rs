@@ -1,0 +1,277 @@
+//! The `oras.land/` annotations of a pod, which together give one volume.
+
+use std::collections::BTreeMap;
+
+use oras_csi_core::keys::{
+    ANNOTATION_PREFIX, DEFAULT_MOUNT_PATH, DRIVER, VOLUME_NAME, annotation, canonical, nearest_annotation,
+};
+use oras_csi_core::media_type::MediaType;
+use oras_csi_core::name::ArtifactName;
+use oras_csi_core::path::{MountPath, TreePath};
+use oras_csi_core::platform::Platform;
+use oras_csi_core::recipe::{Layer, Recipe, Step};
+use oras_csi_core::reference::Reference;
+
+use super::mounts::{self, Target};
+use super::{Content, Intent, Origin, Registries, VolumeIntent, Wanted};
+use crate::denial::{At, Denial};
+use crate::view::Pod;
+
+/// An annotation as it is written.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    key: &'a str,
+    value: &'a str,
+}
+
+impl<'a> Written<'a> {
+    fn at(&self) -> At<'a> {
+        At::Annotation(self.key)
+    }
+
+    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<T, Denial> {
+        self.value.parse().map_err(|error| Denial::rewrite(self.at(), Some(self.value), error, ""))
+    }
+
+    /// The entries of a list, with any spaces around them.
+    fn list<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<Vec<T>, Denial> {
+        parse_list(self.at(), self.value)
+    }
+}
+
+/// `a, b,c`, parsed. An empty entry is an error.
+pub(super) fn parse_list<T>(at: At<'_>, list: &str) -> Result<Vec<T>, Denial>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let parse = |entry: &str| {
+        if entry.is_empty() {
+            let rule = "has an empty entry in its list";
+            return Err(Denial::rewrite(at, Some(list), rule, "write entries separated by single commas"));
+        }
+        entry.parse().map_err(|error| Denial::rewrite(at, Some(entry), error, ""))
+    };
+    list.split(',').map(str::trim).map(parse).collect()
+}
+
+/// What one artifact's annotations say; the root artifact has no name.
+#[derive(Default)]
+struct Artifact<'a> {
+    reference: Option<Written<'a>>,
+    media_types: Option<Written<'a>>,
+    platform: Option<Written<'a>>,
+    mount_path: Option<Written<'a>>,
+}
+
+/// All annotations, by what they are.
+#[derive(Default)]
+struct Annotations<'a> {
+    root: Artifact<'a>,
+    named: BTreeMap<ArtifactName, Artifact<'a>>,
+    containers: Option<Written<'a>>,
+}
+
+/// Reads the annotations, and the volume they give where they ask for one.
+pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Intent) -> Result<(), Denial> {
+    let inject = read_inject(pod)?;
+    if inject == Some(false) {
+        return Ok(());
+    }
+    let annotations = Annotations::collect(pod)?;
+    annotations.check_modifiers()?;
+    if annotations.is_empty() {
+        if inject.is_some() {
+            intent.warnings.push(format!(
+                "{} is \"true\", which is the default, and no {} says what to mount",
+                annotation::INJECT,
+                annotation::ARTIFACT
+            ));
+        }
+        return Ok(());
+    }
+    if pod.containers().is_empty() {
+        let rule = "has no containers that the artifacts of its annotations could be mounted in";
+        return Err(Denial::rewrite(At::Field("spec"), None, rule, "write containers"));
+    }
+    let wanted = annotations.wanted(registries)?;
+    let targets = annotations.targets()?;
+    let chosen = annotations.containers.map(|written| written.value);
+    let mounts = mounts::plan(pod, &targets, chosen)?;
+    let index = own_volume(pod)?;
+    let content = Content::Wanted(wanted);
+    intent.volumes.push(VolumeIntent { name: VOLUME_NAME.to_owned(), index, content, mounts });
+    Ok(())
+}
+
+fn read_inject(pod: &Pod<'_>) -> Result<Option<bool>, Denial> {
+    match pod.annotation(annotation::INJECT) {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(other) => Err(Denial::rewrite(
+            At::Annotation(annotation::INJECT),
+            Some(other),
+            "is neither \"true\" nor \"false\"",
+            "write \"false\" (a string, in quotes) to have the oras.land/ annotations ignored, or leave it out",
+        )),
+    }
+}
+
+/// The place of the volume that an earlier round, or the original of a copied pod, left behind. Anything
+/// else under that name is the user's own.
+fn own_volume(pod: &Pod<'_>) -> Result<Option<usize>, Denial> {
+    let Some(volume) = pod.volumes().iter().find(|volume| volume.name == VOLUME_NAME) else {
+        return Ok(None);
+    };
+    let is_ours = volume.csi.as_ref().is_some_and(|csi| {
+        csi.driver == DRIVER
+            && csi.attributes.contains_key(canonical::RECIPE)
+            && csi.attributes.contains_key(canonical::ID)
+    });
+    if is_ours {
+        return Ok(Some(volume.index));
+    }
+    Err(Denial::rewrite(
+        At::Volume(VOLUME_NAME),
+        None,
+        "has the name that is reserved for the volume of the oras.land/ annotations",
+        "give your volume another name",
+    ))
+}
+
+impl<'a> Annotations<'a> {
+    fn collect(pod: &Pod<'a>) -> Result<Self, Denial> {
+        let mut all = Self::default();
+        for (key, value) in pod.annotations().filter(|(key, _)| key.starts_with(ANNOTATION_PREFIX)) {
+            let written = Written { key, value };
+            if matches!(key, annotation::PINNED | annotation::INJECT) {
+                continue;
+            }
+            let (base, name) = split_name(key);
+            if !annotation::ALL.contains(&base) || (name.is_some() && !annotation::NAMED.contains(&base)) {
+                let nearest = nearest_annotation(key);
+                let rule = "is not an annotation of oras-csi";
+                return Err(Denial::rewrite(
+                    written.at(),
+                    None,
+                    rule,
+                    format_args!("did you mean {nearest}?"),
+                ));
+            }
+            if value.is_empty() {
+                let instead = "write a value, or remove the annotation";
+                return Err(Denial::rewrite(written.at(), Some(value), "is empty", instead));
+            }
+            if base == annotation::CONTAINERS {
+                all.containers = Some(written);
+                continue;
+            }
+            let artifact = match name {
+                None => &mut all.root,
+                Some(name) => {
+                    let name = name.parse::<ArtifactName>();
+                    all.named
+                        .entry(name.map_err(|error| Denial::rewrite(written.at(), None, error, ""))?)
+                        .or_default()
+                }
+            };
+            match base {
+                annotation::ARTIFACT => artifact.reference = Some(written),
+                annotation::MEDIA_TYPES => artifact.media_types = Some(written),
+                annotation::PLATFORM => artifact.platform = Some(written),
+                annotation::MOUNT_PATH => artifact.mount_path = Some(written),
+                _ => {
+                    let rule = "is not supported by this version of oras-csi";
+                    let instead = match base {
+                        annotation::PULL_SECRET => "remove it; registries are read without credentials",
+                        _ => "name each artifact with oras.land/artifact or oras.land/artifact.NAME",
+                    };
+                    return Err(Denial::rewrite(written.at(), Some(value), rule, instead));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.root.reference.is_none() && self.named.is_empty()
+    }
+
+    /// No modifier without what it modifies.
+    fn check_modifiers(&self) -> Result<(), Denial> {
+        let refuse = |written: Written<'_>, missing: &str| {
+            let rule = format!("has no {missing} to apply to");
+            let instead = format!("add {missing}: REFERENCE, or remove {}", written.key);
+            Err(Denial::rewrite(written.at(), Some(written.value), rule, instead))
+        };
+        for (name, artifact) in &self.named {
+            let modifier = artifact.media_types.or(artifact.mount_path).or(artifact.platform);
+            if let (None, Some(modifier)) = (artifact.reference, modifier) {
+                return refuse(modifier, &format!("{}.{name}", annotation::ARTIFACT));
+            }
+        }
+        let of_root = self.root.media_types.or(self.root.platform);
+        if let (None, Some(modifier)) = (self.root.reference, of_root) {
+            return refuse(modifier, annotation::ARTIFACT);
+        }
+        match self.containers.or(self.root.mount_path) {
+            Some(modifier) if self.is_empty() => refuse(modifier, annotation::ARTIFACT),
+            _ => Ok(()),
+        }
+    }
+
+    /// The artifacts that are named: the root one, then NAMEs sorted.
+    fn artifacts(&self) -> impl Iterator<Item = (Option<&ArtifactName>, &Artifact<'a>)> {
+        let named = self.named.iter().map(|(name, artifact)| (Some(name), artifact));
+        std::iter::once((None, &self.root)).chain(named)
+    }
+
+    fn wanted(&self, registries: &dyn Registries) -> Result<Wanted, Denial> {
+        let (mut steps, mut origins) = (Vec::new(), Vec::new());
+        for (name, artifact) in self.artifacts() {
+            let Some(written) = artifact.reference else { continue };
+            let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
+                .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
+            let mut layer = Layer::new(reference);
+            if let Some(name) = name {
+                let path = name.as_str().parse::<TreePath>();
+                layer = layer.at(path.map_err(|error| Denial::rewrite(written.at(), None, error, ""))?);
+            }
+            if let Some(written) = artifact.media_types {
+                layer = layer.with_media_types(written.list::<MediaType>()?);
+            }
+            if let Some(written) = artifact.platform {
+                layer = layer.for_platform(written.parse::<Platform>()?);
+            }
+            steps.push(Step::Add(layer));
+            origins.push(Origin::Annotation(written.key.to_owned()));
+        }
+        let at = At::Annotation(annotation::ARTIFACT);
+        let recipe = Recipe::new(steps).map_err(|error| Denial::rewrite(at, None, error, ""))?;
+        let wanted = Wanted { recipe, origins, label: None, past_cache: false };
+        wanted.check_length(at)?;
+        Ok(wanted)
+    }
+
+    fn targets(&self) -> Result<Vec<Target>, Denial> {
+        let key = annotation::MOUNT_PATH;
+        let written = self.root.mount_path.unwrap_or(Written { key, value: DEFAULT_MOUNT_PATH });
+        let mut targets =
+            vec![Target { key: key.to_owned(), path: written.parse::<MountPath>()?, sub_path: None }];
+        for (name, artifact) in &self.named {
+            if let Some(written) = artifact.mount_path {
+                let (key, sub_path) = (written.key.to_owned(), Some(name.to_string()));
+                targets.push(Target { key, path: written.parse::<MountPath>()?, sub_path });
+            }
+        }
+        Ok(targets)
+    }
+}
+
+/// `oras.land/artifact.NAME` as `oras.land/artifact` and `NAME`.
+fn split_name(key: &str) -> (&str, Option<&str>) {
+    match key[ANNOTATION_PREFIX.len()..].split_once('.') {
+        Some((base, name)) => (&key[..ANNOTATION_PREFIX.len() + base.len()], Some(name)),
+        None => (key, None),
+    }
+}

@@ -1,0 +1,214 @@
+//! Inline volumes with our driver: the earlier driver's attributes, or a canonical volume that came with
+//! the request.
+
+use oras_csi_core::keys::{DRIVER, KUBELET_PREFIX, attribute, canonical, nearest_attribute};
+use oras_csi_core::media_type::MediaType;
+use oras_csi_core::recipe::{Layer, Recipe, Step};
+use oras_csi_core::reference::Reference;
+use oras_csi_core::text::Shown;
+use oras_csi_core::volume::{CanonicalVolume, VolumeError};
+
+use super::annotations::parse_list;
+use super::{Content, Origin, Registries, VolumeIntent, Wanted};
+use crate::denial::{At, Code, Denial};
+use crate::view::{Csi, Volume};
+
+/// Reads one volume whose driver is ours.
+pub(super) fn read(
+    volume: &Volume<'_>,
+    csi: &Csi<'_>,
+    registries: &dyn Registries,
+    warnings: &mut Vec<String>,
+) -> Result<VolumeIntent, Denial> {
+    let at = |key| At::Attribute { volume: volume.name, key };
+    if let Some((key, value)) = csi.attributes.iter().find(|(key, _)| key.starts_with(KUBELET_PREFIX)) {
+        let rule = "is an attribute that only kubelet may write";
+        return Err(Denial::rewrite(at(key), Some(value), rule, "remove it"));
+    }
+    let is_canonical = |key: &str| key.starts_with(DRIVER);
+    let canonical_key = csi.attributes.keys().find(|key| is_canonical(key));
+    let earlier_key = csi.attributes.keys().find(|key| !is_canonical(key));
+    let content = match (canonical_key, earlier_key) {
+        (Some(ours), Some(other)) => {
+            let rule = format!("stands beside {}, which only the webhook writes", Shown::new(ours));
+            let instead = format!("write {} alone", attribute::REFERENCE);
+            return Err(Denial::rewrite(at(other), None, rule, instead));
+        }
+        (Some(_), None) => Content::Canonical(read_canonical(volume, csi)?),
+        (None, _) => Content::Wanted(Earlier { volume, csi, registries }.read(warnings)?),
+    };
+    if csi.has_secret {
+        warnings.push(format!(
+            "volume {}: nodePublishSecretRef is not used by this version of oras-csi",
+            Shown::new(volume.name)
+        ));
+    }
+    Ok(VolumeIntent { name: volume.name.to_owned(), index: Some(volume.index), content, mounts: Vec::new() })
+}
+
+/// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.
+fn read_canonical(volume: &Volume<'_>, csi: &Csi<'_>) -> Result<CanonicalVolume, Denial> {
+    let instead = format!("write {} and leave the rest to the webhook", attribute::REFERENCE);
+    let attributes = csi.attributes.iter().map(|(key, value)| (*key, *value));
+    let canonical = CanonicalVolume::from_attributes(attributes).map_err(|error| match error {
+        VolumeError::Missing(key) => {
+            let rule = "is missing from a volume that has others of the webhook's attributes";
+            Denial::rewrite(At::Attribute { volume: volume.name, key }, None, rule, &instead)
+        }
+        VolumeError::Unknown { key, nearest } => {
+            let rule = format!("{key} is not an attribute of oras-csi (nearest: {nearest})");
+            Denial::rewrite(At::Volume(volume.name), None, rule, &instead)
+        }
+        error => Denial::rewrite(At::Volume(volume.name), None, error, &instead),
+    })?;
+    match canonical.set() {
+        None => Ok(canonical),
+        Some(set) => {
+            let at = At::Attribute { volume: volume.name, key: canonical::SET };
+            Err(Denial::rewrite(at, Some(set), "names a set, and this version of oras-csi has none", instead))
+        }
+    }
+}
+
+/// The attributes of the earlier driver.
+struct Earlier<'a> {
+    volume: &'a Volume<'a>,
+    csi: &'a Csi<'a>,
+    registries: &'a dyn Registries,
+}
+
+impl<'a> Earlier<'a> {
+    fn at(&self, key: &'a str) -> At<'a> {
+        At::Attribute { volume: self.volume.name, key }
+    }
+
+    /// A value, which must not be empty where it is there.
+    fn value(&self, key: &'a str) -> Result<Option<&'a str>, Denial> {
+        match self.csi.attributes.get(key).copied() {
+            Some("") => {
+                let instead = "write a value, or remove the attribute";
+                Err(Denial::rewrite(self.at(key), Some(""), "is empty", instead))
+            }
+            value => Ok(value),
+        }
+    }
+
+    fn read(&self, warnings: &mut Vec<String>) -> Result<Wanted, Denial> {
+        self.check_keys()?;
+        let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
+        let Some(text) = self.value(attribute::REFERENCE)? else {
+            let rule = if label.is_some() {
+                format!("names a set with {} alone, and this version of oras-csi has none", attribute::NAME)
+            } else {
+                "names no artifact".to_owned()
+            };
+            let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
+            return Err(Denial::rewrite(At::Volume(self.volume.name), None, rule, instead));
+        };
+        let reference = Reference::parse_knowing(text, &|host| self.registries.names(host))
+            .map_err(|error| Denial::rewrite(self.at(attribute::REFERENCE), Some(text), error, ""))?;
+        self.check_weakening(&reference)?;
+        if let Some(count) = self.value(attribute::CONCURRENCY)? {
+            warnings.push(self.check_concurrency(count)?);
+        }
+        let past_cache = self.flag(attribute::PULL_ALWAYS)?;
+        let mut layer = Layer::new(reference);
+        if let Some(list) = self.value(attribute::MEDIA_TYPE)? {
+            layer = layer.with_media_types(parse_list::<MediaType>(self.at(attribute::MEDIA_TYPE), list)?);
+        }
+        let at = self.at(attribute::REFERENCE);
+        let recipe =
+            Recipe::new(vec![Step::Add(layer)]).map_err(|error| Denial::rewrite(at, None, error, ""))?;
+        let origins =
+            vec![Origin::Attribute { volume: self.volume.name.to_owned(), key: attribute::REFERENCE }];
+        let wanted = Wanted { recipe, origins, label: label.map(str::to_owned), past_cache };
+        wanted.check_length(at)?;
+        Ok(wanted)
+    }
+
+    /// No attribute that nobody knows, and none that this version cannot do.
+    fn check_keys(&self) -> Result<(), Denial> {
+        for (key, value) in &self.csi.attributes {
+            if !attribute::ALL.contains(key) {
+                let rule = "is not an attribute of oras-csi";
+                let instead = format!("did you mean {}?", nearest_attribute(key));
+                return Err(Denial::rewrite(self.at(key), None, rule, instead));
+            }
+            if matches!(*key, attribute::ACTIONS | attribute::PATCH) {
+                let rule = "is not supported by this version of oras-csi";
+                let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
+                return Err(Denial::rewrite(self.at(key), Some(value), rule, instead));
+            }
+        }
+        Ok(())
+    }
+
+    /// A DNS label (RFC 1123).
+    fn check_label(&self, name: &'a str) -> Result<&'a str, Denial> {
+        let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = name.as_bytes();
+        let ends = bytes.first().is_some_and(|byte| is_word(*byte))
+            && bytes.last().is_some_and(|byte| is_word(*byte));
+        if ends && bytes.len() <= 63 && bytes.iter().all(|byte| is_word(*byte) || *byte == b'-') {
+            return Ok(name);
+        }
+        Err(Denial::rewrite(
+            self.at(attribute::NAME),
+            Some(name),
+            "is not a DNS label",
+            "write at most 63 characters of a-z, 0-9 and \"-\", with a letter or digit at both ends",
+        ))
+    }
+
+    /// `plainhttp` and `insecure` are the administrator's to give.
+    fn check_weakening(&self, reference: &Reference) -> Result<(), Denial> {
+        let host = reference.registry();
+        let plain = self.flag(attribute::PLAIN_HTTP)? && !self.registries.allows_plain_http(host);
+        let insecure = self.flag(attribute::INSECURE)? && !self.registries.allows_insecure(host);
+        let (key, missing) = match (plain, insecure) {
+            (false, false) => return Ok(()),
+            (true, _) => (attribute::PLAIN_HTTP, "an http:// server"),
+            (false, true) => (attribute::INSECURE, "skip_verify = true"),
+        };
+        Err(Denial::new(
+            Code::Forbidden,
+            self.at(key),
+            self.csi.attributes.get(key).copied(),
+            format_args!(
+                "is not allowed for {host}: the administrator's certs.d has no hosts.toml with {missing} for it"
+            ),
+            format_args!("remove {key}, or ask the administrator to add it"),
+        ))
+    }
+
+    /// A boolean as Go's `strconv.ParseBool` reads it; absent is false.
+    fn flag(&self, key: &'a str) -> Result<bool, Denial> {
+        match self.value(key)? {
+            None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
+            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
+            Some(other) => Err(Denial::rewrite(
+                self.at(key),
+                Some(other),
+                "is not a boolean",
+                "write \"true\" or \"false\" (in quotes, as attributes are strings)",
+            )),
+        }
+    }
+
+    /// A number from 1. It has no effect, and the warning that is given back says so.
+    fn check_concurrency(&self, count: &str) -> Result<String, Denial> {
+        match count.parse::<u32>() {
+            Ok(1..) => Ok(format!(
+                "volume {}: {} has no effect, the driver decides how many downloads it makes at once",
+                Shown::new(self.volume.name),
+                attribute::CONCURRENCY
+            )),
+            _ => Err(Denial::rewrite(
+                self.at(attribute::CONCURRENCY),
+                Some(count),
+                "is not a number from 1",
+                "remove it (the driver decides how many downloads it makes at once)",
+            )),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What a pod asks for. Pure: nothing is looked up but the pod and the administrator's registries, which
+//! are given as [`Registries`].
+//!
+//! Annotations give one volume ([`annotations`]), each inline volume with our driver gives one more
+//! ([`inline`]); [`mounts`] says where the first appears.
+
+mod annotations;
+mod inline;
+mod mounts;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use oras_csi_core::digest::Digest;
+use oras_csi_core::keys::{DRIVER, canonical};
+use oras_csi_core::path::MountPath;
+use oras_csi_core::recipe::Recipe;
+use oras_csi_core::reference::{Reference, RegistryHost};
+use oras_csi_core::registry::HostsConfig;
+use oras_csi_core::volume::CanonicalVolume;
+
+use crate::denial::{At, Denial};
+use crate::view::Pod;
+
+/// What the administrator says of registries: the part of `certs.d` that has to be known before any
+/// network.
+pub trait Registries: Send + Sync + 'static {
+    /// Whether a first segment without dot and port is one of the administrator's hosts.
+    fn names(&self, segment: &str) -> bool;
+    /// Whether plain http is allowed for that host.
+    fn allows_plain_http(&self, host: &RegistryHost) -> bool;
+    /// Whether a certificate that cannot be verified is allowed for that host.
+    fn allows_insecure(&self, host: &RegistryHost) -> bool;
+}
+
+impl Registries for HostsConfig {
+    fn names(&self, segment: &str) -> bool {
+        Self::names(self, segment)
+    }
+
+    fn allows_plain_http(&self, host: &RegistryHost) -> bool {
+        Self::allows_plain_http(self, host)
+    }
+
+    fn allows_insecure(&self, host: &RegistryHost) -> bool {
+        Self::allows_insecure(self, host)
+    }
+}
+
+/// All that a pod asks for.
+#[derive(Debug, Default)]
+pub(crate) struct Intent {
+    /// The volumes, the annotations' first.
+    pub(crate) volumes: Vec<VolumeIntent>,
+    /// What the user should hear, whatever becomes of it.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// One volume that is to be canonical.
+#[derive(Debug)]
+pub(crate) struct VolumeIntent {
+    /// Its name in the pod.
+    pub(crate) name: String,
+    /// Its place in `spec.volumes`, or `None` where it is to be added.
+    pub(crate) index: Option<usize>,
+    /// What shall be in it.
+    pub(crate) content: Content,
+    /// Mounts to add.
+    pub(crate) mounts: Vec<NewMount>,
+}
+
+/// What a volume shall hold.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// Something to pin.
+    Wanted(Wanted),
+    /// Something pinned, from a canonical volume that came with the request. It is untrusted: it has
+    /// been parsed, and policy looks at it like at anything else.
+    Canonical(CanonicalVolume),
+}
+
+/// A recipe, where it was written, and how to treat it.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// What to pin.
+    pub(crate) recipe: Recipe,
+    /// Where each step was written, in the order of the steps.
+    pub(crate) origins: Vec<Origin>,
+    /// The name for people in the volume's id.
+    pub(crate) label: Option<String>,
+    /// Resolve past the cache.
+    pub(crate) past_cache: bool,
+}
+
+/// Where a reference was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// In an annotation.
+    Annotation(String),
+    /// In an attribute of a volume.
+    Attribute {
+        /// The volume.
+        volume: String,
+        /// The attribute.
+        key: &'static str,
+    },
+}
+
+impl Origin {
+    /// For a denial.
+    pub(crate) fn at(&self) -> At<'_> {
+        match self {
+            Self::Annotation(key) => At::Annotation(key),
+            Self::Attribute { volume, key } => At::Attribute { volume, key },
+        }
+    }
+}
+
+/// A mount that a container is to gain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NewMount {
+    /// Which container, as an index into [`Pod::containers`].
+    pub(crate) container: usize,
+    /// Where.
+    pub(crate) path: MountPath,
+    /// Which directory of the volume, or all of it.
+    pub(crate) sub_path: Option<String>,
+}
+
+/// More than this many distinct references cannot be meant, and each costs a registry a request.
+pub(crate) const MOST_REFERENCES: usize = 128;
+
+/// Reads what a pod asks for. An empty intent is a pod that asks for nothing.
+pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent, Denial> {
+    let mut intent = Intent::default();
+    annotations::read(pod, registries, &mut intent)?;
+    let of_annotations = intent.volumes.first().and_then(|volume| volume.index);
+    for volume in pod.volumes() {
+        let Some(csi) = volume.csi.as_ref().filter(|csi| csi.driver == DRIVER) else { continue };
+        if of_annotations != Some(volume.index) {
+            intent.volumes.push(inline::read(volume, csi, registries, &mut intent.warnings)?);
+        }
+    }
+    if intent.volumes.is_empty() {
+        return Ok(intent);
+    }
+    if pod.is_for_windows() {
+        return Err(Denial::rewrite(
+            At::Field("spec.os.name"),
+            Some("windows"),
+            "cannot have volumes of csi.oras.land, whose driver runs on Linux nodes only",
+            "remove the oras.land/ annotations and csi.oras.land volumes, or write oras.land/inject: \"false\"",
+        ));
+    }
+    let references: BTreeSet<&Reference> =
+        intent.wanted().flat_map(|wanted| wanted.recipe.references()).collect();
+    if references.len() > MOST_REFERENCES {
+        return Err(Denial::rewrite(
+            At::Field("spec.volumes"),
+            None,
+            format_args!("name {} different artifacts", references.len()),
+            format_args!("use at most {MOST_REFERENCES} in one pod"),
+        ));
+    }
+    mounts::warn_of_mounts_below(pod, &mut intent);
+    Ok(intent)
+}
+
+impl Intent {
+    fn wanted(&self) -> impl Iterator<Item = &Wanted> {
+        self.volumes.iter().filter_map(|volume| match &volume.content {
+            Content::Wanted(wanted) => Some(wanted),
+            Content::Canonical(_) => None,
+        })
+    }
+}
+
+/// One reference of a volume as policy sees it.
+pub(crate) struct Named<'a> {
+    /// Where it was written.
+    pub(crate) origin: Origin,
+    /// What was written.
+    pub(crate) text: String,
+    /// The registry.
+    pub(crate) registry: &'a RegistryHost,
+    /// The repository.
+    pub(crate) repository: &'a str,
+}
+
+impl VolumeIntent {
+    /// Every reference of the volume, pinned or not: policy asks about all of them.
+    pub(crate) fn references(&self) -> Vec<Named<'_>> {
+        match &self.content {
+            Content::Wanted(wanted) => wanted
+                .steps()
+                .map(|(reference, origin)| Named {
+                    origin: origin.clone(),
+                    text: reference.to_string(),
+                    registry: reference.registry(),
+                    repository: reference.repository(),
+                })
+                .collect(),
+            Content::Canonical(volume) => volume
+                .recipe()
+                .references()
+                .map(|reference| Named {
+                    origin: Origin::Attribute { volume: self.name.clone(), key: canonical::RECIPE },
+                    text: reference.to_string(),
+                    registry: reference.registry(),
+                    repository: reference.repository(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Wanted {
+    /// Each reference with the place where it was written.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (&Reference, &Origin)> {
+        self.recipe.references().zip(&self.origins)
+    }
+
+    /// Refuses, before any network, what would be too long once it is pinned.
+    fn check_length(&self, at: At<'_>) -> Result<(), Denial> {
+        let stand_in = Digest::sha256_of(b"");
+        let digest_of = |reference: &Reference| {
+            Ok::<_, std::convert::Infallible>(reference.digest().cloned().unwrap_or_else(|| stand_in.clone()))
+        };
+        let pinned = match self.recipe.pin(digest_of) {
+            Ok(pinned) => pinned,
+            Err(never) => match never {},
+        };
+        match CanonicalVolume::new(self.label.as_deref(), pinned) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Denial::rewrite(at, None, error, "")),
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Design §3, rule by rule. Every denial must name the key, the value and what to write.
+
+use proptest::prelude::*;
+use rstest::rstest;
+use serde_json::{Map, Value, json};
+
+use super::*;
+
+/// `kind` is a host of the administrator's; `plain.example` may be plain, `kind:443` unverified.
+struct Administrator;
+
+impl Registries for Administrator {
+    fn names(&self, segment: &str) -> bool {
+        segment == "kind"
+    }
+
+    fn allows_plain_http(&self, host: &RegistryHost) -> bool {
+        host.to_string() == "plain.example"
+    }
+
+    fn allows_insecure(&self, host: &RegistryHost) -> bool {
+        host.to_string() == "kind:443"
+    }
+}
+
+fn read_pod(pod: &Value) -> Result<Intent, Denial> {
+    read(&Pod::read(pod)?, &Administrator)
+}
+
+fn annotated(annotations: &Value) -> Value {
+    let mut full = Map::new();
+    for (key, value) in annotations.as_object().unwrap() {
+        full.insert(format!("oras.land/{key}"), value.clone());
+    }
+    json!({"metadata": {"annotations": full}, "spec": {
+        "initContainers": [{"name": "first"}],
+        "containers": [{"name": "app", "volumeMounts": [{"name": "tmp", "mountPath": "/tmp/"}]},
+            {"name": "side", "volumeDevices": [{"name": "disk", "devicePath": "/dev/xvda"}]}]}})
+}
+
+fn inline(attributes: &Value) -> Value {
+    json!({"spec": {"containers": [{"name": "app", "volumeMounts": [{"name": "in", "mountPath": "/data"}]}],
+        "volumes": [{"name": "in", "csi": {"driver": "csi.oras.land", "volumeAttributes": attributes}}]}})
+}
+
+fn wanted(intent: &Intent) -> &Wanted {
+    match &intent.volumes[0].content {
+        Content::Wanted(wanted) => wanted,
+        Content::Canonical(_) => panic!("nothing canonical was written"),
+    }
+}
+
+fn summary(intent: &Intent) -> Vec<String> {
+    let steps = wanted(intent).recipe.steps().iter().filter_map(|step| step.layer());
+    steps
+        .map(|layer| {
+            let types: Vec<&str> =
+                layer.media_types().iter().map(oras_csi_core::media_type::MediaType::as_str).collect();
+            let platform = layer.platform().map(ToString::to_string).unwrap_or_default();
+            format!("{} {} [{}] {platform}", layer.reference(), layer.path(), types.join(" "))
+        })
+        .collect()
+}
+
+#[rstest]
+#[case(json!({"artifact": "ghcr.io/a/b:v1"}), &["ghcr.io/a/b:v1  [] "])]
+#[case(json!({"artifact": "oras://GHCR.io/a/b"}), &["ghcr.io/a/b:latest  [] "])]
+#[case(json!({"artifact": "kind/app:1"}), &["kind:443/app:1  [] "])]
+#[case(json!({"artifact": "kind-registry:5000/java-app", "platform": "linux/arm64/v8", "media-types": "b/c , a/b,a/b"}),
+    &["kind-registry:5000/java-app:latest  [a/b b/c] linux/arm64"])]
+#[case(json!({"artifact.z": "r.io/z:1", "artifact.b.c": "r.io/b:1", "artifact": "r.io/root:1", "platform.z": "linux/arm/v7"}),
+    &["r.io/root:1  [] ", "r.io/b:1 b.c [] ", "r.io/z:1 z [] linux/arm/v7"])]
+#[case(json!({"artifact.only": "r.io/z:1", "media-types.only": "x/y"}), &["r.io/z:1 only [x/y] "])]
+#[case(json!({"artifact": "r.io/z:1", "inject": "true", "pinned": "anything"}), &["r.io/z:1  [] "])]
+fn annotations_give_steps(#[case] annotations: Value, #[case] steps: &[&str]) {
+    let intent = read_pod(&annotated(&annotations)).unwrap();
+    assert_eq!(summary(&intent), steps);
+    assert_eq!((intent.volumes[0].name.as_str(), intent.volumes[0].index), ("oras-artifacts", None));
+    assert_eq!(intent.volumes[0].mounts.len(), 3, "all containers and init containers");
+    assert!(intent.volumes[0].mounts.iter().all(|mount| mount.path.as_str() == "/mnt/oras"));
+}
+
+#[rstest]
+#[case(json!({}))]
+#[case(json!({"inject": "false"}))]
+#[case(json!({"inject": "false", "artifact": "not a reference", "unknown": "", "mount-path": ":"}))]
+#[case(json!({"pinned": "{}"}))]
+fn some_pods_ask_for_nothing(#[case] annotations: Value) {
+    let intent = read_pod(&annotated(&annotations)).unwrap();
+    assert!(intent.volumes.is_empty() && intent.warnings.is_empty());
+}
+
+#[test]
+fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
+    let intent = read_pod(&annotated(&json!({"inject": "true"}))).unwrap();
+    assert!(intent.volumes.is_empty() && intent.warnings[0].contains("oras.land/artifact"));
+}
+
+#[rstest]
+#[case(json!({"artefact": "r.io/a"}), "annotation oras.land/artefact: is not an annotation of oras-csi: did you mean oras.land/artifact?")]
+#[case(json!({"containers.app": "x"}), "did you mean oras.land/containers?")]
+#[case(json!({"artifact": ""}), "annotation oras.land/artifact: \"\" is empty: write a value")]
+#[case(json!({"artifact": "r.io/a", "containers": ""}), "oras.land/containers: \"\" is empty")]
+#[case(json!({"artifact": "team/app"}), "write docker.io/team/app or team:443/app")]
+#[case(json!({"artifact": "r.io/App:1"}), "did you mean")]
+#[case(json!({"artifact": " r.io/a"}), "has blanks")]
+#[case(json!({"artifact.App": "r.io/a"}), "oras.land/artifact.App: \"App\" is not a name")]
+#[case(json!({"artifact.": "r.io/a"}), "\"\" is not a name")]
+#[case(json!({"artifact.-a": "r.io/a"}), "\"-a\" is not a name")]
+#[case(json!({"artifact.a_b": "r.io/a", "artifact.x": "r.io/y"}), "\"a_b\" is not a name")]
+#[case(json!({"mount-path": "/data"}), "oras.land/mount-path: \"/data\" has no oras.land/artifact to apply to: add oras.land/artifact: REFERENCE")]
+#[case(json!({"containers": "app"}), "has no oras.land/artifact to apply to")]
+#[case(json!({"media-types": "a/b"}), "has no oras.land/artifact to apply to")]
+#[case(json!({"platform": "linux/amd64", "artifact.a": "r.io/a"}), "oras.land/platform: \"linux/amd64\" has no oras.land/artifact to apply to")]
+#[case(json!({"platform.b": "linux/amd64", "artifact.a": "r.io/a"}), "has no oras.land/artifact.b to apply to")]
+#[case(json!({"mount-path.b": "/b", "artifact": "r.io/a"}), "has no oras.land/artifact.b to apply to")]
+#[case(json!({"artifact": "r.io/a", "platform": "linux"}), "\"linux\" is not a platform")]
+#[case(json!({"artifact": "r.io/a", "media-types": "a/b,,c/d"}), "has an empty entry")]
+#[case(json!({"artifact": "r.io/a", "media-types": "a/b, tar"}), "\"tar\" is not a media type")]
+#[case(json!({"artifact": "r.io/a", "inject": "False"}), "\"False\" is neither \"true\" nor \"false\"")]
+#[case(json!({"artifact": "r.io/a", "inject": ""}), "oras.land/inject: \"\" is neither")]
+#[case(json!({"artifact": "r.io/a", "containers": "app,nope"}), "\"nope\" is not a container or init container of this pod: write some of: first, app, side")]
+#[case(json!({"artifact": "r.io/a", "containers": "app,"}), "has an empty name")]
+#[case(json!({"artifact": "r.io/a", "containers": " "}), "has an empty name")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "mnt"}), "\"mnt\" is not a mount path")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/"}), "\"/\" is not a mount path")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/a:b"}), "is not a mount path")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/a/../b"}), "is not a mount path")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/a//b"}), "is not a mount path")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/tmp"}), "\"/tmp\" is taken: container app has a mount at /tmp/ of volume tmp there")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/dev"}), "container side has a device at /dev/xvda of volume disk")]
+#[case(json!({"artifact.a": "r.io/a", "mount-path.a": "/mnt/oras/a"}), "oras.land/mount-path.a: \"/mnt/oras/a\" is at or below /mnt/oras of oras.land/mount-path")]
+#[case(json!({"artifact.a": "r.io/a", "artifact.b": "r.io/b", "mount-path.a": "/x", "mount-path.b": "/x"}), "is at or below /x")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/a/b", "artifact.a": "r.io/a", "mount-path.a": "/a"}), "\"/a/b\" is at or below /a of oras.land/mount-path.a")]
+#[case(json!({"recipe": "- add: r.io/a"}), "is not supported by this version")]
+#[case(json!({"artifact-set": "x"}), "is not supported by this version")]
+#[case(json!({"patch": "r.io/a"}), "is not supported by this version")]
+#[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "is not supported by this version")]
+#[case(json!({"artifact": "r.io/a", "pull-secret": "s"}), "oras.land/pull-secret: \"s\" is not supported by this version")]
+fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words: &str) {
+    let denial = read_pod(&annotated(&annotations)).unwrap_err();
+    assert!(denial.message().contains(words), "{denial}");
+    assert!(denial.message().starts_with("annotation oras.land/"), "{denial}");
+    assert_eq!(denial.code().number(), 400);
+}
+
+#[rstest]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/tmpfoo"}), "/tmpfoo")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/tmp/below"}), "/tmp/below")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/data/"}), "/data")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/tmp", "containers": "side"}), "/tmp")]
+fn paths_beside_and_below_other_mounts_are_fine(#[case] annotations: Value, #[case] path: &str) {
+    let intent = read_pod(&annotated(&annotations)).unwrap();
+    assert!(intent.volumes[0].mounts.iter().all(|mount| mount.path.as_str() == path));
+}
+
+#[test]
+fn containers_are_chosen_by_name_with_spaces_and_twice() {
+    let intent =
+        read_pod(&annotated(&json!({"artifact": "r.io/a", "containers": " side, first ,side"}))).unwrap();
+    let chosen: Vec<usize> = intent.volumes[0].mounts.iter().map(|mount| mount.container).collect();
+    assert_eq!(chosen, [0, 2]);
+}
+
+#[test]
+fn a_named_mount_path_is_a_sub_path_of_the_same_volume() {
+    let intent = read_pod(&annotated(&json!({"artifact.m": "r.io/a", "mount-path.m": "/models"}))).unwrap();
+    let app: Vec<_> = intent.volumes[0].mounts.iter().filter(|mount| mount.container == 1).collect();
+    assert_eq!((app[0].path.as_str(), &app[0].sub_path), ("/mnt/oras", &None));
+    assert_eq!((app[1].path.as_str(), app[1].sub_path.as_deref()), ("/models", Some("m")));
+}
+
+#[test]
+fn too_much_for_a_volume_is_said_before_anything_is_looked_up() {
+    let many: Map<String, Value> = (0..40)
+        .map(|n| (format!("artifact.n{n}"), json!(format!("r.io/repository/of/some/length{n}"))))
+        .collect();
+    let denial = read_pod(&annotated(&Value::Object(many))).unwrap_err();
+    assert!(denial.message().contains("bytes, and CSI leaves room for 3072"), "{denial}");
+}
+
+#[test]
+fn a_pod_with_more_references_than_anyone_means_is_refused() {
+    let volumes: Vec<Value> = (0..129)
+        .map(|n| {
+            json!({"name": format!("v{n}"), "csi": {"driver": "csi.oras.land",
+                "volumeAttributes": {"oras.artifact.reference": format!("r.io/a:{n}")}}})
+        })
+        .collect();
+    let denial = read_pod(&json!({"spec": {"volumes": volumes}})).unwrap_err();
+    assert!(denial.message().contains("129 different artifacts"), "{denial}");
+}
+
+#[rstest]
+#[case(json!({"name": "oras-artifacts", "emptyDir": {}}))]
+#[case(json!({"name": "oras-artifacts", "csi": {"driver": "other"}}))]
+#[case(json!({"name": "oras-artifacts", "csi": {"driver": "csi.oras.land", "volumeAttributes": {"oras.artifact.reference": "r.io/a"}}}))]
+#[case(json!({"name": "oras-artifacts", "csi": {"driver": "csi.oras.land", "volumeAttributes": null}}))]
+fn the_reserved_name_is_ours(#[case] volume: Value) {
+    let mut pod = annotated(&json!({"artifact": "r.io/a"}));
+    pod["spec"]["volumes"] = json!([volume]);
+    let denial = read_pod(&pod).unwrap_err();
+    assert!(denial.message().contains("volume oras-artifacts: has the name that is reserved"), "{denial}");
+}
+
+#[test]
+fn a_pod_without_containers_cannot_ask() {
+    for spec in [json!(null), json!({}), json!({"containers": [null]})] {
+        let pod = json!({"metadata": {"annotations": {"oras.land/artifact": "r.io/a"}}, "spec": spec});
+        let denial = read_pod(&pod).unwrap_err();
+        assert!(denial.message().contains("has no containers"), "{denial}");
+    }
+}
+
+#[rstest]
+#[case(json!({"os": {"name": "windows"}}))]
+#[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}))]
+fn windows_is_refused_only_to_pods_that_ask(#[case] windows: Value) {
+    for (mut pod, asks) in [
+        (annotated(&json!({"artifact": "r.io/a"})), true),
+        (inline(&json!({"oras.artifact.reference": "r.io/a"})), true),
+        (annotated(&json!({"artifact": "r.io/a", "inject": "false"})), false),
+    ] {
+        pod["spec"].as_object_mut().unwrap().extend(windows.as_object().unwrap().clone());
+        let read = read_pod(&pod);
+        assert_eq!(
+            read.as_ref().is_err_and(|denial| denial.message().contains("Linux nodes only")),
+            asks,
+            "{read:?}"
+        );
+    }
+}
+
+#[rstest]
+#[case(json!({"oras.artifact.reference": "kind-registry:5000/java-app"}), "kind-registry:5000/java-app:latest  [] ", None, false)]
+#[case(json!({"oras.artifact.reference": "r.io/a:1", "oras.artifact.layers.mediatype": "x/y, a/b"}), "r.io/a:1  [a/b x/y] ", None, false)]
+#[case(json!({"oras.artifact.reference": "r.io/a:1", "oras-csi.name": "my-name"}), "r.io/a:1  [] ", Some("my-name"), false)]
+#[case(json!({"oras.artifact.reference": "r.io/a:1", "oras.options.pullalways": "t"}), "r.io/a:1  [] ", None, true)]
+#[case(json!({"oras.artifact.reference": "plain.example/a:1", "oras.options.plainhttp": "True"}), "plain.example/a:1  [] ", None, false)]
+#[case(json!({"oras.artifact.reference": "kind/a:1", "oras.options.insecure": "1"}), "kind:443/a:1  [] ", None, false)]
+#[case(json!({"oras.artifact.reference": "r.io/a:1", "oras.options.plainhttp": "F", "oras.options.insecure": "0"}), "r.io/a:1  [] ", None, false)]
+fn the_earlier_drivers_attributes_work(
+    #[case] attributes: Value,
+    #[case] step: &str,
+    #[case] label: Option<&str>,
+    #[case] past_cache: bool,
+) {
+    let intent = read_pod(&inline(&attributes)).unwrap();
+    assert_eq!(summary(&intent), [step]);
+    assert_eq!((wanted(&intent).label.as_deref(), wanted(&intent).past_cache), (label, past_cache));
+    assert_eq!((intent.volumes[0].index, intent.volumes[0].mounts.len()), (Some(0), 0));
+    assert!(intent.warnings.is_empty());
+}
+
+#[test]
+fn concurrency_is_taken_with_a_warning() {
+    let intent =
+        read_pod(&inline(&json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "4"})))
+            .unwrap();
+    assert!(intent.warnings[0].contains("oras.options.concurrency has no effect"), "{:?}", intent.warnings);
+}
+
+#[rstest]
+#[case(json!({}), 400, "volume in: names no artifact: write oras.artifact.reference: REFERENCE")]
+#[case(json!({"oras.artifact.ref": "r.io/a"}), 400, "did you mean oras.artifact.reference?")]
+#[case(json!({"oras.artifact.reference": ""}), 400, "attribute oras.artifact.reference: \"\" is empty")]
+#[case(json!({"oras.artifact.reference": "a b"}), 400, "has blanks")]
+#[case(json!({"oras-csi.name": "x"}), 400, "names a set with oras-csi.name alone")]
+#[case(json!({"oras-csi.name": "X", "oras.artifact.reference": "r.io/a"}), 400, "\"X\" is not a DNS label")]
+#[case(json!({"oras-csi.name": "-x", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]
+#[case(json!({"oras-csi.name": "a.b", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]
+#[case(json!({"oras-csi.actions": "- add: x", "oras-csi.name": "x"}), 400, "oras-csi.actions: \"- add: x\" is not supported by this version")]
+#[case(json!({"oras.artifact.patch": "r.io/a"}), 400, "is not supported by this version")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "0"}), 400, "\"0\" is not a number from 1")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "-1"}), 400, "is not a number from 1")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "many"}), 400, "is not a number from 1")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.pullalways": "yes"}), 400, "\"yes\" is not a boolean")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.plainhttp": "tRUE"}), 400, "is not a boolean")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.plainhttp": "true"}), 403, "oras.options.plainhttp: \"true\" is not allowed for r.io")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.insecure": "1"}), 403, "oras.options.insecure: \"1\" is not allowed for r.io")]
+#[case(json!({"oras.artifact.reference": "plain.example/a", "oras.options.insecure": "1"}), 403, "is not allowed for plain.example")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.artifact.layers.mediatype": "a/b,"}), 400, "has an empty entry")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "csi.storage.k8s.io/pod.namespace": "other"}), 400, "csi.storage.k8s.io/pod.namespace: \"other\" is an attribute that only kubelet may write: remove it")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "csi.oras.land/id": "x"}), 400, "stands beside csi.oras.land/id")]
+#[case(json!({"csi.oras.land/id": "x"}), 400, "csi.oras.land/recipe: is missing")]
+#[case(json!({"csi.oras.land/recipe": "[]", "csi.oras.land/id": "x"}), 400, "the recipe is empty")]
+#[case(json!({"csi.oras.land/recipe": "[{\"add\":\"r.io/a:1\"}]", "csi.oras.land/id": "x"}), 400, "has no digest")]
+#[case(json!({"csi.oras.land/other": "x"}), 400, "csi.oras.land/other is not an attribute of oras-csi")]
+fn a_mistake_in_an_inline_volume_is_named(#[case] attributes: Value, #[case] code: u16, #[case] words: &str) {
+    let denial = read_pod(&inline(&attributes)).unwrap_err();
+    assert!(denial.message().contains(words), "{denial}");
+    assert!(denial.message().starts_with("volume in"), "{denial}");
+    assert_eq!(denial.code().number(), code);
+}
+
+#[rstest]
+#[case(&["1", "t", "T", "TRUE", "true", "True"], true)]
+#[case(&["0", "f", "F", "FALSE", "false", "False"], false)]
+fn booleans_are_gos(#[case] texts: &[&str], #[case] value: bool) {
+    for text in texts {
+        let attributes = json!({"oras.artifact.reference": "r.io/a", "oras.options.pullalways": text});
+        assert_eq!(wanted(&read_pod(&inline(&attributes)).unwrap()).past_cache, value, "{text}");
+    }
+}
+
+fn canonical_attributes(set: Option<&str>) -> Value {
+    let reference = Reference::parse("r.io/a").unwrap().pin(Digest::sha256_of(b"x"));
+    let step = oras_csi_core::recipe::Step::Add(oras_csi_core::recipe::Layer::new(reference));
+    let recipe = oras_csi_core::recipe::PinnedRecipe::new(vec![step]).unwrap();
+    let mut attributes = json!(CanonicalVolume::new(None, recipe).unwrap().to_attributes());
+    if let Some(set) = set {
+        attributes["csi.oras.land/set"] = json!(set);
+    }
+    attributes
+}
+
+#[test]
+fn a_canonical_volume_is_parsed_and_kept() {
+    let intent = read_pod(&inline(&canonical_attributes(None))).unwrap();
+    assert!(
+        matches!(&intent.volumes[0].content, Content::Canonical(volume) if volume.id().as_str().starts_with("a-"))
+    );
+    assert_eq!(
+        intent.volumes[0].references()[0].origin.at().to_string(),
+        "volume in, attribute csi.oras.land/recipe"
+    );
+
+    let mut forged = canonical_attributes(None);
+    forged["csi.oras.land/id"] = json!("a-00000000000000000000000000000000");
+    let denial = read_pod(&inline(&forged)).unwrap_err();
+    assert!(denial.message().contains("does not belong to its recipe"), "{denial}");
+
+    let denial = read_pod(&inline(&canonical_attributes(Some("tools")))).unwrap_err();
+    assert!(denial.message().contains("csi.oras.land/set: \"tools\" names a set"), "{denial}");
+}
+
+#[test]
+fn other_drivers_are_nobodys_business() {
+    let pod = json!({"spec": {"volumes": [{"name": "v", "csi": {"driver": "csi.oras.land.evil",
+        "volumeAttributes": {"csi.storage.k8s.io/x": "y"}}}]}});
+    assert!(read_pod(&pod).unwrap().volumes.is_empty());
+}
+
+#[test]
+fn a_mount_below_an_inline_volume_is_worth_a_warning() {
+    let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a"}));
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "in", "mountPath": "/data"}, {"name": "x", "mountPath": "/data/x"}]);
+    let intent = read_pod(&pod).unwrap();
+    assert!(intent.warnings[0].contains("/data/x is below the read-only volume in"), "{:?}", intent.warnings);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn hostile_annotations_never_panic_and_answers_are_printable(
+        annotations in proptest::collection::btree_map(
+            "(artifact|artifact\\.[a-z.A-Z-]{0,6}|mount-path|containers|platform|inject|media-types|\\PC{0,8})", ".*", 0..6),
+    ) {
+        if let Err(denial) = read_pod(&annotated(&json!(annotations))) {
+            prop_assert!(!denial.message().contains(char::is_control));
+            prop_assert!(denial.message().chars().count() <= 2_000);
+        }
+    }
+
+    #[test]
+    fn hostile_attributes_never_panic(
+        attributes in proptest::collection::btree_map(
+            "(oras\\.artifact\\.reference|oras-csi\\.name|oras\\.options\\.[a-z]{4,12}|csi\\.oras\\.land/(id|recipe|seal)|\\PC{0,8})",
+            ".*", 0..6),
+    ) {
+        let _ = read_pod(&inline(&json!(attributes)));
+    }
+}

@@ -1,0 +1,140 @@
+//! The patch plan. Pure: a pod and its pinned volumes in, RFC 6902 operations out.
+//!
+//! Nothing of the pod is ever written back: every operation adds or replaces one thing that is ours, so
+//! fields that this program does not know survive untouched. What is there already needs no operation, so
+//! applying a patch twice equals applying it once.
+
+use std::collections::BTreeMap;
+
+use json_patch::jsonptr::{PointerBuf, Token};
+use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
+use oras_csi_core::keys::{DRIVER, annotation};
+use serde_json::{Value, json};
+
+use crate::intent::NewMount;
+use crate::view::{Container, Pod};
+
+/// A volume as it shall stand in the pod.
+#[derive(Debug)]
+pub(crate) struct PlannedVolume<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Its place in `spec.volumes`, or `None` where it is to be added.
+    pub(crate) index: Option<usize>,
+    /// The canonical attributes.
+    pub(crate) attributes: BTreeMap<&'static str, String>,
+    /// Mounts to add.
+    pub(crate) mounts: &'a [NewMount],
+}
+
+/// The operations that make `pod` have `volumes`, and say so in its annotation `oras.land/pinned`.
+pub(crate) fn plan(pod: &Pod<'_>, volumes: &[PlannedVolume<'_>], pinned: Option<&str>) -> Patch {
+    let mut plan = Plan(Vec::new());
+    plan.volumes(pod, volumes);
+    for (position, container) in pod.containers().iter().enumerate() {
+        plan.mounts(position, container, volumes);
+    }
+    plan.pinned(pod, pinned);
+    Patch(plan.0)
+}
+
+struct Plan(Vec<PatchOperation>);
+
+impl Plan {
+    fn add<const N: usize>(&mut self, path: [Token<'_>; N], value: Value) {
+        self.0.push(PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(path), value }));
+    }
+
+    fn volumes(&mut self, pod: &Pod<'_>, volumes: &[PlannedVolume<'_>]) {
+        let mut has_list = pod.has_volume_list();
+        for volume in volumes {
+            let Some(index) = volume.index else {
+                let new = json!({
+                    "name": volume.name,
+                    "csi": {"driver": DRIVER, "readOnly": true, "volumeAttributes": volume.attributes},
+                });
+                if has_list {
+                    self.add([token("spec"), token("volumes"), token("-")], new);
+                } else {
+                    self.add([token("spec"), token("volumes")], json!([new]));
+                    has_list = true;
+                }
+                continue;
+            };
+            let there = pod.volumes().iter().find(|one| one.index == index).and_then(|one| one.csi.as_ref());
+            let field = |name| [token("spec"), token("volumes"), index.into(), token("csi"), token(name)];
+            if there.is_none_or(|csi| !csi.read_only) {
+                self.add(field("readOnly"), json!(true));
+            }
+            let wanted = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
+            if there.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(wanted)) {
+                self.add(field("volumeAttributes"), json!(volume.attributes));
+            }
+        }
+    }
+
+    fn mounts(&mut self, position: usize, container: &Container<'_>, volumes: &[PlannedVolume<'_>]) {
+        let list =
+            || [token("spec"), token(container.list.field()), container.index.into(), token("volumeMounts")];
+        for mount in &container.mounts {
+            let is_ours = volumes.iter().any(|volume| volume.name == mount.volume);
+            if is_ours && !mount.read_only {
+                let [spec, containers, index, mounts] = list();
+                self.add(
+                    [spec, containers, index, mounts, mount.index.into(), token("readOnly")],
+                    json!(true),
+                );
+            }
+        }
+        let mut new = Vec::new();
+        for volume in volumes {
+            for mount in volume.mounts.iter().filter(|mount| mount.container == position) {
+                let mut value =
+                    json!({"name": volume.name, "mountPath": mount.path.as_str(), "readOnly": true});
+                if let Some(sub_path) = &mount.sub_path {
+                    value["subPath"] = json!(sub_path);
+                }
+                new.push(value);
+            }
+        }
+        if new.is_empty() {
+            return;
+        }
+        if !container.has_mount_list {
+            self.add(list(), Value::Array(new));
+            return;
+        }
+        for mount in new {
+            let [spec, containers, index, mounts] = list();
+            self.add([spec, containers, index, mounts, token("-")], mount);
+        }
+    }
+
+    fn pinned(&mut self, pod: &Pod<'_>, pinned: Option<&str>) {
+        let there = pod.annotation(annotation::PINNED);
+        if there == pinned {
+            return;
+        }
+        let at = || [token("metadata"), token("annotations"), token(annotation::PINNED)];
+        match pinned {
+            None => {
+                let path = PointerBuf::from_tokens(at());
+                self.0.push(PatchOperation::Remove(RemoveOperation { path }));
+            }
+            Some(pinned) if pod.has_annotations() => self.add(at(), json!(pinned)),
+            Some(pinned) => {
+                let annotations = json!({annotation::PINNED: pinned});
+                if pod.has_metadata() {
+                    self.add([token("metadata"), token("annotations")], annotations);
+                } else {
+                    self.add([token("metadata")], json!({"annotations": annotations}));
+                }
+            }
+        }
+    }
+}
+
+/// A step of a path, escaped as RFC 6901 says (`oras.land~1pinned`).
+fn token(name: &str) -> Token<'_> {
+    Token::new(name)
+}

@@ -1,0 +1,369 @@
+//! From what a person wrote to a digest: by the registry, past a cache.
+//!
+//! A tag's digest is remembered for a short while, that there is no such tag for a shorter one, and what
+//! a manifest holds for good (its digest is its name). Lookups of one thing at one time are one request,
+//! in a task of their own: a caller that gives up, because its deadline has come, takes nothing from the
+//! others that wait for the same.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moka::Expiry;
+use moka::future::Cache;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::media_type::MediaType;
+use oras_csi_core::platform::Platform;
+use oras_csi_core::reference::{PinnedReference, Reference};
+use oras_csi_core::registry::manifest::{Index, SelectError};
+use oras_csi_core::registry::{Printable, Registry, RegistryError, RegistryErrorKind};
+use tokio::time::Instant as Deadline;
+
+use crate::contents::{self, Contents, Nothing};
+use crate::denial::{At, Code, Denial};
+use crate::metrics::{CacheOutcome, Metrics};
+
+/// How long things are remembered, and how many.
+#[derive(Clone, Copy, Debug)]
+pub struct ResolverSettings {
+    /// How long a tag's digest is taken from memory.
+    pub tag_ttl: Duration,
+    /// How long it is remembered that a tag does not exist.
+    pub missing_ttl: Duration,
+    /// How many tags are remembered.
+    pub most_tags: u64,
+    /// How many layers and index entries of manifests are remembered.
+    pub most_entries: u64,
+    /// How long one lookup may take, whoever waits for it.
+    pub longest_lookup: Duration,
+}
+
+impl Default for ResolverSettings {
+    fn default() -> Self {
+        Self {
+            tag_ttl: Duration::from_secs(30),
+            missing_ttl: Duration::from_secs(5),
+            most_tags: 10_000,
+            most_entries: 100_000,
+            longest_lookup: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Why there is no digest.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    Registry(Arc<RegistryError>),
+    #[error("{0}")]
+    Platform(SelectError),
+    #[error("{0}")]
+    Nothing(Nothing),
+    #[error(
+        "the registry had not answered when the API server's time was up; it is asked on, so trying again may do"
+    )]
+    Deadline,
+    #[error("looking it up failed inside the webhook, whose log says why")]
+    Crashed,
+}
+
+impl Failure {
+    /// What the user is told (design §5 has the codes).
+    pub(crate) fn denial(&self, at: At<'_>, reference: &Reference) -> Denial {
+        let text = reference.to_string();
+        let (code, rule, instead) = match self {
+            Self::Registry(error) => return registry_denial(at, &text, error),
+            Self::Platform(_) => (Code::NotFound, self.to_string(), "write one of its platforms"),
+            Self::Nothing(Nothing::NoMatch { .. }) => {
+                (Code::Unprocessable, self.to_string(), "write media types that it has")
+            }
+            Self::Nothing(_) => {
+                (Code::Unprocessable, self.to_string(), "push files, as `oras push REFERENCE FILE` does")
+            }
+            Self::Deadline | Self::Crashed => (Code::Unavailable, format!("was not resolved: {self}"), ""),
+        };
+        Denial::new(code, at, Some(&text), rule, instead)
+    }
+}
+
+fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
+    let (code, rule, instead) = match error.kind() {
+        RegistryErrorKind::NotFound => {
+            (Code::NotFound, "does not exist", "push it, or write a tag or digest that exists")
+        }
+        RegistryErrorKind::Refused => (
+            Code::Forbidden,
+            "was asked for without credentials and refused",
+            "this version of oras-csi reads public artifacts only",
+        ),
+        RegistryErrorKind::NotAllowed => {
+            (Code::Forbidden, "is not allowed", "ask the administrator, who can allow it in certs.d")
+        }
+        RegistryErrorKind::RateLimited => {
+            (Code::TooManyRequests, "was not resolved, the registry limits requests", "try again later")
+        }
+        RegistryErrorKind::TooLarge | RegistryErrorKind::Invalid => {
+            (Code::Unprocessable, "cannot be read", "push it again as an OCI artifact")
+        }
+        RegistryErrorKind::Unavailable
+        | RegistryErrorKind::Unreachable
+        | RegistryErrorKind::Stalled
+        | RegistryErrorKind::Untruthful => (Code::Unavailable, "was not resolved", "try again later"),
+    };
+    let wait = error.retry_after().map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
+    Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead).with_retry_after(wait)
+}
+
+/// What a tag was found to be.
+#[derive(Clone, Debug)]
+enum Found {
+    Digest(Digest),
+    Missing(Arc<RegistryError>),
+}
+
+struct TagExpiry {
+    found: Duration,
+    missing: Duration,
+}
+
+impl Expiry<Reference, Found> for TagExpiry {
+    fn expire_after_create(&self, _: &Reference, found: &Found, _: Instant) -> Option<Duration> {
+        Some(match found {
+            Found::Digest(_) => self.found,
+            Found::Missing(_) => self.missing,
+        })
+    }
+
+    fn expire_after_update(
+        &self,
+        key: &Reference,
+        found: &Found,
+        now: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        self.expire_after_create(key, found, now)
+    }
+}
+
+/// What one step needs of its artifact.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs<'a> {
+    /// Ask the registry even where the cache knows.
+    pub(crate) past_cache: bool,
+    /// The platform that was asked for; `None` is the node's, which is not known yet.
+    pub(crate) platform: Option<&'a Platform>,
+    /// The media types of the layers that are wanted; empty is all.
+    pub(crate) media_types: &'a [MediaType],
+}
+
+/// Resolves references. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Resolver {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registry: Arc<dyn Registry>,
+    tags: Cache<Reference, Found>,
+    manifests: Cache<PinnedReference, Arc<Contents>>,
+    longest_lookup: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Resolver {
+    pub(crate) fn new(
+        registry: Arc<dyn Registry>,
+        settings: ResolverSettings,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let expiry = TagExpiry { found: settings.tag_ttl, missing: settings.missing_ttl };
+        let tags = Cache::builder().max_capacity(settings.most_tags).expire_after(expiry).build();
+        let manifests = Cache::builder()
+            .max_capacity(settings.most_entries)
+            .weigher(|_: &PinnedReference, contents: &Arc<Contents>| contents.weight())
+            .build();
+        let longest_lookup = settings.longest_lookup;
+        Self { shared: Arc::new(Shared { registry, tags, manifests, longest_lookup, metrics }) }
+    }
+
+    /// The digest of what `reference` names, once it is clear that there is something in it to mount.
+    ///
+    /// A digest that is written wins over a tag beside it, which then is not looked up at all.
+    pub(crate) async fn pin(
+        &self,
+        reference: &Reference,
+        needs: Needs<'_>,
+        deadline: Deadline,
+    ) -> Result<Digest, Failure> {
+        let digest = match reference.digest() {
+            Some(digest) => digest.clone(),
+            None => self.digest_of_tag(reference, needs.past_cache, deadline).await?,
+        };
+        self.check_contents(&reference.pin(digest.clone()), needs, deadline).await?;
+        Ok(digest)
+    }
+
+    async fn digest_of_tag(
+        &self,
+        reference: &Reference,
+        past_cache: bool,
+        deadline: Deadline,
+    ) -> Result<Digest, Failure> {
+        let started = Instant::now();
+        let remembered = if past_cache { None } else { self.shared.tags.get(reference).await };
+        let outcome = match &remembered {
+            Some(Found::Digest(_)) => CacheOutcome::Hit,
+            Some(Found::Missing(_)) => CacheOutcome::Negative,
+            None if past_cache => CacheOutcome::Bypass,
+            None => CacheOutcome::Miss,
+        };
+        let found = match remembered {
+            Some(found) => Ok(found),
+            None => self.ask(reference.clone(), past_cache, deadline).await,
+        };
+        self.shared.metrics.resolved(outcome, started.elapsed());
+        match found? {
+            Found::Digest(digest) => Ok(digest),
+            Found::Missing(error) => Err(Failure::Registry(error)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        reference: Reference,
+        past_cache: bool,
+        deadline: Deadline,
+    ) -> Result<Found, Failure> {
+        let shared = Arc::clone(&self.shared);
+        detached(deadline, async move {
+            if past_cache {
+                let found = shared.ask_for_tag(&reference).await.map_err(Arc::new)?;
+                shared.tags.insert(reference, found.clone()).await;
+                return Ok(found);
+            }
+            let ask = shared.ask_for_tag(&reference);
+            shared.tags.try_get_with(reference.clone(), ask).await
+        })
+        .await
+    }
+
+    async fn contents(&self, pinned: &PinnedReference, deadline: Deadline) -> Result<Arc<Contents>, Failure> {
+        if let Some(contents) = self.shared.manifests.get(pinned).await {
+            return Ok(contents);
+        }
+        let (shared, pinned) = (Arc::clone(&self.shared), pinned.clone());
+        detached(deadline, async move {
+            let ask = shared.ask_for_manifest(&pinned);
+            shared.manifests.try_get_with(pinned.clone(), ask).await
+        })
+        .await
+    }
+
+    async fn check_contents(
+        &self,
+        pinned: &PinnedReference,
+        needs: Needs<'_>,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        let contents = self.contents(pinned, deadline).await?;
+        match contents.as_ref() {
+            Contents::Image(kinds) => contents::check(kinds, needs.media_types).map_err(Failure::Nothing),
+            Contents::Index(index) => match needs.platform {
+                Some(platform) => {
+                    let entry = index.select(platform).map_err(Failure::Platform)?;
+                    let chosen = pinned.with_digest(entry.descriptor().digest().clone());
+                    self.check_image(&chosen, needs, deadline).await
+                }
+                None => self.check_any(pinned, index, needs, deadline).await,
+            },
+        }
+    }
+
+    /// The node is not known yet: some manifest of the index must have something to mount. The driver
+    /// says it if that of the node has not.
+    async fn check_any(
+        &self,
+        pinned: &PinnedReference,
+        index: &Index,
+        needs: Needs<'_>,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        // The webhook's own platform is the likeliest to be the nodes', so one request is the rule.
+        let likeliest = index.select(&Platform::node()).ok().into_iter();
+        let mut failure = Failure::Nothing(Nothing::EmptyIndex);
+        for entry in likeliest.chain(index.entries().iter().take(MOST_PLATFORMS)) {
+            let candidate = pinned.with_digest(entry.descriptor().digest().clone());
+            match self.check_image(&candidate, needs, deadline).await {
+                Ok(()) => return Ok(()),
+                // A mirror may have left out the manifests of some platforms.
+                Err(Failure::Registry(error)) if error.kind() == RegistryErrorKind::NotFound => {
+                    failure = Failure::Registry(error);
+                }
+                Err(Failure::Nothing(nothing)) => failure = Failure::Nothing(nothing),
+                Err(other) => return Err(other),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn check_image(
+        &self,
+        pinned: &PinnedReference,
+        needs: Needs<'_>,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        match self.contents(pinned, deadline).await?.as_ref() {
+            Contents::Image(kinds) => contents::check(kinds, needs.media_types).map_err(Failure::Nothing),
+            Contents::Index(_) => Err(Failure::Nothing(Nothing::NestedIndex)),
+        }
+    }
+}
+
+/// How many manifests of an index are looked at for one with something to mount.
+const MOST_PLATFORMS: usize = 16;
+
+impl Shared {
+    async fn ask_for_tag(&self, reference: &Reference) -> Result<Found, RegistryError> {
+        let asked = self.bounded(&reference.name(), self.registry.resolve(reference)).await;
+        match asked {
+            Ok(descriptor) => Ok(Found::Digest(descriptor.digest().clone())),
+            Err(error) if error.kind() == RegistryErrorKind::NotFound => Ok(Found::Missing(Arc::new(error))),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_for_manifest(&self, pinned: &PinnedReference) -> Result<Arc<Contents>, RegistryError> {
+        let document = self.bounded(&pinned.name(), self.registry.manifest(pinned)).await?;
+        Ok(Arc::new(Contents::of(document.document())))
+    }
+
+    /// No lookup lasts for ever, also when nobody waits for it any more.
+    async fn bounded<T>(
+        &self,
+        at: &str,
+        lookup: impl Future<Output = Result<T, RegistryError>>,
+    ) -> Result<T, RegistryError> {
+        match tokio::time::timeout(self.longest_lookup, lookup).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RegistryError::Stalled {
+                at: Printable::new(at),
+                what: "answer",
+                after: self.longest_lookup,
+            }),
+        }
+    }
+}
+
+/// Runs a lookup in a task of its own and waits for it until the deadline.
+async fn detached<T: Send + 'static>(
+    deadline: Deadline,
+    lookup: impl Future<Output = Result<T, Arc<RegistryError>>> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::time::timeout_at(deadline, tokio::spawn(lookup)).await {
+        Ok(Ok(found)) => found.map_err(Failure::Registry),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "a lookup ended in a panic");
+            Err(Failure::Crashed)
+        }
+        Err(_) => Err(Failure::Deadline),
+    }
+}

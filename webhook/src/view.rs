@@ -1,0 +1,348 @@
+//! What the webhook reads of a pod, and nothing else of it.
+//!
+//! The pod stays a [`Value`]: fields that this program has never heard of are neither read nor lost.
+//! `null` and an absent field are the same everywhere, as they are for the API server's own decoder. A
+//! field of another type than Kubernetes gives it is a denial.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::denial::{At, Denial};
+
+/// A pod, read.
+#[derive(Debug)]
+pub(crate) struct Pod<'a> {
+    /// The annotations, or `None` where the pod has no such object.
+    annotations: Option<BTreeMap<&'a str, &'a str>>,
+    /// Whether `metadata` is there at all.
+    has_metadata: bool,
+    deleting: bool,
+    windows: bool,
+    /// `spec.volumes`, or `None` where there is no such list.
+    volumes: Option<Vec<Volume<'a>>>,
+    containers: Vec<Container<'a>>,
+}
+
+/// One entry of `spec.volumes`.
+#[derive(Debug)]
+pub(crate) struct Volume<'a> {
+    /// Its place in the list.
+    pub(crate) index: usize,
+    /// Its name; empty where it has none (the API server refuses that after us).
+    pub(crate) name: &'a str,
+    /// Its `csi` source, where that is there.
+    pub(crate) csi: Option<Csi<'a>>,
+}
+
+/// The `csi` source of a volume (core/v1 `CSIVolumeSource`).
+#[derive(Debug)]
+pub(crate) struct Csi<'a> {
+    /// The name of the driver.
+    pub(crate) driver: &'a str,
+    /// `readOnly`, false where absent.
+    pub(crate) read_only: bool,
+    /// Whether `nodePublishSecretRef` names a Secret.
+    pub(crate) has_secret: bool,
+    /// `volumeAttributes`.
+    pub(crate) attributes: BTreeMap<&'a str, &'a str>,
+}
+
+/// Which list of the pod a container stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContainerList {
+    /// `spec.initContainers`
+    Init,
+    /// `spec.containers`
+    Main,
+    /// `spec.ephemeralContainers`, which a new pod cannot have; read so that none escapes.
+    Ephemeral,
+}
+
+impl ContainerList {
+    /// The field's name in `spec`.
+    pub(crate) fn field(self) -> &'static str {
+        match self {
+            Self::Init => "initContainers",
+            Self::Main => "containers",
+            Self::Ephemeral => "ephemeralContainers",
+        }
+    }
+}
+
+/// One container of any list.
+#[derive(Debug)]
+pub(crate) struct Container<'a> {
+    /// Which list.
+    pub(crate) list: ContainerList,
+    /// Its place there.
+    pub(crate) index: usize,
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Whether `volumeMounts` is a list.
+    pub(crate) has_mount_list: bool,
+    /// `volumeMounts`.
+    pub(crate) mounts: Vec<Mount<'a>>,
+    /// The paths of `volumeDevices`, with the volumes' names.
+    pub(crate) devices: Vec<(&'a str, &'a str)>,
+}
+
+/// One entry of `volumeMounts`.
+#[derive(Debug)]
+pub(crate) struct Mount<'a> {
+    /// Its place in the list.
+    pub(crate) index: usize,
+    /// The volume's name.
+    pub(crate) volume: &'a str,
+    /// `mountPath`.
+    pub(crate) path: &'a str,
+    /// `subPath`, empty where absent.
+    pub(crate) sub_path: &'a str,
+    /// Whether `subPathExpr` is there.
+    pub(crate) has_sub_path_expression: bool,
+    /// `readOnly`, false where absent.
+    pub(crate) read_only: bool,
+}
+
+const WINDOWS: &str = "windows";
+const NODE_OS_LABEL: &str = "kubernetes.io/os";
+
+impl<'a> Pod<'a> {
+    /// Reads what the webhook needs.
+    pub(crate) fn read(pod: &'a Value) -> Result<Self, Denial> {
+        let root = Node { value: Some(pod), path: "pod".into() };
+        root.object()?;
+        let metadata = root.child("metadata")?;
+        let spec = root.child("spec")?;
+        let os = spec.child("os")?.child("name")?.text()?;
+        let node_os = spec.child("nodeSelector")?.child(NODE_OS_LABEL)?.text()?;
+        let mut containers = Vec::new();
+        for list in [ContainerList::Init, ContainerList::Main, ContainerList::Ephemeral] {
+            for (index, node) in spec.child(list.field())?.items()? {
+                containers.push(Container::read(list, index, &node)?);
+            }
+        }
+        let list = spec.child("volumes")?;
+        let volumes = list.items()?.map(|(index, node)| Volume::read(index, &node));
+        let volumes = volumes.collect::<Result<_, _>>()?;
+        let volumes = list.value.is_some().then_some(volumes);
+        Ok(Self {
+            annotations: metadata.child("annotations")?.texts()?,
+            has_metadata: metadata.value.is_some(),
+            deleting: metadata.child("deletionTimestamp")?.value.is_some(),
+            windows: os == Some(WINDOWS) || node_os == Some(WINDOWS),
+            volumes,
+            containers,
+        })
+    }
+
+    /// The value of one annotation.
+    pub(crate) fn annotation(&self, key: &str) -> Option<&'a str> {
+        self.annotations.as_ref()?.get(key).copied()
+    }
+
+    /// All annotations, sorted by key.
+    pub(crate) fn annotations(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.annotations.iter().flatten().map(|(key, value)| (*key, *value))
+    }
+
+    /// Whether `metadata` is an object.
+    pub(crate) fn has_metadata(&self) -> bool {
+        self.has_metadata
+    }
+
+    /// Whether `metadata.annotations` is an object.
+    pub(crate) fn has_annotations(&self) -> bool {
+        self.annotations.is_some()
+    }
+
+    /// Whether `metadata.deletionTimestamp` is set.
+    pub(crate) fn is_being_deleted(&self) -> bool {
+        self.deleting
+    }
+
+    /// Whether the pod says that it runs on Windows nodes.
+    pub(crate) fn is_for_windows(&self) -> bool {
+        self.windows
+    }
+
+    /// Whether `spec.volumes` is a list.
+    pub(crate) fn has_volume_list(&self) -> bool {
+        self.volumes.is_some()
+    }
+
+    /// `spec.volumes`.
+    pub(crate) fn volumes(&self) -> &[Volume<'a>] {
+        self.volumes.as_deref().unwrap_or_default()
+    }
+
+    /// Init containers, containers and ephemeral containers, in that order.
+    pub(crate) fn containers(&self) -> &[Container<'a>] {
+        &self.containers
+    }
+}
+
+impl<'a> Volume<'a> {
+    fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
+        let source = node.child("csi")?;
+        let csi = match source.value {
+            None => None,
+            Some(_) => Some(Csi {
+                driver: source.child("driver")?.text()?.unwrap_or_default(),
+                read_only: source.child("readOnly")?.flag()?,
+                has_secret: source.child("nodePublishSecretRef")?.value.is_some(),
+                attributes: source.child("volumeAttributes")?.texts()?.unwrap_or_default(),
+            }),
+        };
+        Ok(Self { index, name: node.child("name")?.text()?.unwrap_or_default(), csi })
+    }
+}
+
+impl<'a> Container<'a> {
+    fn read(list: ContainerList, index: usize, node: &Node<'a>) -> Result<Self, Denial> {
+        let mounts = node.child("volumeMounts")?;
+        let has_mount_list = mounts.value.is_some();
+        let mounts =
+            mounts.items()?.map(|(index, node)| Mount::read(index, &node)).collect::<Result<_, _>>()?;
+        let mut devices = Vec::new();
+        for (_, device) in node.child("volumeDevices")?.items()? {
+            let path = device.child("devicePath")?.text()?.unwrap_or_default();
+            devices.push((path, device.child("name")?.text()?.unwrap_or_default()));
+        }
+        let name = node.child("name")?.text()?.unwrap_or_default();
+        Ok(Self { list, index, name, has_mount_list, mounts, devices })
+    }
+}
+
+impl<'a> Mount<'a> {
+    fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
+        Ok(Self {
+            index,
+            volume: node.child("name")?.text()?.unwrap_or_default(),
+            path: node.child("mountPath")?.text()?.unwrap_or_default(),
+            sub_path: node.child("subPath")?.text()?.unwrap_or_default(),
+            has_sub_path_expression: node.child("subPathExpr")?.text()?.is_some_and(|text| !text.is_empty()),
+            read_only: node.child("readOnly")?.flag()?,
+        })
+    }
+}
+
+/// A place in the pod: a value that is there, or `None` for an absent one and for `null`.
+struct Node<'a> {
+    value: Option<&'a Value>,
+    path: String,
+}
+
+impl<'a> Node<'a> {
+    fn wrong(&self, wanted: &str) -> Denial {
+        let found = match self.value {
+            None | Some(Value::Null) => "nothing",
+            Some(Value::Bool(_)) => "a boolean",
+            Some(Value::Number(_)) => "a number",
+            Some(Value::String(_)) => "a string",
+            Some(Value::Array(_)) => "a list",
+            Some(Value::Object(_)) => "an object",
+        };
+        let rule = format!("is {found} where Kubernetes has {wanted}");
+        Denial::rewrite(At::Field(&self.path), None, rule, format!("write {wanted}"))
+    }
+
+    fn object(&self) -> Result<Option<&'a Map<String, Value>>, Denial> {
+        match self.value {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(_) => Err(self.wrong("an object")),
+        }
+    }
+
+    fn child(&self, key: &str) -> Result<Self, Denial> {
+        let value = self.object()?.and_then(|map| map.get(key)).filter(|value| !value.is_null());
+        let path = if value.is_some() { format!("{}.{key}", self.path) } else { String::new() };
+        Ok(Self { value, path })
+    }
+
+    fn items(&self) -> Result<impl Iterator<Item = (usize, Node<'a>)> + use<'a, '_>, Denial> {
+        let items = match self.value {
+            None => &[],
+            Some(Value::Array(items)) => items.as_slice(),
+            Some(_) => return Err(self.wrong("a list")),
+        };
+        let there = items.iter().enumerate().filter(|(_, value)| !value.is_null());
+        Ok(there.map(|(index, value)| {
+            (index, Node { value: Some(value), path: format!("{}[{index}]", self.path) })
+        }))
+    }
+
+    fn text(&self) -> Result<Option<&'a str>, Denial> {
+        match self.value {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(self.wrong("a string")),
+        }
+    }
+
+    fn flag(&self) -> Result<bool, Denial> {
+        match self.value {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => Err(self.wrong("true or false")),
+        }
+    }
+
+    /// A map of strings. A `null` in it is an empty string, as Go's decoder has it.
+    fn texts(&self) -> Result<Option<BTreeMap<&'a str, &'a str>>, Denial> {
+        let Some(map) = self.object()? else { return Ok(None) };
+        let mut texts = BTreeMap::new();
+        for (key, value) in map {
+            let node = Node { value: Some(value).filter(|value| !value.is_null()), path: String::new() };
+            let text = node.text().map_err(|_| {
+                Node { value: Some(value), path: format!("{}.{key}", self.path) }.wrong("a string")
+            })?;
+            texts.insert(key.as_str(), text.unwrap_or_default());
+        }
+        Ok(Some(texts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+    use serde_json::json;
+
+    #[rstest]
+    #[case(json!({}))]
+    #[case(json!({"metadata": null, "spec": null}))]
+    #[case(json!({"metadata": {"annotations": null, "deletionTimestamp": null}, "spec": {"volumes": null,
+        "initContainers": null, "containers": null, "nodeSelector": null, "os": null}}))]
+    #[case(json!({"spec": {"containers": [null, {"volumeMounts": null, "volumeDevices": null}],
+        "volumes": [null]}}))]
+    fn null_is_absent(#[case] pod: Value) {
+        let pod = Pod::read(&pod).unwrap();
+        assert!(!pod.is_being_deleted() && !pod.is_for_windows() && !pod.has_annotations());
+        assert!(pod.volumes().is_empty() && pod.containers().len() <= 1);
+        assert!(pod.containers().iter().all(|container| container.mounts.is_empty()));
+    }
+
+    #[rstest]
+    #[case(json!([]), "pod: is a list where Kubernetes has an object")]
+    #[case(json!({"spec": 1}), "pod.spec: is a number")]
+    #[case(json!({"spec": {"volumes": {}}}), "pod.spec.volumes: is an object where Kubernetes has a list")]
+    #[case(json!({"spec": {"volumes": [{}, {"name": 7}]}}), "pod.spec.volumes[1].name: is a number")]
+    #[case(json!({"spec": {"containers": [{"volumeMounts": [{"readOnly": "yes"}]}]}}),
+        "pod.spec.containers[0].volumeMounts[0].readOnly: is a string where Kubernetes has true or false")]
+    #[case(json!({"metadata": {"annotations": {"a": true}}}), "pod.metadata.annotations.a: is a boolean")]
+    fn wrong_types_are_named(#[case] pod: Value, #[case] words: &str) {
+        let denial = Pod::read(&pod).unwrap_err();
+        assert!(denial.message().contains(words), "{denial}");
+        assert_eq!(denial.code().number(), 400);
+    }
+
+    #[rstest]
+    #[case(json!({"os": {"name": "windows"}}), true)]
+    #[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), true)]
+    #[case(json!({"os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"}}), false)]
+    fn knows_windows(#[case] spec: Value, #[case] windows: bool) {
+        assert_eq!(Pod::read(&json!({ "spec": spec })).unwrap().is_for_windows(), windows);
+    }
+}

@@ -1,0 +1,88 @@
+//! Every manifest of `examples/` is admitted, and listed in its README.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use oras_csi_core::volume::CanonicalVolume;
+use rstest::rstest;
+use serde_json::Value;
+use support::Bench;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
+}
+
+/// The pods of a manifest; a workload's is that of its template.
+fn pods(file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder().join(file)).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    documents
+        .into_iter()
+        .map(
+            |document| {
+                if document["kind"] == "Pod" { document } else { document["spec"]["template"].clone() }
+            },
+        )
+        .collect()
+}
+
+#[rstest]
+#[case("pod.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
+#[case("several-artifacts.yaml", &["/opt/artifacts", "/models"], &["kind-registry:5000/java-app:v1@",
+    "kind-registry:5000/acme/model:v1@", "kind-registry:5000/acme/tokenizer:v3@"])]
+#[case("containers.yaml", &["/data", "/data"], &["kind-registry:5000/acme/dataset:2024@"])]
+#[case("media-types.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
+#[case("platform.yaml", &["/mnt/oras"], &["kind-registry:5000/acme/config:v1@"])]
+#[case("deployment.yaml", &["/srv"], &["kind-registry:5000/acme/config:v1@", "kind-registry:5000/acme/model:v1@"])]
+#[case("inline-volume.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:latest@"])]
+#[case("inline-volume-named.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
+#[tokio::test]
+async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[case] references: &[&str]) {
+    let bench = Bench::new();
+    for pod in pods(file) {
+        let after = bench.admitted(&pod).await;
+        let volumes = after["spec"]["volumes"].as_array().unwrap();
+        assert_eq!(volumes.len(), 1);
+        let attributes = volumes[0]["csi"]["volumeAttributes"].as_object().unwrap();
+        let texts = attributes.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap()));
+        CanonicalVolume::from_attributes(texts).unwrap();
+
+        let mut found = Vec::new();
+        for list in ["initContainers", "containers"] {
+            for container in after["spec"][list].as_array().into_iter().flatten() {
+                for mount in container["volumeMounts"].as_array().into_iter().flatten() {
+                    assert_eq!(
+                        (&mount["readOnly"], &mount["name"]),
+                        (&Value::Bool(true), &volumes[0]["name"])
+                    );
+                    found.push(mount["mountPath"].as_str().unwrap().to_owned());
+                }
+            }
+        }
+        assert_eq!(found, paths);
+
+        let note = after["metadata"]["annotations"]["oras.land/pinned"].as_str().unwrap();
+        let note: Value = serde_json::from_str(note).unwrap();
+        let lines = note[volumes[0]["name"].as_str().unwrap()].as_array().unwrap();
+        assert_eq!(lines.len(), references.len(), "{note}");
+        for (line, reference) in lines.iter().zip(references) {
+            assert!(line.as_str().unwrap().starts_with(reference), "{line}");
+        }
+    }
+}
+
+#[test]
+fn all_examples_are_tested_and_listed() {
+    let readme = std::fs::read_to_string(folder().join("README.md")).unwrap();
+    let tests = include_str!("examples.rs");
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name != "README.md" {
+            assert!(readme.contains(&format!("]({name})")), "{name} is not in the README");
+            assert!(tests.contains(&format!("#[case(\"{name}\"")), "{name} has no case here");
+        }
+    }
+}

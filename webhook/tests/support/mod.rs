@@ -1,0 +1,265 @@
+//! A registry that counts what it is asked, and pods to ask with.
+
+#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
+use oras_csi_core::registry::{
+    BlobStream, Descriptor, ManifestDocument, Printable, Registry, RegistryError, media,
+};
+use oras_csi_webhook::admit::{Admission, Outcome};
+use oras_csi_webhook::denial::Denial;
+use oras_csi_webhook::metrics::Metrics;
+use oras_csi_webhook::rules::RegistryRules;
+use oras_csi_webhook::server::{App, Health, ServerSettings};
+use oras_csi_webhook::{Registries, ResolverSettings};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+/// What the registry does with one reference, by its canonical text.
+#[derive(Clone)]
+pub enum Behaviour {
+    /// The manifest of that digest.
+    Is(Digest),
+    /// An error of that kind.
+    Fails(RegistryError),
+    /// Never answers.
+    Hangs,
+    /// A bug of ours.
+    Panics,
+}
+
+/// Gives every reference an artifact of one titled file, unless told otherwise.
+#[derive(Default)]
+pub struct FakeRegistry {
+    behaviour: Mutex<BTreeMap<String, Behaviour>>,
+    manifests: Mutex<BTreeMap<Digest, Bytes>>,
+    delay: Mutex<Duration>,
+    pub resolves: AtomicUsize,
+    pub manifest_requests: AtomicUsize,
+}
+
+impl FakeRegistry {
+    pub fn set(&self, reference: &str, behaviour: Behaviour) {
+        let reference = Reference::parse(reference).unwrap().to_string();
+        self.behaviour.lock().unwrap().insert(reference, behaviour);
+    }
+
+    pub fn set_delay(&self, delay: Duration) {
+        *self.delay.lock().unwrap() = delay;
+    }
+
+    /// Stores a manifest, and gives its digest.
+    pub fn store(&self, manifest: &Value) -> Digest {
+        let bytes = Bytes::from(manifest.to_string());
+        let digest = Digest::sha256_of(&bytes);
+        self.manifests.lock().unwrap().insert(digest.clone(), bytes);
+        digest
+    }
+
+    pub fn tag(&self, reference: &str, manifest: &Value) -> Digest {
+        let digest = self.store(manifest);
+        self.set(reference, Behaviour::Is(digest.clone()));
+        digest
+    }
+
+    /// All requests so far.
+    pub fn calls(&self) -> usize {
+        self.resolves.load(Ordering::SeqCst) + self.manifest_requests.load(Ordering::SeqCst)
+    }
+
+    async fn behave(&self, text: &str) -> Result<Option<Digest>, RegistryError> {
+        let delay = *self.delay.lock().unwrap();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        let behaviour = self.behaviour.lock().unwrap().get(text).cloned();
+        match behaviour {
+            None => Ok(None),
+            Some(Behaviour::Is(digest)) => Ok(Some(digest)),
+            Some(Behaviour::Fails(error)) => Err(error),
+            Some(Behaviour::Hangs) => std::future::pending().await,
+            Some(Behaviour::Panics) => panic!("told to"),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for FakeRegistry {
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        self.resolves.fetch_add(1, Ordering::SeqCst);
+        let digest = self.behave(&reference.to_string()).await?;
+        let digest = digest.unwrap_or_else(|| self.store(&default_manifest(&reference.to_string())));
+        Ok(Descriptor::new(media::OCI_MANIFEST, digest, 1))
+    }
+
+    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+        self.manifest_requests.fetch_add(1, Ordering::SeqCst);
+        self.behave(&reference.to_string()).await?;
+        let bytes = self.manifests.lock().unwrap().get(reference.digest()).cloned();
+        let bytes = bytes.ok_or_else(|| not_found(&reference.to_string()))?;
+        ManifestDocument::verify(reference.digest(), None, bytes)
+            .map_err(|error| RegistryError::Invalid { at: "GET".into(), words: error.to_string().into() })
+    }
+
+    async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
+        panic!("a webhook reads no blobs")
+    }
+}
+
+pub fn not_found(at: &str) -> RegistryError {
+    RegistryError::NotFound { at: Printable::new(&format!("GET {at}")), words: Printable::default() }
+}
+
+/// The manifest that a reference has by default: one file, titled after it.
+pub fn default_manifest(reference: &str) -> Value {
+    manifest(&[("application/java-archive", Some(reference))])
+}
+
+/// What a tag resolves to by default.
+pub fn default_digest(reference: &str) -> Digest {
+    let reference = Reference::parse(reference).unwrap().to_string();
+    Digest::sha256_of(default_manifest(&reference).to_string().as_bytes())
+}
+
+/// An image manifest of layers with a media type and perhaps a title.
+pub fn manifest(layers: &[(&str, Option<&str>)]) -> Value {
+    let digest = format!("sha256:{}", "5".repeat(64));
+    let layers: Vec<Value> = layers
+        .iter()
+        .map(|(media_type, title)| {
+            let annotations =
+                title.map_or_else(|| json!({}), |title| json!({"org.opencontainers.image.title": title}));
+            json!({"mediaType": media_type, "digest": digest, "size": 1, "annotations": annotations})
+        })
+        .collect();
+    json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST,
+        "config": {"mediaType": media::EMPTY, "digest": digest, "size": 2}, "layers": layers})
+}
+
+/// An index of manifests with their platforms, as `(os/arch, digest)`.
+pub fn index(entries: &[(&str, &Digest)]) -> Value {
+    let entries: Vec<Value> = entries
+        .iter()
+        .map(|(platform, digest)| {
+            let (os, architecture) = platform.split_once('/').unwrap();
+            json!({"mediaType": media::OCI_MANIFEST, "digest": digest.to_string(), "size": 1,
+                "platform": {"os": os, "architecture": architecture}})
+        })
+        .collect();
+    json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries})
+}
+
+/// `kind` is the administrator's; `plain.example` may be plain.
+pub struct Administrator;
+
+impl Registries for Administrator {
+    fn names(&self, segment: &str) -> bool {
+        segment == "kind"
+    }
+
+    fn allows_plain_http(&self, host: &RegistryHost) -> bool {
+        host.to_string() == "plain.example"
+    }
+
+    fn allows_insecure(&self, _: &RegistryHost) -> bool {
+        false
+    }
+}
+
+pub struct Bench {
+    pub registry: Arc<FakeRegistry>,
+    pub admission: Arc<Admission>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        Self::with(&[], ResolverSettings::default())
+    }
+
+    pub fn with(allowed: &[&str], settings: ResolverSettings) -> Self {
+        let registry = Arc::new(FakeRegistry::default());
+        let metrics = Arc::new(Metrics::default());
+        let rules = RegistryRules::new(allowed.iter().map(|pattern| pattern.parse().unwrap()).collect());
+        let admission = Arc::new(Admission::new(
+            registry.clone(),
+            Arc::new(Administrator),
+            rules,
+            settings,
+            metrics.clone(),
+        ));
+        Self { registry, admission, metrics }
+    }
+
+    pub async fn admit(&self, pod: &Value) -> Result<Outcome, Denial> {
+        self.admission.admit_pod(pod, "team", soon()).await
+    }
+
+    /// The pod as it is after its admission.
+    pub async fn admitted(&self, pod: &Value) -> Value {
+        let outcome = self.admit(pod).await.unwrap();
+        patched(pod, &outcome)
+    }
+
+    pub fn app(self, health: impl Health, settings: ServerSettings) -> Arc<App> {
+        let admission = Arc::into_inner(self.admission).expect("nobody else holds it");
+        App::new(admission, health, self.metrics, settings)
+    }
+}
+
+pub fn patched(pod: &Value, outcome: &Outcome) -> Value {
+    let mut pod = pod.clone();
+    json_patch::patch(&mut pod, outcome.patch()).unwrap();
+    pod
+}
+
+pub fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+/// Ready or not.
+pub struct FixedHealth(pub bool);
+
+impl Health for FixedHealth {
+    fn report(&self) -> (bool, String) {
+        (self.0, if self.0 { "certificate: ok".to_owned() } else { "certificate: not ready".to_owned() })
+    }
+
+    fn certificate_not_after(&self) -> Option<SystemTime> {
+        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_234))
+    }
+}
+
+/// A pod with annotations below `oras.land/` and one container.
+pub fn pod(annotations: &[(&str, &str)]) -> Value {
+    let annotations: BTreeMap<String, &str> =
+        annotations.iter().map(|(key, value)| (format!("oras.land/{key}"), *value)).collect();
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "app-", "annotations": annotations},
+        "spec": {"containers": [{"name": "app", "image": "busybox"}]}})
+}
+
+/// A pod with one inline volume of ours, mounted in its container.
+pub fn inline(attributes: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app"},
+        "spec": {"containers": [{"name": "app", "volumeMounts": [{"name": "in", "mountPath": "/data"}]}],
+            "volumes": [{"name": "in", "csi": {"driver": "csi.oras.land", "volumeAttributes": attributes}}]}})
+}
+
+/// A review of the creation of a pod.
+pub fn review(pod: &Value) -> Value {
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+        "kind": {"group": "", "version": "v1", "kind": "Pod"},
+        "resource": {"group": "", "version": "v1", "resource": "pods"},
+        "namespace": "team", "operation": "CREATE", "userInfo": {"username": "u"},
+        "object": pod, "oldObject": null, "dryRun": false, "options": null}})
+}
