@@ -1,0 +1,140 @@
+//! What the driver counts, for Prometheus. Labels come from closed sets; no name of a volume, a pod or a
+//! registry ever becomes one.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::pull::PullErrorKind;
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum CallOutcome {
+    /// Done.
+    Done,
+    /// There was nothing to do.
+    Already,
+    /// Another call or a pull is under way.
+    InProgress,
+    /// Failed; kubelet tries again.
+    Failed,
+    /// The request is wrong, or what it asks for is refused.
+    Refused,
+}
+
+/// How a pull ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum PullOutcome {
+    /// The tree is there.
+    Done,
+    /// The registry has no such thing.
+    NotFound,
+    /// It does not let us have it.
+    Denied,
+    /// It fails, or cannot be reached.
+    Unavailable,
+    /// The disk is full.
+    NoRoom,
+    /// The bytes are not what their digest says.
+    Corrupt,
+    /// What is in it is refused.
+    Refused,
+    /// The disk failed, or this program.
+    Internal,
+    /// The driver was stopped.
+    Stopped,
+}
+
+impl From<PullErrorKind> for PullOutcome {
+    fn from(kind: PullErrorKind) -> Self {
+        match kind {
+            PullErrorKind::NotFound => Self::NotFound,
+            PullErrorKind::Denied => Self::Denied,
+            PullErrorKind::Unavailable => Self::Unavailable,
+            PullErrorKind::NoRoom => Self::NoRoom,
+            PullErrorKind::Corrupt => Self::Corrupt,
+            PullErrorKind::Refused => Self::Refused,
+            PullErrorKind::Internal => Self::Internal,
+            PullErrorKind::Stopped => Self::Stopped,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    outcome: CallOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pull {
+    outcome: PullOutcome,
+}
+
+/// The counters; a clone counts into the same.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    publishes: Family<Call, Counter>,
+    unpublishes: Family<Call, Counter>,
+    pulls: Family<Pull, Counter>,
+    bytes: Counter<u64, AtomicU64>,
+    publish_seconds: Histogram,
+    volumes: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("oras_csi_driver");
+        let (publishes, unpublishes) = (Family::default(), Family::default());
+        let (pulls, bytes, volumes) = (Family::default(), Counter::default(), Gauge::default());
+        let publish_seconds = Histogram::new([0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 120.0]);
+        registry.register("publishes", "NodePublishVolume calls", Family::clone(&publishes));
+        registry.register("unpublishes", "NodeUnpublishVolume calls", Family::clone(&unpublishes));
+        registry.register("pulls", "Recipes brought into the store", Family::clone(&pulls));
+        registry.register("pulled_bytes", "Bytes that came from registries", Counter::clone(&bytes));
+        registry.register("publish_seconds", "Time of a NodePublishVolume call", publish_seconds.clone());
+        registry.register("volumes", "Published volumes", Gauge::clone(&volumes));
+        Self(Arc::new(Inner { registry, publishes, unpublishes, pulls, bytes, publish_seconds, volumes }))
+    }
+}
+
+impl Metrics {
+    pub(crate) fn published(&self, outcome: CallOutcome, seconds: f64) {
+        self.0.publishes.get_or_create(&Call { outcome }).inc();
+        self.0.publish_seconds.observe(seconds);
+    }
+
+    pub(crate) fn unpublished(&self, outcome: CallOutcome) {
+        self.0.unpublishes.get_or_create(&Call { outcome }).inc();
+    }
+
+    pub(crate) fn pulled(&self, failure: Option<PullErrorKind>) {
+        let outcome = failure.map_or(PullOutcome::Done, PullOutcome::from);
+        self.0.pulls.get_or_create(&Pull { outcome }).inc();
+    }
+
+    pub(crate) fn received(&self, bytes: u64) {
+        self.0.bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn volumes(&self) -> &Gauge {
+        &self.0.volumes
+    }
+
+    /// The text that Prometheus reads.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.0.registry);
+        text
+    }
+}

@@ -1,0 +1,150 @@
+//! The CSI Node service: reads a request, asks the publisher, answers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tonic::{Request, Response, Status};
+
+use crate::metrics::{CallOutcome, Metrics};
+use crate::proto::csi::node_server::Node;
+use crate::proto::csi::node_service_capability::{Rpc, Type, rpc};
+use crate::proto::csi::{
+    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
+    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetStorageHealthRequest,
+    NodeGetStorageHealthResponse, NodeGetVolumeHealthRequest, NodeGetVolumeHealthResponse,
+    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
+    NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest, NodeStageVolumeResponse,
+    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest,
+    NodeUnstageVolumeResponse, VolumeUsage, volume_usage,
+};
+use crate::publish::{Done, PublishError, PublishRequest, Publisher};
+use crate::status::{outcome, status, unimplemented};
+
+/// The node's half of CSI.
+pub(crate) struct NodeService {
+    node_id: String,
+    publisher: Arc<Publisher>,
+    metrics: Metrics,
+}
+
+impl NodeService {
+    pub(crate) fn new(node_id: String, publisher: Arc<Publisher>, metrics: Metrics) -> Self {
+        Self { node_id, publisher, metrics }
+    }
+
+    async fn publish(&self, request: &NodePublishVolumeRequest) -> Result<Done, PublishError> {
+        self.publisher.publish(PublishRequest::parse(request)?).await
+    }
+}
+
+fn ended(done: Done) -> CallOutcome {
+    match done {
+        Done::Now => CallOutcome::Done,
+        Done::Already => CallOutcome::Already,
+    }
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let begun = Instant::now();
+        let answer = self
+            .publish(request.get_ref())
+            .await
+            .map_err(|error| status("NodePublishVolume", &error));
+        let outcome = answer.as_ref().map_or_else(|status| outcome(status.code()), |done| ended(*done));
+        self.metrics.published(outcome, begun.elapsed().as_secs_f64());
+        answer.map(|_| Response::new(NodePublishVolumeResponse {}))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let request = request.get_ref();
+        let answer = self
+            .publisher
+            .unpublish(&request.volume_id, &request.target_path)
+            .await
+            .map_err(|error| status("NodeUnpublishVolume", &error));
+        let outcome = answer.as_ref().map_or_else(|status| outcome(status.code()), |done| ended(*done));
+        self.metrics.unpublished(outcome);
+        answer.map(|_| Response::new(NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let request = request.get_ref();
+        let totals = self
+            .publisher
+            .stats(&request.volume_id, &request.volume_path)
+            .await
+            .map_err(|error| status("NodeGetVolumeStats", &error))?;
+        // What is in a read-only volume is all that will ever be in it: nothing is available.
+        let usage = |amount: u64, unit: volume_usage::Unit| {
+            let amount = i64::try_from(amount).unwrap_or(i64::MAX);
+            VolumeUsage { available: 0, total: amount, used: amount, unit: unit.into() }
+        };
+        let usage = vec![
+            usage(totals.bytes, volume_usage::Unit::Bytes),
+            usage(totals.inodes, volume_usage::Unit::Inodes),
+        ];
+        Ok(Response::new(NodeGetVolumeStatsResponse { usage }))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let stats = Type::Rpc(Rpc { r#type: rpc::Type::GetVolumeStats.into() });
+        let capabilities = vec![NodeServiceCapability { r#type: Some(stats) }];
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        Ok(Response::new(NodeGetInfoResponse { node_id: self.node_id.clone(), ..Default::default() }))
+    }
+
+    async fn node_stage_volume(
+        &self,
+        _: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        Err(unimplemented("NodeStageVolume"))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        _: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        Err(unimplemented("NodeUnstageVolume"))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        _: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        Err(unimplemented("NodeExpandVolume"))
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        _: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        Err(unimplemented("NodeGetVolumeHealth"))
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        Err(unimplemented("NodeGetStorageHealth"))
+    }
+}

@@ -1,0 +1,33 @@
+//! The generated protocol code, and nothing else: lints stop here.
+//!
+//! Made by `build.rs` from the files in `proto/`.
+
+/// The Container Storage Interface, version 1.13.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub,
+    rust_2018_idioms
+)]
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
+/// Kubelet's plugin registration, version 1.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub,
+    rust_2018_idioms
+)]
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}

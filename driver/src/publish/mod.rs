@@ -1,0 +1,363 @@
+//! Publishing: a canonical volume becomes a read-only mount at kubelet's path, and goes again.
+//!
+//! ```text
+//! request ─► guard ─► look at the target ─► tree (store, else pull) ─► record ─► mount
+//! ```
+//!
+//! Each step can be the last before a crash: see [`crate::records`] for why the next call repairs it.
+//! A publish that fails leaves neither a directory nor a record; the pull that it waited for goes on.
+
+mod guard;
+mod request;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oras_csi_core::text::Shown;
+use oras_csi_core::volume::VolumeError;
+
+pub use self::guard::Guards;
+pub use self::request::PublishRequest;
+use crate::metrics::Metrics;
+use crate::mount::{Found, MountError, Mounter, Target};
+use crate::pull::{PullError, Pulls, Reading, UnsupportedStep, Waited};
+use crate::records::{Record, Records};
+use crate::store::{DiskError, Store, TreeKey};
+use crate::unpack::Totals;
+
+/// Why a volume is not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A field of the request is empty.
+    #[error("the request has no {0}: this is no request of kubelet's")]
+    Missing(&'static str),
+    /// A block volume.
+    #[error("the volume is asked for as a block device: this driver gives files; use volumeMode: Filesystem")]
+    Block,
+    /// Without a namespace nobody knows whose volume it is.
+    #[error(
+        "the request does not say which pod it is for (no {}): the CSIDriver object csi.oras.land must have podInfoOnMount: true", .0
+    )]
+    Namespace(&'static str),
+    /// Not a canonical volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// A step that this version cannot do.
+    #[error(transparent)]
+    Step(#[from] UnsupportedStep),
+    /// Another call for the same target.
+    #[error("another call for {} is being worked on; it is tried again", .0.display())]
+    Busy(PathBuf),
+    /// The pull goes on.
+    #[error("pulling {id}: {reading}; the pull goes on, and the volume is mounted when it is done")]
+    Pulling {
+        /// The volume's safe id.
+        id: String,
+        /// How far it is.
+        reading: Reading,
+    },
+    /// The pull failed.
+    #[error("{0}")]
+    Pull(Arc<PullError>),
+    /// Something else is mounted there.
+    #[error(
+        "{} has {found} mounted already: it has to be unpublished before another can take its place",
+        .target.display()
+    )]
+    Conflict {
+        /// The target.
+        target: PathBuf,
+        /// What is mounted.
+        found: String,
+    },
+    /// Mounting failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The store's disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The task is gone.
+    #[error("the driver stopped in the middle of the call; it is tried again")]
+    Interrupted,
+}
+
+/// Why a volume is not unpublished.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpublishError {
+    /// A field of the request is empty.
+    #[error("the request has no {0}: this is no request of kubelet's")]
+    Missing(&'static str),
+    /// Another call for the same target.
+    #[error("another call for {} is being worked on; it is tried again", .0.display())]
+    Busy(PathBuf),
+    /// The target has another volume.
+    #[error("the volume at {} is \"{found}\", not the one that is to be unpublished", .target.display())]
+    Other {
+        /// The target.
+        target: PathBuf,
+        /// Whose it is.
+        found: Shown,
+    },
+    /// Unmounting failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The store's disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The task is gone.
+    #[error("the driver stopped in the middle of the call; it is tried again")]
+    Interrupted,
+}
+
+/// Why there are no figures about a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum StatsError {
+    /// A field of the request is empty.
+    #[error("the request has no {0}: this is no request of kubelet's")]
+    Missing(&'static str),
+    /// No such volume, or not there.
+    #[error("the volume \"{volume}\" is not published at \"{path}\"")]
+    NotPublished {
+        /// The volume.
+        volume: Shown,
+        /// The path.
+        path: Shown,
+    },
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Looking failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The task is gone.
+    #[error("the driver stopped in the middle of the call; it is tried again")]
+    Interrupted,
+}
+
+/// How a publish or an unpublish ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// By doing something.
+    Now,
+    /// It was so already.
+    Already,
+}
+
+/// Publishes and unpublishes.
+pub struct Publisher {
+    disk: Arc<Disk>,
+    pulls: Pulls,
+    guards: Guards,
+    wait: Duration,
+}
+
+/// What blocks: used from threads that may.
+struct Disk {
+    store: Arc<Store>,
+    records: Records,
+    mounter: Mounter,
+    metrics: Metrics,
+}
+
+/// What is at a target before a publish.
+enum Before {
+    Mounted,
+    Ready,
+    ToPull,
+}
+
+impl Publisher {
+    /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull.
+    pub fn new(pulls: Pulls, mounter: Mounter, wait: Duration, metrics: Metrics) -> Self {
+        let store = pulls.fetcher().store().clone();
+        let records = Records::new(store.clone());
+        let disk = Arc::new(Disk { store, records, mounter, metrics });
+        Self { disk, pulls, guards: Guards::default(), wait }
+    }
+
+    /// Reads what an earlier run recorded and compares it with what is mounted.
+    pub fn take_over(&self) -> Result<(), PublishError> {
+        let records = self.disk.records.all()?;
+        let mounted = self.disk.mounter.mounted()?;
+        let gone = records.iter().filter(|record| !mounted.iter().any(|(path, _)| path == record.target()));
+        let (recorded, gone) = (records.len(), gone.count());
+        self.disk.metrics.volumes().set(i64::try_from(recorded).unwrap_or(i64::MAX));
+        tracing::info!(recorded, mounted = mounted.len(), gone, "took over the volumes of earlier runs");
+        Ok(())
+    }
+
+    /// Makes the volume appear at its target. Doing it twice is doing it once.
+    pub async fn publish(&self, request: PublishRequest) -> Result<Done, PublishError> {
+        let target = request.target().clone();
+        let busy = || PublishError::Busy(target.path().to_owned());
+        let guard = self.guards.take(target.path()).ok_or_else(busy)?;
+        let key = self.pulls.fetcher().key(request.recipe());
+        let request = Arc::new(request);
+        let before = {
+            let (request, key) = (request.clone(), key.clone());
+            self.disk(move |disk| disk.before(&request, &key)).await?
+        };
+        match before {
+            Before::Mounted => return Ok(Done::Already),
+            Before::Ready => {}
+            Before::ToPull => match self.pulls.wait_for(request.recipe(), self.wait).await {
+                Waited::Ready(_) => {}
+                Waited::Pulling(reading) => {
+                    return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
+                }
+                Waited::Failed(error) => {
+                    self.disk(move |disk| disk.forget_failed(&target)).await?;
+                    return Err(PublishError::Pull(error));
+                }
+            },
+        }
+        // The guard goes with the work: a caller that hangs up does not let another in between.
+        self.disk(move |disk| {
+            let _guard = guard;
+            disk.mount(&request, &key)
+        })
+        .await?;
+        Ok(Done::Now)
+    }
+
+    /// Takes the volume away from its target. What is not there is gone already.
+    pub async fn unpublish(&self, volume: &str, target: &str) -> Result<Done, UnpublishError> {
+        if volume.is_empty() {
+            return Err(UnpublishError::Missing("volume_id"));
+        }
+        if target.is_empty() {
+            return Err(UnpublishError::Missing("target_path"));
+        }
+        let target = Target::parse(target)?;
+        let busy = || UnpublishError::Busy(target.path().to_owned());
+        let guard = self.guards.take(target.path()).ok_or_else(busy)?;
+        let (disk, volume) = (self.disk.clone(), volume.to_owned());
+        let work = tokio::task::spawn_blocking(move || {
+            let _guard = guard;
+            disk.unmount(&volume, &target)
+        });
+        work.await.map_err(|_| UnpublishError::Interrupted)?
+    }
+
+    /// How much is in a published volume.
+    pub async fn stats(&self, volume: &str, path: &str) -> Result<Totals, StatsError> {
+        if volume.is_empty() {
+            return Err(StatsError::Missing("volume_id"));
+        }
+        if path.is_empty() {
+            return Err(StatsError::Missing("volume_path"));
+        }
+        let (disk, volume, path) = (self.disk.clone(), volume.to_owned(), path.to_owned());
+        let work = tokio::task::spawn_blocking(move || disk.stats(&volume, &path));
+        work.await.map_err(|_| StatsError::Interrupted)?
+    }
+
+    /// Waits until no pull is left, after the token that stops them.
+    pub async fn drain(&self) {
+        self.pulls.drain().await;
+    }
+
+    async fn disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Disk) -> Result<T, PublishError> + Send + 'static,
+    ) -> Result<T, PublishError> {
+        let disk = self.disk.clone();
+        tokio::task::spawn_blocking(move || work(&disk)).await.map_err(|_| PublishError::Interrupted)?
+    }
+}
+
+impl Disk {
+    fn before(&self, request: &PublishRequest, key: &TreeKey) -> Result<Before, PublishError> {
+        let target = request.target();
+        let conflict = |found| PublishError::Conflict { target: target.path().to_owned(), found };
+        match self.mounter.look(target)? {
+            Found::Mounted { tree, .. } if tree != *key => {
+                return Err(conflict("a volume of another recipe".to_owned()));
+            }
+            Found::Mounted { flags: Err(found), .. } => {
+                tracing::warn!(target = %target.path().display(), %found, "a volume lost its flags; it is mounted anew");
+                self.mounter.unpublish(target)?;
+            }
+            Found::Mounted { .. } => {
+                return match self.records.get(target)? {
+                    Some(record) if record.volume() == request.volume() => Ok(Before::Mounted),
+                    Some(record) => Err(conflict(format!("the volume \"{}\"", Shown::new(record.volume())))),
+                    None => {
+                        self.records.put(target, &self.record(request, key))?;
+                        Ok(Before::Mounted)
+                    }
+                };
+            }
+            Found::Other(found) => {
+                return Err(MountError::Foreign { path: target.path().to_owned(), found }.into());
+            }
+            Found::ForeignMount => {
+                let found = "a mount of something else";
+                return Err(MountError::Foreign { path: target.path().to_owned(), found }.into());
+            }
+            Found::NoParent => return Err(self.mounter.no_parent(target).into()),
+            Found::Nothing | Found::Empty => {}
+        }
+        Ok(if self.store.tree(key)?.is_some() { Before::Ready } else { Before::ToPull })
+    }
+
+    fn record(&self, request: &PublishRequest, key: &TreeKey) -> Record {
+        Record::new(request.volume(), request.target(), key, request.id(), request.namespace())
+    }
+
+    fn mount(&self, request: &PublishRequest, key: &TreeKey) -> Result<(), PublishError> {
+        let target = request.target();
+        let known = self.records.get(target)?.is_some();
+        self.records.put(target, &self.record(request, key))?;
+        if let Err(error) = self.mounter.publish(key, target) {
+            self.records.remove(target)?;
+            return Err(error.into());
+        }
+        if !known {
+            self.metrics.volumes().inc();
+        }
+        tracing::info!(volume = request.volume(), id = request.id(), namespace = request.namespace(), tree = %key, target = %target.path().display(), "mounted");
+        Ok(())
+    }
+
+    /// Clears what an interrupted publish of the same target left, now that this one fails for good.
+    fn forget_failed(&self, target: &Target) -> Result<(), PublishError> {
+        if self.records.get(target)?.is_some() {
+            self.mounter.unpublish(target)?;
+            self.records.remove(target)?;
+            self.metrics.volumes().dec();
+        }
+        Ok(())
+    }
+
+    fn unmount(&self, volume: &str, target: &Target) -> Result<Done, UnpublishError> {
+        let record = self.records.get(target)?;
+        if let Some(record) = &record
+            && record.volume() != volume
+        {
+            let found = Shown::new(record.volume());
+            return Err(UnpublishError::Other { target: target.path().to_owned(), found });
+        }
+        self.mounter.unpublish(target)?;
+        if record.is_none() {
+            return Ok(Done::Already);
+        }
+        self.records.remove(target)?;
+        self.metrics.volumes().dec();
+        tracing::info!(volume, target = %target.path().display(), "unmounted");
+        Ok(Done::Now)
+    }
+
+    fn stats(&self, volume: &str, path: &str) -> Result<Totals, StatsError> {
+        let missing = || StatsError::NotPublished { volume: volume.into(), path: path.into() };
+        let target = Target::parse(path).map_err(|_| missing())?;
+        let record = self.records.get(&target)?.filter(|record| record.volume() == volume);
+        let tree = record.and_then(|record| record.tree()).ok_or_else(missing)?;
+        match self.mounter.look(&target)? {
+            Found::Mounted { tree: mounted, .. } if mounted == tree => {}
+            _ => return Err(missing()),
+        }
+        self.store.tree(&tree)?.map(|tree| tree.totals()).ok_or_else(missing)
+    }
+}

@@ -1,0 +1,78 @@
+//! What kubelet asks for, read once: whoever holds a [`PublishRequest`] need not check it again.
+
+use std::collections::HashMap;
+
+use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::volume::CanonicalVolume;
+
+use super::PublishError;
+use crate::mount::Target;
+use crate::proto::csi::NodePublishVolumeRequest;
+use crate::proto::csi::volume_capability::AccessType;
+use crate::pull::add_steps;
+
+/// Kubelet's own attribute with the pod's namespace.
+const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+
+/// A volume that can be published: canonical, for a pod of a namespace, at a target.
+#[derive(Clone, Debug)]
+pub struct PublishRequest {
+    volume: String,
+    target: Target,
+    namespace: String,
+    canonical: CanonicalVolume,
+}
+
+impl PublishRequest {
+    /// Reads the fields of a request. Secrets are not looked at; a wish to write is not granted, and not
+    /// an error: every volume is read-only.
+    pub fn parse(request: &NodePublishVolumeRequest) -> Result<Self, PublishError> {
+        if request.volume_id.is_empty() {
+            return Err(PublishError::Missing("volume_id"));
+        }
+        if request.target_path.is_empty() {
+            return Err(PublishError::Missing("target_path"));
+        }
+        let capability = request.volume_capability.as_ref();
+        let capability = capability.ok_or(PublishError::Missing("volume_capability"))?;
+        if matches!(capability.access_type, Some(AccessType::Block(_))) {
+            return Err(PublishError::Block);
+        }
+        let target = Target::parse(&request.target_path)?;
+        let namespace = namespace(&request.volume_context)?;
+        let attributes = request.volume_context.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let canonical = CanonicalVolume::from_attributes(attributes)?;
+        add_steps(canonical.recipe())?;
+        Ok(Self { volume: request.volume_id.clone(), target, namespace, canonical })
+    }
+
+    /// Kubelet's handle.
+    pub fn volume(&self) -> &str {
+        &self.volume
+    }
+
+    /// Where it is to appear.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The pod's namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The volume's safe id.
+    pub fn id(&self) -> &str {
+        self.canonical.id().as_str()
+    }
+
+    /// What is in it.
+    pub fn recipe(&self) -> &PinnedRecipe {
+        self.canonical.recipe()
+    }
+}
+
+fn namespace(context: &HashMap<String, String>) -> Result<String, PublishError> {
+    let namespace = context.get(POD_NAMESPACE).filter(|namespace| !namespace.is_empty());
+    namespace.cloned().ok_or(PublishError::Namespace(POD_NAMESPACE))
+}

@@ -1,0 +1,216 @@
+//! Why a recipe did not become a tree.
+
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::PinnedReference;
+use oras_csi_core::registry::{ManifestError, RegistryError, SelectError};
+
+use crate::class::ErrorClass;
+use crate::store::DiskError;
+use crate::unpack::UnpackError;
+use crate::unpack::graft::GraftError;
+use crate::unpack::plan::PlanError;
+use crate::unpack::stream::StreamFault;
+
+/// Why a recipe did not become a tree. Each says which reference.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The registry did not give the manifest.
+    #[error("the manifest of {reference} could not be fetched: {source}")]
+    Registry {
+        /// Of what.
+        reference: PinnedReference,
+        /// Why.
+        source: RegistryError,
+    },
+    /// The manifest cannot be read.
+    #[error("the manifest of {reference} is refused: {source}")]
+    Manifest {
+        /// Of what.
+        reference: PinnedReference,
+        /// Why.
+        source: ManifestError,
+    },
+    /// An index entry says another size than the manifest has.
+    #[error("the manifest {reference} has {found} bytes, and the index that names it says {wanted}")]
+    ManifestSize {
+        /// Of what.
+        reference: PinnedReference,
+        /// What the index says.
+        wanted: u64,
+        /// What came.
+        found: u64,
+    },
+    /// No manifest for the platform.
+    #[error("{reference} is an index, and {source}")]
+    Platform {
+        /// Of what.
+        reference: PinnedReference,
+        /// What there is.
+        source: SelectError,
+    },
+    /// Indexes within indexes.
+    #[error("{reference} is an index of indexes, more than {limit} within each other")]
+    Nested {
+        /// Of what.
+        reference: PinnedReference,
+        /// The limit.
+        limit: u8,
+    },
+    /// The manifest gives no files.
+    #[error("{reference} cannot be mounted: {source}")]
+    Plan {
+        /// Of what.
+        reference: PinnedReference,
+        /// Why.
+        source: PlanError,
+    },
+    /// A layer could not be fetched, or is refused.
+    #[error("layer {layer} of {reference}: {source}")]
+    Layer {
+        /// Of what.
+        reference: PinnedReference,
+        /// Which layer.
+        layer: Digest,
+        /// Why.
+        source: UnpackError,
+    },
+    /// Two steps, one path.
+    #[error(
+        "\"{path}\" is given by two steps of the recipe, {first} and {second}: give one of them a path of its own, or leave the file out with exclude"
+    )]
+    Conflict {
+        /// The path in the volume.
+        path: String,
+        /// The earlier step.
+        first: PinnedReference,
+        /// The later one.
+        second: PinnedReference,
+    },
+    /// One artifact, one path twice.
+    #[error("{reference} has layers that do not fit together: {source}")]
+    Layers {
+        /// Of what.
+        reference: PinnedReference,
+        /// What collides.
+        source: GraftError,
+    },
+    /// The filters of a step leave nothing.
+    #[error("the filters of the step leave nothing of {reference}: {filters}")]
+    Filtered {
+        /// Of what.
+        reference: PinnedReference,
+        /// The filters.
+        filters: String,
+    },
+    /// Archives without a single entry.
+    #[error("{reference} has nothing in it to mount: its archives are empty")]
+    Empty {
+        /// Of what.
+        reference: PinnedReference,
+    },
+    /// A step that this version cannot do.
+    #[error(transparent)]
+    Step(#[from] UnsupportedStep),
+    /// The store's disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The driver is going down.
+    #[error("the pull was given up because the driver stops; it starts again with the next attempt")]
+    Stopped,
+}
+
+/// A step that a volume may not have with this version of the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnsupportedStep {
+    /// Files laid over others.
+    #[error("the recipe has an overlay step, which this version of the driver does not lay: use add steps with a path each")]
+    Overlay,
+    /// Files taken away.
+    #[error("the recipe has a remove step, which this version of the driver does not do: leave files out with exclude in the step that adds them")]
+    Remove,
+}
+
+/// What a pull's failure means to the one who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PullErrorKind {
+    /// No such thing in the registry.
+    NotFound,
+    /// The registry, or our own rules, do not let us have it.
+    Denied,
+    /// The registry or the network fails: later it may not.
+    Unavailable,
+    /// The disk is full: later it may not be.
+    NoRoom,
+    /// The bytes are not what their digest says.
+    Corrupt,
+    /// What is in it is refused.
+    Refused,
+    /// The disk, or this program.
+    Internal,
+    /// The driver stops.
+    Stopped,
+}
+
+impl PullError {
+    /// What it means.
+    pub fn kind(&self) -> PullErrorKind {
+        match self {
+            Self::Registry { source, .. } => of_registry(source),
+            Self::Layer { source, .. } => match source {
+                UnpackError::Stream(fault) => match fault {
+                    StreamFault::Registry(error) => of_registry(error),
+                    StreamFault::Stopped => PullErrorKind::Stopped,
+                    StreamFault::Size { .. } | StreamFault::Digest { .. } => PullErrorKind::Corrupt,
+                    StreamFault::Unpacked { .. } => PullErrorKind::Refused,
+                    StreamFault::Disk(error) => of_disk(error),
+                },
+                UnpackError::Disk(error) => of_disk(error),
+                UnpackError::ContentDigest { .. } => PullErrorKind::Corrupt,
+                _ => PullErrorKind::Refused,
+            },
+            Self::Layers { source: GraftError::Disk(error), .. } | Self::Disk(error) => of_disk(error),
+            Self::Manifest { .. }
+            | Self::ManifestSize { .. }
+            | Self::Platform { .. }
+            | Self::Nested { .. }
+            | Self::Plan { .. }
+            | Self::Conflict { .. }
+            | Self::Layers { .. }
+            | Self::Filtered { .. }
+            | Self::Empty { .. }
+            | Self::Step(_) => PullErrorKind::Refused,
+            Self::Stopped => PullErrorKind::Stopped,
+        }
+    }
+
+    /// What kind of failure it is, for a program's exit status.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Step(_) | Self::Conflict { .. } | Self::Filtered { .. } | Self::Platform { .. } => {
+                ErrorClass::BadInput
+            }
+            Self::Plan { source: PlanError::NoMediaType { .. }, .. } => ErrorClass::BadInput,
+            _ => match self.kind() {
+                PullErrorKind::Corrupt | PullErrorKind::Refused => ErrorClass::Refused,
+                _ => ErrorClass::Failed,
+            },
+        }
+    }
+}
+
+fn of_registry(error: &RegistryError) -> PullErrorKind {
+    match error {
+        RegistryError::NotFound { .. } => PullErrorKind::NotFound,
+        RegistryError::Refused { .. } | RegistryError::NotAllowed { .. } => PullErrorKind::Denied,
+        RegistryError::Untruthful { .. } => PullErrorKind::Corrupt,
+        RegistryError::TooLarge { .. } | RegistryError::Invalid { .. } => PullErrorKind::Refused,
+        RegistryError::RateLimited { .. }
+        | RegistryError::Unavailable { .. }
+        | RegistryError::Unreachable { .. }
+        | RegistryError::Stalled { .. } => PullErrorKind::Unavailable,
+    }
+}
+
+fn of_disk(error: &DiskError) -> PullErrorKind {
+    if error.is_full() { PullErrorKind::NoRoom } else { PullErrorKind::Internal }
+}

@@ -1,0 +1,153 @@
+//! Pulls that outlive the call that began them: one a tree, whoever asks.
+//!
+//! A publish waits for a pull for a while and then answers how far it is; the pull goes on, and the next
+//! publish finds the tree or waits again. A failure that nobody was waiting for is told to the next one
+//! who asks, once: otherwise a pull that always fails after the wait would look like one in progress.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use oras_csi_core::recipe::PinnedRecipe;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::error::PullError;
+use super::fetch::Fetcher;
+use super::progress::{Meter, Progress, Reading};
+use crate::metrics::Metrics;
+use crate::store::{Tree, TreeKey};
+
+/// How long a failure is kept for the next one who asks.
+const FAILURE_KEPT: Duration = Duration::from_secs(600);
+
+type Outcome = Result<Tree, Arc<PullError>>;
+
+struct Flight {
+    meter: Arc<Meter>,
+    outcome: watch::Receiver<Option<(Outcome, Instant)>>,
+}
+
+/// How a wait for a pull ended.
+#[derive(Debug)]
+pub enum Waited {
+    /// The tree is there.
+    Ready(Tree),
+    /// It is not, and will not be by this pull.
+    Failed(Arc<PullError>),
+    /// The pull goes on.
+    Pulling(Reading),
+}
+
+/// All pulls of a node.
+pub struct Pulls {
+    fetcher: Arc<Fetcher>,
+    flights: Mutex<HashMap<TreeKey, Arc<Flight>>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    metrics: Metrics,
+}
+
+impl Pulls {
+    /// Pulls with this fetcher until `stop`.
+    pub fn new(fetcher: Arc<Fetcher>, metrics: Metrics, stop: CancellationToken) -> Self {
+        Self { fetcher, flights: Mutex::default(), tasks: TaskTracker::new(), stop, metrics }
+    }
+
+    /// What fetches.
+    pub fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.fetcher
+    }
+
+    /// Waits until the tree of `recipe` is there, its pull failed, or `wait` is over.
+    pub async fn wait_for(&self, recipe: &PinnedRecipe, wait: Duration) -> Waited {
+        let key = self.fetcher.key(recipe);
+        let flight = self.join(&key, recipe);
+        let mut outcome = flight.outcome.clone();
+        let ended = tokio::select! {
+            ended = outcome.wait_for(Option::is_some) => ended.ok().and_then(|ended| ended.clone()),
+            () = tokio::time::sleep(wait) => return Waited::Pulling(flight.meter.read()),
+            () = self.stop.cancelled() => Some((Err(Arc::new(PullError::Stopped)), Instant::now())),
+        };
+        self.leave(&key, &flight);
+        match ended {
+            Some((Ok(tree), _)) => Waited::Ready(tree),
+            Some((Err(error), _)) => Waited::Failed(error),
+            // The task is gone without a word: it was stopped, or it panicked.
+            None => Waited::Failed(Arc::new(PullError::Stopped)),
+        }
+    }
+
+    /// Waits until no pull is left, after `stop`.
+    pub async fn drain(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// The pull of this tree: the one under way, or a new one.
+    fn join(&self, key: &TreeKey, recipe: &PinnedRecipe) -> Arc<Flight> {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.retain(|_, flight| {
+            flight.outcome.borrow().as_ref().is_none_or(|(outcome, ended)| {
+                outcome.is_err() && ended.elapsed() < FAILURE_KEPT
+            })
+        });
+        if let Some(flight) = flights.get(key) {
+            return flight.clone();
+        }
+        let (sender, outcome) = watch::channel(None);
+        let meter = Arc::new(Meter::default());
+        let flight = Arc::new(Flight { meter: meter.clone(), outcome });
+        flights.insert(key.clone(), flight.clone());
+        let progress: Arc<dyn Progress> = Arc::new(Counted { meter, metrics: self.metrics.clone() });
+        let (fetcher, recipe, stop) = (self.fetcher.clone(), recipe.clone(), self.stop.clone());
+        let (metrics, key) = (self.metrics.clone(), key.clone());
+        self.tasks.spawn(async move {
+            let begun = Instant::now();
+            let outcome = tokio::select! {
+                outcome = fetcher.tree(&recipe, &progress) => outcome,
+                () = stop.cancelled() => Err(PullError::Stopped),
+            };
+            let seconds = begun.elapsed().as_secs_f64();
+            match &outcome {
+                Ok(tree) => {
+                    let bytes = tree.totals().bytes;
+                    tracing::info!(tree = %key, bytes, seconds, "pulled");
+                }
+                Err(error) => tracing::warn!(tree = %key, %error, seconds, "a pull failed"),
+            }
+            metrics.pulled(outcome.as_ref().err().map(PullError::kind));
+            sender.send_replace(Some((outcome.map_err(Arc::new), Instant::now())));
+        });
+        flight
+    }
+
+    /// Forgets a pull whose end was heard.
+    fn leave(&self, key: &TreeKey, flight: &Arc<Flight>) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(key).is_some_and(|found| Arc::ptr_eq(found, flight)) {
+            flights.remove(key);
+        }
+    }
+}
+
+struct Counted {
+    meter: Arc<Meter>,
+    metrics: Metrics,
+}
+
+impl Progress for Counted {
+    fn planned(&self, blobs: &[super::progress::Planned]) {
+        self.meter.planned(blobs);
+    }
+
+    fn received(&self, blob: &oras_csi_core::digest::Digest, bytes: u64) {
+        self.meter.received(blob, bytes);
+        self.metrics.received(bytes);
+    }
+
+    fn finished(&self, blob: &oras_csi_core::digest::Digest) {
+        self.meter.finished(blob);
+    }
+}

@@ -1,0 +1,19 @@
+//! Bringing what a recipe names into the store, and from there to a mount or into a directory.
+//!
+//! [`Fetcher`] does the work; [`Pulls`] runs it apart from the calls that ask for it; [`into_directory`]
+//! is the command line's way, with the same store and the same unpacking.
+
+mod assemble;
+mod directory;
+mod error;
+mod fetch;
+mod flight;
+mod locks;
+mod progress;
+
+pub use self::directory::{DirectoryError, into_directory};
+pub use self::error::{PullError, PullErrorKind, UnsupportedStep};
+pub use self::fetch::Fetcher;
+pub(crate) use self::fetch::add_steps;
+pub use self::flight::{Pulls, Waited};
+pub use self::progress::{Meter, Planned, Progress, Reading, Silent};

@@ -1,0 +1,224 @@
+//! What an administrator can set, and the limits on what a registry may make us do.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oras_csi_core::keys::DRIVER;
+
+/// Limits on what is unpacked. Each has its own message when it is passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    entries: u64,
+    path: usize,
+    depth: usize,
+    unpacked: u64,
+    zstd_window_log: u32,
+    reserve: u64,
+    index_depth: u8,
+    streams: usize,
+    streams_per_artifact: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 1_000_000,
+            path: 4_096,
+            depth: 256,
+            unpacked: 100 << 30,
+            zstd_window_log: 27,
+            reserve: 256 << 20,
+            index_depth: 3,
+            streams: 8,
+            streams_per_artifact: 4,
+        }
+    }
+}
+
+impl Limits {
+    /// How many entries one layer may hold: 1,000,000.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// The longest path within a tree, in bytes: 4,096.
+    pub fn path(&self) -> usize {
+        self.path
+    }
+
+    /// How many directories deep a path may go: 256.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// How many bytes one layer may unpack to: 100 GiB.
+    pub fn unpacked(&self) -> u64 {
+        self.unpacked
+    }
+
+    /// The largest zstd window, as its logarithm: 27, which is 128 MiB.
+    pub fn zstd_window_log(&self) -> u32 {
+        self.zstd_window_log
+    }
+
+    /// How many bytes of the disk stay free whatever is asked for: 256 MiB.
+    pub fn reserve(&self) -> u64 {
+        self.reserve
+    }
+
+    /// How many indexes may lie within each other: 3.
+    pub fn index_depth(&self) -> u8 {
+        self.index_depth
+    }
+
+    /// How many blobs are read from registries at once, on the whole node: 8.
+    pub fn streams(&self) -> usize {
+        self.streams
+    }
+
+    /// How many blobs of one volume are read at once: 4.
+    pub fn streams_per_artifact(&self) -> usize {
+        self.streams_per_artifact
+    }
+
+    /// The same limits with another number of entries.
+    #[must_use]
+    pub fn with_entries(mut self, entries: u64) -> Self {
+        self.entries = entries;
+        self
+    }
+
+    /// The same limits with another number of directories within each other.
+    #[must_use]
+    pub fn with_depth(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self
+    }
+
+    /// The same limits with another size that a layer may unpack to.
+    #[must_use]
+    pub fn with_unpacked(mut self, bytes: u64) -> Self {
+        self.unpacked = bytes;
+        self
+    }
+
+    /// The same limits with another reserve of free space.
+    #[must_use]
+    pub fn with_reserve(mut self, bytes: u64) -> Self {
+        self.reserve = bytes;
+        self
+    }
+
+    /// The same limits with another number of blobs read at once on the node; at least one.
+    #[must_use]
+    pub fn with_streams(mut self, streams: usize) -> Self {
+        self.streams = streams.max(1);
+        self
+    }
+}
+
+/// How the driver runs on a node.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    node_id: String,
+    store: PathBuf,
+    socket: PathBuf,
+    registration: Option<PathBuf>,
+    limits: Limits,
+    publish_wait: Duration,
+    metrics: Option<SocketAddr>,
+}
+
+impl Settings {
+    /// Where kubelet keeps its things unless it was told otherwise.
+    pub const KUBELET_DIR: &'static str = "/var/lib/kubelet";
+    /// How long a publish waits for a pull: a little less than the two minutes that kubelet waits.
+    pub const PUBLISH_WAIT: Duration = Duration::from_secs(110);
+
+    /// The defaults for the node `node_id` with kubelet's folder and the folder of the store.
+    ///
+    /// `kubelet_dir` must have the same path in the driver's container as on the node, since kubelet
+    /// sends paths below it.
+    pub fn new(node_id: impl Into<String>, kubelet_dir: &Path, store: impl Into<PathBuf>) -> Self {
+        Self {
+            node_id: node_id.into(),
+            store: store.into(),
+            socket: kubelet_dir.join("plugins").join(DRIVER).join("csi.sock"),
+            registration: Some(kubelet_dir.join("plugins_registry").join(format!("{DRIVER}-reg.sock"))),
+            limits: Limits::default(),
+            publish_wait: Self::PUBLISH_WAIT,
+            metrics: None,
+        }
+    }
+
+    /// Another path for the CSI socket.
+    #[must_use]
+    pub fn with_socket(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.socket = socket.into();
+        self
+    }
+
+    /// Another path for the registration socket, or none: then kubelet does not find the driver by itself.
+    #[must_use]
+    pub fn with_registration(mut self, registration: Option<PathBuf>) -> Self {
+        self.registration = registration;
+        self
+    }
+
+    /// Other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Another time that a publish waits for a pull before it answers how far it is.
+    #[must_use]
+    pub fn with_publish_wait(mut self, wait: Duration) -> Self {
+        self.publish_wait = wait;
+        self
+    }
+
+    /// Serves `/metrics` and `/healthz` over plain HTTP at this address.
+    #[must_use]
+    pub fn with_metrics(mut self, listen: Option<SocketAddr>) -> Self {
+        self.metrics = listen;
+        self
+    }
+
+    /// The name of this node.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// The folder of the store.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// The CSI socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The registration socket, where there is to be one.
+    pub fn registration(&self) -> Option<&Path> {
+        self.registration.as_deref()
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// How long a publish waits for a pull.
+    pub fn publish_wait(&self) -> Duration {
+        self.publish_wait
+    }
+
+    /// Where metrics are served.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+}

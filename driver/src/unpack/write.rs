@@ -1,0 +1,398 @@
+//! Writes a tree beneath one directory, by descriptors.
+//!
+//! Architecture Invariant: every directory is opened with `openat2` and `RESOLVE_BENEATH`,
+//! `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`; what is made in it is made by a single name, with
+//! `O_EXCL` and `O_NOFOLLOW`. So no path of an archive, and no symbolic link that it laid down before,
+//! leads anywhere else: the kernel says no, not a comparison of strings.
+
+use std::ffi::OsStr;
+use std::io::BufRead;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::UnpackError;
+use super::name::EntryPath;
+use crate::settings::Limits;
+use crate::store::DiskError;
+
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// What a tree holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Totals {
+    /// Bytes in files.
+    pub bytes: u64,
+    /// Files, directories and links.
+    pub inodes: u64,
+}
+
+/// Opens a directory beneath `root`, following no link.
+pub(crate) fn open_beneath(root: impl AsFd, path: &EntryPath) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let name: &[u8] = if path.is_root() { b"." } else { path.as_bytes() };
+    loop {
+        match rustix::fs::openat2(&root, OsStr::from_bytes(name), flags, Mode::empty(), BENEATH) {
+            // A rename elsewhere raced with the walk (openat2(2)).
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Permissions of a file: readable for all, executable for all if for anybody, writable for its owner if
+/// it was; without setuid, setgid and sticky bits.
+pub(crate) fn file_mode(mode: u32) -> Mode {
+    let execute = if mode & 0o111 == 0 { 0 } else { 0o111 };
+    Mode::from_raw_mode(0o444 | (mode & 0o200) | execute)
+}
+
+pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
+
+/// A directory that is being filled.
+pub struct TreeWriter<'a> {
+    root: &'a OwnedFd,
+    limits: &'a Limits,
+    last: Option<(EntryPath, OwnedFd)>,
+    times: Vec<(EntryPath, i64)>,
+    entries: u64,
+    totals: Totals,
+}
+
+fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> UnpackError {
+    UnpackError::Disk(DiskError::new(step, PathBuf::from(OsStr::from_bytes(path.as_bytes())), errno))
+}
+
+fn name_of(bytes: &[u8]) -> &OsStr {
+    OsStr::from_bytes(bytes)
+}
+
+impl<'a> TreeWriter<'a> {
+    /// Fills `root`, which is empty.
+    pub fn new(root: &'a OwnedFd, limits: &'a Limits) -> Self {
+        Self { root, limits, last: None, times: Vec::new(), entries: 0, totals: Totals { bytes: 0, inodes: 1 } }
+    }
+
+    fn count(&mut self) -> Result<(), UnpackError> {
+        self.entries += 1;
+        if self.entries > self.limits.entries() {
+            return Err(UnpackError::TooManyEntries { limit: self.limits.entries() });
+        }
+        Ok(())
+    }
+
+    /// Makes a directory and those above it.
+    pub fn directory(&mut self, path: &EntryPath, mtime: i64) -> Result<(), UnpackError> {
+        self.count()?;
+        if let Some((parent, name)) = path.split() {
+            self.enter(&parent)?;
+            self.make_directory(&parent, name, path)?;
+        }
+        self.times.push((path.clone(), mtime));
+        Ok(())
+    }
+
+    /// Writes a file with all of `data`.
+    pub fn file(
+        &mut self,
+        path: &EntryPath,
+        mode: u32,
+        mtime: i64,
+        size: u64,
+        data: &mut impl BufRead,
+    ) -> Result<(), UnpackError> {
+        self.count()?;
+        let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
+        self.enter(&parent)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let private = Mode::RUSR | Mode::WUSR;
+        let folder = self.folder()?;
+        let file = match rustix::fs::openat(folder, name_of(name), flags, private) {
+            Err(Errno::EXIST) => {
+                self.make_way(name, path)?;
+                rustix::fs::openat(self.folder()?, name_of(name), flags, private)
+            }
+            other => other,
+        };
+        let file = file.map_err(|errno| disk("make the file", path, errno))?;
+        let mut written = 0;
+        loop {
+            let piece = data.fill_buf().map_err(UnpackError::from_stream)?;
+            if piece.is_empty() {
+                break;
+            }
+            let count = rustix::io::write(&file, piece);
+            match count {
+                Ok(count) => {
+                    data.consume(count);
+                    written += count as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(disk("write", path, errno)),
+            }
+        }
+        if written != size {
+            return Err(UnpackError::Tar(super::tar::TarError::Truncated("a file")));
+        }
+        rustix::fs::fchmod(&file, file_mode(mode)).map_err(|errno| disk("set the mode of", path, errno))?;
+        set_time(&file, mtime);
+        self.totals.bytes += written;
+        self.totals.inodes += 1;
+        Ok(())
+    }
+
+    /// Makes a symbolic link. It is data: nothing here follows it.
+    pub fn symlink(&mut self, path: &EntryPath, target: &[u8], mtime: i64) -> Result<(), UnpackError> {
+        self.count()?;
+        let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
+        if target.is_empty() || target.contains(&0) || target.len() >= self.limits.path() {
+            return Err(UnpackError::LinkTarget { path: path.to_string() });
+        }
+        self.enter(&parent)?;
+        let link = |folder: BorrowedFd<'_>| rustix::fs::symlinkat(name_of(target), folder, name_of(name));
+        match link(self.folder()?) {
+            Err(Errno::EXIST) => {
+                self.make_way(name, path)?;
+                link(self.folder()?)
+            }
+            other => other,
+        }
+        .map_err(|errno| disk("make the symbolic link", path, errno))?;
+        let _ = rustix::fs::utimensat(
+            self.folder()?,
+            name_of(name),
+            &times(mtime),
+            AtFlags::SYMLINK_NOFOLLOW,
+        );
+        self.totals.inodes += 1;
+        Ok(())
+    }
+
+    /// Gives an earlier file another name. Links to symbolic links only where `links_to_links`.
+    pub fn hard_link(
+        &mut self,
+        path: &EntryPath,
+        existing: &EntryPath,
+        links_to_links: bool,
+    ) -> Result<(), UnpackError> {
+        self.count()?;
+        let missing = || UnpackError::HardLink { path: path.to_string(), existing: existing.to_string() };
+        let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
+        let Some((source_parent, source_name)) = existing.split() else { return Err(missing()) };
+        if path == existing {
+            return Ok(());
+        }
+        let source = open_beneath(self.root, &source_parent).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => missing(),
+            errno => disk("open the directory", &source_parent, errno),
+        })?;
+        let found = rustix::fs::statat(&source, name_of(source_name), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|_| missing())?;
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Symlink if links_to_links => {}
+            _ => return Err(missing()),
+        }
+        self.enter(&parent)?;
+        if self.exists(name) {
+            self.make_way(name, path)?;
+        }
+        link_or_copy(&source, source_name, self.folder()?, name)
+            .map_err(|errno| disk("make the hard link", path, errno))
+    }
+
+    /// Sets the times of directories, now that nothing changes in them, and says what was written.
+    pub fn finish(self) -> Totals {
+        // Times are a courtesy; one that cannot be set fails nothing.
+        for (path, mtime) in self.times.iter().rev() {
+            if let Ok(folder) = open_beneath(self.root, path) {
+                set_time(&folder, *mtime);
+            }
+        }
+        self.totals
+    }
+
+    fn folder(&self) -> Result<BorrowedFd<'_>, UnpackError> {
+        match &self.last {
+            Some((_, folder)) => Ok(folder.as_fd()),
+            None => Ok(self.root.as_fd()),
+        }
+    }
+
+    /// Makes the directory `path` the one that [`Self::folder`] gives, with those above it.
+    fn enter(&mut self, path: &EntryPath) -> Result<(), UnpackError> {
+        match &self.last {
+            Some((last, _)) if last == path => return Ok(()),
+            None if path.is_root() => return Ok(()),
+            _ => {}
+        }
+        self.last = None;
+        if path.is_root() {
+            return Ok(());
+        }
+        let folder = match open_beneath(self.root, path) {
+            Err(Errno::NOENT) => {
+                let mut made = EntryPath::root();
+                for segment in path.segments() {
+                    let next = made.child(segment);
+                    self.count()?;
+                    self.last = match made.is_root() {
+                        true => None,
+                        false => Some((made.clone(), self.open(&made)?)),
+                    };
+                    self.make_directory(&made, segment, &next)?;
+                    made = next;
+                }
+                self.open(path)?
+            }
+            Err(errno) => return Err(blocked(path, errno)),
+            Ok(folder) => folder,
+        };
+        self.last = Some((path.clone(), folder));
+        Ok(())
+    }
+
+    fn open(&self, path: &EntryPath) -> Result<OwnedFd, UnpackError> {
+        open_beneath(self.root, path).map_err(|errno| blocked(path, errno))
+    }
+
+    /// Makes `name` in the current folder a directory; what is no directory goes, as tar does it.
+    fn make_directory(&mut self, parent: &EntryPath, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
+        debug_assert!(self.last.as_ref().map_or(parent.is_root(), |(last, _)| last == parent));
+        let make = |folder: BorrowedFd<'_>| rustix::fs::mkdirat(folder, name_of(name), DIRECTORY_MODE);
+        match make(self.folder()?) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let found = rustix::fs::statat(self.folder()?, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|errno| disk("look at", path, errno))?;
+                if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                    return Ok(());
+                }
+                self.make_way(name, path)?;
+                make(self.folder()?).map_err(|errno| disk("make the directory", path, errno))?;
+            }
+            Err(errno) => return Err(disk("make the directory", path, errno)),
+        }
+        // The umask may have taken bits away.
+        rustix::fs::chmodat(self.folder()?, name_of(name), DIRECTORY_MODE, AtFlags::empty())
+            .map_err(|errno| disk("set the mode of", path, errno))?;
+        self.totals.inodes += 1;
+        Ok(())
+    }
+
+    fn exists(&self, name: &[u8]) -> bool {
+        self.folder().is_ok_and(|folder| {
+            rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        })
+    }
+
+    /// Takes away an earlier entry of the same name: the last one counts, as in tar. A directory with
+    /// something in it stays, and the archive is refused.
+    fn make_way(&mut self, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
+        let folder = self.folder()?;
+        let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| disk("look at", path, errno))?;
+        let (flags, size) = match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => (AtFlags::REMOVEDIR, 0),
+            _ if found.st_nlink > 1 => (AtFlags::empty(), 0),
+            _ => (AtFlags::empty(), u64::try_from(found.st_size).unwrap_or(0)),
+        };
+        match rustix::fs::unlinkat(folder, name_of(name), flags) {
+            Ok(()) => {
+                self.totals.bytes = self.totals.bytes.saturating_sub(size);
+                self.totals.inodes = self.totals.inodes.saturating_sub(1);
+                Ok(())
+            }
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Err(UnpackError::ReplacesDirectory { path: path.to_string() }),
+            Err(errno) => Err(disk("replace", path, errno)),
+        }
+    }
+}
+
+fn blocked(path: &EntryPath, errno: Errno) -> UnpackError {
+    match errno {
+        Errno::LOOP | Errno::XDEV => UnpackError::ThroughLink { path: path.to_string() },
+        Errno::NOTDIR => UnpackError::ThroughFile { path: path.to_string() },
+        errno => disk("open the directory", path, errno),
+    }
+}
+
+fn times(mtime: i64) -> Timestamps {
+    let time = Timespec { tv_sec: mtime, tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+pub(crate) fn set_time(file: impl AsFd, mtime: i64) {
+    let _ = rustix::fs::futimens(file, &times(mtime));
+}
+
+/// Links a file; copies it where it has as many names as the file system allows.
+pub(crate) fn link_or_copy(
+    source: impl AsFd,
+    source_name: &[u8],
+    folder: impl AsFd,
+    name: &[u8],
+) -> Result<(), Errno> {
+    match rustix::fs::linkat(&source, name_of(source_name), &folder, name_of(name), AtFlags::empty()) {
+        Err(Errno::MLINK) => {}
+        other => return other,
+    }
+    let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let from =
+        rustix::fs::openat(&source, name_of(source_name), OFlags::RDONLY | nofollow, Mode::empty())?;
+    let found = rustix::fs::fstat(&from)?;
+    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
+    let to = rustix::fs::openat(&folder, name_of(name), create, Mode::RUSR | Mode::WUSR)?;
+    copy(&from, &to)?;
+    rustix::fs::fchmod(&to, Mode::from_raw_mode(found.st_mode & 0o777))?;
+    set_time(&to, found.st_mtime);
+    Ok(())
+}
+
+/// Copies a file's bytes: shared blocks where the file system can, else in the kernel, else by hand.
+pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
+    let size = u64::try_from(rustix::fs::fstat(from)?.st_size).unwrap_or(0);
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(size);
+    }
+    let mut done = 0;
+    loop {
+        match rustix::fs::copy_file_range(from, None, to, None, 1 << 30) {
+            Ok(0) => break,
+            Ok(count) => done += count as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if done == 0 => {
+                return copy_by_hand(from, to);
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    // Some file systems copy nothing and say nothing.
+    if done == 0 && size > 0 { copy_by_hand(from, to) } else { Ok(done) }
+}
+
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut done = 0;
+    loop {
+        let count = match rustix::io::read(from, &mut buffer[..]) {
+            Ok(0) => return Ok(done),
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            match rustix::io::write(to, rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        done += count as u64;
+    }
+}
