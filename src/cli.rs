@@ -1,0 +1,64 @@
+//! The commands, and what each of them needs around it.
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+use crate::{demo, driver, explain, pull, render, terminal, webhook};
+
+/// OCI artifacts as volumes in Kubernetes: an admission webhook and a CSI driver that share one contract.
+///
+/// Exit status: 0 done, 1 failed (network, registry, disk), 2 bad input, 3 denied by policy, 4 refused content.
+#[derive(Debug, Parser)]
+#[command(name = "oras-csi", version, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Webhook(webhook::Arguments),
+    Driver(driver::Arguments),
+    Render(render::Arguments),
+    Explain(explain::Arguments),
+    Pull(pull::Arguments),
+    Demo(demo::Arguments),
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        terminal::keep_quiet_about_closed_pipes();
+        match self.command {
+            Command::Webhook(arguments) => {
+                terminal::start_log("info");
+                block_on(webhook::run(arguments))
+            }
+            Command::Driver(arguments) => {
+                terminal::start_log("info");
+                block_on(driver::run(arguments))
+            }
+            Command::Render(arguments) => {
+                terminal::start_log("error");
+                block_on(render::run(arguments))
+            }
+            Command::Explain(arguments) => {
+                terminal::start_log("error");
+                block_on(explain::run(arguments))
+            }
+            Command::Pull(arguments) => {
+                terminal::start_log("error");
+                block_on(pull::run(arguments))
+            }
+            // Enters namespaces first, which only a process with one thread can.
+            Command::Demo(arguments) => demo::run(arguments),
+        }
+    }
+}
+
+/// Runs a command on a runtime of its own, with the one cryptography provider of this program.
+pub(crate) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    // Fails only where it is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?.block_on(command)
+}

@@ -1,0 +1,266 @@
+//! The tour itself, from the push to the unmount.
+
+use std::path::Path;
+use std::time::Instant;
+
+use oras_csi_core::reference::Reference;
+use oras_csi_core::registry::hosts::HostsConfig;
+use serde_json::Value;
+
+use super::admission::ApiServer;
+use super::artifact::{self, Listing};
+use super::narrator::Narrator;
+use super::processes::{Process, free_port};
+use super::volume::Kubelet;
+use crate::documents;
+use crate::failure::Failure;
+
+/// The pod that is admitted: the one that a newcomer copies first.
+const POD: &str = include_str!("../../examples/pod.yaml");
+const NAMESPACE: &str = "default";
+const REFERENCE: &str = "kind-registry:5000/java-app:v1";
+
+pub(super) async fn run(mounts: Result<(), String>) -> Result<(), Failure> {
+    let started = Instant::now();
+    let work = tempfile::Builder::new().prefix("oras-csi-demo-").tempdir();
+    let work = work.map_err(|error| Failure::failed(format!("cannot make a folder to work in: {error}")))?;
+    let folder = work.path();
+    let mut narrator = Narrator::new();
+    println!("oras-csi: from an annotation on a pod to files in it, on this machine alone.");
+
+    narrator.step("A registry with an artifact in it");
+    let registry_port = free_port()?;
+    let mut registry = Process::start(
+        "registry",
+        ["demo", "--serve-registry", &format!("127.0.0.1:{registry_port}")],
+        folder,
+    )?;
+    registry
+        .until(async || tokio::net::TcpStream::connect(("127.0.0.1", registry_port)).await.is_ok())
+        .await?;
+    let certs = folder.join("certs.d");
+    name_registry(&certs, registry_port).map_err(disk)?;
+    let hosts = HostsConfig::load(Some(&certs)).map_err(Failure::bad_input)?;
+    let reference = Reference::parse(REFERENCE).map_err(Failure::bad_input)?;
+    let files = folder.join("files");
+    artifact::write(&files, "1").map_err(disk)?;
+    let pushed = artifact::list(&files).map_err(disk)?;
+    let digest = artifact::push(&hosts, &reference, &files).await?;
+    narrator.say(&format!(
+        "A registry runs as process {} at 127.0.0.1:{registry_port}. Two lines of certs.d/kind-registry_5000_/hosts.toml,\n\
+         the format of containerd, say that it is kind-registry:5000. Pushed there, as {REFERENCE}:",
+        registry.id()
+    ));
+    show(&narrator, &pushed);
+    narrator.say(&format!("The manifest is {digest}."));
+
+    narrator.step("The webhook reads what the pod asks for");
+    let webhook_port = free_port()?;
+    let tls = folder.join("tls");
+    let mut webhook = Process::start(
+        "webhook",
+        [
+            "webhook",
+            "--listen",
+            &format!("127.0.0.1:{webhook_port}"),
+            "--tls-dir",
+            &tls.display().to_string(),
+            "--certs-dir",
+            &certs.display().to_string(),
+            "--allow-registry",
+            "kind-registry:5000/*",
+        ],
+        folder,
+    )?;
+    let bundle = tls.join("ca.crt");
+    webhook
+        .until(async || match ApiServer::new(webhook_port, &bundle) {
+            Ok(api) => api.is_ready().await,
+            Err(_) => false,
+        })
+        .await?;
+    let api = ApiServer::new(webhook_port, &bundle)?;
+    let pod = documents::parse(POD)?.into_iter().next().unwrap_or(Value::Null);
+    let (admitted, warnings) = api.admit(&pod, NAMESPACE).await?;
+    narrator.say(&format!(
+        "The webhook runs as process {} and has made itself a CA and a certificate. It gets the review of a pod over TLS,\n\
+         as from an API server, and answers with a patch. What that does to examples/pod.yaml:\n ",
+        webhook.id()
+    ));
+    narrator.show_change(
+        &documents::to_yaml(std::slice::from_ref(&pod))?,
+        &documents::to_yaml(std::slice::from_ref(&admitted))?,
+    );
+    narrator.say(" ");
+    for warning in warnings {
+        narrator.say(&format!("kubectl would print: Warning: {warning}"));
+    }
+    let volume =
+        our_volume(&admitted).ok_or_else(|| Failure::failed("the webhook has added no volume"))?.clone();
+    let recipe =
+        volume["csi"]["volumeAttributes"]["csi.oras.land/recipe"].as_str().unwrap_or_default().to_owned();
+    if !recipe.contains(&digest.to_string()) {
+        return Err(Failure::failed(format!("the volume is not pinned to what was pushed: {recipe}")));
+    }
+
+    narrator.step("What is not allowed stays out");
+    let elsewhere = POD.replace("kind-registry:5000/", "registry.example/");
+    let elsewhere = documents::parse(&elsewhere)?.into_iter().next().unwrap_or(Value::Null);
+    match api.admit(&elsewhere, NAMESPACE).await {
+        Err(denial) => narrator.say(&format!("The same pod with another registry: {denial}")),
+        Ok(_) => return Err(Failure::failed("a registry that is not allowed was admitted")),
+    }
+
+    let mounted = mounts.is_ok();
+    let result = match mounts {
+        Ok(()) => mount(&mut narrator, folder, &certs, &hosts, &reference, &volume, &pushed).await,
+        Err(why) => lay_out(&mut narrator, folder, &certs, &recipe, &pushed, &why).await,
+    };
+    result?;
+    let ending = if mounted { "" } else { ", but for the mount" };
+    println!(
+        "\nThat was all of it{ending}, in {:.1} s. Nothing is left behind.",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// The driver mounts the volume, and it stays what it is.
+async fn mount(
+    narrator: &mut Narrator,
+    folder: &Path,
+    certs: &Path,
+    hosts: &HostsConfig,
+    reference: &Reference,
+    volume: &Value,
+    pushed: &Listing,
+) -> Result<(), Failure> {
+    narrator.step("The driver mounts the volume");
+    let kubelet_folder = folder.join("kubelet");
+    let socket = kubelet_folder.join("plugins/csi.oras.land/csi.sock");
+    let mut driver = Process::start(
+        "driver",
+        [
+            "driver",
+            "--node-id",
+            "demo",
+            "--kubelet-dir",
+            &kubelet_folder.display().to_string(),
+            "--store",
+            &folder.join("store").display().to_string(),
+            "--certs-dir",
+            &certs.display().to_string(),
+        ],
+        folder,
+    )?;
+    driver.until(async || Kubelet::finds(&socket).await).await?;
+    let mut kubelet = Kubelet::new(&socket, &kubelet_folder)?;
+    kubelet.publish(volume, NAMESPACE).await?;
+    let name = volume["name"].as_str().unwrap_or_default();
+    let target = kubelet.target(name);
+    narrator.say(&format!(
+        "The driver runs as process {}, in a namespace where this user may mount. Over its CSI socket it gets the volume\n\
+         from the pod above, fetches what is pinned, verifies it, and mounts it. In the mount:",
+        driver.id()
+    ));
+    compare(narrator, &target, pushed)?;
+
+    narrator.step("Nobody can write to it");
+    for (what, result) in [
+        ("write HelloWorldServer.jar", std::fs::write(target.join("HelloWorldServer.jar"), "changed").err()),
+        ("make a new file", std::fs::write(target.join("new"), "new").err()),
+        ("remove config", std::fs::remove_dir_all(target.join("config")).err()),
+    ] {
+        match result {
+            Some(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                narrator.say(&format!("{what}: {error}"));
+            }
+            other => return Err(Failure::failed(format!("{what} was not refused by the mount: {other:?}"))),
+        }
+    }
+
+    narrator.step("The tag moves, the volume does not");
+    let files = folder.join("files-2");
+    artifact::write(&files, "2").map_err(disk)?;
+    let moved = artifact::push(hosts, reference, &files).await?;
+    narrator.say(&format!(
+        "{reference} is {moved} now. The same volume, mounted again as after a restart of its pod:"
+    ));
+    kubelet.unpublish(name).await?;
+    kubelet.publish(volume, NAMESPACE).await?;
+    compare(narrator, &target, pushed)?;
+
+    narrator.step("The pod goes");
+    kubelet.unpublish(name).await?;
+    if target.exists() {
+        return Err(Failure::failed(format!("{} is still there", target.display())));
+    }
+    narrator.say("Unmounted, and its directory removed.");
+    Ok(())
+}
+
+/// Where mounts are forbidden: the same tree, as `oras-csi pull` lays it out.
+async fn lay_out(
+    narrator: &mut Narrator,
+    folder: &Path,
+    certs: &Path,
+    recipe: &str,
+    pushed: &Listing,
+    why: &str,
+) -> Result<(), Failure> {
+    narrator.step("The files, without the mount");
+    narrator.say(&format!(
+        "Not mounted: {why}.\nWith root it is: sudo oras-csi demo\nHere are the same files in a folder, from the same store and \
+         the same unpacking:"
+    ));
+    let (recipe_file, target) = (folder.join("recipe.json"), folder.join("tree"));
+    std::fs::write(&recipe_file, recipe).map_err(disk)?;
+    let pull = std::env::current_exe().map_err(disk)?;
+    let output = tokio::process::Command::new(pull)
+        .args(["pull", "-f"])
+        .arg(&recipe_file)
+        .arg("--certs-dir")
+        .arg(certs)
+        .arg("--store")
+        .arg(folder.join("store"))
+        .arg(&target)
+        .output()
+        .await
+        .map_err(disk)?;
+    if !output.status.success() {
+        return Err(Failure::failed(String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    compare(narrator, &target, pushed)
+}
+
+fn name_registry(certs: &Path, port: u16) -> std::io::Result<()> {
+    let folder = certs.join("kind-registry_5000_");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("hosts.toml"), format!("server = \"http://127.0.0.1:{port}\"\n"))
+}
+
+fn our_volume(pod: &Value) -> Option<&Value> {
+    let volumes = pod["spec"]["volumes"].as_array()?;
+    volumes.iter().find(|volume| volume["csi"]["driver"] == oras_csi_core::keys::DRIVER)
+}
+
+fn show(narrator: &Narrator, listing: &Listing) {
+    for (name, digest) in listing {
+        narrator.say(&format!("  {digest}  {name}"));
+    }
+}
+
+/// Shows what is in a folder, which has to be exactly what was pushed.
+fn compare(narrator: &Narrator, folder: &Path, pushed: &Listing) -> Result<(), Failure> {
+    let found = artifact::list(folder).map_err(disk)?;
+    show(narrator, &found);
+    if found != *pushed {
+        return Err(Failure::failed(format!("that is not what was pushed: {pushed:?}")));
+    }
+    narrator.say("Byte for byte what was pushed.");
+    Ok(())
+}
+
+fn disk(error: std::io::Error) -> Failure {
+    Failure::failed(format!("on disk: {error}"))
+}

@@ -1,0 +1,51 @@
+//! `oras-csi driver`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use oras_csi_driver::settings::Settings;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::{Failure, Status};
+use crate::registries::{RegistryOptions, client};
+use crate::terminal::interrupted;
+
+/// Serves the CSI driver of a node: Identity and Node over a Unix socket, registered with kubelet.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The name of this node.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_id: String,
+    /// Kubelet's folder: the sockets go below it, and volumes are mounted below it. In a container it must
+    /// have the same path as on the node, with mount propagation Bidirectional.
+    #[arg(long, value_name = "DIR", default_value = Settings::KUBELET_DIR)]
+    kubelet_dir: PathBuf,
+    /// Folder that keeps what was fetched.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/oras-csi")]
+    store: PathBuf,
+    /// Where to serve /metrics and /healthz over plain http [default: nowhere].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    registries: RegistryOptions,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let hosts = arguments.registries.hosts()?;
+    let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
+        .with_metrics(arguments.metrics_listen);
+    let stop = CancellationToken::new();
+    let signal = stop.clone();
+    tokio::spawn(async move {
+        interrupted().await;
+        tracing::info!("ending: calls that are under way are finished first");
+        signal.cancel();
+        interrupted().await;
+        tracing::warn!("ending at once: asked a second time");
+        std::process::exit(1);
+    });
+    oras_csi_driver::run(settings, client(&hosts), stop)
+        .await
+        .map_err(|error| Failure::new(Status::from(error.class()), error))
+}

@@ -1,0 +1,28 @@
+//! `oras-csi`: OCI artifacts as volumes in Kubernetes.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its terminal")]
+
+mod cli;
+mod demo;
+mod documents;
+mod driver;
+mod explain;
+mod failure;
+mod pull;
+mod registries;
+mod registry;
+mod render;
+mod terminal;
+mod webhook;
+
+use clap::Parser as _;
+
+fn main() -> std::process::ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("oras-csi: {failure}");
+            failure.exit_code()
+        }
+    }
+}

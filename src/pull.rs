@@ -1,0 +1,133 @@
+//! `oras-csi pull`.
+
+mod progress;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use oras_csi_core::media_type::MediaType;
+use oras_csi_core::platform::Platform;
+use oras_csi_core::recipe::{Layer, PinnedRecipe, Recipe, Step};
+use oras_csi_core::reference::Reference;
+use oras_csi_core::registry::Registry;
+use oras_csi_core::registry::hosts::HostsConfig;
+use oras_csi_driver::pull::{Fetcher, Progress, into_directory};
+use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::Store;
+
+use self::progress::Shown;
+use crate::documents::read_text;
+use crate::failure::{Failure, Status};
+use crate::registries::{RegistryOptions, client};
+use crate::terminal::interrupted;
+
+/// Fetches an artifact, or all that a recipe names, into a directory: by the driver's own store and unpacking.
+///
+/// The directory must be new or empty; it appears whole or not at all.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// REF DIR, or with -f just DIR.
+    #[arg(value_name = "REF] DIR", num_args = 1..=2, required = true)]
+    words: Vec<String>,
+    /// A recipe instead of a reference, in YAML or canonical JSON; - is standard input.
+    #[arg(short, long = "filename", value_name = "FILE", conflicts_with_all = ["platform", "media_types"])]
+    recipe: Option<PathBuf>,
+    /// Keep what is fetched in this folder, and take from it what is there; one process at a time
+    /// [default: a folder beside DIR that is removed at the end].
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Which manifest of an image index, as os/arch or os/arch/variant [default: this machine's].
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Keep only layers of this media type; may be given several times.
+    #[arg(long = "media-type", value_name = "TYPE")]
+    media_types: Vec<MediaType>,
+    /// Speak plain http to the registries that are named, whatever their address: for a try at the prompt.
+    #[arg(long)]
+    plain_http: bool,
+    #[command(flatten)]
+    registries: RegistryOptions,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    tokio::select! {
+        done = pull(arguments) => done,
+        () = interrupted() => Err(Failure::failed("interrupted; nothing was put into the directory")),
+    }
+}
+
+async fn pull(arguments: Arguments) -> Result<(), Failure> {
+    let mut hosts = arguments.registries.hosts()?;
+    let (recipe, directory) = wanted(&arguments, &hosts)?;
+    if arguments.plain_http {
+        for reference in recipe.references() {
+            hosts = hosts.with_plain_http(reference.registry().clone());
+        }
+    }
+    let registry: Arc<dyn Registry> = client(&hosts);
+    let recipe = pin(registry.as_ref(), &recipe).await?;
+
+    let cannot = |path: &Path, error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
+    let beside = match &arguments.store {
+        Some(_) => None,
+        None => Some(temporary_beside(&directory).map_err(|error| cannot(&directory, error))?),
+    };
+    let folder = arguments.store.as_deref().or_else(|| beside.as_ref().map(tempfile::TempDir::path));
+    let store = Store::open(folder.unwrap_or(&directory), Limits::default())
+        .map_err(|error| Failure::new(Status::from(error.class()), error))?;
+    let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry));
+    let progress: Arc<dyn Progress> = Arc::new(Shown::new());
+    into_directory(&fetcher, &recipe, &directory, &progress)
+        .await
+        .map_err(|error| Failure::new(Status::from(error.class()), error))?;
+    for reference in recipe.references() {
+        println!("{reference}");
+    }
+    Ok(())
+}
+
+/// What is asked for, and where it goes.
+fn wanted(arguments: &Arguments, hosts: &HostsConfig) -> Result<(Recipe, PathBuf), Failure> {
+    match (&arguments.recipe, arguments.words.as_slice()) {
+        (Some(file), [directory]) => {
+            let text = read_text(file)?;
+            let recipe = Recipe::from_yaml(&text, &|host| hosts.names(host));
+            Ok((recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?, directory.into()))
+        }
+        (None, [reference, directory]) => {
+            let reference = Reference::parse_knowing(reference, &|host| hosts.names(host));
+            let mut layer = Layer::new(reference.map_err(Failure::bad_input)?)
+                .with_media_types(arguments.media_types.clone());
+            if let Some(platform) = &arguments.platform {
+                layer = layer.for_platform(platform.clone());
+            }
+            Ok((Recipe::new(vec![Step::Add(layer)]).map_err(Failure::bad_input)?, directory.into()))
+        }
+        (Some(_), _) => {
+            Err(Failure::bad_input("with -f, write only the directory: oras-csi pull -f recipe.yaml DIR"))
+        }
+        (None, _) => Err(Failure::bad_input("write a reference and a directory: oras-csi pull REF DIR")),
+    }
+}
+
+async fn pin(registry: &dyn Registry, recipe: &Recipe) -> Result<PinnedRecipe, Failure> {
+    let mut digests = Vec::new();
+    for reference in recipe.references() {
+        digests.push(match reference.digest() {
+            Some(digest) => digest.clone(),
+            None => registry.resolve(reference).await?.digest().clone(),
+        });
+    }
+    let mut digests = digests.into_iter();
+    recipe.pin(|reference| {
+        digests.next().ok_or_else(|| Failure::failed(format!("{reference} was not resolved")))
+    })
+}
+
+/// A folder on the disk of `directory`: in the nearest folder above it that is there.
+fn temporary_beside(directory: &Path) -> std::io::Result<tempfile::TempDir> {
+    let absolute = std::path::absolute(directory)?;
+    let above = absolute.ancestors().skip(1).find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    tempfile::Builder::new().prefix(".oras-csi-").tempdir_in(above)
+}

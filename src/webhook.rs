@@ -1,0 +1,118 @@
+//! `oras-csi webhook`.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use oras_csi_certs::{Names, Settings, Source};
+use oras_csi_webhook::metrics::Metrics;
+use oras_csi_webhook::server::{self, App, ServerSettings};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::failure::Failure;
+use crate::registries::{RegistryOptions, RuleOptions, admission};
+use crate::terminal::interrupted;
+
+/// Serves the admission webhook: POST /mutate over TLS, with /healthz, /readyz and /metrics.
+///
+/// With nothing but --tls-dir it makes a CA and a certificate there and starts. The API server has to trust
+/// that CA: --webhook-configuration keeps the caBundle in step.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Where to listen; port 0 takes a free one, which the log names.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8443")]
+    listen: SocketAddr,
+    /// Folder that keeps the CA and the certificate, or holds those of somebody else.
+    #[arg(long, value_name = "DIR", required_unless_present = "tls_secret", conflicts_with = "tls_secret")]
+    tls_dir: Option<PathBuf>,
+    /// Secret that keeps the CA, or holds the certificate of somebody else.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_secret)]
+    tls_secret: Option<(String, String)>,
+    /// A name or an address under which clients reach the webhook; may be given several times.
+    #[arg(long = "dns-name", value_name = "NAME", default_values = ["localhost", "127.0.0.1"])]
+    names: Vec<String>,
+    /// The MutatingWebhookConfiguration whose caBundle is kept in step.
+    #[arg(long, value_name = "NAME")]
+    webhook_configuration: Option<String>,
+    /// Seconds to answer on, not ready, after SIGTERM, so that clients go elsewhere first.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    lame_duck: u64,
+    #[command(flatten)]
+    registries: RegistryOptions,
+    #[command(flatten)]
+    rules: RuleOptions,
+}
+
+fn parse_secret(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("write NAMESPACE/NAME".to_owned()),
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let hosts = arguments.registries.hosts()?;
+    let metrics = Arc::new(Metrics::new());
+    let admission = admission(&hosts, &arguments.rules, &metrics);
+
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let certificates = {
+        let settings = certificate_settings(&arguments)?;
+        let needs_cluster = arguments.tls_secret.is_some() || arguments.webhook_configuration.is_some();
+        let client = if needs_cluster { Some(cluster().await?) } else { None };
+        oras_csi_certs::start(settings, client, stop.clone(), &tasks).await.map_err(Failure::failed)?
+    };
+
+    let listen = arguments.listen;
+    let cannot = |error: std::io::Error| Failure::failed(format!("cannot listen at {listen}: {error}"));
+    let listener = TcpListener::bind(listen).map_err(cannot)?;
+    listener.set_nonblocking(true).map_err(cannot)?;
+    tracing::info!(address = %listener.local_addr().map_err(cannot)?, "listening");
+
+    let settings = ServerSettings {
+        lame_duck: std::time::Duration::from_secs(arguments.lame_duck),
+        ..Default::default()
+    };
+    let tls = certificates.server_config();
+    let app = App::new(admission, certificates, metrics, settings);
+    let signal = stop.clone();
+    tokio::spawn(async move {
+        interrupted().await;
+        tracing::info!("ending: not ready from now on");
+        signal.cancel();
+        interrupted().await;
+        tracing::warn!("ending at once: asked a second time");
+        std::process::exit(1);
+    });
+    let served = server::serve(listener, tls, app, stop.clone()).await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    served.map_err(cannot)
+}
+
+async fn cluster() -> Result<kube::Client, Failure> {
+    kube::Client::try_default().await.map_err(|error| {
+        Failure::failed(format!("no way to the API server (in-cluster or KUBECONFIG): {error}"))
+    })
+}
+
+fn certificate_settings(arguments: &Arguments) -> Result<Settings, Failure> {
+    let source = match (&arguments.tls_dir, &arguments.tls_secret) {
+        (Some(folder), _) => Source::Folder(folder.clone()),
+        (None, Some((namespace, name))) => {
+            Source::Secret { namespace: namespace.clone(), name: name.clone() }
+        }
+        (None, None) => return Err(Failure::bad_input("either --tls-dir or --tls-secret is needed")),
+    };
+    let is_address = |name: &&String| name.parse::<IpAddr>().is_ok();
+    let addresses = arguments.names.iter().filter_map(|name| name.parse().ok());
+    let names = arguments.names.iter().filter(|name| !is_address(name)).cloned();
+    let names = Names::new(names, addresses).map_err(Failure::bad_input)?;
+    Ok(Settings::new(source, names).webhook_configuration(arguments.webhook_configuration.clone()))
+}
