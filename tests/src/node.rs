@@ -1,0 +1,178 @@
+//! A real node with oras-csi installed on it from the chart, as pods of the image of this build.
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cluster::kubectl;
+use crate::parts::repository;
+use crate::process::{run, try_run};
+use crate::registry::Distribution;
+
+/// The node's own image; nothing is pulled from elsewhere.
+const IMAGE: &str = "localhost/busybox:1";
+
+/// The installation, made once, and the registry that it knows as `kind-registry:5000`.
+#[derive(Debug)]
+pub struct Node {
+    registry: Mutex<Distribution>,
+    files: tempfile::TempDir,
+}
+
+static NODE: LazyLock<Node> = LazyLock::new(Node::install);
+
+impl Node {
+    /// The node of this test run.
+    pub fn get() -> &'static Self {
+        &NODE
+    }
+
+    fn install() -> Self {
+        let address = std::env::var("ORAS_CSI_NODE_IP").expect("run this by `make test-node`");
+        let registry = Distribution::start_at(&address);
+        let files = tempfile::tempdir().expect("a folder");
+        let hosts = |name: &str, server: &str| {
+            let file = files.path().join(name);
+            std::fs::write(&file, format!("server = \"http://{server}\"\n")).expect("writes");
+            format!("registries.{name}={}", file.display())
+        };
+        let started = Instant::now();
+        let mut install = Command::new(repository().join("tests/testbed/install"));
+        install.arg("--set-file").arg(hosts("kind-registry_5000_", &registry.host()));
+        // Nobody listens at the discard port.
+        install.arg("--set-file").arg(hosts("unreachable_5000_", &format!("{address}:9")));
+        run(&mut install);
+        eprintln!("helm install: {:?}", started.elapsed());
+        Self { registry: Mutex::new(registry), files }
+    }
+
+    /// The registry; one test at a time has it.
+    pub fn registry(&self) -> MutexGuard<'_, Distribution> {
+        self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Pushes files with these contents, and gives the digest.
+    pub fn push(&self, repository_and_tag: &str, files: &[(&str, &str)]) -> String {
+        let folder = tempfile::tempdir_in(self.files.path()).expect("a folder");
+        for (name, content) in files {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("makes");
+            std::fs::write(path, content).expect("writes");
+        }
+        let mut names: Vec<&str> =
+            files.iter().map(|(name, _)| name.split('/').next().expect("a name")).collect();
+        names.dedup();
+        self.registry().push(repository_and_tag, folder.path(), &names)
+    }
+}
+
+/// Makes every container of a pod or of a workload's template run on the node's own image.
+pub fn on_this_node(mut document: Value) -> Value {
+    fn visit(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                if map.contains_key("image") {
+                    map.insert("image".into(), json!(IMAGE));
+                    map.insert("imagePullPolicy".into(), json!("Never"));
+                }
+                map.values_mut().for_each(visit);
+            }
+            Value::Array(list) => list.iter_mut().for_each(visit),
+            _ => {}
+        }
+    }
+    visit(&mut document);
+    document
+}
+
+/// `kubectl apply -f -`, whatever comes of it.
+pub fn try_apply(document: &Value) -> Output {
+    let mut child = kubectl(&["apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kubectl starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(document.to_string().as_bytes()).expect("kubectl reads");
+    drop(stdin);
+    child.wait_with_output().expect("kubectl ends")
+}
+
+/// `kubectl apply -f -`, which has to succeed; gives what it printed, warnings too.
+pub fn apply(document: &Value) -> String {
+    let output = try_apply(document);
+    let words =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{words}");
+    words
+}
+
+/// `kubectl apply -f -`, which has to be refused; gives the words.
+pub fn refused(document: &Value) -> String {
+    let output = try_apply(document);
+    assert!(!output.status.success(), "admitted: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Asks every 100 ms until there is an answer; fails after `patience` with what the cluster says.
+pub fn until<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        if started.elapsed() > patience {
+            let pods = try_run(&mut kubectl(&["get", "pods", "--all-namespaces", "-o", "wide"]));
+            let events =
+                try_run(&mut kubectl(&["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"]));
+            let text = |output: Output| String::from_utf8_lossy(&output.stdout).into_owned();
+            panic!("{what}: not in {patience:?}\n{}\n{}", text(pods), text(events));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The phase of a pod of the default namespace.
+pub fn phase(pod: &str) -> String {
+    let output = try_run(&mut kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.phase}"]));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until a pod has run to its end with success, and gives what it printed.
+pub fn logs_of_finished(pod: &str) -> String {
+    until(&format!("{pod} has run"), Duration::from_secs(120), || match phase(pod).as_str() {
+        "Succeeded" => Some(()),
+        "Failed" => panic!("{pod} failed:\n{}", logs(pod)),
+        _ => None,
+    });
+    logs(pod)
+}
+
+/// What a pod printed.
+pub fn logs(pod: &str) -> String {
+    run(&mut kubectl(&["logs", pod, "--all-containers"]))
+}
+
+/// The messages of a pod's events.
+pub fn events(pod: &str) -> String {
+    let selector = format!("involvedObject.name={pod}");
+    run(&mut kubectl(&[
+        "get",
+        "events",
+        "--field-selector",
+        &selector,
+        "-o",
+        "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}",
+    ]))
+}
+
+/// Mounts of this node at whose path all of `parts` occur, as lines of mountinfo.
+pub fn mounts(parts: &[&str]) -> Vec<String> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").expect("it is there");
+    let lines = mountinfo.lines().filter(|line| parts.iter().all(|part| line.contains(part)));
+    lines.map(str::to_owned).collect()
+}

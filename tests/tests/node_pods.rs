@@ -1,0 +1,224 @@
+//! Pods on a real node: admitted by the webhook, mounted by the driver, both of them pods of the image of this
+//! build and running nowhere else.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use oras_csi_core::digest::Digest;
+use oras_csi_tests::cluster::kubectl;
+use oras_csi_tests::node::{
+    Node, apply, events, logs, logs_of_finished, mounts, on_this_node, phase, refused, until,
+};
+use oras_csi_tests::parts::repository;
+use oras_csi_tests::process::{run, try_run};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn pod(name: &str, annotations: &Value, script: &str) -> Value {
+    on_this_node(json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "app", "image": "busybox", "command": ["sh", "-c", script]}]}}))
+}
+
+fn uid(pod: &str) -> String {
+    run(&mut kubectl(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"]))
+}
+
+fn delete(pod: &str) {
+    run(&mut kubectl(&["delete", "pod", pod, "--wait=true", "--timeout=60s"]));
+}
+
+/// Nothing of a pod is mounted on the node any more, nor is its volume's folder there.
+fn is_gone(uid: &str) {
+    until("the volume is unmounted", PATIENCE, || mounts(&[uid]).is_empty().then_some(()));
+    let kubelet = std::env::var("ORAS_CSI_KUBELET_DIR").expect("run this by `make test-node`");
+    let folder = std::path::Path::new(&kubelet).join("pods").join(uid);
+    until("kubelet has removed the pod's folder", PATIENCE, || (!folder.exists()).then_some(()));
+}
+
+#[test]
+fn a_pod_reads_exactly_what_was_pushed_and_cannot_write() {
+    let node = Node::get();
+    let jar = "PK a jar, as far as anybody here can tell";
+    node.push("java-app:v1", &[("HelloWorldServer.jar", jar), ("config/server.properties", "port=8080\n")]);
+    let script = "cd /mnt/oras && find . -type f | sort | xargs sha256sum; touch /mnt/oras/new; rm -f HelloWorldServer.jar";
+    let started = Instant::now();
+    let words =
+        apply(&pod("reads", &json!({"oras.land/artifact": "kind-registry:5000/java-app:v1"}), script));
+    assert!(words.contains("Warning:") && words.contains("@sha256:") || words.contains("sha256:"), "{words}");
+    let logs = logs_of_finished("reads");
+    eprintln!("from apply to the end of the pod: {:?}\n{words}{logs}", started.elapsed());
+    let sum = |text: &str| Digest::sha256_of(text.as_bytes()).hex().to_owned();
+    assert!(logs.contains(&format!("{}  ./HelloWorldServer.jar", sum(jar))), "{logs}");
+    assert!(logs.contains(&format!("{}  ./config/server.properties", sum("port=8080\n"))), "{logs}");
+    assert_eq!(logs.matches("Read-only file system").count(), 2, "{logs}");
+    let uid = uid("reads");
+    delete("reads");
+    is_gone(&uid);
+}
+
+#[test]
+fn the_node_sees_the_mount_read_only_and_it_outlives_the_driver() {
+    let node = Node::get();
+    node.push("java-app:v2", &[("file", "two")]);
+    let script = "while true; do cat /mnt/oras/file; echo; sleep 1; done";
+    apply(&pod("stays", &json!({"oras.land/artifact": "kind-registry:5000/java-app:v2"}), script));
+    until("stays runs", PATIENCE, || (phase("stays") == "Running").then_some(()));
+    let uid = uid("stays");
+    let check = || {
+        let found = mounts(&[&uid, "kubernetes.io~csi"]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let flags = found[0].split(' ').nth(5).expect("flags").split(',').collect::<Vec<_>>();
+        for flag in ["ro", "nosuid", "nodev"] {
+            assert!(flags.contains(&flag), "{found:?}");
+        }
+    };
+    check();
+
+    let selector = "app.kubernetes.io/component=driver";
+    let driver = || {
+        run(&mut kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            "oras-csi-system",
+            "-l",
+            selector,
+            "-o",
+            "jsonpath={.items[*].metadata.uid}",
+        ]))
+    };
+    let before = driver();
+    run(&mut kubectl(&[
+        "delete",
+        "pod",
+        "-n",
+        "oras-csi-system",
+        "-l",
+        selector,
+        "--force",
+        "--grace-period=0",
+    ]));
+    check();
+    until("another driver is ready", PATIENCE, || {
+        let ready = run(&mut kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            "oras-csi-system",
+            "-l",
+            selector,
+            "-o",
+            "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}",
+        ]));
+        (driver() != before && ready == "True").then_some(())
+    });
+    check();
+    assert!(logs("stays").contains("two"));
+    assert_eq!(run(&mut kubectl(&["exec", "stays", "--", "cat", "/mnt/oras/file"])), "two");
+
+    // The driver that never mounted it unmounts it.
+    delete("stays");
+    is_gone(&uid);
+}
+
+#[test]
+fn a_tag_that_does_not_exist_is_told_when_the_pod_is_applied() {
+    let node = Node::get();
+    node.push("java-app:v1", &[("file", "one")]);
+    let words =
+        refused(&pod("no-tag", &json!({"oras.land/artifact": "kind-registry:5000/java-app:v9"}), "true"));
+    eprintln!("{words}");
+    assert!(words.contains("kind-registry:5000/java-app:v9") && words.contains("not found"), "{words}");
+}
+
+#[test]
+fn an_unreachable_registry_is_told_when_the_pod_is_applied() {
+    Node::get();
+    let words =
+        refused(&pod("unreachable", &json!({"oras.land/artifact": "unreachable:5000/java-app:v1"}), "true"));
+    eprintln!("{words}");
+    assert!(words.contains("unreachable:5000/java-app:v1"), "{words}");
+    assert!(words.to_lowercase().contains("refused") || words.contains("connect"), "{words}");
+}
+
+#[test]
+fn a_registry_that_is_down_when_the_volume_is_mounted_is_told_in_an_event_and_the_pod_starts_once_it_is_back()
+{
+    let node = Node::get();
+    node.push("late:v1", &[("file", "late")]);
+    let mut gated =
+        pod("late", &json!({"oras.land/artifact": "kind-registry:5000/late:v1"}), "cat /mnt/oras/file");
+    gated["spec"]["schedulingGates"] = json!([{"name": "example.org/wait"}]);
+    apply(&gated);
+    node.registry().stop();
+    run(&mut kubectl(&[
+        "patch",
+        "pod",
+        "late",
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/spec/schedulingGates"}]"#,
+    ]));
+    let words = until("an event that says why", PATIENCE, || {
+        Some(events("late")).filter(|words| words.contains("FailedMount"))
+    });
+    eprintln!("{words}");
+    assert!(words.contains("kind-registry:5000/late"), "{words}");
+    node.registry().start_again();
+    assert_eq!(logs_of_finished("late").trim(), "late");
+    delete("late");
+}
+
+#[test]
+fn every_example_runs() {
+    let node = Node::get();
+    let files = [("HelloWorldServer.jar", "PK jar"), ("notes.txt", "notes")];
+    for artifact in [
+        "java-app:v1",
+        "java-app:latest",
+        "acme/model:v1",
+        "acme/tokenizer:v3",
+        "acme/dataset:2024",
+        "acme/config:v1",
+    ] {
+        node.push(artifact, &files);
+    }
+    let mut files: Vec<_> = std::fs::read_dir(repository().join("examples"))
+        .expect("examples")
+        .map(|entry| entry.expect("a file").path())
+        .collect();
+    files.sort();
+    for file in files.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "yaml"))
+    {
+        let text = std::fs::read_to_string(&file).expect("reads");
+        for mut document in serde_saphyr::from_multiple::<Value>(&text).expect("YAML") {
+            let namespace = format!("example-{}", file.file_stem().expect("a name").to_string_lossy());
+            let _ = try_run(&mut kubectl(&["create", "namespace", &namespace]));
+            document["metadata"]["namespace"] = json!(namespace);
+            until("the namespace has its service account", PATIENCE, || {
+                let found = try_run(&mut kubectl(&["get", "serviceaccount", "default", "-n", &namespace]));
+                found.status.success().then_some(())
+            });
+            eprint!("{}: {}", file.display(), apply(&on_this_node(document)));
+            until(&format!("{} runs", file.display()), PATIENCE, || {
+                let phases = run(&mut kubectl(&[
+                    "get",
+                    "pods",
+                    "-n",
+                    &namespace,
+                    "-o",
+                    "jsonpath={.items[*].status.phase}",
+                ]));
+                let phases: Vec<&str> = phases.split_whitespace().collect();
+                assert!(!phases.contains(&"Failed"), "{}: a pod failed", file.display());
+                (!phases.is_empty() && phases.iter().all(|phase| matches!(*phase, "Running" | "Succeeded")))
+                    .then_some(())
+            });
+            run(&mut kubectl(&["delete", "namespace", &namespace, "--wait=false"]));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! csi-sanity, the conformance suite of CSI, against the driver as it is installed.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::time::Duration;
+
+use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
+use oras_csi_core::reference::Reference;
+use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_tests::controller::FixedVolumes;
+use oras_csi_tests::parts::{oras_csi, testbed};
+use oras_csi_tests::process::{Running, try_run};
+use oras_csi_tests::registry::Distribution;
+
+/// Specs that must have run and passed. A smaller count is a suite that no longer tests what it did.
+const FEWEST_PASSED: usize = 28;
+
+/// Specs that may be skipped, each with the reason; any other skip is a failure.
+const ALLOWED_SKIPS: [(&str, &str); 0] = [];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identity_and_node_pass_csi_sanity() {
+    if rustix_is_not_root() {
+        assert!(std::env::var("CI").is_err(), "csi-sanity mounts, which needs root");
+        eprintln!("SKIPPED: csi-sanity mounts, which needs root");
+        return;
+    }
+    let registry = Distribution::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("file"), "bytes").expect("writes");
+    let digest = registry.push("java-app:v1", folder.path(), &["file"]);
+    let certs = registry.certs_d(&["kind-registry:5000"]);
+
+    let kubelet = folder.path().join("kubelet");
+    let mut driver = Running::start(
+        Command::new(oras_csi())
+            .arg("driver")
+            .arg("--node-id=sanity")
+            .arg(format!("--kubelet-dir={}", kubelet.display()))
+            .arg(format!("--store={}", folder.path().join("store").display()))
+            .arg(format!("--certs-dir={}", certs.path().display())),
+        "driver",
+        folder.path(),
+    );
+    let socket = kubelet.join("plugins/csi.oras.land/csi.sock");
+    driver.wait_until("listening", Duration::from_secs(30), || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+
+    let controller = folder.path().join("controller.sock");
+    FixedVolumes::serve(attributes(&digest), &controller);
+    let report = folder.path().join("junit.xml");
+    let output = tokio::task::spawn_blocking({
+        let (socket, folder, report) = (socket.clone(), folder.path().to_owned(), report.clone());
+        move || {
+            try_run(
+                Command::new(testbed("csi-sanity"))
+                    .arg(format!("--csi.endpoint=unix://{}", socket.display()))
+                    .arg(format!("--csi.controllerendpoint=unix://{}", controller.display()))
+                    .arg(format!("--csi.mountdir={}", folder.join("mount").display()))
+                    .arg(format!("--csi.stagingdir={}", folder.join("staging").display()))
+                    .arg("--ginkgo.focus=Identity Service|Node Service")
+                    .arg(format!("--ginkgo.junit-report={}", report.display())),
+            )
+        }
+    })
+    .await
+    .expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    eprintln!(
+        "{}",
+        text.lines().rev().take(12).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    );
+    assert!(output.status.success(), "{text}");
+
+    let report = std::fs::read_to_string(&report).expect("a report");
+    let specs = specs(&report);
+    let with = |status: &str| specs.iter().filter(|(_, found)| found == status).count();
+    eprintln!(
+        "csi-sanity: {} passed, {} skipped, {} failed",
+        with("passed"),
+        skipped_in_focus(&specs).len(),
+        with("failed")
+    );
+    for (name, _) in skipped_in_focus(&specs) {
+        let reason = ALLOWED_SKIPS.iter().find(|(allowed, _)| name.contains(allowed));
+        let (_, reason) = reason.unwrap_or_else(|| panic!("\"{name}\" was skipped, and is not on the list"));
+        eprintln!("skipped: {name}: {reason}");
+    }
+    assert!(with("passed") >= FEWEST_PASSED, "only {} specs passed", with("passed"));
+    assert_eq!(with("failed"), 0);
+}
+
+fn rustix_is_not_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("it is there");
+    !status.lines().any(|line| line.starts_with("Uid:\t0\t"))
+}
+
+/// The attributes of a canonical volume, and the one of kubelet's that the driver insists on.
+fn attributes(digest: &str) -> HashMap<String, String> {
+    let reference = Reference::parse("kind-registry:5000/java-app").expect("a reference");
+    let pinned = reference.pin(digest.parse().expect("a digest"));
+    let recipe = PinnedRecipe::new(vec![Step::Add(Layer::new(pinned))]).expect("a recipe");
+    let volume = CanonicalVolume::new(None, recipe).expect("it fits");
+    let ours = volume.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value));
+    let kubelets = [("csi.storage.k8s.io/pod.namespace".to_owned(), "sanity".to_owned())];
+    ours.chain(kubelets).collect()
+}
+
+/// Name and status of each spec of a JUnit report: ginkgo writes one `<testcase name="…" … status="…"` a line.
+fn specs(report: &str) -> Vec<(String, String)> {
+    let attribute = |line: &str, name: &str| {
+        let rest = line.split_once(&format!(" {name}=\""))?.1;
+        Some(rest.split_once('"')?.0.to_owned())
+    };
+    let cases = report.lines().filter(|line| line.trim_start().starts_with("<testcase"));
+    cases.filter_map(|line| Some((attribute(line, "name")?, attribute(line, "status")?))).collect()
+}
+
+/// Specs of the two suites that did not run; those of the controller suites are out of focus.
+fn skipped_in_focus(specs: &[(String, String)]) -> Vec<&(String, String)> {
+    let focus = |name: &str| name.contains("Identity Service") || name.contains("Node Service");
+    specs.iter().filter(|(name, status)| focus(name) && status == "skipped").collect()
+}
