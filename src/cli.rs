@@ -50,7 +50,7 @@ impl Cli {
                 block_on(pull::run(arguments))
             }
             // Enters namespaces first, which only a process with one thread can.
-            Command::Demo(arguments) => demo::run(arguments),
+            Command::Demo(arguments) => demo::run(&arguments),
         }
     }
 }

@@ -28,10 +28,10 @@ use crate::terminal::interrupted;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// REF DIR, or with -f just DIR.
-    #[arg(value_name = "REF] DIR", num_args = 1..=2, required = true)]
+    #[arg(value_names = ["REF", "DIR"], num_args = 1..=2, required = true)]
     words: Vec<String>,
     /// A recipe instead of a reference, in YAML or canonical JSON; - is standard input.
-    #[arg(short, long = "filename", value_name = "FILE", conflicts_with_all = ["platform", "media_types"])]
+    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with_all = ["platform", "media_types"])]
     recipe: Option<PathBuf>,
     /// Keep what is fetched in this folder, and take from it what is there; one process at a time
     /// [default: a folder beside DIR that is removed at the end].

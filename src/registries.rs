@@ -8,6 +8,7 @@ use oras_csi_core::pattern::RegistryPattern;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
+use oras_csi_webhook::ResolverSettings;
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::rules::RegistryRules;
@@ -67,5 +68,5 @@ pub(crate) fn client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
 /// What the webhook admits pods with; `render` and `explain` use the very same.
 pub(crate) fn admission(hosts: &HostsConfig, rules: &RuleOptions, metrics: &Arc<Metrics>) -> Admission {
     let registries = Arc::new(hosts.clone());
-    Admission::new(client(hosts), registries, rules.rules(), Default::default(), Arc::clone(metrics))
+    Admission::new(client(hosts), registries, rules.rules(), ResolverSettings::default(), Arc::clone(metrics))
 }

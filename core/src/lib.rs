@@ -7,6 +7,8 @@
 //! Architecture Invariant: a value of one of these types is valid. Fields are private and there is one
 //! way in, which parses; nobody downstream checks again.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 pub mod digest;
 pub mod id;
 pub mod keys;

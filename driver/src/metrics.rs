@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use crate::pull::PullErrorKind;
 
 /// How a call ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallOutcome {
     /// Done.
     Done,
@@ -29,7 +29,7 @@ pub enum CallOutcome {
 }
 
 /// How a pull ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PullOutcome {
     /// The tree is there.
     Done,
@@ -63,6 +63,36 @@ impl From<PullErrorKind> for PullOutcome {
             PullErrorKind::Internal => Self::Internal,
             PullErrorKind::Stopped => Self::Stopped,
         }
+    }
+}
+
+impl EncodeLabelValue for CallOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Done => "done",
+            Self::Already => "already",
+            Self::InProgress => "in_progress",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        };
+        name.encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for PullOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Done => "done",
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::Unavailable => "unavailable",
+            Self::NoRoom => "no_room",
+            Self::Corrupt => "corrupt",
+            Self::Refused => "refused",
+            Self::Internal => "internal",
+            Self::Stopped => "stopped",
+        };
+        name.encode(encoder)
     }
 }
 

@@ -135,6 +135,11 @@ impl Target {
         &self.path
     }
 
+    /// The error for one whose folder does not exist.
+    pub(crate) fn no_parent(&self) -> MountError {
+        MountError::NoParent(self.parent.clone())
+    }
+
     /// The folder it lies in, if that exists.
     fn open_parent(&self) -> Result<Option<OwnedFd>, MountError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -180,7 +185,8 @@ impl Mounter {
     pub fn prepare(store: &Store) -> Result<Self, MountError> {
         let (trees, readonly) = (store.trees(), store.readonly());
         detach_all(&readonly)?;
-        mount_bind(&trees, &readonly).map_err(|errno| MountError::new("mount the store's trees at", &readonly, errno))?;
+        mount_bind(&trees, &readonly)
+            .map_err(|errno| MountError::new("mount the store's trees at", &readonly, errno))?;
         match Self::restrict(&trees, &readonly) {
             Ok(view) => Ok(Self { readonly, view }),
             Err(error) => {
@@ -193,7 +199,8 @@ impl Mounter {
     fn restrict(trees: &Path, readonly: &Path) -> Result<OwnedFd, MountError> {
         mount_change(readonly, MountPropagationFlags::PRIVATE)
             .map_err(|errno| MountError::new("make private the mount at", readonly, errno))?;
-        let kept = rustix::fs::statvfs(readonly).map_err(|errno| MountError::new("look at", readonly, errno))?;
+        let kept =
+            rustix::fs::statvfs(readonly).map_err(|errno| MountError::new("look at", readonly, errno))?;
         let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         if kept.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC) {
             flags |= MountFlags::NOEXEC;
@@ -214,29 +221,7 @@ impl Mounter {
     /// What is at a target.
     pub fn look(&self, target: &Target) -> Result<Found, MountError> {
         let Some(parent) = target.open_parent()? else { return Ok(Found::NoParent) };
-        self.look_in(&parent, target)
-    }
-
-    fn look_in(&self, parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
-        let Some(found) = statx(parent, &target.name, target.path())? else { return Ok(Found::Nothing) };
-        if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-            let entry = entry(&found, target.path())?;
-            return Ok(match tree_of(&entry) {
-                None => Found::ForeignMount,
-                Some(tree) => Found::Mounted { tree, flags: has_flags(&entry) },
-            });
-        }
-        Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
-            FileType::Directory if is_empty(parent, target)? => Found::Empty,
-            FileType::Directory => Found::Other("a directory with something in it"),
-            FileType::Symlink => Found::Other("a symbolic link"),
-            _ => Found::Other("a file"),
-        })
-    }
-
-    /// The error for a target whose folder does not exist.
-    pub(crate) fn no_parent(&self, target: &Target) -> MountError {
-        MountError::NoParent(target.parent.clone())
+        look_in(&parent, target)
     }
 
     /// Mounts a tree at a target at which there is nothing, or an empty directory.
@@ -244,7 +229,7 @@ impl Mounter {
     /// On an error the target is as it was before.
     pub fn publish(&self, tree: &TreeKey, target: &Target) -> Result<(), MountError> {
         let path = target.path();
-        let parent = target.open_parent()?.ok_or_else(|| MountError::NoParent(target.parent.clone()))?;
+        let parent = target.open_parent()?.ok_or_else(|| target.no_parent())?;
         let clone = open_tree(
             &self.view,
             Tree::relative(tree),
@@ -253,14 +238,16 @@ impl Mounter {
                 | OpenTreeFlags::AT_SYMLINK_NOFOLLOW
                 | OpenTreeFlags::AT_NO_AUTOMOUNT,
         )
-        .map_err(|errno| MountError::new("clone for a volume the mount", self.readonly.join(tree.as_str()), errno))?;
+        .map_err(|errno| {
+            MountError::new("clone for a volume the mount", self.readonly.join(tree.as_str()), errno)
+        })?;
         let made = match rustix::fs::mkdirat(&parent, &target.name, Mode::from_raw_mode(0o750)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(MountError::new("make the directory", path, errno)),
         };
-        let mounted = match self.look_in(&parent, target)? {
-            Found::Empty => self.attach(&clone, &parent, target),
+        let mounted = match look_in(&parent, target)? {
+            Found::Empty => Self::attach(&clone, &parent, target),
             Found::Other(found) => Err(MountError::Foreign { path: path.to_owned(), found }),
             Found::Mounted { .. } | Found::ForeignMount => {
                 Err(MountError::Foreign { path: path.to_owned(), found: "a mount point already" })
@@ -273,11 +260,11 @@ impl Mounter {
         mounted
     }
 
-    fn attach(&self, clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(), MountError> {
+    fn attach(clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(), MountError> {
         let path = target.path();
         move_mount(clone, "", parent, &target.name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(|errno| MountError::new("mount a volume at", path, errno))?;
-        let checked = match self.look_in(parent, target) {
+        let checked = match look_in(parent, target) {
             Ok(Found::Mounted { flags: Ok(()), .. }) => return Ok(()),
             Ok(Found::Mounted { flags: Err(found), .. }) => {
                 Err(MountError::Flags { path: path.to_owned(), found })
@@ -294,7 +281,7 @@ impl Mounter {
         let path = target.path();
         let Some(parent) = target.open_parent()? else { return Ok(()) };
         for _ in 0..=MOST_STACKED {
-            match self.look_in(&parent, target)? {
+            match look_in(&parent, target)? {
                 Found::Mounted { .. } => {
                     let name = through(&parent, &target.name);
                     match unmount(&name, UnmountFlags::NOFOLLOW) {
@@ -332,6 +319,23 @@ impl Mounter {
     }
 }
 
+fn look_in(parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
+    let Some(found) = statx(parent, &target.name, target.path())? else { return Ok(Found::Nothing) };
+    if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        let entry = entry(&found, target.path())?;
+        return Ok(match tree_of(&entry) {
+            None => Found::ForeignMount,
+            Some(tree) => Found::Mounted { tree, flags: has_flags(&entry) },
+        });
+    }
+    Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
+        FileType::Directory if is_empty(parent, target)? => Found::Empty,
+        FileType::Directory => Found::Other("a directory with something in it"),
+        FileType::Symlink => Found::Other("a symbolic link"),
+        _ => Found::Other("a file"),
+    })
+}
+
 /// Which tree a mount is of: its root is `trees/KEY/files`. Of which store is not asked: one whose folder
 /// was moved in the settings must still be unmounted.
 fn tree_of(entry: &MountEntry) -> Option<TreeKey> {
@@ -357,11 +361,7 @@ fn through(parent: &OwnedFd, name: &OsStr) -> PathBuf {
 }
 
 /// `None` where there is nothing.
-fn statx(
-    folder: impl std::os::fd::AsFd,
-    name: &OsStr,
-    path: &Path,
-) -> Result<Option<Statx>, MountError> {
+fn statx(folder: impl std::os::fd::AsFd, name: &OsStr, path: &Path) -> Result<Option<Statx>, MountError> {
     let mut flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     if name.is_empty() {
         flags |= AtFlags::EMPTY_PATH;

@@ -51,10 +51,8 @@ impl Node for NodeService {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let begun = Instant::now();
-        let answer = self
-            .publish(request.get_ref())
-            .await
-            .map_err(|error| status("NodePublishVolume", &error));
+        let answer =
+            self.publish(request.get_ref()).await.map_err(|error| status("NodePublishVolume", &error));
         let outcome = answer.as_ref().map_or_else(|status| outcome(status.code()), |done| ended(*done));
         self.metrics.published(outcome, begun.elapsed().as_secs_f64());
         answer.map(|_| Response::new(NodePublishVolumeResponse {}))

@@ -79,19 +79,21 @@ impl Records {
     pub fn put(&self, target: &Target, record: &Record) -> Result<(), DiskError> {
         let (path, unfinished) = (self.path(target), self.store.unfinished());
         let text = serde_json::to_vec(record).map_err(|error| DiskError::new("describe", &path, error))?;
-        std::fs::write(&unfinished, text)
-            .and_then(|()| std::fs::rename(&unfinished, &path))
-            .map_err(|error| {
+        std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, &path)).map_err(
+            |error| {
                 let _ = std::fs::remove_file(&unfinished);
                 DiskError::new("write", &path, error)
-            })
+            },
+        )
     }
 
     /// Forgets a target; one that was not recorded is no error.
     pub fn remove(&self, target: &Target) -> Result<(), DiskError> {
         let path = self.path(target);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DiskError::new("remove", path, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DiskError::new("remove", path, error))
+            }
             _ => Ok(()),
         }
     }
@@ -103,12 +105,11 @@ impl Records {
         let mut records = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            match read(&path)? {
-                Some(record) => records.push(record),
-                None => {
-                    tracing::warn!(path = %path.display(), "a volume's record cannot be read (a power cut?); it is forgotten");
-                    let _ = std::fs::remove_file(&path);
-                }
+            if let Some(record) = read(&path)? {
+                records.push(record);
+            } else {
+                tracing::warn!(path = %path.display(), "a volume's record cannot be read (a power cut?); it is forgotten");
+                let _ = std::fs::remove_file(&path);
             }
         }
         Ok(records)
@@ -142,7 +143,7 @@ mod tests {
         records.put(&target, &record).unwrap();
         assert_eq!(records.get(&target).unwrap(), Some(record.clone()));
         assert_eq!(record.tree(), Some(tree));
-        assert_eq!(records.all().unwrap(), [record.clone()]);
+        assert_eq!(records.all().unwrap(), std::slice::from_ref(&record));
 
         // What a power cut may leave.
         std::fs::write(store.volumes().join("torn.json"), "").unwrap();

@@ -4,6 +4,8 @@
 //! named there, asks `NodeGetInfo`, and tells the result. A socket that disappears is a driver that is
 //! gone, so this one appears after the CSI socket and disappears before it.
 
+mod authority;
+
 use std::path::PathBuf;
 
 use oras_csi_core::keys::DRIVER;
@@ -11,6 +13,7 @@ use oras_csi_core::text::Shown;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
+pub(crate) use self::authority::Repaired;
 use crate::proto::registration::registration_server::Registration;
 use crate::proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 

@@ -15,11 +15,14 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::text::Shown;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 
 use crate::class::ErrorClass;
 use crate::identity::IdentityService;
@@ -31,7 +34,7 @@ use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::publish::{PublishError, Publisher};
 use crate::pull::{Fetcher, Pulls};
-use crate::registration::RegistrationService;
+use crate::registration::{RegistrationService, Repaired};
 use crate::settings::Settings;
 use crate::socket::{PrivateSocket, SocketError};
 use crate::store::{Store, StoreError};
@@ -70,6 +73,11 @@ pub enum RunError {
         /// Why.
         reason: String,
     },
+    /// No name for the node.
+    #[error(
+        "\"{0}\" is no node id: it needs 1 to 256 bytes; give the driver the name of its node (spec.nodeName)"
+    )]
+    NodeId(Shown),
     /// Kubelet said no.
     #[error("kubelet refuses to register the driver: {0}")]
     Refused(Shown),
@@ -83,7 +91,9 @@ impl RunError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Store(error) => error.class(),
-            Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => ErrorClass::BadInput,
+            Self::NodeId(_) | Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => {
+                ErrorClass::BadInput
+            }
             _ => ErrorClass::Failed,
         }
     }
@@ -111,6 +121,10 @@ pub async fn run(
 
 /// Opens the store, mounts its read-only view, takes over earlier volumes, and listens.
 pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bound, RunError> {
+    // CSI: "The maximum length of the node_id is 256 bytes."
+    if !(1..=256).contains(&settings.node_id().len()) {
+        return Err(RunError::NodeId(settings.node_id().into()));
+    }
     let metrics = Metrics::default();
     let stop = CancellationToken::new();
     let publisher = {
@@ -204,7 +218,7 @@ impl Bound {
         let router = Server::builder()
             .add_service(IdentityServer::new(IdentityService))
             .add_service(NodeServer::new(node));
-        serve("CSI", router, self.socket.take_listener(), self.stop.clone())
+        serve("CSI", router, self.socket.take_listener(), std::convert::identity, self.stop.clone())
     }
 
     fn registering(
@@ -215,7 +229,7 @@ impl Bound {
         let socket = self.registration.as_mut()?;
         let service = RegistrationService::new(endpoint, refused);
         let router = Server::builder().add_service(RegistrationServer::new(service));
-        Some(serve("registration", router, socket.take_listener(), self.stop.clone()))
+        Some(serve("registration", router, socket.take_listener(), Repaired::new, self.stop.clone()))
     }
 
     fn measuring(&mut self) -> Option<impl Future<Output = Result<(), RunError>> + Send + 'static + use<>> {
@@ -239,16 +253,21 @@ async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, kind)], metrics.encode())
 }
 
-async fn serve(
+async fn serve<S>(
     server: &'static str,
     router: tonic::transport::server::Router,
-    listener: Option<tokio::net::UnixListener>,
+    listener: Option<UnixListener>,
+    wrap: fn(UnixStream) -> S,
     stop: CancellationToken,
-) -> Result<(), RunError> {
+) -> Result<(), RunError>
+where
+    S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let failed = |reason: String| RunError::Serve { server, reason };
     let listener = listener.ok_or_else(|| failed("its listener was taken before".to_owned()))?;
+    let incoming = UnixListenerStream::new(listener).map(move |stream| stream.map(wrap));
     router
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
         .map_err(|error| failed(error.to_string()))
 }

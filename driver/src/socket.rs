@@ -79,7 +79,8 @@ impl PrivateSocket {
                 .map_err(|source| SocketError::Folder { path: folder.to_owned(), source })?;
         }
         remove_stale(path)?;
-        let address = SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong { path: path.to_owned() })?;
+        let address =
+            SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong { path: path.to_owned() })?;
         let socket: OwnedFd = rustix::net::socket_with(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -87,7 +88,8 @@ impl PrivateSocket {
             None,
         )
         .map_err(|errno| failed("socket", errno.into()))?;
-        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("fchmod", errno.into()))?;
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)
+            .map_err(|errno| failed("fchmod", errno.into()))?;
         rustix::net::bind(&socket, &address).map_err(|errno| failed("bind", errno.into()))?;
         rustix::net::listen(&socket, 128).map_err(|errno| failed("listen", errno.into()))?;
         let inode = std::fs::symlink_metadata(path).map_err(|source| failed("stat", source))?.ino();
@@ -124,7 +126,9 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
         Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
             Err(SocketError::InUse { path: path.to_owned() })
         }
-        Ok(_) => std::fs::remove_file(path).map_err(|source| failed("remove what an earlier run left", source)),
+        Ok(_) => {
+            std::fs::remove_file(path).map_err(|source| failed("remove what an earlier run left", source))
+        }
     }
 }
 

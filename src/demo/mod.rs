@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     probe_namespaces: bool,
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(address) = arguments.serve_registry {
         crate::terminal::start_log("info");
         return block_on(serve_registry(address));

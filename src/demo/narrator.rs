@@ -24,8 +24,9 @@ impl Narrator {
 
     /// One line, or several, under the step.
     pub(super) fn say(&self, text: &str) {
+        let (dim, plain) = if self.colours { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         for line in text.lines() {
-            println!("   {line}");
+            println!("   {dim}│{plain} {line}");
         }
     }
 

@@ -261,6 +261,7 @@ fn compare(narrator: &Narrator, folder: &Path, pushed: &Listing) -> Result<(), F
     Ok(())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err as it is")]
 fn disk(error: std::io::Error) -> Failure {
     Failure::failed(format!("on disk: {error}"))
 }

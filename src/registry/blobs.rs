@@ -61,7 +61,9 @@ impl Wanted {
             (Ok(first), Err(_)) if last.is_empty() => Self::Part { first, last: last_byte },
             (Err(_), Ok(0)) if first.is_empty() => Self::None,
             (Err(_), Ok(_)) if first.is_empty() && size == 0 => Self::None,
-            (Err(_), Ok(tail)) if first.is_empty() => Self::Part { first: size.saturating_sub(tail), last: last_byte },
+            (Err(_), Ok(tail)) if first.is_empty() => {
+                Self::Part { first: size.saturating_sub(tail), last: last_byte }
+            }
             _ => Self::All,
         }
     }

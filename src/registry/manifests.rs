@@ -104,7 +104,8 @@ fn read(sent_as: Option<String>, bytes: Bytes) -> Result<Manifest, Refusal> {
     }
     let subject = text("/subject/digest").map(|digest| digest.parse()).transpose();
     let subject = subject.map_err(|_| invalid("the subject has no digest"))?;
-    let artifact_type = text("/artifactType").filter(|text| !text.is_empty()).or_else(|| text("/config/mediaType"));
+    let artifact_type =
+        text("/artifactType").filter(|text| !text.is_empty()).or_else(|| text("/config/mediaType"));
     let annotations = value.get("annotations").cloned().unwrap_or(Value::Null);
     Ok(Manifest { media_type, bytes, subject, artifact_type, annotations })
 }
@@ -113,15 +114,24 @@ fn read(sent_as: Option<String>, bytes: Bytes) -> Result<Manifest, Refusal> {
 /// Manifests with Subject").
 fn complete(state: &State, name: &str, manifest: &Manifest) -> Result<(), Refusal> {
     let value: Value = serde_json::from_slice(&manifest.bytes).unwrap_or_default();
-    let unknown =
-        Refusal::new(StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN", "the manifest names content that is not here");
+    let unknown = Refusal::new(
+        StatusCode::NOT_FOUND,
+        "MANIFEST_BLOB_UNKNOWN",
+        "the manifest names content that is not here",
+    );
     let list = |key: &str| value.get(key).and_then(Value::as_array).into_iter().flatten();
     let blobs = list("layers").filter(|layer| layer.get("urls").is_none()).chain(value.get("config"));
-    for (descriptor, is_blob) in blobs.map(|blob| (blob, true)).chain(list("manifests").map(|one| (one, false))) {
+    for (descriptor, is_blob) in
+        blobs.map(|blob| (blob, true)).chain(list("manifests").map(|one| (one, false)))
+    {
         let digest = descriptor.get("digest").and_then(Value::as_str).and_then(|digest| digest.parse().ok());
         let digest: Digest = digest.ok_or(unknown)?;
         let repository = state.repositories.get(name).ok_or(unknown)?;
-        let here = if is_blob { repository.blobs.contains(&digest) } else { repository.manifests.contains_key(&digest) };
+        let here = if is_blob {
+            repository.blobs.contains(&digest)
+        } else {
+            repository.manifests.contains_key(&digest)
+        };
         if !here {
             return Err(unknown);
         }
@@ -147,7 +157,8 @@ pub(super) fn delete(store: &Store, name: &str, reference: &str) -> Result<Respo
 pub(super) fn tags(store: &Store, name: &str, query: &Query) -> Result<Response, Refusal> {
     let state = store.lock();
     let repository = state.repositories.get(name);
-    let unknown = Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "repository name not known to registry");
+    let unknown =
+        Refusal::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "repository name not known to registry");
     let last = query.get("last").unwrap_or_default();
     let tags = repository.ok_or(unknown)?.tags.keys().filter(|tag| tag.as_str() > last);
     let all: Vec<_> = tags.cloned().collect();

@@ -4,6 +4,8 @@
 //! by mount), tags, referrers, deletion; error envelopes as the spec has them. Everything is kept in
 //! memory and nothing is protected: it listens where it is told, for as long as its process lives.
 
+#![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
+
 mod answer;
 mod blobs;
 mod manifests;
@@ -44,6 +46,7 @@ struct Shared {
 }
 
 /// Counts of requests, which outlive the server.
+#[cfg(test)]
 #[derive(Clone)]
 pub(crate) struct Requests(Arc<Shared>);
 
@@ -66,6 +69,7 @@ impl Kind {
     const COUNT: usize = 5;
 }
 
+#[cfg(test)]
 impl Requests {
     /// How many requests of a kind there were.
     pub(crate) fn count(&self, kind: Kind) -> u64 {
@@ -90,6 +94,7 @@ impl Bound {
     }
 
     /// The counts of requests.
+    #[cfg(test)]
     pub(crate) fn requests(&self) -> Requests {
         Requests(self.shared.clone())
     }
@@ -119,7 +124,9 @@ impl<'a> Target<'a> {
             None | Some("") => return rest.trim_matches('/').is_empty().then_some(Self::Base),
             Some(rest) => rest,
         };
-        if let Some(name) = rest.strip_suffix("/blobs/uploads/").or_else(|| rest.strip_suffix("/blobs/uploads")) {
+        if let Some(name) =
+            rest.strip_suffix("/blobs/uploads/").or_else(|| rest.strip_suffix("/blobs/uploads"))
+        {
             return Some(Self::Uploads(name));
         }
         if let Some(name) = rest.strip_suffix("/tags/list") {
@@ -151,10 +158,12 @@ impl<'a> Target<'a> {
     fn repository(&self) -> Option<&str> {
         match self {
             Self::Base => None,
-            Self::Manifest(name, _) | Self::Blob(name, _) | Self::Upload(name, _) | Self::Referrers(name, _) => {
-                Some(name)
-            }
-            Self::Uploads(name) | Self::Tags(name) => Some(name),
+            Self::Manifest(name, _)
+            | Self::Blob(name, _)
+            | Self::Upload(name, _)
+            | Self::Referrers(name, _)
+            | Self::Uploads(name)
+            | Self::Tags(name) => Some(name),
         }
     }
 }
@@ -174,7 +183,9 @@ async fn answer(shared: &Shared, method: &Method, uri: &Uri, request: Request) -
     let query = Query::of(uri);
     match (&target, method) {
         (Target::Base, &Method::GET | &Method::HEAD) => Ok(empty(StatusCode::OK, &[])),
-        (Target::Manifest(name, reference), &Method::GET | &Method::HEAD) => manifests::get(store, name, reference),
+        (Target::Manifest(name, reference), &Method::GET | &Method::HEAD) => {
+            manifests::get(store, name, reference)
+        }
         (Target::Manifest(name, reference), &Method::PUT) => {
             manifests::put(store, name, reference, request).await
         }
@@ -204,7 +215,9 @@ fn is_segment(segment: &str) -> bool {
     let separators = segment.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     segment.bytes().next().is_some_and(alphanumeric)
         && segment.bytes().last().is_some_and(alphanumeric)
-        && separators.into_iter().all(|run| matches!(run, "" | "." | "_" | "__") || run.bytes().all(|b| b == b'-'))
+        && separators
+            .into_iter()
+            .all(|run| matches!(run, "" | "." | "_" | "__") || run.bytes().all(|b| b == b'-'))
 }
 
 /// The query of a request, decoded.

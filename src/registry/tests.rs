@@ -152,7 +152,10 @@ async fn manifests_tags_and_referrers() {
     let json = async |path: &str| get(path).await.unwrap().json_value().await;
     assert_eq!(json("tags/list").await["tags"], serde_json::json!(["v1", "v2", "v3"]));
     assert_eq!(json("tags/list?n=2&last=v1").await["tags"], serde_json::json!(["v2", "v3"]));
-    assert_eq!(get("tags/list?n=1").await.unwrap().headers()["link"], "</v2/app/tags/list?n=1&last=v1>; rel=\"next\"");
+    assert_eq!(
+        get("tags/list?n=1").await.unwrap().headers()["link"],
+        "</v2/app/tags/list?n=1&last=v1>; rel=\"next\""
+    );
 
     let subject = HttpRegistry::new(registry.hosts.clone(), Settings::default().with_proxies(false))
         .resolve(&reference("v1"))
@@ -176,7 +179,10 @@ async fn manifests_tags_and_referrers() {
     assert_eq!(put("{", "bad").await.unwrap().status(), StatusCode::BAD_REQUEST);
     let elsewhere = "{\"schemaVersion\":2,\"layers\":[{\"digest\":\"sha256:0\"}]}";
     assert_eq!(put(elsewhere, "bad").await.unwrap().status(), StatusCode::NOT_FOUND);
-    assert_eq!(put("{}", &Digest::sha256_of(b"x").to_string()).await.unwrap().status(), StatusCode::BAD_REQUEST);
+    assert_eq!(
+        put("{}", &Digest::sha256_of(b"x").to_string()).await.unwrap().status(),
+        StatusCode::BAD_REQUEST
+    );
 
     let delete = async |path: &str| {
         http.delete(format!("{}/app/manifests/{path}", registry.base)).send().await.unwrap().status()
@@ -219,7 +225,10 @@ async fn nonsense_has_the_specs_errors() {
         assert_eq!(answer.json_value().await["errors"][0]["code"], code, "{path}");
     }
     for path in ["", "/"] {
-        assert_eq!(http.get(format!("{}{path}", registry.base)).send().await.unwrap().status(), StatusCode::OK);
+        assert_eq!(
+            http.get(format!("{}{path}", registry.base)).send().await.unwrap().status(),
+            StatusCode::OK
+        );
     }
     let shared: Arc<Shared> = registry.requests.0.clone();
     assert!(shared.store.lock().repositories.is_empty());

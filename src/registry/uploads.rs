@@ -110,10 +110,8 @@ fn keep(store: &Store, name: &str, digest: &Digest, bytes: Bytes) -> Result<Resp
 }
 
 fn created(name: &str, digest: &Digest) -> Response {
-    let headers = [
-        (header::LOCATION, format!("/v2/{name}/blobs/{digest}")),
-        (content_digest(), digest.to_string()),
-    ];
+    let headers =
+        [(header::LOCATION, format!("/v2/{name}/blobs/{digest}")), (content_digest(), digest.to_string())];
     empty(StatusCode::CREATED, &headers)
 }
 

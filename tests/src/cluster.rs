@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kube::Client;
+use kube::{Client, Config};
 
 use crate::parts::testbed;
 
@@ -22,7 +22,10 @@ pub async fn client() -> Client {
         std::env::var_os("KUBECONFIG").is_some(),
         "no KUBECONFIG: run this by `make test-parts` or `make test-node`"
     );
-    Client::try_default().await.expect("a client")
+    let mut config = Config::infer().await.expect("a configuration");
+    // A refusal is what some tests wait for, 503 among them: it shall be told once, not retried for minutes.
+    config.default_retry = false;
+    Client::try_from(config).expect("a client")
 }
 
 /// Asks every 100 ms until there is an answer; fails after `patience` with the last words of `ask`.

@@ -1,14 +1,20 @@
 //! The controller endpoint that csi-sanity needs where the driver has none.
 //!
 //! oras-csi is a node-only driver: volumes are made by admission, not by a controller. Some node specs of
-//! csi-sanity still ask a controller for a volume first. This one answers them with the attributes of a
-//! volume that the registry beside the test really has.
+//! csi-sanity still ask a controller for a volume first. [`FixedVolumes`] answers them with the attributes of a
+//! volume that the registry beside the test really has. A few more want both services behind one socket:
+//! [`Relay`] is that socket, and hands every Node call to the driver as it came.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use oras_csi_driver::proto::csi;
 use oras_csi_driver::proto::csi::controller_server::{Controller, ControllerServer};
+use oras_csi_driver::proto::csi::identity_server::{Identity, IdentityServer};
+use oras_csi_driver::proto::csi::node_client::NodeClient;
+use oras_csi_driver::proto::csi::node_server::{Node, NodeServer};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -21,12 +27,65 @@ pub struct FixedVolumes {
 }
 
 impl FixedVolumes {
-    /// Serves on a Unix socket until the runtime ends.
+    /// Serves controller and identity on a Unix socket until the runtime ends.
     pub fn serve(attributes: HashMap<String, String>, socket: &Path) {
-        let listener = tokio::net::UnixListener::bind(socket).expect("a socket");
-        let stream = tokio_stream::wrappers::UnixListenerStream::new(listener);
         let controller = ControllerServer::new(Self { attributes, made: std::sync::Mutex::default() });
-        tokio::spawn(tonic::transport::Server::builder().add_service(controller).serve_with_incoming(stream));
+        let router = tonic::transport::Server::builder().add_service(IdentityServer::new(ControllerIdentity));
+        tokio::spawn(router.add_service(controller).serve_with_incoming(listen(socket)));
+    }
+}
+
+fn listen(socket: &Path) -> UnixListenerStream {
+    UnixListenerStream::new(tokio::net::UnixListener::bind(socket).expect("a socket"))
+}
+
+/// The identity of a plugin that has a controller.
+#[derive(Debug)]
+struct ControllerIdentity;
+
+#[tonic::async_trait]
+impl Identity for ControllerIdentity {
+    async fn get_plugin_info(
+        &self,
+        _: Request<csi::GetPluginInfoRequest>,
+    ) -> Answer<csi::GetPluginInfoResponse> {
+        let name = "controller.csi.oras.land".to_owned();
+        Ok(Response::new(csi::GetPluginInfoResponse {
+            name,
+            vendor_version: "test".to_owned(),
+            ..Default::default()
+        }))
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _: Request<csi::GetPluginCapabilitiesRequest>,
+    ) -> Answer<csi::GetPluginCapabilitiesResponse> {
+        let kind = csi::plugin_capability::Type::Service(csi::plugin_capability::Service {
+            r#type: csi::plugin_capability::service::Type::ControllerService.into(),
+        });
+        let capabilities = vec![csi::PluginCapability { r#type: Some(kind) }];
+        Ok(Response::new(csi::GetPluginCapabilitiesResponse { capabilities }))
+    }
+
+    async fn probe(&self, _: Request<csi::ProbeRequest>) -> Answer<csi::ProbeResponse> {
+        Ok(Response::new(csi::ProbeResponse { ready: Some(true) }))
+    }
+}
+
+/// One socket with a controller of the test's and the Node service of a driver.
+#[derive(Debug)]
+pub struct Relay(NodeClient<Channel>);
+
+impl Relay {
+    /// Serves on `socket` until the runtime ends; Node calls go to the driver at `driver`.
+    pub fn serve(attributes: HashMap<String, String>, socket: &Path, driver: &Path) {
+        let endpoint = Endpoint::from_shared(format!("unix:{}", driver.display())).expect("an address");
+        let node = NodeServer::new(Self(NodeClient::new(endpoint.connect_lazy())));
+        let controller = FixedVolumes { attributes, made: std::sync::Mutex::default() };
+        let router = tonic::transport::Server::builder().add_service(IdentityServer::new(ControllerIdentity));
+        let router = router.add_service(node).add_service(ControllerServer::new(controller));
+        tokio::spawn(router.serve_with_incoming(listen(socket)));
     }
 }
 
@@ -182,5 +241,78 @@ impl Controller for FixedVolumes {
         _: Request<csi::ControllerModifyVolumeRequest>,
     ) -> Answer<csi::ControllerModifyVolumeResponse> {
         Err(Status::unimplemented("ControllerModifyVolume"))
+    }
+}
+
+#[tonic::async_trait]
+impl Node for Relay {
+    async fn node_stage_volume(
+        &self,
+        request: Request<csi::NodeStageVolumeRequest>,
+    ) -> Answer<csi::NodeStageVolumeResponse> {
+        self.0.clone().node_stage_volume(request.into_inner()).await
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<csi::NodeUnstageVolumeRequest>,
+    ) -> Answer<csi::NodeUnstageVolumeResponse> {
+        self.0.clone().node_unstage_volume(request.into_inner()).await
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<csi::NodePublishVolumeRequest>,
+    ) -> Answer<csi::NodePublishVolumeResponse> {
+        self.0.clone().node_publish_volume(request.into_inner()).await
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<csi::NodeUnpublishVolumeRequest>,
+    ) -> Answer<csi::NodeUnpublishVolumeResponse> {
+        self.0.clone().node_unpublish_volume(request.into_inner()).await
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<csi::NodeGetVolumeStatsRequest>,
+    ) -> Answer<csi::NodeGetVolumeStatsResponse> {
+        self.0.clone().node_get_volume_stats(request.into_inner()).await
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<csi::NodeGetVolumeHealthRequest>,
+    ) -> Answer<csi::NodeGetVolumeHealthResponse> {
+        self.0.clone().node_get_volume_health(request.into_inner()).await
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        request: Request<csi::NodeGetStorageHealthRequest>,
+    ) -> Answer<csi::NodeGetStorageHealthResponse> {
+        self.0.clone().node_get_storage_health(request.into_inner()).await
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<csi::NodeExpandVolumeRequest>,
+    ) -> Answer<csi::NodeExpandVolumeResponse> {
+        self.0.clone().node_expand_volume(request.into_inner()).await
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        request: Request<csi::NodeGetCapabilitiesRequest>,
+    ) -> Answer<csi::NodeGetCapabilitiesResponse> {
+        self.0.clone().node_get_capabilities(request.into_inner()).await
+    }
+
+    async fn node_get_info(
+        &self,
+        request: Request<csi::NodeGetInfoRequest>,
+    ) -> Answer<csi::NodeGetInfoResponse> {
+        self.0.clone().node_get_info(request.into_inner()).await
     }
 }

@@ -65,7 +65,14 @@ impl Node {
         let mut names: Vec<&str> =
             files.iter().map(|(name, _)| name.split('/').next().expect("a name")).collect();
         names.dedup();
-        self.registry().push(repository_and_tag, folder.path(), &names)
+        let typed = names.into_iter().map(|name| match name.rsplit_once('.') {
+            Some((_, "jar")) => format!("{name}:application/java-archive"),
+            Some((_, "txt")) => format!("{name}:text/plain"),
+            _ => name.to_owned(),
+        });
+        let typed: Vec<String> = typed.collect();
+        let typed: Vec<&str> = typed.iter().map(String::as_str).collect();
+        self.registry().push(repository_and_tag, folder.path(), &typed)
     }
 }
 
@@ -144,7 +151,7 @@ pub fn phase(pod: &str) -> String {
 
 /// Waits until a pod has run to its end with success, and gives what it printed.
 pub fn logs_of_finished(pod: &str) -> String {
-    until(&format!("{pod} has run"), Duration::from_secs(120), || match phase(pod).as_str() {
+    until(&format!("{pod} has run"), Duration::from_mins(2), || match phase(pod).as_str() {
         "Succeeded" => Some(()),
         "Failed" => panic!("{pod} failed:\n{}", logs(pod)),
         _ => None,

@@ -14,7 +14,7 @@ use oras_csi_tests::parts::repository;
 use oras_csi_tests::process::{run, try_run};
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn pod(name: &str, annotations: &Value, script: &str) -> Value {
     on_this_node(json!({"apiVersion": "v1", "kind": "Pod",
@@ -44,7 +44,7 @@ fn a_pod_reads_exactly_what_was_pushed_and_cannot_write() {
     let node = Node::get();
     let jar = "PK a jar, as far as anybody here can tell";
     node.push("java-app:v1", &[("HelloWorldServer.jar", jar), ("config/server.properties", "port=8080\n")]);
-    let script = "cd /mnt/oras && find . -type f | sort | xargs sha256sum; touch /mnt/oras/new; rm -f HelloWorldServer.jar";
+    let script = "cd /mnt/oras && find . -type f | sort | xargs sha256sum; touch /mnt/oras/new; rm HelloWorldServer.jar; true";
     let started = Instant::now();
     let words =
         apply(&pod("reads", &json!({"oras.land/artifact": "kind-registry:5000/java-app:v1"}), script));

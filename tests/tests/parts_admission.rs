@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::core::ErrorResponse;
+use kube::core::Status;
 use kube::{Api, Client};
 use oras_csi_tests::cluster::{client, eventually};
 use oras_csi_tests::parts::{oras_csi, repository};
@@ -41,23 +41,20 @@ impl Cluster {
         Api::namespaced(self.client.clone(), self.webhook.namespace())
     }
 
-    async fn create(&self, pod: &Value) -> Result<Value, Box<ErrorResponse>> {
+    async fn create(&self, pod: &Value) -> Result<Value, Box<Status>> {
         create_in(&self.pods(), pod, &PostParams::default()).await
     }
 
-    async fn refusal(&self, pod: &Value) -> Box<ErrorResponse> {
+    async fn refusal(&self, pod: &Value) -> Box<Status> {
         self.create(pod).await.expect_err("the pod is refused")
     }
 }
 
-async fn create_in(pods: &Api<Pod>, pod: &Value, params: &PostParams) -> Result<Value, Box<ErrorResponse>> {
+async fn create_in(pods: &Api<Pod>, pod: &Value, params: &PostParams) -> Result<Value, Box<Status>> {
     let pod = serde_json::from_value(pod.clone()).expect("a pod");
     match pods.create(params, &pod).await {
         Ok(pod) => Ok(serde_json::to_value(pod).expect("JSON")),
-        Err(kube::Error::Api(status)) => {
-            let text = serde_json::to_value(&status).expect("JSON");
-            Err(Box::new(serde_json::from_value(text).expect("a status")))
-        }
+        Err(kube::Error::Api(status)) => Err(status),
         Err(error) => panic!("no answer: {error}"),
     }
 }

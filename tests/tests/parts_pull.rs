@@ -124,7 +124,8 @@ fn a_recipe_puts_each_artifact_under_its_path() {
     .expect("writes");
     let target = out.path().join("tree");
     run(bench
-        .command(&["pull", "-f"])
+        .command(&["pull"])
+        .arg("-f")
         .arg(&recipe)
         .arg(&target)
         .arg("--store")

@@ -1,4 +1,4 @@
-//! The whole way of one request, in the order that design §5 fixes: intent, policy on names, network,
+//! The whole way of one request, in an order that is fixed: intent, policy on names, network,
 //! patch. Nothing of a pod that policy refuses ever reaches a registry.
 
 use std::collections::BTreeMap;
@@ -171,8 +171,8 @@ impl Admission {
         let wanted = match &intent.content {
             Content::Wanted(wanted) => wanted,
             Content::Canonical(canonical) => {
-                let lines = canonical.recipe().references().map(|pinned| notes.line(&intent.name, pinned));
-                let lines = lines.collect();
+                let pinned = canonical.recipe().references().enumerate();
+                let lines = pinned.map(|(step, pinned)| notes.line(&intent.name, step, pinned)).collect();
                 return Ok(Pinned { intent, canonical: canonical.clone(), lines, warnings: Vec::new() });
             }
         };
@@ -244,23 +244,24 @@ fn line(reference: &Reference, digest: &Digest) -> String {
 
 /// What `oras.land/pinned` said when the pod came: of use only for the tags beside digests that the pod
 /// really has.
-struct Notes(BTreeMap<String, Vec<Reference>>);
+struct Notes(BTreeMap<String, Vec<Option<Reference>>>);
 
 impl Notes {
     fn read(pod: &Pod<'_>) -> Self {
         let text = pod.annotation(annotation::PINNED).unwrap_or("{}");
         let written: BTreeMap<String, Vec<String>> = serde_json::from_str(text).unwrap_or_default();
-        let parse = |lines: Vec<String>| lines.iter().filter_map(|line| line.parse().ok()).collect();
+        let parse = |lines: Vec<String>| lines.iter().map(|line| line.parse().ok()).collect();
         Self(written.into_iter().map(|(volume, lines)| (volume, parse(lines))).collect())
     }
 
-    fn line(&self, volume: &str, pinned: &PinnedReference) -> String {
+    fn line(&self, volume: &str, step: usize, pinned: &PinnedReference) -> String {
         let is_it = |noted: &&Reference| {
             noted.registry() == pinned.registry()
                 && noted.repository() == pinned.repository()
                 && noted.digest() == Some(pinned.digest())
         };
-        let noted = self.0.get(volume).and_then(|lines| lines.iter().find(is_it));
+        let lines = self.0.get(volume).map(Vec::as_slice).unwrap_or_default();
+        let noted = lines.get(step).and_then(Option::as_ref).filter(is_it);
         noted.map_or_else(|| pinned.to_string(), |noted| line(noted, pinned.digest()))
     }
 }

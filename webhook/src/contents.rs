@@ -1,4 +1,6 @@
 //! Whether an artifact has anything to mount. Pure: it looks at manifests that somebody else fetched.
+//!
+//! The driver decides what each layer becomes; this must never refuse what the driver would mount.
 
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::registry::manifest::{Document, Index, LayerDescriptor};
@@ -40,10 +42,12 @@ pub(crate) enum Nothing {
 
 /// The annotation that ORAS writes a file's name into (OCI image-spec, annotations.md).
 const TITLE: &str = "org.opencontainers.image.title";
-/// The annotation that ModelPack writes a file's path into (its model-spec, annotations.md).
-const MODEL_FILE_PATH: &str = "org.cncf.model.filepath";
-/// How the media types of tar layers end: OCI's, Docker's, Helm's and ModelPack's.
-const TAR_ENDINGS: [&str; 6] = [".tar", ".tar+gzip", ".tar+zstd", ".tar.gzip", ".tar.gz", ".tgz"];
+/// The annotation that ModelPack writes a file's path into, before and after the project moved.
+const MODEL_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
+/// How the media types of tar layers end (OCI's, Docker's, Helm's, ModelPack's), behind one of `./+-`.
+const TAR_ENDINGS: [&str; 7] = ["tar", "tar+gzip", "tar+zstd", "tar.gzip", "tar.gz", "tar.zstd", "tgz"];
+/// Media types of archives that do not end so.
+const TARS: [&str; 3] = ["application/gzip", "application/x-gzip", "application/x-gtar"];
 
 impl Contents {
     pub(crate) fn of(document: &Document) -> Self {
@@ -70,13 +74,24 @@ impl Contents {
 
 impl LayerKind {
     fn of(layer: &LayerDescriptor) -> Self {
-        let media_type = layer.descriptor().media_type().to_owned();
-        let named = [TITLE, MODEL_FILE_PATH]
-            .iter()
-            .any(|key| layer.annotations().get(*key).is_some_and(|name| !name.is_empty()));
-        let is_tar = TAR_ENDINGS.iter().any(|ending| media_type.ends_with(ending));
-        Self { media_type, has_files: named || is_tar }
+        let media_type = essence(layer.descriptor().media_type());
+        let is_named = |key: &str| layer.annotations().get(key).is_some_and(|name| !name.is_empty());
+        let is_named = is_named(TITLE) || MODEL_PATHS.into_iter().any(is_named);
+        let has_files = is_named || is_tar(&media_type);
+        Self { media_type, has_files }
     }
+}
+
+/// A media type without its parameters, in lower case: media types are compared so (RFC 6838, section 4.2).
+fn essence(media_type: &str) -> String {
+    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether the driver unpacks a layer of this type that has no title.
+fn is_tar(essence: &str) -> bool {
+    let ends =
+        |ending: &str| essence.strip_suffix(ending).is_some_and(|rest| rest.ends_with(['.', '/', '+', '-']));
+    TAR_ENDINGS.into_iter().any(ends) || TARS.contains(&essence)
 }
 
 /// Whether a layer is left that has files, once `wanted` has chosen (empty: all).
@@ -84,8 +99,9 @@ pub(crate) fn check(kinds: &[LayerKind], wanted: &[MediaType]) -> Result<(), Not
     if kinds.is_empty() {
         return Err(Nothing::NoLayers);
     }
-    let is_wanted =
-        |kind: &&LayerKind| wanted.is_empty() || wanted.iter().any(|one| one.as_str() == kind.media_type);
+    let is_wanted = |kind: &&LayerKind| {
+        wanted.is_empty() || wanted.iter().any(|one| essence(one.as_str()) == kind.media_type)
+    };
     let mut chosen = kinds.iter().filter(is_wanted).peekable();
     if chosen.peek().is_none() {
         let wanted = listed(wanted.iter().map(MediaType::as_str));
@@ -124,6 +140,9 @@ mod tests {
     #[case(r#"TYPE(a/b","annotations":{"org.cncf.model.filepath":"w.bin"})"#, &[], None)]
     #[case(r#"TYPE(a/b","annotations":{"org.opencontainers.image.title":""})"#, &[], Some("file name"))]
     #[case(r#"TYPE(application/vnd.oci.empty.v1+json")"#, &[], Some("file name"))]
+    #[case(r#"TYPE(application/vnd.acme.star")"#, &[], Some("file name"))]
+    #[case(r#"TYPE(Application/Vnd.X+TAR")"#, &["application/vnd.x+tar"], None)]
+    #[case(r#"TYPE(application/gzip")"#, &[], None)]
     #[case("", &[], Some("no layers"))]
     #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/tar.tar"], None)]
     #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/b"], Some("file name"))]

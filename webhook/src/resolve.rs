@@ -67,7 +67,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// What the user is told (design §5 has the codes).
+    /// What the user is told, with the code that says whose turn it is.
     pub(crate) fn denial(&self, at: At<'_>, reference: &Reference) -> Denial {
         let text = reference.to_string();
         let (code, rule, instead) = match self {
@@ -84,6 +84,9 @@ impl Failure {
         Denial::new(code, at, Some(&text), rule, instead)
     }
 }
+
+/// Clients of the API server sleep for as long as they are told; a registry does not get to say a day.
+const LONGEST_WAIT: u32 = 60;
 
 fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
     let (code, rule, instead) = match error.kind() {
@@ -109,7 +112,9 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
         | RegistryErrorKind::Stalled
         | RegistryErrorKind::Untruthful => (Code::Unavailable, "was not resolved", "try again later"),
     };
-    let wait = error.retry_after().map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
+    let wait = error
+        .retry_after()
+        .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_WAIT));
     Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead).with_retry_after(wait)
 }
 

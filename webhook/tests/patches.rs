@@ -57,6 +57,10 @@ async fn several_artifacts_are_one_volume() {
     let steps: Vec<Value> = serde_json::from_str(recipe).unwrap();
     let paths: Vec<_> = steps.iter().map(|step| step["path"].as_str()).collect();
     assert_eq!(paths, [None, Some("a"), Some("model")]);
+    let artifacts: Vec<_> = steps.iter().map(|step| step["add"].as_str().unwrap().to_owned()).collect();
+    let pinned =
+        |name: &str, tag: &str| format!("r.io/{name}@{}", default_digest(&format!("r.io/{name}:{tag}")));
+    assert_eq!(artifacts, [pinned("root", "1"), pinned("a", "3"), pinned("model", "2")]);
     assert_eq!(steps[2]["platform"], "linux/arm64");
     assert_eq!(after["spec"]["volumes"].as_array().unwrap().len(), 1);
     assert_eq!(

@@ -36,7 +36,7 @@ pub(super) fn read_yaml<R>(
 ) -> Result<Vec<Step<R>>, RecipeError> {
     check_length(text)?;
     let raw = serde_saphyr::from_str::<Vec<RawStep>>(text);
-    parse(raw.map_err(|error| RecipeError::Syntax(one_line(&error.to_string())))?, reference)
+    parse(&raw.map_err(|error| RecipeError::Syntax(one_line(&error.to_string())))?, reference)
 }
 
 pub(super) fn read_json<R>(
@@ -45,7 +45,7 @@ pub(super) fn read_json<R>(
 ) -> Result<Vec<Step<R>>, RecipeError> {
     check_length(text)?;
     let raw = serde_json::from_str::<Vec<RawStep>>(text);
-    parse(raw.map_err(|error| RecipeError::Syntax(Shown::new(&error.to_string())))?, reference)
+    parse(&raw.map_err(|error| RecipeError::Syntax(Shown::new(&error.to_string())))?, reference)
 }
 
 pub(super) fn write_json<R: std::fmt::Display>(steps: &[Step<R>]) -> String {
@@ -63,22 +63,22 @@ fn one_line(message: &str) -> Shown {
     Shown::new(message.lines().next().unwrap_or(message).trim())
 }
 
-fn parse<R>(raw: Vec<RawStep>, reference: ParseReference<'_, R>) -> Result<Vec<Step<R>>, RecipeError> {
+fn parse<R>(raw: &[RawStep], reference: ParseReference<'_, R>) -> Result<Vec<Step<R>>, RecipeError> {
     if raw.len() > RecipeError::MOST_STEPS {
         return Err(RecipeError::TooManySteps { count: raw.len() });
     }
-    raw.into_iter().zip(1..).map(|(raw, step)| parse_step(raw, step, reference)).collect()
+    raw.iter().zip(1..).map(|(raw, step)| parse_step(raw, step, reference)).collect()
 }
 
 fn parse_step<R>(
-    raw: RawStep,
+    raw: &RawStep,
     step: usize,
     reference: ParseReference<'_, R>,
 ) -> Result<Step<R>, RecipeError> {
     let value = |source| RecipeError::Value { step, source };
     match (&raw.add, &raw.overlay, &raw.remove) {
-        (Some(text), None, None) => Ok(Step::Add(parse_layer(text, &raw, reference).map_err(value)?)),
-        (None, Some(text), None) => Ok(Step::Overlay(parse_layer(text, &raw, reference).map_err(value)?)),
+        (Some(text), None, None) => Ok(Step::Add(parse_layer(text, raw, reference).map_err(value)?)),
+        (None, Some(text), None) => Ok(Step::Overlay(parse_layer(text, raw, reference).map_err(value)?)),
         (None, None, Some(glob)) => {
             let beside = [
                 ("path", raw.path.is_some()),

@@ -96,11 +96,10 @@ fn yaml_errors_say_where(#[case] yaml: &str, #[case] words: &str) {
 
 #[test]
 fn a_bomb_of_aliases_is_refused() {
-    let mut yaml = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
-    for level in 1..9 {
-        let previous = level - 1;
-        yaml.push_str(&format!("a{level}: &a{level} [{}]\n", vec![format!("*a{previous}"); 10].join(",")));
-    }
+    let level = |level: usize| {
+        format!("a{}: &a{} [{}]\n", level + 1, level + 1, vec![format!("*a{level}"); 10].join(","))
+    };
+    let yaml = format!("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n{}", (0..8).map(level).collect::<String>());
     assert!(Recipe::from_yaml(&yaml, &unknown).is_err());
     let nested = "[".repeat(20_000);
     assert!(Recipe::from_yaml(&nested, &unknown).is_err());

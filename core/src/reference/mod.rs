@@ -237,15 +237,12 @@ fn is_repository(text: &str) -> bool {
 }
 
 fn is_repository_segment(segment: &str) -> bool {
-    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = segment.as_bytes();
-    let ends = bytes.first().is_some_and(|byte| alphanumeric(byte))
-        && bytes.last().is_some_and(|byte| alphanumeric(byte));
-    let separators =
-        segment.split(|character: char| alphanumeric(&(character as u8)) && character.is_ascii());
-    ends && separators.into_iter().all(|separator| {
-        matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-')
-    })
+    let alphanumeric = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit();
+    segment.starts_with(alphanumeric)
+        && segment.ends_with(alphanumeric)
+        && segment.split(alphanumeric).all(|separator| {
+            matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-')
+        })
 }
 
 /// distribution-spec: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.

@@ -94,7 +94,8 @@ impl Wanted {
                 continue;
             }
             let Ok(challenges) = http_auth::parse_challenges(text) else {
-                problem = Some(Printable::from(format!("a WWW-Authenticate header that cannot be read: {text}")));
+                problem =
+                    Some(Printable::from(format!("a WWW-Authenticate header that cannot be read: {text}")));
                 continue;
             };
             for challenge in challenges {
@@ -327,7 +328,10 @@ mod tests {
     fn tokens_are_read_and_checked(#[case] body: &str, #[case] life: Result<u64, ()>) {
         let now = Instant::now();
         let token = Token::from_answer(body.as_bytes(), now).map_err(|_| ());
-        assert_eq!(token.map(|token| token.until - now), life.map(|life| Duration::from_secs(life).saturating_sub(MARGIN)));
+        assert_eq!(
+            token.map(|token| token.until - now),
+            life.map(|life| Duration::from_secs(life).saturating_sub(MARGIN))
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Writing to registries, through oci-client.
 //!
 //! A push goes where the command's user says, with bytes of our own, so what keeps reading off oci-client
-//! ([`super::http`]) weighs less here. `hosts.toml` counts: the last host that may be pushed to is asked,
-//! which is the server unless the file says otherwise. Anonymous for now.
+//! ([`super::http`]) weighs less here. `hosts.toml` counts: the first host that may be pushed to is asked,
+//! as in containerd. Anonymous for now.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -189,7 +189,7 @@ impl Pusher {
             return Err(not_allowed("a push makes the digest: leave it out of the reference and give a tag"));
         }
         let endpoints = self.hosts.endpoints(registry)?;
-        let endpoint = endpoints.iter().rfind(|endpoint| endpoint.pushes());
+        let endpoint = endpoints.iter().find(|endpoint| endpoint.pushes());
         let endpoint =
             endpoint.ok_or_else(|| not_allowed("its hosts.toml has no host with the capability to push"))?;
         if endpoint.base().path() != "/v2" {

@@ -22,7 +22,7 @@ pub use self::request::PublishRequest;
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
 use crate::pull::{PullError, Pulls, Reading, UnsupportedStep, Waited};
-use crate::records::{Record, Records};
+use crate::records::Records;
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
 
@@ -284,7 +284,7 @@ impl Disk {
                     Some(record) if record.volume() == request.volume() => Ok(Before::Mounted),
                     Some(record) => Err(conflict(format!("the volume \"{}\"", Shown::new(record.volume())))),
                     None => {
-                        self.records.put(target, &self.record(request, key))?;
+                        self.records.put(target, &request.record(key))?;
                         Ok(Before::Mounted)
                     }
                 };
@@ -296,20 +296,16 @@ impl Disk {
                 let found = "a mount of something else";
                 return Err(MountError::Foreign { path: target.path().to_owned(), found }.into());
             }
-            Found::NoParent => return Err(self.mounter.no_parent(target).into()),
+            Found::NoParent => return Err(target.no_parent().into()),
             Found::Nothing | Found::Empty => {}
         }
         Ok(if self.store.tree(key)?.is_some() { Before::Ready } else { Before::ToPull })
     }
 
-    fn record(&self, request: &PublishRequest, key: &TreeKey) -> Record {
-        Record::new(request.volume(), request.target(), key, request.id(), request.namespace())
-    }
-
     fn mount(&self, request: &PublishRequest, key: &TreeKey) -> Result<(), PublishError> {
         let target = request.target();
         let known = self.records.get(target)?.is_some();
-        self.records.put(target, &self.record(request, key))?;
+        self.records.put(target, &request.record(key))?;
         if let Err(error) = self.mounter.publish(key, target) {
             self.records.remove(target)?;
             return Err(error.into());

@@ -10,6 +10,8 @@ use crate::mount::Target;
 use crate::proto::csi::NodePublishVolumeRequest;
 use crate::proto::csi::volume_capability::AccessType;
 use crate::pull::add_steps;
+use crate::records::Record;
+use crate::store::TreeKey;
 
 /// Kubelet's own attribute with the pod's namespace.
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
@@ -59,6 +61,11 @@ impl PublishRequest {
     /// The pod's namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// What is written down about it once it has this tree.
+    pub(super) fn record(&self, key: &TreeKey) -> Record {
+        Record::new(self.volume(), self.target(), key, self.id(), self.namespace())
     }
 
     /// The volume's safe id.

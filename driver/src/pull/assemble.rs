@@ -37,7 +37,7 @@ impl Source {
     fn failed(&self, source: GraftError) -> PullError {
         match source {
             GraftError::Disk(error) => PullError::Disk(error),
-            source => PullError::Layers { reference: self.reference().clone(), source },
+            source => PullError::Layers { reference: self.reference().clone().into(), source },
         }
     }
 }
@@ -60,8 +60,8 @@ pub(super) fn assemble(store: &Store, key: &TreeKey, sources: &[Source]) -> Resu
                 let first = earlier.rev().find(|earlier| gives(store, earlier, &path)).unwrap_or(&sources[0]);
                 PullError::Conflict {
                     path: path.to_string(),
-                    first: first.reference().clone(),
-                    second: source.reference().clone(),
+                    first: first.reference().clone().into(),
+                    second: source.reference().clone().into(),
                 }
             }
             error => source.failed(error),
@@ -110,7 +110,7 @@ fn lay(store: &Store, source: &Source, tree: &mut Grafter<'_>) -> Result<(), Pul
 }
 
 fn nothing(source: &Source) -> PullError {
-    let reference = source.reference().clone();
+    let reference = source.reference().clone().into();
     if source.filter().is_empty() {
         return PullError::Empty { reference };
     }

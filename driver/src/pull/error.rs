@@ -11,6 +11,9 @@ use crate::unpack::graft::GraftError;
 use crate::unpack::plan::PlanError;
 use crate::unpack::stream::StreamFault;
 
+/// Which reference an error is about; boxed, since errors are carried through every call.
+type Of = Box<PinnedReference>;
+
 /// Why a recipe did not become a tree. Each says which reference.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
@@ -18,7 +21,7 @@ pub enum PullError {
     #[error("the manifest of {reference} could not be fetched: {source}")]
     Registry {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// Why.
         source: RegistryError,
     },
@@ -26,7 +29,7 @@ pub enum PullError {
     #[error("the manifest of {reference} is refused: {source}")]
     Manifest {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// Why.
         source: ManifestError,
     },
@@ -34,7 +37,7 @@ pub enum PullError {
     #[error("the manifest {reference} has {found} bytes, and the index that names it says {wanted}")]
     ManifestSize {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// What the index says.
         wanted: u64,
         /// What came.
@@ -44,7 +47,7 @@ pub enum PullError {
     #[error("{reference} is an index, and {source}")]
     Platform {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// What there is.
         source: SelectError,
     },
@@ -52,7 +55,7 @@ pub enum PullError {
     #[error("{reference} is an index of indexes, more than {limit} within each other")]
     Nested {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// The limit.
         limit: u8,
     },
@@ -60,7 +63,7 @@ pub enum PullError {
     #[error("{reference} cannot be mounted: {source}")]
     Plan {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// Why.
         source: PlanError,
     },
@@ -68,7 +71,7 @@ pub enum PullError {
     #[error("layer {layer} of {reference}: {source}")]
     Layer {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// Which layer.
         layer: Digest,
         /// Why.
@@ -82,15 +85,15 @@ pub enum PullError {
         /// The path in the volume.
         path: String,
         /// The earlier step.
-        first: PinnedReference,
+        first: Of,
         /// The later one.
-        second: PinnedReference,
+        second: Of,
     },
     /// One artifact, one path twice.
     #[error("{reference} has layers that do not fit together: {source}")]
     Layers {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// What collides.
         source: GraftError,
     },
@@ -98,7 +101,7 @@ pub enum PullError {
     #[error("the filters of the step leave nothing of {reference}: {filters}")]
     Filtered {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
         /// The filters.
         filters: String,
     },
@@ -106,7 +109,7 @@ pub enum PullError {
     #[error("{reference} has nothing in it to mount: its archives are empty")]
     Empty {
         /// Of what.
-        reference: PinnedReference,
+        reference: Of,
     },
     /// A step that this version cannot do.
     #[error(transparent)]
@@ -123,10 +126,14 @@ pub enum PullError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnsupportedStep {
     /// Files laid over others.
-    #[error("the recipe has an overlay step, which this version of the driver does not lay: use add steps with a path each")]
+    #[error(
+        "the recipe has an overlay step, which this version of the driver does not lay: use add steps with a path each"
+    )]
     Overlay,
     /// Files taken away.
-    #[error("the recipe has a remove step, which this version of the driver does not do: leave files out with exclude in the step that adds them")]
+    #[error(
+        "the recipe has a remove step, which this version of the driver does not do: leave files out with exclude in the step that adds them"
+    )]
     Remove,
 }
 

@@ -77,7 +77,13 @@ impl Fetcher {
         let steps = add_steps(recipe)?;
         let key = self.key(recipe);
         let _held = self.locks.hold(&format!("tree {key}")).await;
-        if let Some(tree) = self.blocking({ let key = key.clone(); move |store| store.tree(&key) }).await? {
+        if let Some(tree) = self
+            .blocking({
+                let key = key.clone();
+                move |store| store.tree(&key)
+            })
+            .await?
+        {
             return Ok(tree);
         }
         let mut sources = Vec::with_capacity(steps.len());
@@ -121,19 +127,21 @@ impl Fetcher {
                 }
                 Document::Index(index) => {
                     let selected = index.select(platform);
-                    let entry = selected
-                        .map_err(|source| PullError::Platform { reference: current.clone(), source })?;
+                    let entry = selected.map_err(|source| PullError::Platform {
+                        reference: current.clone().into(),
+                        source,
+                    })?;
                     let next = current.with_digest(entry.descriptor().digest().clone());
                     let size = self.manifest(&next).await?.descriptor().size();
                     if size != entry.descriptor().size() {
                         let wanted = entry.descriptor().size();
-                        return Err(PullError::ManifestSize { reference: next, wanted, found: size });
+                        return Err(PullError::ManifestSize { reference: next.into(), wanted, found: size });
                     }
                     current = next;
                 }
             }
         }
-        Err(PullError::Nested { reference, limit: self.store.limits().index_depth() })
+        Err(PullError::Nested { reference: reference.into(), limit: self.store.limits().index_depth() })
     }
 
     fn plan(
@@ -142,13 +150,13 @@ impl Fetcher {
         step: &RecipeLayer<PinnedReference>,
     ) -> Result<Vec<Piece>, PullError> {
         plan(image, step.media_types(), self.store.limits())
-            .map_err(|source| PullError::Plan { reference: step.reference().clone(), source })
+            .map_err(|source| PullError::Plan { reference: step.reference().clone().into(), source })
     }
 
     /// A manifest by its digest: the store's, else the registry's, which is then kept.
     async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
         let digest = reference.digest().clone();
-        let refused = |source| PullError::Manifest { reference: reference.clone(), source };
+        let refused = |source| PullError::Manifest { reference: reference.clone().into(), source };
         let wanted = digest.clone();
         let longest = RegistryLimits::default().manifest();
         if let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await? {
@@ -158,7 +166,7 @@ impl Fetcher {
             .registry
             .manifest(reference)
             .await
-            .map_err(|source| PullError::Registry { reference: reference.clone(), source })?;
+            .map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
         let bytes = manifest.bytes().clone();
         // One that needs the type it came with to be read is not kept, but asked for again.
         if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
@@ -182,9 +190,10 @@ impl Fetcher {
                         (key.to_string(), Job::Layer(key, shape.clone()), at)
                     }
                 };
-                let shown = match path.is_root() {
-                    true => "layer".to_owned(),
-                    false => path.under(&EntryPath::from(step.path())).to_string(),
+                let shown = if path.is_root() {
+                    "layer".to_owned()
+                } else {
+                    path.under(&EntryPath::from(step.path())).to_string()
                 };
                 let descriptor = piece.descriptor().clone();
                 let planned = Planned::new(descriptor.clone(), shown);
@@ -226,7 +235,7 @@ impl Fetcher {
                 Ok(())
             }
             Ok(Err(source)) => {
-                Err(PullError::Layer { reference: fetch.reference, layer: digest, source })
+                Err(PullError::Layer { reference: fetch.reference.into(), layer: digest, source })
             }
             Err(_) => Err(PullError::Stopped),
         }

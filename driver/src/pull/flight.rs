@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::store::{Tree, TreeKey};
 
 /// How long a failure is kept for the next one who asks.
-const FAILURE_KEPT: Duration = Duration::from_secs(600);
+const FAILURE_KEPT: Duration = Duration::from_mins(10);
 
 type Outcome = Result<Tree, Arc<PullError>>;
 
@@ -89,9 +89,11 @@ impl Pulls {
     fn join(&self, key: &TreeKey, recipe: &PinnedRecipe) -> Arc<Flight> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| {
-            flight.outcome.borrow().as_ref().is_none_or(|(outcome, ended)| {
-                outcome.is_err() && ended.elapsed() < FAILURE_KEPT
-            })
+            flight
+                .outcome
+                .borrow()
+                .as_ref()
+                .is_none_or(|(outcome, ended)| outcome.is_err() && ended.elapsed() < FAILURE_KEPT)
         });
         if let Some(flight) = flights.get(key) {
             return flight.clone();

@@ -15,13 +15,12 @@ impl Locks {
         let lock = {
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
-            match locks.get(name).and_then(Weak::upgrade) {
-                Some(lock) => lock,
-                None => {
-                    let lock = Arc::default();
-                    locks.insert(name.to_owned(), Arc::downgrade(&lock));
-                    lock
-                }
+            if let Some(lock) = locks.get(name).and_then(Weak::upgrade) {
+                lock
+            } else {
+                let lock = Arc::default();
+                locks.insert(name.to_owned(), Arc::downgrade(&lock));
+                lock
             }
         };
         lock.lock_owned().await

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use oras_csi_core::digest::{Algorithm, Digest};
 use oras_csi_core::registry::Descriptor;
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{DiskError, Store};
@@ -30,16 +30,13 @@ impl Store {
         rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| DiskError::new("open", path, errno))
     }
 
-    /// Whether the blob is there. One of another size is not the blob: a damaged disk; it is removed.
+    /// Whether the blob is there. A file of another size is not it: the disk is damaged, or the manifest lies.
+    /// It is fetched again, and takes the file's place if its bytes are right.
     pub fn has_blob(&self, blob: &Descriptor) -> Result<bool, DiskError> {
         let path = self.blob_path(blob.digest());
         match std::fs::symlink_metadata(&path) {
             Ok(found) if found.is_file() && found.len() == blob.size() => Ok(true),
-            Ok(_) => {
-                tracing::warn!(digest = %blob.digest(), "a blob has another size than when it was written; it is fetched again");
-                std::fs::remove_file(&path).map_err(|error| DiskError::new("remove", path, error))?;
-                Ok(false)
-            }
+            Ok(_) => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(DiskError::new("look at", path, error)),
         }
@@ -99,7 +96,8 @@ impl Store {
     fn commit_blob(&self, unfinished: Unfinished, digest: &Digest) -> Result<(), DiskError> {
         let path = self.blob_path(digest);
         let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
-        rustix::fs::fchmod(&unfinished.file, mode).map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
+        rustix::fs::fchmod(&unfinished.file, mode)
+            .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
         unfinished.file.sync_data().map_err(|error| DiskError::new("sync", &path, error))?;
         unfinished.rename(&path)
     }
@@ -123,17 +121,14 @@ impl Unfinished {
         self.path.clone().unwrap_or_default()
     }
 
-    /// Gives it its name; where somebody else already has, theirs is as good.
+    /// Gives it its name. It was verified just now, so it is as good as a file that has the name already,
+    /// or better; trees keep the inode that they link to.
     fn rename(mut self, name: &Path) -> Result<(), DiskError> {
-        let Some(path) = self.path.as_ref() else { return Ok(()) };
-        match rustix::fs::renameat_with(CWD, path, CWD, name, RenameFlags::NOREPLACE) {
-            Ok(()) => {
-                self.path = None;
-                Ok(())
-            }
-            Err(Errno::EXIST) => Ok(()),
-            Err(errno) => Err(DiskError::new("keep", name, errno)),
+        if let Some(path) = &self.path {
+            std::fs::rename(path, name).map_err(|error| DiskError::new("keep", name, error))?;
         }
+        self.path = None;
+        Ok(())
     }
 }
 

@@ -17,9 +17,9 @@
 //! └── readonly/             where `trees` is mounted once more, read-only (see `mount`)
 //! ```
 //!
-//! **Commit points.** A blob, a layer and a tree come into being by one `rename` out of `tmp`, without
-//! replacing: a blob after its file is synced, a layer and a tree after the whole file system is
-//! (`syncfs` once, instead of `fsync` a hundred thousand times). A volume's record comes into being by a
+//! **Commit points.** A blob, a layer and a tree come into being by one `rename` out of `tmp`: a blob after
+//! its file is synced, a layer and a tree (never over another) after the whole file system is (`syncfs`
+//! once, instead of `fsync` a hundred thousand times). A volume's record comes into being by a
 //! `rename` over the old one, and is not synced: after a power cut its mount is gone as well, and
 //! kubelet publishes again.
 //!
@@ -27,8 +27,8 @@
 //! of the machine, the same. Nothing in `blobs`, `layers` or `trees` is ever written to again.
 //!
 //! **Locks.** Between processes: `lock`. Within one: whoever makes a blob, a layer or a tree holds the
-//! lock of its name in [`crate::pull`], so that one download serves all; were two to make the same, the
-//! second rename finds the name taken and its work is thrown away.
+//! lock of its name in [`crate::pull`], so that one download serves all; were two to make the same, either
+//! is as good.
 //!
 //! **Roots** for a collector: the trees that records in `volumes` name, the trees that are mounted
 //! anywhere (mountinfo), and the names that are locked; from a tree, the blobs and layers in its
@@ -195,9 +195,11 @@ impl Store {
         let failed = |error| DiskError::new("clear away", &tmp, error);
         for entry in std::fs::read_dir(&tmp).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let removed = match entry.file_type().map_err(failed)?.is_dir() {
-                true => std::fs::remove_dir_all(entry.path()),
-                false => std::fs::remove_file(entry.path()),
+            let is_folder = entry.file_type().map_err(failed)?.is_dir();
+            let removed = if is_folder {
+                std::fs::remove_dir_all(entry.path())
+            } else {
+                std::fs::remove_file(entry.path())
             };
             removed.map_err(failed)?;
         }
@@ -207,8 +209,8 @@ impl Store {
 
 /// How many bytes a process without privileges could still write on the file system of `fd`.
 pub(crate) fn free_bytes(fd: impl AsFd) -> Result<u64, DiskError> {
-    let found =
-        rustix::fs::fstatvfs(fd).map_err(|errno| DiskError::new("look at the free space of", "the store", errno))?;
+    let found = rustix::fs::fstatvfs(fd)
+        .map_err(|errno| DiskError::new("look at the free space of", "the store", errno))?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
@@ -236,7 +238,8 @@ fn check_format(path: &Path) -> Result<(), StoreError> {
     let file = path.join("format");
     match std::fs::read_to_string(&file) {
         Ok(text) => {
-            let version = text.trim_end().strip_prefix(FORMAT_WORDS).and_then(|text| text.parse::<u32>().ok());
+            let version =
+                text.trim_end().strip_prefix(FORMAT_WORDS).and_then(|text| text.parse::<u32>().ok());
             match version {
                 Some(1..=FORMAT) => Ok(()),
                 Some(found) if found > FORMAT => Err(StoreError::Newer { path: path.to_owned(), found }),

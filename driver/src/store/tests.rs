@@ -108,6 +108,13 @@ fn a_damaged_blob_is_not_there() {
     let path = folder.path().join("blobs/sha256").join(blob.digest().hex());
     fs::write(&path, "short").unwrap();
     assert!(!store.has_blob(&blob).unwrap());
+    store.write_blob(&blob, reader(&blob, &[b"hello world"])).unwrap();
+    assert!(store.has_blob(&blob).unwrap());
+    // A manifest that lies about the size takes nothing away from those that do not.
+    let lie = Descriptor::new("x/y", blob.digest().clone(), 5);
+    assert!(!store.has_blob(&lie).unwrap());
+    store.write_blob(&lie, reader(&lie, &[b"hello", b" world"])).unwrap_err();
+    assert!(store.has_blob(&blob).unwrap());
     fs::write(&path, "hello_world").unwrap();
     assert_eq!(store.read_blob(blob.digest(), 100).unwrap(), None);
     assert!(!path.exists());

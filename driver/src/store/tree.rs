@@ -140,7 +140,8 @@ impl Store {
         }
         tracing::warn!(path = %path.display(), "damaged on the disk; set aside, and made again");
         // Not removed yet: it may be mounted. The next start clears it away.
-        std::fs::rename(folder, self.unfinished()).map_err(|error| DiskError::new("set aside", folder, error))?;
+        std::fs::rename(folder, self.unfinished())
+            .map_err(|error| DiskError::new("set aside", folder, error))?;
         Ok(None)
     }
 }
@@ -198,8 +199,8 @@ impl Drop for Unfinished {
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), DiskError> {
-    let made = std::fs::DirBuilder::new().mode(mode).create(path);
-    made.map_err(|error| DiskError::new("make the folder", path, error))
+    let result = std::fs::DirBuilder::new().mode(mode).create(path);
+    result.map_err(|error| DiskError::new("make the folder", path, error))
 }
 
 fn open_folder(path: &Path) -> Result<OwnedFd, DiskError> {

@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn broken_and_garbage_streams_fail() {
-        let whole = gzip(&[7; 100_000]);
+        let whole = gzip(&vec![7; 100_000]);
         assert!(read(&whole[..whole.len() - 4], "application/gzip", 27).is_err());
         assert!(read(&[&whole[..], b"garbage"].concat(), "application/gzip", 27).is_err());
     }

@@ -12,8 +12,8 @@ use oras_csi_core::path::Glob;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::name::EntryPath;
-use super::write::{DIRECTORY_MODE, Totals, link_or_copy, open_beneath, set_time};
+use super::name::{EntryPath, NameError};
+use super::write::{DIRECTORY_MODE, Totals, link_or_copy, open_beneath, set_time, too_long};
 use crate::store::DiskError;
 
 /// OCI image-spec, layer.md, "Whiteouts".
@@ -30,6 +30,9 @@ pub enum GraftError {
         /// The path in the tree.
         path: EntryPath,
     },
+    /// A path that becomes too long beneath the path of its step.
+    #[error(transparent)]
+    Long(NameError),
     /// A whiteout of nothing.
     #[error("the layer has the whiteout \"{path}\", which names no file")]
     Whiteout {
@@ -42,6 +45,9 @@ pub enum GraftError {
 }
 
 fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> GraftError {
+    if errno == Errno::NAMETOOLONG {
+        return GraftError::Long(too_long(path));
+    }
     GraftError::Disk(DiskError::new(step, PathBuf::from(OsStr::from_bytes(path.as_bytes())), errno))
 }
 

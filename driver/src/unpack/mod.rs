@@ -118,15 +118,11 @@ pub enum UnpackError {
         /// What it names.
         existing: String,
     },
-    /// A path through a symbolic link.
-    #[error("the directory \"{path}\" leads through a symbolic link of the same layer: nothing is written through links")]
-    ThroughLink {
-        /// The directory.
-        path: String,
-    },
-    /// A path through a file.
-    #[error("the directory \"{path}\" leads through a file of the same layer")]
-    ThroughFile {
+    /// A path through something that is no directory.
+    #[error(
+        "the directory \"{path}\" leads through a symbolic link or a file of the same layer: nothing is written through links"
+    )]
+    Through {
         /// The directory.
         path: String,
     },
@@ -264,7 +260,7 @@ fn unpack_archive(
     let mut writer = TreeWriter::new(root, limits);
     let mut left_out = 0;
     let image = *shape == Shape::Image;
-    while let Some(entry) = archive.next()? {
+    while let Some(entry) = archive.advance()? {
         let path = place(&entry.name, shape, limits)?;
         match entry.kind {
             Kind::File => writer.file(&path, entry.mode, entry.mtime, entry.size, &mut archive)?,

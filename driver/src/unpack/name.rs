@@ -77,11 +77,7 @@ impl EntryPath {
             return Err(NameError::Control(shown(bytes)));
         }
         if bytes.len() > limits.path() {
-            return Err(NameError::Long {
-                shown: shown(bytes),
-                length: bytes.len(),
-                limit: limits.path(),
-            });
+            return Err(NameError::Long { shown: shown(bytes), length: bytes.len(), limit: limits.path() });
         }
         let mut path = Vec::with_capacity(bytes.len());
         let mut depth = 0;

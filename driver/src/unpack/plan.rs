@@ -153,11 +153,7 @@ fn list(layers: &[LayerDescriptor]) -> String {
     if more > 0 { format!("{list}, and {more} other types") } else { list }
 }
 
-fn content(
-    layer: &LayerDescriptor,
-    position: usize,
-    limits: &Limits,
-) -> Result<Option<Content>, PlanError> {
+fn content(layer: &LayerDescriptor, position: usize, limits: &Limits) -> Result<Option<Content>, PlanError> {
     let annotation = |key: &str| layer.annotations().get(key).map(String::as_str);
     let archive = is_archive(layer.descriptor().media_type());
     let titled = |title: &str| {
@@ -182,9 +178,8 @@ fn content(
         return Ok(Some(Content::Archive { at: EntryPath::root(), shape: Shape::Image }));
     }
     match MODEL_PATHS.iter().find_map(|key| annotation(key)).filter(|path| !path.is_empty()) {
-        Some(path) => Ok(Some(Content::File(titled(path)?)).filter(|content| {
-            !matches!(content, Content::File(path) if path.is_root())
-        })),
+        Some(path) => Ok(Some(Content::File(titled(path)?))
+            .filter(|content| !matches!(content, Content::File(path) if path.is_root()))),
         // A config, a signature, an empty layer: nothing that has a name.
         None => Ok(None),
     }
@@ -193,9 +188,8 @@ fn content(
 /// Whether an untitled layer of this type is a tar archive.
 fn is_archive(media_type: &str) -> bool {
     let essence = essence(media_type);
-    let ending = |ending: &str| {
-        essence.strip_suffix(ending).is_some_and(|rest| rest.ends_with(['.', '/', '+', '-']))
-    };
+    let ending =
+        |ending: &str| essence.strip_suffix(ending).is_some_and(|rest| rest.ends_with(['.', '/', '+', '-']));
     ["tar", "tar+gzip", "tar+zstd", "tar.gzip", "tar.gz", "tar.zstd", "tgz"].iter().any(|name| ending(name))
         || matches!(essence.as_str(), "application/gzip" | "application/x-gzip" | "application/x-gtar")
 }

@@ -41,7 +41,9 @@ pub enum StreamFault {
         found: Option<u64>,
     },
     /// Other bytes than asked for.
-    #[error("the bytes that came for {wanted} have the digest {found}: the registry or something on the way changed them")]
+    #[error(
+        "the bytes that came for {wanted} have the digest {found}: the registry or something on the way changed them"
+    )]
     Digest {
         /// What was asked for.
         wanted: Digest,

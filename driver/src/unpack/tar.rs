@@ -31,7 +31,9 @@ pub enum TarError {
         problem: &'static str,
     },
     /// A pax header or a long name without end.
-    #[error("at byte {offset} the tar archive has an extended header of {size} bytes: the limit is {LONGEST_EXTENSION}")]
+    #[error(
+        "at byte {offset} the tar archive has an extended header of {size} bytes: the limit is {LONGEST_EXTENSION}"
+    )]
     Extension {
         /// Where.
         offset: u64,
@@ -95,7 +97,7 @@ struct Extensions {
     sparse: bool,
 }
 
-/// Walks a stream. Call [`TarReader::next`], then read the entry's data from the reader itself.
+/// Walks a stream. Call [`TarReader::advance`], then read the entry's data from the reader itself.
 pub struct TarReader<R> {
     input: R,
     offset: u64,
@@ -116,7 +118,7 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// The next entry; what was not read of the one before is passed over.
-    pub fn next(&mut self) -> Result<Option<Entry>, TarError> {
+    pub fn advance(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_rest()?;
@@ -152,7 +154,8 @@ impl<R: BufRead> TarReader<R> {
         size: u64,
         extensions: Extensions,
     ) -> Result<Entry, TarError> {
-        let name = extensions.path.or(extensions.gnu_path).unwrap_or_else(|| header.path_bytes().into_owned());
+        let name =
+            extensions.path.or(extensions.gnu_path).unwrap_or_else(|| header.path_bytes().into_owned());
         let link = || {
             let written = || header.link_name_bytes().map(std::borrow::Cow::into_owned);
             extensions.link.or(extensions.gnu_link).or_else(written).unwrap_or_default()
@@ -197,7 +200,8 @@ impl<R: BufRead> TarReader<R> {
         }
         let bytes = header.as_bytes();
         let sum = |byte: fn(u8) -> i64| {
-            let field = |(at, value): (usize, &u8)| byte(if (148..156).contains(&at) { b' ' } else { *value });
+            let field =
+                |(at, value): (usize, &u8)| byte(if (148..156).contains(&at) { b' ' } else { *value });
             bytes.iter().enumerate().map(field).sum::<i64>()
         };
         let given = header.cksum().ok().map(i64::from);
@@ -272,7 +276,7 @@ impl<R: BufRead> TarReader<R> {
     }
 }
 
-/// The data of the entry that [`TarReader::next`] gave last.
+/// The data of the entry that [`TarReader::advance`] gave last.
 impl<R: BufRead> Read for TarReader<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let piece = self.fill_buf()?;

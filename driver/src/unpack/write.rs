@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timest
 use rustix::io::Errno;
 
 use super::UnpackError;
-use super::name::EntryPath;
+use super::name::{EntryPath, NameError};
 use crate::settings::Limits;
 use crate::store::DiskError;
 
@@ -74,7 +74,14 @@ fn name_of(bytes: &[u8]) -> &OsStr {
 impl<'a> TreeWriter<'a> {
     /// Fills `root`, which is empty.
     pub fn new(root: &'a OwnedFd, limits: &'a Limits) -> Self {
-        Self { root, limits, last: None, times: Vec::new(), entries: 0, totals: Totals { bytes: 0, inodes: 1 } }
+        Self {
+            root,
+            limits,
+            last: None,
+            times: Vec::new(),
+            entries: 0,
+            totals: Totals { bytes: 0, inodes: 1 },
+        }
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
@@ -110,11 +117,11 @@ impl<'a> TreeWriter<'a> {
         self.enter(&parent)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let private = Mode::RUSR | Mode::WUSR;
-        let folder = self.folder()?;
+        let folder = self.folder();
         let file = match rustix::fs::openat(folder, name_of(name), flags, private) {
             Err(Errno::EXIST) => {
                 self.make_way(name, path)?;
-                rustix::fs::openat(self.folder()?, name_of(name), flags, private)
+                rustix::fs::openat(self.folder(), name_of(name), flags, private)
             }
             other => other,
         };
@@ -154,20 +161,15 @@ impl<'a> TreeWriter<'a> {
         }
         self.enter(&parent)?;
         let link = |folder: BorrowedFd<'_>| rustix::fs::symlinkat(name_of(target), folder, name_of(name));
-        match link(self.folder()?) {
+        match link(self.folder()) {
             Err(Errno::EXIST) => {
                 self.make_way(name, path)?;
-                link(self.folder()?)
+                link(self.folder())
             }
             other => other,
         }
         .map_err(|errno| disk("make the symbolic link", path, errno))?;
-        let _ = rustix::fs::utimensat(
-            self.folder()?,
-            name_of(name),
-            &times(mtime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        );
+        let _ = rustix::fs::utimensat(self.folder(), name_of(name), &times(mtime), AtFlags::SYMLINK_NOFOLLOW);
         self.totals.inodes += 1;
         Ok(())
     }
@@ -201,7 +203,7 @@ impl<'a> TreeWriter<'a> {
         if self.exists(name) {
             self.make_way(name, path)?;
         }
-        link_or_copy(&source, source_name, self.folder()?, name)
+        link_or_copy(&source, source_name, self.folder(), name)
             .map_err(|errno| disk("make the hard link", path, errno))
     }
 
@@ -216,11 +218,8 @@ impl<'a> TreeWriter<'a> {
         self.totals
     }
 
-    fn folder(&self) -> Result<BorrowedFd<'_>, UnpackError> {
-        match &self.last {
-            Some((_, folder)) => Ok(folder.as_fd()),
-            None => Ok(self.root.as_fd()),
-        }
+    fn folder(&self) -> BorrowedFd<'_> {
+        self.last.as_ref().map_or_else(|| self.root.as_fd(), |(_, folder)| folder.as_fd())
     }
 
     /// Makes the directory `path` the one that [`Self::folder`] gives, with those above it.
@@ -240,10 +239,7 @@ impl<'a> TreeWriter<'a> {
                 for segment in path.segments() {
                     let next = made.child(segment);
                     self.count()?;
-                    self.last = match made.is_root() {
-                        true => None,
-                        false => Some((made.clone(), self.open(&made)?)),
-                    };
+                    self.last = if made.is_root() { None } else { Some((made.clone(), self.open(&made)?)) };
                     self.make_directory(&made, segment, &next)?;
                     made = next;
                 }
@@ -261,39 +257,42 @@ impl<'a> TreeWriter<'a> {
     }
 
     /// Makes `name` in the current folder a directory; what is no directory goes, as tar does it.
-    fn make_directory(&mut self, parent: &EntryPath, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
+    fn make_directory(
+        &mut self,
+        parent: &EntryPath,
+        name: &[u8],
+        path: &EntryPath,
+    ) -> Result<(), UnpackError> {
         debug_assert!(self.last.as_ref().map_or(parent.is_root(), |(last, _)| last == parent));
         let make = |folder: BorrowedFd<'_>| rustix::fs::mkdirat(folder, name_of(name), DIRECTORY_MODE);
-        match make(self.folder()?) {
+        match make(self.folder()) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let found = rustix::fs::statat(self.folder()?, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
+                let found = rustix::fs::statat(self.folder(), name_of(name), AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(|errno| disk("look at", path, errno))?;
                 if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
                     return Ok(());
                 }
                 self.make_way(name, path)?;
-                make(self.folder()?).map_err(|errno| disk("make the directory", path, errno))?;
+                make(self.folder()).map_err(|errno| disk("make the directory", path, errno))?;
             }
             Err(errno) => return Err(disk("make the directory", path, errno)),
         }
         // The umask may have taken bits away.
-        rustix::fs::chmodat(self.folder()?, name_of(name), DIRECTORY_MODE, AtFlags::empty())
+        rustix::fs::chmodat(self.folder(), name_of(name), DIRECTORY_MODE, AtFlags::empty())
             .map_err(|errno| disk("set the mode of", path, errno))?;
         self.totals.inodes += 1;
         Ok(())
     }
 
     fn exists(&self, name: &[u8]) -> bool {
-        self.folder().is_ok_and(|folder| {
-            rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW).is_ok()
-        })
+        rustix::fs::statat(self.folder(), name_of(name), AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Takes away an earlier entry of the same name: the last one counts, as in tar. A directory with
     /// something in it stays, and the archive is refused.
     fn make_way(&mut self, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
-        let folder = self.folder()?;
+        let folder = self.folder();
         let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| disk("look at", path, errno))?;
         let (flags, size) = match FileType::from_raw_mode(found.st_mode) {
@@ -307,7 +306,9 @@ impl<'a> TreeWriter<'a> {
                 self.totals.inodes = self.totals.inodes.saturating_sub(1);
                 Ok(())
             }
-            Err(Errno::NOTEMPTY | Errno::EXIST) => Err(UnpackError::ReplacesDirectory { path: path.to_string() }),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                Err(UnpackError::ReplacesDirectory { path: path.to_string() })
+            }
             Err(errno) => Err(disk("replace", path, errno)),
         }
     }
@@ -315,10 +316,16 @@ impl<'a> TreeWriter<'a> {
 
 fn blocked(path: &EntryPath, errno: Errno) -> UnpackError {
     match errno {
-        Errno::LOOP | Errno::XDEV => UnpackError::ThroughLink { path: path.to_string() },
-        Errno::NOTDIR => UnpackError::ThroughFile { path: path.to_string() },
+        Errno::LOOP | Errno::XDEV | Errno::NOTDIR => UnpackError::Through { path: path.to_string() },
+        Errno::NAMETOOLONG => UnpackError::Name(too_long(path)),
         errno => disk("open the directory", path, errno),
     }
+}
+
+/// What the kernel says of a path that is within our limit and not within its own.
+pub(crate) fn too_long(path: &EntryPath) -> NameError {
+    let length = path.as_bytes().len();
+    NameError::Long { shown: super::name::shown(path.as_bytes()), length, limit: 4_095 }
 }
 
 fn times(mtime: i64) -> Timestamps {
@@ -342,8 +349,7 @@ pub(crate) fn link_or_copy(
         other => return other,
     }
     let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let from =
-        rustix::fs::openat(&source, name_of(source_name), OFlags::RDONLY | nofollow, Mode::empty())?;
+    let from = rustix::fs::openat(&source, name_of(source_name), OFlags::RDONLY | nofollow, Mode::empty())?;
     let found = rustix::fs::fstat(&from)?;
     let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
     let to = rustix::fs::openat(&folder, name_of(name), create, Mode::RUSR | Mode::WUSR)?;

@@ -1,4 +1,4 @@
-//! Design §3, rule by rule. Every denial must name the key, the value and what to write.
+//! What may be written in a pod, rule by rule. Every denial must name the key, the value and what to write.
 
 use proptest::prelude::*;
 use rstest::rstest;

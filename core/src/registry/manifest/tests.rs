@@ -81,6 +81,7 @@ fn the_type_may_be_in_the_header_in_the_document_or_only_in_its_shape() {
 #[rstest]
 #[case::other_header(Some(media::OCI_INDEX), image())]
 #[case::both_kinds(None, add(image(), "manifests", json!([])))]
+#[case::both_kinds_unnamed(None, json!({"schemaVersion": 2, "layers": [], "config": {}, "manifests": []}))]
 #[case::index_by_name(None, with(image(), "/mediaType", media::OCI_INDEX.into()))]
 #[case::image_by_name(None, json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "manifests": []}))]
 #[case::image_by_header(Some(media::DOCKER_MANIFEST), json!({"schemaVersion": 2, "manifests": []}))]

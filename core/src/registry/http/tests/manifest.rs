@@ -313,8 +313,11 @@ async fn a_mirror_that_does_not_help_is_passed_over() {
 async fn a_mirror_that_stalls_leaves_time_for_the_next() {
     let stalled = Server::start(|_| vec![Part::Hang]).await;
     let good = Server::start(|_| manifest_answer()).await;
-    let (client, _folder) =
-        client_with(&format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", good.host(), stalled.host()));
+    let toml = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", good.host(), stalled.host());
+    // The mirror alone could use up all of the time.
+    let settings =
+        settings().with_answer_timeout(Duration::from_secs(5)).with_metadata_deadline(Duration::from_secs(1));
+    let (client, _folder) = client_with_settings(&toml, settings);
     client.resolve(&"registry.example/app:v1".parse().unwrap()).await.unwrap();
 }
 

@@ -36,11 +36,15 @@ fn client(server: &Server) -> HttpRegistry {
 
 /// A client with `certs.d/_default/hosts.toml`.
 fn client_with(toml: &str) -> (HttpRegistry, TempDir) {
+    client_with_settings(toml, settings())
+}
+
+fn client_with_settings(toml: &str, settings: Settings) -> (HttpRegistry, TempDir) {
     let folder = TempDir::new().unwrap();
     std::fs::create_dir(folder.path().join("_default")).unwrap();
     std::fs::write(folder.path().join("_default/hosts.toml"), toml).unwrap();
     let hosts = HostsConfig::load(Some(folder.path())).unwrap();
-    (HttpRegistry::new(hosts, settings()), folder)
+    (HttpRegistry::new(hosts, settings), folder)
 }
 
 fn reference(server: &Server) -> Reference {

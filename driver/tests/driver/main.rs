@@ -1,0 +1,11 @@
+//! The driver as its callers see it: over real sockets, on real mounts, from a registry in memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, unreachable_pub)]
+
+mod calls;
+mod crash;
+mod directory;
+mod namespace;
+mod pulls;
+mod registry;
+mod trees;
+mod volumes;

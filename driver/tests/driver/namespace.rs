@@ -1,0 +1,92 @@
+//! Runs a test once more inside a mount namespace of its own, so that it can mount without being seen,
+//! and without being root.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Set inside, so that the test knows where it is.
+const INSIDE: &str = "ORAS_CSI_TEST_NAMESPACE";
+
+/// A kind of namespace to run in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// As root, as in a privileged container.
+    Root,
+    /// As anybody: a user namespace, in which the flags of what is mounted already are locked.
+    User,
+}
+
+impl Kind {
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Root => &["--mount", "--propagation", "private"],
+            Self::User => &["--user", "--map-root-user", "--mount"],
+        }
+    }
+
+    fn works(self) -> bool {
+        let script = "d=$(mktemp -d) && mount --bind $d $d && umount $d && rmdir $d";
+        let tried = Command::new("unshare").args(self.flags()).args(["sh", "-c", script]).output();
+        tried.is_ok_and(|output| output.status.success())
+    }
+}
+
+fn kinds() -> &'static [Kind] {
+    static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
+    KINDS.get_or_init(|| {
+        let root = rustix::process::geteuid().is_root();
+        let wanted = if root { vec![Kind::Root, Kind::User] } else { vec![Kind::User] };
+        let (works, fails): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|kind| kind.works());
+        for kind in fails {
+            eprintln!("SKIPPED: mounts cannot be tested in a namespace of the kind {kind:?}: unshare or mount is refused here");
+            assert!(std::env::var_os("CI").is_none_or(|value| value != "true"), "with CI=true this is a failure");
+        }
+        works
+    })
+}
+
+/// `true` inside, where the test is to be done. Outside, runs the test `name` inside every kind of
+/// namespace that there is, and fails as it fails.
+pub fn entered(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    for kind in kinds() {
+        run("unshare", kind.flags(), name);
+    }
+    false
+}
+
+/// The same, with the temporary directory on a file system that is mounted noexec, nosuid, nodev and
+/// noatime outside the user namespace that the test runs in: those flags are locked.
+pub fn entered_with_locked_flags(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if kinds().contains(&Kind::User) {
+        let script = "d=$(mktemp -d) && mount -t tmpfs -o noexec,nosuid,nodev,noatime tmpfs $d && \
+                      TMPDIR=$d exec unshare --user --map-root-user --mount \"$@\"";
+        let flags = [Kind::User.flags(), &["sh", "-c", script, "sh"]].concat();
+        run("unshare", &flags, name);
+    }
+    false
+}
+
+fn run(program: &str, flags: &[&str], name: &str) {
+    let output = Command::new(program)
+        .args(flags)
+        .arg(this())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} with {flags:?}:\n{text}\n{errors}");
+    assert!(text.contains("1 passed"), "{name} is no test: {text}");
+}
+
+pub fn this() -> PathBuf {
+    std::env::current_exe().unwrap()
+}

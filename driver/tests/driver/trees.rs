@@ -1,0 +1,432 @@
+//! What recipes become: files in a store, without a mount.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use oras_csi_core::digest::Digest;
+use oras_csi_core::path::Glob;
+use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::registry::media;
+use oras_csi_driver::ErrorClass;
+use oras_csi_driver::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
+use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::{Store, Tree};
+use rstest::rstest;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::registry::{Artifact, Memory, add, gzip, recipe, tar};
+
+pub struct Bench {
+    pub folder: TempDir,
+    pub registry: Arc<Memory>,
+    pub fetcher: Arc<Fetcher>,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Memory::new();
+        let store = Store::open(&folder.path().join("store"), Limits::default()).unwrap();
+        let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
+        Self { folder, registry, fetcher }
+    }
+
+    pub async fn pull(&self, recipe: &PinnedRecipe) -> Result<Tree, PullError> {
+        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        let result = self.fetcher.tree(recipe, &progress).await;
+        if result.is_err() {
+            // A writer that was given up clears away in its own thread.
+            for _ in 0..200 {
+                if self.names("tmp").is_empty() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(self.names("tmp"), Vec::<String>::new(), "a failed pull leaves nothing");
+            assert_eq!(self.names("trees"), Vec::<String>::new());
+        }
+        result
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let listed = fs::read_dir(self.folder.path().join("store").join(folder)).unwrap();
+        listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    pub fn root(&self, tree: &Tree) -> PathBuf {
+        self.folder.path().join("store/trees").join(tree.key().as_str()).join("files")
+    }
+
+    /// The files of a recipe, and what is in them.
+    async fn files(&self, recipe: &PinnedRecipe) -> BTreeMap<String, String> {
+        let tree = self.pull(recipe).await.unwrap();
+        let root = self.root(&tree);
+        let mut files = BTreeMap::new();
+        collect(&root, &root, &mut files);
+        let bytes = files.values().map(|text| text.len() as u64).sum::<u64>();
+        assert_eq!(tree.totals().bytes, bytes, "the totals are right");
+        assert_eq!(tree.totals().inodes, count(&root), "the totals are right");
+        files
+    }
+
+    async fn error(&self, recipe: &PinnedRecipe) -> (PullErrorKind, String) {
+        let error = self.pull(recipe).await.unwrap_err();
+        (error.kind(), error.to_string())
+    }
+}
+
+fn count(folder: &Path) -> u64 {
+    let below = fs::read_dir(folder).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() { count(&entry.path()) } else { 1 }
+    });
+    1 + below.sum::<u64>()
+}
+
+pub fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            collect(root, &entry.path(), files);
+        } else {
+            let name = entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            files.insert(name, fs::read_to_string(entry.path()).unwrap());
+        }
+    }
+}
+
+fn map(files: &[(&str, &str)]) -> BTreeMap<String, String> {
+    files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+}
+
+fn globs(texts: &[&str]) -> Vec<Glob> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+const TITLE: &str = "org.opencontainers.image.title";
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+
+fn plain(files: &[(&str, &[u8])]) -> Vec<u8> {
+    tar(&files.iter().map(|(name, data)| ((*name).to_owned(), *data)).collect::<Vec<_>>())
+}
+
+#[tokio::test]
+async fn files_by_title_and_directories() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry)
+        .file("app.jar", b"jar")
+        .file("conf/app.yaml", b"yaml")
+        .file("copy/of.jar", b"jar")
+        .directory("data", &[("a.txt", b"a"), ("sub/b.txt", b"b")])
+        .layer(TAR, &plain(&[("x", b"x")]), &[(TITLE, "kept.tar")])
+        .layer("application/vnd.test.config", b"no name", &[])
+        .push();
+    let files = bench.files(&recipe([add(&digest)])).await;
+    let names = files.keys().map(String::as_str).collect::<Vec<_>>();
+    assert_eq!(
+        names,
+        ["app.jar", "conf/app.yaml", "copy/of.jar", "data/a.txt", "data/sub/b.txt", "kept.tar"]
+    );
+    assert_eq!(files["data/sub/b.txt"], "b");
+    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"no name")), 0);
+}
+
+#[tokio::test]
+async fn untitled_archives_in_any_compression() {
+    let bench = Bench::new();
+    let (a, b, c) = (plain(&[("a", b"1")]), plain(&[("b", b"2")]), plain(&[("c", b"3")]));
+    let digest = Artifact::new(&bench.registry)
+        .layer(TAR, &a, &[])
+        .layer("application/vnd.docker.image.rootfs.diff.tar.gzip", &gzip(&b), &[])
+        .layer("application/vnd.oci.image.layer.v1.tar+zstd", &zstd::encode_all(&c[..], 1).unwrap(), &[])
+        .push();
+    assert_eq!(bench.files(&recipe([add(&digest)])).await, map(&[("a", "1"), ("b", "2"), ("c", "3")]));
+}
+
+#[tokio::test]
+async fn layers_of_an_image_hide_and_replace() {
+    let bench = Bench::new();
+    let lower = plain(&[
+        ("keep", b"k"),
+        ("gone", b"g"),
+        ("dir/old", b"o"),
+        ("dir/sub/older", b"o"),
+        ("file", b"f"),
+        ("d2/x", b"x"),
+    ]);
+    let upper = plain(&[
+        (".wh.gone", b""),
+        ("dir/.wh..wh..opq", b""),
+        ("dir/new", b"n"),
+        ("file/now-a-directory", b"d"),
+        ("d2", b"now a file"),
+        (".wh..wh.plnk", b""),
+        (".wh.never-was", b""),
+    ]);
+    let digest = Artifact::new(&bench.registry).layer(TAR, &lower, &[]).layer(TAR, &upper, &[]).push();
+    let files = bench.files(&recipe([add(&digest)])).await;
+    assert_eq!(
+        files,
+        map(&[("keep", "k"), ("dir/new", "n"), ("file/now-a-directory", "d"), ("d2", "now a file")])
+    );
+    for evil in [".wh.", ".wh..", ".wh..."] {
+        let bench = Bench::new();
+        let evil = plain(&[("a", b"a"), (evil, b"")]);
+        let digest = Artifact::new(&bench.registry).layer(TAR, &lower, &[]).layer(TAR, &evil, &[]).push();
+        let (kind, words) = bench.error(&recipe([add(&digest)])).await;
+        assert!(kind == PullErrorKind::Refused && words.contains("whiteout"), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn the_manifest_of_the_platform_is_taken() {
+    let bench = Bench::new();
+    let image = |text: &[u8]| {
+        let artifact = Artifact::new(&bench.registry).file("f", text);
+        let size = serde_json::to_vec(&artifact.manifest()).unwrap().len();
+        (artifact.push(), size)
+    };
+    let index = |entries: Vec<serde_json::Value>| {
+        let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries});
+        (bench.registry.put_manifest(&index), serde_json::to_vec(&index).unwrap().len())
+    };
+    let entry = |(digest, size): &(Digest, usize), kind: &str, arch: Option<&str>| {
+        let mut entry = json!({"mediaType": kind, "digest": digest.to_string(), "size": size});
+        if let Some(arch) = arch {
+            entry["platform"] = json!({"os": "linux", "architecture": arch});
+        }
+        entry
+    };
+    let (amd, arm) = (image(b"amd64"), image(b"arm64"));
+    let both = index(vec![
+        entry(&arm, media::OCI_MANIFEST, Some("arm64")),
+        entry(&amd, media::OCI_MANIFEST, Some("amd64")),
+    ]);
+    let outer = index(vec![entry(&both, media::OCI_INDEX, None)]);
+    let for_platform = |digest: &Digest, text: &str| add(digest).for_platform(text.parse().unwrap());
+    assert_eq!(bench.files(&recipe([for_platform(&both.0, "linux/arm64")])).await, map(&[("f", "arm64")]));
+    assert_eq!(bench.files(&recipe([for_platform(&outer.0, "linux/amd64")])).await, map(&[("f", "amd64")]));
+
+    let bench2 = Bench {
+        folder: tempfile::tempdir().unwrap(),
+        registry: bench.registry.clone(),
+        fetcher: {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path(), Limits::default()).unwrap();
+            std::mem::forget(folder);
+            Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()))
+        },
+    };
+    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let pull = |recipe: PinnedRecipe| {
+        let (fetcher, progress) = (bench2.fetcher.clone(), progress.clone());
+        async move { fetcher.tree(&recipe, &progress).await.unwrap_err() }
+    };
+    let error = pull(recipe([for_platform(&both.0, "linux/s390x")])).await;
+    assert!(error.to_string().contains("linux/arm64, linux/amd64"), "{error}");
+    let mut deep = outer;
+    for _ in 0..3 {
+        deep = index(vec![entry(&deep, media::OCI_INDEX, None)]);
+    }
+    let error = pull(recipe([for_platform(&deep.0, "linux/amd64")])).await;
+    assert!(matches!(error, PullError::Nested { .. }), "{error}");
+    let lying = index(vec![entry(&(amd.0.clone(), amd.1 + 1), media::OCI_MANIFEST, Some("amd64"))]);
+    let error = pull(recipe([for_platform(&lying.0, "linux/amd64")])).await;
+    assert!(matches!(error, PullError::ManifestSize { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn several_artifacts_make_one_tree() {
+    let bench = Bench::new();
+    let first = Artifact::new(&bench.registry).file("a", b"a").directory("shared", &[("one", b"1")]).push();
+    let second = Artifact::new(&bench.registry).file("b", b"b").directory("shared", &[("two", b"2")]).push();
+    let steps = [add(&first), add(&second), add(&second).at("deep/er".parse().unwrap())];
+    assert_eq!(
+        bench.files(&recipe(steps)).await,
+        map(&[
+            ("a", "a"),
+            ("b", "b"),
+            ("shared/one", "1"),
+            ("shared/two", "2"),
+            ("deep/er/b", "b"),
+            ("deep/er/shared/two", "2"),
+        ])
+    );
+}
+
+#[tokio::test]
+async fn two_steps_that_give_one_path_are_named() {
+    let bench = Bench::new();
+    let tool = |digest: &Digest, name: &str| {
+        oras_csi_core::recipe::Layer::new(format!("ghcr.io/acme/{name}@{digest}").parse().unwrap())
+    };
+    let first = Artifact::new(&bench.registry).file("x", b"x").push();
+    let second = Artifact::new(&bench.registry).directory("d", &[("same", b"1")]).push();
+    let third = Artifact::new(&bench.registry).file("d/same", b"2").push();
+    let file = Artifact::new(&bench.registry).file("d", b"a file").push();
+    for (steps, path) in [
+        ([tool(&first, "first"), tool(&second, "second"), tool(&third, "third")], "\"d/same\""),
+        ([tool(&first, "first"), tool(&second, "second"), tool(&file, "third")], "\"d\""),
+        ([tool(&first, "first"), tool(&file, "second"), tool(&third, "third")], "\"d\""),
+    ] {
+        let error = bench.pull(&recipe(steps)).await.unwrap_err();
+        let words = error.to_string();
+        assert!(
+            words.contains(path) && words.contains("acme/second@") && words.contains("acme/third@"),
+            "{words}"
+        );
+        assert_eq!(error.class(), ErrorClass::BadInput);
+    }
+    // What is left out cannot collide.
+    let excluded = tool(&third, "third").excluding(globs(&["d/same"])).including(globs(&["**"]));
+    let (_, words) = bench.error(&recipe([tool(&second, "second"), excluded])).await;
+    assert!(words.contains("leave nothing"), "{words}");
+}
+
+#[rstest]
+#[case(&[], &[], &["a.txt", "d/one.bin", "d/sub/two.txt", "e/three.txt"])]
+#[case(&["*.txt"], &[], &["a.txt"])]
+#[case(&["**/*.txt"], &[], &["a.txt", "d/sub/two.txt", "e/three.txt"])]
+#[case(&["d"], &[], &["d/one.bin", "d/sub/two.txt"])]
+#[case(&["d/sub", "e/**"], &[], &["d/sub/two.txt", "e/three.txt"])]
+#[case(&[], &["d/**"], &["a.txt", "e/three.txt"])]
+#[case(&[], &["d"], &["a.txt", "e/three.txt"])]
+#[case(&["**"], &["**/*.txt"], &["d/one.bin"])]
+#[tokio::test]
+async fn filters(#[case] include: &[&str], #[case] exclude: &[&str], #[case] left: &[&str]) {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry)
+        .file("a.txt", b"a")
+        .directory("d", &[("one.bin", b"1"), ("sub/two.txt", b"2")])
+        .layer(TAR, &plain(&[("e/three.txt", b"3")]), &[])
+        .push();
+    let step = add(&digest).including(globs(include)).excluding(globs(exclude));
+    let files = bench.files(&recipe([step])).await;
+    assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), left);
+}
+
+#[tokio::test]
+async fn what_is_filtered_out_is_not_fetched() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry).file("big.bin", b"big").file("small.txt", b"small").push();
+    bench.files(&recipe([add(&digest).including(globs(&["*.txt"]))])).await;
+    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"big")), 0);
+}
+
+#[tokio::test]
+async fn media_types_choose_layers() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry)
+        .layer("application/vnd.jar", b"jar", &[(TITLE, "a.jar")])
+        .layer("application/vnd.doc", b"doc", &[(TITLE, "a.doc")])
+        .push();
+    let chosen = |media_type: &str| add(&digest).with_media_types(vec![media_type.parse().unwrap()]);
+    let (kind, words) = bench.error(&recipe([chosen("application/vnd.none")])).await;
+    assert!(kind == PullErrorKind::Refused && words.contains("application/vnd.none"), "{words}");
+    assert!(words.contains("1 of type application/vnd.doc, 1 of type application/vnd.jar"), "{words}");
+    assert_eq!(bench.files(&recipe([chosen("application/vnd.jar")])).await, map(&[("a.jar", "jar")]));
+}
+
+#[tokio::test]
+async fn nothing_to_mount_is_said() {
+    let bench = Bench::new();
+    let none = Artifact::new(&bench.registry).push();
+    let unnamed = Artifact::new(&bench.registry).layer("application/vnd.x", b"x", &[]).push();
+    let empty = Artifact::new(&bench.registry).layer(TAR, &plain(&[]), &[]).push();
+    for (digest, words) in [
+        (none, "no layers at all"),
+        (unnamed, "1 of type application/vnd.x"),
+        (empty, "its archives are empty"),
+    ] {
+        let (kind, said) = bench.error(&recipe([add(&digest)])).await;
+        assert!(kind == PullErrorKind::Refused && said.contains(words), "{said}");
+    }
+}
+
+#[rstest]
+#[case("../evil", "leave")]
+#[case("/etc/evil", "absolute")]
+#[case("a\nb", "control")]
+#[case("a\u{0}b", "control")]
+#[case(".", "names nothing")]
+#[case("./", "names nothing")]
+#[tokio::test]
+async fn titles_that_lead_elsewhere(#[case] title: &str, #[case] words: &str) {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry).file(title, b"x").push();
+    let error = bench.pull(&recipe([add(&digest)])).await.unwrap_err();
+    assert!(error.to_string().contains(words), "{error}");
+    assert_eq!(error.class(), ErrorClass::Refused);
+}
+
+#[tokio::test]
+async fn strange_titles_are_names() {
+    let bench = Bench::new();
+    let long = "x".repeat(255);
+    let titles = ["a:b", "./c//d/", "\u{fc}\u{1f600}", "A", "a", long.as_str(), "..x"];
+    let artifact =
+        titles.iter().fold(Artifact::new(&bench.registry), |artifact, title| artifact.file(title, b"x"));
+    assert_eq!(bench.files(&recipe([add(&artifact.push())])).await.len(), titles.len());
+    for title in ["x".repeat(256), "x/".repeat(2_500) + "x"] {
+        let bench = Bench::new();
+        let digest = Artifact::new(&bench.registry).file(&title, b"x").push();
+        assert_eq!(bench.error(&recipe([add(&digest)])).await.0, PullErrorKind::Refused);
+    }
+}
+
+#[tokio::test]
+async fn titles_that_collide() {
+    let bench = Bench::new();
+    for (artifact, words) in [
+        (Artifact::new(&bench.registry).file("a", b"1").file("./a", b"2"), "have the title"),
+        (Artifact::new(&bench.registry).file("a", b"1").file("a/b", b"2"), "is a directory in another"),
+        (Artifact::new(&bench.registry).file("d/x", b"1").directory("d", &[("x", b"2")]), "given twice"),
+    ] {
+        let (kind, said) = bench.error(&recipe([add(&artifact.push())])).await;
+        assert!(kind == PullErrorKind::Refused && said.contains(words), "{said}");
+    }
+    let same = Artifact::new(&bench.registry).file("a", b"1").file("a", b"1").push();
+    assert_eq!(bench.files(&recipe([add(&same)])).await, map(&[("a", "1")]));
+}
+
+#[tokio::test]
+async fn the_same_bytes_from_two_registries_are_one_tree() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry).file("a", b"a").push();
+    let from = |host: &str| {
+        recipe([oras_csi_core::recipe::Layer::new(format!("{host}/x@{digest}").parse().unwrap())])
+    };
+    let first = bench.pull(&from("ghcr.io")).await.unwrap();
+    let asked = bench.registry.asked();
+    let second = bench.pull(&from("quay.io")).await.unwrap();
+    assert_eq!(first, second);
+    assert_eq!(bench.registry.asked(), asked, "a tree that is there asks no registry");
+}
+
+#[tokio::test]
+async fn a_blob_is_one_file_however_often_it_is_used() {
+    use std::os::unix::fs::MetadataExt;
+    let bench = Bench::new();
+    let one = Artifact::new(&bench.registry).file("a", b"the same").push();
+    let two = Artifact::new(&bench.registry).file("b", b"the same").file("c", b"other").push();
+    let first = bench.pull(&recipe([add(&one)])).await.unwrap();
+    let second = bench.pull(&recipe([add(&two)])).await.unwrap();
+    let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+    assert_eq!(inode(bench.root(&first).join("a")), inode(bench.root(&second).join("b")));
+    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"the same")), 1);
+}
+
+#[tokio::test]
+async fn a_path_that_its_step_makes_too_long_is_refused_in_words() {
+    let bench = Bench::new();
+    let title = vec!["x".repeat(250); 16].join("/");
+    let digest = Artifact::new(&bench.registry).file(&title, b"x").push();
+    let step = add(&digest).at(vec!["y".repeat(255); 2].join("/").parse().unwrap());
+    let (kind, words) = bench.error(&recipe([step])).await;
+    assert!(kind == PullErrorKind::Refused && words.contains("the limit is 4095"), "{words}");
+    bench.pull(&recipe([add(&digest)])).await.unwrap();
+}

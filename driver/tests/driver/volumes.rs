@@ -1,0 +1,460 @@
+//! Volumes over the CSI socket, really mounted.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use oras_csi_core::digest::Digest;
+use oras_csi_core::recipe::{PinnedRecipe, Step};
+use oras_csi_driver::RunError;
+use oras_csi_driver::proto::csi::identity_client::IdentityClient;
+use oras_csi_driver::proto::csi::volume_capability::{AccessType, BlockVolume};
+use oras_csi_driver::proto::csi::{
+    GetPluginCapabilitiesRequest, GetPluginInfoRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest,
+    NodePublishVolumeRequest, NodeStageVolumeRequest, ProbeRequest,
+};
+use oras_csi_driver::proto::registration::registration_client::RegistrationClient;
+use oras_csi_driver::proto::registration::{InfoRequest, RegistrationStatus};
+use tonic::Code;
+
+use crate::calls::{Running, connect, mounts, request, request_for};
+use crate::namespace::{entered, entered_with_locked_flags};
+use crate::registry::{Artifact, Memory, add, recipe};
+
+#[tokio::test]
+async fn a_volume_comes_and_goes() {
+    if entered("volumes::a_volume_comes_and_goes") {
+        comes_and_goes().await;
+    }
+}
+
+#[tokio::test]
+async fn locked_flags_are_kept() {
+    if entered_with_locked_flags("volumes::locked_flags_are_kept") {
+        comes_and_goes().await;
+    }
+}
+
+async fn comes_and_goes() {
+    let driver = Running::start().await;
+    let (target, digest) = (driver.target("a"), driver.artifact(b"jar"));
+    let wanted = request("csi-1", &target, &digest);
+    driver.publish(wanted.clone()).await.unwrap();
+    assert_eq!(fs::read(target.join("app.jar")).unwrap(), b"jar");
+    assert_eq!(fs::read(target.join("conf/a.yaml")).unwrap(), b"yaml");
+    let flags = mounts(&target);
+    assert_eq!(flags.len(), 1);
+    for flag in ["ro", "nosuid", "nodev"] {
+        assert!(flags[0].split(',').any(|found| found == flag), "{flags:?}");
+    }
+    for written in [
+        fs::write(target.join("app.jar"), "x"),
+        fs::write(target.join("new"), "x"),
+        fs::remove_file(target.join("app.jar")),
+        fs::set_permissions(target.join("app.jar"), fs::Permissions::from_mode(0o777)),
+        fs::hard_link(target.join("app.jar"), target.join("link")),
+    ] {
+        assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    }
+    // Twice is once.
+    driver.publish(wanted).await.unwrap();
+    assert_eq!((mounts(&target).len(), driver.records()), (1, 1));
+    let path = target.to_str().unwrap();
+    assert_eq!(driver.stats("csi-1", path).await.unwrap(), (7, 4));
+    for (volume, path) in [("csi-2", path), ("csi-1", "/nowhere"), ("csi-1", "some/path")] {
+        assert_eq!(driver.stats(volume, path).await.unwrap_err().code(), Code::NotFound);
+    }
+    for (volume, path) in [("", path), ("csi-1", "")] {
+        assert_eq!(driver.stats(volume, path).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    driver.unpublish("csi-1", &target).await.unwrap();
+    assert!(!target.exists() && mounts(&target).is_empty());
+    assert_eq!(driver.records(), 0);
+    driver.unpublish("csi-1", &target).await.unwrap();
+    driver.unpublish("never", Path::new("/never/was/here")).await.unwrap();
+    assert_eq!(driver.stats("csi-1", path).await.unwrap_err().code(), Code::NotFound);
+    let view = driver.store().join("readonly");
+    assert_eq!(mounts(&view).len(), 1);
+    driver.stop().await.unwrap();
+    assert!(mounts(&view).is_empty());
+}
+
+#[tokio::test]
+async fn requests_that_are_not_canonical() {
+    if !entered("volumes::requests_that_are_not_canonical") {
+        return;
+    }
+    let driver = Running::start().await;
+    let (target, digest) = (driver.target("a"), driver.artifact(b"jar"));
+    let good = request("csi-1", &target, &digest);
+    let with = |change: fn(&mut NodePublishVolumeRequest)| {
+        let mut request = good.clone();
+        change(&mut request);
+        request
+    };
+    let glob = "*".parse().unwrap();
+    let removing = PinnedRecipe::new(vec![Step::Add(add(&digest)), Step::Remove(glob)]).unwrap();
+    let overlaying = PinnedRecipe::new(vec![Step::Overlay(add(&digest))]).unwrap();
+    for (request, words) in [
+        (with(|request| request.volume_id.clear()), "volume_id"),
+        (with(|request| request.target_path.clear()), "target_path"),
+        (with(|request| request.target_path = "a/b".into()), "absolute"),
+        (with(|request| request.target_path = "/a/../b".into()), "absolute"),
+        (with(|request| request.volume_capability = None), "volume_capability"),
+        (
+            with(|request| {
+                request.volume_capability.as_mut().unwrap().access_type =
+                    Some(AccessType::Block(BlockVolume {}));
+            }),
+            "Filesystem",
+        ),
+        (
+            with(|request| drop(request.volume_context.remove("csi.storage.k8s.io/pod.namespace"))),
+            "podInfoOnMount",
+        ),
+        (with(|request| drop(request.volume_context.remove("csi.oras.land/id"))), "csi.oras.land/id"),
+        (
+            with(|request| drop(request.volume_context.insert("csi.oras.land/id".into(), "other-0".into()))),
+            "csi.oras.land/id",
+        ),
+        (
+            with(|request| {
+                request.volume_context.insert("oras.artifact.reference".into(), "x:1".into());
+            }),
+            "webhook",
+        ),
+        (
+            with(|request| {
+                let tag = r#"[{"add":"ghcr.io/a/b:v1"}]"#;
+                request.volume_context.insert("csi.oras.land/recipe".into(), tag.into());
+            }),
+            "csi.oras.land/recipe",
+        ),
+        (request_for("csi-1", &target, removing), "remove step"),
+        (request_for("csi-1", &target, overlaying), "overlay step"),
+    ] {
+        let status = driver.publish(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains(words), "{status}");
+    }
+    assert_eq!((driver.registry.asked(), driver.records()), (0, 0));
+    assert!(!target.exists());
+    for (volume, path) in [("", target.to_str().unwrap()), ("csi-1", ""), ("csi-1", "relative")] {
+        let status = driver.unpublish(volume, Path::new(path)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+    }
+    let status = driver.node.clone().node_stage_volume(NodeStageVolumeRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_publish_that_fails_leaves_nothing() {
+    if !entered("volumes::a_publish_that_fails_leaves_nothing") {
+        return;
+    }
+    let driver = Running::start().await;
+    let target = driver.target("a");
+    let evil = Artifact::new(&driver.registry).file("../evil", b"x").push();
+    let damaged = Artifact::new(&driver.registry).file("f", b"right").push();
+    driver.registry.corrupt(&Digest::sha256_of(b"right"), b"wrong");
+    let never = Digest::sha256_of(b"never");
+    for (digest, code) in
+        [(&evil, Code::FailedPrecondition), (&damaged, Code::DataLoss), (&never, Code::NotFound)]
+    {
+        let status = driver.publish(request("csi-1", &target, digest)).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains("java-app@sha256:"), "{status}");
+        assert!(!target.exists() && driver.records() == 0);
+    }
+    let good = driver.artifact(b"jar");
+    driver.registry.down.store(true, Ordering::SeqCst);
+    let status = driver.publish(request("csi-1", &target, &good)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    // kubelet's folder is not there: nothing is pulled for it.
+    let orphan = driver.folder.path().join("kubelet/no/such/mount");
+    let status = driver.publish(request("csi-1", &orphan, &good)).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    driver.registry.down.store(false, Ordering::SeqCst);
+    driver.publish(request("csi-1", &target, &good)).await.unwrap();
+    // What is in the store needs no registry.
+    driver.registry.down.store(true, Ordering::SeqCst);
+    driver.publish(request("csi-2", &driver.target("b"), &good)).await.unwrap();
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_not_touched() {
+    if !entered("volumes::what_is_not_ours_is_not_touched") {
+        return;
+    }
+    let driver = Running::start().await;
+    let digest = driver.artifact(b"jar");
+    let refused = async |target: &Path, code: Code| {
+        let status = driver.publish(request("csi-1", target, &digest)).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+        let status = driver.unpublish("csi-1", target).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+    };
+    let file = driver.target("file");
+    fs::write(&file, "precious").unwrap();
+    refused(&file, Code::FailedPrecondition).await;
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+
+    let (link, elsewhere) = (driver.target("link"), driver.folder.path().join("elsewhere"));
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    refused(&link, Code::FailedPrecondition).await;
+    assert!(mounts(&elsewhere).is_empty() && fs::symlink_metadata(&link).unwrap().is_symlink());
+
+    let full = driver.target("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("precious"), "").unwrap();
+    refused(&full, Code::FailedPrecondition).await;
+    assert!(full.join("precious").exists());
+
+    let foreign = driver.target("foreign");
+    fs::create_dir(&foreign).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&foreign).status().unwrap();
+    assert!(mounted.success());
+    fs::write(foreign.join("precious"), "").unwrap();
+    refused(&foreign, Code::FailedPrecondition).await;
+    assert!(foreign.join("precious").exists());
+
+    // An empty directory is taken: older kubelets make it.
+    let empty = driver.target("empty");
+    fs::create_dir(&empty).unwrap();
+    driver.publish(request("csi-1", &empty, &digest)).await.unwrap();
+
+    // Another recipe, another volume: not on top, and not instead.
+    let other = driver.artifact(b"another jar");
+    let status = driver.publish(request("csi-1", &empty, &other)).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    let status = driver.publish(request("csi-2", &empty, &digest)).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    let status = driver.unpublish("csi-2", &empty).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status}");
+    assert_eq!(fs::read(empty.join("app.jar")).unwrap(), b"jar");
+
+    // A mount of ours that was stacked goes as well; a reader does not keep it.
+    let bind = Command::new("mount").arg("--bind").arg(&empty).arg(&empty).status().unwrap();
+    assert!(bind.success() && mounts(&empty).len() == 2);
+    let reader = fs::File::open(empty.join("app.jar")).unwrap();
+    driver.unpublish("csi-1", &empty).await.unwrap();
+    assert!(mounts(&empty).is_empty() && !empty.exists());
+    drop(reader);
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_parent_that_is_a_link_is_followed() {
+    if !entered("volumes::a_parent_that_is_a_link_is_followed") {
+        return;
+    }
+    // As where /var/lib/kubelet is a link to a larger disk.
+    let driver = Running::start().await;
+    let (real, digest) = (driver.target("real"), driver.artifact(b"jar"));
+    let link = driver.folder.path().join("link");
+    std::os::unix::fs::symlink(real.parent().unwrap(), &link).unwrap();
+    let target = link.join("mount");
+    driver.publish(request("csi-1", &target, &digest)).await.unwrap();
+    driver.publish(request("csi-1", &target, &digest)).await.unwrap();
+    assert_eq!(mounts(&real).len(), 1);
+    driver.unpublish("csi-1", &target).await.unwrap();
+    assert!(mounts(&real).is_empty() && !real.exists());
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pull_outlives_the_call() {
+    if !entered("volumes::a_pull_outlives_the_call") {
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let driver = Running::start_in(folder, Memory::new(), Duration::from_millis(1_300)).await;
+    let bytes = vec![7; 40_960];
+    let digest = Artifact::new(&driver.registry).file("f", &bytes).push();
+    let target = driver.target("a");
+    let gate = driver.registry.close_gate();
+    gate.add_permits(5);
+    let wanted = request("csi-1", &target, &digest);
+    let status = driver.publish(wanted.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    assert!(status.message().contains("20.0 KiB of 40.0 KiB (50 %), about"), "{status}");
+    assert!(!target.exists() && driver.records() == 0);
+    // While one waits, another for the same target is told so.
+    let (first, second) = tokio::join!(driver.publish(wanted.clone()), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        driver.publish(wanted.clone()).await
+    });
+    assert!(first.unwrap_err().message().contains("pulling java-app-"));
+    let second = second.unwrap_err();
+    assert!(second.code() == Code::Aborted && second.message().contains("another call"), "{second}");
+    // Unpublishing what is being pulled is fine.
+    driver.unpublish("csi-1", &target).await.unwrap();
+    gate.add_permits(1_000);
+    driver.publish(wanted).await.unwrap();
+    assert_eq!(fs::read(target.join("f")).unwrap(), bytes);
+    assert_eq!(driver.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failure_that_nobody_waited_for_is_told_once() {
+    if !entered("volumes::a_failure_that_nobody_waited_for_is_told_once") {
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let driver = Running::start_in(folder, Memory::new(), Duration::from_millis(200)).await;
+    let digest = Artifact::new(&driver.registry).file("f", b"right").push();
+    driver.registry.corrupt(&Digest::sha256_of(b"right"), b"wrong");
+    let gate = driver.registry.close_gate();
+    let wanted = request("csi-1", &driver.target("a"), &digest);
+    let status = driver.publish(wanted.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    gate.add_permits(10);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    driver.registry.corrupt(&Digest::sha256_of(b"right"), b"right");
+    let status = driver.publish(wanted.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::DataLoss, "{status}");
+    driver.publish(wanted).await.unwrap();
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn fifty_pods_at_once_are_one_download() {
+    if !entered("volumes::fifty_pods_at_once_are_one_download") {
+        return;
+    }
+    let driver = Arc::new(Running::start().await);
+    let bytes = vec![7; 400_000];
+    let digest = Artifact::new(&driver.registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
+    let manifest = digest.clone();
+    let mut pods = tokio::task::JoinSet::new();
+    for number in 0..50 {
+        let (driver, digest) = (driver.clone(), digest.clone());
+        pods.spawn(async move {
+            let target = driver.target(&format!("pod-{number}"));
+            driver.publish(request(&format!("csi-{number}"), &target, &digest)).await.unwrap();
+            assert_eq!(fs::metadata(target.join("f")).unwrap().len(), 400_000);
+            target
+        });
+    }
+    let targets = pods.join_all().await;
+    assert_eq!(driver.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
+    assert_eq!(driver.registry.asked_for(&manifest), 1);
+    assert_eq!(driver.registry.asked(), 3);
+    assert_eq!(driver.records(), 50);
+    // Each target is its own volume: away with one, the others stay.
+    for target in &targets {
+        let name = target.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        let volume = name.replace("pod", "csi");
+        driver.unpublish(&volume, target).await.unwrap();
+    }
+    assert_eq!(driver.records(), 0);
+    Arc::into_inner(driver).unwrap().stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn kubelet_finds_and_registers_the_driver() {
+    if !entered("volumes::kubelet_finds_and_registers_the_driver") {
+        return;
+    }
+    let driver = Running::start().await;
+    for socket in [&driver.socket, &driver.registration] {
+        let found = fs::symlink_metadata(socket).unwrap();
+        assert!(found.file_type().is_socket());
+        assert_eq!(found.permissions().mode() & 0o7777, 0o600);
+    }
+    assert!(driver.registration.ends_with("plugins_registry/csi.oras.land-reg.sock"));
+    let mut kubelet = RegistrationClient::new(connect(&driver.registration).await);
+    let info = kubelet.get_info(InfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "csi.oras.land"));
+    assert_eq!(info.supported_versions, ["1.0.0"]);
+    let channel = connect(Path::new(&info.endpoint)).await;
+    let mut node = oras_csi_driver::proto::csi::node_client::NodeClient::new(channel.clone());
+    let answer = node.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((answer.node_id.as_str(), answer.max_volumes_per_node), ("node-1", 0));
+    assert_eq!(
+        node.node_get_capabilities(NodeGetCapabilitiesRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .capabilities
+            .len(),
+        1
+    );
+    let mut identity = IdentityClient::new(channel);
+    let plugin = identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(plugin.name, "csi.oras.land");
+    assert_eq!(identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
+    let capabilities = identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
+    assert!(capabilities.into_inner().capabilities.is_empty());
+    let told = |plugin_registered, error: &str| RegistrationStatus { plugin_registered, error: error.into() };
+    kubelet.notify_registration_status(told(true, "")).await.unwrap();
+    drop((kubelet, node, identity));
+
+    let (socket, registration) = (driver.socket.clone(), driver.registration.clone());
+    driver.stop().await.unwrap();
+    assert!(!socket.exists() && !registration.exists());
+
+    // One that kubelet refuses ends, so that it is started again.
+    let driver = Running::start().await;
+    let mut kubelet = RegistrationClient::new(connect(&driver.registration).await);
+    kubelet.notify_registration_status(told(false, "no such\u{1b}[31m node")).await.unwrap();
+    drop(kubelet);
+    let error = driver.ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Refused(_)) && error.to_string().contains("no such"), "{error}");
+}
+
+#[tokio::test]
+async fn metrics_are_served() {
+    if !entered("volumes::metrics_are_served") {
+        return;
+    }
+    let driver = Running::start().await;
+    let digest = driver.artifact(b"jar");
+    driver.publish(request("csi-1", &driver.target("a"), &digest)).await.unwrap();
+    driver.publish(request("csi-2", &driver.target("b"), &digest)).await.unwrap();
+    driver.publish(NodePublishVolumeRequest::default()).await.unwrap_err();
+    let get = async |path: &str| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(driver.metrics).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
+    let text = get("/metrics").await;
+    for line in [
+        "oras_csi_driver_publishes_total{outcome=\"done\"} 2",
+        "oras_csi_driver_publishes_total{outcome=\"refused\"} 1",
+        "oras_csi_driver_pulls_total{outcome=\"done\"} 1",
+        "oras_csi_driver_volumes 2",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn several_artifacts_are_one_mount() {
+    if !entered("volumes::several_artifacts_are_one_mount") {
+        return;
+    }
+    let driver = Running::start().await;
+    let (first, second) = (driver.artifact(b"one"), driver.artifact(b"two"));
+    let target = driver.target("a");
+    let steps = recipe([add(&first), add(&second).at("tokenizer".parse().unwrap())]);
+    driver.publish(request_for("csi-1", &target, steps)).await.unwrap();
+    assert_eq!(fs::read(target.join("app.jar")).unwrap(), b"one");
+    assert_eq!(fs::read(target.join("tokenizer/app.jar")).unwrap(), b"two");
+    assert_eq!(mounts(&target).len(), 1);
+    driver.stop().await.unwrap();
+}
