@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
 use crate::failure::Failure;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a process may take to end by itself.
+const TO_END: Duration = Duration::from_secs(5);
 
-/// A process of this very program, which is killed when the value is dropped.
+/// A process of this very program, which ends when the value is dropped.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
@@ -59,6 +62,23 @@ impl Process {
     /// Its process id, for the reader.
     pub(super) fn id(&self) -> u32 {
         self.child.id().unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    /// Asks it to end, as kubelet does, so that it can clean up; kills it where it does not.
+    fn drop(&mut self) {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(id) = id {
+            let _ = kill_process(id, Signal::TERM);
+        }
+        let asked = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if asked.elapsed() > TO_END {
+                let _ = self.child.start_kill();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::processes::{Process, free_port};
 use super::volume::Kubelet;
 use crate::documents;
 use crate::failure::Failure;
+use crate::terminal::interrupted;
 
 /// The pod that is admitted: the one that a newcomer copies first.
 const POD: &str = include_str!("../../examples/pod.yaml");
@@ -24,7 +25,22 @@ pub(super) async fn run(mounts: Result<(), String>) -> Result<(), Failure> {
     let started = Instant::now();
     let work = tempfile::Builder::new().prefix("oras-csi-demo-").tempdir();
     let work = work.map_err(|error| Failure::failed(format!("cannot make a folder to work in: {error}")))?;
-    let folder = work.path();
+    let ending = if mounts.is_ok() { "" } else { ", but for the mount" };
+    let walked = tokio::select! {
+        walked = walk(work.path(), mounts) => walked,
+        () = interrupted() => Err(Failure::failed("interrupted")),
+    };
+    // The processes are gone by now, and what they had mounted with them.
+    let cleared = work.close().map_err(|error| Failure::failed(format!("something is left behind: {error}")));
+    walked.and(cleared)?;
+    println!(
+        "\nThat was all of it{ending}, in {:.1} s. Nothing is left behind.",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+async fn walk(folder: &Path, mounts: Result<(), String>) -> Result<(), Failure> {
     let mut narrator = Narrator::new();
     println!("oras-csi: from an annotation on a pod to files in it, on this machine alone.");
 
@@ -65,6 +81,8 @@ pub(super) async fn run(mounts: Result<(), String>) -> Result<(), Failure> {
             &format!("127.0.0.1:{webhook_port}"),
             "--tls-dir",
             &tls.display().to_string(),
+            "--lame-duck",
+            "0",
             "--certs-dir",
             &certs.display().to_string(),
             "--allow-registry",
@@ -111,18 +129,10 @@ pub(super) async fn run(mounts: Result<(), String>) -> Result<(), Failure> {
         Ok(_) => return Err(Failure::failed("a registry that is not allowed was admitted")),
     }
 
-    let mounted = mounts.is_ok();
-    let result = match mounts {
+    match mounts {
         Ok(()) => mount(&mut narrator, folder, &certs, &hosts, &reference, &volume, &pushed).await,
         Err(why) => lay_out(&mut narrator, folder, &certs, &recipe, &pushed, &why).await,
-    };
-    result?;
-    let ending = if mounted { "" } else { ", but for the mount" };
-    println!(
-        "\nThat was all of it{ending}, in {:.1} s. Nothing is left behind.",
-        started.elapsed().as_secs_f64()
-    );
-    Ok(())
+    }
 }
 
 /// The driver mounts the volume, and it stays what it is.
