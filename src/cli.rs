@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
+use crate::runtime::block_on;
 use crate::{demo, driver, explain, pull, render, terminal, webhook};
 
 /// OCI artifacts as volumes in Kubernetes: an admission webhook and a CSI driver that share one contract.
@@ -53,12 +54,4 @@ impl Cli {
             Command::Demo(arguments) => demo::run(&arguments),
         }
     }
-}
-
-/// Runs a command on a runtime of its own, with the one cryptography provider of this program.
-pub(crate) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    // Fails only where it is installed already.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?.block_on(command)
 }

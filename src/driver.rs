@@ -5,11 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use oras_csi_driver::settings::Settings;
-use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, Status};
 use crate::registries::{RegistryOptions, client};
-use crate::terminal::interrupted;
+use crate::runtime::stopped_by_signal;
 
 /// Serves the CSI driver of a node: Identity and Node over a Unix socket, registered with kubelet.
 #[derive(Debug, Args)]
@@ -35,16 +34,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen);
-    let stop = CancellationToken::new();
-    let signal = stop.clone();
-    tokio::spawn(async move {
-        interrupted().await;
-        tracing::info!("ending: calls that are under way are finished first");
-        signal.cancel();
-        interrupted().await;
-        tracing::warn!("ending at once: asked a second time");
-        std::process::exit(1);
-    });
+    let stop = stopped_by_signal();
     oras_csi_driver::run(settings, client(&hosts), stop)
         .await
         .map_err(|error| Failure::new(Status::from(error.class()), error))

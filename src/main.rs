@@ -12,6 +12,7 @@ mod pull;
 mod registries;
 mod registry;
 mod render;
+mod runtime;
 mod terminal;
 mod webhook;
 

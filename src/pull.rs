@@ -20,7 +20,7 @@ use self::progress::Shown;
 use crate::documents::read_text;
 use crate::failure::{Failure, Status};
 use crate::registries::{RegistryOptions, client};
-use crate::terminal::interrupted;
+use crate::runtime::interrupted;
 
 /// Fetches an artifact, or all that a recipe names, into a directory: by the driver's own store and unpacking.
 ///

@@ -22,17 +22,3 @@ pub(crate) fn keep_quiet_about_closed_pipes() {
         default(panic);
     }));
 }
-
-/// Ends when this process is asked to: SIGTERM, or Ctrl-C.
-pub(crate) async fn interrupted() {
-    let terminated = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = terminated => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-}

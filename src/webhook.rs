@@ -8,12 +8,11 @@ use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::server::{self, App, ServerSettings};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::failure::Failure;
 use crate::registries::{RegistryOptions, RuleOptions, admission};
-use crate::terminal::interrupted;
+use crate::runtime::stopped_by_signal;
 
 /// Serves the admission webhook: POST /mutate over TLS, with /healthz, /readyz and /metrics.
 ///
@@ -59,7 +58,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new());
     let admission = admission(&hosts, &arguments.rules, &metrics);
 
-    let stop = CancellationToken::new();
+    let stop = stopped_by_signal();
     let tasks = TaskTracker::new();
     let certificates = {
         let settings = certificate_settings(&arguments)?;
@@ -80,15 +79,6 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let tls = certificates.server_config();
     let app = App::new(admission, certificates, metrics, settings);
-    let signal = stop.clone();
-    tokio::spawn(async move {
-        interrupted().await;
-        tracing::info!("ending: not ready from now on");
-        signal.cancel();
-        interrupted().await;
-        tracing::warn!("ending at once: asked a second time");
-        std::process::exit(1);
-    });
     let served = server::serve(listener, tls, app, stop.clone()).await;
     stop.cancel();
     tasks.close();

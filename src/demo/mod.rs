@@ -16,9 +16,9 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use crate::cli::block_on;
 use crate::failure::Failure;
 use crate::registry;
+use crate::runtime::{block_on, stopped_by_signal};
 
 /// Shows the whole path on this machine, without Kubernetes and without root.
 ///
@@ -54,11 +54,5 @@ async fn serve_registry(address: SocketAddr) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("cannot listen at {address}: {error}"));
     let bound = registry::EmbeddedRegistry::bind(address).await.map_err(failed)?;
     println!("registry at http://{}", bound.local_addr());
-    let stop = tokio_util::sync::CancellationToken::new();
-    let signal = stop.clone();
-    tokio::spawn(async move {
-        crate::terminal::interrupted().await;
-        signal.cancel();
-    });
-    bound.serve(stop).await.map_err(failed)
+    bound.serve(stopped_by_signal()).await.map_err(failed)
 }

@@ -14,7 +14,7 @@ use super::processes::{Process, free_port};
 use super::volume::Kubelet;
 use crate::documents;
 use crate::failure::Failure;
-use crate::terminal::interrupted;
+use crate::runtime::interrupted;
 
 /// The pod that is admitted: the one that a newcomer copies first.
 const POD: &str = include_str!("../../examples/pod.yaml");

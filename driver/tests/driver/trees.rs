@@ -419,14 +419,3 @@ async fn a_blob_is_one_file_however_often_it_is_used() {
     assert_eq!(inode(bench.root(&first).join("a")), inode(bench.root(&second).join("b")));
     assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"the same")), 1);
 }
-
-#[tokio::test]
-async fn a_path_that_its_step_makes_too_long_is_refused_in_words() {
-    let bench = Bench::new();
-    let title = vec!["x".repeat(250); 16].join("/");
-    let digest = Artifact::new(&bench.registry).file(&title, b"x").push();
-    let step = add(&digest).at(vec!["y".repeat(255); 2].join("/").parse().unwrap());
-    let (kind, words) = bench.error(&recipe([step])).await;
-    assert!(kind == PullErrorKind::Refused && words.contains("the limit is 4095"), "{words}");
-    bench.pull(&recipe([add(&digest)])).await.unwrap();
-}
