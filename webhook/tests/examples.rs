@@ -38,6 +38,8 @@ fn pods(file: &str) -> Vec<Value> {
 #[case("platform.yaml", &["/mnt/oras"], &["kind-registry:5000/acme/config:v1@"])]
 #[case("deployment.yaml", &["/srv"], &["kind-registry:5000/acme/config:v1@", "kind-registry:5000/acme/model:v1@"])]
 #[case("inline-volume.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:latest@"])]
+#[case("inline-volume-actions.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
+    "kind-registry:5000/acme/model:v1@"])]
 #[case("inline-volume-named.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[tokio::test]
 async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[case] references: &[&str]) {

@@ -96,34 +96,74 @@ impl<'a> Earlier<'a> {
     fn read(&self, warnings: &mut Vec<String>) -> Result<Wanted, Denial> {
         self.check_keys()?;
         let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
-        let Some(text) = self.value(attribute::REFERENCE)? else {
-            let rule = if label.is_some() {
-                format!("names a set with {} alone, and this version of oras-csi has none", attribute::NAME)
-            } else {
-                "names no artifact".to_owned()
-            };
-            let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
-            return Err(Denial::rewrite(At::Volume(self.volume.name), None, rule, instead));
+        let reference = self.value(attribute::REFERENCE)?;
+        let (key, recipe) = match (reference, self.value(attribute::ACTIONS)?) {
+            (Some(text), None) => (attribute::REFERENCE, self.one_artifact(text)?),
+            (None, Some(yaml)) => (attribute::ACTIONS, self.actions(yaml)?),
+            (Some(text), Some(_)) => {
+                let rule = format!("stands beside {}, and a volume has one or the other", attribute::ACTIONS);
+                let instead = "make it a step of the recipe: - add: REFERENCE";
+                return Err(Denial::rewrite(self.at(attribute::REFERENCE), Some(text), rule, instead));
+            }
+            (None, None) => return Err(self.nothing_named(label)),
         };
-        let reference = Reference::parse_knowing(text, &|host| self.registries.names(host))
-            .map_err(|error| Denial::rewrite(self.at(attribute::REFERENCE), Some(text), error, ""))?;
-        self.check_weakening(&reference)?;
+        for reference in recipe.references() {
+            self.check_weakening(reference)?;
+        }
         if let Some(count) = self.value(attribute::CONCURRENCY)? {
             warnings.push(self.check_concurrency(count)?);
         }
         let past_cache = self.flag(attribute::PULL_ALWAYS)?;
+        let origin = || Origin::Attribute { volume: self.volume.name.to_owned(), key };
+        let origins = recipe.references().map(|_| origin()).collect();
+        let wanted = Wanted { recipe, origins, label: label.map(str::to_owned), past_cache };
+        wanted.check_length(self.at(key))?;
+        Ok(wanted)
+    }
+
+    fn nothing_named(&self, label: Option<&str>) -> Denial {
+        let rule = if label.is_some() {
+            format!("names a set with {} alone, and this version of oras-csi has none", attribute::NAME)
+        } else {
+            "names no artifact".to_owned()
+        };
+        let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
+        Denial::rewrite(At::Volume(self.volume.name), None, rule, instead)
+    }
+
+    fn one_artifact(&self, text: &'a str) -> Result<Recipe, Denial> {
+        let at = self.at(attribute::REFERENCE);
+        let reference = Reference::parse_knowing(text, &|host| self.registries.names(host))
+            .map_err(|error| Denial::rewrite(at, Some(text), error, ""))?;
         let mut layer = Layer::new(reference);
         if let Some(list) = self.value(attribute::MEDIA_TYPE)? {
             layer = layer.with_media_types(parse_list::<MediaType>(self.at(attribute::MEDIA_TYPE), list)?);
         }
-        let at = self.at(attribute::REFERENCE);
-        let recipe =
-            Recipe::new(vec![Step::Add(layer)]).map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        let origins =
-            vec![Origin::Attribute { volume: self.volume.name.to_owned(), key: attribute::REFERENCE }];
-        let wanted = Wanted { recipe, origins, label: label.map(str::to_owned), past_cache };
-        wanted.check_length(at)?;
-        Ok(wanted)
+        Recipe::new(vec![Step::Add(layer)]).map_err(|error| Denial::rewrite(at, None, error, ""))
+    }
+
+    /// A recipe in YAML. Of its steps the driver knows `add` so far.
+    fn actions(&self, yaml: &'a str) -> Result<Recipe, Denial> {
+        let at = self.at(attribute::ACTIONS);
+        if let Some(list) = self.value(attribute::MEDIA_TYPE)? {
+            let rule = format!("has no {} to apply to", attribute::REFERENCE);
+            let instead = "write mediaTypes in the steps of the recipe";
+            return Err(Denial::rewrite(self.at(attribute::MEDIA_TYPE), Some(list), rule, instead));
+        }
+        let recipe = Recipe::from_yaml(yaml, &|host| self.registries.names(host))
+            .map_err(|error| Denial::rewrite(at, None, error, ""))?;
+        let unsupported = recipe.steps().iter().zip(1..).find_map(|(step, number)| match step {
+            Step::Add(_) => None,
+            Step::Overlay(_) => Some((number, "overlay")),
+            Step::Remove(_) => Some((number, "remove")),
+        });
+        match unsupported {
+            None => Ok(recipe),
+            Some((number, verb)) => {
+                let rule = format!("step {number} is {verb}, which this version of oras-csi does not do");
+                Err(Denial::rewrite(at, None, rule, "use add alone"))
+            }
+        }
     }
 
     /// No attribute that nobody knows, and none that this version cannot do.
@@ -134,7 +174,7 @@ impl<'a> Earlier<'a> {
                 let instead = format!("did you mean {}?", nearest_attribute(key));
                 return Err(Denial::rewrite(self.at(key), None, rule, instead));
             }
-            if matches!(*key, attribute::ACTIONS | attribute::PATCH) {
+            if *key == attribute::PATCH {
                 let rule = "is not supported by this version of oras-csi";
                 let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
                 return Err(Denial::rewrite(self.at(key), Some(value), rule, instead));

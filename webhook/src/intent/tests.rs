@@ -260,6 +260,16 @@ fn concurrency_is_taken_with_a_warning() {
     assert!(intent.warnings[0].contains("oras.options.concurrency has no effect"), "{:?}", intent.warnings);
 }
 
+#[test]
+fn actions_are_a_recipe() {
+    let actions = "- add: r.io/a:v1\n  path: a\n  include: [\"*.jar\"]\n- add: r.io/b\n";
+    let intent = read_pod(&inline(&json!({"oras-csi.actions": actions, "oras-csi.name": "mine"}))).unwrap();
+    let Content::Wanted(wanted) = &intent.volumes[0].content else { panic!("not wanted") };
+    let references: Vec<String> = wanted.recipe.references().map(ToString::to_string).collect();
+    assert_eq!(references, ["r.io/a:v1", "r.io/b:latest"]);
+    assert_eq!((wanted.origins.len(), wanted.label.as_deref()), (2, Some("mine")));
+}
+
 #[rstest]
 #[case(json!({}), 400, "volume in: names no artifact: write oras.artifact.reference: REFERENCE")]
 #[case(json!({"oras.artifact.ref": "r.io/a"}), 400, "did you mean oras.artifact.reference?")]
@@ -269,7 +279,14 @@ fn concurrency_is_taken_with_a_warning() {
 #[case(json!({"oras-csi.name": "X", "oras.artifact.reference": "r.io/a"}), 400, "\"X\" is not a DNS label")]
 #[case(json!({"oras-csi.name": "-x", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]
 #[case(json!({"oras-csi.name": "a.b", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]
-#[case(json!({"oras-csi.actions": "- add: x", "oras-csi.name": "x"}), 400, "oras-csi.actions: \"- add: x\" is not supported by this version")]
+#[case(json!({"oras-csi.actions": ""}), 400, "oras-csi.actions: \"\" is empty")]
+#[case(json!({"oras-csi.actions": "- add: x", "oras.artifact.reference": "x"}), 400, "stands beside oras-csi.actions")]
+#[case(json!({"oras-csi.actions": "- add: x", "oras.artifact.layers.mediatype": "a/b"}), 400, "has no oras.artifact.reference to apply to")]
+#[case(json!({"oras-csi.actions": "- add: x\n  paht: y"}), 400, "line 2")]
+#[case(json!({"oras-csi.actions": "- add: team/app"}), 400, "docker.io/team/app")]
+#[case(json!({"oras-csi.actions": "- add: x\n- remove: a"}), 400, "step 2 is remove")]
+#[case(json!({"oras-csi.actions": "- overlay: x"}), 400, "step 1 is overlay")]
+#[case(json!({"oras-csi.actions": "- add: x\n- add: r.io/y", "oras.options.plainhttp": "1"}), 403, "is not allowed for docker.io")]
 #[case(json!({"oras.artifact.patch": "r.io/a"}), 400, "is not supported by this version")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "0"}), 400, "\"0\" is not a number from 1")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "-1"}), 400, "is not a number from 1")]
