@@ -1,14 +1,48 @@
 //! Streams of Kubernetes manifests: YAML or JSON in, the same out.
 
-use std::io::Read as _;
-use std::path::Path;
+use std::cell::Cell;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use oras_csi_core::text::Shown;
 use serde_json::Value;
 
 use crate::failure::Failure;
 
 /// The largest stream that is read, in bytes.
 const LONGEST: u64 = 64 << 20;
+
+/// The objects of some files, those of lists among them, in their order.
+#[derive(Debug)]
+pub(crate) struct Manifests {
+    pub(crate) objects: Vec<Value>,
+    /// Whether there were comments, which are lost.
+    pub(crate) had_comments: bool,
+}
+
+/// Reads the objects of YAML streams; every document has to be one.
+pub(crate) fn read_manifests(files: &[PathBuf]) -> Result<Manifests, Failure> {
+    let mut manifests = Manifests { objects: Vec::new(), had_comments: false };
+    for file in files {
+        let stream = read_text(file).and_then(|text| parse_stream(&text));
+        let at = |failure: Failure| failure.at(file.display());
+        let (documents, had_comments) = stream.map_err(at)?;
+        manifests.had_comments |= had_comments;
+        for (document, number) in documents.into_iter().zip(1..) {
+            for object in flatten(document) {
+                let text =
+                    |key: &str| object.get(key).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+                if let Some(missing) = ["apiVersion", "kind"].into_iter().find(|key| !text(key)) {
+                    let words = format!("document {number} is no Kubernetes object: it has no {missing}");
+                    return Err(at(Failure::bad_input(words)));
+                }
+                manifests.objects.push(object);
+            }
+        }
+    }
+    Ok(manifests)
+}
 
 /// Reads a file, or standard input where its name is `-`.
 pub(crate) fn read_text(file: &Path) -> Result<String, Failure> {
@@ -25,11 +59,66 @@ pub(crate) fn read_text(file: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
+/// Writes to standard output; a reader that has had enough is no failure.
+pub(crate) fn write_out(text: &str) -> Result<(), Failure> {
+    let mut output = std::io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The documents of a YAML stream (of which JSON is a part), empty ones left out.
 pub(crate) fn parse(text: &str) -> Result<Vec<Value>, Failure> {
-    let documents = serde_saphyr::from_multiple::<Value>(text)
+    Ok(parse_stream(text)?.0)
+}
+
+/// The documents of a stream, and whether it has comments.
+///
+/// Numbers are read as `kubectl` reads them (YAML 1.1: `defaultMode: 0644` is octal). The budget is that of
+/// a stream of [`LONGEST`] bytes; what aliases unfold to has the parser's own, smaller one.
+fn parse_stream(text: &str) -> Result<(Vec<Value>, bool), Failure> {
+    const MOST: usize = 1 << 25;
+    let commented = Rc::new(Cell::new(false));
+    let options = serde_saphyr::options! {
+        legacy_octal_numbers: true,
+        budget: serde_saphyr::budget! { max_documents: MOST, max_nodes: MOST, max_events: MOST },
+    };
+    let options = options.with_budget_report({
+        let commented = Rc::clone(&commented);
+        move |report| commented.set(report.total_comment_bytes > 0)
+    });
+    let documents = serde_saphyr::from_multiple_with_options::<Value>(text, options)
         .map_err(|error| Failure::bad_input(format!("not a stream of YAML documents: {error}")))?;
-    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
+    let documents = documents.into_iter().filter(|document| !document.is_null()).collect();
+    Ok((documents, commented.get()))
+}
+
+/// The items of a `kind: List`, or of a `PodList` and the like, as `kubectl` applies them.
+fn flatten(document: Value) -> Vec<Value> {
+    let text = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    let Some(item_kind) = kind.strip_suffix("List") else { return vec![document] };
+    let is_plain = version == "v1" && item_kind.is_empty();
+    match document {
+        Value::Object(mut list) if is_plain || list.get("items").is_some_and(Value::is_array) => {
+            let Some(Value::Array(items)) = list.remove("items") else { return Vec::new() };
+            let named = items.into_iter().map(|mut item| {
+                if let (Value::Object(object), false) = (&mut item, is_plain)
+                    && !object.contains_key("apiVersion")
+                    && !object.contains_key("kind")
+                {
+                    object.insert("apiVersion".into(), version.as_str().into());
+                    object.insert("kind".into(), item_kind.into());
+                }
+                item
+            });
+            named.flat_map(flatten).collect()
+        }
+        document => vec![document],
+    }
 }
 
 /// A YAML stream of these documents.
@@ -44,6 +133,11 @@ pub(crate) fn to_yaml(documents: &[Value]) -> Result<String, Failure> {
             .map_err(|error| Failure::failed(format!("cannot write document {}: {error}", position + 1)))?;
     }
     Ok(stream)
+}
+
+/// One JSON object a line.
+pub(crate) fn to_json_lines(documents: &[Value]) -> String {
+    documents.iter().flat_map(|document| [document.to_string(), "\n".to_owned()]).collect()
 }
 
 /// Where the pod of a manifest is: the object itself, or a workload's template.
@@ -61,6 +155,32 @@ pub(crate) fn pod_path(document: &Value) -> Option<&'static [&'static str]> {
         ("batch", "CronJob") => Some(&["spec", "jobTemplate", "spec", "template"]),
         _ => None,
     }
+}
+
+/// The pod of a manifest, or `None` where its kind has none.
+pub(crate) fn pod_of(document: &mut Value) -> Result<Option<&mut Value>, Failure> {
+    let Some(path) = pod_path(document) else { return Ok(None) };
+    let name = describe(document);
+    let mut pod = document;
+    for key in path {
+        pod = pod
+            .get_mut(*key)
+            .filter(|value| value.is_object())
+            .ok_or_else(|| Failure::bad_input(format!("{name} has no {}", path.join("."))))?;
+    }
+    Ok(Some(pod))
+}
+
+/// `Deployment/name`, as people look for it in the file.
+pub(crate) fn describe(document: &Value) -> String {
+    let metadata = &document["metadata"];
+    let name = metadata["name"].as_str().or_else(|| metadata["generateName"].as_str()).unwrap_or("(no name)");
+    format!("{}/{}", Shown::new(document["kind"].as_str().unwrap_or("(no kind)")), Shown::new(name))
+}
+
+/// The namespace that is written, else `default`.
+pub(crate) fn namespace_of(document: &Value, default: &str) -> String {
+    document["metadata"]["namespace"].as_str().unwrap_or(default).to_owned()
 }
 
 #[cfg(test)]
@@ -111,6 +231,77 @@ mod tests {
         );
         assert_eq!(parse("{\"a\": [1]}")?, [json!({"a": [1]})]);
         assert!(parse("a: [").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn numbers_are_read_as_kubectl_reads_them() -> Result<(), Failure> {
+        let text = "mode: 0644\nnine: 09\nhex: 0x1F\nzero: 0\nnew: 0o644\nquoted: '0644'\nhost: yes\n";
+        let wanted = json!({"mode": 420, "nine": 9.0, "hex": 31, "zero": 0, "new": 420, "quoted": "0644", "host": true});
+        assert_eq!(parse(text)?, [wanted]);
+        Ok(())
+    }
+
+    #[test]
+    fn knows_comments_from_what_looks_like_them() -> Result<(), Failure> {
+        for text in ["# one\na: 1\n", "a: 1 # one\n", "a:\n  - b\n  # one\n"] {
+            assert!(parse_stream(text)?.1, "{text}");
+        }
+        for text in
+            ["a: 1\n", "a: |\n  #!/bin/sh\n  # no comment\n", "a: b#c\n", "a: '# b'\n", "{\"a\": \"#\"}"]
+        {
+            assert!(!parse_stream(text)?.1, "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_stream_may_be_long_and_no_bomb() -> Result<(), Failure> {
+        let one = format!("apiVersion: v1\nkind: ConfigMap\ndata: [{}]\n---\n", "a,".repeat(250));
+        assert_eq!(parse(&one.repeat(1_100))?.len(), 1_100);
+        let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for level in 1..9 {
+            let below = format!("*a{},", level - 1).repeat(9);
+            bomb = format!("{bomb}a{level}: &a{level} [{below}]\n");
+        }
+        assert!(parse(&bomb).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_items_of_any_list_are_objects() {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}});
+        let unnamed = json!({"metadata": {"name": "p"}, "apiVersion": "v1", "kind": "Pod"});
+        let lists = [
+            json!({"apiVersion": "v1", "kind": "List", "items": [pod]}),
+            json!({"apiVersion": "v1", "kind": "PodList", "items": [{"metadata": {"name": "p"}}]}),
+            json!({"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "List", "items": [pod]}]}),
+        ];
+        for list in lists {
+            assert_eq!(flatten(list), std::slice::from_ref(&unnamed));
+        }
+        let no_list = json!({"apiVersion": "example.org/v1", "kind": "AllowList", "spec": {}});
+        assert_eq!(flatten(no_list.clone()), [no_list]);
+        assert!(flatten(json!({"apiVersion": "v1", "kind": "List", "items": null})).is_empty());
+    }
+
+    #[test]
+    fn what_is_no_object_is_bad_input() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("stream.yaml");
+        for text in [
+            "hello\n",
+            "- a\n",
+            "metadata: {}\n",
+            "kind: Pod\n",
+            "apiVersion: v1\n",
+            "apiVersion: v1\nkind: List\nitems: [{}]\n",
+        ] {
+            std::fs::write(&file, text)?;
+            assert!(read_manifests(std::slice::from_ref(&file)).is_err(), "{text}");
+        }
+        std::fs::write(&file, "# nothing\n")?;
+        assert!(read_manifests(std::slice::from_ref(&file))?.objects.is_empty());
         Ok(())
     }
 

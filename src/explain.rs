@@ -1,30 +1,51 @@
 //! `oras-csi explain`.
 
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::id::VolumeId;
 use oras_csi_core::recipe::{Layer, Recipe, Step};
-use oras_csi_core::reference::Reference;
+use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::Registry as _;
 use oras_csi_core::registry::hosts::HostsConfig;
+use oras_csi_core::text::Shown;
+use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_webhook::admit::{Admission, AskedVolume};
+use oras_csi_webhook::denial::Denial;
+use oras_csi_webhook::metrics::Metrics;
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
+use crate::documents::{describe, namespace_of, pod_of, read_manifests, write_out};
 use crate::failure::{Failure, Status};
-use crate::registries::{RegistryOptions, RuleOptions, client};
+use crate::registries::{RegistryOptions, RuleOptions, admission, client};
 
-/// Says how a reference is read: host, repository, tag and digest, the recipe and id of a volume of it, and
-/// whether it is allowed.
+/// Says how a reference, or each one that the pods of manifests ask for, is read: host, repository, tag and
+/// digest, the recipe and id of its volume, and whether it is allowed.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The reference, as in an annotation.
-    #[arg(value_name = "REF")]
-    reference: String,
+    #[arg(value_name = "REF", required_unless_present = "files", conflicts_with = "files")]
+    reference: Option<String>,
+    /// Manifests of pods and workloads; - is standard input.
+    #[arg(short, long = "filename", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The namespace of objects that name none.
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
     /// How to write.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
     /// Ask no registry: a tag stays without its digest.
     #[arg(long)]
     offline: bool,
+    /// Seconds that registries may take for one object.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    timeout: u64,
     #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
@@ -35,83 +56,311 @@ pub(crate) struct Arguments {
 enum Format {
     /// Lines for people.
     Text,
-    /// One JSON object.
+    /// One JSON object; with --filename, one a pod or workload, each on its line.
     Json,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
-    let reference = Reference::parse_knowing(&arguments.reference, &|host| hosts.names(host));
-    let reference = reference.map_err(Failure::bad_input)?;
-    let allowed = arguments.rules.patterns().is_empty() || arguments.rules.allowing(&reference).is_some();
+    match &arguments.reference {
+        Some(reference) => explain_reference(reference, &hosts, &arguments).await,
+        None => explain_files(&hosts, &arguments).await,
+    }
+}
+
+async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
+    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let rules = &arguments.rules;
+    let is_allowed = rules.patterns().is_empty() || rules.allowing(&reference).is_some();
     let digest = match reference.digest() {
         Some(digest) => Some(digest.clone()),
-        None if allowed && !arguments.offline => Some(resolve(&hosts, &reference).await?),
+        None if is_allowed && !arguments.offline => {
+            Some(client(hosts).resolve(&reference).await?.digest().clone())
+        }
         None => None,
     };
-    let explained = explain(&reference, digest.as_ref(), &arguments.rules)?;
-    match arguments.output {
-        Format::Json => println!("{}", Value::Object(explained)),
-        Format::Text => print_lines(&explained),
-    }
-    if allowed {
-        return Ok(());
-    }
-    let patterns = arguments.rules.patterns().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    Err(Failure::new(
-        Status::Denied,
-        format!("{reference} is in a registry that is not allowed (--allow-registry {patterns})"),
-    ))
-}
-
-async fn resolve(hosts: &HostsConfig, reference: &Reference) -> Result<Digest, Failure> {
-    Ok(client(hosts).resolve(reference).await?.digest().clone())
-}
-
-fn explain(
-    reference: &Reference,
-    digest: Option<&Digest>,
-    rules: &RuleOptions,
-) -> Result<Map<String, Value>, Failure> {
-    let mut explained = Map::new();
-    explained.insert("reference".into(), json!(reference));
-    explained.insert("host".into(), json!(reference.registry()));
-    explained.insert("repository".into(), json!(reference.repository()));
-    if let Some(tag) = reference.tag() {
-        explained.insert("tag".into(), json!(tag));
-    }
+    let mut explained = parts(&reference, digest.as_ref());
     if let Some(digest) = digest {
-        explained.insert("digest".into(), json!(digest));
         let recipe =
             Recipe::new(vec![Step::Add(Layer::new(reference.clone()))]).map_err(Failure::bad_input)?;
         let recipe = recipe.pin(|_| Ok::<_, Failure>(digest.clone()))?;
         explained.insert("recipe".into(), json!(recipe.to_json()));
         explained.insert("id".into(), json!(VolumeId::new(None, &recipe).as_str()));
     }
-    let verdict = if rules.patterns().is_empty() {
+    explained.insert("policy".into(), verdict(&reference, rules));
+    write_out(&match arguments.output {
+        Format::Json => format!("{}\n", Value::Object(explained)),
+        Format::Text => lines(&explained, ""),
+    })?;
+    if is_allowed {
+        return Ok(());
+    }
+    let patterns = rules.patterns().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(Failure::new(
+        Status::Denied,
+        format!("{reference} is in a registry that is not allowed (--allow-registry {patterns})"),
+    ))
+}
+
+/// Explains every object that has a pod, also behind one that is denied; the first denial is the command's.
+async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
+    let admission = admission(hosts, &arguments.rules, &Arc::new(Metrics::new()));
+    let mut first = None;
+    for object in &mut read_manifests(&arguments.files)?.objects {
+        let (name, namespace) = (describe(object), namespace_of(object, &arguments.namespace));
+        let Some(pod) = pod_of(object)? else { continue };
+        let explained = explain_pod(&admission, pod, &namespace, arguments).await;
+        let shown = match arguments.output {
+            Format::Json => explained.to_json(&name, &namespace, &arguments.rules),
+            Format::Text => explained.to_lines(&name, &namespace, &arguments.rules),
+        };
+        write_out(&shown)?;
+        if let Some(denial) = explained.denial {
+            let failure = Failure::from(denial).at(format_args!("{name} is denied"));
+            match first {
+                None => first = Some(failure),
+                Some(_) => eprintln!("oras-csi: {failure}"),
+            }
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// What is shown of one thing, in order.
+type Keys = Map<String, Value>;
+
+/// What one pod asks for, as far as it came.
+#[derive(Default)]
+struct Explained {
+    asked: Vec<AskedVolume>,
+    /// The canonical volumes, in the order of `asked`, where they are known.
+    volumes: Vec<Option<CanonicalVolume>>,
+    warnings: Vec<String>,
+    denial: Option<Denial>,
+}
+
+async fn explain_pod(
+    admission: &Admission,
+    pod: &Value,
+    namespace: &str,
+    arguments: &Arguments,
+) -> Explained {
+    let asked = match admission.asks(pod) {
+        Ok(asked) => asked,
+        Err(denial) => return Explained { denial: Some(denial), ..Explained::default() },
+    };
+    let refused = asked.iter().flat_map(AskedVolume::references).find_map(|asked| asked.denial().cloned());
+    let volumes = asked.iter().map(|volume| volume.pinned().cloned()).collect();
+    let explained = Explained { asked, volumes, denial: refused, warnings: Vec::new() };
+    if arguments.offline || explained.denial.is_some() {
+        return explained;
+    }
+    let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
+    match admission.admit_pod(pod, namespace, deadline).await {
+        Ok(outcome) => Explained {
+            volumes: outcome.volumes().iter().map(|(_, volume)| Some(volume.clone())).collect(),
+            warnings: outcome.warnings().to_vec(),
+            ..explained
+        },
+        Err(denial) => Explained { denial: Some(denial), ..explained },
+    }
+}
+
+impl Explained {
+    /// Each volume with its keys, and the keys of its references.
+    fn volumes(&self, rules: &RuleOptions) -> Vec<(Keys, Vec<Keys>)> {
+        let explain = |(asked, volume): (&AskedVolume, &Option<CanonicalVolume>)| {
+            let mut keys = Map::from_iter([("volume".to_owned(), json!(asked.name()))]);
+            if let Some(volume) = volume {
+                keys.insert("id".into(), json!(volume.id().as_str()));
+                keys.insert("recipe".into(), json!(volume.recipe().to_json()));
+            }
+            let mut digests = volume.iter().flat_map(|volume| volume.recipe().references());
+            let references = asked.references().iter().map(|asked| {
+                let reference = asked.reference();
+                let digest = digests.next().map(PinnedReference::digest);
+                let mut keys = parts(reference, digest.or(reference.digest()));
+                keys.insert("at".into(), json!(asked.place()));
+                keys.insert("policy".into(), verdict(reference, rules));
+                keys
+            });
+            let references = references.collect();
+            (keys, references)
+        };
+        self.asked.iter().zip(&self.volumes).map(explain).collect()
+    }
+
+    fn to_json(&self, name: &str, namespace: &str, rules: &RuleOptions) -> String {
+        let volumes = self.volumes(rules).into_iter().map(|(mut keys, references)| {
+            keys.insert("references".into(), json!(references));
+            keys
+        });
+        let mut explained =
+            json!({"object": name, "namespace": namespace, "volumes": volumes.collect::<Vec<_>>()});
+        if !self.warnings.is_empty() {
+            explained["warnings"] = json!(self.warnings);
+        }
+        if let Some(denial) = &self.denial {
+            explained["denial"] = json!({"code": denial.code().number(), "message": denial.message()});
+        }
+        format!("{explained}\n")
+    }
+
+    fn to_lines(&self, name: &str, namespace: &str, rules: &RuleOptions) -> String {
+        let mut text = format!("{name} in namespace {}\n", Shown::new(namespace));
+        for (keys, references) in self.volumes(rules) {
+            text.push_str(&lines(&keys, "  "));
+            for reference in references {
+                text.push_str(&lines(&reference, "    "));
+            }
+        }
+        if self.asked.is_empty() && self.denial.is_none() {
+            text.push_str("  asks for nothing\n");
+        }
+        for warning in &self.warnings {
+            // Writing into a string cannot fail.
+            let _ = writeln!(text, "  {:<11} {warning}", "warning");
+        }
+        if let Some(denial) = &self.denial {
+            let _ = writeln!(text, "  {:<11} {} {denial}", "denied", denial.code().number());
+        }
+        text
+    }
+}
+
+/// How a reference is read.
+fn parts(reference: &Reference, digest: Option<&Digest>) -> Map<String, Value> {
+    let mut parts = Map::new();
+    parts.insert("reference".into(), json!(reference));
+    parts.insert("host".into(), json!(reference.registry()));
+    parts.insert("repository".into(), json!(reference.repository()));
+    if let Some(tag) = reference.tag() {
+        parts.insert("tag".into(), json!(tag));
+    }
+    if let Some(digest) = digest {
+        parts.insert("digest".into(), json!(digest));
+    }
+    parts
+}
+
+/// Whether the rules allow it, and which of them does.
+fn verdict(reference: &Reference, rules: &RuleOptions) -> Value {
+    if rules.patterns().is_empty() {
         json!({"allowed": true, "rule": "every registry is allowed"})
     } else if let Some(pattern) = rules.allowing(reference) {
         json!({"allowed": true, "rule": format!("--allow-registry {pattern}")})
     } else {
         json!({"allowed": false, "rule": "no --allow-registry matches"})
-    };
-    explained.insert("policy".into(), verdict);
-    Ok(explained)
+    }
 }
 
-fn print_lines(explained: &Map<String, Value>) {
+fn lines(explained: &Map<String, Value>, indent: &str) -> String {
+    let mut text = String::new();
     for (key, value) in explained {
-        match value {
-            Value::String(text) => println!("{key:<11} {text}"),
+        let value = match value {
+            Value::String(text) => text.clone(),
             Value::Object(verdict) => {
-                let allowed = verdict.get("allowed") == Some(&Value::Bool(true));
+                let is_allowed = verdict.get("allowed") == Some(&Value::Bool(true));
                 let rule = verdict.get("rule").and_then(Value::as_str).unwrap_or_default();
-                println!("{key:<11} {} ({rule})", if allowed { "allowed" } else { "denied" });
+                format!("{} ({rule})", if is_allowed { "allowed" } else { "denied" })
             }
-            other => println!("{key:<11} {other}"),
-        }
+            other => other.to_string(),
+        };
+        // Writing into a string cannot fail.
+        let _ = writeln!(text, "{indent}{key:<11} {value}");
     }
-    if !explained.contains_key("digest") {
-        println!("{:<11} not looked up", "digest");
+    if explained.contains_key("reference") && !explained.contains_key("digest") {
+        let _ = writeln!(text, "{indent}{:<11} not looked up", "digest");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::from_str;
+
+    use super::*;
+    use crate::documents::parse;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    const DIGEST: &str = "sha256:4fe6f3e48881647c22bea5c5ca02872b6f5d9ff75931a692e00c50f59de3f429";
+
+    /// The one object of a manifest, explained without network; the registry is one that nobody reaches.
+    async fn explain(manifest: &str, options: &[&str]) -> Result<(Value, String, Option<Denial>), Failure> {
+        let words = ["explain", "-f", "-"].iter().chain(options);
+        let Command { arguments } = Command::try_parse_from(words).map_err(Failure::bad_input)?;
+        let hosts = HostsConfig::load(None).map_err(Failure::bad_input)?;
+        let admission = admission(&hosts, &arguments.rules, &Arc::new(Metrics::new()));
+        let mut object = parse(manifest)?.remove(0);
+        let name = describe(&object);
+        let pod = pod_of(&mut object)?.ok_or_else(|| Failure::bad_input("no pod"))?;
+        let explained = explain_pod(&admission, pod, "team", &arguments).await;
+        let json = explained.to_json(&name, "team", &arguments.rules);
+        let lines = explained.to_lines(&name, "team", &arguments.rules);
+        Ok((from_str(&json).map_err(Failure::failed)?, lines, explained.denial))
+    }
+
+    fn manifest(reference: &str) -> String {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d}}\nspec: {{template: {{\n  metadata: {{annotations: \
+             {{oras.land/artifact: '{reference}', oras.land/artifact.m: 'other.example/m@{DIGEST}'}}}},\n  \
+             spec: {{containers: [{{name: c}}]}}}}}}\n"
+        )
+    }
+
+    #[tokio::test]
+    async fn says_what_a_workload_asks_for_and_where() -> Result<(), Failure> {
+        let (json, lines, denial) = explain(&manifest("GHCR.io/a/b:v1"), &["--offline"]).await?;
+        assert_eq!(
+            (denial, &json["object"], &json["namespace"]),
+            (None, &json!("Deployment/d"), &json!("team"))
+        );
+        let volume = &json["volumes"][0];
+        assert_eq!((&volume["volume"], volume.get("id")), (&json!("oras-artifacts"), None));
+        assert_eq!(
+            volume["references"][0],
+            json!({"at": "annotation oras.land/artifact", "reference": "ghcr.io/a/b:v1", "host": "ghcr.io",
+                "repository": "a/b", "tag": "v1", "policy": {"allowed": true, "rule": "every registry is allowed"}})
+        );
+        assert_eq!(volume["references"][1]["digest"], DIGEST);
+        assert!(lines.contains("at          annotation oras.land/artifact.m\n"), "{lines}");
+        assert!(lines.contains("digest      not looked up\n"), "{lines}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_is_pinned_has_its_recipe_and_id_offline() -> Result<(), Failure> {
+        let (json, _, _) = explain(&manifest(&format!("ghcr.io/a/b@{DIGEST}")), &["--offline"]).await?;
+        let volume = &json["volumes"][0];
+        let recipe = format!(
+            "[{{\"add\":\"ghcr.io/a/b@{DIGEST}\"}},{{\"add\":\"other.example/m@{DIGEST}\",\"path\":\"m\"}}]"
+        );
+        assert_eq!(volume["recipe"], recipe);
+        assert!(volume["id"].as_str().is_some_and(|id| id.starts_with("b-")), "{volume}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_denial_is_the_webhooks_and_nobody_is_asked() -> Result<(), Failure> {
+        let options = ["--allow-registry", "other.example/**"];
+        let (json, lines, denial) = explain(&manifest("ghcr.io/a/b:v1"), &options).await?;
+        let rules = |index: usize| &json["volumes"][0]["references"][index]["policy"];
+        assert_eq!(rules(0), &json!({"allowed": false, "rule": "no --allow-registry matches"}));
+        assert_eq!(rules(1), &json!({"allowed": true, "rule": "--allow-registry other.example/**"}));
+        assert_eq!(json["denial"]["code"], 403);
+        assert!(lines.contains("denied      403 annotation oras.land/artifact: "), "{lines}");
+        let failure = denial.map(Failure::from);
+        assert_eq!(failure.map(|failure| failure.exit_code()), Some(std::process::ExitCode::from(3)));
+
+        let (json, _, denial) = explain(&manifest("team/app"), &["--offline"]).await?;
+        assert_eq!((&json["volumes"], &json["denial"]["code"]), (&json!([]), &json!(400)));
+        assert_eq!(denial.map(Failure::from).map(|failure| failure.exit_code()), Some(2.into()));
+        Ok(())
     }
 }

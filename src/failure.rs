@@ -51,9 +51,9 @@ impl Failure {
     }
 }
 
-impl From<&RegistryError> for Status {
-    fn from(error: &RegistryError) -> Self {
-        match error.kind() {
+impl From<RegistryErrorKind> for Status {
+    fn from(kind: RegistryErrorKind) -> Self {
+        match kind {
             RegistryErrorKind::Untruthful | RegistryErrorKind::TooLarge | RegistryErrorKind::Invalid => {
                 Self::Refused
             }
@@ -64,17 +64,19 @@ impl From<&RegistryError> for Status {
 
 impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
-        Self::new(Status::from(&error), error)
+        Self::new(Status::from(error.kind()), error)
     }
 }
 
 impl From<Denial> for Failure {
     fn from(denial: Denial) -> Self {
-        let status = match denial.code() {
-            Code::BadRequest => Status::BadInput,
-            Code::Forbidden => Status::Denied,
-            Code::Unprocessable => Status::Refused,
-            Code::NotFound | Code::TooManyRequests | Code::Unavailable => Status::Failed,
+        // A registry that refuses is no policy that does, and one that lies is not just out of reach.
+        let status = match (denial.registry(), denial.code()) {
+            (Some(kind), _) => Status::from(kind),
+            (None, Code::BadRequest) => Status::BadInput,
+            (None, Code::Forbidden) => Status::Denied,
+            (None, Code::Unprocessable) => Status::Refused,
+            (None, Code::NotFound | Code::TooManyRequests | Code::Unavailable) => Status::Failed,
         };
         Self::new(status, denial)
     }
@@ -87,5 +89,66 @@ impl From<ErrorClass> for Status {
             ErrorClass::BadInput => Self::BadInput,
             ErrorClass::Refused => Self::Refused,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use clap::Parser;
+    use oras_csi_core::registry::hosts::HostsConfig;
+    use oras_csi_webhook::metrics::Metrics;
+    use serde_json::json;
+    use tokio::time::{Duration, Instant};
+
+    use super::*;
+    use crate::registries::{RuleOptions, admission};
+
+    #[derive(Parser)]
+    struct Rules {
+        #[command(flatten)]
+        rules: RuleOptions,
+    }
+
+    /// How the admission of a pod ends whose registry always gives `answer`.
+    async fn ends(
+        answer: &'static str,
+        rules: &[&str],
+    ) -> Result<Option<Status>, Box<dyn std::error::Error>> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let host = listener.local_addr()?;
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                let _ = client.read(&mut [0; 4_096]);
+                let _ = client.write_all(answer.as_bytes());
+            }
+        });
+        let folder = tempfile::tempdir()?;
+        let certs = folder.path().join(format!("127.0.0.1_{}_", host.port()));
+        std::fs::create_dir(&certs)?;
+        std::fs::write(certs.join("hosts.toml"), format!("server = \"http://{host}\"\n"))?;
+        let hosts = HostsConfig::load(Some(folder.path()))?;
+        let words = ["test"].iter().chain(rules);
+        let admission = admission(&hosts, &Rules::try_parse_from(words)?.rules, &Arc::new(Metrics::new()));
+        let reference = format!("{host}/a/b@sha256:{}", "0".repeat(64));
+        let pod = json!({"metadata": {"annotations": {"oras.land/artifact": reference}},
+            "spec": {"containers": [{"name": "c"}]}});
+        let admitted = admission.admit_pod(&pod, "team", Instant::now() + Duration::from_secs(20)).await;
+        Ok(admitted.err().map(|denial| Failure::from(denial).status))
+    }
+
+    #[tokio::test]
+    async fn a_registrys_refusal_is_no_policys_and_a_lie_is_refused() -> Result<(), Box<dyn std::error::Error>>
+    {
+        let refused = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let lie = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\n\
+            Content-Length: 2\r\nConnection: close\r\n\r\n{}";
+        assert_eq!(ends(refused, &[]).await?, Some(Status::Failed));
+        assert_eq!(ends(lie, &[]).await?, Some(Status::Refused));
+        assert_eq!(ends(refused, &["--allow-registry", "ghcr.io"]).await?, Some(Status::Denied));
+        Ok(())
     }
 }

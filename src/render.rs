@@ -10,7 +10,9 @@ use oras_csi_webhook::metrics::Metrics;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::documents::{parse, pod_path, read_text, to_yaml};
+use crate::documents::{
+    Manifests, describe, namespace_of, pod_of, read_manifests, to_json_lines, to_yaml, write_out,
+};
 use crate::failure::Failure;
 use crate::registries::{RegistryOptions, RuleOptions, admission};
 
@@ -49,54 +51,22 @@ enum Format {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
     let admission = admission(&hosts, &arguments.rules, &Arc::new(Metrics::new()));
-    let mut documents = Vec::new();
-    let mut comments = false;
-    for file in &arguments.files {
-        let text = read_text(file)?;
-        comments |= text.lines().any(|line| line.trim_start().starts_with('#'));
-        for document in parse(&text).map_err(|failure| failure.at(file.display()))? {
-            documents.extend(flatten(document));
-        }
+    let Manifests { mut objects, had_comments } = read_manifests(&arguments.files)?;
+    for object in &mut objects {
+        render(&admission, object, &arguments).await?;
     }
-    for document in &mut documents {
-        render(&admission, document, &arguments).await?;
-    }
-    if comments {
+    if had_comments {
         eprintln!("oras-csi: comments are not kept");
     }
-    match arguments.output {
-        Format::Yaml => print!("{}", to_yaml(&documents)?),
-        Format::Json => documents.iter().for_each(|document| println!("{document}")),
-    }
-    Ok(())
-}
-
-/// The items of a `kind: List`, as `kubectl` applies them.
-fn flatten(document: Value) -> Vec<Value> {
-    let is_list =
-        document.get("apiVersion") == Some(&"v1".into()) && document.get("kind") == Some(&"List".into());
-    match document {
-        Value::Object(mut list) if is_list => match list.remove("items") {
-            Some(Value::Array(items)) => items.into_iter().flat_map(flatten).collect(),
-            _ => Vec::new(),
-        },
-        document => vec![document],
-    }
+    write_out(&match arguments.output {
+        Format::Yaml => to_yaml(&objects)?,
+        Format::Json => to_json_lines(&objects),
+    })
 }
 
 async fn render(admission: &Admission, document: &mut Value, arguments: &Arguments) -> Result<(), Failure> {
-    let Some(path) = pod_path(document) else {
-        return Ok(());
-    };
-    let name = describe(document);
-    let namespace = document["metadata"]["namespace"].as_str().unwrap_or(&arguments.namespace).to_owned();
-    let mut pod = document;
-    for key in path {
-        pod = pod
-            .get_mut(*key)
-            .filter(|value| value.is_object())
-            .ok_or_else(|| Failure::bad_input(format!("{name} has no {}", path.join("."))))?;
-    }
+    let (name, namespace) = (describe(document), namespace_of(document, &arguments.namespace));
+    let Some(pod) = pod_of(document)? else { return Ok(()) };
     let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
     let outcome = admission
         .admit_pod(pod, &namespace, deadline)
@@ -108,11 +78,4 @@ async fn render(admission: &Admission, document: &mut Value, arguments: &Argumen
         eprintln!("Warning: {name}: {warning}");
     }
     Ok(())
-}
-
-/// `Deployment/name`, as people look for it in the file.
-fn describe(document: &Value) -> String {
-    let metadata = &document["metadata"];
-    let name = metadata["name"].as_str().or_else(|| metadata["generateName"].as_str()).unwrap_or("(no name)");
-    format!("{}/{name}", document["kind"].as_str().unwrap_or("(no kind)"))
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
 use crate::denial::{At, Denial};
-use crate::intent::{self, Content, Intent, Origin, Registries, VolumeIntent, Wanted};
+use crate::intent::{self, Content, Intent, Named, Origin, Registries, VolumeIntent, Wanted};
 use crate::metrics::{Metrics, RequestOutcome};
 use crate::patch::{self, PlannedVolume};
 use crate::resolve::{Needs, Resolver, ResolverSettings};
@@ -46,9 +46,14 @@ pub struct Outcome {
     patch: Patch,
     warnings: Vec<String>,
     pinned: Option<String>,
+    volumes: Vec<(String, CanonicalVolume)>,
 }
 
 impl Outcome {
+    fn untouched() -> Self {
+        Self { patch: Patch(Vec::new()), warnings: Vec::new(), pinned: None, volumes: Vec::new() }
+    }
+
     /// What to change; empty where nothing has to be.
     pub fn patch(&self) -> &Patch {
         &self.patch
@@ -62,6 +67,60 @@ impl Outcome {
     /// The value of `oras.land/pinned`; `None` for a pod that has no volume of ours.
     pub fn pinned(&self) -> Option<&str> {
         self.pinned.as_deref()
+    }
+
+    /// The canonical volumes by their names in the pod, in the order of [`Admission::asks`].
+    pub fn volumes(&self) -> &[(String, CanonicalVolume)] {
+        &self.volumes
+    }
+}
+
+/// A volume that a pod asks for, as far as it is known without asking anybody.
+#[derive(Clone, Debug)]
+pub struct AskedVolume {
+    name: String,
+    references: Vec<Asked>,
+    pinned: Option<CanonicalVolume>,
+}
+
+impl AskedVolume {
+    /// Its name in the pod.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its references, in the order of their steps.
+    pub fn references(&self) -> &[Asked] {
+        &self.references
+    }
+
+    /// The canonical volume, where every reference is written with its digest.
+    pub fn pinned(&self) -> Option<&CanonicalVolume> {
+        self.pinned.as_ref()
+    }
+}
+
+/// One reference that a pod asks for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    named: Named,
+    denial: Option<Denial>,
+}
+
+impl Asked {
+    /// The annotation or attribute it is written in, as a denial names it.
+    pub fn place(&self) -> String {
+        self.named.origin.at().to_string()
+    }
+
+    /// The reference.
+    pub fn reference(&self) -> &Reference {
+        &self.named.reference
+    }
+
+    /// The refusal of the rules, where they have one.
+    pub fn denial(&self) -> Option<&Denial> {
+        self.denial.as_ref()
     }
 }
 
@@ -106,7 +165,7 @@ impl Admission {
     }
 
     fn answer(&self, review: &Review, outcome: Outcome) -> ReviewResponse {
-        let Outcome { patch, warnings, pinned } = outcome;
+        let Outcome { patch, warnings, pinned, volumes: _ } = outcome;
         self.metrics.request(match (&pinned, patch.0.is_empty()) {
             (_, false) => RequestOutcome::Patched,
             (Some(_), true) => RequestOutcome::Unchanged,
@@ -120,6 +179,20 @@ impl Admission {
         review.patched(&patch, warnings, audit)
     }
 
+    /// What a pod asks for, and what the rules say of it. Pure: no registry hears of it.
+    pub fn asks(&self, pod: &Value) -> Result<Vec<AskedVolume>, Denial> {
+        let pod = Pod::read(pod)?;
+        if is_left_alone(&pod) {
+            return Ok(Vec::new());
+        }
+        let ask = |named: Named| Asked { denial: self.rules.check(&named).err(), named };
+        let volumes = intent::read(&pod, self.registries.as_ref())?.volumes.into_iter().map(|volume| {
+            let references = volume.references().into_iter().map(ask).collect();
+            AskedVolume { references, pinned: volume.pinned(), name: volume.name }
+        });
+        Ok(volumes.collect())
+    }
+
     /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`.
     ///
     /// `namespace` decides nothing yet; policies and rights will ask for it.
@@ -130,8 +203,8 @@ impl Admission {
         deadline: Deadline,
     ) -> Result<Outcome, Denial> {
         let pod = Pod::read(pod)?;
-        if pod.is_being_deleted() || pod.annotation(MIRROR_POD).is_some() {
-            return Ok(Outcome { patch: Patch(Vec::new()), warnings: Vec::new(), pinned: None });
+        if is_left_alone(&pod) {
+            return Ok(Outcome::untouched());
         }
         let Intent { volumes, mut warnings } = intent::read(&pod, self.registries.as_ref())?;
         for volume in &volumes {
@@ -145,6 +218,7 @@ impl Admission {
         let mut resolved = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
         let mut planned = Vec::new();
         let mut pinned: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut named = Vec::new();
         while let Some(volume) = resolved.next().await {
             let Pinned { intent, canonical, lines, warnings: more } = volume?;
             pinned.insert(intent.name.clone(), lines);
@@ -155,10 +229,11 @@ impl Admission {
                 attributes: attributes(&canonical),
                 mounts: &intent.mounts,
             });
+            named.push((intent.name.clone(), canonical));
         }
         let pinned = if pinned.is_empty() { None } else { Some(Value::from_iter(pinned).to_string()) };
         let patch = patch::plan(&pod, &planned, pinned.as_deref());
-        Ok(Outcome { patch, warnings, pinned })
+        Ok(Outcome { patch, warnings, pinned, volumes: named })
     }
 
     /// The canonical volume of an intent.
@@ -225,6 +300,11 @@ struct Pinned<'a> {
     /// Its references as `oras.land/pinned` shows them.
     lines: Vec<String>,
     warnings: Vec<String>,
+}
+
+/// Whether nothing of ours is done with a pod, whatever it asks for.
+fn is_left_alone(pod: &Pod<'_>) -> bool {
+    pod.is_being_deleted() || pod.annotation(MIRROR_POD).is_some()
 }
 
 /// The attributes to write. A seal that came with the request is nobody's word: it goes.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use oras_csi_core::registry::RegistryErrorKind;
 use oras_csi_core::text::Shown;
 
 /// The HTTP status a denial carries, with the meaning Kubernetes gives it (`metav1.StatusReason`).
@@ -89,6 +90,7 @@ pub struct Denial {
     code: Code,
     message: String,
     retry_after: Option<u32>,
+    registry: Option<RegistryErrorKind>,
 }
 
 /// Kubernetes puts the message into events, which hold 1,024 characters; the longest of ours that is
@@ -123,7 +125,7 @@ impl Denial {
             message.push_str(": ");
             message.push_str(&instead);
         }
-        Self { code, message: cut(message, LONGEST_MESSAGE), retry_after: None }
+        Self { code, message: cut(message, LONGEST_MESSAGE), retry_after: None, registry: None }
     }
 
     /// A denial of something that must be rewritten (400).
@@ -142,6 +144,12 @@ impl Denial {
         self
     }
 
+    /// The same as the word of a registry, and not of anything that the pod or a rule says.
+    pub(crate) fn of_registry(mut self, kind: RegistryErrorKind) -> Self {
+        self.registry = Some(kind);
+        self
+    }
+
     /// The status it carries.
     pub fn code(&self) -> Code {
         self.code
@@ -150,6 +158,11 @@ impl Denial {
     /// The sentence.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// What the registry did, where it is the one to refuse.
+    pub fn registry(&self) -> Option<RegistryErrorKind> {
+        self.registry
     }
 
     /// Seconds to wait, where a registry named them.

@@ -115,7 +115,9 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
     let wait = error
         .retry_after()
         .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_WAIT));
-    Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead).with_retry_after(wait)
+    Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead)
+        .with_retry_after(wait)
+        .of_registry(error.kind())
 }
 
 /// What a tag was found to be.

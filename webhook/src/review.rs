@@ -99,6 +99,10 @@ impl Review {
     /// Only the object of a request that matters is read at all, so a huge or odd `oldObject` of another
     /// request costs nothing.
     pub fn decode(body: &[u8]) -> Result<Self, ReviewError> {
+        // serde takes a list for a struct; the API server's decoder does not.
+        if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(ReviewError::Shape("it is a list, and not an object".to_owned()));
+        }
         let wire: WireReview<'_> = serde_json::from_slice(body)
             .map_err(|error| ReviewError::Shape(Shown::new(&error.to_string()).to_string()))?;
         let api_version = wire.api_version.unwrap_or_default();
@@ -122,7 +126,7 @@ impl Review {
                     At::Field("request.object"),
                     None,
                     format_args!("cannot be read: {error}"),
-                    "nest its fields less than 128 deep",
+                    "write JSON with numbers that fit 64 bits, Unicode text and fields nested less than 128 deep",
                 )),
                 None => Subject::Unreadable(Denial::rewrite(
                     At::Field("request.object"),
@@ -347,6 +351,7 @@ mod tests {
     #[case(b"" as &[u8], "EOF")]
     #[case(b"{", "EOF")]
     #[case(b"[1]", "is not an AdmissionReview")]
+    #[case(br#" ["admission.k8s.io/v1","AdmissionReview",{"uid":"u"}]"#, "a list, and not an object")]
     #[case(
         br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview"}"#,
         "v1beta1: this webhook speaks"

@@ -18,8 +18,10 @@ impl RegistryRules {
     }
 
     /// Refuses a reference that matches no pattern.
-    pub(crate) fn check(&self, named: &Named<'_>) -> Result<(), Denial> {
-        let matches = |pattern: &RegistryPattern| pattern.matches(named.registry, named.repository);
+    pub(crate) fn check(&self, named: &Named) -> Result<(), Denial> {
+        let matches = |pattern: &RegistryPattern| {
+            pattern.matches(named.reference.registry(), named.reference.repository())
+        };
         if self.allowed.is_empty() || self.allowed.iter().any(matches) {
             return Ok(());
         }
@@ -28,7 +30,7 @@ impl RegistryRules {
         Err(Denial::new(
             Code::Forbidden,
             named.origin.at(),
-            Some(&named.text),
+            Some(&named.reference.to_string()),
             "is in a registry that the administrator does not allow (--allow-registry)",
             format_args!("use one of: {allowed}"),
         ))

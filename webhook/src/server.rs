@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
@@ -30,6 +30,8 @@ use crate::review::Review;
 
 /// The longest body: the API server's own limit is 3 MiB an object, of which a review has two.
 pub const LONGEST_BODY: usize = 8 << 20;
+/// How much of a body that is too long is read before its connection is given up.
+const LONGEST_DROPPED: usize = 8 * LONGEST_BODY;
 /// How long an idle connection is kept: longer than the API server's client keeps it (90 s), so that the
 /// server is never the one to close it under a request.
 const KEEP_ALIVE: Duration = Duration::from_mins(2);
@@ -195,10 +197,7 @@ async fn read(request: Request, deadline: Instant) -> Result<Review, (StatusCode
         || (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {LONGEST_BODY} bytes"));
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length: usize| length > LONGEST_BODY) {
-        return Err(too_large());
-    }
-    let body = match tokio::time::timeout_at(deadline, collect(request.into_body(), length)).await {
+    let body = match tokio::time::timeout_at(deadline, collect(request.into_body(), length, deadline)).await {
         Ok(Ok(Some(body))) => body,
         Ok(Ok(None)) => return Err(too_large()),
         Ok(Err(error)) => return Err((StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))),
@@ -208,17 +207,39 @@ async fn read(request: Request, deadline: Instant) -> Result<Review, (StatusCode
 }
 
 /// The whole body, or `None` where it is longer than it may be, whatever its announced length.
-async fn collect(body: Body, length: Option<usize>) -> Result<Option<Vec<u8>>, axum::Error> {
-    let mut whole = Vec::with_capacity(length.unwrap_or_default());
+async fn collect(
+    body: Body,
+    length: Option<usize>,
+    deadline: Instant,
+) -> Result<Option<Vec<u8>>, axum::Error> {
     let mut chunks = body.into_data_stream();
+    if length.is_some_and(|length| length > LONGEST_BODY) {
+        tokio::spawn(drop_rest(chunks, deadline));
+        return Ok(None);
+    }
+    let mut whole = Vec::with_capacity(length.unwrap_or_default());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         if whole.len() + chunk.len() > LONGEST_BODY {
+            tokio::spawn(drop_rest(chunks, deadline));
             return Ok(None);
         }
         whole.extend_from_slice(&chunk);
     }
     Ok(Some(whole))
+}
+
+/// Takes in what is left of a body: a client that is still writing when its connection ends never reads why.
+async fn drop_rest(mut chunks: BodyDataStream, deadline: Instant) {
+    let rest = async {
+        let mut dropped = 0;
+        while let Some(Ok(chunk)) = chunks.next().await
+            && dropped < LONGEST_DROPPED
+        {
+            dropped += chunk.len();
+        }
+    };
+    let _ = tokio::time::timeout_at(deadline, rest).await;
 }
 
 /// `application/json`, with any parameters (RFC 9110, section 8.3.1).

@@ -108,6 +108,20 @@ async fn a_body_may_be_large_and_not_too_large() {
     let chunks = nine.chunks(65_536).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect::<Vec<_>>();
     let stream = Body::from_stream(futures_util::stream::iter(chunks));
     assert_eq!(ask(&routes, post(stream)).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    // It is told at once, and what the client still writes is taken in, so that it comes to read that.
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
+    let body = futures_util::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|chunk| (chunk, receiver))
+    });
+    let request = Request::post("/mutate?timeout=5s")
+        .header("content-type", "application/json")
+        .header("content-length", (12 << 20).to_string())
+        .body(Body::from_stream(body))
+        .unwrap();
+    assert_eq!(ask(&routes, request).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    for _ in 0..12 {
+        sender.send(Ok(vec![b' '; 1 << 20])).await.unwrap();
+    }
 }
 
 #[tokio::test]

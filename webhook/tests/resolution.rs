@@ -55,6 +55,37 @@ async fn a_registry_that_is_not_allowed_is_never_asked() {
 }
 
 #[tokio::test]
+async fn what_a_pod_asks_for_is_told_without_asking_anybody() {
+    let bench = Bench::with(&["r.io"], ResolverSettings::default());
+    let digest = default_digest("r.io/a:1");
+    let by_digest = format!("r.io/a@{digest}");
+    let mut asking = pod(&[("artifact", "R.io/a:1"), ("artifact.m", "other.io/m:1")]);
+    asking["spec"]["volumes"] =
+        inline(&json!({"oras.artifact.reference": by_digest}))["spec"]["volumes"].clone();
+    let asked = bench.admission.asks(&asking).unwrap();
+    let told: Vec<_> = asked
+        .iter()
+        .flat_map(|volume| volume.references().iter().map(move |one| (volume.name(), one)))
+        .map(|(name, one)| (name, one.place(), one.reference().to_string(), one.denial().is_some()))
+        .collect();
+    let told: Vec<_> =
+        told.iter().map(|(name, place, text, no)| (*name, place.as_str(), text.as_str(), *no)).collect();
+    assert_eq!(
+        told,
+        [
+            ("oras-artifacts", "annotation oras.land/artifact", "r.io/a:1", false),
+            ("oras-artifacts", "annotation oras.land/artifact.m", "other.io/m:1", true),
+            ("in", "volume in, attribute oras.artifact.reference", by_digest.as_str(), false),
+        ]
+    );
+    assert!(asked[0].pinned().is_none());
+    assert_eq!(asked[1].pinned().unwrap().recipe().references().next().unwrap().digest(), &digest);
+    asking["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("x");
+    assert!(bench.admission.asks(&asking).unwrap().is_empty());
+    assert_eq!(bench.registry.calls(), 0);
+}
+
+#[tokio::test]
 async fn a_tag_is_asked_for_once_while_it_is_remembered() {
     let settings = ResolverSettings { tag_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
     let bench = Bench::with(&[], settings);
@@ -218,8 +249,10 @@ async fn a_registrys_failure_has_its_code_and_its_words(
     #[case] wait: Option<u32>,
 ) {
     let bench = Bench::new();
+    let kind = error.kind();
     bench.registry.set("r.io/a:1", Behaviour::Fails(error));
     let denial = bench.admit(&one("r.io/a:1")).await.unwrap_err();
+    assert_eq!(denial.registry(), Some(kind), "it is told from a rule's refusal");
     assert_eq!((denial.code().number(), denial.retry_after()), (code, wait), "{denial}");
     assert!(denial.message().contains(words) && denial.message().contains("\"r.io/a:1\""), "{denial}");
 }

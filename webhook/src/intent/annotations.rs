@@ -246,7 +246,8 @@ impl<'a> Annotations<'a> {
             steps.push(Step::Add(layer));
             origins.push(Origin::Annotation(written.key.to_owned()));
         }
-        let at = At::Annotation(annotation::ARTIFACT);
+        let first = origins.first().cloned();
+        let at = first.as_ref().map_or(At::Annotation(annotation::ARTIFACT), Origin::at);
         let recipe = Recipe::new(steps).map_err(|error| Denial::rewrite(at, None, error, ""))?;
         let wanted = Wanted { recipe, origins, label: None, past_cache: false };
         wanted.check_length(at)?;

@@ -177,40 +177,41 @@ impl Intent {
 }
 
 /// One reference of a volume as policy sees it.
-pub(crate) struct Named<'a> {
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
     /// Where it was written.
     pub(crate) origin: Origin,
     /// What was written.
-    pub(crate) text: String,
-    /// The registry.
-    pub(crate) registry: &'a RegistryHost,
-    /// The repository.
-    pub(crate) repository: &'a str,
+    pub(crate) reference: Reference,
 }
 
 impl VolumeIntent {
     /// Every reference of the volume, pinned or not: policy asks about all of them.
-    pub(crate) fn references(&self) -> Vec<Named<'_>> {
+    pub(crate) fn references(&self) -> Vec<Named> {
         match &self.content {
             Content::Wanted(wanted) => wanted
                 .steps()
-                .map(|(reference, origin)| Named {
-                    origin: origin.clone(),
-                    text: reference.to_string(),
-                    registry: reference.registry(),
-                    repository: reference.repository(),
-                })
+                .map(|(reference, origin)| Named { origin: origin.clone(), reference: reference.clone() })
                 .collect(),
             Content::Canonical(volume) => volume
                 .recipe()
                 .references()
                 .map(|reference| Named {
                     origin: Origin::Attribute { volume: self.name.clone(), key: canonical::RECIPE },
-                    text: reference.to_string(),
-                    registry: reference.registry(),
-                    repository: reference.repository(),
+                    reference: reference.clone().into(),
                 })
                 .collect(),
+        }
+    }
+
+    /// The canonical volume, where every step has its digest without asking anybody.
+    pub(crate) fn pinned(&self) -> Option<CanonicalVolume> {
+        match &self.content {
+            Content::Canonical(volume) => Some(volume.clone()),
+            Content::Wanted(wanted) => {
+                let recipe = wanted.recipe.pin(|reference| reference.digest().cloned().ok_or(())).ok()?;
+                CanonicalVolume::new(wanted.label.as_deref(), recipe).ok()
+            }
         }
     }
 }

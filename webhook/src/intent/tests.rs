@@ -177,6 +177,7 @@ fn too_much_for_a_volume_is_said_before_anything_is_looked_up() {
         .collect();
     let denial = read_pod(&annotated(&Value::Object(many))).unwrap_err();
     assert!(denial.message().contains("bytes, and CSI leaves room for 3072"), "{denial}");
+    assert!(denial.message().starts_with("annotation oras.land/artifact.n0: "), "{denial}");
 }
 
 #[test]
