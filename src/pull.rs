@@ -3,7 +3,8 @@
 mod progress;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use clap::Args;
 use oras_csi_core::media_type::MediaType;
@@ -51,13 +52,34 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    tokio::select! {
-        done = pull(arguments) => done,
+    let mut behind = Behind::default();
+    let done = tokio::select! {
+        done = pull(arguments, &mut behind) => done,
         () = interrupted() => Err(Failure::failed("interrupted; nothing was put into the directory")),
+    };
+    behind.clear_away().await;
+    done
+}
+
+/// What a pull leaves to be cleared away, however it ends.
+#[derive(Debug, Default)]
+struct Behind {
+    folder: Option<tempfile::TempDir>,
+    store: Weak<Store>,
+}
+
+impl Behind {
+    /// Waits for the threads that still write, which notice that nobody waits for them: a folder that is
+    /// being written to cannot be removed.
+    async fn clear_away(self) {
+        while self.store.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(self.folder);
     }
 }
 
-async fn pull(arguments: Arguments) -> Result<(), Failure> {
+async fn pull(arguments: Arguments, behind: &mut Behind) -> Result<(), Failure> {
     let mut hosts = arguments.registries.hosts()?;
     let (recipe, directory) = wanted(&arguments, &hosts)?;
     if arguments.plain_http {
@@ -69,14 +91,19 @@ async fn pull(arguments: Arguments) -> Result<(), Failure> {
     let recipe = pin(registry.as_ref(), &recipe).await?;
 
     let cannot = |path: &Path, error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
-    let beside = match &arguments.store {
-        Some(_) => None,
-        None => Some(temporary_beside(&directory).map_err(|error| cannot(&directory, error))?),
+    let open = |folder: &Path| {
+        let store = Store::open(folder, Limits::default());
+        store.map_err(|error| Failure::new(Status::from(error.class()), error))
     };
-    let folder = arguments.store.as_deref().or_else(|| beside.as_ref().map(tempfile::TempDir::path));
-    let store = Store::open(folder.unwrap_or(&directory), Limits::default())
-        .map_err(|error| Failure::new(Status::from(error.class()), error))?;
-    let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry));
+    let store = if let Some(folder) = &arguments.store {
+        open(folder)?
+    } else {
+        let beside = temporary_beside(&directory).map_err(|error| cannot(&directory, error))?;
+        open(behind.folder.insert(beside).path())?.for_one_pull()
+    };
+    let store = Arc::new(store);
+    behind.store = Arc::downgrade(&store);
+    let fetcher = Arc::new(Fetcher::new(store, registry));
     let progress: Arc<dyn Progress> = Arc::new(Shown::new());
     into_directory(&fetcher, &recipe, &directory, &progress)
         .await

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use oras_csi_core::recipe::PinnedRecipe;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
 
 use super::error::PullError;
 use super::fetch::Fetcher;
@@ -74,9 +75,12 @@ pub async fn into_directory(
     look(destination)?;
     let tree = fetcher.tree(recipe, progress).await?;
     let (store, key, destination) = (fetcher.store().clone(), tree.key().clone(), destination.to_owned());
+    let stop = CancellationToken::new();
+    // Whoever stops waiting for the files does not want them any more.
+    let _stops = stop.clone().drop_guard();
     let copied = tokio::task::spawn_blocking(move || {
         let files = store.tree_files(&key).map_err(PullError::from)?;
-        copy_to(&files, &destination)
+        copy_to(&files, &destination, &stop)
     });
     copied.await.map_err(|_| DirectoryError::Interrupted)??;
     Ok(tree)
@@ -112,7 +116,7 @@ fn look(destination: &Path) -> Result<There, DirectoryError> {
     }
 }
 
-fn copy_to(files: &OwnedFd, destination: &Path) -> Result<(), DirectoryError> {
+fn copy_to(files: &OwnedFd, destination: &Path, stop: &CancellationToken) -> Result<(), DirectoryError> {
     let there = look(destination)?;
     let beside = match there {
         There::EmptyDirectory => destination.to_owned(),
@@ -124,7 +128,10 @@ fn copy_to(files: &OwnedFd, destination: &Path) -> Result<(), DirectoryError> {
         }
     };
     let unfinished = Unfinished::create(&beside)?;
-    copy_tree(files, &unfinished)?;
+    copy_tree(files, &unfinished, stop)?;
+    if stop.is_cancelled() {
+        return Err(DirectoryError::Interrupted);
+    }
     match there {
         There::Nothing => {
             let moved =
@@ -193,7 +200,11 @@ fn names(folder: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(names)
 }
 
-fn copy_tree(files: &OwnedFd, unfinished: &Unfinished) -> Result<(), DirectoryError> {
+fn copy_tree(
+    files: &OwnedFd,
+    unfinished: &Unfinished,
+    stop: &CancellationToken,
+) -> Result<(), DirectoryError> {
     let mut waiting = vec![EntryPath::root()];
     let mut directories = Vec::new();
     while let Some(path) = waiting.pop() {
@@ -202,6 +213,9 @@ fn copy_tree(files: &OwnedFd, unfinished: &Unfinished) -> Result<(), DirectoryEr
         let from = open_beneath(files, &path).map_err(|errno| failed("open in the store", errno))?;
         let into = open_beneath(&unfinished.folder, &path).map_err(|errno| failed("open", errno))?;
         for name in names(&from).map_err(|errno| failed("list in the store", errno))? {
+            if stop.is_cancelled() {
+                return Err(DirectoryError::Interrupted);
+            }
             let os_name = OsStr::from_bytes(&name);
             let found = rustix::fs::statat(&from, os_name, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| failed("look at in the store", errno))?;

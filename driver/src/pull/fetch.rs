@@ -25,8 +25,10 @@ use crate::unpack::plan::{Content, Piece, plan};
 use crate::unpack::stream::{BlobReader, PIECES, Piece as StreamPiece};
 use crate::unpack::{Shape, UnpackError, unpack_layer};
 
-/// How often a blob is asked for again, from where it broke off, without a byte more having come.
+/// How often a blob is asked for again, from where it broke off, without much more having come.
 const RESUMES: u32 = 5;
+/// How much is much: a registry that gives a byte a connection would keep us for years.
+const PROGRESS: u64 = 16 << 10;
 
 /// Fetches what recipes name into a store.
 pub struct Fetcher {
@@ -245,10 +247,16 @@ impl Fetcher {
     async fn feed(&self, fetch: &Fetch, sender: mpsc::Sender<StreamPiece>, progress: &Arc<dyn Progress>) {
         let mut offset = 0;
         let mut failures = 0;
+        let mut reached = 0;
         loop {
-            match self.feed_from(fetch, &mut offset, &mut failures, &sender, progress).await {
+            let (asked, fed) = self.feed_from(fetch, &mut offset, &sender, progress).await;
+            if offset - reached >= PROGRESS {
+                (failures, reached) = (0, offset);
+            }
+            match fed {
                 Ok(()) => return,
-                Err(error) if offset > 0 && error.is_transient() && failures < RESUMES => {
+                // What never began to answer was asked several times already.
+                Err(error) if (asked || offset > 0) && error.is_transient() && failures < RESUMES => {
                     let wait = error.retry_after().unwrap_or(Duration::from_millis(200) * (1 << failures));
                     let wait = wait.min(Duration::from_secs(30));
                     tracing::info!(digest = %fetch.descriptor.digest(), offset, %error, "a download broke off; going on from there");
@@ -266,27 +274,32 @@ impl Fetcher {
         }
     }
 
+    /// Sends what one answer gives, and says whether there was one.
     async fn feed_from(
         &self,
         fetch: &Fetch,
         offset: &mut u64,
-        failures: &mut u32,
         sender: &mpsc::Sender<StreamPiece>,
         progress: &Arc<dyn Progress>,
-    ) -> Result<(), RegistryError> {
-        let mut stream = self.registry.blob(&fetch.reference, &fetch.descriptor, *offset).await?;
+    ) -> (bool, Result<(), RegistryError>) {
+        let mut stream = match self.registry.blob(&fetch.reference, &fetch.descriptor, *offset).await {
+            Ok(stream) => stream,
+            Err(error) => return (false, Err(error)),
+        };
         while let Some(piece) = stream.next().await {
-            let piece = piece?;
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => return (true, Err(error)),
+            };
             let length = piece.len() as u64;
             if sender.send(Ok(piece)).await.is_err() {
                 // The writer has given up, and says why itself.
-                return Ok(());
+                return (true, Ok(()));
             }
             *offset += length;
-            *failures = 0;
             progress.received(fetch.descriptor.digest(), length);
         }
-        Ok(())
+        (true, Ok(()))
     }
 
     /// Runs what blocks on the disk where it may.

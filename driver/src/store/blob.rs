@@ -98,7 +98,9 @@ impl Store {
         let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
         rustix::fs::fchmod(&unfinished.file, mode)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
-        unfinished.file.sync_data().map_err(|error| DiskError::new("sync", &path, error))?;
+        if self.kept {
+            unfinished.file.sync_data().map_err(|error| DiskError::new("sync", &path, error))?;
+        }
         unfinished.rename(&path)
     }
 }

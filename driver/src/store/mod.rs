@@ -120,6 +120,7 @@ pub struct Store {
     path: PathBuf,
     root: OwnedFd,
     limits: Limits,
+    kept: bool,
     next: AtomicU64,
     // Closed last, which gives the lock back.
     _lock: OwnedFd,
@@ -140,9 +141,17 @@ impl Store {
         for folder in ["tmp", "blobs/sha256", "blobs/sha512", "layers", "trees", "volumes", "readonly"] {
             make_folder(&path.join(folder))?;
         }
-        let store = Self { path, root, limits, next: AtomicU64::new(0), _lock: lock };
+        let store = Self { path, root, limits, kept: true, next: AtomicU64::new(0), _lock: lock };
         store.clear_unfinished()?;
         Ok(store)
+    }
+
+    /// The same store for one pull, removed behind it: nothing needs to survive a power cut, and nothing
+    /// waits for the disk.
+    #[must_use]
+    pub fn for_one_pull(mut self) -> Self {
+        self.kept = false;
+        self
     }
 
     /// The folder.
@@ -187,6 +196,9 @@ impl Store {
 
     /// Brings everything written so far to the disk.
     fn sync(&self) -> Result<(), DiskError> {
+        if !self.kept {
+            return Ok(());
+        }
         rustix::fs::syncfs(&self.root).map_err(|errno| DiskError::new("sync", &self.path, errno))
     }
 

@@ -277,7 +277,12 @@ fn unpack_archive(
             Kind::HardLink(existing) => {
                 writer.hard_link(&path, &place(&existing, shape, limits)?, image)?;
             }
-            Kind::Special => left_out += 1,
+            Kind::Special => {
+                left_out += 1;
+                if left_out > limits.entries() {
+                    return Err(UnpackError::TooManyEntries { limit: limits.entries() });
+                }
+            }
         }
     }
     Ok(Unpacked { totals: writer.finish(), left_out })

@@ -99,6 +99,16 @@ pub enum PlanError {
         /// The path below it.
         below: String,
     },
+    /// One blob of two lengths.
+    #[error("the blob {digest} has {first} bytes by one layer of the manifest, and {second} by another")]
+    TwoSizes {
+        /// The blob.
+        digest: Digest,
+        /// The first length.
+        first: u64,
+        /// The second.
+        second: u64,
+    },
     /// The annotation is no digest.
     #[error("layer {layer} has the annotation {CONTENT_DIGEST}, which is no digest: \"{value}\"")]
     ContentDigest {
@@ -135,6 +145,7 @@ pub fn plan(
     if pieces.is_empty() {
         return Err(PlanError::Nothing { layers: list(layers) });
     }
+    check_sizes(&pieces)?;
     check_titles(&pieces)?;
     Ok(pieces)
 }
@@ -192,6 +203,20 @@ fn is_archive(media_type: &str) -> bool {
         |ending: &str| essence.strip_suffix(ending).is_some_and(|rest| rest.ends_with(['.', '/', '+', '-']));
     ["tar", "tar+gzip", "tar+zstd", "tar.gzip", "tar.gz", "tar.zstd", "tgz"].iter().any(|name| ending(name))
         || matches!(essence.as_str(), "application/gzip" | "application/x-gzip" | "application/x-gtar")
+}
+
+/// A blob is fetched once, and its length checked once.
+fn check_sizes(pieces: &[Piece]) -> Result<(), PlanError> {
+    let mut sizes: BTreeMap<&Digest, u64> = BTreeMap::new();
+    for descriptor in pieces.iter().map(Piece::descriptor) {
+        let (digest, second) = (descriptor.digest(), descriptor.size());
+        if let Some(first) = sizes.insert(digest, second)
+            && first != second
+        {
+            return Err(PlanError::TwoSizes { digest: digest.clone(), first, second });
+        }
+    }
+    Ok(())
 }
 
 /// Within one artifact a path has one file; a title that two layers of the same digest have is one.
