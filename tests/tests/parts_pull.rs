@@ -96,6 +96,21 @@ fn pull_lays_out_exactly_what_oras_pushed() {
 }
 
 #[test]
+fn one_blob_under_two_names_becomes_two_files_that_their_owner_may_change() {
+    let bench = Bench::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("one"), "same").expect("writes");
+    fs::write(folder.path().join("two"), "same").expect("writes");
+    bench.registry.push("twice:v1", folder.path(), &["one", "two"]);
+    let out = tempfile::tempdir().expect("a folder");
+    let target = out.path().join("tree");
+    run(bench.command(&["pull", "kind-registry:5000/twice:v1"]).arg(&target));
+    fs::write(target.join("one"), "changed").expect("the owner may write");
+    assert_eq!(fs::read_to_string(target.join("two")).expect("reads"), "same");
+    assert_eq!(fs::read_dir(out.path()).expect("a folder").count(), 1, "nothing is left beside it");
+}
+
+#[test]
 fn pull_needs_no_registry_for_what_the_store_has() {
     let mut bench = Bench::start();
     let (out, store) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));

@@ -1,6 +1,7 @@
 //! A recipe's files in a directory of the user's: copies, so that whoever writes to them does not write
 //! to the store.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -80,7 +81,8 @@ pub async fn into_directory(
     let _stops = stop.clone().drop_guard();
     let copied = tokio::task::spawn_blocking(move || {
         let files = store.tree_files(&key).map_err(PullError::from)?;
-        copy_to(&files, &destination, &stop)
+        let source = Source { files, given_away: !store.is_kept() };
+        copy_to(&source, &destination, &stop)
     });
     copied.await.map_err(|_| DirectoryError::Interrupted)??;
     Ok(tree)
@@ -116,7 +118,14 @@ fn look(destination: &Path) -> Result<There, DirectoryError> {
     }
 }
 
-fn copy_to(files: &OwnedFd, destination: &Path, stop: &CancellationToken) -> Result<(), DirectoryError> {
+/// Where files come from.
+struct Source {
+    files: OwnedFd,
+    /// Nobody needs them there any more, so that they may be moved.
+    given_away: bool,
+}
+
+fn copy_to(source: &Source, destination: &Path, stop: &CancellationToken) -> Result<(), DirectoryError> {
     let there = look(destination)?;
     let beside = match there {
         There::EmptyDirectory => destination.to_owned(),
@@ -128,7 +137,7 @@ fn copy_to(files: &OwnedFd, destination: &Path, stop: &CancellationToken) -> Res
         }
     };
     let unfinished = Unfinished::create(&beside)?;
-    copy_tree(files, &unfinished, stop)?;
+    copy_tree(source, &unfinished, stop)?;
     if stop.is_cancelled() {
         return Err(DirectoryError::Interrupted);
     }
@@ -200,17 +209,26 @@ fn names(folder: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(names)
 }
 
+/// The bits that this process takes from the mode of what it makes. Asking the kernel would set them first.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok()).unwrap_or(0o022)
+}
+
 fn copy_tree(
-    files: &OwnedFd,
+    source: &Source,
     unfinished: &Unfinished,
     stop: &CancellationToken,
 ) -> Result<(), DirectoryError> {
     let mut waiting = vec![EntryPath::root()];
     let mut directories = Vec::new();
+    let mut moved = HashSet::new();
+    let umask = umask();
     while let Some(path) = waiting.pop() {
         let shown = unfinished.path.join(OsStr::from_bytes(path.as_bytes()));
         let failed = |step, errno: Errno| failed(step, &shown, errno);
-        let from = open_beneath(files, &path).map_err(|errno| failed("open in the store", errno))?;
+        let from = open_beneath(&source.files, &path).map_err(|errno| failed("open in the store", errno))?;
         let into = open_beneath(&unfinished.folder, &path).map_err(|errno| failed("open", errno))?;
         for name in names(&from).map_err(|errno| failed("list in the store", errno))? {
             if stop.is_cancelled() {
@@ -232,12 +250,21 @@ fn copy_tree(
                         .map_err(|errno| failed("make a symbolic link in", errno))?;
                 }
                 _ => {
+                    // The owner may write to what is his; the umask has its say.
+                    let mode = Mode::from_raw_mode(((found.st_mode & 0o111) | 0o644) & !umask);
+                    // One file under two names becomes two files: a change of one is none of the other.
+                    if source.given_away
+                        && moved.insert(found.st_ino)
+                        && rustix::fs::renameat(&from, os_name, &into, os_name).is_ok()
+                    {
+                        rustix::fs::chmodat(&into, os_name, mode, AtFlags::empty())
+                            .map_err(|errno| failed("set the mode of a file in", errno))?;
+                        continue;
+                    }
                     let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     let source = rustix::fs::openat(&from, os_name, OFlags::RDONLY | nofollow, Mode::empty())
                         .map_err(|errno| failed("open a file in the store for", errno))?;
                     let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
-                    // The owner may write to a copy; the umask has its say.
-                    let mode = Mode::from_raw_mode((found.st_mode & 0o111) | 0o644);
                     let file = rustix::fs::openat(&into, os_name, create, mode)
                         .map_err(|errno| failed("make a file in", errno))?;
                     copy(&source, &file).map_err(|errno| failed("copy a file to", errno))?;

@@ -154,6 +154,11 @@ impl Store {
         self
     }
 
+    /// Whether somebody may want what is in it after this pull.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
