@@ -131,7 +131,7 @@ impl<R: BufRead> TarReader<R> {
                 return Ok(None);
             };
             let problem = |problem| TarError::Header { offset: at, problem };
-            let size = header.entry_size().map_err(|_| problem("its size is no number"))?;
+            let size = size(&header).ok_or_else(|| problem("its size is no number"))?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let text = self.extension(at, size)?;
@@ -302,6 +302,14 @@ impl<R: BufRead> BufRead for TarReader<R> {
         self.data -= count as u64;
         self.offset += count as u64;
     }
+}
+
+/// The size field (POSIX ustar; GNU's base-256 above 8 GiB). The tar crate reads the last eight bytes of a
+/// base-256 number alone: one that is larger, or negative, would be some other number to it.
+fn size(header: &Header) -> Option<u64> {
+    let [first, high @ .., _, _, _, _, _, _, _, _] = header.as_old().size;
+    let too_large = first > 0x80 || (first == 0x80 && high != [0; 3]);
+    if too_large { None } else { header.entry_size().ok() }
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {

@@ -1,3 +1,5 @@
+use rstest::rstest;
+
 use super::*;
 use crate::unpack::tests::{archive, end, entry, pax};
 
@@ -50,6 +52,19 @@ fn a_pax_path_goes_before_a_long_name_and_that_before_the_header() {
     // It holds for one entry only.
     let both = archive(&[pax(&[("path", "x")]), entry("s", b'0', "", b""), entry("t", b'0', "", b"")]);
     assert_eq!(names(&both), ["x", "t"]);
+}
+
+#[rstest]
+#[case::three_high_bytes([0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]
+#[case::the_lowest_of_them([0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5])]
+#[case::negative([0xff; 12])]
+#[case::a_seventh_bit([0x81, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5])]
+fn a_size_beyond_sixty_four_bits_is_refused(#[case] size: [u8; 12]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("x").unwrap();
+    header.as_old_mut().size = size;
+    header.set_cksum();
+    assert!(matches!(read_all(header.as_bytes()), Err(TarError::Header { .. })));
 }
 
 #[test]
