@@ -4,9 +4,12 @@ use std::cell::Cell;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
+use clap::Args;
 use oras_csi_core::text::Shown;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::failure::Failure;
 
@@ -178,9 +181,27 @@ pub(crate) fn describe(document: &Value) -> String {
     format!("{}/{}", Shown::new(document["kind"].as_str().unwrap_or("(no kind)")), Shown::new(name))
 }
 
-/// The namespace that is written, else `default`.
-pub(crate) fn namespace_of(document: &Value, default: &str) -> String {
-    document["metadata"]["namespace"].as_str().unwrap_or(default).to_owned()
+/// What stands for the API server's part where manifests are admitted without one.
+#[derive(Debug, Args)]
+pub(crate) struct AskedAs {
+    /// The namespace of objects that name none.
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Seconds that registries may take for one object.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    timeout: u64,
+}
+
+impl AskedAs {
+    /// The namespace that an object names, else the one that was given.
+    pub(crate) fn namespace_of(&self, document: &Value) -> String {
+        document["metadata"]["namespace"].as_str().unwrap_or(&self.namespace).to_owned()
+    }
+
+    /// When an object that is begun now has to be answered.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_secs(self.timeout)
+    }
 }
 
 #[cfg(test)]

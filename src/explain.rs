@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use oras_csi_core::digest::Digest;
@@ -18,9 +17,8 @@ use oras_csi_webhook::admit::{Admission, AskedVolume};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
 
-use crate::documents::{describe, namespace_of, pod_of, read_manifests, write_out};
+use crate::documents::{AskedAs, describe, pod_of, read_manifests, write_out};
 use crate::failure::{Failure, Status};
 use crate::registries::{RegistryOptions, RuleOptions, admission, client};
 
@@ -34,18 +32,14 @@ pub(crate) struct Arguments {
     /// Manifests of pods and workloads; - is standard input.
     #[arg(short, long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The namespace of objects that name none.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
     /// How to write.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
     /// Ask no registry: a tag stays without its digest.
     #[arg(long)]
     offline: bool,
-    /// Seconds that registries may take for one object.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    timeout: u64,
+    #[command(flatten)]
+    asked: AskedAs,
     #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
@@ -107,7 +101,7 @@ async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(),
     let admission = admission(hosts, &arguments.rules, &Arc::new(Metrics::new()));
     let mut first = None;
     for object in &mut read_manifests(&arguments.files)?.objects {
-        let (name, namespace) = (describe(object), namespace_of(object, &arguments.namespace));
+        let (name, namespace) = (describe(object), arguments.asked.namespace_of(object));
         let Some(pod) = pod_of(object)? else { continue };
         let explained = explain_pod(&admission, pod, &namespace, arguments).await;
         let shown = match arguments.output {
@@ -155,7 +149,7 @@ async fn explain_pod(
     if arguments.offline || explained.denial.is_some() {
         return explained;
     }
-    let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
+    let deadline = arguments.asked.deadline();
     match admission.admit_pod(pod, namespace, deadline).await {
         Ok(outcome) => Explained {
             volumes: outcome.volumes().iter().map(|(_, volume)| Some(volume.clone())).collect(),

@@ -2,16 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use serde_json::Value;
-use tokio::time::Instant;
 
 use crate::documents::{
-    Manifests, describe, namespace_of, pod_of, read_manifests, to_json_lines, to_yaml, write_out,
+    AskedAs, Manifests, describe, pod_of, read_manifests, to_json_lines, to_yaml, write_out,
 };
 use crate::failure::Failure;
 use crate::registries::{RegistryOptions, RuleOptions, admission};
@@ -25,15 +23,11 @@ pub(crate) struct Arguments {
     /// The manifests; - is standard input.
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// The namespace of objects that name none.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
     /// How to write.
     #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
     output: Format,
-    /// Seconds that registries may take for one object.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    timeout: u64,
+    #[command(flatten)]
+    asked: AskedAs,
     #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
@@ -65,9 +59,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn render(admission: &Admission, document: &mut Value, arguments: &Arguments) -> Result<(), Failure> {
-    let (name, namespace) = (describe(document), namespace_of(document, &arguments.namespace));
+    let (name, namespace) = (describe(document), arguments.asked.namespace_of(document));
     let Some(pod) = pod_of(document)? else { return Ok(()) };
-    let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
+    let deadline = arguments.asked.deadline();
     let outcome = admission
         .admit_pod(pod, &namespace, deadline)
         .await

@@ -31,8 +31,10 @@ fn delete(pod: &str) {
     run(&mut kubectl(&["delete", "pod", pod, "--wait=true", "--timeout=60s"]));
 }
 
-/// Nothing of a pod is mounted on the node any more, nor is its volume's folder there.
-fn is_gone(uid: &str) {
+/// Deletes a pod, after which nothing of it is mounted on the node any more, nor is its volume's folder there.
+fn goes_without_a_trace(pod: &str) {
+    let uid = &uid(pod);
+    delete(pod);
     until("the volume is unmounted", PATIENCE, || mounts(&[uid]).is_empty().then_some(()));
     let kubelet = std::env::var("ORAS_CSI_KUBELET_DIR").expect("run this by `make test-node`");
     let folder = std::path::Path::new(&kubelet).join("pods").join(uid);
@@ -55,9 +57,7 @@ fn a_pod_reads_exactly_what_was_pushed_and_cannot_write() {
     assert!(logs.contains(&format!("{}  ./HelloWorldServer.jar", sum(jar))), "{logs}");
     assert!(logs.contains(&format!("{}  ./config/server.properties", sum("port=8080\n"))), "{logs}");
     assert_eq!(logs.matches("Read-only file system").count(), 2, "{logs}");
-    let uid = uid("reads");
-    delete("reads");
-    is_gone(&uid);
+    goes_without_a_trace("reads");
 }
 
 #[test]
@@ -121,8 +121,7 @@ fn the_node_sees_the_mount_read_only_and_it_outlives_the_driver() {
     assert_eq!(run(&mut kubectl(&["exec", "stays", "--", "cat", "/mnt/oras/file"])), "two");
 
     // The driver that never mounted it unmounts it.
-    delete("stays");
-    is_gone(&uid);
+    goes_without_a_trace("stays");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::text::is_invisible;
+
 /// Text of somebody else's, made fit for a terminal, a log line and a Kubernetes event.
 ///
 /// Terminal sequences (ECMA-48), control characters and marks that turn the direction of text (Unicode
@@ -87,12 +89,6 @@ fn skip_sequence(first: char, characters: &mut std::iter::Peekable<std::str::Cha
         }
         _ => {}
     }
-}
-
-fn is_invisible(character: char) -> bool {
-    matches!(character, '\u{00ad}' | '\u{034f}' | '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
-        | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl From<&str> for Printable {
