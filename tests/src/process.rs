@@ -56,8 +56,7 @@ impl Running {
 
     /// Asks it to end, as kubelet does, and waits.
     pub fn terminate(mut self) -> ExitStatus {
-        let id = self.child.id().to_string();
-        run(Command::new("kill").args(["-TERM", &id]));
+        signal(self.child.id(), "TERM");
         self.child.wait().expect("it was started")
     }
 
@@ -76,6 +75,24 @@ impl Drop for Running {
             eprintln!("--- {} ---\n{}", self.name, self.output());
         }
     }
+}
+
+/// Sends a signal by the shell's own `kill`: a small machine has no other.
+pub fn signal(process: u32, name: &str) {
+    run(Command::new("sh").args(["-c", &format!("kill -{name} {process}")]));
+}
+
+/// The children of a process on whose command line `words` stand.
+pub fn children(parent: u32, words: &str) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").expect("it is there").filter_map(Result::ok);
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_meant = |id: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let line = std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        status.lines().any(|line| line == format!("PPid:\t{parent}"))
+            && line.replace('\0', " ").contains(words)
+    };
+    ids.filter(is_meant).collect()
 }
 
 /// Runs to the end, whatever that is.

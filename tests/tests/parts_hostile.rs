@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
 use oras_csi_tests::parts::oras_csi;
-use oras_csi_tests::process::{run, try_run};
+use oras_csi_tests::process::{run, signal, try_run};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -225,7 +225,7 @@ fn a_byte_a_connection_is_given_up() {
 #[test]
 fn what_is_interrupted_leaves_nothing() {
     let bytes = vec![7; 4 << 20];
-    for signal in ["-INT", "-TERM"] {
+    for name in ["INT", "TERM"] {
         let registry = Hostile::start(file(&bytes), vec![bytes.clone()], Manner::Hang);
         let out = tempfile::tempdir().expect("a folder");
         let child = registry
@@ -239,7 +239,7 @@ fn what_is_interrupted_leaves_nothing() {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_ne!(entries(out.path()).len(), 0, "its store is there");
-        run(Command::new("kill").args([signal, &child.id().to_string()]));
+        signal(child.id(), name);
         let output = child.wait_with_output().expect("it was started");
         let words = failed_cleanly(&output, 1, out.path());
         assert!(words.contains("interrupted"), "{words}");
@@ -269,8 +269,8 @@ fn an_interruption_while_files_are_written_leaves_nothing() {
             .spawn()
             .expect("starts");
         std::thread::sleep(Duration::from_millis(60 + 60 * step));
-        // It may have ended by now.
-        try_run(Command::new("kill").args(["-INT", &child.id().to_string()]));
+        // It may have ended by now, but nobody has waited for it yet.
+        signal(child.id(), "INT");
         let output = child.wait_with_output().expect("it was started");
         if output.status.success() {
             assert_eq!(entries(out.path()), [out.path().join("tree")]);
