@@ -4,12 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bundle::Bundle;
 use crate::clock::{Clock, human, unix};
 use crate::error::Error;
 use crate::keep::{Folder, Keeper, SecretKeeper};
@@ -18,7 +20,7 @@ use crate::reload::{BETWEEN_TRIES, Publication, Reloader, TRIES};
 use crate::settings::{Issuance, Settings, Source};
 use crate::store::CertificateStore;
 use crate::tls;
-use crate::trust::{Live, TrustKeeper, judge};
+use crate::trust::{Live, TrustKeeper, judge, tell};
 
 /// How often the first look is tried while the API server is away.
 const FIRST_TRIES: u32 = 6;
@@ -62,7 +64,8 @@ pub(crate) async fn start_with_clock(
     tasks: &TaskTracker,
     clock: Clock,
 ) -> Result<Certificates, Error> {
-    let Settings { source, names, issuance, webhook_configuration, poll } = settings;
+    let Settings { source, names, issuance, webhook_configuration, validating_webhook_configuration, poll } =
+        settings;
     let need = |what| client.clone().ok_or(Error::NoClient { what });
     let keeper = match source {
         Source::Folder(path) => Keeper::Folder(Folder::new(path)),
@@ -71,24 +74,31 @@ pub(crate) async fn start_with_clock(
             Keeper::Secret(Box::new(SecretKeeper::new(client, &namespace, &name)))
         }
     };
-    let (wanted, wanted_receiver) = watch::channel(Bundle::default());
-    let trust = match &webhook_configuration {
-        Some(name) => {
-            let client = need("keeping the caBundle of a webhook configuration in step")?;
-            Some(TrustKeeper::new(client, name, wanted_receiver, poll, clock.clone()))
-        }
+    let wanted = watch::Sender::default();
+    let cluster = || need("keeping the caBundle of a webhook configuration in step");
+    let mutating: Option<(TrustKeeper<MutatingWebhookConfiguration>, _)> = match &webhook_configuration {
+        Some(name) => Some(TrustKeeper::new(cluster()?, name, wanted.subscribe(), poll, clock.clone())),
         None => None,
     };
-    let live = trust.as_ref().map(|(_, live)| live.clone());
-    let publication = live.clone().map(|live| Publication { wanted, live });
+    let validating: Option<(TrustKeeper<ValidatingWebhookConfiguration>, _)> =
+        match &validating_webhook_configuration {
+            Some(name) => Some(TrustKeeper::new(cluster()?, name, wanted.subscribe(), poll, clock.clone())),
+            None => None,
+        };
+    let live = mutating.as_ref().map(|(_, live)| live.clone());
+    let publication = Publication { wanted, live: live.clone() };
     let mut reloader = Reloader::new(keeper, names, issuance, clock.clone(), publication);
     first_look(&mut reloader, issuance, &shutdown).await?;
 
     let store = reloader.store();
     let config = tls::server_config(store.clone())?;
     tasks.spawn(reloader.run(poll, shutdown.clone()));
-    if let Some((keeper, _)) = trust {
-        tasks.spawn(keeper.run(shutdown));
+    if let Some((keeper, _)) = mutating {
+        tasks.spawn(keeper.run(shutdown.clone()));
+    }
+    if let Some((keeper, live)) = validating {
+        tasks.spawn(keeper.run(shutdown.clone()));
+        tasks.spawn(tell(live, Arc::clone(&store), clock.clone(), poll, shutdown));
     }
     Ok(Certificates { config, store, live, clock })
 }
@@ -184,3 +194,7 @@ impl fmt::Debug for Certificates {
 #[cfg(test)]
 #[path = "certificates_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "validating_tests.rs"]
+mod validating_tests;

@@ -214,7 +214,9 @@ fn secret() -> Settings {
 #[tokio::test]
 async fn what_needs_an_api_server_says_so() {
     let root = tempfile::tempdir().unwrap();
-    for settings in [secret(), settings(root.path()).webhook_configuration(Some("oras"))] {
+    let folder = || settings(root.path());
+    let validating = folder().validating_webhook_configuration(Some("oras".to_owned()));
+    for settings in [secret(), folder().webhook_configuration(Some("oras")), validating] {
         let started = start(settings, None, CancellationToken::new(), &TaskTracker::new()).await;
         assert!(matches!(started, Err(Error::NoClient { .. })));
     }

@@ -23,8 +23,9 @@
 //! The contents are read every few seconds. A pair is taken if it parses, belongs together, covers all
 //! names and has not expired; else the last good one stays and [`Readiness`] says why. `ca.crt` may hold
 //! several CAs and `ca-previous.crt` those before: all are in the bundle. Where the bundle is published in
-//! a webhook configuration, a certificate of a new CA is served only once the live configuration trusts it,
-//! and CAs that nobody wants any more leave the bundle after a minute.
+//! a MutatingWebhookConfiguration, a certificate of a new CA is served only once the live configuration
+//! trusts it; nothing waits for a ValidatingWebhookConfiguration. CAs that nobody wants any more leave the
+//! bundle after a minute.
 //!
 //! To replace our CA, copy `ca.crt` to `ca-previous.crt` and write a new `ca.crt` and `ca.key`. It is not
 //! replaced by itself: it is good for ten years, [`Expiry`] tells when it ends, and after that an error
@@ -33,8 +34,8 @@
 //! # Rights
 //!
 //! For a Secret: `get` on it, and `update` on it if it is made empty beforehand (a chart can restrict both
-//! by name), else `create` in its namespace; only `get` with [`Issuance::External`]. For a webhook
-//! configuration: `list`, `watch` and `patch`, all restricted by name.
+//! by name), else `create` in its namespace; only `get` with [`Issuance::External`]. For each
+//! webhook configuration: `list`, `watch` and `patch`, all restricted by name.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

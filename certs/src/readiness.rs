@@ -51,7 +51,7 @@ impl Readiness {
         &self.certificate
     }
 
-    /// The live webhook configuration trusts the serving certificate, or none was named.
+    /// The live MutatingWebhookConfiguration trusts the serving certificate, or none was named.
     pub fn trust(&self) -> &Check {
         &self.trust
     }

@@ -34,7 +34,7 @@ pub(crate) struct Reloader {
     issuance: Issuance,
     clock: Clock,
     store: Arc<CertificateStore>,
-    publication: Option<Publication>,
+    publication: Publication,
     /// Our CA, as last read: it can be put back, and can sign while the API server is away.
     authority: Option<Arc<Authority>>,
     /// A certificate that is not served yet, because clients do not trust its CA yet.
@@ -43,12 +43,13 @@ pub(crate) struct Reloader {
     unkept: bool,
 }
 
-/// The way to and from whoever keeps the webhook configuration's `caBundle`.
+/// The way to and from those who keep the `caBundle` of webhook configurations.
+#[derive(Default)]
 pub(crate) struct Publication {
-    /// What shall be in it.
+    /// What shall be in them.
     pub(crate) wanted: watch::Sender<Bundle>,
-    /// What is in it.
-    pub(crate) live: watch::Receiver<Live>,
+    /// What is in the one that has to trust a certificate before it is served, if there is one.
+    pub(crate) live: Option<watch::Receiver<Live>>,
 }
 
 struct Held {
@@ -68,7 +69,7 @@ impl Reloader {
         names: Names,
         issuance: Issuance,
         clock: Clock,
-        publication: Option<Publication>,
+        publication: Publication,
     ) -> Self {
         let store = Arc::default();
         Self {
@@ -164,7 +165,7 @@ impl Reloader {
     fn external(&self, pair: &RawPair, bundle: Bundle, now: SystemTime) -> Result<Candidate, Error> {
         let place = self.keeper.place();
         let leaf = Leaf::parse(&place, &pair.certificate, &pair.key, &self.names, now)?;
-        if self.publication.is_some()
+        if self.publication.live.is_some()
             && !bundle.is_empty()
             && let Err(reason) = bundle.vouches_for(leaf.chain(), now)
         {
@@ -253,15 +254,15 @@ impl Reloader {
         }
         let held = self.held.take();
         let serving = self.store.serving();
-        if let Some(publication) = &self.publication {
-            publication.wanted.send_if_modified(|wanted| {
-                let news = *wanted != bundle;
-                if news {
-                    *wanted = bundle;
-                }
-                news
-            });
-            let live = publication.live.borrow();
+        self.publication.wanted.send_if_modified(|wanted| {
+            let news = *wanted != bundle;
+            if news {
+                *wanted = bundle;
+            }
+            news
+        });
+        if let Some(live) = &self.publication.live {
+            let live = live.borrow();
             if let Some(serving) = &serving
                 && serving.leaf != leaf
                 && trusts(&live, serving.leaf.chain(), now)

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use http::Method;
 use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
 
@@ -18,7 +19,7 @@ use crate::testing::{FakeApi, Hands, names, now, other_names};
 const DAY: Duration = Duration::from_hours(24);
 
 fn reloader(keeper: Keeper, hands: &Hands, publication: Option<Publication>) -> Reloader {
-    Reloader::new(keeper, names(), Issuance::Automatic, hands.clock(), publication)
+    Reloader::new(keeper, names(), Issuance::Automatic, hands.clock(), publication.unwrap_or_default())
 }
 
 fn in_folder(path: &Path, hands: &Hands) -> Reloader {
@@ -276,15 +277,16 @@ fn live(bundle: &Bundle) -> Live {
         "name": "pods.oras.land", "sideEffects": "None", "admissionReviewVersions": ["v1"],
         "clientConfig": {"caBundle": ByteString(bundle.pem().into_bytes())},
     });
-    let object = serde_json::from_value(json!({"metadata": {}, "webhooks": [webhook]})).unwrap();
+    let object = json!({"metadata": {}, "webhooks": [webhook]});
+    let object: MutatingWebhookConfiguration = serde_json::from_value(object).unwrap();
     Live::found("oras", &object, true)
 }
 
 #[tokio::test]
 async fn a_leaf_of_a_new_ca_waits_until_the_live_configuration_trusts_it() {
     let (wanted, published) = watch::channel(Bundle::default());
-    let (live_sender, live_receiver) = watch::channel(Live::unknown("oras"));
-    let publication = Publication { wanted, live: live_receiver };
+    let (live_sender, live_receiver) = watch::channel(Live::unknown::<MutatingWebhookConfiguration>("oras"));
+    let publication = Publication { wanted, live: Some(live_receiver) };
     let (api, mut reloader) = in_secret(&Hands::default(), Some(publication));
     reloader.look().await.unwrap();
     let old = served(&reloader);
@@ -317,9 +319,9 @@ async fn a_leaf_of_a_new_ca_waits_until_the_live_configuration_trusts_it() {
 #[tokio::test]
 async fn a_renewal_under_a_trusted_ca_does_not_wait() {
     let (wanted, published) = watch::channel(Bundle::default());
-    let (live_sender, live_receiver) = watch::channel(Live::unknown("oras"));
+    let (live_sender, live_receiver) = watch::channel(Live::unknown::<MutatingWebhookConfiguration>("oras"));
     let hands = Hands::default();
-    let (_, mut reloader) = in_secret(&hands, Some(Publication { wanted, live: live_receiver }));
+    let (_, mut reloader) = in_secret(&hands, Some(Publication { wanted, live: Some(live_receiver) }));
     reloader.look().await.unwrap();
     live_sender.send(live(&published.borrow())).unwrap();
     let first = served(&reloader);
@@ -332,9 +334,10 @@ async fn a_renewal_under_a_trusted_ca_does_not_wait() {
 async fn where_the_bundle_is_published_a_pair_that_it_does_not_trust_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let (wanted, _published) = watch::channel(Bundle::default());
-    let (_live, live_receiver) = watch::channel(Live::unknown("oras"));
+    let (_live, live_receiver) = watch::channel(Live::unknown::<MutatingWebhookConfiguration>("oras"));
     let keeper = Keeper::Folder(Folder::new(root.path().to_owned()));
-    let mut reloader = reloader(keeper, &Hands::default(), Some(Publication { wanted, live: live_receiver }));
+    let mut reloader =
+        reloader(keeper, &Hands::default(), Some(Publication { wanted, live: Some(live_receiver) }));
     reloader.look().await.unwrap();
     let ours = served(&reloader);
     let (authority, theirs) = elsewhere(&names());
@@ -369,7 +372,8 @@ async fn two_processes_with_other_names_do_not_take_turns_in_overwriting() {
     let hands = Hands::default();
     let mut one = in_folder(root.path(), &hands);
     let keeper = Keeper::Folder(Folder::new(root.path().to_owned()));
-    let mut two = Reloader::new(keeper, other_names(), Issuance::Automatic, hands.clock(), None);
+    let mut two =
+        Reloader::new(keeper, other_names(), Issuance::Automatic, hands.clock(), Publication::default());
     one.look().await.unwrap();
     two.look().await.unwrap();
     let (first, second) = (served(&one), served(&two));

@@ -109,6 +109,7 @@ pub struct Settings {
     pub(crate) names: Names,
     pub(crate) issuance: Issuance,
     pub(crate) webhook_configuration: Option<String>,
+    pub(crate) validating_webhook_configuration: Option<String>,
     pub(crate) poll: Duration,
 }
 
@@ -116,7 +117,14 @@ impl Settings {
     /// Certificates kept in `source` for a server called `names`; automatic issuance, no webhook
     /// configuration, [`DEFAULT_POLL`].
     pub fn new(source: Source, names: Names) -> Self {
-        Self { source, names, issuance: Issuance::default(), webhook_configuration: None, poll: DEFAULT_POLL }
+        Self {
+            source,
+            names,
+            issuance: Issuance::default(),
+            webhook_configuration: None,
+            validating_webhook_configuration: None,
+            poll: DEFAULT_POLL,
+        }
     }
 
     /// Who makes the certificate.
@@ -131,6 +139,15 @@ impl Settings {
     #[must_use]
     pub fn webhook_configuration(mut self, name: Option<impl Into<String>>) -> Self {
         self.webhook_configuration = name.map(Into::into);
+        self
+    }
+
+    /// The ValidatingWebhookConfiguration whose `caBundle` shall be kept in step too. For one that can be
+    /// done without (`failurePolicy: Ignore`): neither readiness nor a new certificate waits for it, and
+    /// the log says why while it is missing or does not trust the certificate.
+    #[must_use]
+    pub fn validating_webhook_configuration(mut self, name: Option<String>) -> Self {
+        self.validating_webhook_configuration = name;
         self
     }
 

@@ -1,6 +1,7 @@
 //! What several tests need.
 
 mod api;
+mod log;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use crate::clock::Clock;
 use crate::settings::Names;
 
 pub(crate) use api::FakeApi;
+pub(crate) use log::Warnings;
 
 /// A fixed moment, whole seconds as certificates have them.
 pub(crate) fn now() -> SystemTime {

@@ -1,4 +1,4 @@
-//! Keeping the `caBundle` of a MutatingWebhookConfiguration in step with the CAs that we serve from.
+//! Keeping the `caBundle` of webhook configurations in step with the CAs that we serve from.
 //!
 //! A watch for the life of the process: whoever empties or replaces the bundle gets it back. Each webhook
 //! of the configuration is looked at, and nothing but its `caBundle` is ever written.
@@ -15,15 +15,19 @@
 //!
 //! A configuration with the annotation `cert-manager.io/inject-ca-from` (or its siblings) is never
 //! patched; readiness then waits for cert-manager's injector.
+//!
+//! Readiness waits for the MutatingWebhookConfiguration alone. Of the other kind, which is there to warn,
+//! [`tell`] tells the log.
 
+mod configuration;
 mod live;
 mod plan;
+mod telling;
 
 use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watch_object};
@@ -35,8 +39,10 @@ use crate::bundle::Bundle;
 use crate::clock::Clock;
 use crate::error::api_words;
 
+use configuration::Configuration;
 pub(crate) use live::{Live, judge, trusts};
 use plan::{Plan, plan};
+pub(crate) use telling::tell;
 
 /// Who writes, for the API server's record.
 const FIELD_MANAGER: &str = "oras-csi-certs";
@@ -50,13 +56,13 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Keeps one configuration's `caBundle` in step.
-pub(crate) struct TrustKeeper {
-    api: Api<MutatingWebhookConfiguration>,
+pub(crate) struct TrustKeeper<C> {
+    api: Api<C>,
     name: String,
     wanted: watch::Receiver<Bundle>,
     live: watch::Sender<Live>,
     clock: Clock,
-    configuration: Option<MutatingWebhookConfiguration>,
+    configuration: Option<C>,
     /// When CAs that are not ours were first seen.
     others_since: Option<Instant>,
     grace: Duration,
@@ -65,7 +71,7 @@ pub(crate) struct TrustKeeper {
     pause: Option<Instant>,
 }
 
-impl TrustKeeper {
+impl<C: Configuration> TrustKeeper<C> {
     /// A keeper of the configuration `name`, with what it shall publish, and how often replicas look for
     /// changes of that; and what it knows of the live one.
     pub(crate) fn new(
@@ -75,7 +81,7 @@ impl TrustKeeper {
         poll: Duration,
         clock: Clock,
     ) -> (Self, watch::Receiver<Live>) {
-        let (live, receiver) = watch::channel(Live::unknown(name));
+        let (live, receiver) = watch::channel(Live::unknown::<C>(name));
         let keeper = Self {
             api: Api::all(client),
             name: name.to_owned(),
@@ -123,12 +129,12 @@ impl TrustKeeper {
         }
     }
 
-    fn seen(&mut self, configuration: Option<MutatingWebhookConfiguration>) {
+    fn seen(&mut self, configuration: Option<C>) {
         let live = if let Some(found) = &configuration {
             Live::found(&self.name, found, self.expects_us())
         } else {
             self.others_since = None;
-            Live::missing(&self.name)
+            Live::missing::<C>(&self.name)
         };
         self.configuration = configuration;
         // What was refused before may go through now.
@@ -145,8 +151,14 @@ impl TrustKeeper {
             other => other.to_string(),
         };
         let trouble = format!("it cannot be watched: {words}; grant list and watch on it");
-        tracing::warn!(configuration = %self.name, %words, "webhook configuration cannot be watched");
-        self.live.send_modify(|live| live.set_trouble(Some(trouble)));
+        if self.note(trouble) {
+            tracing::warn!(kind = C::KIND, configuration = %self.name, %words, "webhook configuration cannot be watched");
+        }
+    }
+
+    /// Notes a failure; true if it is to be logged.
+    fn note(&self, trouble: String) -> bool {
+        self.live.send_if_modified(|live| live.set_trouble(trouble)) || C::AWAITED
     }
 
     fn expects_us(&self) -> bool {
@@ -157,7 +169,7 @@ impl TrustKeeper {
         self.live.send_if_modified(|known| {
             let news = *known != live;
             if news {
-                tracing::debug!(configuration = %self.name, "webhook configuration seen");
+                tracing::debug!(kind = C::KIND, configuration = %self.name, "webhook configuration seen");
                 *known = live;
             }
             news
@@ -184,7 +196,7 @@ impl TrustKeeper {
                     PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
                 match self.api.patch(&self.name, &params, &Patch::Json::<()>(patch)).await {
                     Ok(patched) => {
-                        tracing::info!(configuration = %self.name, ?webhooks, "caBundle set");
+                        tracing::info!(kind = C::KIND, configuration = %self.name, ?webhooks, "caBundle set");
                         self.refusals = 0;
                         if prune {
                             self.others_since = None;
@@ -208,9 +220,10 @@ impl TrustKeeper {
         let wait = (FIRST_WAIT * 2u32.saturating_pow(self.refusals.min(16))).min(LONGEST_WAIT);
         self.refusals = self.refusals.saturating_add(1);
         // A failed test (422) or a conflict means that the object has changed: the watch brings it.
-        tracing::warn!(configuration = %self.name, %words, ?wait, "caBundle not set, trying again");
         let trouble = format!("its caBundle cannot be set: {words}; grant patch on it");
-        self.live.send_modify(|live| live.set_trouble(Some(trouble)));
+        if self.note(trouble) {
+            tracing::warn!(kind = C::KIND, configuration = %self.name, %words, ?wait, "caBundle not set, trying again");
+        }
         Instant::now() + wait
     }
 }

@@ -17,6 +17,7 @@ pub mod name;
 pub mod path;
 pub mod pattern;
 pub mod platform;
+pub mod policy;
 pub mod recipe;
 pub mod reference;
 pub mod registry;

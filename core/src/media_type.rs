@@ -31,6 +31,11 @@ impl MediaType {
     }
 }
 
+/// A media type without its parameters, in lower case: media types are compared so (RFC 6838, section 4.2).
+pub fn essence(media_type: &str) -> String {
+    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
 impl FromStr for MediaType {
     type Err = MediaTypeError;
 

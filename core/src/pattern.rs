@@ -72,6 +72,16 @@ impl RegistryPattern {
         self.host.matches(registry)
             && self.path.as_ref().is_none_or(|segments| match_segments(segments, &path()))
     }
+
+    /// Whether it names some repository of that registry.
+    pub fn matches_registry(&self, registry: &RegistryHost) -> bool {
+        self.host.matches(registry)
+    }
+
+    /// Whether it names every repository of the registries that it names.
+    pub fn is_host_alone(&self) -> bool {
+        self.path.is_none()
+    }
 }
 
 impl HostPattern {

@@ -1,5 +1,5 @@
-//! The whole way of one request, in an order that is fixed: intent, policy on names, network,
-//! patch. Nothing of a pod that policy refuses ever reaches a registry.
+//! The whole way of one request, in an order that is fixed: intent, policy on names, network, policy on
+//! what was found, patch. Nothing of a pod that policy refuses ever reaches a registry.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,10 +19,12 @@ use crate::denial::{At, Denial};
 use crate::intent::{self, Content, Intent, Named, Origin, Registries, VolumeIntent, Wanted};
 use crate::metrics::{Metrics, RequestOutcome};
 use crate::patch::{self, PlannedVolume};
+use crate::policy::judge::{Findings, Opinion, opinions};
+use crate::policy::{Policies, Rulebook};
 use crate::resolve::{Needs, Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
-use crate::rules::RegistryRules;
 use crate::view::Pod;
+use crate::workload;
 
 /// The annotation that kubelet gives the API server's copy of a static pod.
 const MIRROR_POD: &str = "kubernetes.io/config.mirror";
@@ -36,7 +38,7 @@ const AUDIT_PINNED: &str = "pinned";
 pub struct Admission {
     resolver: Resolver,
     registries: Arc<dyn Registries>,
-    rules: RegistryRules,
+    policies: Arc<Policies>,
     metrics: Arc<Metrics>,
 }
 
@@ -47,11 +49,18 @@ pub struct Outcome {
     warnings: Vec<String>,
     pinned: Option<String>,
     volumes: Vec<(String, CanonicalVolume)>,
+    audit: BTreeMap<String, String>,
 }
 
 impl Outcome {
     fn untouched() -> Self {
-        Self { patch: Patch(Vec::new()), warnings: Vec::new(), pinned: None, volumes: Vec::new() }
+        Self {
+            patch: Patch(Vec::new()),
+            warnings: Vec::new(),
+            pinned: None,
+            volumes: Vec::new(),
+            audit: BTreeMap::new(),
+        }
     }
 
     /// What to change; empty where nothing has to be.
@@ -67,6 +76,11 @@ impl Outcome {
     /// The value of `oras.land/pinned`; `None` for a pod that has no volume of ours.
     pub fn pinned(&self) -> Option<&str> {
         self.pinned.as_deref()
+    }
+
+    /// What is noted in the API server's audit log, by key.
+    pub fn audit(&self) -> &BTreeMap<String, String> {
+        &self.audit
     }
 
     /// The canonical volumes by their names in the pod, in the order of [`Admission::asks`].
@@ -105,6 +119,7 @@ impl AskedVolume {
 pub struct Asked {
     named: Named,
     denial: Option<Denial>,
+    opinions: Vec<Opinion>,
 }
 
 impl Asked {
@@ -118,23 +133,33 @@ impl Asked {
         &self.named.reference
     }
 
-    /// The refusal of the rules, where they have one.
+    /// The refusal of the policies, where they have one.
     pub fn denial(&self) -> Option<&Denial> {
         self.denial.as_ref()
+    }
+
+    /// What each policy says of its name.
+    pub fn opinions(&self) -> &[Opinion] {
+        &self.opinions
     }
 }
 
 impl Admission {
-    /// Over a registry, with what the administrator says of registries, and the rules.
+    /// Over a registry, with what the administrator says of registries, and the policies.
     pub fn new(
         registry: Arc<dyn Registry>,
         registries: Arc<dyn Registries>,
-        rules: RegistryRules,
+        policies: Arc<Policies>,
         settings: ResolverSettings,
         metrics: Arc<Metrics>,
     ) -> Self {
         let resolver = Resolver::new(registry, settings, Arc::clone(&metrics));
-        Self { resolver, registries, rules, metrics }
+        Self { resolver, registries, policies, metrics }
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// Answers a review.
@@ -144,6 +169,7 @@ impl Admission {
                 self.metrics.request(RequestOutcome::Untouched);
                 return review.allow();
             }
+            Subject::Workload(workload) => return self.tell(review, workload, deadline).await,
             Subject::Unreadable(denial) => Err(denial.clone()),
             Subject::NewPod(pod) => self.admit_pod(pod, review.namespace(), deadline).await,
         };
@@ -164,8 +190,22 @@ impl Admission {
         }
     }
 
+    /// What the pods of a workload will meet.
+    async fn tell(&self, review: &Review, workload: &Value, deadline: Deadline) -> ReviewResponse {
+        let words = match workload::template(workload) {
+            None => Vec::new(),
+            Some(pod) => workload::tell(workload, self.admit_pod(pod, review.namespace(), deadline).await),
+        };
+        self.metrics.request(if words.is_empty() {
+            RequestOutcome::Untouched
+        } else {
+            RequestOutcome::Warned
+        });
+        review.warned(words)
+    }
+
     fn answer(&self, review: &Review, outcome: Outcome) -> ReviewResponse {
-        let Outcome { patch, warnings, pinned, volumes: _ } = outcome;
+        let Outcome { patch, warnings, pinned, volumes: _, mut audit } = outcome;
         self.metrics.request(match (&pinned, patch.0.is_empty()) {
             (_, false) => RequestOutcome::Patched,
             (Some(_), true) => RequestOutcome::Unchanged,
@@ -174,28 +214,48 @@ impl Admission {
         if let Some(pinned) = &pinned {
             tracing::info!(uid = review.uid(), namespace = review.namespace(), pinned, "admitted");
         }
-        let audit: BTreeMap<String, String> =
-            pinned.into_iter().map(|pinned| (AUDIT_PINNED.to_owned(), pinned)).collect();
+        audit.extend(pinned.map(|pinned| (AUDIT_PINNED.to_owned(), pinned)));
         review.patched(&patch, warnings, audit)
     }
 
-    /// What a pod asks for, and what the rules say of it. Pure: no registry hears of it.
-    pub fn asks(&self, pod: &Value) -> Result<Vec<AskedVolume>, Denial> {
+    /// What a pod of a namespace asks for, and what policies say of it. No registry hears of it.
+    pub async fn asks(
+        &self,
+        pod: &Value,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<AskedVolume>, Denial> {
         let pod = Pod::read(pod)?;
         if is_left_alone(&pod) {
             return Ok(Vec::new());
         }
-        let ask = |named: Named| Asked { denial: self.rules.check(&named).err(), named };
-        let volumes = intent::read(&pod, self.registries.as_ref())?.volumes.into_iter().map(|volume| {
+        let intent = intent::read(&pod, self.registries.as_ref())?;
+        if intent.volumes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let book = self.policies.rulebook(namespace, deadline).await?;
+        let ask = |named: Named| {
+            let denial = Findings::default().check_name(&book, &named, &self.metrics).err();
+            Asked { denial, opinions: opinions(&book, &named.reference), named }
+        };
+        let volumes = intent.volumes.into_iter().map(|volume| {
             let references = volume.references().into_iter().map(ask).collect();
             AskedVolume { references, pinned: volume.pinned(), name: volume.name }
         });
         Ok(volumes.collect())
     }
 
+    /// What policies say of a reference in a namespace.
+    pub async fn opinions(
+        &self,
+        reference: &Reference,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<Opinion>, Denial> {
+        Ok(opinions(&self.policies.rulebook(namespace, deadline).await?, reference))
+    }
+
     /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`.
-    ///
-    /// `namespace` decides nothing yet; policies and rights will ask for it.
     pub async fn admit_pod(
         &self,
         pod: &Value,
@@ -207,12 +267,18 @@ impl Admission {
             return Ok(Outcome::untouched());
         }
         let Intent { volumes, mut warnings } = intent::read(&pod, self.registries.as_ref())?;
-        for volume in &volumes {
-            for named in volume.references() {
-                self.rules.check(&named)?;
+        let mut findings = Findings::default();
+        let mut book = None;
+        if !volumes.is_empty() {
+            let policies = self.policies.rulebook(namespace, deadline).await?;
+            for volume in &volumes {
+                for named in volume.references() {
+                    findings.check_name(&policies, &named, &self.metrics)?;
+                }
             }
+            tracing::debug!(namespace, volumes = volumes.len(), "intent is allowed");
+            book = Some(policies).filter(Rulebook::looks_at_contents);
         }
-        tracing::debug!(namespace, volumes = volumes.len(), "intent is allowed");
         let notes = Notes::read(&pod);
         let lookups: Vec<_> = volumes.iter().map(|volume| self.pin(volume, &notes, deadline)).collect();
         let mut resolved = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
@@ -221,6 +287,9 @@ impl Admission {
         let mut named = Vec::new();
         while let Some(volume) = resolved.next().await {
             let Pinned { intent, canonical, lines, warnings: more } = volume?;
+            if let Some(book) = &book {
+                self.check_contents(book, intent, &canonical, &mut findings, deadline).await?;
+            }
             pinned.insert(intent.name.clone(), lines);
             warnings.extend(more);
             planned.push(PlannedVolume {
@@ -233,7 +302,28 @@ impl Admission {
         }
         let pinned = if pinned.is_empty() { None } else { Some(Value::from_iter(pinned).to_string()) };
         let patch = patch::plan(&pod, &planned, pinned.as_deref());
-        Ok(Outcome { patch, warnings, pinned, volumes: named })
+        warnings.extend(findings.take_warnings());
+        Ok(Outcome { patch, warnings, pinned, volumes: named, audit: findings.into_audit() })
+    }
+
+    /// Asks policies about what the registry has under each digest of a volume.
+    async fn check_contents(
+        &self,
+        book: &Rulebook,
+        intent: &VolumeIntent,
+        canonical: &CanonicalVolume,
+        findings: &mut Findings,
+        deadline: Deadline,
+    ) -> Result<(), Denial> {
+        let layers = canonical.recipe().steps().iter().filter_map(Step::layer);
+        for (named, layer) in intent.references().into_iter().zip(layers) {
+            let needs =
+                Needs { past_cache: false, platform: layer.platform(), media_types: layer.media_types() };
+            let found = self.resolver.found(layer.reference(), needs, deadline).await;
+            let found = found.map_err(|failure| failure.denial(named.origin.at(), &named.reference))?;
+            findings.check_found(book, &named, &found, &self.metrics)?;
+        }
+        Ok(())
     }
 
     /// The canonical volume of an intent.

@@ -1,8 +1,11 @@
-//! Whether an artifact has anything to mount. Pure: it looks at manifests that somebody else fetched.
+//! What an artifact has: whether anything can be mounted, and what policies ask about. Pure: it looks at manifests that somebody else fetched.
 //!
 //! The driver decides what each layer becomes; this must never refuse what the driver would mount.
 
-use oras_csi_core::media_type::MediaType;
+use std::collections::BTreeMap;
+
+use oras_csi_core::media_type::{MediaType, essence};
+use oras_csi_core::policy::Found;
 use oras_csi_core::registry::manifest::{Document, Index, LayerDescriptor};
 
 use crate::denial::listed;
@@ -10,17 +13,26 @@ use crate::denial::listed;
 /// What is remembered of a manifest.
 #[derive(Clone, Debug)]
 pub(crate) enum Contents {
-    /// One artifact: its layers, each kind once.
-    Image(Vec<LayerKind>),
+    /// One artifact.
+    Image(Image),
     /// Several, one a platform.
     Index(Index),
 }
 
-/// All that matters here of a layer.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct LayerKind {
+/// One artifact: its type, and its layers, each kind once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Image {
+    artifact_type: String,
+    layers: Vec<LayerKind>,
+}
+
+/// The layers of one media type, with or without files in them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct LayerKind {
     media_type: String,
     has_files: bool,
+    /// The sum of their sizes, as the manifest states them.
+    size: u64,
 }
 
 /// Why nothing would be in the volume.
@@ -54,10 +66,14 @@ impl Contents {
         match document {
             Document::Index(index) => Self::Index(index.clone()),
             Document::Image(image) => {
-                let mut kinds: Vec<LayerKind> = image.layers().iter().map(LayerKind::of).collect();
-                kinds.sort();
-                kinds.dedup();
-                Self::Image(kinds)
+                let mut kinds: BTreeMap<(String, bool), u64> = BTreeMap::new();
+                for layer in image.layers() {
+                    let sum = kinds.entry(kind_of(layer)).or_default();
+                    *sum = sum.saturating_add(layer.descriptor().size());
+                }
+                let kind = |((media_type, has_files), size)| LayerKind { media_type, has_files, size };
+                let layers = kinds.into_iter().map(kind).collect();
+                Self::Image(Image { artifact_type: image.kind().to_owned(), layers })
             }
         }
     }
@@ -65,26 +81,20 @@ impl Contents {
     /// How much memory it takes, roughly, in layers and index entries.
     pub(crate) fn weight(&self) -> u32 {
         let entries = match self {
-            Self::Image(kinds) => kinds.len(),
+            Self::Image(image) => image.layers.len(),
             Self::Index(index) => index.entries().len(),
         };
         u32::try_from(entries).unwrap_or(u32::MAX).saturating_add(1)
     }
 }
 
-impl LayerKind {
-    fn of(layer: &LayerDescriptor) -> Self {
-        let media_type = essence(layer.descriptor().media_type());
-        let is_named = |key: &str| layer.annotations().get(key).is_some_and(|name| !name.is_empty());
-        let is_named = is_named(TITLE) || MODEL_PATHS.into_iter().any(is_named);
-        let has_files = is_named || is_tar(&media_type);
-        Self { media_type, has_files }
-    }
-}
-
-/// A media type without its parameters, in lower case: media types are compared so (RFC 6838, section 4.2).
-fn essence(media_type: &str) -> String {
-    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+/// The media type of a layer, and whether it has files.
+fn kind_of(layer: &LayerDescriptor) -> (String, bool) {
+    let media_type = essence(layer.descriptor().media_type());
+    let is_named = |key: &str| layer.annotations().get(key).is_some_and(|name| !name.is_empty());
+    let is_named = is_named(TITLE) || MODEL_PATHS.into_iter().any(is_named);
+    let has_files = is_named || is_tar(&media_type);
+    (media_type, has_files)
 }
 
 /// Whether the driver unpacks a layer of this type that has no title.
@@ -94,23 +104,34 @@ fn is_tar(essence: &str) -> bool {
     TAR_ENDINGS.into_iter().any(ends) || TARS.contains(&essence)
 }
 
-/// Whether a layer is left that has files, once `wanted` has chosen (empty: all).
-pub(crate) fn check(kinds: &[LayerKind], wanted: &[MediaType]) -> Result<(), Nothing> {
-    if kinds.is_empty() {
-        return Err(Nothing::NoLayers);
+impl Image {
+    /// The layers that are left once `wanted` has chosen (empty: all).
+    fn chosen<'a>(&'a self, wanted: &'a [MediaType]) -> impl Iterator<Item = &'a LayerKind> {
+        self.layers.iter().filter(|kind| {
+            wanted.is_empty() || wanted.iter().any(|one| essence(one.as_str()) == kind.media_type)
+        })
     }
-    let is_wanted = |kind: &&LayerKind| {
-        wanted.is_empty() || wanted.iter().any(|one| essence(one.as_str()) == kind.media_type)
-    };
-    let mut chosen = kinds.iter().filter(is_wanted).peekable();
-    if chosen.peek().is_none() {
-        let wanted = listed(wanted.iter().map(MediaType::as_str));
-        return Err(Nothing::NoMatch {
-            wanted,
-            found: listed(kinds.iter().map(|kind| kind.media_type.as_str())),
-        });
+
+    /// Whether a layer is left that has files, once `wanted` has chosen.
+    pub(crate) fn check(&self, wanted: &[MediaType]) -> Result<(), Nothing> {
+        if self.layers.is_empty() {
+            return Err(Nothing::NoLayers);
+        }
+        let mut chosen = self.chosen(wanted).peekable();
+        if chosen.peek().is_none() {
+            let wanted = listed(wanted.iter().map(MediaType::as_str));
+            let found = listed(self.layers.iter().map(|kind| kind.media_type.as_str()));
+            return Err(Nothing::NoMatch { wanted, found });
+        }
+        if chosen.any(|kind| kind.has_files) { Ok(()) } else { Err(Nothing::NoName) }
     }
-    if chosen.any(|kind| kind.has_files) { Ok(()) } else { Err(Nothing::NoName) }
+
+    /// What policies ask about. A layer counts also where nothing of it would be mounted: it is fetched by
+    /// whoever reads the manifest less strictly.
+    pub(crate) fn found(&self, wanted: &[MediaType]) -> Found {
+        let layers = self.chosen(wanted).map(|kind| (kind.media_type.clone(), kind.size)).collect();
+        Found { artifact_type: self.artifact_type.clone(), layers }
+    }
 }
 
 #[cfg(test)]
@@ -118,7 +139,7 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    fn contents(layers: &str) -> Vec<LayerKind> {
+    fn contents(layers: &str) -> Image {
         let digest = format!("sha256:{}", "0".repeat(64));
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
@@ -128,7 +149,7 @@ mod tests {
                 .replace(')', &format!(r#","digest":"{digest}","size":1}}"#))
         );
         match Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap()) {
-            Contents::Image(kinds) => kinds,
+            Contents::Image(image) => image,
             Contents::Index(_) => panic!("an image was written"),
         }
     }
@@ -149,7 +170,7 @@ mod tests {
     #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/c", "x/y"], Some("(a/c, x/y); it has a/b, a/tar.tar"))]
     fn nothing_is_said_in_words(#[case] layers: &str, #[case] wanted: &[&str], #[case] words: Option<&str>) {
         let wanted: Vec<MediaType> = wanted.iter().map(|text| text.parse().unwrap()).collect();
-        let found = check(&contents(layers), &wanted).map_err(|nothing| nothing.to_string());
+        let found = contents(layers).check(&wanted).map_err(|nothing| nothing.to_string());
         match words {
             None => assert_eq!(found, Ok(())),
             Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),

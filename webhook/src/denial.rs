@@ -64,10 +64,42 @@ pub enum At<'a> {
         /// The attribute's key.
         key: &'a str,
     },
+    /// A step of a recipe, counted from 1.
+    Step {
+        /// The annotation, or the volume with its attribute, that holds the recipe.
+        recipe: RecipeAt<'a>,
+        /// Which step.
+        step: usize,
+    },
+    /// A namespace as a whole.
+    Namespace(&'a str),
     /// A volume as a whole.
     Volume(&'a str),
     /// A field of the pod, by its path as `kubectl explain` takes it.
     Field(&'a str),
+}
+
+/// Where a recipe is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecipeAt<'a> {
+    /// In the annotation of that key.
+    Annotation(&'a str),
+    /// In an attribute of a volume.
+    Attribute {
+        /// The volume's name.
+        volume: &'a str,
+        /// The attribute's key.
+        key: &'a str,
+    },
+}
+
+impl<'a> RecipeAt<'a> {
+    fn at(self) -> At<'a> {
+        match self {
+            Self::Annotation(key) => At::Annotation(key),
+            Self::Attribute { volume, key } => At::Attribute { volume, key },
+        }
+    }
 }
 
 impl fmt::Display for At<'_> {
@@ -77,6 +109,8 @@ impl fmt::Display for At<'_> {
             Self::Attribute { volume, key } => {
                 write!(f, "volume {}, attribute {}", Shown::new(volume), Shown::new(key))
             }
+            Self::Step { recipe, step } => write!(f, "{}, step {step}", recipe.at()),
+            Self::Namespace(name) => write!(f, "namespace {}", Shown::new(name)),
             Self::Volume(name) => write!(f, "volume {}", Shown::new(name)),
             Self::Field(path) => write!(f, "{}", Shown::new(path)),
         }

@@ -1,19 +1,20 @@
 //! The admission webhook of oras-csi: what a pod asks for becomes a volume that says exactly which bytes.
 //!
 //! One request goes through these, in this order: [`review`] decodes, `view` and `intent` read the pod,
-//! [`rules`] refuse, `resolve` asks registries, `patch` plans, [`review`] answers. [`admit`] is the order;
+//! [`policy`] refuses, `resolve` asks registries, `patch` plans, [`review`] answers. [`admit`] is the order;
 //! [`server`] is HTTP around it.
 //!
-//! Architecture Invariant: `view`, `intent`, `rules`, `contents` and `patch` do no I/O.
+//! Architecture Invariant: `view`, `intent`, `policy::judge`, `contents` and `patch` do no I/O.
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod admit;
 pub mod denial;
 pub mod metrics;
+pub mod policy;
 pub mod review;
-pub mod rules;
 pub mod server;
+pub mod workload;
 
 mod contents;
 mod intent;

@@ -4,6 +4,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use oras_csi_core::policy::{Mode, Rule};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -22,6 +23,8 @@ pub(crate) enum RequestOutcome {
     Patched,
     /// Allowed; all was there already.
     Unchanged,
+    /// A workload whose pods will meet something that is worth a word.
+    Warned,
     /// Denied, with one of the few codes of a denial.
     Denied(Code),
     /// Answered with an HTTP error: the request is not an AdmissionReview that can be answered.
@@ -30,6 +33,15 @@ pub(crate) enum RequestOutcome {
     Overload,
     /// A bug.
     Crashed,
+}
+
+/// What a policy said of an artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Verdict {
+    /// No rule is broken.
+    Passed,
+    /// A rule is broken, of a policy in that mode.
+    Broken(Mode, Rule),
 }
 
 /// Where a tag's digest came from.
@@ -51,6 +63,7 @@ impl EncodeLabelValue for RequestOutcome {
             Self::Untouched => "untouched",
             Self::Patched => "patched",
             Self::Unchanged => "unchanged",
+            Self::Warned => "warned",
             Self::Denied(code) => {
                 return EncodeLabelValue::encode(&format!("denied_{}", code.number()), encoder);
             }
@@ -84,13 +97,22 @@ struct CacheLabels {
     cache: CacheOutcome,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerdictLabels {
+    verdict: &'static str,
+    rule: &'static str,
+}
+
 /// The webhook's metrics.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     resolve: Family<CacheLabels, Histogram, fn() -> Histogram>,
+    verdicts: Family<VerdictLabels, Counter>,
     slack: Histogram,
+    policies: Gauge,
+    unreadable_policies: Gauge,
     certificate_not_after: Gauge<f64, AtomicU64>,
 }
 
@@ -117,6 +139,20 @@ impl Metrics {
             Unit::Seconds,
             resolve.clone(),
         );
+        let verdicts = Family::default();
+        registry.register(
+            "policy_verdicts",
+            "What policies said of artifacts, one count a policy and artifact",
+            verdicts.clone(),
+        );
+        let policies = Gauge::default();
+        registry.register("policies", "Policies that are known", policies.clone());
+        let unreadable_policies = Gauge::default();
+        registry.register(
+            "unreadable_policies",
+            "Policies whose last generation cannot be read; an earlier one is in force, or nothing is allowed",
+            unreadable_policies.clone(),
+        );
         let slack = Histogram::new(SECONDS);
         registry.register_with_unit(
             "deadline_slack",
@@ -131,7 +167,32 @@ impl Metrics {
             Unit::Seconds,
             certificate_not_after.clone(),
         );
-        Self { registry, requests, resolve, slack, certificate_not_after }
+        Self {
+            registry,
+            requests,
+            resolve,
+            verdicts,
+            slack,
+            policies,
+            unreadable_policies,
+            certificate_not_after,
+        }
+    }
+
+    pub(crate) fn verdict(&self, verdict: Verdict) {
+        let (verdict, rule) = match verdict {
+            Verdict::Passed => ("passed", ""),
+            Verdict::Broken(Mode::Enforce, rule) => ("denied", rule.as_str()),
+            Verdict::Broken(Mode::Warn, rule) => ("warned", rule.as_str()),
+            Verdict::Broken(Mode::Audit, rule) => ("audited", rule.as_str()),
+        };
+        self.verdicts.get_or_create(&VerdictLabels { verdict, rule }).inc();
+    }
+
+    pub(crate) fn set_policies(&self, all: usize, unreadable: usize) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.policies.set(number(all));
+        self.unreadable_policies.set(number(unreadable));
     }
 
     pub(crate) fn request(&self, outcome: RequestOutcome) {

@@ -82,11 +82,22 @@ pub struct Review {
     subject: Subject,
 }
 
+/// Which webhook a review came for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// The one that pods go through.
+    Pods,
+    /// The one that tells what the pods of workloads will meet.
+    Workloads,
+}
+
 /// What a review is about.
 #[derive(Clone, Debug)]
 pub(crate) enum Subject {
     /// A pod that is being created.
     NewPod(Value),
+    /// A workload that is being created or changed.
+    Workload(Value),
     /// The same, with an object that cannot be read.
     Unreadable(Denial),
     /// Any other operation, kind or subresource: none of our business.
@@ -94,11 +105,11 @@ pub(crate) enum Subject {
 }
 
 impl Review {
-    /// Reads a body.
+    /// Reads a body that came for `hook`.
     ///
     /// Only the object of a request that matters is read at all, so a huge or odd `oldObject` of another
     /// request costs nothing.
-    pub fn decode(body: &[u8]) -> Result<Self, ReviewError> {
+    pub fn decode(hook: Hook, body: &[u8]) -> Result<Self, ReviewError> {
         // serde takes a list for a struct; the API server's decoder does not.
         if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
             return Err(ReviewError::Shape("it is a list, and not an object".to_owned()));
@@ -115,12 +126,20 @@ impl Review {
         let uid = request.uid.filter(|uid| !uid.is_empty()).ok_or(ReviewError::Missing("uid"))?;
         let operation = request.operation.ok_or(ReviewError::Missing("operation"))?;
         let resource = request.resource.ok_or(ReviewError::Missing("resource"))?;
+        let is_whole = request.sub_resource.is_none_or(|sub_resource| sub_resource.is_empty());
         let is_pods = resource.group.is_none_or(|group| group.is_empty())
             && resource.version.as_deref() == Some("v1")
             && resource.resource.as_deref() == Some("pods");
-        let is_whole = request.sub_resource.is_none_or(|sub_resource| sub_resource.is_empty());
-        let subject = if is_pods && is_whole && operation == "CREATE" {
+        let is_wanted = is_whole
+            && match hook {
+                Hook::Pods => is_pods && operation == "CREATE",
+                Hook::Workloads => !is_pods && matches!(operation.as_str(), "CREATE" | "UPDATE"),
+            };
+        let subject = if is_wanted {
             match request.object.map(|raw| serde_json::from_str(raw.get())) {
+                Some(Ok(object)) if hook == Hook::Workloads => Subject::Workload(object),
+                // It is never refused here, whatever it is.
+                _ if hook == Hook::Workloads => Subject::Other,
                 Some(Ok(pod)) => Subject::NewPod(pod),
                 Some(Err(error)) => Subject::Unreadable(Denial::rewrite(
                     At::Field("request.object"),
@@ -182,6 +201,11 @@ impl Review {
             audit_annotations: audit,
             ..Response::default()
         })
+    }
+
+    /// Yes, with words.
+    pub(crate) fn warned(&self, warnings: Vec<String>) -> ReviewResponse {
+        self.patched(&Patch(Vec::new()), warnings, BTreeMap::new())
     }
 
     /// No.
@@ -272,7 +296,7 @@ impl ReviewResponse {
     }
 }
 
-/// The API server cuts warnings to 256 characters each once all together exceed 4,096; these stay whole.
+/// The API server cuts warnings to 256 characters each once all together exceed 4,096 bytes; these stay whole.
 const LONGEST_WARNING: usize = 256;
 const LONGEST_WARNINGS: usize = 4_096;
 const LONGEST_LAST_WARNING: usize = 64;
@@ -280,12 +304,17 @@ const LONGEST_LAST_WARNING: usize = 64;
 /// Warnings within the API server's limits, the last one saying how many were left out.
 fn within_limits(warnings: Vec<String>) -> Vec<String> {
     let all = warnings.len();
+    let longest = if warnings.iter().map(String::len).sum::<usize>() > LONGEST_WARNINGS {
+        LONGEST_WARNING
+    } else {
+        usize::MAX
+    };
     let mut kept = Vec::new();
     let mut size = 0;
     for warning in warnings {
         // A warning travels in an HTTP header (RFC 7234, section 5.5).
         let warning: String = warning.chars().filter(|character| !character.is_control()).collect();
-        let warning = cut(warning, LONGEST_WARNING);
+        let warning = cut(warning, longest);
         size += warning.len();
         if size > LONGEST_WARNINGS - LONGEST_LAST_WARNING {
             kept.push(format!("and {} more warnings of this kind", all - kept.len()));
@@ -312,7 +341,7 @@ mod tests {
 
     #[test]
     fn reads_a_new_pod() {
-        let review = Review::decode(&review(&pod_request())).unwrap();
+        let review = Review::decode(Hook::Pods, &review(&pod_request())).unwrap();
         assert_eq!((review.uid(), review.namespace()), ("u-1", "team"));
         assert!(matches!(review.subject(), Subject::NewPod(pod) if *pod == json!({"metadata": {}})));
     }
@@ -330,7 +359,7 @@ mod tests {
     fn leaves_the_rest_alone(#[case] field: &str, #[case] value: Value) {
         let mut request = pod_request();
         request[field] = value;
-        let review = Review::decode(&review(&request)).unwrap();
+        let review = Review::decode(Hook::Pods, &review(&request)).unwrap();
         assert!(matches!(review.subject(), Subject::Other));
     }
 
@@ -343,7 +372,7 @@ mod tests {
     fn refuses_what_it_cannot_answer(#[case] field: &str, #[case] value: Value, #[case] words: &str) {
         let mut request = pod_request();
         request[field] = value;
-        let error = Review::decode(&review(&request)).unwrap_err();
+        let error = Review::decode(Hook::Pods, &review(&request)).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
 
@@ -360,7 +389,7 @@ mod tests {
     #[case(br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#, "request.uid")]
     #[case(b"\xff\xfe", "is not an AdmissionReview")]
     fn refuses_other_bodies(#[case] body: &[u8], #[case] words: &str) {
-        let error = Review::decode(body).unwrap_err();
+        let error = Review::decode(Hook::Pods, body).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
 
@@ -370,13 +399,13 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         let request = request.replace(r#"{"metadata":{}}"#, &deep);
         let body = format!(r#"{{"apiVersion":"{API_VERSION}","kind":"{KIND}","request":{request}}}"#);
-        let review = Review::decode(body.as_bytes()).unwrap();
+        let review = Review::decode(Hook::Pods, body.as_bytes()).unwrap();
         assert!(matches!(review.subject(), Subject::Unreadable(denial) if denial.code().number() == 400));
     }
 
     #[test]
     fn a_patch_is_a_base64_string_and_never_half_there() {
-        let review = Review::decode(&review(&pod_request())).unwrap();
+        let review = Review::decode(Hook::Pods, &review(&pod_request())).unwrap();
         let patch: Patch = serde_json::from_value(json!([{"op": "add", "path": "/a", "value": 1}])).unwrap();
         let answer = serde_json::to_value(review.patched(&patch, vec![], BTreeMap::new())).unwrap();
         assert_eq!(answer["response"]["uid"], "u-1");
@@ -391,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_denial_has_a_code_a_reason_and_a_wait() {
-        let review = Review::decode(&review(&pod_request())).unwrap();
+        let review = Review::decode(Hook::Pods, &review(&pod_request())).unwrap();
         let denial = Denial::new(crate::denial::Code::TooManyRequests, At::Volume("v"), None, "no", "wait")
             .with_retry_after(Some(7));
         let answer = serde_json::to_value(review.denied(&denial)).unwrap();
@@ -411,5 +440,7 @@ mod tests {
         let last = kept.last().unwrap();
         assert!(last.contains(&format!("{} more", 100 - (kept.len() - 1))), "{last}");
         assert_eq!(within_limits(vec!["a".into()]), ["a"]);
+        let long = "x".repeat(3_000);
+        assert_eq!(within_limits(vec![long.clone()]), [long], "one that is alone is not cut");
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP around [`Admission`]: `POST /mutate`, `/healthz`, `/readyz` and `/metrics`, and how it all ends.
+//! HTTP around [`Admission`]: `POST /mutate` and `/warn`, `/healthz`, `/readyz` and `/metrics`, and how it all ends.
 //!
 //! An answer with a uid is HTTP 200, whatever it says. An HTTP error means that there is no uid to answer
 //! to, which the API server takes for a failure of the webhook.
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admit::Admission;
 use crate::metrics::{Metrics, RequestOutcome};
-use crate::review::Review;
+use crate::review::{Hook, Review};
 
 /// The longest body: the API server's own limit is 3 MiB an object, of which a review has two.
 pub const LONGEST_BODY: usize = 8 << 20;
@@ -62,7 +62,7 @@ impl Health for oras_csi_certs::Certificates {
 pub struct ServerSettings {
     /// How long a request may take that says no `?timeout=`.
     pub default_timeout: Duration,
-    /// How many reviews may be at work; more are turned away at once.
+    /// How many reviews may be on their way in; more are turned away at once.
     pub most_requests: usize,
     /// How long to answer on, not ready, once the end is asked for, so that clients go elsewhere.
     pub lame_duck: Duration,
@@ -117,11 +117,14 @@ impl App {
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/mutate", post(mutate))
+        .route("/mutate", post(|State(app), request| answer(app, Hook::Pods, request)))
+        .route("/warn", post(|State(app), request| answer(app, Hook::Workloads, request)))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there is /mutate, /healthz, /readyz and /metrics\n") })
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, "there is /mutate, /warn, /healthz, /readyz and /metrics\n")
+        })
         .layer(middleware::from_fn_with_state(Arc::clone(&app), around))
         .with_state(app)
 }
@@ -170,14 +173,17 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     response
 }
 
-async fn mutate(State(app): State<Arc<App>>, request: Request) -> Response {
-    let Ok(_slot) = app.slots.try_acquire() else {
+async fn answer(app: Arc<App>, hook: Hook, request: Request) -> Response {
+    let Ok(slot) = app.slots.try_acquire() else {
         app.metrics.request(RequestOutcome::Overload);
         let wait = [(header::RETRY_AFTER, "1")];
         return (StatusCode::SERVICE_UNAVAILABLE, wait, "too many reviews are at work\n").into_response();
     };
     let deadline = deadline(Instant::now(), request.uri().query(), app.settings.default_timeout);
-    match read(request, deadline).await {
+    let read = read(hook, request, deadline).await;
+    // Whoever waits for a registry takes nobody's place.
+    drop(slot);
+    match read {
         Ok(review) => Json(app.admission.review(&review, deadline).await).into_response(),
         Err((status, words)) => {
             app.metrics.request(RequestOutcome::Unreadable);
@@ -187,7 +193,7 @@ async fn mutate(State(app): State<Arc<App>>, request: Request) -> Response {
     }
 }
 
-async fn read(request: Request, deadline: Instant) -> Result<Review, (StatusCode, String)> {
+async fn read(hook: Hook, request: Request, deadline: Instant) -> Result<Review, (StatusCode, String)> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(is_json) {
         let words = "the content type is not application/json";
@@ -203,7 +209,7 @@ async fn read(request: Request, deadline: Instant) -> Result<Review, (StatusCode
         Ok(Err(error)) => return Err((StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))),
         Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned())),
     };
-    Review::decode(&body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
+    Review::decode(hook, &body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 /// The whole body, or `None` where it is longer than it may be, whatever its announced length.
@@ -272,7 +278,13 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     if app.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
-    let (is_ready, words) = app.health.report();
+    let (mut is_ready, mut words) = app.health.report();
+    if !app.admission.policies().is_synced() {
+        is_ready = false;
+        words.push_str(
+            "\npolicies: not read yet; is the ArtifactPolicy resource installed, and may it be watched?",
+        );
+    }
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{words}\n")).into_response()
 }
@@ -280,6 +292,8 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let not_after = app.health.certificate_not_after().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     app.metrics.set_certificate_not_after(not_after.map_or(0.0, |since| since.as_secs_f64()));
+    let (policies, unreadable) = app.admission.policies().counts();
+    app.metrics.set_policies(policies, unreadable);
     match app.metrics.encode() {
         Ok(text) => {
             let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];

@@ -151,13 +151,12 @@ async fn the_api_servers_timeout_bounds_the_work() {
 
 #[tokio::test]
 async fn too_many_at_once_are_turned_away() {
-    let bench = Bench::new();
-    bench.registry.set("slow.io/a:1", Behaviour::Hangs);
     let settings = ServerSettings { most_requests: 1, ..ServerSettings::default() };
-    let routes = router(bench.app(FixedHealth(true), settings));
+    let routes = router(Bench::new().app(FixedHealth(true), settings));
+    let never = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
     let slow = tokio::spawn({
-        let (routes, body) = (routes.clone(), review(&pod(&[("artifact", "slow.io/a:1")])).to_string());
-        async move { ask(&routes, post(body)).await }
+        let routes = routes.clone();
+        async move { ask(&routes, post(never)).await }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     let (status, _) = ask(&routes, post(review(&pod(&[])).to_string())).await;
@@ -166,6 +165,78 @@ async fn too_many_at_once_are_turned_away() {
     slow.abort();
     let _ = slow.await;
     assert_eq!(ask(&routes, post(review(&pod(&[])).to_string())).await.0, StatusCode::OK);
+}
+
+/// Many more wait for a registry that says nothing than may be on their way in at once.
+#[tokio::test]
+async fn a_registry_that_stalls_costs_nobody_else_anything() {
+    let bench = Bench::new();
+    bench.registry.set("slow.io/a:1", Behaviour::Hangs);
+    let settings = ServerSettings { most_requests: 8, ..ServerSettings::default() };
+    let routes = router(bench.app(FixedHealth(true), settings));
+    let of = |reference: &str| review(&pod(&[("artifact", reference)])).to_string();
+    let mut stalled = tokio::task::JoinSet::new();
+    for _ in 0..400 {
+        let (routes, body) = (routes.clone(), of("slow.io/a:1"));
+        stalled.spawn(async move { ask(&routes, post(body)).await.1 });
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let started = Instant::now();
+    for number in 0..100 {
+        let (status, body) = ask(&routes, post(of(&format!("r.io/a:{number}")))).await;
+        assert!(status == StatusCode::OK && body.contains("@sha256:"), "{body}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // By now the registry counts as silent: whoever comes after so many is told at once.
+    let started = Instant::now();
+    let (_, body) = ask(&routes, post(of("slow.io/a:1"))).await;
+    assert!(body.contains("400 requests wait for that registry already"), "{body}");
+    assert!(started.elapsed() < Duration::from_secs(1));
+    stalled.abort_all();
+}
+
+#[tokio::test]
+async fn whoever_applies_a_workload_is_told_what_its_pods_will_meet() {
+    let bench = Bench::new();
+    bench.registry.set("r.io/none:1", Behaviour::Fails(support::not_found("r.io/none:1")));
+    let routes = router(bench.app(FixedHealth(true), ServerSettings::default()));
+    let about = async |object: Value, operation: &str| {
+        let mut review = review(&object);
+        review["request"]["operation"] = json!(operation);
+        review["request"]["resource"] = json!({"group": "apps", "version": "v1", "resource": "deployments"});
+        let request = Request::post("/warn?timeout=5s").header("content-type", "application/json");
+        let (status, body) = ask(&routes, request.body(Body::from(review.to_string())).unwrap()).await;
+        assert_eq!(status, StatusCode::OK);
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(answer["response"]["allowed"], true, "{answer}");
+        assert!(answer["response"]["patch"].is_null() && answer["response"]["auditAnnotations"].is_null());
+        answer["response"]["warnings"].to_string()
+    };
+    let deployment = |reference: &str| {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+            "spec": {"template": pod(&[("artifact", reference)])}})
+    };
+    assert!(about(deployment("r.io/a:1"), "CREATE").await.contains("pods of this Deployment: annotation"));
+    let words = about(deployment("r.io/none:1"), "UPDATE").await;
+    assert!(
+        words.contains("would be denied: annotation oras.land/artifact: \\\"r.io/none:1\\\" does not exist"),
+        "{words}"
+    );
+    assert!(about(deployment("team/app"), "CREATE").await.contains("docker.io/team/app"));
+    let mut misplaced = deployment("r.io/a:1");
+    misplaced["metadata"]["annotations"] = json!({"oras.land/artifact": "r.io/a:1"});
+    assert!(about(misplaced, "CREATE").await.contains("on the Deployment itself does nothing"));
+    for silent in [
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": pod(&[])}}),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": null}}),
+        json!({"apiVersion": "example.org/v1", "kind": "Thing"}),
+        json!(null),
+        json!([1]),
+    ] {
+        assert_eq!(about(silent, "CREATE").await, "null");
+    }
+    assert_eq!(about(deployment("r.io/none:1"), "DELETE").await, "null");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use oras_csi_core::registry::{Printable, RegistryError};
 use oras_csi_webhook::ResolverSettings;
 use rstest::rstest;
 use serde_json::{Value, json};
-use support::{Behaviour, Bench, default_digest, index, inline, manifest, not_found, pod};
+use support::{Behaviour, Bench, default_digest, index, inline, manifest, not_found, pod, soon};
 use tokio::time::Instant;
 
 fn one(reference: &str) -> Value {
@@ -62,7 +62,7 @@ async fn what_a_pod_asks_for_is_told_without_asking_anybody() {
     let mut asking = pod(&[("artifact", "R.io/a:1"), ("artifact.m", "other.io/m:1")]);
     asking["spec"]["volumes"] =
         inline(&json!({"oras.artifact.reference": by_digest}))["spec"]["volumes"].clone();
-    let asked = bench.admission.asks(&asking).unwrap();
+    let asked = bench.admission.asks(&asking, "team", soon()).await.unwrap();
     let told: Vec<_> = asked
         .iter()
         .flat_map(|volume| volume.references().iter().map(move |one| (volume.name(), one)))
@@ -81,7 +81,7 @@ async fn what_a_pod_asks_for_is_told_without_asking_anybody() {
     assert!(asked[0].pinned().is_none());
     assert_eq!(asked[1].pinned().unwrap().recipe().references().next().unwrap().digest(), &digest);
     asking["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("x");
-    assert!(bench.admission.asks(&asking).unwrap().is_empty());
+    assert!(bench.admission.asks(&asking, "team", soon()).await.unwrap().is_empty());
     assert_eq!(bench.registry.calls(), 0);
 }
 

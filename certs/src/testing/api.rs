@@ -1,4 +1,4 @@
-//! A small API server for one object: real resourceVersions, conflicts, JSON patches and watches, over
+//! A small API server, with one object of a kind: real resourceVersions, conflicts, JSON patches and watches, over
 //! `tower_test`'s mock in place of a connection.
 
 use std::collections::VecDeque;
@@ -33,20 +33,35 @@ struct State {
 impl FakeApi {
     /// A server that holds `object`, and a client for it.
     pub(crate) fn serve(object: Option<Value>) -> (Self, kube::Client) {
+        let api = Self::holding(object);
+        let server = api.clone();
+        (api, connect(move |_| server.clone()))
+    }
+
+    /// Servers of a mutating and of a validating webhook configuration, and a client for both.
+    pub(crate) fn serve_both(
+        mutating: Option<Value>,
+        validating: Option<Value>,
+    ) -> (Self, Self, kube::Client) {
+        let (mutating, validating) = (Self::holding(mutating), Self::holding(validating));
+        let servers = (mutating.clone(), validating.clone());
+        let client = connect(move |path| {
+            let resource = path.trim_start_matches("/apis/admissionregistration.k8s.io/v1/");
+            match resource.split('/').next() {
+                Some("mutatingwebhookconfigurations") => servers.0.clone(),
+                Some("validatingwebhookconfigurations") => servers.1.clone(),
+                _ => panic!("{path} is not served"),
+            }
+        });
+        (mutating, validating, client)
+    }
+
+    fn holding(object: Option<Value>) -> Self {
         let api = Self { state: Arc::default(), version: watch::channel(1).0 };
         if let Some(object) = object {
             api.edit(|kept| *kept = Some(object));
         }
-        let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-        let server = api.clone();
-        tokio::spawn(async move {
-            let mut handle = pin!(handle);
-            while let Some((request, respond)) = handle.next_request().await {
-                let server = server.clone();
-                tokio::spawn(async move { respond.send_response(server.answer(request).await) });
-            }
-        });
-        (api, kube::Client::new(service, "default"))
+        api
     }
 
     /// Somebody changes the object, or makes or removes it.
@@ -165,6 +180,19 @@ impl FakeApi {
         let kind = if state.object.is_some() { "MODIFIED" } else { "DELETED" };
         reply(&json!({"type": kind, "object": state.last}))
     }
+}
+
+/// A client whose requests go to the server of their path.
+fn connect(route: impl Fn(&str) -> FakeApi + Send + 'static) -> kube::Client {
+    let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    tokio::spawn(async move {
+        let mut handle = pin!(handle);
+        while let Some((request, respond)) = handle.next_request().await {
+            let server = route(request.uri().path());
+            tokio::spawn(async move { respond.send_response(server.answer(request).await) });
+        }
+    });
+    kube::Client::new(service, "default")
 }
 
 fn reply(body: &Value) -> Response<Body> {

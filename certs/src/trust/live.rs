@@ -2,9 +2,9 @@
 
 use std::time::SystemTime;
 
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use rustls::pki_types::CertificateDer;
 
+use super::configuration::Configuration;
 use super::plan::injector;
 use crate::bundle::Bundle;
 use crate::readiness::Check;
@@ -12,6 +12,7 @@ use crate::readiness::Check;
 /// What is known of the live webhook configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Live {
+    kind: &'static str,
     name: String,
     state: State,
     trouble: Option<String>,
@@ -35,42 +36,40 @@ struct Webhook {
 
 impl Live {
     /// The configuration `name` has not been read yet.
-    pub(crate) fn unknown(name: &str) -> Self {
-        Self::of(name, State::Unknown)
+    pub(crate) fn unknown<C: Configuration>(name: &str) -> Self {
+        Self::of::<C>(name, State::Unknown)
     }
 
     /// There is no configuration `name`.
-    pub(crate) fn missing(name: &str) -> Self {
-        Self::of(name, State::Missing)
+    pub(crate) fn missing<C: Configuration>(name: &str) -> Self {
+        Self::of::<C>(name, State::Missing)
     }
 
     /// The configuration `name` as it was read; `expects_us` when we have a bundle to put there.
-    pub(crate) fn found(name: &str, configuration: &MutatingWebhookConfiguration, expects_us: bool) -> Self {
-        let webhooks = configuration.webhooks.iter().flatten();
-        let webhooks = webhooks
-            .map(|webhook| Webhook {
-                name: webhook.name.clone(),
-                bundle: bundle_of(webhook.client_config.ca_bundle.as_ref()),
-            })
-            .collect();
-        Self::of(name, State::Found { webhooks, injector: injector(configuration), expects_us })
+    pub(crate) fn found<C: Configuration>(name: &str, configuration: &C, expects_us: bool) -> Self {
+        let entries = configuration.entries();
+        let webhooks =
+            entries.map(|entry| Webhook { name: entry.name.to_owned(), bundle: entry.bundle }).collect();
+        Self::of::<C>(name, State::Found { webhooks, injector: injector(configuration), expects_us })
     }
 
-    /// Notes what goes wrong with reading or writing it.
-    pub(crate) fn set_trouble(&mut self, trouble: Option<String>) {
-        self.trouble = trouble;
+    /// Notes what goes wrong with reading or writing it; true if that is news.
+    pub(crate) fn set_trouble(&mut self, trouble: String) -> bool {
+        let news = self.trouble.as_ref() != Some(&trouble);
+        self.trouble = Some(trouble);
+        news
     }
 
-    fn of(name: &str, state: State) -> Self {
-        Self { name: name.to_owned(), state, trouble: None }
+    fn of<C: Configuration>(name: &str, state: State) -> Self {
+        Self { kind: C::KIND, name: name.to_owned(), state, trouble: None }
     }
 }
 
 /// Whether the API server, going by the live configuration, accepts `chain` at `now`.
 pub(crate) fn judge(live: &Live, chain: &[CertificateDer<'_>], now: SystemTime) -> Check {
-    let name = &live.name;
+    let Live { kind, name, .. } = live;
     let trouble = live.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
-    let failed = |why: String| Check::failed(format!("MutatingWebhookConfiguration {name}: {why}{trouble}"));
+    let failed = |why: String| Check::failed(format!("{kind} {name}: {why}{trouble}"));
     let (webhooks, injector, expects_us) = match &live.state {
         State::Unknown => return failed("not read yet".to_owned()),
         State::Missing => return failed("there is none of this name yet; waiting for it".to_owned()),
@@ -98,15 +97,10 @@ pub(crate) fn judge(live: &Live, chain: &[CertificateDer<'_>], now: SystemTime) 
             ));
         }
     }
-    Check::passed(format!("MutatingWebhookConfiguration {name} trusts the serving certificate"))
+    Check::passed(format!("{kind} {name} trusts the serving certificate"))
 }
 
 /// Whether [`judge`] passes.
 pub(crate) fn trusts(live: &Live, chain: &[CertificateDer<'_>], now: SystemTime) -> bool {
     judge(live, chain, now).is_ok()
-}
-
-/// The certificates in a `caBundle`.
-pub(super) fn bundle_of(bytes: Option<&k8s_openapi::ByteString>) -> Bundle {
-    bytes.map(|bytes| Bundle::parse_leniently(&bytes.0)).unwrap_or_default()
 }

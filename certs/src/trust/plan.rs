@@ -5,10 +5,9 @@ use std::time::SystemTime;
 use json_patch::{AddOperation, PatchOperation, TestOperation};
 use jsonptr::PointerBuf;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use serde_json::Value;
 
-use super::live::bundle_of;
+use super::configuration::{Configuration, Entry};
 use crate::bundle::{Bundle, validity_of};
 
 /// Annotations by which cert-manager's injector takes charge of the `caBundle`.
@@ -36,8 +35,8 @@ pub(super) enum Plan {
 }
 
 /// The annotation by which somebody else takes charge of the configuration's `caBundle`, if any does.
-pub(super) fn injector(configuration: &MutatingWebhookConfiguration) -> Option<&'static str> {
-    let annotations = configuration.metadata.annotations.as_ref()?;
+pub(super) fn injector(configuration: &impl Configuration) -> Option<&'static str> {
+    let annotations = configuration.metadata().annotations.as_ref()?;
     INJECTORS.into_iter().find(|annotation| annotations.contains_key(*annotation))
 }
 
@@ -45,7 +44,7 @@ pub(super) fn injector(configuration: &MutatingWebhookConfiguration) -> Option<&
 ///
 /// CAs that are not wanted, and good at `now`, are kept unless `prune`.
 pub(super) fn plan(
-    configuration: &MutatingWebhookConfiguration,
+    configuration: &impl Configuration,
     wanted: &Bundle,
     prune: bool,
     now: SystemTime,
@@ -56,8 +55,7 @@ pub(super) fn plan(
     let mut operations = Vec::new();
     let mut webhooks = Vec::new();
     let mut others = false;
-    for (index, webhook) in configuration.webhooks.iter().flatten().enumerate() {
-        let live = bundle_of(webhook.client_config.ca_bundle.as_ref());
+    for (index, Entry { name, bundle: live }) in configuration.entries().enumerate() {
         let foreign = |certificate: &&_| !wanted.contains(certificate);
         let has_others = live.iter().any(|certificate| foreign(&certificate));
         others |= has_others;
@@ -71,17 +69,17 @@ pub(super) fn plan(
             next.extend(live.iter().filter(foreign).filter(good).cloned());
         }
         let index = index.to_string();
-        operations.push(test(["webhooks", &index, "name"], webhook.name.as_str().into()));
+        operations.push(test(["webhooks", &index, "name"], name.into()));
         operations.push(PatchOperation::Add(AddOperation {
             path: PointerBuf::from_tokens(["webhooks", &index, "clientConfig", "caBundle"]),
             value: serde_json::to_value(ByteString(next.pem().into_bytes())).unwrap_or_default(),
         }));
-        webhooks.push(webhook.name.clone());
+        webhooks.push(name.to_owned());
     }
     if operations.is_empty() {
         return Plan::Nothing { others };
     }
-    if let Some(version) = &configuration.metadata.resource_version {
+    if let Some(version) = &configuration.metadata().resource_version {
         operations.insert(0, test(["metadata", "resourceVersion"], version.as_str().into()));
     }
     Plan::Patch { patch: json_patch::Patch(operations), webhooks }

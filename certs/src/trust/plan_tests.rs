@@ -1,8 +1,10 @@
 //! What is written, and what is not.
 
+use super::super::configuration::bundle_of;
 use super::*;
 use crate::issue::{AUTHORITY_LIFE, Authority};
 use crate::testing::now;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use rstest::rstest;
 use serde_json::json;
 

@@ -2,6 +2,7 @@
 
 use http::Method;
 use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
@@ -28,8 +29,7 @@ impl Scene {
         let bundle = Bundle::from(authority.certificate().clone());
         let (api, client) = FakeApi::serve(object);
         let (wanted, receiver) = watch::channel(bundle.clone());
-        let (keeper, live) =
-            TrustKeeper::new(client, NAME, receiver, Duration::ZERO, Hands::default().clock());
+        let (keeper, live) = keeper(client, receiver);
         let shutdown = CancellationToken::new();
         tokio::spawn(keeper.run(shutdown.clone()));
         Self { api, wanted, live, chain, bundle, shutdown }
@@ -53,13 +53,18 @@ impl Scene {
     fn live_bundles(&self) -> Vec<Bundle> {
         let object: MutatingWebhookConfiguration =
             serde_json::from_value(self.api.object().unwrap()).unwrap();
-        let webhooks = object.webhooks.unwrap();
-        webhooks.iter().map(|webhook| live::bundle_of(webhook.client_config.ca_bundle.as_ref())).collect()
+        object.entries().map(|entry| entry.bundle).collect()
     }
 
     async fn settle() {
         tokio::time::sleep(2 * GRACE).await;
     }
+}
+
+type Keeper = TrustKeeper<MutatingWebhookConfiguration>;
+
+fn keeper(client: kube::Client, wanted: watch::Receiver<Bundle>) -> (Keeper, watch::Receiver<Live>) {
+    TrustKeeper::new(client, NAME, wanted, Duration::ZERO, Hands::default().clock())
 }
 
 fn configuration(annotations: &Value) -> Value {
@@ -179,8 +184,7 @@ async fn refusals_are_told_and_tried_again() {
     }
     let authority = Authority::generate(now()).unwrap();
     let (_wanted, receiver) = watch::channel(Bundle::from(authority.certificate().clone()));
-    let (keeper, mut live) =
-        TrustKeeper::new(client, NAME, receiver, Duration::ZERO, Hands::default().clock());
+    let (keeper, mut live) = keeper(client, receiver);
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(keeper.run(shutdown.clone()));
     let chain = [authority.certificate().clone()];
@@ -200,8 +204,7 @@ async fn a_watch_that_fails_is_told_and_tried_again() {
     let (api, client) = FakeApi::serve(Some(configuration(&Value::Null)));
     api.refuse(Method::GET, 403);
     let (_wanted, receiver) = watch::channel(Bundle::default());
-    let (keeper, mut live) =
-        TrustKeeper::new(client, NAME, receiver, Duration::ZERO, Hands::default().clock());
+    let (keeper, mut live) = keeper(client, receiver);
     tokio::spawn(keeper.run(CancellationToken::new()));
     live.wait_for(|live| judge(live, &[], now()).reason().contains("cannot be watched")).await.unwrap();
     live.wait_for(|live| trusts(live, &[], now())).await.unwrap();

@@ -286,6 +286,15 @@ impl Index {
     }
 }
 
+impl Index {
+    /// Every entry that [`Self::select`] may choose for some platform of that system.
+    pub fn candidates<'a>(&'a self, os: &'a str) -> impl Iterator<Item = &'a IndexEntry> {
+        self.entries.iter().filter(move |entry| {
+            entry.platform.as_ref().is_none_or(|platform| platform.os.eq_ignore_ascii_case(os))
+        })
+    }
+}
+
 impl IndexEntry {
     /// Type, digest and size of the manifest.
     pub fn descriptor(&self) -> &Descriptor {

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
+use oras_csi_core::media_type::essence;
 use oras_csi_core::text::Shown;
 
 /// How a layer is compressed.
@@ -47,11 +48,6 @@ impl Compression {
             Self::Zstd => "zstd",
         }
     }
-}
-
-/// The media type without parameters, in lower case.
-pub fn essence(media_type: &str) -> String {
-    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// Why the stream of a layer cannot be opened.

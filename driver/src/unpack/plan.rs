@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::media_type::MediaType;
+use oras_csi_core::media_type::{MediaType, essence};
 use oras_csi_core::registry::{Descriptor, ImageManifest, LayerDescriptor};
 use oras_csi_core::text::Shown;
 
 use super::Shape;
-use super::compress::essence;
 use super::name::{EntryPath, NameError};
 use crate::settings::Limits;
 

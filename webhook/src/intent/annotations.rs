@@ -13,7 +13,7 @@ use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
 
 use super::mounts::{self, Target};
-use super::{Content, Intent, Origin, Registries, VolumeIntent, Wanted};
+use super::{Content, Intent, Origin, Registries, VolumeIntent, Wanted, read_recipe};
 use crate::denial::{At, Denial};
 use crate::view::Pod;
 
@@ -68,6 +68,8 @@ struct Artifact<'a> {
 struct Annotations<'a> {
     root: Artifact<'a>,
     named: BTreeMap<ArtifactName, Artifact<'a>>,
+    /// A whole recipe, which stands in the place of all artifacts.
+    recipe: Option<Written<'a>>,
     containers: Option<Written<'a>>,
 }
 
@@ -78,6 +80,7 @@ pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Inte
         return Ok(());
     }
     let annotations = Annotations::collect(pod)?;
+    annotations.check_recipe_alone()?;
     annotations.check_modifiers()?;
     if annotations.is_empty() {
         if inject.is_some() {
@@ -162,9 +165,16 @@ impl<'a> Annotations<'a> {
                 let instead = "write a value, or remove the annotation";
                 return Err(Denial::rewrite(written.at(), Some(value), "is empty", instead));
             }
-            if base == annotation::CONTAINERS {
-                all.containers = Some(written);
-                continue;
+            match base {
+                annotation::CONTAINERS => {
+                    all.containers = Some(written);
+                    continue;
+                }
+                annotation::RECIPE => {
+                    all.recipe = Some(written);
+                    continue;
+                }
+                _ => {}
             }
             let artifact = match name {
                 None => &mut all.root,
@@ -184,7 +194,9 @@ impl<'a> Annotations<'a> {
                     let rule = "is not supported by this version of oras-csi";
                     let instead = match base {
                         annotation::PULL_SECRET => "remove it; registries are read without credentials",
-                        _ => "name each artifact with oras.land/artifact or oras.land/artifact.NAME",
+                        _ => {
+                            "name each artifact with oras.land/artifact, oras.land/artifact.NAME or oras.land/recipe"
+                        }
                     };
                     return Err(Denial::rewrite(written.at(), Some(value), rule, instead));
                 }
@@ -194,7 +206,25 @@ impl<'a> Annotations<'a> {
     }
 
     fn is_empty(&self) -> bool {
-        self.root.reference.is_none() && self.named.is_empty()
+        self.root.reference.is_none() && self.named.is_empty() && self.recipe.is_none()
+    }
+
+    /// A recipe says all of what is in the volume.
+    fn check_recipe_alone(&self) -> Result<(), Denial> {
+        let Some(recipe) = self.recipe else { return Ok(()) };
+        for (_, artifact) in self.artifacts() {
+            if let Some(written) = artifact.reference {
+                let rule = format!("stands beside {}, which says all that is in the volume", recipe.key);
+                let instead = "make it a step of the recipe: - add: REFERENCE";
+                return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
+            }
+        }
+        if let Some(written) = self.root.media_types.or(self.root.platform) {
+            let rule = format!("has no {} to apply to", annotation::ARTIFACT);
+            let instead = "write mediaTypes and platform in the steps of the recipe";
+            return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
+        }
+        Ok(())
     }
 
     /// No modifier without what it modifies.
@@ -227,6 +257,13 @@ impl<'a> Annotations<'a> {
     }
 
     fn wanted(&self, registries: &dyn Registries) -> Result<Wanted, Denial> {
+        if let Some(written) = self.recipe {
+            let origin = Origin::Annotation { key: written.key.to_owned(), step: None };
+            let (recipe, origins) = read_recipe(written.value, &origin, registries)?;
+            let wanted = Wanted { recipe, origins, label: None, past_cache: false };
+            wanted.check_length(written.at())?;
+            return Ok(wanted);
+        }
         let (mut steps, mut origins) = (Vec::new(), Vec::new());
         for (name, artifact) in self.artifacts() {
             let Some(written) = artifact.reference else { continue };
@@ -244,7 +281,7 @@ impl<'a> Annotations<'a> {
                 layer = layer.for_platform(written.parse::<Platform>()?);
             }
             steps.push(Step::Add(layer));
-            origins.push(Origin::Annotation(written.key.to_owned()));
+            origins.push(Origin::Annotation { key: written.key.to_owned(), step: None });
         }
         let first = origins.first().cloned();
         let at = first.as_ref().map_or(At::Annotation(annotation::ARTIFACT), Origin::at);

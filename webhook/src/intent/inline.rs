@@ -9,7 +9,7 @@ use oras_csi_core::text::Shown;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
 use super::annotations::parse_list;
-use super::{Content, Origin, Registries, VolumeIntent, Wanted};
+use super::{Content, Origin, Registries, VolumeIntent, Wanted, read_recipe};
 use crate::denial::{At, Code, Denial};
 use crate::view::{Csi, Volume};
 
@@ -97,9 +97,16 @@ impl<'a> Earlier<'a> {
         self.check_keys()?;
         let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
         let reference = self.value(attribute::REFERENCE)?;
-        let (key, recipe) = match (reference, self.value(attribute::ACTIONS)?) {
-            (Some(text), None) => (attribute::REFERENCE, self.one_artifact(text)?),
-            (None, Some(yaml)) => (attribute::ACTIONS, self.actions(yaml)?),
+        let origin = |key| Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None };
+        let (key, (recipe, origins)) = match (reference, self.value(attribute::ACTIONS)?) {
+            (Some(text), None) => {
+                let key = attribute::REFERENCE;
+                (key, (self.one_artifact(text)?, vec![origin(key)]))
+            }
+            (None, Some(yaml)) => {
+                self.check_actions_alone()?;
+                (attribute::ACTIONS, read_recipe(yaml, &origin(attribute::ACTIONS), self.registries)?)
+            }
             (Some(text), Some(_)) => {
                 let rule = format!("stands beside {}, and a volume has one or the other", attribute::ACTIONS);
                 let instead = "make it a step of the recipe: - add: REFERENCE";
@@ -114,8 +121,6 @@ impl<'a> Earlier<'a> {
             warnings.push(self.check_concurrency(count)?);
         }
         let past_cache = self.flag(attribute::PULL_ALWAYS)?;
-        let origin = || Origin::Attribute { volume: self.volume.name.to_owned(), key };
-        let origins = recipe.references().map(|_| origin()).collect();
         let wanted = Wanted { recipe, origins, label: label.map(str::to_owned), past_cache };
         wanted.check_length(self.at(key))?;
         Ok(wanted)
@@ -142,28 +147,14 @@ impl<'a> Earlier<'a> {
         Recipe::new(vec![Step::Add(layer)]).map_err(|error| Denial::rewrite(at, None, error, ""))
     }
 
-    /// A recipe in YAML. Of its steps the driver knows `add` so far.
-    fn actions(&self, yaml: &'a str) -> Result<Recipe, Denial> {
-        let at = self.at(attribute::ACTIONS);
+    /// A recipe says by itself which layers it keeps.
+    fn check_actions_alone(&self) -> Result<(), Denial> {
         if let Some(list) = self.value(attribute::MEDIA_TYPE)? {
             let rule = format!("has no {} to apply to", attribute::REFERENCE);
             let instead = "write mediaTypes in the steps of the recipe";
             return Err(Denial::rewrite(self.at(attribute::MEDIA_TYPE), Some(list), rule, instead));
         }
-        let recipe = Recipe::from_yaml(yaml, &|host| self.registries.names(host))
-            .map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        let unsupported = recipe.steps().iter().zip(1..).find_map(|(step, number)| match step {
-            Step::Add(_) => None,
-            Step::Overlay(_) => Some((number, "overlay")),
-            Step::Remove(_) => Some((number, "remove")),
-        });
-        match unsupported {
-            None => Ok(recipe),
-            Some((number, verb)) => {
-                let rule = format!("step {number} is {verb}, which this version of oras-csi does not do");
-                Err(Denial::rewrite(at, None, rule, "use add alone"))
-            }
-        }
+        Ok(())
     }
 
     /// No attribute that nobody knows, and none that this version cannot do.

@@ -20,7 +20,7 @@ use oras_csi_core::reference::{Reference, RegistryHost};
 use oras_csi_core::registry::HostsConfig;
 use oras_csi_core::volume::CanonicalVolume;
 
-use crate::denial::{At, Denial};
+use crate::denial::{At, Denial, RecipeAt};
 use crate::view::Pod;
 
 /// What the administrator says of registries: the part of `certs.d` that has to be known before any
@@ -97,13 +97,20 @@ pub(crate) struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// In an annotation.
-    Annotation(String),
+    Annotation {
+        /// Which.
+        key: String,
+        /// Which step of the recipe in it, counted from 1, where it holds one.
+        step: Option<usize>,
+    },
     /// In an attribute of a volume.
     Attribute {
         /// The volume.
         volume: String,
         /// The attribute.
         key: &'static str,
+        /// Which step of the recipe in it, counted from 1, where it holds one.
+        step: Option<usize>,
     },
 }
 
@@ -111,10 +118,39 @@ impl Origin {
     /// For a denial.
     pub(crate) fn at(&self) -> At<'_> {
         match self {
-            Self::Annotation(key) => At::Annotation(key),
-            Self::Attribute { volume, key } => At::Attribute { volume, key },
+            Self::Annotation { key, step: None } => At::Annotation(key),
+            Self::Annotation { key, step: Some(step) } => {
+                At::Step { recipe: RecipeAt::Annotation(key), step: *step }
+            }
+            Self::Attribute { volume, key, step: None } => At::Attribute { volume, key },
+            Self::Attribute { volume, key, step: Some(step) } => {
+                At::Step { recipe: RecipeAt::Attribute { volume, key }, step: *step }
+            }
         }
     }
+
+    /// The same, for a step of the recipe that is written there.
+    fn step(&self, number: usize) -> Self {
+        let mut origin = self.clone();
+        match &mut origin {
+            Self::Annotation { step, .. } | Self::Attribute { step, .. } => *step = Some(number),
+        }
+        origin
+    }
+}
+
+/// A recipe in YAML, with the place of each of its references.
+fn read_recipe(
+    yaml: &str,
+    origin: &Origin,
+    registries: &dyn Registries,
+) -> Result<(Recipe, Vec<Origin>), Denial> {
+    let recipe = Recipe::from_yaml(yaml, &|host| registries.names(host))
+        .map_err(|error| Denial::rewrite(origin.at(), None, error, ""))?;
+    let numbered = recipe.steps().iter().zip(1..);
+    let origins = numbered.filter(|(step, _)| step.layer().is_some()).map(|(_, number)| origin.step(number));
+    let origins = origins.collect();
+    Ok((recipe, origins))
 }
 
 /// A mount that a container is to gain.
@@ -197,7 +233,11 @@ impl VolumeIntent {
                 .recipe()
                 .references()
                 .map(|reference| Named {
-                    origin: Origin::Attribute { volume: self.name.clone(), key: canonical::RECIPE },
+                    origin: Origin::Attribute {
+                        volume: self.name.clone(),
+                        key: canonical::RECIPE,
+                        step: None,
+                    },
                     reference: reference.clone().into(),
                 })
                 .collect(),

@@ -132,7 +132,20 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"artifact.a": "r.io/a", "mount-path.a": "/mnt/oras/a"}), "oras.land/mount-path.a: \"/mnt/oras/a\" is at or below /mnt/oras of oras.land/mount-path")]
 #[case(json!({"artifact.a": "r.io/a", "artifact.b": "r.io/b", "mount-path.a": "/x", "mount-path.b": "/x"}), "is at or below /x")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/a/b", "artifact.a": "r.io/a", "mount-path.a": "/a"}), "\"/a/b\" is at or below /a of oras.land/mount-path.a")]
-#[case(json!({"recipe": "- add: r.io/a"}), "is not supported by this version")]
+#[case(json!({"recipe": ""}), "oras.land/recipe: \"\" is empty")]
+#[case(json!({"recipe": "[]"}), "oras.land/recipe: the recipe is empty")]
+#[case(json!({"recipe": "hello"}), "oras.land/recipe: the recipe cannot be read")]
+#[case(json!({"recipe": "- add: r.io/a\n  inclde: [x]"}), "line 2 column 3")]
+#[case(json!({"recipe": "- add: r.io/a\n- add: [x\n"}), "line 2")]
+#[case(json!({"recipe": "- add: r.io/a\n  add: r.io/b"}), "line 2")]
+#[case(json!({"recipe": "- add: r.io/a\n- add: team/app"}), "oras.land/recipe: step 2 of the recipe: ")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: /abs"}), "step 1 of the recipe: path: \"/abs\" is not a path inside the volume")]
+#[case(json!({"recipe": "- remove: a"}), "begins with remove")]
+#[case(json!({"recipe": "- add: r.io/a", "artifact": "r.io/b"}), "oras.land/artifact: \"r.io/b\" stands beside oras.land/recipe, which says all that is in the volume: make it a step")]
+#[case(json!({"recipe": "- add: r.io/a", "artifact.b": "r.io/b"}), "oras.land/artifact.b: \"r.io/b\" stands beside")]
+#[case(json!({"recipe": "- add: r.io/a", "platform": "linux/amd64"}), "has no oras.land/artifact to apply to: write mediaTypes and platform in the steps")]
+#[case(json!({"recipe": "- add: r.io/a", "media-types": "a/b"}), "has no oras.land/artifact to apply to: write mediaTypes")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: b", "mount-path.b": "/b"}), "has no oras.land/artifact.b to apply to")]
 #[case(json!({"artifact-set": "x"}), "is not supported by this version")]
 #[case(json!({"patch": "r.io/a"}), "is not supported by this version")]
 #[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "is not supported by this version")]
@@ -285,8 +298,7 @@ fn actions_are_a_recipe() {
 #[case(json!({"oras-csi.actions": "- add: x", "oras.artifact.layers.mediatype": "a/b"}), 400, "has no oras.artifact.reference to apply to")]
 #[case(json!({"oras-csi.actions": "- add: x\n  paht: y"}), 400, "line 2")]
 #[case(json!({"oras-csi.actions": "- add: team/app"}), 400, "docker.io/team/app")]
-#[case(json!({"oras-csi.actions": "- add: x\n- remove: a"}), 400, "step 2 is remove")]
-#[case(json!({"oras-csi.actions": "- overlay: x"}), 400, "step 1 is overlay")]
+#[case(json!({"oras-csi.actions": "- remove: a\n- add: x"}), 400, "begins with remove")]
 #[case(json!({"oras-csi.actions": "- add: x\n- add: r.io/y", "oras.options.plainhttp": "1"}), 403, "is not allowed for docker.io")]
 #[case(json!({"oras.artifact.patch": "r.io/a"}), 400, "is not supported by this version")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "0"}), 400, "\"0\" is not a number from 1")]
@@ -309,6 +321,29 @@ fn a_mistake_in_an_inline_volume_is_named(#[case] attributes: Value, #[case] cod
     assert!(denial.message().contains(words), "{denial}");
     assert!(denial.message().starts_with("volume in"), "{denial}");
     assert_eq!(denial.code().number(), code);
+}
+
+#[test]
+fn a_recipe_says_all_that_the_short_forms_cannot() {
+    let recipe = "# what the job needs\n- add: GHCR.io/acme/model:v1\n  path: model\n  include: ['*.safetensors', config/**]\n\
+                  - remove: model/optimizer.pt\n- overlay: hotfix:2\n  platform: linux/aarch64\n  mediaTypes: [a/b]\n";
+    for pod in [
+        annotated(&json!({"recipe": recipe, "mount-path": "/srv", "containers": "app"})),
+        inline(&json!({"oras-csi.actions": recipe})),
+    ] {
+        let intent = read_pod(&pod).unwrap();
+        let wanted = wanted(&intent);
+        let steps: Vec<String> =
+            wanted.steps().map(|(reference, origin)| format!("{} {reference}", origin.at())).collect();
+        assert_eq!(steps.len(), 2);
+        assert!(steps[0].ends_with(", step 1 ghcr.io/acme/model:v1"), "{steps:?}");
+        assert!(steps[1].ends_with(", step 3 docker.io/library/hotfix:2"), "{steps:?}");
+        assert_eq!(wanted.recipe.steps().len(), 3);
+    }
+    let intent =
+        read_pod(&annotated(&json!({"recipe": recipe, "mount-path": "/srv", "containers": "app"}))).unwrap();
+    assert_eq!(intent.volumes[0].mounts.len(), 1);
+    assert_eq!(intent.volumes[0].mounts[0].path.as_str(), "/srv");
 }
 
 #[rstest]

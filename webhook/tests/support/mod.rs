@@ -18,7 +18,7 @@ use oras_csi_core::registry::{
 use oras_csi_webhook::admit::{Admission, Outcome};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
-use oras_csi_webhook::rules::RegistryRules;
+use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
 use oras_csi_webhook::server::{App, Health, ServerSettings};
 use oras_csi_webhook::{Registries, ResolverSettings};
 use serde_json::{Value, json};
@@ -179,6 +179,31 @@ pub struct Bench {
     pub registry: Arc<FakeRegistry>,
     pub admission: Arc<Admission>,
     pub metrics: Arc<Metrics>,
+    pub policies: Arc<Policies>,
+}
+
+/// Policies p0, p1 and so on of these specs.
+pub fn entries(specs: &[Value]) -> Vec<Entry> {
+    let entry = |(number, spec): (usize, &Value)| {
+        Entry::from_manifest(&json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactPolicy",
+            "metadata": {"name": format!("p{number}")}, "spec": spec}))
+        .unwrap()
+    };
+    specs.iter().enumerate().map(entry).collect()
+}
+
+/// Every namespace has the label `team` with its own name, and the one that the API server gives.
+pub struct Namespaced;
+
+#[async_trait]
+impl Namespaces for Namespaced {
+    async fn labels(&self, namespace: &str) -> Result<Labels, NamespacesError> {
+        if namespace == "unreadable" {
+            return Err(NamespacesError("the API server is away".to_owned()));
+        }
+        let label = |key: &str| (key.to_owned(), namespace.to_owned());
+        Ok(Labels::Known(BTreeMap::from([label("team"), label("kubernetes.io/metadata.name")])))
+    }
 }
 
 impl Bench {
@@ -187,21 +212,37 @@ impl Bench {
     }
 
     pub fn with(allowed: &[&str], settings: ResolverSettings) -> Self {
+        let allowed = allowed.iter().map(|pattern| pattern.parse().unwrap()).collect();
+        let policies = Arc::new(Policies::new(allowed, NoPolicy::Allow, Namespaced));
+        Self::governed(policies, settings)
+    }
+
+    /// With policies as they are written in files.
+    pub fn under(specs: &[Value]) -> Self {
+        let policies = Policies::new(Vec::new(), NoPolicy::Allow, Namespaced);
+        policies.set_files(entries(specs));
+        Self::governed(Arc::new(policies), ResolverSettings::default())
+    }
+
+    pub fn governed(policies: Arc<Policies>, settings: ResolverSettings) -> Self {
         let registry = Arc::new(FakeRegistry::default());
         let metrics = Arc::new(Metrics::default());
-        let rules = RegistryRules::new(allowed.iter().map(|pattern| pattern.parse().unwrap()).collect());
         let admission = Arc::new(Admission::new(
             registry.clone(),
             Arc::new(Administrator),
-            rules,
+            policies.clone(),
             settings,
             metrics.clone(),
         ));
-        Self { registry, admission, metrics }
+        Self { registry, admission, metrics, policies }
     }
 
     pub async fn admit(&self, pod: &Value) -> Result<Outcome, Denial> {
-        self.admission.admit_pod(pod, "team", soon()).await
+        self.admit_in("team", pod).await
+    }
+
+    pub async fn admit_in(&self, namespace: &str, pod: &Value) -> Result<Outcome, Denial> {
+        self.admission.admit_pod(pod, namespace, soon()).await
     }
 
     /// The pod as it is after its admission.

@@ -3,24 +3,31 @@
 //! A tag's digest is remembered for a short while, that there is no such tag for a shorter one, and what
 //! a manifest holds for good (its digest is its name). Lookups of one thing at one time are one request,
 //! in a task of their own: a caller that gives up, because its deadline has come, takes nothing from the
-//! others that wait for the same.
+//! others that wait for the same. A registry that stalls has so many who wait for it, and no more ([`waiting`]).
+
+mod failure;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt as _, stream};
 use moka::Expiry;
 use moka::future::Cache;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
-use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::manifest::{Index, SelectError};
+use oras_csi_core::policy::Found;
+use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
+use oras_csi_core::registry::manifest::{Index, IndexEntry};
 use oras_csi_core::registry::{Printable, Registry, RegistryError, RegistryErrorKind};
 use tokio::time::Instant as Deadline;
 
-use crate::contents::{self, Contents, Nothing};
-use crate::denial::{At, Code, Denial};
+use crate::contents::{Contents, Nothing};
 use crate::metrics::{CacheOutcome, Metrics};
+
+pub(crate) use failure::Failure;
+use waiting::Waiting;
 
 /// How long things are remembered, and how many.
 #[derive(Clone, Copy, Debug)]
@@ -49,80 +56,9 @@ impl Default for ResolverSettings {
     }
 }
 
-/// Why there is no digest.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    #[error("{0}")]
-    Registry(Arc<RegistryError>),
-    #[error("{0}")]
-    Platform(SelectError),
-    #[error("{0}")]
-    Nothing(Nothing),
-    #[error(
-        "the registry had not answered when the API server's time was up; it is asked on, so trying again may do"
-    )]
-    Deadline,
-    #[error("looking it up failed inside the webhook, whose log says why")]
-    Crashed,
-}
-
-impl Failure {
-    /// What the user is told, with the code that says whose turn it is.
-    pub(crate) fn denial(&self, at: At<'_>, reference: &Reference) -> Denial {
-        let text = reference.to_string();
-        let (code, rule, instead) = match self {
-            Self::Registry(error) => return registry_denial(at, &text, error),
-            Self::Platform(_) => (Code::NotFound, self.to_string(), "write one of its platforms"),
-            Self::Nothing(Nothing::NoMatch { .. }) => {
-                (Code::Unprocessable, self.to_string(), "write media types that it has")
-            }
-            Self::Nothing(_) => {
-                (Code::Unprocessable, self.to_string(), "push files, as `oras push REFERENCE FILE` does")
-            }
-            Self::Deadline | Self::Crashed => (Code::Unavailable, format!("was not resolved: {self}"), ""),
-        };
-        Denial::new(code, at, Some(&text), rule, instead)
-    }
-}
-
-/// Clients of the API server sleep for as long as they are told; a registry does not get to say a day.
-const LONGEST_WAIT: u32 = 60;
-
-fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
-    let (code, rule, instead) = match error.kind() {
-        RegistryErrorKind::NotFound => {
-            (Code::NotFound, "does not exist", "push it, or write a tag or digest that exists")
-        }
-        RegistryErrorKind::Refused => (
-            Code::Forbidden,
-            "was asked for without credentials and refused",
-            "this version of oras-csi reads public artifacts only",
-        ),
-        RegistryErrorKind::NotAllowed => {
-            (Code::Forbidden, "is not allowed", "ask the administrator, who can allow it in certs.d")
-        }
-        RegistryErrorKind::RateLimited => {
-            (Code::TooManyRequests, "was not resolved, the registry limits requests", "try again later")
-        }
-        RegistryErrorKind::TooLarge | RegistryErrorKind::Invalid => {
-            (Code::Unprocessable, "cannot be read", "push it again as an OCI artifact")
-        }
-        RegistryErrorKind::Unavailable
-        | RegistryErrorKind::Unreachable
-        | RegistryErrorKind::Stalled
-        | RegistryErrorKind::Untruthful => (Code::Unavailable, "was not resolved", "try again later"),
-    };
-    let wait = error
-        .retry_after()
-        .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_WAIT));
-    Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead)
-        .with_retry_after(wait)
-        .of_registry(error.kind())
-}
-
 /// What a tag was found to be.
 #[derive(Clone, Debug)]
-enum Found {
+enum Tagged {
     Digest(Digest),
     Missing(Arc<RegistryError>),
 }
@@ -132,18 +68,18 @@ struct TagExpiry {
     missing: Duration,
 }
 
-impl Expiry<Reference, Found> for TagExpiry {
-    fn expire_after_create(&self, _: &Reference, found: &Found, _: Instant) -> Option<Duration> {
+impl Expiry<Reference, Tagged> for TagExpiry {
+    fn expire_after_create(&self, _: &Reference, found: &Tagged, _: Instant) -> Option<Duration> {
         Some(match found {
-            Found::Digest(_) => self.found,
-            Found::Missing(_) => self.missing,
+            Tagged::Digest(_) => self.found,
+            Tagged::Missing(_) => self.missing,
         })
     }
 
     fn expire_after_update(
         &self,
         key: &Reference,
-        found: &Found,
+        found: &Tagged,
         now: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
@@ -170,10 +106,11 @@ pub(crate) struct Resolver {
 
 struct Shared {
     registry: Arc<dyn Registry>,
-    tags: Cache<Reference, Found>,
+    tags: Cache<Reference, Tagged>,
     manifests: Cache<PinnedReference, Arc<Contents>>,
     longest_lookup: Duration,
     metrics: Arc<Metrics>,
+    waiting: Waiting,
 }
 
 impl Resolver {
@@ -189,7 +126,8 @@ impl Resolver {
             .weigher(|_: &PinnedReference, contents: &Arc<Contents>| contents.weight())
             .build();
         let longest_lookup = settings.longest_lookup;
-        Self { shared: Arc::new(Shared { registry, tags, manifests, longest_lookup, metrics }) }
+        let waiting = Waiting::default();
+        Self { shared: Arc::new(Shared { registry, tags, manifests, longest_lookup, metrics, waiting }) }
     }
 
     /// The digest of what `reference` names, once it is clear that there is something in it to mount.
@@ -218,8 +156,8 @@ impl Resolver {
         let started = Instant::now();
         let remembered = if past_cache { None } else { self.shared.tags.get(reference).await };
         let outcome = match &remembered {
-            Some(Found::Digest(_)) => CacheOutcome::Hit,
-            Some(Found::Missing(_)) => CacheOutcome::Negative,
+            Some(Tagged::Digest(_)) => CacheOutcome::Hit,
+            Some(Tagged::Missing(_)) => CacheOutcome::Negative,
             None if past_cache => CacheOutcome::Bypass,
             None => CacheOutcome::Miss,
         };
@@ -229,8 +167,8 @@ impl Resolver {
         };
         self.shared.metrics.resolved(outcome, started.elapsed());
         match found? {
-            Found::Digest(digest) => Ok(digest),
-            Found::Missing(error) => Err(Failure::Registry(error)),
+            Tagged::Digest(digest) => Ok(digest),
+            Tagged::Missing(error) => Err(Failure::Registry(error)),
         }
     }
 
@@ -239,8 +177,9 @@ impl Resolver {
         reference: Reference,
         past_cache: bool,
         deadline: Deadline,
-    ) -> Result<Found, Failure> {
+    ) -> Result<Tagged, Failure> {
         let shared = Arc::clone(&self.shared);
+        let _ticket = self.shared.waiting.enter(reference.registry())?;
         detached(deadline, async move {
             if past_cache {
                 let found = shared.ask_for_tag(&reference).await.map_err(Arc::new)?;
@@ -258,6 +197,7 @@ impl Resolver {
             return Ok(contents);
         }
         let (shared, pinned) = (Arc::clone(&self.shared), pinned.clone());
+        let _ticket = self.shared.waiting.enter(pinned.registry())?;
         detached(deadline, async move {
             let ask = shared.ask_for_manifest(&pinned);
             shared.manifests.try_get_with(pinned.clone(), ask).await
@@ -273,7 +213,7 @@ impl Resolver {
     ) -> Result<(), Failure> {
         let contents = self.contents(pinned, deadline).await?;
         match contents.as_ref() {
-            Contents::Image(kinds) => contents::check(kinds, needs.media_types).map_err(Failure::Nothing),
+            Contents::Image(image) => image.check(needs.media_types).map_err(Failure::Nothing),
             Contents::Index(index) => match needs.platform {
                 Some(platform) => {
                     let entry = index.select(platform).map_err(Failure::Platform)?;
@@ -319,38 +259,90 @@ impl Resolver {
         deadline: Deadline,
     ) -> Result<(), Failure> {
         match self.contents(pinned, deadline).await?.as_ref() {
-            Contents::Image(kinds) => contents::check(kinds, needs.media_types).map_err(Failure::Nothing),
+            Contents::Image(image) => image.check(needs.media_types).map_err(Failure::Nothing),
             Contents::Index(_) => Err(Failure::Nothing(Nothing::NestedIndex)),
         }
     }
 }
 
+impl Resolver {
+    /// What policies ask about: the artifact, or each of an index that some node may mount.
+    pub(crate) async fn found(
+        &self,
+        pinned: &PinnedReference,
+        needs: Needs<'_>,
+        deadline: Deadline,
+    ) -> Result<Vec<Found>, Failure> {
+        let contents = self.contents(pinned, deadline).await?;
+        let index = match contents.as_ref() {
+            Contents::Image(image) => return Ok(vec![image.found(needs.media_types)]),
+            Contents::Index(index) => index,
+        };
+        let entries: Vec<&IndexEntry> = match needs.platform {
+            Some(platform) => vec![index.select(platform).map_err(Failure::Platform)?],
+            None => index.candidates(NODES_OS).collect(),
+        };
+        if entries.len() > MOST_CANDIDATES {
+            return Err(Failure::TooManyCandidates(entries.len()));
+        }
+        let look = |entry: &IndexEntry| {
+            let candidate = pinned.with_digest(entry.descriptor().digest().clone());
+            async move { self.contents(&candidate, deadline).await }
+        };
+        let lookups: Vec<_> = entries.into_iter().map(look).collect();
+        let mut lookups = stream::iter(lookups).buffered(CANDIDATES_AT_ONCE);
+        let mut found = Vec::new();
+        while let Some(contents) = lookups.next().await {
+            match contents?.as_ref() {
+                Contents::Image(image) => found.push(image.found(needs.media_types)),
+                // The driver mounts no index of an index.
+                Contents::Index(_) => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The system of all nodes that mount anything.
+const NODES_OS: &str = "linux";
+/// How many manifests of an index policies are asked about, and how many are fetched at once.
+const MOST_CANDIDATES: usize = 64;
+const CANDIDATES_AT_ONCE: usize = 8;
 /// How many manifests of an index are looked at for one with something to mount.
 const MOST_PLATFORMS: usize = 16;
 
 impl Shared {
-    async fn ask_for_tag(&self, reference: &Reference) -> Result<Found, RegistryError> {
-        let asked = self.bounded(&reference.name(), self.registry.resolve(reference)).await;
+    async fn ask_for_tag(&self, reference: &Reference) -> Result<Tagged, RegistryError> {
+        let lookup = self.registry.resolve(reference);
+        let asked = self.bounded(reference.registry(), &reference.name(), lookup).await;
         match asked {
-            Ok(descriptor) => Ok(Found::Digest(descriptor.digest().clone())),
-            Err(error) if error.kind() == RegistryErrorKind::NotFound => Ok(Found::Missing(Arc::new(error))),
+            Ok(descriptor) => Ok(Tagged::Digest(descriptor.digest().clone())),
+            Err(error) if error.kind() == RegistryErrorKind::NotFound => Ok(Tagged::Missing(Arc::new(error))),
             Err(error) => Err(error),
         }
     }
 
     async fn ask_for_manifest(&self, pinned: &PinnedReference) -> Result<Arc<Contents>, RegistryError> {
-        let document = self.bounded(&pinned.name(), self.registry.manifest(pinned)).await?;
+        let lookup = self.registry.manifest(pinned);
+        let document = self.bounded(pinned.registry(), &pinned.name(), lookup).await?;
         Ok(Arc::new(Contents::of(document.document())))
     }
 
     /// No lookup lasts for ever, also when nobody waits for it any more.
     async fn bounded<T>(
         &self,
+        host: &RegistryHost,
         at: &str,
         lookup: impl Future<Output = Result<T, RegistryError>>,
     ) -> Result<T, RegistryError> {
         match tokio::time::timeout(self.longest_lookup, lookup).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                let is_silent = |error: &RegistryError| error.kind() == RegistryErrorKind::Stalled;
+                if !answer.as_ref().is_err_and(is_silent) {
+                    self.waiting.answered(host);
+                }
+                answer
+            }
             Err(_) => Err(RegistryError::Stalled {
                 at: Printable::new(at),
                 what: "answer",

@@ -1,0 +1,152 @@
+//! Patterns over tags and over types: `*` stands for any text, also none.
+
+use std::fmt;
+use std::str::FromStr;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::media_type::essence;
+use crate::text::{Shown, string_serde};
+
+/// A pattern over tags, as `latest` or `*-SNAPSHOT`. Tags differ by case.
+#[derive(Clone, Debug)]
+pub struct TagPattern(Wildcard);
+
+/// A pattern over artifact types and media types, as `application/vnd.acme.*`. Types do not differ by case,
+/// and parameters are no part of them (RFC 6838, section 4.2).
+#[derive(Clone, Debug)]
+pub struct TypePattern(Wildcard);
+
+/// A text that is no [`TagPattern`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{0}\" is no pattern over tags: write a tag (A-Z a-z 0-9 . _ -, at most 128) in which * stands for any text"
+)]
+pub struct TagPatternError(Shown);
+
+/// A text that is no [`TypePattern`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{0}\" is no pattern over types: write type/subtype with no parameters, in which * stands for any text"
+)]
+pub struct TypePatternError(Shown);
+
+#[derive(Clone, Debug)]
+struct Wildcard {
+    text: String,
+    matcher: GlobMatcher,
+}
+
+impl Wildcard {
+    /// `None` where a character would have another meaning to the matcher, or none at all.
+    fn parse(text: &str, longest: usize, is_plain: impl Fn(u8) -> bool) -> Option<Self> {
+        let fits = (1..=longest).contains(&text.len());
+        // Two stars mean what one does, and more than a few cost the matcher time.
+        let is_sound = fits
+            && text.bytes().all(|byte| byte == b'*' || is_plain(byte))
+            && !text.contains("**")
+            && text.matches('*').count() <= 8;
+        let glob = GlobBuilder::new(text).literal_separator(false).build().ok().filter(|_| is_sound)?;
+        Some(Self { text: text.to_owned(), matcher: glob.compile_matcher() })
+    }
+}
+
+impl TagPattern {
+    /// Whether a tag is one that the pattern names.
+    pub fn matches(&self, tag: &str) -> bool {
+        self.0.matcher.is_match(tag)
+    }
+}
+
+impl FromStr for TagPattern {
+    type Err = TagPatternError;
+
+    fn from_str(text: &str) -> Result<Self, TagPatternError> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        Wildcard::parse(text, 128, is_plain).map(Self).ok_or_else(|| TagPatternError(text.into()))
+    }
+}
+
+impl TypePattern {
+    /// Whether a type, as a manifest has it, is one that the pattern names.
+    pub fn matches(&self, media_type: &str) -> bool {
+        self.0.matcher.is_match(essence(media_type))
+    }
+}
+
+impl FromStr for TypePattern {
+    type Err = TypePatternError;
+
+    fn from_str(text: &str) -> Result<Self, TypePatternError> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+/".contains(&byte);
+        let lower = text.to_ascii_lowercase();
+        let has_subtype = lower.split('/').count() == 2 && lower.split('/').all(|name| !name.is_empty());
+        Wildcard::parse(&lower, 255, is_plain)
+            .filter(|_| has_subtype)
+            .map(Self)
+            .ok_or_else(|| TypePatternError(text.into()))
+    }
+}
+
+impl fmt::Display for TagPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text)
+    }
+}
+
+impl fmt::Display for TypePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text)
+    }
+}
+
+string_serde!(TagPattern);
+string_serde!(TypePattern);
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("latest", "latest", true)]
+    #[case("latest", "Latest", false)]
+    #[case("latest", "latest1", false)]
+    #[case("*-SNAPSHOT", "1.0-SNAPSHOT", true)]
+    #[case("dev*", "dev", true)]
+    #[case("v*.*", "v1.2", true)]
+    #[case("v.1", "vx1", false)]
+    #[case("*", "anything", true)]
+    fn tags(#[case] pattern: &str, #[case] tag: &str, #[case] matches: bool) {
+        assert_eq!(pattern.parse::<TagPattern>().unwrap().matches(tag), matches);
+    }
+
+    #[rstest]
+    #[case("application/vnd.acme.*", "application/vnd.acme.model", true)]
+    #[case("application/vnd.acme.*", "Application/Vnd.Acme.Model; q=1", true)]
+    #[case("Application/Vnd.Acme.Model", "application/vnd.acme.model", true)]
+    #[case("application/*", "application/x+json", true)]
+    #[case("application/*", "text/plain", false)]
+    #[case("application/x", "application/x.evil", false)]
+    #[case("*/*", "a/b", true)]
+    #[case("a/b+c", "a/bbc", false)]
+    fn types(#[case] pattern: &str, #[case] media_type: &str, #[case] matches: bool) {
+        assert_eq!(pattern.parse::<TypePattern>().unwrap().matches(media_type), matches);
+    }
+
+    #[rstest]
+    fn refuses_tags(
+        #[values("", "a/b", "a?", "[a]", "{a,b}", "a\\b", "a b", "a**b", "é", "*********")] text: &str,
+    ) {
+        assert!(text.parse::<TagPattern>().is_err());
+        assert!("x".repeat(129).parse::<TagPattern>().is_err());
+    }
+
+    #[rstest]
+    fn refuses_types(
+        #[values("", "text", "a/b/c", "/b", "a/", "a/b;q=1", "a/{b,c}", "a/[b]", "a/?", "a/**", "a /b")] text: &str,
+    ) {
+        assert!(text.parse::<TypePattern>().is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! The policies in force, and those of one namespace.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use oras_csi_core::pattern::RegistryPattern;
+use oras_csi_core::policy::{Author, Mode, Policy, Rules};
+use tokio::time::Instant;
+
+use super::entry::{Content, Entry};
+use crate::denial::{At, Code, Denial};
+
+/// What becomes of a pod in a namespace that no policy selects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoPolicy {
+    /// It may mount anything.
+    #[default]
+    Allow,
+    /// It may mount nothing.
+    Deny,
+}
+
+/// The labels of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// These.
+    Known(BTreeMap<String, String>),
+    /// Nobody here knows: every policy applies.
+    Unknown,
+}
+
+/// Why labels cannot be told.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NamespacesError(pub String);
+
+/// Knows the labels of namespaces.
+#[async_trait]
+pub trait Namespaces: Send + Sync + 'static {
+    /// The labels of a namespace.
+    async fn labels(&self, namespace: &str) -> Result<Labels, NamespacesError>;
+}
+
+/// Knows no namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct UnknownNamespaces;
+
+#[async_trait]
+impl Namespaces for UnknownNamespaces {
+    async fn labels(&self, _: &str) -> Result<Labels, NamespacesError> {
+        Ok(Labels::Unknown)
+    }
+}
+
+/// The policies in force. Swapped as a whole: a request that has begun goes on with what it began with.
+pub struct Policies {
+    option: Option<Arc<Policy>>,
+    no_policy: NoPolicy,
+    namespaces: Box<dyn Namespaces>,
+    files: ArcSwap<Vec<Arc<Entry>>>,
+    /// `None` until the cluster's objects have been read once.
+    objects: ArcSwap<Option<Vec<Arc<Entry>>>>,
+}
+
+/// The policies of one namespace, as they were when its request came.
+#[derive(Clone, Debug)]
+pub struct Rulebook {
+    policies: Vec<Arc<Entry>>,
+    option: Option<Arc<Policy>>,
+}
+
+impl Policies {
+    /// With a list of registries that are allowed everywhere (`--allow-registry`; empty: all), and nothing
+    /// else.
+    pub fn new(allowed: Vec<RegistryPattern>, no_policy: NoPolicy, namespaces: impl Namespaces) -> Self {
+        let rules = |allow| Rules { allow: Some(allow), ..Rules::default() };
+        let author = Author::Option("--allow-registry");
+        let policy = |allow| Arc::new(Policy::new(author, Mode::Enforce, rules(allow)));
+        Self {
+            option: Some(allowed).filter(|allowed| !allowed.is_empty()).map(policy),
+            no_policy,
+            namespaces: Box::new(namespaces),
+            files: ArcSwap::from_pointee(Vec::new()),
+            objects: ArcSwap::from_pointee(Some(Vec::new())),
+        }
+    }
+
+    /// From now on nobody is admitted until [`Self::set_objects`] was called.
+    pub(super) fn await_objects(&self) {
+        self.objects.store(Arc::new(None));
+    }
+
+    /// Whether the cluster's policies have been read, where they are to be.
+    pub fn is_synced(&self) -> bool {
+        self.objects.load().is_some()
+    }
+
+    /// How many policies there are, and how many of them have a last generation that cannot be read.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let (files, objects) = (self.files.load(), self.objects.load());
+        let all = || files.iter().chain(objects.iter().flatten());
+        (all().count(), all().filter(|entry| entry.is_stale()).count())
+    }
+
+    /// Replaces the policies of files.
+    pub fn set_files(&self, entries: Vec<Entry>) {
+        self.files.store(Arc::new(entries.into_iter().map(Arc::new).collect()));
+    }
+
+    /// Replaces the policies of the cluster.
+    pub(super) fn set_objects(&self, entries: Vec<Arc<Entry>>) {
+        self.objects.store(Arc::new(Some(entries)));
+    }
+
+    /// The policies that select a namespace.
+    pub(crate) async fn rulebook(&self, namespace: &str, deadline: Instant) -> Result<Rulebook, Denial> {
+        let at = At::Namespace(namespace);
+        let objects = self.objects.load_full();
+        let Some(objects) = objects.as_ref() else {
+            let rule = "has policies that the webhook has not read yet";
+            return Err(Denial::new(Code::Unavailable, at, None, rule, "try again in a moment"));
+        };
+        let files = self.files.load_full();
+        let all = || files.iter().chain(objects);
+        let labels = if all().all(|entry| entry.selects_all()) {
+            Labels::Unknown
+        } else {
+            let labels = tokio::time::timeout_at(deadline, self.namespaces.labels(namespace)).await;
+            let labels = labels.unwrap_or_else(|_| Err(NamespacesError("no answer in time".to_owned())));
+            labels.map_err(|error| {
+                let rule = format!("has labels that cannot be read, so nobody knows its policies ({error})");
+                Denial::new(Code::Unavailable, at, None, rule, "try again later")
+            })?
+        };
+        let mut policies: Vec<Arc<Entry>> = all()
+            .filter(|entry| match &labels {
+                Labels::Known(labels) => entry.selects(labels),
+                Labels::Unknown => true,
+            })
+            .cloned()
+            .collect();
+        policies.sort_by(|one, other| one.name().cmp(other.name()));
+        if policies.is_empty() && self.no_policy == NoPolicy::Deny {
+            let rule =
+                "is selected by no ArtifactPolicy, without which nothing is allowed (--no-policy deny)";
+            let instead = "ask the administrator for a policy that selects it";
+            return Err(Denial::new(Code::Forbidden, at, None, rule, instead));
+        }
+        let book = Rulebook { policies, option: self.option.clone() };
+        book.refuse_broken(at)?;
+        Ok(book)
+    }
+}
+
+impl Rulebook {
+    fn refuse_broken(&self, at: At<'_>) -> Result<(), Denial> {
+        for entry in &self.policies {
+            if let Content::Broken(problem) = entry.content() {
+                let name = oras_csi_core::text::Shown::new(entry.name());
+                let rule = format!("is selected by ArtifactPolicy {name}, which cannot be read ({problem})");
+                let instead = "nothing is allowed there until the administrator mends it";
+                return Err(Denial::new(Code::Forbidden, at, None, rule, instead));
+            }
+        }
+        Ok(())
+    }
+
+    /// The policies, `--allow-registry` first.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &Policy> {
+        let objects = self.policies.iter().filter_map(|entry| match entry.content() {
+            Content::Policy(policy) => Some(policy),
+            Content::Broken(_) => None,
+        });
+        self.option.as_deref().into_iter().chain(objects)
+    }
+
+    /// Whether any policy looks at what a registry has.
+    pub(crate) fn looks_at_contents(&self) -> bool {
+        self.policies().any(Policy::looks_at_contents)
+    }
+}

@@ -1,0 +1,134 @@
+//! One policy as it stands: in force, or broken.
+
+use std::collections::BTreeMap;
+
+use kube::Resource as _;
+use kube::core::{Selector, SelectorExt as _};
+use oras_csi_core::policy::{Author, Policy};
+use oras_csi_core::text::Shown;
+use serde_json::Value;
+
+use super::object::{ArtifactPolicy, ArtifactPolicySpec, SpecError};
+
+/// A policy and the namespaces that it is for.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    name: String,
+    selector: Selector,
+    content: Content,
+    is_stale: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Policy(Policy),
+    /// It cannot be read, nor could an earlier generation.
+    Broken(String),
+}
+
+/// Why an object is no policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// Another kind, or another version of it.
+    #[error("is {kind} of {api_version}, and not an ArtifactPolicy of oras.land/v1alpha1")]
+    Kind {
+        /// What it says.
+        kind: Shown,
+        /// What it says.
+        api_version: Shown,
+    },
+    /// No `metadata.name`.
+    #[error("is an ArtifactPolicy without metadata.name")]
+    Unnamed,
+    /// A spec that cannot be read.
+    #[error("ArtifactPolicy {name}: {source}")]
+    Spec {
+        /// Its name.
+        name: Shown,
+        /// What is wrong with it.
+        source: SpecError,
+    },
+}
+
+/// Whether a manifest is an `ArtifactPolicy`, of whatever version.
+pub fn is_policy(manifest: &Value) -> bool {
+    let group = manifest["apiVersion"].as_str().and_then(|version| version.split('/').next());
+    group == Some("oras.land") && manifest["kind"] == "ArtifactPolicy"
+}
+
+impl Entry {
+    /// Reads a manifest of an `ArtifactPolicy`.
+    pub fn from_manifest(manifest: &Value) -> Result<Self, EntryError> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (kind, api_version) = (text(&manifest["kind"]), text(&manifest["apiVersion"]));
+        if kind != ArtifactPolicy::kind(&()) || api_version != ArtifactPolicy::api_version(&()) {
+            return Err(EntryError::Kind { kind: Shown::new(&kind), api_version: Shown::new(&api_version) });
+        }
+        let name = manifest["metadata"]["name"].as_str().filter(|name| !name.is_empty());
+        let name = name.ok_or(EntryError::Unnamed)?;
+        Self::from_spec(name, manifest.get("spec").unwrap_or(&Value::Null))
+            .map_err(|source| EntryError::Spec { name: name.into(), source })
+    }
+
+    /// Reads the spec of the policy of that name.
+    pub(super) fn from_spec(name: &str, spec: &Value) -> Result<Self, SpecError> {
+        let spec = if spec.is_null() { &Value::Object(serde_json::Map::new()) } else { spec };
+        let spec = ArtifactPolicySpec::read(spec)?;
+        let policy = Policy::new(Author::Object(name.to_owned()), spec.mode(), spec.rules()?);
+        Ok(Self {
+            name: name.to_owned(),
+            selector: spec.selector()?,
+            content: Content::Policy(policy),
+            is_stale: false,
+        })
+    }
+
+    /// A policy that cannot be read: its selector is taken where that can be, else it selects everything.
+    pub(super) fn broken(name: &str, spec: &Value, problem: &SpecError) -> Self {
+        let selector = spec
+            .get("namespaceSelector")
+            .cloned()
+            .and_then(|selector| serde_json::from_value(selector).ok())
+            .map(|namespace_selector| ArtifactPolicySpec {
+                namespace_selector,
+                ..ArtifactPolicySpec::default()
+            })
+            .and_then(|spec| spec.selector().ok())
+            .unwrap_or_default();
+        Self {
+            name: name.to_owned(),
+            selector,
+            content: Content::Broken(problem.to_string()),
+            is_stale: true,
+        }
+    }
+
+    /// The same as an earlier generation, which stays in force because the last one cannot be read.
+    pub(super) fn stale(self) -> Self {
+        Self { is_stale: true, ..self }
+    }
+
+    /// Whether the last generation cannot be read.
+    pub(super) fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// Whether it is for every namespace, whatever its labels.
+    pub(super) fn selects_all(&self) -> bool {
+        self.selector.selects_all()
+    }
+
+    /// Whether it is for a namespace with these labels.
+    pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.selector.matches(labels)
+    }
+}

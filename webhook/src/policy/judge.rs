@@ -1,0 +1,197 @@
+//! Asks policies about a pod's artifacts, and sorts what they say: a denial, warnings, audit notes. Pure.
+
+use std::collections::BTreeMap;
+
+use oras_csi_core::policy::{Found, Mode, Policy, Rule, Source, Violation};
+use oras_csi_core::reference::Reference;
+use oras_csi_core::text::Shown;
+use serde_json::json;
+
+use super::Rulebook;
+use crate::denial::{Code, Denial};
+use crate::intent::{Named, Origin};
+use crate::metrics::{Metrics, Verdict};
+
+/// What is noted for the audit log of one pod, at most.
+const MOST_NOTES: usize = 32;
+
+/// The keys of audit annotations. A key that is there in both rounds of one admission has the same value in
+/// both (the API server keeps the first and complains of another): what a rule says of an attribute's writing is
+/// apart, since a second round finds the attribute rewritten.
+const VIOLATIONS: &str = "violations";
+const WRITING_VIOLATIONS: &str = "writing-violations";
+const WRITING_VIOLATIONS_INLINE: &str = "writing-violations-inline";
+
+/// What policies said, but for the denial that ends it.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    warnings: Vec<String>,
+    notes: BTreeMap<&'static str, Vec<serde_json::Value>>,
+}
+
+/// One policy's word on one artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opinion {
+    policy: String,
+    mode: Mode,
+    rule: Option<Rule>,
+    component: Option<String>,
+    is_broken: bool,
+}
+
+impl Opinion {
+    /// The policy's name.
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    /// What becomes of those who break its rules.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether a rule of it is broken.
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// The rule that decided: the one that is broken, or the list that has the artifact.
+    pub fn rule(&self) -> Option<Rule> {
+        self.rule
+    }
+
+    /// What the rule looked at.
+    pub fn component(&self) -> Option<&str> {
+        self.component.as_deref()
+    }
+}
+
+/// What each policy says of a reference's name.
+pub(crate) fn opinions(book: &Rulebook, reference: &Reference) -> Vec<Opinion> {
+    book.policies()
+        .map(|policy| {
+            let (rule, component, is_broken) = match policy.check_name(reference, Source::Direct) {
+                Ok(None) => (None, None, false),
+                Ok(Some(pattern)) => (Some(Rule::RegistriesAllow), Some(pattern.to_string()), false),
+                Err(violation) => (Some(violation.rule()), Some(violation.component().to_owned()), true),
+            };
+            let policy_name = policy.author().name().to_owned();
+            Opinion { policy: policy_name, mode: policy.mode(), rule, component, is_broken }
+        })
+        .collect()
+}
+
+impl Findings {
+    /// Asks all policies about a name. The denial is that of the first rule in the order of [`Rule`], so that
+    /// what is forbidden comes before what is merely not allowed.
+    pub(crate) fn check_name(
+        &mut self,
+        book: &Rulebook,
+        named: &Named,
+        metrics: &Metrics,
+    ) -> Result<(), Denial> {
+        let check = |policy: &Policy| policy.check_name(&named.reference, Source::Direct).map(|_| ());
+        self.check(book, named, metrics, check)
+    }
+
+    /// Asks all policies about what a registry has; each of `found` may be what a node mounts.
+    pub(crate) fn check_found(
+        &mut self,
+        book: &Rulebook,
+        named: &Named,
+        found: &[Found],
+        metrics: &Metrics,
+    ) -> Result<(), Denial> {
+        let check = |policy: &Policy| found.iter().try_for_each(|found| policy.check_found(found));
+        self.check(book, named, metrics, check)
+    }
+
+    fn check(
+        &mut self,
+        book: &Rulebook,
+        named: &Named,
+        metrics: &Metrics,
+        check: impl Fn(&Policy) -> Result<(), Violation>,
+    ) -> Result<(), Denial> {
+        let mut denied: Option<(&Policy, Violation)> = None;
+        let mut more = 0_usize;
+        for policy in book.policies() {
+            let Err(violation) = check(policy) else {
+                metrics.verdict(Verdict::Passed);
+                continue;
+            };
+            metrics.verdict(Verdict::Broken(policy.mode(), violation.rule()));
+            match policy.mode() {
+                Mode::Enforce => match &denied {
+                    Some((_, first)) => {
+                        more += 1;
+                        if violation.rule() < first.rule() {
+                            denied = Some((policy, violation));
+                        }
+                    }
+                    None => denied = Some((policy, violation)),
+                },
+                Mode::Warn => self.warn(policy, named, &violation),
+                Mode::Audit => self.note(policy, named, &violation),
+            }
+        }
+        match denied {
+            None => Ok(()),
+            Some((policy, violation)) => {
+                let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+                let rule = format!(
+                    "is refused by {}, rule {} ({}){more}",
+                    policy.author(),
+                    violation.rule(),
+                    violation.component()
+                );
+                let text = named.reference.to_string();
+                Err(Denial::new(Code::Forbidden, named.origin.at(), Some(&text), rule, violation.instead()))
+            }
+        }
+    }
+
+    fn warn(&mut self, policy: &Policy, named: &Named, violation: &Violation) {
+        self.warnings.push(format!(
+            "{}: \"{}\" breaks {}, rule {} ({}): {}",
+            named.origin.at(),
+            Shown::new(&named.reference.to_string()),
+            policy.author(),
+            violation.rule(),
+            violation.component(),
+            violation.instead()
+        ));
+    }
+
+    fn note(&mut self, policy: &Policy, named: &Named, violation: &Violation) {
+        let key = match (violation.rule().is_about_writing(), &named.origin) {
+            (false, _) => VIOLATIONS,
+            (true, Origin::Annotation { .. }) => WRITING_VIOLATIONS,
+            (true, Origin::Attribute { .. }) => WRITING_VIOLATIONS_INLINE,
+        };
+        let notes = self.notes.entry(key).or_default();
+        // A rule on a name says the same of a tag and of the digest that replaces it.
+        let note = json!({
+            "policy": policy.author().name(),
+            "rule": violation.rule().as_str(),
+            "artifact": named.reference.name(),
+            "component": violation.component(),
+        });
+        if notes.len() < MOST_NOTES && !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+
+    /// The warnings, each once.
+    pub(crate) fn take_warnings(&mut self) -> Vec<String> {
+        let mut warnings = std::mem::take(&mut self.warnings);
+        warnings.dedup();
+        warnings
+    }
+
+    /// Audit annotations, a JSON list each.
+    pub(crate) fn into_audit(self) -> BTreeMap<String, String> {
+        let text = |notes: Vec<serde_json::Value>| serde_json::Value::Array(notes).to_string();
+        self.notes.into_iter().map(|(key, notes)| (key.to_owned(), text(notes))).collect()
+    }
+}

@@ -1,0 +1,101 @@
+//! Where the pod of a workload stands, and what is told of it when it is applied.
+//!
+//! Pods are made by controllers, minutes or months after somebody wrote them down: whoever applies a Deployment
+//! sees neither the warnings nor the denial of its pods. So they are told at once. Nothing is ever refused or
+//! changed here: what counts is what the pod meets when it is made.
+
+use oras_csi_core::keys::ANNOTATION_PREFIX;
+use oras_csi_core::text::Shown;
+use serde_json::Value;
+
+use crate::admit::Outcome;
+use crate::denial::Denial;
+
+/// The path to the pod of an object (empty for a pod), or `None` for a kind that has none.
+pub fn pod_path(object: &Value) -> Option<&'static [&'static str]> {
+    let kind = object.get("kind").and_then(Value::as_str)?;
+    let group = object.get("apiVersion").and_then(Value::as_str)?.split('/').next()?;
+    match (group, kind) {
+        ("v1", "Pod") => Some(&[]),
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
+        | ("batch", "Job")
+        | ("v1", "ReplicationController") => Some(&["spec", "template"]),
+        ("v1", "PodTemplate") => Some(&["template"]),
+        ("batch", "CronJob") => Some(&["spec", "jobTemplate", "spec", "template"]),
+        _ => None,
+    }
+}
+
+/// The pod template of a workload.
+pub(crate) fn template(workload: &Value) -> Option<&Value> {
+    let path = pod_path(workload).filter(|path| !path.is_empty())?;
+    path.iter().try_fold(workload, |value, key| value.get(key)).filter(|template| template.is_object())
+}
+
+/// What the pods of a workload will meet, in words.
+pub(crate) fn tell(workload: &Value, admitted: Result<Outcome, Denial>) -> Vec<String> {
+    let kind = Shown::new(workload.get("kind").and_then(Value::as_str).unwrap_or_default());
+    let mut words = Vec::new();
+    match admitted {
+        Ok(outcome) => {
+            words.extend(outcome.warnings().iter().map(|warning| format!("pods of this {kind}: {warning}")));
+        }
+        Err(denial) => words.push(format!("pods of this {kind} would be denied: {denial}")),
+    }
+    let annotations = workload.get("metadata").and_then(|metadata| metadata.get("annotations"));
+    let keys = annotations.and_then(Value::as_object).into_iter().flat_map(serde_json::Map::keys);
+    let path = pod_path(workload).unwrap_or_default().join(".");
+    words.extend(keys.filter(|key| key.starts_with(ANNOTATION_PREFIX)).map(|key| {
+        let key = Shown::new(key);
+        format!("annotation {key} on the {kind} itself does nothing: write it in {path}.metadata.annotations")
+    }));
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::denial::At;
+
+    #[test]
+    fn knows_where_pods_are() {
+        let at = |api: &str, kind: &str| pod_path(&json!({"apiVersion": api, "kind": kind}));
+        assert_eq!(at("v1", "Pod"), Some(&[] as &[_]));
+        assert_eq!(at("batch/v1", "CronJob").map(<[_]>::len), Some(4));
+        assert_eq!(at("v1", "Service"), None);
+        assert_eq!(at("example.org/v1", "Deployment"), None);
+    }
+
+    #[test]
+    fn a_template_is_found_or_not() {
+        let pod = json!({"metadata": {}});
+        let job = json!({"spec": {"template": pod}});
+        let cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "spec": {"jobTemplate": job}});
+        assert_eq!(template(&cron), Some(&pod));
+        for none in [
+            json!({"apiVersion": "apps/v1", "kind": "Deployment"}),
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": []}}),
+            json!({"apiVersion": "v1", "kind": "Pod"}),
+            json!([]),
+        ] {
+            assert_eq!(template(&none), None);
+        }
+    }
+
+    #[test]
+    fn tells_of_a_denial_and_of_an_annotation_in_the_wrong_place() {
+        let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"annotations": {"oras.land/artifact": "x", "example.org/a": "b"}}});
+        let denial = Denial::rewrite(At::Volume("v"), None, "is wrong", "write right");
+        assert_eq!(
+            tell(&deployment, Err(denial)),
+            [
+                "pods of this Deployment would be denied: volume v: is wrong: write right",
+                "annotation oras.land/artifact on the Deployment itself does nothing: write it in \
+                 spec.template.metadata.annotations"
+            ]
+        );
+    }
+}

@@ -1,0 +1,413 @@
+//! Policies: what they refuse, what they say, what they note, and that nobody is asked before they were.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use oras_csi_webhook::ResolverSettings;
+use oras_csi_webhook::policy::{NoPolicy, Policies, UnknownNamespaces};
+use rstest::rstest;
+use serde_json::{Value, json};
+use support::{
+    Behaviour, Bench, Namespaced, default_digest, entries, index, inline, manifest, not_found, patched, pod,
+};
+
+fn one(reference: &str) -> Value {
+    pod(&[("artifact", reference)])
+}
+
+#[tokio::test]
+async fn a_registry_that_a_policy_forbids_hears_nothing() {
+    let policy = json!({"registries": {"deny": ["evil.example", "ghcr.io/evil/**"]}});
+    let bench = Bench::under(&[policy]);
+    bench.admit(&one("ghcr.io/acme/model:v1")).await.unwrap();
+    let asked = bench.registry.calls();
+    assert_eq!(asked, 2, "what is allowed is asked for, so the recording works");
+    let digest = default_digest("evil.example/a:1");
+    let canonical =
+        Bench::new().admitted(&inline(&json!({"oras.artifact.reference": "evil.example/a:1"}))).await;
+    for refused in [
+        one("evil.example/a:1"),
+        one("EVIL.example:443/a:1"),
+        one(&format!("evil.example/a@{digest}")),
+        one("ghcr.io/evil/x"),
+        pod(&[("artifact", "ghcr.io/acme/other:v1"), ("artifact.z", "evil.example/a:1")]),
+        pod(&[("recipe", "- add: ghcr.io/acme/other:v1\n- overlay: evil.example/a:1")]),
+        inline(
+            &json!({"oras-csi.actions": "- add: ghcr.io/acme/other:v1\n- add: evil.example/a:1\n  path: b"}),
+        ),
+        inline(&json!({"oras.artifact.reference": "evil.example/a:1", "oras.options.pullalways": "true"})),
+        canonical,
+    ] {
+        let denial = bench.admit(&refused).await.unwrap_err();
+        assert_eq!(denial.code().number(), 403, "{denial}");
+        assert!(
+            denial.message().contains("is refused by ArtifactPolicy p0, rule registries.deny ("),
+            "{denial}"
+        );
+    }
+    assert_eq!(bench.registry.calls(), asked);
+}
+
+#[tokio::test]
+async fn a_denial_names_the_place_the_policy_the_rule_the_part_and_what_to_write() {
+    let policy = json!({"registries": {"allow": ["ghcr.io/acme/**"]}, "deniedTags": ["latest"]});
+    let bench = Bench::under(&[policy]);
+    let message = async |pod: Value| bench.admit(&pod).await.unwrap_err().message().to_owned();
+    assert_eq!(
+        message(one("ghcr.io/acme/model")).await,
+        "annotation oras.land/artifact: \"ghcr.io/acme/model:latest\" is refused by ArtifactPolicy p0, rule deniedTags \
+         (tag latest matches latest): write another tag, or a digest alone"
+    );
+    assert_eq!(
+        message(pod(&[("recipe", "- add: ghcr.io/acme/model:v1\n- add: ghcr.io/evil/x:v1\n  path: x")]))
+            .await,
+        "annotation oras.land/recipe, step 2: \"ghcr.io/evil/x:v1\" is refused by ArtifactPolicy p0, rule \
+         registries.allow (repository ghcr.io/evil/x matches none of its patterns): use one of: ghcr.io/acme/**"
+    );
+    assert_eq!(
+        message(inline(&json!({"oras.artifact.reference": "r.io/a"}))).await,
+        "volume in, attribute oras.artifact.reference: \"r.io/a:latest\" is refused by ArtifactPolicy p0, rule \
+         registries.allow (registry r.io matches none of its patterns): use one of: ghcr.io/acme/**"
+    );
+}
+
+#[tokio::test]
+async fn all_policies_must_pass_and_what_is_forbidden_is_told_first() {
+    let bench = Bench::under(&[
+        json!({"registries": {"allow": ["ghcr.io"]}}),
+        json!({"registries": {"allow": ["ghcr.io/acme/**", "r.io"]}}),
+        json!({"registries": {"deny": ["r.io"]}}),
+    ]);
+    bench.admit(&one("ghcr.io/acme/x:1")).await.unwrap();
+    let denial = bench.admit(&one("ghcr.io/other/x:1")).await.unwrap_err();
+    assert!(denial.message().contains("ArtifactPolicy p1, rule registries.allow"), "{denial}");
+    let denial = bench.admit(&one("r.io/x:1")).await.unwrap_err();
+    assert!(denial.message().contains("ArtifactPolicy p2, rule registries.deny"), "{denial}");
+    assert!(denial.message().contains("(and 1 more)"), "{denial}");
+}
+
+#[tokio::test]
+async fn a_policy_is_for_the_namespaces_that_it_selects() {
+    let only = |selector: Value| json!({"namespaceSelector": selector, "registries": {"allow": ["ghcr.io"]}});
+    for (selector, here, there) in [
+        (json!({"matchLabels": {"team": "red"}}), true, false),
+        (json!({"matchLabels": {"kubernetes.io/metadata.name": "red"}}), true, false),
+        (
+            json!({"matchExpressions": [{"key": "team", "operator": "In", "values": ["red", "x"]}]}),
+            true,
+            false,
+        ),
+        (
+            json!({"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["blue"]}]}),
+            true,
+            false,
+        ),
+        (json!({"matchExpressions": [{"key": "none", "operator": "Exists"}]}), false, false),
+        (json!({"matchExpressions": [{"key": "none", "operator": "DoesNotExist"}]}), true, true),
+        (json!({}), true, true),
+        (Value::Null, true, true),
+    ] {
+        let bench = Bench::under(&[only(selector.clone())]);
+        assert_eq!(bench.admit_in("red", &one("r.io/a:1")).await.is_err(), here, "{selector}");
+        assert_eq!(bench.admit_in("blue", &one("r.io/a:1")).await.is_err(), there, "{selector}");
+    }
+    let bench = Bench::under(&[only(json!({"matchLabels": {"team": "red"}}))]);
+    let denial = bench.admit_in("unreadable", &one("r.io/a:1")).await.unwrap_err();
+    assert_eq!(denial.code().number(), 503, "{denial}");
+    assert!(denial.message().contains("namespace unreadable: has labels that cannot be read"), "{denial}");
+    assert!(bench.admit_in("unreadable", &pod(&[])).await.is_ok(), "a pod that does not ask");
+}
+
+#[tokio::test]
+async fn with_no_labels_known_every_policy_applies() {
+    let policies = Policies::new(Vec::new(), NoPolicy::Allow, UnknownNamespaces);
+    let spec =
+        json!({"namespaceSelector": {"matchLabels": {"team": "red"}}, "registries": {"allow": ["ghcr.io"]}});
+    policies.set_files(entries(&[spec]));
+    let bench = Bench::governed(Arc::new(policies), ResolverSettings::default());
+    assert!(bench.admit_in("blue", &one("r.io/a:1")).await.is_err());
+}
+
+#[tokio::test]
+async fn no_policy_may_mean_no_artifact() {
+    let policies = Policies::new(Vec::new(), NoPolicy::Deny, Namespaced);
+    policies.set_files(entries(&[json!({"namespaceSelector": {"matchLabels": {"team": "red"}}})]));
+    let bench = Bench::governed(Arc::new(policies), ResolverSettings::default());
+    bench.admit_in("red", &one("r.io/a:1")).await.unwrap();
+    let denial = bench.admit_in("blue", &one("r.io/a:1")).await.unwrap_err();
+    assert_eq!(denial.code().number(), 403);
+    assert!(denial.message().contains("namespace blue: is selected by no ArtifactPolicy"), "{denial}");
+    bench.admit_in("blue", &pod(&[])).await.unwrap();
+}
+
+#[tokio::test]
+async fn warn_tells_and_audit_notes_and_neither_refuses() {
+    let rules = json!({"registries": {"deny": ["r.io"]}});
+    let mode = |mode: &str| {
+        let mut spec = rules.clone();
+        spec["mode"] = json!(mode);
+        spec
+    };
+    let bench = Bench::under(&[mode("Warn"), mode("Audit")]);
+    let outcome = bench.admit(&one("r.io/a:1")).await.unwrap();
+    let warning = outcome.warnings().iter().find(|warning| warning.contains("p0")).unwrap();
+    assert_eq!(
+        warning,
+        "annotation oras.land/artifact: \"r.io/a:1\" breaks ArtifactPolicy p0, rule registries.deny (registry r.io \
+         matches r.io): use another registry or repository"
+    );
+    assert!(!outcome.warnings().iter().any(|warning| warning.contains("p1")));
+    assert_eq!(
+        outcome.audit()["violations"],
+        r#"[{"policy":"p1","rule":"registries.deny","artifact":"r.io/a","component":"registry r.io matches r.io"}]"#
+    );
+    assert!(bench.admit(&one("ghcr.io/a:1")).await.unwrap().audit().is_empty());
+}
+
+/// The API server keeps the first value of an audit annotation, and logs an error about another one.
+#[tokio::test]
+async fn what_is_noted_is_the_same_in_a_second_round() {
+    let bench = Bench::under(&[
+        json!({"mode": "Audit", "registries": {"deny": ["r.io"]}, "maxSize": 0}),
+        json!({"mode": "Audit", "deniedTags": ["latest"]}),
+        json!({"mode": "Audit", "requireDigest": true}),
+        json!({"mode": "Audit", "maxSize": 0}),
+    ]);
+    let mut both = inline(&json!({"oras.artifact.reference": "r.io/b"}));
+    both["metadata"]["annotations"] = one("r.io/a")["metadata"]["annotations"].clone();
+    for first in [one("r.io/a"), inline(&json!({"oras.artifact.reference": "r.io/a"})), both] {
+        let outcome = bench.admit(&first).await.unwrap();
+        assert!(outcome.audit().len() >= 2, "{:?}", outcome.audit());
+        let second = bench.admit(&patched(&first, &outcome)).await.unwrap();
+        assert!(second.patch().0.is_empty());
+        assert!(second.audit().contains_key("violations"));
+        for (key, value) in second.audit() {
+            assert_eq!(outcome.audit().get(key), Some(value), "{key}");
+        }
+    }
+}
+
+#[rstest]
+#[case(json!({"maxSize": "2k"}), None)]
+#[case(json!({"maxSize": 1999}), Some("rule maxSize (its layers have 2000 bytes, more than 1999)"))]
+#[case(json!({"allowedMediaTypes": ["a/b", "a/c"]}), None)]
+#[case(json!({"allowedMediaTypes": ["a/b"]}), Some("rule allowedMediaTypes (a layer's media type a/c matches none of its types)"))]
+#[case(json!({"allowedArtifactTypes": ["application/vnd.acme.model"]}), None)]
+#[case(json!({"allowedArtifactTypes": ["application/vnd.acme"]}), Some("rule allowedArtifactTypes (artifact type application/vnd.acme.model matches none"))]
+#[tokio::test]
+async fn what_the_registry_has_is_looked_at(#[case] spec: Value, #[case] words: Option<&str>) {
+    let mut artifact = manifest(&[("a/b", Some("f")), ("a/c", Some("g"))]);
+    artifact["artifactType"] = json!("application/vnd.acme.model");
+    artifact["layers"][0]["size"] = json!(1_000);
+    artifact["layers"][1]["size"] = json!(1_000);
+    let bench = Bench::under(&[spec]);
+    let digest = bench.registry.tag("r.io/a:1", &artifact);
+    let canonical = {
+        let open = Bench::new();
+        open.registry.tag("r.io/a:1", &artifact);
+        open.admitted(&one("r.io/a:1")).await
+    };
+    // By tag, by digest, in a recipe, and as a canonical volume that came with the request.
+    for pod in [
+        one("r.io/a:1"),
+        one(&format!("r.io/a@{digest}")),
+        pod(&[("recipe", "- add: r.io/a:1\n  path: x")]),
+        inline(&json!({"oras.artifact.reference": "r.io/a:1"})),
+        canonical,
+    ] {
+        let found = bench.admit(&pod).await.map_err(|denial| denial.message().to_owned());
+        match words {
+            None => assert!(found.is_ok(), "{found:?}"),
+            Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),
+        }
+    }
+    // Of what is filtered away no rule is broken.
+    let chosen = pod(&[("artifact", "r.io/a:1"), ("media-types", "a/b")]);
+    let refused = bench.admit(&chosen).await.is_err();
+    assert_eq!(refused, words.is_some_and(|words| words.contains("allowedArtifactTypes")));
+}
+
+#[tokio::test]
+async fn every_manifest_that_a_node_may_choose_is_looked_at() {
+    let bench = Bench::under(&[json!({"maxSize": 10})]);
+    let sized = |size: u64| {
+        let mut manifest = manifest(&[("a/b", Some("f"))]);
+        manifest["layers"][0]["size"] = json!(size);
+        bench.registry.store(&manifest)
+    };
+    let (small, large, lost) = (sized(1), sized(1_000), default_digest("r.io/never:1"));
+    bench.registry.tag("r.io/a:1", &index(&[("linux/amd64", &small), ("linux/arm64", &large)]));
+    let denial = bench.admit(&one("r.io/a:1")).await.unwrap_err();
+    assert!(denial.message().contains("rule maxSize"), "{denial}");
+    bench.admit(&pod(&[("artifact", "r.io/a:1"), ("platform", "linux/amd64")])).await.unwrap();
+    bench.admit(&pod(&[("artifact", "r.io/a:1"), ("platform", "linux/arm64")])).await.unwrap_err();
+
+    bench.registry.tag("r.io/b:1", &index(&[("linux/amd64", &small), ("windows/amd64", &large)]));
+    bench.admit(&one("r.io/b:1")).await.unwrap();
+    bench.registry.tag("r.io/c:1", &index(&[("linux/amd64", &small), ("Linux/riscv64", &large)]));
+    bench.admit(&one("r.io/c:1")).await.unwrap_err();
+
+    // What nobody can look at may be anything.
+    bench.registry.tag("r.io/d:1", &index(&[("linux/amd64", &small), ("linux/arm64", &lost)]));
+    assert_eq!(bench.admit(&one("r.io/d:1")).await.unwrap_err().code().number(), 404);
+    let many: Vec<(String, _)> = (0..100).map(|number| (format!("linux/a{number}"), &small)).collect();
+    let many: Vec<(&str, _)> = many.iter().map(|(platform, digest)| (platform.as_str(), *digest)).collect();
+    bench.registry.tag("r.io/e:1", &index(&many));
+    let denial = bench.admit(&one("r.io/e:1")).await.unwrap_err();
+    assert!(denial.message().contains("index of 100 manifests"), "{denial}");
+}
+
+#[tokio::test]
+async fn sets_only_leaves_nothing_else() {
+    let bench = Bench::under(&[json!({"setsOnly": true})]);
+    let canonical = Bench::new().admitted(&one("r.io/a:1")).await;
+    for refused in [
+        one("r.io/a:1"),
+        pod(&[("recipe", "- add: r.io/a:1")]),
+        inline(&json!({"oras.artifact.reference": "r.io/a:1"})),
+        inline(&json!({"oras-csi.name": "mine", "oras-csi.actions": "- add: r.io/a:1"})),
+        canonical,
+    ] {
+        let denial = bench.admit(&refused).await.unwrap_err();
+        assert!(denial.message().contains("rule setsOnly"), "{denial}");
+    }
+    assert_eq!(bench.registry.calls(), 0);
+}
+
+#[tokio::test]
+async fn policies_change_under_requests_that_go_on() {
+    let bench = Arc::new(Bench::under(&[json!({"registries": {"deny": ["evil.example"]}})]));
+    bench.registry.set("evil.example/a:1", Behaviour::Fails(not_found("evil.example/a:1")));
+    let stop = Arc::new(AtomicBool::new(false));
+    let swap = std::thread::spawn({
+        let (bench, stop) = (Arc::clone(&bench), Arc::clone(&stop));
+        move || {
+            let mut swaps = 0;
+            while !stop.load(Ordering::SeqCst) {
+                // Both forbid it, for another reason; between them there is no moment without a policy.
+                for spec in [
+                    json!({"registries": {"deny": ["evil.example"]}}),
+                    json!({"registries": {"allow": ["r.io", "ghcr.io"]}}),
+                ] {
+                    bench.policies.set_files(entries(&[spec]));
+                    swaps += 1;
+                }
+            }
+            swaps
+        }
+    });
+    for _ in 0..2_000 {
+        bench.admit(&one("r.io/a:1")).await.unwrap();
+        let denial = bench.admit(&one("evil.example/a:1")).await.unwrap_err();
+        assert_eq!(denial.code().number(), 403, "{denial}");
+    }
+    stop.store(true, Ordering::SeqCst);
+    let swaps = swap.join().unwrap();
+    assert!(swaps > 10, "{swaps} swaps");
+}
+
+#[tokio::test]
+async fn verdicts_are_counted_with_few_labels() {
+    let bench = Bench::under(&[
+        json!({"mode": "Warn", "deniedTags": ["latest"]}),
+        json!({"mode": "Audit", "requireDigest": true}),
+        json!({"registries": {"deny": ["evil.example"]}}),
+    ]);
+    bench.admit(&one("r.io/a")).await.unwrap();
+    bench.admit(&one("evil.example/a:1")).await.unwrap_err();
+    let text = bench.metrics.encode().unwrap();
+    for line in [
+        r#"oras_csi_webhook_policy_verdicts_total{verdict="warned",rule="deniedTags"} 1"#,
+        r#"oras_csi_webhook_policy_verdicts_total{verdict="audited",rule="requireDigest"} 2"#,
+        r#"oras_csi_webhook_policy_verdicts_total{verdict="denied",rule="registries.deny"} 1"#,
+        r#"oras_csi_webhook_policy_verdicts_total{verdict="passed",rule=""} 2"#,
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(!text.contains("evil.example"));
+}
+
+#[tokio::test]
+async fn files_are_read_again_and_a_broken_one_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.yaml");
+    let write = |spec: &str| {
+        let text = format!(
+            "# ours\n---\napiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    write("{registries: {deny: [evil.example]}}");
+    std::fs::write(folder.path().join("notes.txt"), "no policy").unwrap();
+    let paths = [folder.path().to_owned()];
+    assert_eq!(oras_csi_webhook::policy::load(&paths).unwrap().len(), 1);
+    for (broken, words) in [
+        ("{registries: {deny: ['https://evil.example']}}", "spec.registries.deny[0]: "),
+        ("{registries: {deny: []}}", "spec.registries.deny: is an empty list"),
+        ("{registries: {dney: [evil.example]}}", "spec.registries.dney: is not a field"),
+        ("{deniedtags: [latest]}", "spec.deniedtags: is not a field"),
+        ("{mode: enforce}", "unknown variant"),
+        ("{maxSize: 1e30}", "spec.maxSize: \"1e+30\" is not a number of bytes"),
+        ("{maxSize: true}", "neither a number nor a string"),
+        ("{namespaceSelector: {matchLabel: {a: b}}}", "spec.namespaceSelector.matchLabel: is not a field"),
+        ("{namespaceSelector: {matchExpressions: [{key: a, operator: In, values: []}]}}", "has no values"),
+        (
+            "{namespaceSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}",
+            "does not take",
+        ),
+        (
+            "{namespaceSelector: {matchExpressions: [{key: a, operator: in, values: [b]}]}}",
+            "operator other than",
+        ),
+        ("[", "not a stream of YAML documents"),
+    ] {
+        write(broken);
+        let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("policy.yaml"), "{broken}: {error}");
+    }
+    write("null\n---\napiVersion: v1\nkind: ConfigMap\n");
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("document 3 is ConfigMap of v1"), "{error}");
+    write("null\n---\napiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\n");
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("a second ArtifactPolicy p"), "{error}");
+    let error = oras_csi_webhook::policy::load(&[folder.path().join("none")]).unwrap_err().to_string();
+    assert!(error.contains("cannot read"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_change_are_in_force_within_seconds() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.yaml");
+    let write = |denied: &str| {
+        let text = format!(
+            "apiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {{name: p}}\nspec: {{registries: {{deny: [{denied}]}}}}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    write("evil.example");
+    let policies = Arc::new(Policies::new(Vec::new(), NoPolicy::Allow, Namespaced));
+    policies.set_files(oras_csi_webhook::policy::load(std::slice::from_ref(&file)).unwrap());
+    let bench = Bench::governed(Arc::clone(&policies), ResolverSettings::default());
+    let stop = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(oras_csi_webhook::policy::keep(vec![file.clone()], policies, stop.clone()));
+    let is_denied = async |reference: &str| bench.admit(&one(reference)).await.is_err();
+    assert!(is_denied("evil.example/a:1").await && !is_denied("r.io/a:1").await);
+    write("]");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(is_denied("evil.example/a:1").await, "the last good one stays");
+    write("r.io");
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if is_denied("r.io/a:1").await {
+            break;
+        }
+    }
+    assert!(!is_denied("evil.example/a:1").await && is_denied("r.io/a:1").await);
+    stop.cancel();
+}
