@@ -203,8 +203,8 @@ fn found(artifact_type: &str, layers: &[(&str, u64)]) -> Found {
     Found { artifact_type: artifact_type.into(), layers }
 }
 
-fn types(texts: &[&str]) -> Option<Vec<TypePattern>> {
-    Some(texts.iter().map(|text| text.parse().unwrap()).collect())
+fn types(texts: &[&str]) -> Vec<TypePattern> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
 #[rstest]
@@ -219,8 +219,8 @@ fn types(texts: &[&str]) -> Option<Vec<TypePattern>> {
 #[case(found("application/vnd.acme.model", &[]), None)]
 fn what_is_found_has_rules_too(#[case] found: Found, #[case] rule: Option<Rule>) {
     let rules = Rules {
-        artifact_types: types(&["application/vnd.acme.*"]),
-        media_types: types(&["a/b"]),
+        artifact_types: Some(types(&["application/vnd.acme.*"])),
+        media_types: Some(types(&["a/b"])),
         max_size: Some("1Ki".parse().unwrap()),
         ..Rules::default()
     };

@@ -8,9 +8,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
@@ -134,15 +136,34 @@ fn plain(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-/// The system's resolver, without the addresses that are not dialled.
+/// Knows the addresses of hosts.
+#[async_trait]
+pub trait Names: fmt::Debug + Send + Sync + 'static {
+    /// The addresses of a host, with any port.
+    async fn addresses(&self, host: &str) -> io::Result<Vec<SocketAddr>>;
+}
+
+/// The system's resolver.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemNames;
+
+#[async_trait]
+impl Names for SystemNames {
+    async fn addresses(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((host, 0)).await?.collect())
+    }
+}
+
+/// A resolver without the addresses that are not dialled.
 pub(crate) struct GuardedResolver {
-    named: Named,
+    names: Arc<dyn Names>,
+    registries: Named,
     proxies: Named,
 }
 
 impl GuardedResolver {
-    pub(crate) fn new(named: Named, proxies: Named) -> Self {
-        Self { named, proxies }
+    pub(crate) fn new(names: Arc<dyn Names>, registries: Named, proxies: Named) -> Self {
+        Self { names, registries, proxies }
     }
 }
 
@@ -154,10 +175,11 @@ impl fmt::Debug for GuardedResolver {
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let free = self.named.has(name.as_str()) || self.proxies.has(name.as_str());
+        let free = self.registries.has(name.as_str()) || self.proxies.has(name.as_str());
+        let names = Arc::clone(&self.names);
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let addresses = allowed(name.as_str(), found.collect(), free)?;
+            let found = names.addresses(name.as_str()).await?;
+            let addresses = allowed(name.as_str(), found, free)?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }

@@ -20,6 +20,7 @@ use reqwest::Response;
 use self::request::{Capability, Turn};
 use super::auth::{Anonymous, Credentials, Tokens};
 use super::body;
+use super::guard::{Names, SystemNames};
 use super::hosts::HostsConfig;
 use super::transport::{Answer, Bounds, Place, Transport};
 use super::{
@@ -29,7 +30,7 @@ use crate::digest::Digest;
 use crate::reference::{PinnedReference, Reference};
 
 /// How patient and how strict a client is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     connect: Duration,
     answer: Duration,
@@ -38,6 +39,7 @@ pub struct Settings {
     tries: u32,
     limits: Limits,
     proxies: bool,
+    names: Arc<dyn Names>,
 }
 
 impl Default for Settings {
@@ -50,6 +52,7 @@ impl Default for Settings {
             tries: 3,
             limits: Limits::default(),
             proxies: true,
+            names: Arc::new(SystemNames),
         }
     }
 }
@@ -105,6 +108,13 @@ impl Settings {
         self.proxies = follow;
         self
     }
+
+    /// Who knows the addresses of hosts (default: the system's resolver). What they give is checked all the same.
+    #[must_use]
+    pub fn with_names(mut self, names: Arc<dyn Names>) -> Self {
+        self.names = names;
+        self
+    }
 }
 
 /// Reads from registries over HTTP. Cheap to clone; clones share connections and tokens.
@@ -136,7 +146,7 @@ impl HttpRegistry {
             answer: settings.answer,
             redirects: settings.limits.redirects(),
         };
-        let transport = Transport::new(bounds, settings.proxies);
+        let transport = Transport::new(bounds, settings.proxies, Arc::clone(&settings.names));
         Self(Arc::new(Inner { hosts, settings, credentials, tokens: Tokens::default(), transport }))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -12,7 +12,7 @@ use reqwest::{Client, NoProxy, Proxy, Response};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::guard::{Forbidden, GuardedResolver, Named};
+use super::guard::{Forbidden, GuardedResolver, Named, Names};
 use super::hosts::{Endpoint, TlsFiles, authority};
 use super::{Printable, RegistryError, tls};
 
@@ -191,14 +191,15 @@ pub(super) struct Transport {
     clients: Mutex<HashMap<ClientKey, Pooled>>,
     proxies: Vec<Proxy>,
     proxy_hosts: Named,
+    names: Arc<dyn Names>,
     bounds: Bounds,
 }
 
 impl Transport {
     /// `proxies`: whether `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed.
-    pub(super) fn new(bounds: Bounds, proxies: bool) -> Self {
+    pub(super) fn new(bounds: Bounds, proxies: bool, names: Arc<dyn Names>) -> Self {
         let (proxies, hosts) = if proxies { system_proxies() } else { (Vec::new(), Vec::new()) };
-        Self { clients: Mutex::default(), proxies, proxy_hosts: Named::new(hosts), bounds }
+        Self { clients: Mutex::default(), proxies, proxy_hosts: Named::new(hosts), names, bounds }
     }
 
     /// Sends the request and follows redirects (RFC 9110, 15.4): each address is checked before it is
@@ -277,7 +278,11 @@ impl Transport {
             .retry(reqwest::retry::never())
             .connect_timeout(key.connect)
             .tcp_nodelay(true)
-            .dns_resolver(GuardedResolver::new(key.named.clone(), self.proxy_hosts.clone()))
+            .dns_resolver(GuardedResolver::new(
+                Arc::clone(&self.names),
+                key.named.clone(),
+                self.proxy_hosts.clone(),
+            ))
             .no_proxy();
         for proxy in &self.proxies {
             builder = builder.proxy(proxy.clone());
