@@ -7,9 +7,10 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_webhook::policy::{Entry, is_policy};
 use rstest::rstest;
 use serde_json::Value;
-use support::Bench;
+use support::{Bench, manifest};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
@@ -21,6 +22,7 @@ fn pods(file: &str) -> Vec<Value> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
     documents
         .into_iter()
+        .filter(|document| document["kind"] != "ArtifactPolicy")
         .map(
             |document| {
                 if document["kind"] == "Pod" { document } else { document["spec"]["template"].clone() }
@@ -36,6 +38,11 @@ fn pods(file: &str) -> Vec<Value> {
 #[case("containers.yaml", &["/data", "/data"], &["kind-registry:5000/acme/dataset:2024@"])]
 #[case("media-types.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("platform.yaml", &["/mnt/oras"], &["kind-registry:5000/acme/config:v1@"])]
+#[case("recipe.yaml", &["/srv/models"], &["kind-registry:5000/acme/model:v1@",
+    "kind-registry:5000/acme/tokenizer:v3@"])]
+#[case("policy-registries.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
+#[case("policy-warn.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
+#[case("policy-contents.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("deployment.yaml", &["/srv"], &["kind-registry:5000/acme/config:v1@", "kind-registry:5000/acme/model:v1@"])]
 #[case("inline-volume.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:latest@"])]
 #[case("inline-volume-actions.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
@@ -44,6 +51,21 @@ fn pods(file: &str) -> Vec<Value> {
 #[tokio::test]
 async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[case] references: &[&str]) {
     let bench = Bench::new();
+    // Its own policies are in force, whatever namespaces they select.
+    let path = folder().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let policies: Vec<Entry> = serde_saphyr::from_multiple::<Value>(&text)
+        .unwrap()
+        .iter()
+        .filter(|document| is_policy(document))
+        .map(|document| Entry::from_manifest(document).unwrap())
+        .collect();
+    let has_policies = !policies.is_empty();
+    bench.policies.set_files(policies);
+    let mut jar = manifest(&[("application/java-archive", Some("HelloWorldServer.jar"))]);
+    jar["artifactType"] = "application/vnd.unknown.artifact.v1".into();
+    bench.registry.tag("kind-registry:5000/java-app:v1", &jar);
+    assert_eq!(has_policies, file.starts_with("policy-"));
     for pod in pods(file) {
         let after = bench.admitted(&pod).await;
         let volumes = after["spec"]["volumes"].as_array().unwrap();

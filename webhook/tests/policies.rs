@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oras_csi_webhook::ResolverSettings;
-use oras_csi_webhook::policy::{NoPolicy, Policies, UnknownNamespaces};
+use oras_csi_webhook::policy::{NoPolicy, Policies, StatedNamespaces};
 use rstest::rstest;
 use serde_json::{Value, json};
 use support::{
@@ -125,7 +125,7 @@ async fn a_policy_is_for_the_namespaces_that_it_selects() {
 
 #[tokio::test]
 async fn with_no_labels_known_every_policy_applies() {
-    let policies = Policies::new(Vec::new(), NoPolicy::Allow, UnknownNamespaces);
+    let policies = Policies::new(Vec::new(), NoPolicy::Allow, StatedNamespaces::default());
     let spec =
         json!({"namespaceSelector": {"matchLabels": {"team": "red"}}, "registries": {"allow": ["ghcr.io"]}});
     policies.set_files(entries(&[spec]));
@@ -345,7 +345,7 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
     write("{registries: {deny: [evil.example]}}");
     std::fs::write(folder.path().join("notes.txt"), "no policy").unwrap();
     let paths = [folder.path().to_owned()];
-    assert_eq!(oras_csi_webhook::policy::load(&paths).unwrap().len(), 1);
+    assert_eq!(oras_csi_webhook::policy::load(&paths).unwrap().policies.len(), 1);
     for (broken, words) in [
         ("{registries: {deny: ['https://evil.example']}}", "spec.registries.deny[0]: "),
         ("{registries: {deny: []}}", "spec.registries.deny: is an empty list"),
@@ -372,7 +372,7 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
     }
     write("null\n---\napiVersion: v1\nkind: ConfigMap\n");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
-    assert!(error.contains("document 3 is ConfigMap of v1"), "{error}");
+    assert!(error.contains("document 2 is ConfigMap of v1"), "{error}");
     write("null\n---\napiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\n");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("a second ArtifactPolicy p"), "{error}");
@@ -392,7 +392,7 @@ async fn files_that_change_are_in_force_within_seconds() {
     };
     write("evil.example");
     let policies = Arc::new(Policies::new(Vec::new(), NoPolicy::Allow, Namespaced));
-    policies.set_files(oras_csi_webhook::policy::load(std::slice::from_ref(&file)).unwrap());
+    policies.set_files(oras_csi_webhook::policy::load(std::slice::from_ref(&file)).unwrap().policies);
     let bench = Bench::governed(Arc::clone(&policies), ResolverSettings::default());
     let stop = tokio_util::sync::CancellationToken::new();
     tokio::spawn(oras_csi_webhook::policy::keep(vec![file.clone()], policies, stop.clone()));

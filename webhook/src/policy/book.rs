@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use oras_csi_core::pattern::RegistryPattern;
 use oras_csi_core::policy::{Author, Mode, Policy, Rules};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::entry::{Content, Entry};
@@ -43,14 +44,34 @@ pub trait Namespaces: Send + Sync + 'static {
     async fn labels(&self, namespace: &str) -> Result<Labels, NamespacesError>;
 }
 
-/// Knows no namespace.
-#[derive(Clone, Copy, Debug)]
-pub struct UnknownNamespaces;
+/// The labels of namespaces that manifests have; of others nothing is known.
+#[derive(Clone, Debug, Default)]
+pub struct StatedNamespaces(BTreeMap<String, BTreeMap<String, String>>);
+
+impl StatedNamespaces {
+    /// Takes a manifest in, if it is a `Namespace`.
+    pub fn take(&mut self, manifest: &Value) -> bool {
+        let is_namespace = manifest["apiVersion"] == "v1" && manifest["kind"] == "Namespace";
+        let Some(name) = manifest["metadata"]["name"].as_str().filter(|_| is_namespace) else { return false };
+        let labels = manifest["metadata"]["labels"].as_object().into_iter().flatten();
+        let mut labels: BTreeMap<String, String> =
+            labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+        // The API server writes this one itself.
+        labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+        self.0.insert(name.to_owned(), labels);
+        true
+    }
+
+    /// Takes all that `other` has.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+}
 
 #[async_trait]
-impl Namespaces for UnknownNamespaces {
-    async fn labels(&self, _: &str) -> Result<Labels, NamespacesError> {
-        Ok(Labels::Unknown)
+impl Namespaces for StatedNamespaces {
+    async fn labels(&self, namespace: &str) -> Result<Labels, NamespacesError> {
+        Ok(self.0.get(namespace).map_or(Labels::Unknown, |labels| Labels::Known(labels.clone())))
     }
 }
 

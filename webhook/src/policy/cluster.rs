@@ -283,7 +283,9 @@ impl Namespaces for ClusterNamespaces {
 
 #[cfg(test)]
 mod tests {
+    use super::super::judge::{Opinion, opinions};
     use super::super::object::ArtifactPolicySpec;
+    use super::super::{NoPolicy, StatedNamespaces};
     use super::*;
 
     const NAME: &str = "team";
@@ -302,11 +304,7 @@ mod tests {
 
     impl Scene {
         fn open() -> Self {
-            let policies = Arc::new(Policies::new(
-                Vec::new(),
-                super::super::NoPolicy::Allow,
-                super::super::UnknownNamespaces,
-            ));
+            let policies = Arc::new(Policies::new(Vec::new(), NoPolicy::Allow, StatedNamespaces::default()));
             policies.await_objects();
             let (sender, reports) = mpsc::channel(16);
             Self {
@@ -322,8 +320,7 @@ mod tests {
                 Err(denial) => return Some(denial.message().to_owned()),
             };
             let reference = oras_csi_core::reference::Reference::parse(reference).unwrap();
-            let broken =
-                super::super::judge::opinions(&book, &reference).into_iter().find(|one| one.is_broken());
+            let broken = opinions(&book, &reference).into_iter().find(Opinion::is_broken);
             broken.map(|opinion| opinion.rule().unwrap().to_string())
         }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::book::Policies;
+use super::book::{Policies, StatedNamespaces};
 use super::entry::{Entry, EntryError};
 
 /// How often files are read again.
@@ -63,14 +63,25 @@ pub enum PolicyFileError {
     },
 }
 
-/// Reads files, and the `.yaml`, `.yml` and `.json` files of folders, in the order of their names.
-pub fn load(paths: &[PathBuf]) -> Result<Vec<Entry>, PolicyFileError> {
+/// What files say: policies, and the labels of namespaces.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The policies.
+    pub policies: Vec<Entry>,
+    /// The namespaces.
+    pub namespaces: StatedNamespaces,
+}
+
+/// Reads the `ArtifactPolicy` and `Namespace` objects of files, and of the `.yaml`, `.yml` and `.json` files of
+/// folders, in the order of their names.
+pub fn load(paths: &[PathBuf]) -> Result<Loaded, PolicyFileError> {
     let mut entries: Vec<Entry> = Vec::new();
+    let mut namespaces = StatedNamespaces::default();
     let mut names = BTreeSet::new();
     for path in paths {
         for file in files_of(path)? {
             for (number, document) in (1..).zip(documents(&file)?) {
-                if document.is_null() {
+                if document.is_null() || namespaces.take(&document) {
                     continue;
                 }
                 let entry = Entry::from_manifest(&document).map_err(|source| PolicyFileError::Document {
@@ -86,7 +97,7 @@ pub fn load(paths: &[PathBuf]) -> Result<Vec<Entry>, PolicyFileError> {
             }
         }
     }
-    Ok(entries)
+    Ok(Loaded { policies: entries, namespaces })
 }
 
 fn files_of(path: &Path) -> Result<Vec<PathBuf>, PolicyFileError> {
@@ -133,8 +144,8 @@ pub async fn keep(paths: Vec<PathBuf>, policies: Arc<Policies>, shutdown: Cancel
             tokio::task::spawn_blocking(move || load(&paths)).await
         };
         let outcome = match read {
-            Ok(Ok(entries)) => {
-                policies.set_files(entries);
+            Ok(Ok(loaded)) => {
+                policies.set_files(loaded.policies);
                 String::new()
             }
             Ok(Err(error)) => error.to_string(),

@@ -14,7 +14,8 @@ mod files;
 pub(crate) mod judge;
 pub mod object;
 
-pub use book::{Labels, Namespaces, NamespacesError, NoPolicy, Policies, Rulebook, UnknownNamespaces};
+pub use book::{Labels, Namespaces, NamespacesError, NoPolicy, Policies, Rulebook, StatedNamespaces};
 pub use cluster::{ClusterNamespaces, watch};
 pub use entry::{Entry, EntryError, is_policy};
-pub use files::{PolicyFileError, keep, load};
+pub use files::{Loaded, PolicyFileError, keep, load};
+pub use judge::Opinion;

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 /// What the pods of some namespaces may mount. All policies that select a namespace must pass; where a rule
 /// is left out, it demands nothing.
+#[expect(clippy::duplicated_attributes, reason = "each column has a type, which two may share")]
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "oras.land",
@@ -39,13 +40,16 @@ pub struct ArtifactPolicySpec {
     /// Selects namespaces by their labels; every namespace has the label kubernetes.io/metadata.name. Left out
     /// or empty, it selects all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "selector_schema")]
     pub namespace_selector: Option<LabelSelector>,
     /// What happens to a pod that breaks a rule. Enforce: it is denied. Warn: whoever creates it is told. Audit:
     /// it is noted in the API server's audit log, under pods.csi.oras.land/violations.
     #[serde(default)]
     #[schemars(schema_with = "mode_schema")]
     pub mode: ModeSpec,
-    /// Which registries and repositories may be used.
+    /// Which registries and repositories may be used, as patterns HOST[:PORT][/PATH] that are compared part by
+    /// part: the wildcard * is one whole segment (a label of the host, a segment of the path), ** any number of
+    /// them. Ports are exact, 443 where none is written. HOST alone is all of its repositories.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries: Option<RegistriesSpec>,
     /// Whether every reference must be written with a digest.
@@ -77,10 +81,6 @@ pub struct ArtifactPolicySpec {
 }
 
 /// Which registries and repositories may be used.
-///
-/// A pattern is HOST[:PORT][/PATH], and is compared part by part: * is one whole segment (a label of the host, a
-/// segment of the path), ** any number of them. Ports are exact, 443 where none is written. HOST alone is all of
-/// its repositories.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistriesSpec {
@@ -254,6 +254,42 @@ fn number_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+/// A label selector that can be read: of one that cannot, nobody could say which namespaces it selects.
+fn selector_schema(_: &mut SchemaGenerator) -> Schema {
+    let rule = Rule::new("(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)")
+        .message("In and NotIn need values, Exists and DoesNotExist take none");
+    let label = |longest: u32| json_schema!({"type": "string", "maxLength": longest});
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "matchLabels": {
+                "type": "object", "maxProperties": 64, "additionalProperties": label(63),
+                "description": "Labels that a namespace must have, with their values.",
+            },
+            "matchExpressions": {
+                "type": "array", "maxItems": 32,
+                "description": "Requirements on a namespace's labels, all of which it must meet.",
+                "items": {
+                    "type": "object", "required": ["key", "operator"], "x-kubernetes-validations": [rule],
+                    "properties": {
+                        "key": {
+                            "type": "string", "minLength": 1, "maxLength": 317, "description": "The label's key.",
+                        },
+                        "operator": {
+                            "type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                            "description": "How the label's value relates to values.",
+                        },
+                        "values": {
+                            "type": "array", "maxItems": 64, "items": label(63), "x-kubernetes-list-type": "set",
+                            "description": "Values, for In and NotIn.",
+                        },
+                    },
+                },
+            },
+        },
+    })
 }
 
 fn mode_schema(_: &mut SchemaGenerator) -> Schema {
