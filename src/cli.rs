@@ -55,3 +55,13 @@ impl Cli {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn options_do_not_contradict_each_other() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use oras_csi_core::text::Shown;
+use oras_csi_webhook::workload::pod_path;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -143,23 +144,6 @@ pub(crate) fn to_json_lines(documents: &[Value]) -> String {
     documents.iter().flat_map(|document| [document.to_string(), "\n".to_owned()]).collect()
 }
 
-/// Where the pod of a manifest is: the object itself, or a workload's template.
-///
-/// Gives the path to the pod (empty for a pod), or `None` for any other kind.
-pub(crate) fn pod_path(document: &Value) -> Option<&'static [&'static str]> {
-    let kind = document.get("kind").and_then(Value::as_str)?;
-    let group = document.get("apiVersion").and_then(Value::as_str)?.split('/').next()?;
-    match (group, kind) {
-        ("v1", "Pod") => Some(&[]),
-        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
-        | ("batch", "Job")
-        | ("v1", "ReplicationController") => Some(&["spec", "template"]),
-        ("v1", "PodTemplate") => Some(&["template"]),
-        ("batch", "CronJob") => Some(&["spec", "jobTemplate", "spec", "template"]),
-        _ => None,
-    }
-}
-
 /// The pod of a manifest, or `None` where its kind has none.
 pub(crate) fn pod_of(document: &mut Value) -> Result<Option<&mut Value>, Failure> {
     let Some(path) = pod_path(document) else { return Ok(None) };
@@ -196,6 +180,11 @@ impl AskedAs {
     /// The namespace that an object names, else the one that was given.
     pub(crate) fn namespace_of(&self, document: &Value) -> String {
         document["metadata"]["namespace"].as_str().unwrap_or(&self.namespace).to_owned()
+    }
+
+    /// The namespace that was given.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// When an object that is begun now has to be answered.
@@ -324,14 +313,5 @@ mod tests {
         std::fs::write(&file, "# nothing\n")?;
         assert!(read_manifests(std::slice::from_ref(&file))?.objects.is_empty());
         Ok(())
-    }
-
-    #[test]
-    fn knows_where_pods_are() {
-        let at = |api: &str, kind: &str| pod_path(&json!({"apiVersion": api, "kind": kind}));
-        assert_eq!(at("v1", "Pod"), Some(&[] as &[_]));
-        assert_eq!(at("batch/v1", "CronJob").map(<[_]>::len), Some(4));
-        assert_eq!(at("v1", "Service"), None);
-        assert_eq!(at("example.org/v1", "Deployment"), None);
     }
 }

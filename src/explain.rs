@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::id::VolumeId;
+use oras_csi_core::policy::{Mode, Rule};
 use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::Registry as _;
@@ -16,14 +17,16 @@ use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_webhook::admit::{Admission, AskedVolume};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
+use oras_csi_webhook::policy::{Loaded, Opinion};
 use serde_json::{Map, Value, json};
 
 use crate::documents::{AskedAs, describe, pod_of, read_manifests, write_out};
 use crate::failure::{Failure, Status};
-use crate::registries::{RegistryOptions, RuleOptions, admission, client};
+use crate::policies::{PolicyOptions, stated};
+use crate::registries::{RegistryOptions, admission, client};
 
 /// Says how a reference, or each one that the pods of manifests ask for, is read: host, repository, tag and
-/// digest, the recipe and id of its volume, and whether it is allowed.
+/// digest, the recipe and id of its volume, and what policies say of its name.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The reference, as in an annotation.
@@ -43,7 +46,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
-    rules: RuleOptions,
+    policies: PolicyOptions,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -64,8 +67,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
     let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
-    let rules = &arguments.rules;
-    let is_allowed = rules.patterns().is_empty() || rules.allowing(&reference).is_some();
+    let policies = arguments.policies.policies(Loaded::default())?;
+    let admission = admission(client(hosts), hosts, policies, &Arc::new(Metrics::new()));
+    let namespace = arguments.asked.namespace();
+    let opinions = admission.opinions(&reference, namespace, arguments.asked.deadline()).await?;
+    let refusal = opinions.iter().find(|opinion| opinion.is_broken() && opinion.mode() == Mode::Enforce);
+    let is_allowed = refusal.is_none();
     let digest = match reference.digest() {
         Some(digest) => Some(digest.clone()),
         None if is_allowed && !arguments.offline => {
@@ -81,32 +88,33 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
         explained.insert("recipe".into(), json!(recipe.to_json()));
         explained.insert("id".into(), json!(VolumeId::new(None, &recipe).as_str()));
     }
-    explained.insert("policy".into(), verdict(&reference, rules));
+    explained.extend(verdicts(&opinions));
     write_out(&match arguments.output {
         Format::Json => format!("{}\n", Value::Object(explained)),
         Format::Text => lines(&explained, ""),
     })?;
-    if is_allowed {
-        return Ok(());
+    match refusal {
+        None => Ok(()),
+        Some(refusal) => Err(Failure::new(
+            Status::Denied,
+            format!("{reference} is refused by policy {}, rule {}", refusal.policy(), deciding(refusal)),
+        )),
     }
-    let patterns = rules.patterns().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    Err(Failure::new(
-        Status::Denied,
-        format!("{reference} is in a registry that is not allowed (--allow-registry {patterns})"),
-    ))
 }
 
 /// Explains every object that has a pod, also behind one that is denied; the first denial is the command's.
 async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
-    let admission = admission(hosts, &arguments.rules, &Arc::new(Metrics::new()));
+    let mut objects = read_manifests(&arguments.files)?.objects;
+    let policies = arguments.policies.policies(stated(&objects)?)?;
+    let admission = admission(client(hosts), hosts, policies, &Arc::new(Metrics::new()));
     let mut first = None;
-    for object in &mut read_manifests(&arguments.files)?.objects {
+    for object in &mut objects {
         let (name, namespace) = (describe(object), arguments.asked.namespace_of(object));
         let Some(pod) = pod_of(object)? else { continue };
         let explained = explain_pod(&admission, pod, &namespace, arguments).await;
         let shown = match arguments.output {
-            Format::Json => explained.to_json(&name, &namespace, &arguments.rules),
-            Format::Text => explained.to_lines(&name, &namespace, &arguments.rules),
+            Format::Json => explained.to_json(&name, &namespace),
+            Format::Text => explained.to_lines(&name, &namespace),
         };
         write_out(&shown)?;
         if let Some(denial) = explained.denial {
@@ -139,7 +147,7 @@ async fn explain_pod(
     namespace: &str,
     arguments: &Arguments,
 ) -> Explained {
-    let asked = match admission.asks(pod) {
+    let asked = match admission.asks(pod, namespace, arguments.asked.deadline()).await {
         Ok(asked) => asked,
         Err(denial) => return Explained { denial: Some(denial), ..Explained::default() },
     };
@@ -162,7 +170,7 @@ async fn explain_pod(
 
 impl Explained {
     /// Each volume with its keys, and the keys of its references.
-    fn volumes(&self, rules: &RuleOptions) -> Vec<(Keys, Vec<Keys>)> {
+    fn volumes(&self) -> Vec<(Keys, Vec<Keys>)> {
         let explain = |(asked, volume): (&AskedVolume, &Option<CanonicalVolume>)| {
             let mut keys = Map::from_iter([("volume".to_owned(), json!(asked.name()))]);
             if let Some(volume) = volume {
@@ -175,7 +183,7 @@ impl Explained {
                 let digest = digests.next().map(PinnedReference::digest);
                 let mut keys = parts(reference, digest.or(reference.digest()));
                 keys.insert("at".into(), json!(asked.place()));
-                keys.insert("policy".into(), verdict(reference, rules));
+                keys.extend(verdicts(asked.opinions()));
                 keys
             });
             let references = references.collect();
@@ -184,8 +192,8 @@ impl Explained {
         self.asked.iter().zip(&self.volumes).map(explain).collect()
     }
 
-    fn to_json(&self, name: &str, namespace: &str, rules: &RuleOptions) -> String {
-        let volumes = self.volumes(rules).into_iter().map(|(mut keys, references)| {
+    fn to_json(&self, name: &str, namespace: &str) -> String {
+        let volumes = self.volumes().into_iter().map(|(mut keys, references)| {
             keys.insert("references".into(), json!(references));
             keys
         });
@@ -200,9 +208,9 @@ impl Explained {
         format!("{explained}\n")
     }
 
-    fn to_lines(&self, name: &str, namespace: &str, rules: &RuleOptions) -> String {
+    fn to_lines(&self, name: &str, namespace: &str) -> String {
         let mut text = format!("{name} in namespace {}\n", Shown::new(namespace));
-        for (keys, references) in self.volumes(rules) {
+        for (keys, references) in self.volumes() {
             text.push_str(&lines(&keys, "  "));
             for reference in references {
                 text.push_str(&lines(&reference, "    "));
@@ -237,36 +245,69 @@ fn parts(reference: &Reference, digest: Option<&Digest>) -> Map<String, Value> {
     parts
 }
 
-/// Whether the rules allow it, and which of them does.
-fn verdict(reference: &Reference, rules: &RuleOptions) -> Value {
-    if rules.patterns().is_empty() {
-        json!({"allowed": true, "rule": "every registry is allowed"})
-    } else if let Some(pattern) = rules.allowing(reference) {
-        json!({"allowed": true, "rule": format!("--allow-registry {pattern}")})
-    } else {
-        json!({"allowed": false, "rule": "no --allow-registry matches"})
+/// Whether its name is allowed, and what each policy says of it.
+fn verdicts(opinions: &[Opinion]) -> Keys {
+    let is_refused = |opinion: &Opinion| opinion.is_broken() && opinion.mode() == Mode::Enforce;
+    let policies = opinions.iter().map(|opinion| {
+        let mut policy = json!({
+            "policy": opinion.policy(),
+            "mode": opinion.mode().as_str(),
+            "passes": !opinion.is_broken(),
+        });
+        if let Some(rule) = opinion.rule() {
+            policy["rule"] = json!(rule.as_str());
+        }
+        if let Some(component) = opinion.component() {
+            policy["component"] = json!(component);
+        }
+        policy
+    });
+    let policies = policies.collect::<Vec<_>>();
+    Keys::from_iter([
+        ("allowed".to_owned(), json!(!opinions.iter().any(is_refused))),
+        ("policies".to_owned(), json!(policies)),
+    ])
+}
+
+/// `registries.deny (registry ghcr.io matches ghcr.io)`.
+fn deciding(opinion: &Opinion) -> String {
+    let rule = opinion.rule().map(Rule::as_str).unwrap_or_default();
+    match opinion.component() {
+        Some(component) => format!("{rule} ({component})"),
+        None => rule.to_owned(),
     }
 }
 
 fn lines(explained: &Map<String, Value>, indent: &str) -> String {
     let mut text = String::new();
     for (key, value) in explained {
-        let value = match value {
-            Value::String(text) => text.clone(),
-            Value::Object(verdict) => {
-                let is_allowed = verdict.get("allowed") == Some(&Value::Bool(true));
-                let rule = verdict.get("rule").and_then(Value::as_str).unwrap_or_default();
-                format!("{} ({rule})", if is_allowed { "allowed" } else { "denied" })
-            }
-            other => other.to_string(),
+        let values = match value {
+            Value::String(text) => vec![text.clone()],
+            Value::Bool(flag) => vec![if *flag { "yes" } else { "no" }.to_owned()],
+            Value::Array(policies) if policies.is_empty() => vec!["none: everything is allowed".to_owned()],
+            Value::Array(policies) => policies.iter().map(policy_line).collect(),
+            other => vec![other.to_string()],
         };
-        // Writing into a string cannot fail.
-        let _ = writeln!(text, "{indent}{key:<11} {value}");
+        for value in values {
+            // Writing into a string cannot fail.
+            let _ = writeln!(text, "{indent}{key:<11} {value}");
+        }
     }
     if explained.contains_key("reference") && !explained.contains_key("digest") {
         let _ = writeln!(text, "{indent}{:<11} not looked up", "digest");
     }
     text
+}
+
+/// `team-a (Enforce): broken, registries.deny (registry ghcr.io matches ghcr.io)`.
+fn policy_line(policy: &Value) -> String {
+    let text = |key: &str| policy.get(key).and_then(Value::as_str).map(|text| Shown::new(text).to_string());
+    let (name, mode) = (text("policy").unwrap_or_default(), text("mode").unwrap_or_default());
+    let word = if policy.get("passes") == Some(&Value::Bool(true)) { "passes" } else { "broken" };
+    match (text("rule"), text("component")) {
+        (Some(rule), Some(component)) => format!("{name} ({mode}): {word}, {rule} ({component})"),
+        _ => format!("{name} ({mode}): {word}"),
+    }
 }
 
 #[cfg(test)]
@@ -290,13 +331,14 @@ mod tests {
         let words = ["explain", "-f", "-"].iter().chain(options);
         let Command { arguments } = Command::try_parse_from(words).map_err(Failure::bad_input)?;
         let hosts = HostsConfig::load(None).map_err(Failure::bad_input)?;
-        let admission = admission(&hosts, &arguments.rules, &Arc::new(Metrics::new()));
+        let policies = arguments.policies.policies(Loaded::default())?;
+        let admission = admission(client(&hosts), &hosts, policies, &Arc::new(Metrics::new()));
         let mut object = parse(manifest)?.remove(0);
         let name = describe(&object);
         let pod = pod_of(&mut object)?.ok_or_else(|| Failure::bad_input("no pod"))?;
         let explained = explain_pod(&admission, pod, "team", &arguments).await;
-        let json = explained.to_json(&name, "team", &arguments.rules);
-        let lines = explained.to_lines(&name, "team", &arguments.rules);
+        let json = explained.to_json(&name, "team");
+        let lines = explained.to_lines(&name, "team");
         Ok((from_str(&json).map_err(Failure::failed)?, lines, explained.denial))
     }
 
@@ -320,7 +362,7 @@ mod tests {
         assert_eq!(
             volume["references"][0],
             json!({"at": "annotation oras.land/artifact", "reference": "ghcr.io/a/b:v1", "host": "ghcr.io",
-                "repository": "a/b", "tag": "v1", "policy": {"allowed": true, "rule": "every registry is allowed"}})
+                "repository": "a/b", "tag": "v1", "allowed": true, "policies": []})
         );
         assert_eq!(volume["references"][1]["digest"], DIGEST);
         assert!(lines.contains("at          annotation oras.land/artifact.m\n"), "{lines}");
@@ -344,9 +386,15 @@ mod tests {
     async fn a_denial_is_the_webhooks_and_nobody_is_asked() -> Result<(), Failure> {
         let options = ["--allow-registry", "other.example/**"];
         let (json, lines, denial) = explain(&manifest("ghcr.io/a/b:v1"), &options).await?;
-        let rules = |index: usize| &json["volumes"][0]["references"][index]["policy"];
-        assert_eq!(rules(0), &json!({"allowed": false, "rule": "no --allow-registry matches"}));
-        assert_eq!(rules(1), &json!({"allowed": true, "rule": "--allow-registry other.example/**"}));
+        let policies = |index: usize| &json["volumes"][0]["references"][index]["policies"];
+        let says = |passes: bool, component: &str| {
+            json!([{"policy": "--allow-registry", "mode": "Enforce", "passes": passes, "rule": "registries.allow",
+                "component": component}])
+        };
+        assert_eq!(policies(0), &says(false, "registry ghcr.io matches none of its patterns"));
+        assert_eq!(policies(1), &says(true, "other.example/**"));
+        let line = "policies    --allow-registry (Enforce): passes, registries.allow (other.example/**)\n";
+        assert!(lines.contains(line) && lines.contains("allowed     no\n"), "{lines}");
         assert_eq!(json["denial"]["code"], 403);
         assert!(lines.contains("denied      403 annotation oras.land/artifact: "), "{lines}");
         let failure = denial.map(Failure::from);

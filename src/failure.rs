@@ -101,16 +101,18 @@ mod tests {
     use clap::Parser;
     use oras_csi_core::registry::hosts::HostsConfig;
     use oras_csi_webhook::metrics::Metrics;
+    use oras_csi_webhook::policy::Loaded;
     use serde_json::json;
     use tokio::time::{Duration, Instant};
 
     use super::*;
-    use crate::registries::{RuleOptions, admission};
+    use crate::policies::PolicyOptions;
+    use crate::registries::{admission, client};
 
     #[derive(Parser)]
-    struct Rules {
+    struct Command {
         #[command(flatten)]
-        rules: RuleOptions,
+        policies: PolicyOptions,
     }
 
     /// How the admission of a pod ends whose registry always gives `answer`.
@@ -132,7 +134,9 @@ mod tests {
         std::fs::write(certs.join("hosts.toml"), format!("server = \"http://{host}\"\n"))?;
         let hosts = HostsConfig::load(Some(folder.path()))?;
         let words = ["test"].iter().chain(rules);
-        let admission = admission(&hosts, &Rules::try_parse_from(words)?.rules, &Arc::new(Metrics::new()));
+        let policies = Command::try_parse_from(words)?.policies;
+        let policies = policies.policies(Loaded::default()).map_err(|failure| failure.to_string())?;
+        let admission = admission(client(&hosts), &hosts, policies, &Arc::new(Metrics::new()));
         let reference = format!("{host}/a/b@sha256:{}", "0".repeat(64));
         let pod = json!({"metadata": {"annotations": {"oras.land/artifact": reference}},
             "spec": {"containers": [{"name": "c"}]}});

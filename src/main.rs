@@ -8,6 +8,8 @@ mod documents;
 mod driver;
 mod explain;
 mod failure;
+mod lock;
+mod policies;
 mod pull;
 mod registries;
 mod registry;

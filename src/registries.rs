@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use oras_csi_core::pattern::RegistryPattern;
-use oras_csi_core::reference::Reference;
+use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
 use oras_csi_webhook::ResolverSettings;
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
-use oras_csi_webhook::rules::RegistryRules;
+use oras_csi_webhook::policy::Policies;
 
 use crate::failure::Failure;
 
@@ -34,39 +33,18 @@ impl RegistryOptions {
     }
 }
 
-/// Which registries may be used at all.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct RuleOptions {
-    /// A registry that may be used; all others are denied before anything is sent to them. May be given
-    /// several times: HOST, HOST/TEAM/*, *.example.org/** (* is one whole segment, ** any number)
-    /// [default: every registry].
-    #[arg(long = "allow-registry", value_name = "PATTERN")]
-    allowed: Vec<RegistryPattern>,
-}
-
-impl RuleOptions {
-    pub(crate) fn rules(&self) -> RegistryRules {
-        RegistryRules::new(self.allowed.clone())
-    }
-
-    /// The patterns, as they are printed.
-    pub(crate) fn patterns(&self) -> &[RegistryPattern] {
-        &self.allowed
-    }
-
-    /// The first pattern that allows a reference; `None` where none does.
-    pub(crate) fn allowing(&self, reference: &Reference) -> Option<&RegistryPattern> {
-        self.allowed.iter().find(|pattern| pattern.matches(reference.registry(), reference.repository()))
-    }
-}
-
 /// The client for these registries.
 pub(crate) fn client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
     Arc::new(HttpRegistry::new(hosts.clone(), Settings::default()))
 }
 
 /// What the webhook admits pods with; `render` and `explain` use the very same.
-pub(crate) fn admission(hosts: &HostsConfig, rules: &RuleOptions, metrics: &Arc<Metrics>) -> Admission {
+pub(crate) fn admission(
+    registry: Arc<dyn Registry>,
+    hosts: &HostsConfig,
+    policies: Arc<Policies>,
+    metrics: &Arc<Metrics>,
+) -> Admission {
     let registries = Arc::new(hosts.clone());
-    Admission::new(client(hosts), registries, rules.rules(), ResolverSettings::default(), Arc::clone(metrics))
+    Admission::new(registry, registries, policies, ResolverSettings::default(), Arc::clone(metrics))
 }

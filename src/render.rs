@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use oras_csi_core::registry::Registry;
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use serde_json::Value;
@@ -12,12 +13,15 @@ use crate::documents::{
     AskedAs, Manifests, describe, pod_of, read_manifests, to_json_lines, to_yaml, write_out,
 };
 use crate::failure::Failure;
-use crate::registries::{RegistryOptions, RuleOptions, admission};
+use crate::lock::Locked;
+use crate::policies::{PolicyOptions, stated};
+use crate::registries::{RegistryOptions, admission, client};
 
 /// Writes manifests as the webhook would have them: tags resolved, volumes canonical, mounts read-only.
 ///
 /// Reads a YAML stream of pods and workloads (any other object passes through) and writes it to standard
-/// output. Comments are lost. The seal is not written: the webhook seals at admission.
+/// output. ArtifactPolicy objects of the stream are obeyed, beside those of --policy; Namespace objects say
+/// which of them select a namespace, and one of which nothing is said has them all. Comments are lost. The seal is not written: the webhook seals at admission.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The manifests; - is standard input.
@@ -26,12 +30,16 @@ pub(crate) struct Arguments {
     /// How to write.
     #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
     output: Format,
+    /// Keep what registries say in this file, and take from it what it has: with a complete one, nothing is asked
+    /// any more. Delete it to have tags looked up again.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
     #[command(flatten)]
     asked: AskedAs,
     #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
-    rules: RuleOptions,
+    policies: PolicyOptions,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -44,10 +52,18 @@ enum Format {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
-    let admission = admission(&hosts, &arguments.rules, &Arc::new(Metrics::new()));
     let Manifests { mut objects, had_comments } = read_manifests(&arguments.files)?;
+    let policies = arguments.policies.policies(stated(&objects)?)?;
+    let registry: Arc<dyn Registry> = client(&hosts);
+    let lock = arguments.lock.as_deref().map(|path| Locked::open(path, Arc::clone(&registry)));
+    let lock = lock.transpose()?.map(Arc::new);
+    let registry = lock.clone().map_or(registry, |lock| lock);
+    let admission = admission(registry, &hosts, policies, &Arc::new(Metrics::new()));
     for object in &mut objects {
         render(&admission, object, &arguments).await?;
+    }
+    if let Some(lock) = lock {
+        lock.save()?;
     }
     if had_comments {
         eprintln!("oras-csi: comments are not kept");

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
 use oras_csi_webhook::metrics::Metrics;
+use oras_csi_webhook::policy::{self, ClusterNamespaces, Loaded, Policies};
 use oras_csi_webhook::server::{self, App, ServerSettings};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::failure::Failure;
-use crate::registries::{RegistryOptions, RuleOptions, admission};
+use crate::policies::PolicyOptions;
+use crate::registries::{RegistryOptions, admission, client};
 use crate::runtime::stopped_by_signal;
 
-/// Serves the admission webhook: POST /mutate over TLS, with /healthz, /readyz and /metrics.
+/// Serves the admission webhook: POST /mutate and /warn over TLS, with /healthz, /readyz and /metrics.
 ///
 /// With nothing but --tls-dir it makes a CA and a certificate there and starts. The API server has to trust
 /// that CA: --webhook-configuration keeps the caBundle in step.
@@ -35,13 +38,20 @@ pub(crate) struct Arguments {
     /// The MutatingWebhookConfiguration whose caBundle is kept in step.
     #[arg(long, value_name = "NAME")]
     webhook_configuration: Option<String>,
+    /// The ValidatingWebhookConfiguration of the webhook that tells what workloads' pods will meet; its caBundle
+    /// is kept in step, and nobody waits for it.
+    #[arg(long, value_name = "NAME")]
+    validating_webhook_configuration: Option<String>,
+    /// Obey the ArtifactPolicy objects of the cluster, by the labels of its namespaces.
+    #[arg(long)]
+    watch_policies: bool,
     /// Seconds to answer on, not ready, after SIGTERM, so that clients go elsewhere first.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     lame_duck: u64,
     #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
-    rules: RuleOptions,
+    policies: PolicyOptions,
 }
 
 fn parse_secret(text: &str) -> Result<(String, String), String> {
@@ -56,16 +66,18 @@ fn parse_secret(text: &str) -> Result<(String, String), String> {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
     let metrics = Arc::new(Metrics::new());
-    let admission = admission(&hosts, &arguments.rules, &metrics);
-
     let stop = stopped_by_signal();
     let tasks = TaskTracker::new();
-    let certificates = {
-        let settings = certificate_settings(&arguments)?;
-        let needs_cluster = arguments.tls_secret.is_some() || arguments.webhook_configuration.is_some();
-        let client = if needs_cluster { Some(cluster().await?) } else { None };
-        oras_csi_certs::start(settings, client, stop.clone(), &tasks).await.map_err(Failure::failed)?
-    };
+    let needs_cluster = arguments.tls_secret.is_some()
+        || arguments.webhook_configuration.is_some()
+        || arguments.validating_webhook_configuration.is_some()
+        || arguments.watch_policies;
+    let cluster = if needs_cluster { Some(cluster().await?) } else { None };
+    let policies = policies(&arguments, cluster.as_ref(), &stop, &tasks)?;
+    let admission = admission(client(&hosts), &hosts, policies, &metrics);
+    let settings = certificate_settings(&arguments)?;
+    let certificates =
+        oras_csi_certs::start(settings, cluster, stop.clone(), &tasks).await.map_err(Failure::failed)?;
 
     let listen = arguments.listen;
     let cannot = |error: std::io::Error| Failure::failed(format!("cannot listen at {listen}: {error}"));
@@ -86,6 +98,29 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     served.map_err(cannot)
 }
 
+/// The policies, kept in step with their files and, where that is asked for, with the cluster's objects.
+fn policies(
+    arguments: &Arguments,
+    cluster: Option<&kube::Client>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Arc<Policies>, Failure> {
+    let options = &arguments.policies;
+    let policies = match cluster.filter(|_| arguments.watch_policies) {
+        None => options.policies(Loaded::default())?,
+        Some(client) => {
+            let namespaces = ClusterNamespaces::watch(client, stop, tasks);
+            let policies = options.policies_of_cluster(namespaces)?;
+            policy::watch(client, Arc::clone(&policies), stop, tasks);
+            policies
+        }
+    };
+    if !options.files().is_empty() {
+        tasks.spawn(policy::keep(options.files().to_vec(), Arc::clone(&policies), stop.clone()));
+    }
+    Ok(policies)
+}
+
 async fn cluster() -> Result<kube::Client, Failure> {
     kube::Client::try_default().await.map_err(|error| {
         Failure::failed(format!("no way to the API server (in-cluster or KUBECONFIG): {error}"))
@@ -104,5 +139,7 @@ fn certificate_settings(arguments: &Arguments) -> Result<Settings, Failure> {
     let addresses = arguments.names.iter().filter_map(|name| name.parse().ok());
     let names = arguments.names.iter().filter(|name| !is_address(name)).cloned();
     let names = Names::new(names, addresses).map_err(Failure::bad_input)?;
-    Ok(Settings::new(source, names).webhook_configuration(arguments.webhook_configuration.clone()))
+    Ok(Settings::new(source, names)
+        .webhook_configuration(arguments.webhook_configuration.clone())
+        .validating_webhook_configuration(arguments.validating_webhook_configuration.clone()))
 }

@@ -1,0 +1,160 @@
+//! A lock file: what registries said once, so that the same is rendered again without asking them.
+//!
+//! It has the digest of each tag, and each manifest that was looked at. Manifests are checked against their
+//! digests when they are read; a tag's digest is what the file is there to keep.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::{PinnedReference, Reference};
+use oras_csi_core::registry::{BlobStream, Descriptor, ManifestDocument, Registry, RegistryError};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// What stands in the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    version: u32,
+    /// By canonical reference.
+    references: BTreeMap<String, LockedDescriptor>,
+    /// By digest.
+    manifests: BTreeMap<String, LockedManifest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct LockedDescriptor {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct LockedManifest {
+    media_type: String,
+    content: String,
+}
+
+/// A registry in front of which a lock file stands.
+pub(crate) struct Locked {
+    registry: Arc<dyn Registry>,
+    path: PathBuf,
+    content: Mutex<Content>,
+    before: Option<Content>,
+}
+
+impl Locked {
+    /// With what `path` has; nothing, where there is no such file yet.
+    pub(crate) fn open(path: &Path, registry: Arc<dyn Registry>) -> Result<Self, Failure> {
+        let before = match std::fs::read_to_string(path) {
+            Ok(text) => Some(parse(path, &text)?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                return Err(Failure::bad_input(format!("cannot read {}: {error}", path.display())));
+            }
+        };
+        let empty = || Content { version: VERSION, references: BTreeMap::new(), manifests: BTreeMap::new() };
+        let content = Mutex::new(before.clone().unwrap_or_else(empty));
+        Ok(Self { registry, path: path.to_owned(), content, before })
+    }
+
+    /// Writes what was learned, if anything was: the file is as it was, or whole.
+    pub(crate) fn save(&self) -> Result<(), Failure> {
+        let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.before.as_ref() == Some(&*content) {
+            return Ok(());
+        }
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::failed(format!("cannot write {}: {error}", self.path.display()))
+        };
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let mut file = tempfile::Builder::new()
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .map_err(|error| failed(&error))?;
+        let text = serde_json::to_string_pretty(&*content).map_err(|error| failed(&error))?;
+        writeln!(file, "{text}").and_then(|()| file.as_file().sync_all()).map_err(|error| failed(&error))?;
+        file.persist(&self.path).map_err(|error| failed(&error))?;
+        Ok(())
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Content) -> T) -> T {
+        act(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Content, Failure> {
+    let wrong = |words: &dyn std::fmt::Display| {
+        Failure::bad_input(format!(
+            "{} is not a lock file that this version reads: {words}: delete it to ask the registries again",
+            path.display()
+        ))
+    };
+    let content: Content = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+    if content.version != VERSION {
+        return Err(wrong(&format_args!("it has version {}", content.version)));
+    }
+    for (digest, manifest) in &content.manifests {
+        let digest: Digest = digest.parse().map_err(|error| wrong(&error))?;
+        document(&digest, manifest).map_err(|error| wrong(&format_args!("manifest {digest}: {error}")))?;
+    }
+    Ok(content)
+}
+
+fn document(
+    digest: &Digest,
+    manifest: &LockedManifest,
+) -> Result<ManifestDocument, oras_csi_core::registry::manifest::ManifestError> {
+    let bytes = Bytes::copy_from_slice(manifest.content.as_bytes());
+    ManifestDocument::verify(digest, Some(&manifest.media_type), bytes)
+}
+
+#[async_trait]
+impl Registry for Locked {
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        let key = reference.to_string();
+        if let Some(known) = self.with(|content| content.references.get(&key).cloned()) {
+            return Ok(Descriptor::new(known.media_type, known.digest, known.size));
+        }
+        let found = self.registry.resolve(reference).await?;
+        let (media_type, digest) = (found.media_type().to_owned(), found.digest().clone());
+        let known = LockedDescriptor { media_type, digest, size: found.size() };
+        self.with(|content| content.references.insert(key, known));
+        Ok(found)
+    }
+
+    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+        let digest = reference.digest();
+        let known = self.with(|content| content.manifests.get(&digest.to_string()).cloned());
+        if let Some(Ok(known)) = known.map(|known| document(digest, &known)) {
+            return Ok(known);
+        }
+        let found = self.registry.manifest(reference).await?;
+        if let Ok(content) = std::str::from_utf8(found.bytes()) {
+            let media_type = found.document().media_type().to_owned();
+            let known = LockedManifest { media_type, content: content.to_owned() };
+            self.with(|content| content.manifests.insert(digest.to_string(), known));
+        }
+        Ok(found)
+    }
+
+    async fn blob(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        self.registry.blob(reference, blob, offset).await
+    }
+}
