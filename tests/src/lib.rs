@@ -12,6 +12,7 @@
     clippy::print_stderr
 )]
 
+pub mod admission;
 pub mod cluster;
 pub mod controller;
 pub mod node;

@@ -4,8 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -39,9 +42,15 @@ impl Webhook {
             .expect("a namespace");
 
         let port = free_port();
+        install_definitions(client).await;
         let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
-        let configuration = configuration(name, port);
+        let configuration = configured(name, port, "MutatingWebhookConfiguration");
         api.create(&PostParams::default(), &configuration).await.expect("the chart's configuration");
+        let warning = configured(name, port, "ValidatingWebhookConfiguration");
+        Api::<ValidatingWebhookConfiguration>::all(client.clone())
+            .create(&PostParams::default(), &warning)
+            .await
+            .expect("the chart's configuration of the webhook that warns");
 
         let folder = tempfile::tempdir().expect("a folder");
         let own = [
@@ -50,6 +59,8 @@ impl Webhook {
             format!("--tls-dir={}", folder.path().join("tls").display()),
             format!("--certs-dir={}", certs.display()),
             format!("--webhook-configuration={name}"),
+            format!("--validating-webhook-configuration={name}"),
+            "--watch-policies".to_owned(),
             "--lame-duck=0".to_owned(),
         ];
         let arguments =
@@ -118,20 +129,48 @@ impl Webhook {
     pub async fn uninstall(self, client: &Client) {
         let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
         api.delete(&self.namespace, &DeleteParams::default()).await.expect("it was made");
+        let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+        api.delete(&self.namespace, &DeleteParams::default()).await.expect("it was made");
     }
 }
 
-/// The MutatingWebhookConfiguration of the chart, but for where the webhook is and which namespace it is for.
-fn configuration(name: &str, port: u16) -> MutatingWebhookConfiguration {
+/// The objects of the chart, as helm renders them with its own values.
+fn chart() -> Vec<Value> {
     let mut helm = Command::new(testbed("helm"));
     helm.args(["template", "oras-csi"])
         .arg(repository().join("deploy/chart"))
         .args(["--namespace", "oras-csi-system"]);
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&run(&mut helm)).expect("the chart is YAML");
-    let mut configuration = documents
-        .into_iter()
-        .find(|document| document["kind"] == "MutatingWebhookConfiguration")
-        .expect("the chart has a webhook configuration");
+    serde_saphyr::from_multiple(&run(&mut helm)).expect("the chart is YAML")
+}
+
+/// Installs the chart's custom resource definitions, where another test has not done so, and waits until the API
+/// server serves them.
+async fn install_definitions(client: &Client) {
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    for definition in chart().into_iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
+        let definition: CustomResourceDefinition = serde_json::from_value(definition).expect("a definition");
+        let name = definition.metadata.name.clone().expect("a name");
+        match api.create(&PostParams::default(), &definition).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
+        eventually("the definition is served", Duration::from_secs(30), async || {
+            let found = api.get(&name).await.map_err(|error| error.to_string())?;
+            let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
+            let is_served = conditions
+                .iter()
+                .any(|condition| condition.type_ == "Established" && condition.status == "True");
+            if is_served { Ok(()) } else { Err(format!("{conditions:?}")) }
+        })
+        .await;
+    }
+}
+
+/// A webhook configuration of the chart, but for where the webhook is and which namespace it is for.
+fn configured<T: serde::de::DeserializeOwned>(name: &str, port: u16, kind: &str) -> T {
+    let found = chart().into_iter().find(|object| object["kind"] == kind);
+    let mut configuration = found.expect("the chart has a webhook configuration");
     configuration["metadata"]["name"] = json!(name);
     for hook in configuration["webhooks"].as_array_mut().expect("with webhooks") {
         let path = hook["clientConfig"]["service"]["path"].as_str().expect("a path").to_owned();

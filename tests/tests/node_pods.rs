@@ -197,6 +197,10 @@ fn every_example_runs() {
         for mut document in serde_saphyr::from_multiple::<Value>(&text).expect("YAML") {
             let namespace = format!("example-{}", file.file_stem().expect("a name").to_string_lossy());
             let _ = try_run(&mut kubectl(&["create", "namespace", &namespace]));
+            if document["kind"] == "ArtifactPolicy" {
+                eprint!("{}: {}", file.display(), apply(&document));
+                continue;
+            }
             document["metadata"]["namespace"] = json!(namespace);
             until("the namespace has its service account", PATIENCE, || {
                 let found = try_run(&mut kubectl(&["get", "serviceaccount", "default", "-n", &namespace]));
@@ -219,5 +223,6 @@ fn every_example_runs() {
             });
             run(&mut kubectl(&["delete", "namespace", &namespace, "--wait=false"]));
         }
+        run(&mut kubectl(&["delete", "artifactpolicies", "--all"]));
     }
 }

@@ -8,76 +8,13 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::core::Status;
-use kube::{Api, Client};
-use oras_csi_tests::cluster::{client, eventually};
+use oras_csi_tests::admission::{Cluster, create_in, pod};
+use oras_csi_tests::cluster::eventually;
 use oras_csi_tests::parts::{oras_csi, repository};
 use oras_csi_tests::process::run;
-use oras_csi_tests::registry::Distribution;
-use oras_csi_tests::webhook::Webhook;
 use serde_json::{Value, json};
-
-/// A registry with what the examples ask for, and a webhook for one namespace.
-struct Cluster {
-    client: Client,
-    registry: Distribution,
-    certs: tempfile::TempDir,
-    webhook: Webhook,
-    digest: String,
-}
-
-impl Cluster {
-    async fn start(name: &str, arguments: &[&str]) -> Self {
-        let client = client().await;
-        let registry = Distribution::start();
-        let digest = push_examples(&registry);
-        let certs = registry.certs_d(&["kind-registry:5000"]);
-        let webhook = Webhook::start(&client, name, certs.path(), arguments).await;
-        Self { client, registry, certs, webhook, digest }
-    }
-
-    fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), self.webhook.namespace())
-    }
-
-    async fn create(&self, pod: &Value) -> Result<Value, Box<Status>> {
-        create_in(&self.pods(), pod, &PostParams::default()).await
-    }
-
-    async fn refusal(&self, pod: &Value) -> Box<Status> {
-        self.create(pod).await.expect_err("the pod is refused")
-    }
-}
-
-async fn create_in(pods: &Api<Pod>, pod: &Value, params: &PostParams) -> Result<Value, Box<Status>> {
-    let pod = serde_json::from_value(pod.clone()).expect("a pod");
-    match pods.create(params, &pod).await {
-        Ok(pod) => Ok(serde_json::to_value(pod).expect("JSON")),
-        Err(kube::Error::Api(status)) => Err(status),
-        Err(error) => panic!("no answer: {error}"),
-    }
-}
-
-/// Pushes to a registry all that the manifests in `examples/` name.
-fn push_examples(registry: &Distribution) -> String {
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("HelloWorldServer.jar"), "PK jar").expect("writes");
-    std::fs::write(folder.path().join("notes.txt"), "notes").expect("writes");
-    let files = ["HelloWorldServer.jar:application/java-archive", "notes.txt:text/plain"];
-    let digest = registry.push("java-app:v1", folder.path(), &files);
-    for also in
-        ["java-app:latest", "acme/model:v1", "acme/tokenizer:v3", "acme/dataset:2024", "acme/config:v1"]
-    {
-        registry.push(also, folder.path(), &files);
-    }
-    digest
-}
-
-fn pod(name: &str, annotations: &Value) -> Value {
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations},
-        "spec": {"containers": [{"name": "app", "image": "none"}]}})
-}
 
 /// The pods of `examples/`, by the name of their file; a workload's pod is that of its template.
 fn examples() -> Vec<(String, Value)> {

@@ -1,0 +1,83 @@
+//! A webhook on the API server with a real registry behind it, and pods to send there.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
+use kube::core::Status;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+use crate::cluster::client;
+use crate::registry::Distribution;
+use crate::webhook::Webhook;
+
+/// A registry with what the examples ask for, and a webhook for one namespace.
+pub struct Cluster {
+    /// An administrator's.
+    pub client: Client,
+    /// It is `kind-registry:5000` to the webhook.
+    pub registry: Distribution,
+    /// The webhook's `certs.d`.
+    pub certs: tempfile::TempDir,
+    /// The webhook.
+    pub webhook: Webhook,
+    /// Of `java-app:v1`.
+    pub digest: String,
+}
+
+impl Cluster {
+    /// Starts it for the namespace `name`, with more arguments for the webhook.
+    pub async fn start(name: &str, arguments: &[&str]) -> Self {
+        let client = client().await;
+        let registry = Distribution::start();
+        let digest = push_examples(&registry);
+        let certs = registry.certs_d(&["kind-registry:5000"]);
+        let webhook = Webhook::start(&client, name, certs.path(), arguments).await;
+        Self { client, registry, certs, webhook, digest }
+    }
+
+    /// The pods of its namespace.
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), self.webhook.namespace())
+    }
+
+    /// Creates a pod, and gives what was stored.
+    pub async fn create(&self, pod: &Value) -> Result<Value, Box<Status>> {
+        create_in(&self.pods(), pod, &PostParams::default()).await
+    }
+
+    /// Creates a pod, which is refused.
+    pub async fn refusal(&self, pod: &Value) -> Box<Status> {
+        self.create(pod).await.expect_err("the pod is refused")
+    }
+}
+
+/// Creates a pod, and gives what was stored.
+pub async fn create_in(pods: &Api<Pod>, pod: &Value, params: &PostParams) -> Result<Value, Box<Status>> {
+    let pod = serde_json::from_value(pod.clone()).expect("a pod");
+    match pods.create(params, &pod).await {
+        Ok(pod) => Ok(serde_json::to_value(pod).expect("JSON")),
+        Err(kube::Error::Api(status)) => Err(status),
+        Err(error) => panic!("no answer: {error}"),
+    }
+}
+
+/// Pushes to a registry all that the manifests in `examples/` name; gives the digest of `java-app:v1`.
+pub fn push_examples(registry: &Distribution) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("HelloWorldServer.jar"), "PK jar").expect("writes");
+    std::fs::write(folder.path().join("notes.txt"), "notes").expect("writes");
+    let files = ["HelloWorldServer.jar:application/java-archive", "notes.txt:text/plain"];
+    let digest = registry.push("java-app:v1", folder.path(), &files);
+    for also in
+        ["java-app:latest", "acme/model:v1", "acme/tokenizer:v3", "acme/dataset:2024", "acme/config:v1"]
+    {
+        registry.push(also, folder.path(), &files);
+    }
+    digest
+}
+
+/// A pod with annotations and one container.
+pub fn pod(name: &str, annotations: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations},
+        "spec": {"containers": [{"name": "app", "image": "none"}]}})
+}
