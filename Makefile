@@ -1,5 +1,6 @@
 # make demo     the whole path on this machine: no root, no Docker, no Kubernetes
 # make test     all tests, in three tiers; each of them alone: test-unit, test-parts, test-node
+# make fuzz     inputs that nobody thought of, for FUZZ_SECONDS=60 a target; needs a nightly compiler
 # make binary   the one static binary
 # make image    its container image, without Docker
 # make chart    checks the Helm chart
@@ -8,7 +9,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-parts test-node
+.PHONY: help demo binary image chart test test-unit test-parts test-node fuzz
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -63,6 +64,11 @@ test-node: image
 	cargo test $(LOCKED) -p oras-csi-tests --test 'node_*' --no-run
 	IMAGES=$(IMAGE) $(TESTBED)/one-node \
 	  cargo test --offline --no-fail-fast -p oras-csi-tests --test 'node_*' -- --nocapture --test-threads=1
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(TESTBED)/fuzz
 
 chart:
 	$(TESTBED)/packages parts

@@ -1,0 +1,171 @@
+//! A registry in memory that answers at once. What it says of a reference hangs on the reference's text alone, so
+//! that one input always takes the same way.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
+use oras_csi_core::registry::{
+    BlobStream, Descriptor, ManifestDocument, Printable, Registry, RegistryError, media,
+};
+use oras_csi_webhook::Registries;
+use serde_json::{Value, json};
+
+pub(crate) struct FakeRegistry;
+
+/// One in so many tags gives an error, or no answer at all.
+const TAGS_PER_TROUBLE: u64 = 64;
+/// One in so many digests that are there cannot be had.
+const DIGESTS_PER_TROUBLE: u64 = 128;
+const TITLE: &str = "org.opencontainers.image.title";
+
+#[async_trait]
+impl Registry for FakeRegistry {
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        let hash = hash(&reference.to_string());
+        trouble(hash % TAGS_PER_TROUBLE, &reference.to_string()).await?;
+        let all = &SHELF.digests;
+        // Those that can be mounted come first, and get the rest of the numbers.
+        let number = usize::try_from(hash >> 32).unwrap_or_default() % (2 * all.len());
+        let digest = all.get(number).unwrap_or(&all[number % MOUNTABLE]);
+        Ok(Descriptor::new(media::OCI_MANIFEST, digest.clone(), 1))
+    }
+
+    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+        let text = reference.to_string();
+        trouble(hash(&text) % DIGESTS_PER_TROUBLE, &text).await?;
+        let found = SHELF.manifests.get(reference.digest());
+        found.cloned().ok_or_else(|| RegistryError::NotFound { at: at(&text), words: words() })
+    }
+
+    async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
+        panic!("a webhook reads no blobs")
+    }
+}
+
+/// `kind` is the administrator's; some hosts may be plain, or have no certificate that anybody knows.
+pub(crate) struct Administrator;
+
+impl Registries for Administrator {
+    fn names(&self, segment: &str) -> bool {
+        segment == "kind"
+    }
+
+    fn allows_plain_http(&self, host: &RegistryHost) -> bool {
+        host.host() == "plain.example"
+    }
+
+    fn allows_insecure(&self, host: &RegistryHost) -> bool {
+        host.host() == "insecure.example"
+    }
+}
+
+/// With this one the references of `examples/` have what their manifests want.
+const SEED: u64 = 0x004a_b928;
+
+/// FNV-1a. The hash of the standard library may be another one in the next release.
+fn hash(text: &str) -> u64 {
+    let start = 0xcbf2_9ce4_8422_2325 ^ SEED;
+    text.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn at(text: &str) -> Printable {
+    Printable::new(&format!("GET {text}"))
+}
+
+/// What a registry may say of itself.
+fn words() -> Printable {
+    Printable::new("\u{1b}[2J\u{202e}no\r\n\u{0} \"such\" <thing> \u{9b}31m")
+}
+
+async fn trouble(kind: u64, text: &str) -> Result<(), RegistryError> {
+    let (at, words) = (at(text), words());
+    Err(match kind {
+        0 => RegistryError::NotFound { at, words },
+        1 => RegistryError::Refused { at, status: 401, words },
+        2 => RegistryError::RateLimited { at, retry_after: Some(Duration::from_hours(24)), words },
+        3 => RegistryError::Unavailable { at, status: 502, words },
+        4 => RegistryError::Unreachable { at, words },
+        5 => RegistryError::Stalled { at, what: "answer", after: Duration::from_secs(5) },
+        6 => RegistryError::Untruthful { at, words },
+        7 => RegistryError::TooLarge { at, what: "a manifest", limit: 4 << 20 },
+        8 => RegistryError::Invalid { at, words },
+        9 => RegistryError::NotAllowed { at, words },
+        10 => std::future::pending().await,
+        _ => return Ok(()),
+    })
+}
+
+struct Shelf {
+    /// Of what tags name.
+    digests: Vec<Digest>,
+    manifests: HashMap<Digest, ManifestDocument>,
+}
+
+/// How many of the shelf's first have something to mount.
+const MOUNTABLE: usize = 7;
+
+static SHELF: LazyLock<Shelf> = LazyLock::new(|| {
+    let mut shelf = Shelf { digests: Vec::new(), manifests: HashMap::new() };
+    let titled = |media_type: &str| layer(media_type, 1, &json!({TITLE: "a file"}));
+    let jar = shelf.put(&image(&[titled("application/java-archive")]));
+    let notes = shelf.put(&image(&[titled("application/java-archive"), titled("text/plain")]));
+    shelf.put(&image(&[layer("application/vnd.oci.image.layer.v1.tar+gzip", 1_000_000, &json!({}))]));
+    let model = json!({"org.cncf.model.filepath": "weights.bin"});
+    shelf.put(&image(&vec![layer("application/vnd.acme.model", u64::MAX / 2, &model); 3]));
+    let mut typed = image(&[titled("Application/JSON; charset=utf-8")]);
+    typed["artifactType"] = json!("application/vnd.acme.config");
+    shelf.put(&typed);
+    let platforms =
+        shelf.put(&index(&[(Some("linux/amd64"), &jar), (Some("linux/arm64"), &notes), (None, &jar)]));
+    let gone = Digest::sha256_of(b"gone");
+    shelf.put(&index(&[(Some("linux/riscv64"), &gone), (Some("linux/s390x"), &jar)]));
+    assert_eq!(shelf.digests.len(), MOUNTABLE);
+
+    let untitled = shelf.put(&image(&[layer("application/vnd.acme.star", 1, &json!({TITLE: ""}))]));
+    shelf.put(&image(&[]));
+    shelf.put(&index(&[]));
+    shelf.put(&index(&[(Some("linux/amd64"), &platforms)]));
+    shelf.put(&index(&[(Some("linux/amd64"), &untitled), (Some("windows/amd64"), &gone)]));
+    shelf.put(&index(&[(None, &jar), (None, &notes)]));
+    shelf.put(&index(&[(Some("linux/arm"), &notes); 70]));
+    // Registries have been seen to give a digest that they then do not have.
+    shelf.digests.push(gone);
+    shelf
+});
+
+impl Shelf {
+    fn put(&mut self, manifest: &Value) -> Digest {
+        let text = manifest.to_string();
+        let digest = Digest::sha256_of(text.as_bytes());
+        let document = ManifestDocument::verify(&digest, None, text.into()).expect("a manifest");
+        self.manifests.insert(digest.clone(), document);
+        self.digests.push(digest.clone());
+        digest
+    }
+}
+
+fn layer(media_type: &str, size: u64, annotations: &Value) -> Value {
+    let digest = Digest::sha256_of(media_type.as_bytes());
+    json!({"mediaType": media_type, "digest": digest, "size": size, "annotations": annotations})
+}
+
+fn image(layers: &[Value]) -> Value {
+    let config = json!({"mediaType": media::EMPTY, "digest": Digest::sha256_of(b"{}"), "size": 2});
+    json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": layers})
+}
+
+fn index(entries: &[(Option<&str>, &Digest)]) -> Value {
+    let entry = |(platform, digest): &(Option<&str>, &Digest)| {
+        let mut entry = json!({"mediaType": media::OCI_MANIFEST, "digest": digest, "size": 1});
+        if let Some((os, architecture)) = platform.and_then(|platform| platform.split_once('/')) {
+            entry["platform"] = json!({"os": os, "architecture": architecture});
+        }
+        entry
+    };
+    let entries: Vec<Value> = entries.iter().map(entry).collect();
+    json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries})
+}
