@@ -172,6 +172,59 @@ fn a_registry_that_is_down_when_the_volume_is_mounted_is_told_in_an_event_and_th
     delete("late");
 }
 
+/// Nobody sees the denial of a controller's pods but in its events, so whoever applies it is told at once.
+#[test]
+fn a_deployment_whose_pods_are_denied_says_so_when_it_is_applied_and_in_its_replica_sets_events() {
+    let node = Node::get();
+    node.push("attic/java-app:v1", &[("file", "old")]);
+    run(&mut kubectl(&["create", "namespace", "no-attic"]));
+    apply(
+        &json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactPolicy", "metadata": {"name": "no-attic"},
+        "spec": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "no-attic"}},
+            "registries": {"deny": ["kind-registry:5000/attic/**"]}}}),
+    );
+    run(&mut kubectl(&["wait", "--for=condition=Accepted", "artifactpolicy/no-attic", "--timeout=30s"]));
+    for (name, reference, wanted) in [
+        (
+            "forbidden",
+            "kind-registry:5000/attic/java-app:v1",
+            "ArtifactPolicy no-attic, rule registries.deny",
+        ),
+        ("missing", "kind-registry:5000/java-app:v404", "does not exist"),
+    ] {
+        let template = pod("", &json!({"oras.land/artifact": reference}), "sleep 1000000");
+        let mut template = json!({"metadata": template["metadata"], "spec": template["spec"]});
+        template["metadata"]["labels"] = json!({"app": name});
+        template["metadata"].as_object_mut().expect("an object").remove("name");
+        template["spec"]["restartPolicy"] = json!("Always");
+        let words = apply(&json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": name, "namespace": "no-attic"},
+            "spec": {"selector": {"matchLabels": {"app": name}}, "template": template}}));
+        eprintln!("{words}");
+        assert!(words.contains("Warning: pods of this Deployment would be denied"), "{words}");
+        assert!(words.contains(wanted) && words.contains(reference), "{words}");
+        let selector = "involvedObject.kind=ReplicaSet,reason=FailedCreate";
+        let words = until("the ReplicaSet says why it has no pod", PATIENCE, || {
+            let words = run(&mut kubectl(&[
+                "get",
+                "events",
+                "-n",
+                "no-attic",
+                "--field-selector",
+                selector,
+                "-o",
+                "jsonpath={range .items[*]}{.involvedObject.name}: {.message}{\"\\n\"}{end}",
+            ]));
+            words.lines().find(|line| line.starts_with(&format!("{name}-"))).map(str::to_owned)
+        });
+        eprintln!("{words}");
+        assert!(words.contains("pods.csi.oras.land") && words.contains(wanted), "{words}");
+        assert!(words.contains(reference), "{words}");
+    }
+    run(&mut kubectl(&["delete", "artifactpolicy", "no-attic"]));
+    run(&mut kubectl(&["delete", "namespace", "no-attic", "--wait=false"]));
+}
+
 #[test]
 fn every_example_runs() {
     let node = Node::get();
