@@ -97,7 +97,7 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
         None => Ok(()),
         Some(refusal) => Err(Failure::new(
             Status::Denied,
-            format!("{reference} is refused by policy {}, rule {}", refusal.policy(), deciding(refusal)),
+            format!("{reference} is refused by {}, rule {}", refusal.author(), deciding(refusal)),
         )),
     }
 }
@@ -250,7 +250,7 @@ fn verdicts(opinions: &[Opinion]) -> Keys {
     let is_refused = |opinion: &Opinion| opinion.is_broken() && opinion.mode() == Mode::Enforce;
     let policies = opinions.iter().map(|opinion| {
         let mut policy = json!({
-            "policy": opinion.policy(),
+            "policy": opinion.author().name(),
             "mode": opinion.mode().as_str(),
             "passes": !opinion.is_broken(),
         });

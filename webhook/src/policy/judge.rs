@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oras_csi_core::policy::{Found, Mode, Policy, Rule, Source, Violation};
+use oras_csi_core::policy::{Author, Found, Mode, Policy, Rule, Source, Violation};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::text::Shown;
 use serde_json::json;
@@ -32,7 +32,7 @@ pub(crate) struct Findings {
 /// One policy's word on one artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opinion {
-    policy: String,
+    author: Author,
     mode: Mode,
     rule: Option<Rule>,
     component: Option<String>,
@@ -40,9 +40,9 @@ pub struct Opinion {
 }
 
 impl Opinion {
-    /// The policy's name.
-    pub fn policy(&self) -> &str {
-        &self.policy
+    /// Whose policy it is.
+    pub fn author(&self) -> &Author {
+        &self.author
     }
 
     /// What becomes of those who break its rules.
@@ -75,8 +75,7 @@ pub(crate) fn opinions(book: &Rulebook, reference: &Reference) -> Vec<Opinion> {
                 Ok(Some(pattern)) => (Some(Rule::RegistriesAllow), Some(pattern.to_string()), false),
                 Err(violation) => (Some(violation.rule()), Some(violation.component().to_owned()), true),
             };
-            let policy_name = policy.author().name().to_owned();
-            Opinion { policy: policy_name, mode: policy.mode(), rule, component, is_broken }
+            Opinion { author: policy.author().clone(), mode: policy.mode(), rule, component, is_broken }
         })
         .collect()
 }
