@@ -370,7 +370,7 @@ async fn a_hundred_thousand_in_parallel_never_swap_digests() {
             let bench = Arc::clone(&bench);
             wave.spawn(async move {
                 let reference = format!("r.io/a:{}", number % 100);
-                let soon = Instant::now() + Duration::from_secs(60);
+                let soon = Instant::now() + Duration::from_mins(1);
                 let outcome = bench.admission.admit_pod(&one(&reference), "team", soon).await.unwrap();
                 let wanted = format!("{reference}@{}\"", default_digest(&reference));
                 assert!(outcome.pinned().unwrap().contains(&wanted), "{reference}: {:?}", outcome.pinned());
