@@ -194,7 +194,10 @@ impl Admission {
     async fn tell(&self, review: &Review, workload: &Value, deadline: Deadline) -> ReviewResponse {
         let words = match workload::template(workload) {
             None => Vec::new(),
-            Some(pod) => workload::tell(workload, self.admit_pod(pod, review.namespace(), deadline).await),
+            Some(pod) => {
+                let admitted = self.admit_pod(pod, review.namespace(), deadline).await;
+                workload::tell(workload, admitted.as_ref().map(Outcome::warnings))
+            }
         };
         self.metrics.request(if words.is_empty() {
             RequestOutcome::Untouched

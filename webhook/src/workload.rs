@@ -8,7 +8,6 @@ use oras_csi_core::keys::ANNOTATION_PREFIX;
 use oras_csi_core::text::Shown;
 use serde_json::Value;
 
-use crate::admit::Outcome;
 use crate::denial::Denial;
 
 /// The path to the pod of an object (empty for a pod), or `None` for a kind that has none.
@@ -32,13 +31,13 @@ pub(crate) fn template(workload: &Value) -> Option<&Value> {
     path.iter().try_fold(workload, |value, key| value.get(key)).filter(|template| template.is_object())
 }
 
-/// What the pods of a workload will meet, in words.
-pub(crate) fn tell(workload: &Value, admitted: Result<Outcome, Denial>) -> Vec<String> {
+/// What the pods of a workload will meet, in words, from the warnings that they would get or their denial.
+pub(crate) fn tell(workload: &Value, admitted: Result<&[String], &Denial>) -> Vec<String> {
     let kind = Shown::new(workload.get("kind").and_then(Value::as_str).unwrap_or_default());
     let mut words = Vec::new();
     match admitted {
-        Ok(outcome) => {
-            words.extend(outcome.warnings().iter().map(|warning| format!("pods of this {kind}: {warning}")));
+        Ok(warnings) => {
+            words.extend(warnings.iter().map(|warning| format!("pods of this {kind}: {warning}")));
         }
         Err(denial) => words.push(format!("pods of this {kind} would be denied: {denial}")),
     }
@@ -90,7 +89,7 @@ mod tests {
             "metadata": {"annotations": {"oras.land/artifact": "x", "example.org/a": "b"}}});
         let denial = Denial::rewrite(At::Volume("v"), None, "is wrong", "write right");
         assert_eq!(
-            tell(&deployment, Err(denial)),
+            tell(&deployment, Err(&denial)),
             [
                 "pods of this Deployment would be denied: volume v: is wrong: write right",
                 "annotation oras.land/artifact on the Deployment itself does nothing: write it in \
