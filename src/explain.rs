@@ -26,7 +26,7 @@ use crate::policies::{PolicyOptions, stated};
 use crate::registries::{RegistryOptions, admission, client};
 
 /// Says how a reference, or each one that the pods of manifests ask for, is read: host, repository, tag and
-/// digest, the recipe and id of its volume, and what policies say of its name.
+/// digest, the recipe and id of its volume, and what policies say of it.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The reference, as in an annotation.
@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// How to write.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
-    /// Ask no registry: a tag stays without its digest.
+    /// Ask no registry: a tag stays without its digest, and rules about contents are not asked.
     #[arg(long)]
     offline: bool,
     #[command(flatten)]
@@ -70,16 +70,24 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     let policies = arguments.policies.policies(Loaded::default())?;
     let admission = admission(client(hosts), hosts, policies, &Arc::new(Metrics::new()));
     let namespace = arguments.asked.namespace();
-    let opinions = admission.opinions(&reference, namespace, arguments.asked.deadline()).await?;
-    let refusal = opinions.iter().find(|opinion| opinion.is_broken() && opinion.mode() == Mode::Enforce);
-    let is_allowed = refusal.is_none();
+    let deadline = arguments.asked.deadline();
+    let mut opinions = admission.opinions(&reference, namespace, deadline).await?;
+    let may_ask = !arguments.offline && !opinions.iter().any(is_refused);
     let digest = match reference.digest() {
         Some(digest) => Some(digest.clone()),
-        None if is_allowed && !arguments.offline => {
-            Some(client(hosts).resolve(&reference).await?.digest().clone())
-        }
+        None if may_ask => Some(client(hosts).resolve(&reference).await?.digest().clone()),
         None => None,
     };
+    if let Some(digest) = digest.as_ref().filter(|_| may_ask) {
+        let pinned = reference.pin(digest.clone());
+        for later in admission.opinions_of_contents(&reference, &pinned, namespace, deadline).await? {
+            match opinions.iter_mut().find(|opinion| opinion.author() == later.author()) {
+                Some(opinion) if !opinion.is_broken() && later.is_broken() => *opinion = later,
+                _ => {}
+            }
+        }
+    }
+    let refusal = opinions.iter().find(|opinion| is_refused(opinion));
     let mut explained = parts(&reference, digest.as_ref());
     if let Some(digest) = digest {
         let recipe =
@@ -247,7 +255,6 @@ fn parts(reference: &Reference, digest: Option<&Digest>) -> Map<String, Value> {
 
 /// Whether its name is allowed, and what each policy says of it.
 fn verdicts(opinions: &[Opinion]) -> Keys {
-    let is_refused = |opinion: &Opinion| opinion.is_broken() && opinion.mode() == Mode::Enforce;
     let policies = opinions.iter().map(|opinion| {
         let mut policy = json!({
             "policy": opinion.author().name(),
@@ -267,6 +274,10 @@ fn verdicts(opinions: &[Opinion]) -> Keys {
         ("allowed".to_owned(), json!(!opinions.iter().any(is_refused))),
         ("policies".to_owned(), json!(policies)),
     ])
+}
+
+fn is_refused(opinion: &Opinion) -> bool {
+    opinion.is_broken() && opinion.mode() == Mode::Enforce
 }
 
 /// `registries.deny (registry ghcr.io matches ghcr.io)`.

@@ -27,7 +27,7 @@ struct Content {
     version: u32,
     /// By canonical reference.
     references: BTreeMap<String, LockedDescriptor>,
-    /// By digest.
+    /// By pinned reference: who may read it in one repository need not be able to in another.
     manifests: BTreeMap<String, LockedManifest>,
 }
 
@@ -57,6 +57,8 @@ pub(crate) struct Locked {
 impl Locked {
     /// With what `path` has; nothing, where there is no such file yet.
     pub(crate) fn open(path: &Path, registry: Arc<dyn Registry>) -> Result<Self, Failure> {
+        // What a link stands for is written, and the link stays.
+        let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let before = match std::fs::read_to_string(path) {
             Ok(text) => Some(parse(path, &text)?),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -105,9 +107,10 @@ fn parse(path: &Path, text: &str) -> Result<Content, Failure> {
     if content.version != VERSION {
         return Err(wrong(&format_args!("it has version {}", content.version)));
     }
-    for (digest, manifest) in &content.manifests {
-        let digest: Digest = digest.parse().map_err(|error| wrong(&error))?;
-        document(&digest, manifest).map_err(|error| wrong(&format_args!("manifest {digest}: {error}")))?;
+    for (reference, manifest) in &content.manifests {
+        let pinned: PinnedReference = reference.parse().map_err(|error| wrong(&error))?;
+        document(pinned.digest(), manifest)
+            .map_err(|error| wrong(&format_args!("manifest {pinned}: {error}")))?;
     }
     Ok(content)
 }
@@ -135,16 +138,16 @@ impl Registry for Locked {
     }
 
     async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
-        let digest = reference.digest();
-        let known = self.with(|content| content.manifests.get(&digest.to_string()).cloned());
-        if let Some(Ok(known)) = known.map(|known| document(digest, &known)) {
+        let key = reference.to_string();
+        let known = self.with(|content| content.manifests.get(&key).cloned());
+        if let Some(Ok(known)) = known.map(|known| document(reference.digest(), &known)) {
             return Ok(known);
         }
         let found = self.registry.manifest(reference).await?;
         if let Ok(content) = std::str::from_utf8(found.bytes()) {
             let media_type = found.document().media_type().to_owned();
             let known = LockedManifest { media_type, content: content.to_owned() };
-            self.with(|content| content.manifests.insert(digest.to_string(), known));
+            self.with(|content| content.manifests.insert(key, known));
         }
         Ok(found)
     }

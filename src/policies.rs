@@ -10,6 +10,7 @@ use oras_csi_webhook::policy::{
 };
 use serde_json::Value;
 
+use crate::documents::describe;
 use crate::failure::Failure;
 
 /// What may be used at all.
@@ -77,7 +78,10 @@ pub(crate) fn stated(objects: &[Value]) -> Result<Loaded, Failure> {
     let mut stated = Loaded::default();
     for object in objects {
         if is_policy(object) {
-            stated.policies.push(Entry::from_manifest(object).map_err(Failure::bad_input)?);
+            let entry = Entry::from_manifest(object);
+            stated.policies.push(entry.map_err(|error| {
+                Failure::bad_input(format!("{} of the manifests {error}", describe(object)))
+            })?);
         }
         stated.namespaces.take(object);
     }

@@ -21,7 +21,7 @@ use crate::registries::{RegistryOptions, admission, client};
 ///
 /// Reads a YAML stream of pods and workloads (any other object passes through) and writes it to standard
 /// output. ArtifactPolicy objects of the stream are obeyed, beside those of --policy; Namespace objects say
-/// which of them select a namespace, and one of which nothing is said has them all. Comments are lost. The seal is not written: the webhook seals at admission.
+/// which of them select a namespace, and one of which nothing is said has them all. Comments are lost.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The manifests; - is standard input.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
 use oras_csi_webhook::metrics::Metrics;
-use oras_csi_webhook::policy::{self, ClusterNamespaces, Loaded, Policies};
+use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
 use oras_csi_webhook::server::{self, App, ServerSettings};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -106,17 +106,18 @@ fn policies(
     tasks: &TaskTracker,
 ) -> Result<Arc<Policies>, Failure> {
     let options = &arguments.policies;
-    let policies = match cluster.filter(|_| arguments.watch_policies) {
-        None => options.policies(Loaded::default())?,
+    let (policies, labels) = match cluster.filter(|_| arguments.watch_policies) {
+        None => (options.policies(Loaded::default())?, LabelsFrom::Files),
         Some(client) => {
             let namespaces = ClusterNamespaces::watch(client, stop, tasks);
             let policies = options.policies_of_cluster(namespaces)?;
             policy::watch(client, Arc::clone(&policies), stop, tasks);
-            policies
+            (policies, LabelsFrom::Cluster)
         }
     };
     if !options.files().is_empty() {
-        tasks.spawn(policy::keep(options.files().to_vec(), Arc::clone(&policies), stop.clone()));
+        let files = options.files().to_vec();
+        tasks.spawn(policy::keep(files, Arc::clone(&policies), labels, stop.clone()));
     }
     Ok(policies)
 }

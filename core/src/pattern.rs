@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::reference::{HostError, RegistryHost};
+use crate::reference::host::{DOCKER_HUB, DOCKER_HUB_ALIASES, HTTPS_PORT, speaks_for_itself};
+use crate::reference::{HostError, RegistryHost, is_repository_segment};
 use crate::text::{Shown, string_serde};
 
 /// `HOST[:PORT][/PATH]`: `*` stands for one whole segment (a label of the host, a segment of the path), `**`
@@ -53,9 +54,23 @@ pub enum PatternError {
         /// The segment that is wrong.
         segment: Shown,
     },
-    /// Characters that no repository has, a tag or a digest among them.
+    /// A first segment that may be a host, or a repository of Docker Hub.
     #[error(
-        "\"{pattern}\": \"{segment}\" is no segment of a repository (a-z 0-9 . _ -); a pattern has neither tag nor digest"
+        "\"{pattern}\" is ambiguous: write {host}:443 for that host, or docker.io/{pattern} for Docker Hub's"
+    )]
+    Ambiguous {
+        /// The whole text.
+        pattern: Shown,
+        /// Its first segment.
+        host: Shown,
+    },
+    /// A wildcard for nothing but other names of Docker Hub, which is compared by its own.
+    #[error("\"{0}\" names nothing: {hub} is a name of docker.io, so write docker.io", hub = .1)]
+    HubAlias(Shown, &'static str),
+    /// What no repository has, a tag or a digest among them.
+    #[error(
+        "\"{pattern}\": \"{segment}\" is no segment of a repository (a-z 0-9, and . _ - in between); a pattern has \
+         neither tag nor digest"
     )]
     Segment {
         /// The whole text.
@@ -68,9 +83,13 @@ pub enum PatternError {
 impl RegistryPattern {
     /// Whether the repository of that registry is one that the pattern names.
     pub fn matches(&self, registry: &RegistryHost, repository: &str) -> bool {
-        let path = || repository.split('/').collect::<Vec<_>>();
-        self.host.matches(registry)
-            && self.path.as_ref().is_none_or(|segments| match_segments(segments, &path()))
+        // Docker Hub's library/NAME is also NAME.
+        let short = repository.strip_prefix("library/").filter(|_| registry.is_docker_hub());
+        let names = [Some(repository), short].into_iter().flatten();
+        let named = |segments: &Vec<Segment>| {
+            names.clone().any(|name| match_segments(segments, &name.split('/').collect::<Vec<_>>()))
+        };
+        self.host.matches(registry) && self.path.as_ref().is_none_or(named)
     }
 
     /// Whether it names some repository of that registry.
@@ -85,6 +104,16 @@ impl RegistryPattern {
 }
 
 impl HostPattern {
+    /// Fails on a wildcard that has aliases of Docker Hub, and not the name that they are folded into.
+    fn check_hub(&self, pattern: &str) -> Result<(), PatternError> {
+        let Self::Labels(labels, HTTPS_PORT) = self else { return Ok(()) };
+        let has = |host: &str| match_segments(labels, &host.split('.').collect::<Vec<_>>());
+        match DOCKER_HUB_ALIASES.into_iter().find(|alias| has(alias)) {
+            Some(alias) if !has(DOCKER_HUB) => Err(PatternError::HubAlias(pattern.into(), alias)),
+            _ => Ok(()),
+        }
+    }
+
     fn matches(&self, registry: &RegistryHost) -> bool {
         match self {
             Self::Exact(host) => {
@@ -137,7 +166,11 @@ impl FromStr for RegistryPattern {
         if host.is_empty() {
             return Err(PatternError::Empty(text.into()));
         }
+        if !host.contains('*') && !speaks_for_itself(host) {
+            return Err(PatternError::Ambiguous { pattern: text.into(), host: host.into() });
+        }
         let host = parse_host(text, host)?;
+        host.check_hub(text)?;
         let mut path = path.map(|path| parse_path(text, path)).transpose()?;
         let hub = matches!(&host, HostPattern::Exact(host) if host.is_docker_hub());
         if let (true, Some([Segment::Literal(name)])) = (hub, path.as_deref()) {
@@ -175,11 +208,9 @@ fn parse_path(pattern: &str, path: &str) -> Result<Vec<Segment>, PatternError> {
             if let Some(found) = wildcard(pattern, segment)? {
                 return Ok(found);
             }
-            let known =
-                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
             if segment.is_empty() {
                 Err(PatternError::Empty(pattern.into()))
-            } else if segment.bytes().all(known) {
+            } else if is_repository_segment(segment) {
                 Ok(Segment::Literal(segment.to_owned()))
             } else {
                 Err(PatternError::Segment { pattern: pattern.into(), segment: segment.into() })
@@ -271,7 +302,12 @@ mod tests {
     #[case("**", "[::1]/x/y", true)]
     #[case("**", "ghcr.io:5000/x", false)]
     #[case("kind-registry:5000/*", "kind-registry:5000/java-app", true)]
-    #[case("kind-registry/*", "kind-registry:5000/java-app", false)]
+    #[case("kind-registry:443/*", "kind-registry:5000/java-app", false)]
+    #[case("localhost", "localhost/java-app", true)]
+    #[case("docker.io/*", "ubuntu", true)]
+    #[case("docker.io/*", "docker.io/acme/ubuntu", false)]
+    #[case("*.io/ubuntu", "ubuntu", true)]
+    #[case("*.io/*", "docker.io/acme/ubuntu", false)]
     #[case("[2001:db8::1]:5000/**", "[2001:DB8:0::1]:5000/a", true)]
     #[case("[::1]", "[::1]:443/a", true)]
     fn matches_parsed_parts(#[case] pattern: &str, #[case] reference: &str, #[case] expected: bool) {
@@ -299,7 +335,17 @@ mod tests {
             "*.0.0.1",
             "ghcr.io.",
             "*.io:0",
-            "ghcr.io/a%2fb"
+            "ghcr.io/a%2fb",
+            "ghcr.io/..",
+            "ghcr.io/_x",
+            "ghcr.io/a..b",
+            "team/app",
+            "ubuntu",
+            "kind-registry/*",
+            "*.docker.io",
+            "**.docker.io/library/*",
+            "*.hub.docker.com",
+            "[::ffff:10.0.0.7]:5000"
         )]
         pattern: &str,
     ) {

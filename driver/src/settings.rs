@@ -15,7 +15,6 @@ pub struct Limits {
     unpacked: u64,
     zstd_window_log: u32,
     reserve: u64,
-    index_depth: u8,
     streams: usize,
     streams_per_artifact: usize,
 }
@@ -29,7 +28,6 @@ impl Default for Limits {
             unpacked: 100 << 30,
             zstd_window_log: 27,
             reserve: 256 << 20,
-            index_depth: 3,
             streams: 8,
             streams_per_artifact: 4,
         }
@@ -65,11 +63,6 @@ impl Limits {
     /// How many bytes of the disk stay free whatever is asked for: 256 MiB.
     pub fn reserve(&self) -> u64 {
         self.reserve
-    }
-
-    /// How many indexes may lie within each other: 3.
-    pub fn index_depth(&self) -> u8 {
-        self.index_depth
     }
 
     /// How many blobs are read from registries at once, on the whole node: 8.

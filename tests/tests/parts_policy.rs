@@ -80,6 +80,16 @@ async fn a_policy_is_obeyed_reloaded_and_gone_again() {
                   registries.deny (repository kind-registry:5000/java-app matches kind-registry:5000/java-app)";
     assert!(status.message.contains(wanted), "{}", status.message);
     cluster.create(&asks("other", "kind-registry:5000/acme/model:v1")).await.expect("not forbidden");
+    // The API server takes the timestamp away, but only after it has asked the webhook.
+    let mut dying = asks("dying", jar);
+    dying["metadata"]["deletionTimestamp"] = json!("2020-01-01T00:00:00Z");
+    let applied = PatchParams::apply("tests");
+    let answer = cluster.pods().patch("dying", &applied, &Patch::Apply(dying.clone())).await;
+    assert!(answer.expect_err("denied").to_string().contains("ArtifactPolicy obeyed, rule registries.deny"));
+    // The recording works: without the rule the API server takes such a pod.
+    dying["metadata"]["annotations"] = json!({"oras.land/artifact": "kind-registry:5000/acme/model:v1"});
+    let stored = cluster.pods().patch("dying", &applied, &Patch::Apply(dying)).await.expect("stored");
+    assert_eq!(stored.metadata.deletion_timestamp, None);
 
     let tags = json!({"deniedTags": ["latest"], "maxSize": "1Ki"});
     assert_eq!(policies.set(&policy("obeyed", "policy-obeyed", &tags)).await, "in force");
@@ -150,6 +160,15 @@ async fn a_broken_policy_says_so_and_the_last_good_one_stays_also_over_a_restart
     eprintln!("{table}");
     assert!(table.contains("MODE") && table.contains("False") && table.contains("stays in force"), "{table}");
     run(&mut kubectl(&["wait", "--for=condition=Accepted=False", "artifactpolicy/broken", "--timeout=10s"]));
+    // A generation with other rules: those before must not linger in what is said to be in force.
+    let status = || run(&mut kubectl(&["get", "artifactpolicy", "broken", "-o", "jsonpath={.status.inForce.spec}"]));
+    let other = json!({"deniedTags": ["none"], "registries": {"allow": ["kind-registry:5000/acme/*"]}});
+    assert_eq!(policies.set(&policy("broken", "policy-broken", &other)).await, "in force");
+    assert!(status().contains("deniedTags") && status().contains("allow"), "{}", status());
+    assert_eq!(policies.set(&policy("broken", "policy-broken", &deny)).await, "in force");
+    assert!(!status().contains("deniedTags") && !status().contains("allow"), "{}", status());
+    let message = policies.set(&policy("broken", "policy-broken", &broken)).await;
+    assert!(message.contains("cannot be read"), "{message}");
     for restarted in [false, true] {
         if restarted {
             cluster.webhook.stop();

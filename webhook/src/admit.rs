@@ -19,7 +19,7 @@ use crate::denial::{At, Denial};
 use crate::intent::{self, Content, Intent, Named, Origin, Registries, VolumeIntent, Wanted};
 use crate::metrics::{Metrics, RequestOutcome};
 use crate::patch::{self, PlannedVolume};
-use crate::policy::judge::{Findings, Opinion, opinions};
+use crate::policy::judge::{Findings, Opinion, opinions, opinions_of_contents};
 use crate::policy::{Policies, Rulebook};
 use crate::resolve::{Needs, Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
@@ -258,6 +258,24 @@ impl Admission {
         Ok(opinions(&self.policies.rulebook(namespace, deadline).await?, reference))
     }
 
+    /// The same, of what a registry has under a reference: the opinions of policies that look at contents.
+    pub async fn opinions_of_contents(
+        &self,
+        reference: &Reference,
+        pinned: &PinnedReference,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<Opinion>, Denial> {
+        let book = self.policies.rulebook(namespace, deadline).await?;
+        if !book.looks_at_contents() {
+            return Ok(Vec::new());
+        }
+        let needs = Needs { past_cache: false, platform: None, media_types: &[] };
+        let found = self.resolver.found(pinned, needs, deadline).await;
+        let found = found.map_err(|failure| failure.denial(At::Reference, reference))?;
+        Ok(opinions_of_contents(&book, &found))
+    }
+
     /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`.
     pub async fn admit_pod(
         &self,
@@ -322,9 +340,13 @@ impl Admission {
         for (named, layer) in intent.references().into_iter().zip(layers) {
             let needs =
                 Needs { past_cache: false, platform: layer.platform(), media_types: layer.media_types() };
-            let found = self.resolver.found(layer.reference(), needs, deadline).await;
-            let found = found.map_err(|failure| failure.denial(named.origin.at(), &named.reference))?;
-            findings.check_found(book, &named, &found, &self.metrics)?;
+            match self.resolver.found(layer.reference(), needs, deadline).await {
+                Ok(found) => findings.check_found(book, &named, &found, &self.metrics)?,
+                Err(failure) if book.enforces_contents() => {
+                    return Err(failure.denial(named.origin.at(), &named.reference));
+                }
+                Err(failure) => findings.not_looked_at(book, &named, &failure),
+            }
         }
         Ok(())
     }
@@ -395,9 +417,10 @@ struct Pinned<'a> {
     warnings: Vec<String>,
 }
 
-/// Whether nothing of ours is done with a pod, whatever it asks for.
+/// Whether nothing of ours is done with a pod, whatever it asks for. A deletion timestamp says nothing: the API
+/// server wipes one that a server-side apply creates a pod with, but only behind the webhooks.
 fn is_left_alone(pod: &Pod<'_>) -> bool {
-    pod.is_being_deleted() || pod.annotation(MIRROR_POD).is_some()
+    pod.annotation(MIRROR_POD).is_some()
 }
 
 /// The attributes to write. A seal that came with the request is nobody's word: it goes.

@@ -73,6 +73,8 @@ pub enum At<'a> {
     },
     /// A namespace as a whole.
     Namespace(&'a str),
+    /// A reference that stands in no pod.
+    Reference,
     /// A volume as a whole.
     Volume(&'a str),
     /// A field of the pod, by its path as `kubectl explain` takes it.
@@ -110,6 +112,7 @@ impl fmt::Display for At<'_> {
                 write!(f, "volume {}, attribute {}", Shown::new(volume), Shown::new(key))
             }
             Self::Step { recipe, step } => write!(f, "{}, step {step}", recipe.at()),
+            Self::Reference => f.write_str("reference"),
             Self::Namespace(name) => write!(f, "namespace {}", Shown::new(name)),
             Self::Volume(name) => write!(f, "volume {}", Shown::new(name)),
             Self::Field(path) => write!(f, "{}", Shown::new(path)),

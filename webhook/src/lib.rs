@@ -10,6 +10,7 @@
 
 pub mod admit;
 pub mod denial;
+pub mod manifest;
 pub mod metrics;
 pub mod policy;
 pub mod review;

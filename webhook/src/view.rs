@@ -17,7 +17,6 @@ pub(crate) struct Pod<'a> {
     annotations: Option<BTreeMap<&'a str, &'a str>>,
     /// Whether `metadata` is there at all.
     has_metadata: bool,
-    deleting: bool,
     windows: bool,
     /// `spec.volumes`, or `None` where there is no such list.
     volumes: Option<Vec<Volume<'a>>>,
@@ -129,7 +128,6 @@ impl<'a> Pod<'a> {
         Ok(Self {
             annotations: metadata.child("annotations")?.texts()?,
             has_metadata: metadata.value.is_some(),
-            deleting: metadata.child("deletionTimestamp")?.value.is_some(),
             windows: os == Some(WINDOWS) || node_os == Some(WINDOWS),
             volumes,
             containers,
@@ -154,11 +152,6 @@ impl<'a> Pod<'a> {
     /// Whether `metadata.annotations` is an object.
     pub(crate) fn has_annotations(&self) -> bool {
         self.annotations.is_some()
-    }
-
-    /// Whether `metadata.deletionTimestamp` is set.
-    pub(crate) fn is_being_deleted(&self) -> bool {
-        self.deleting
     }
 
     /// Whether the pod says that it runs on Windows nodes.
@@ -319,7 +312,7 @@ mod tests {
         "volumes": [null]}}))]
     fn null_is_absent(#[case] pod: Value) {
         let pod = Pod::read(&pod).unwrap();
-        assert!(!pod.is_being_deleted() && !pod.is_for_windows() && !pod.has_annotations());
+        assert!(!pod.is_for_windows() && !pod.has_annotations());
         assert!(pod.volumes().is_empty() && pod.containers().len() <= 1);
         assert!(pod.containers().iter().all(|container| container.mounts.is_empty()));
     }

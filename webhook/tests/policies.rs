@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oras_csi_webhook::ResolverSettings;
-use oras_csi_webhook::policy::{NoPolicy, Policies, StatedNamespaces};
+use oras_csi_webhook::policy::{LabelsFrom, NoPolicy, Policies, StatedNamespaces};
 use rstest::rstest;
 use serde_json::{Value, json};
 use support::{
@@ -373,9 +373,19 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
     write("null\n---\napiVersion: v1\nkind: ConfigMap\n");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("document 2 is ConfigMap of v1"), "{error}");
-    write("null\n---\napiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\n");
+    write("null\n---\napiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\nspec: {}\n");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("a second ArtifactPolicy p"), "{error}");
+    write("null\nregistries: {allow: [ghcr.io]}");
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("\"registries\" is no part of an object: rules stand in spec"), "{error}");
+    let text = "kind: List\napiVersion: v1\nitems:\n- apiVersion: oras.land/v1alpha1\n  kind: ArtifactPolicy\n  metadata: {name: p}\n";
+    std::fs::write(&file, text).unwrap();
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("ArtifactPolicy p: spec: is missing"), "{error}");
+    std::fs::write(&file, "# nothing yet\n").unwrap();
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("no ArtifactPolicy in it"), "{error}");
     let error = oras_csi_webhook::policy::load(&[folder.path().join("none")]).unwrap_err().to_string();
     assert!(error.contains("cannot read"), "{error}");
 }
@@ -395,7 +405,8 @@ async fn files_that_change_are_in_force_within_seconds() {
     policies.set_files(oras_csi_webhook::policy::load(std::slice::from_ref(&file)).unwrap().policies);
     let bench = Bench::governed(Arc::clone(&policies), ResolverSettings::default());
     let stop = tokio_util::sync::CancellationToken::new();
-    tokio::spawn(oras_csi_webhook::policy::keep(vec![file.clone()], policies, stop.clone()));
+    let labels = LabelsFrom::Files;
+    tokio::spawn(oras_csi_webhook::policy::keep(vec![file.clone()], policies, labels, stop.clone()));
     let is_denied = async |reference: &str| bench.admit(&one(reference)).await.is_err();
     assert!(is_denied("evil.example/a:1").await && !is_denied("r.io/a:1").await);
     write("]");
@@ -409,5 +420,120 @@ async fn files_that_change_are_in_force_within_seconds() {
         }
     }
     assert!(!is_denied("evil.example/a:1").await && is_denied("r.io/a:1").await);
+    // Labels of namespaces are read again as well.
+    let policy = "apiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\nspec: {requireDigest: true, namespaceSelector: {matchLabels: {pinned: 'yes'}}}\n";
+    for (pinned, wanted) in [("no", false), ("yes", true)] {
+        let namespace = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: team, labels: {{pinned: '{pinned}'}}}}\n"
+        );
+        std::fs::write(&file, format!("{policy}---\n{namespace}")).unwrap();
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if is_denied("r.io/a:1").await == wanted {
+                break;
+            }
+        }
+        assert_eq!(is_denied("r.io/a:1").await, wanted, "{pinned}");
+    }
     stop.cancel();
+}
+
+/// The driver mounts no index of an index, and nobody would have looked at what is in one.
+#[tokio::test]
+async fn an_index_within_an_index_hides_nothing_from_a_policy() {
+    for canonical in [false, true] {
+        let bench = Bench::under(&[json!({"maxSize": "1Ki"})]);
+        let small = bench.registry.store(&manifest(&[("a/b", Some("small"))]));
+        let inner = bench.registry.store(&index(&[("linux/amd64", &small)]));
+        let outer = index(&[("linux/amd64", &inner)]);
+        let digest = bench.registry.tag("r.io/a:1", &outer);
+        let pod = if canonical {
+            let recipe = format!("[{{\"add\":\"r.io/a@{digest}\"}}]");
+            let mut pod =
+                Bench::new().admitted(&inline(&json!({"oras.artifact.reference": "r.io/a:1"}))).await;
+            let attributes = &mut pod["spec"]["volumes"][0]["csi"]["volumeAttributes"];
+            attributes["csi.oras.land/recipe"] = json!(recipe);
+            attributes["csi.oras.land/id"] = json!(format!(
+                "a-{}",
+                &oras_csi_core::digest::Digest::sha256_of(recipe.as_bytes()).hex()[..32]
+            ));
+            pod
+        } else {
+            one("r.io/a:1")
+        };
+        let denial = bench.admit(&pod).await.unwrap_err();
+        assert_eq!(denial.code().number(), 422, "{denial}");
+        assert!(denial.message().contains("is an index again"), "{denial}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_is_denied_by_those_who_enforce_and_by_nobody_else() {
+    let gone = default_digest("gone.io/a:1");
+    let index = index(&[("linux/amd64", &default_digest("r.io/a:1")), ("linux/arm64", &gone)]);
+    for (mode, admitted) in [("Enforce", false), ("Warn", true), ("Audit", true)] {
+        let bench = Bench::under(&[json!({"mode": mode, "maxSize": "1Gi"})]);
+        let here = bench.registry.store(&manifest(&[("a/b", Some("f"))]));
+        bench.registry.set("r.io/none:1", Behaviour::Fails(not_found("r.io/none:1")));
+        let mut index = index.clone();
+        index["manifests"][0]["digest"] = json!(here.to_string());
+        index["manifests"][1]["digest"] = json!(format!("sha256:{}", "7".repeat(64)));
+        bench.registry.tag("r.io/a:1", &index);
+        match bench.admit(&one("r.io/a:1")).await {
+            Ok(outcome) => {
+                assert!(admitted, "{mode}");
+                let warned = outcome.warnings().iter().any(|words| words.contains("could not be looked at"));
+                assert_eq!(warned, mode == "Warn", "{:?}", outcome.warnings());
+                assert_eq!(outcome.audit().contains_key("not-looked-at"), mode == "Audit");
+            }
+            Err(denial) => assert!(!admitted && denial.code().number() == 404, "{mode}: {denial}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_said_is_said_once_and_what_is_too_much_is_counted() {
+    let bench = Bench::under(&[
+        json!({"mode": "Warn", "requireDigest": true}),
+        json!({"mode": "Warn", "deniedTags": ["1"]}),
+        json!({"mode": "Audit", "registries": {"deny": ["r.io"]}}),
+    ]);
+    let twice = pod(&[("recipe", "- add: r.io/a:1\n  path: a\n- add: r.io/a:1\n  path: b\n")]);
+    let warnings = bench.admit(&twice).await.unwrap().warnings().to_vec();
+    let mut seen = std::collections::BTreeSet::new();
+    assert!(warnings.iter().all(|warning| seen.insert(warning)), "{warnings:#?}");
+
+    let names: Vec<String> = (0..40).map(|number| format!("artifact.n{number:02}")).collect();
+    let references: Vec<String> = (0..40).map(|number| format!("r.io/n{number:02}:1")).collect();
+    let many: Vec<(&str, &str)> =
+        names.iter().zip(&references).map(|(name, reference)| (name.as_str(), reference.as_str())).collect();
+    // A recipe has at most some 20 steps of this kind, so several volumes carry them.
+    let mut asking = pod(&[]);
+    asking["spec"]["volumes"] = many
+        .iter()
+        .map(|(_, reference)| {
+            let name = reference.trim_start_matches("r.io/").trim_end_matches(":1");
+            json!({"name": name, "csi": {"driver": "csi.oras.land",
+                "volumeAttributes": {"oras.artifact.reference": reference}}})
+        })
+        .collect();
+    let outcome = bench.admit(&asking).await.unwrap();
+    let notes: Vec<Value> = serde_json::from_str(&outcome.audit()["violations"]).unwrap();
+    assert_eq!((notes.len(), &notes[32]), (33, &json!({"more": 8})));
+}
+
+#[tokio::test]
+async fn pinned_artifacts_count_as_well_as_others() {
+    let bench = Bench::new();
+    let mut asking = pod(&[]);
+    asking["spec"]["volumes"] = (0..129)
+        .map(|number| {
+            let recipe = format!("[{{\"add\":\"r.io/n{number}@sha256:{}\"}}]", "5".repeat(64));
+            let id = &oras_csi_core::digest::Digest::sha256_of(recipe.as_bytes()).hex()[..32].to_owned();
+            json!({"name": format!("v{number}"), "csi": {"driver": "csi.oras.land", "volumeAttributes": {
+                "csi.oras.land/recipe": recipe, "csi.oras.land/id": format!("n{number}-{id}")}}})
+        })
+        .collect();
+    let denial = bench.admit(&asking).await.unwrap_err();
+    assert!(denial.message().contains("129 different artifacts"), "{denial}");
 }

@@ -54,7 +54,8 @@ impl ByteSize {
         let (whole, broken_digits) = (digits(whole)?, digits(broken)?);
         let scale = 10_u128.checked_pow(u32::try_from(broken.len()).ok()?)?;
         let broken = broken_digits.checked_mul(factor).map(|broken| broken / scale)?;
-        u64::try_from(whole.checked_mul(factor)?.checked_add(broken)?).ok()
+        // More than anything can have is as good as the most.
+        Some(u64::try_from(whole.checked_mul(factor)?.checked_add(broken)?).unwrap_or(u64::MAX))
     }
 }
 
@@ -93,8 +94,8 @@ mod tests {
     #[case("1E", Some(1_000_000_000_000_000_000))]
     #[case("15Ei", Some(15 << 60))]
     #[case("18446744073709551615", Some(u64::MAX))]
-    #[case("16Ei", None)]
-    #[case("18446744073709551616", None)]
+    #[case("16Ei", Some(u64::MAX))]
+    #[case("18446744073709551616", Some(u64::MAX))]
     #[case("99999999999999999999999999", None)]
     #[case("", None)]
     #[case("Gi", None)]

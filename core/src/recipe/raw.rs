@@ -58,9 +58,12 @@ fn check_length(text: &str) -> Result<(), RecipeError> {
     if text.len() > RecipeError::LONGEST { Err(RecipeError::TooLong { length: text.len() }) } else { Ok(()) }
 }
 
-/// The parser's message without the lines in which it draws the place.
+/// The parser's message without the lines in which it draws the place, and without what it tells programmers to
+/// call instead.
 fn one_line(message: &str) -> Shown {
-    Shown::new(message.lines().next().unwrap_or(message).trim())
+    let line = message.lines().next().unwrap_or(message).trim();
+    let end = [", set ", "; use from_", "; set "].into_iter().filter_map(|advice| line.find(advice)).min();
+    Shown::new(&line[..end.unwrap_or(line.len())])
 }
 
 fn parse<R>(raw: &[RawStep], reference: ParseReference<'_, R>) -> Result<Vec<Step<R>>, RecipeError> {

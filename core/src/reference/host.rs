@@ -7,9 +7,10 @@ use std::str::FromStr;
 use crate::text::{Shown, string_serde};
 
 /// Names under which clients know Docker Hub; all are one registry with one canonical name.
-const DOCKER_HUB: &str = "docker.io";
-const DOCKER_HUB_ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
-const HTTPS_PORT: u16 = 443;
+pub(crate) const DOCKER_HUB: &str = "docker.io";
+pub(crate) const DOCKER_HUB_ALIASES: [&str; 3] =
+    ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+pub(crate) const HTTPS_PORT: u16 = 443;
 const LONGEST_NAME: usize = 253;
 const LONGEST_LABEL: usize = 63;
 
@@ -41,6 +42,9 @@ pub enum HostError {
     /// Brackets that hold no IPv6 address (RFC 3986, section 3.2.2); zones are not taken.
     #[error("\"{0}\" is not an IPv6 address in brackets: write it as [2001:db8::1] or [2001:db8::1]:5000")]
     Ipv6(Shown),
+    /// An IPv6 address by which an IPv4 address is dialled: another name for it, which no policy lists.
+    #[error("\"{0}\" stands for an IPv4 address: write that one, as 10.0.0.7")]
+    CarriesIpv4(Shown),
     /// Something other than 1 to 65535 behind the colon.
     #[error("\"{0}\" is not a port: a number from 1 to 65535 follows the host's colon")]
     Port(Shown),
@@ -79,7 +83,7 @@ impl RegistryHost {
 }
 
 /// Whether a first segment can only be a host: a dot, a port, brackets, or `localhost`.
-pub(super) fn speaks_for_itself(segment: &str) -> bool {
+pub(crate) fn speaks_for_itself(segment: &str) -> bool {
     segment.contains(['.', ':', '[']) || segment.eq_ignore_ascii_case("localhost")
 }
 
@@ -126,8 +130,19 @@ fn parse_port(text: &str) -> Result<u16, HostError> {
 fn ipv6(bracketed: &str) -> Result<String, HostError> {
     let inner = bracketed.trim_start_matches('[').trim_end_matches(']');
     match inner.parse::<Ipv6Addr>() {
+        Ok(address) if carries_ipv4(address) => Err(HostError::CarriesIpv4(bracketed.into())),
         Ok(address) if bracketed.len() == inner.len() + 2 => Ok(format!("[{address}]")),
         _ => Err(HostError::Ipv6(bracketed.into())),
+    }
+}
+
+/// `::ffff:a.b.c.d` and `::a.b.c.d` (RFC 4291, 2.5.5), `::ffff:0:a.b.c.d` (RFC 7915) and `64:ff9b::a.b.c.d` (RFC
+/// 6052 and 8215).
+fn carries_ipv4(address: Ipv6Addr) -> bool {
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => false,
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, ..] => true,
+        _ => false,
     }
 }
 
@@ -223,6 +238,10 @@ mod tests {
     #[case::open_bracket("[::1")]
     #[case::two_brackets("[[::1]]")]
     #[case::text_behind_bracket("[::1]x")]
+    #[case::mapped_ipv4("[::ffff:10.0.0.7]:5000")]
+    #[case::mapped_ipv4_in_hexadecimal("[::ffff:a00:7]")]
+    #[case::compatible_ipv4("[::10.0.0.7]")]
+    #[case::translated_ipv4("[64:ff9b::a00:7]")]
     #[case::no_ipv6("[ghcr.io]")]
     fn refuses(#[case] text: &str) {
         assert!(text.parse::<RegistryHost>().is_err(), "{:?}", text.parse::<RegistryHost>());

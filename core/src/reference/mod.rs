@@ -3,7 +3,7 @@
 //! The grammar is design §2's: `[oras://]host[:port]/repository[:tag][@digest]`, after the OCI
 //! distribution-spec ("Pulling manifests") and Docker's short names for docker.io.
 
-mod host;
+pub(crate) mod host;
 
 use std::fmt;
 use std::str::FromStr;
@@ -53,14 +53,17 @@ pub enum ReferenceError {
         source: HostError,
     },
     /// `team/app`: Docker reads docker.io/team/app, ORAS a host named `team`.
-    #[error("\"{reference}\" can be read in two ways: write {as_docker_hub} or {as_host}")]
+    #[error(
+        "\"{reference}\" can be read in two ways: write {as_docker_hub}{}",
+        .as_host.as_ref().map(|host| format!(" or {host}")).unwrap_or_default()
+    )]
     Ambiguous {
         /// The whole text.
         reference: Shown,
         /// The reading of Docker.
         as_docker_hub: Shown,
-        /// The reading of ORAS, with a port that makes the host one.
-        as_host: Shown,
+        /// The reading of ORAS, with a port that makes the host one, where it can be a host at all.
+        as_host: Option<Shown>,
     },
     /// The repository breaks the distribution-spec's rule for `<name>`.
     #[error(
@@ -210,12 +213,17 @@ fn split_registry(
     if is_registry(&lower) {
         return Ok((parse_host(first)?.unambiguous(), rest.to_owned()));
     }
+    let host = parse_host(first);
+    if !is_repository_segment(&lower) {
+        host?;
+        return Err(ReferenceError::Repository { reference: text.into(), repository: name.into() });
+    }
     let written = text.strip_prefix(SCHEME).unwrap_or(text);
     let behind = &written[first.len()..];
     Err(ReferenceError::Ambiguous {
         reference: text.into(),
         as_docker_hub: Shown::new(&format!("docker.io/{lower}{behind}")),
-        as_host: Shown::new(&format!("{lower}:443{behind}")),
+        as_host: host.is_ok().then(|| Shown::new(&format!("{lower}:443{behind}"))),
     })
 }
 
@@ -225,7 +233,10 @@ fn check_repository(text: &str, repository: &str) -> Result<(), ReferenceError> 
         return Ok(());
     }
     Err(if is_repository(&lower) {
-        ReferenceError::UpperCase { reference: text.into(), lower: Shown::new(&lower) }
+        ReferenceError::UpperCase {
+            reference: text.into(),
+            lower: Shown::new(&text.replacen(repository, &lower, 1)),
+        }
     } else {
         ReferenceError::Repository { reference: text.into(), repository: repository.into() }
     })
@@ -236,7 +247,7 @@ fn is_repository(text: &str) -> bool {
     text.len() <= LONGEST_REPOSITORY && text.split('/').all(is_repository_segment)
 }
 
-fn is_repository_segment(segment: &str) -> bool {
+pub(crate) fn is_repository_segment(segment: &str) -> bool {
     let alphanumeric = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit();
     segment.starts_with(alphanumeric)
         && segment.ends_with(alphanumeric)

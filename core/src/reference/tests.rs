@@ -114,7 +114,7 @@ fn an_administrators_dotless_host_is_no_longer_ambiguous() {
 #[test]
 fn an_upper_case_repository_is_told_in_lower_case() {
     let message = Reference::parse("ghcr.io/Acme/Model:v1").map_err(|error| error.to_string());
-    assert!(message.is_err_and(|message| message.contains("did you mean acme/model?")));
+    assert!(message.is_err_and(|message| message.contains("did you mean ghcr.io/acme/model:v1?")));
 }
 
 #[test]

@@ -51,13 +51,13 @@ pub enum PullError {
         /// What there is.
         source: SelectError,
     },
-    /// Indexes within indexes.
-    #[error("{reference} is an index of indexes, more than {limit} within each other")]
+    /// An index within an index: the webhook, which looks at all that a node may mount, looks no deeper either.
+    #[error(
+        "{reference} is an index whose manifest for the platform is an index again: name that one, or a manifest"
+    )]
     Nested {
         /// Of what.
         reference: Of,
-        /// The limit.
-        limit: u8,
     },
     /// The manifest gives no files.
     #[error("{reference} cannot be mounted: {source}")]

@@ -119,13 +119,16 @@ impl Fetcher {
         let platform = step.platform().unwrap_or(&self.node);
         let mut manifests = Vec::new();
         let mut current = reference.clone();
-        for _ in 0..=self.store.limits().index_depth() {
+        loop {
             let manifest = self.manifest(&current).await?;
             manifests.push(current.digest().clone());
             match manifest.into_document() {
                 Document::Image(image) => {
                     let pieces = self.plan(&image, step)?;
                     return Ok(Source { step: step.clone(), manifests, pieces });
+                }
+                Document::Index(_) if manifests.len() > 1 => {
+                    return Err(PullError::Nested { reference: reference.into() });
                 }
                 Document::Index(index) => {
                     let selected = index.select(platform);
@@ -143,7 +146,6 @@ impl Fetcher {
                 }
             }
         }
-        Err(PullError::Nested { reference: reference.into(), limit: self.store.limits().index_depth() })
     }
 
     fn plan(

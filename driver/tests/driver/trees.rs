@@ -209,7 +209,6 @@ async fn the_manifest_of_the_platform_is_taken() {
     let outer = index(vec![entry(&both, media::OCI_INDEX, None)]);
     let for_platform = |digest: &Digest, text: &str| add(digest).for_platform(text.parse().unwrap());
     assert_eq!(bench.files(&recipe([for_platform(&both.0, "linux/arm64")])).await, map(&[("f", "arm64")]));
-    assert_eq!(bench.files(&recipe([for_platform(&outer.0, "linux/amd64")])).await, map(&[("f", "amd64")]));
 
     let bench2 = Bench {
         folder: tempfile::tempdir().unwrap(),
@@ -228,11 +227,8 @@ async fn the_manifest_of_the_platform_is_taken() {
     };
     let error = pull(recipe([for_platform(&both.0, "linux/s390x")])).await;
     assert!(error.to_string().contains("linux/arm64, linux/amd64"), "{error}");
-    let mut deep = outer;
-    for _ in 0..3 {
-        deep = index(vec![entry(&deep, media::OCI_INDEX, None)]);
-    }
-    let error = pull(recipe([for_platform(&deep.0, "linux/amd64")])).await;
+    // The webhook's policies look no deeper than one index, so neither does what mounts.
+    let error = pull(recipe([for_platform(&outer.0, "linux/amd64")])).await;
     assert!(matches!(error, PullError::Nested { .. }), "{error}");
     let lying = index(vec![entry(&(amd.0.clone(), amd.1 + 1), media::OCI_MANIFEST, Some("amd64"))]);
     let error = pull(recipe([for_platform(&lying.0, "linux/amd64")])).await;

@@ -145,14 +145,17 @@ fn own_volume(pod: &Pod<'_>) -> Result<Option<usize>, Denial> {
 impl<'a> Annotations<'a> {
     fn collect(pod: &Pod<'a>) -> Result<Self, Denial> {
         let mut all = Self::default();
-        for (key, value) in pod.annotations().filter(|(key, _)| key.starts_with(ANNOTATION_PREFIX)) {
+        for (key, value) in pod.annotations().filter(|(key, _)| is_ours(key)) {
             let written = Written { key, value };
             if matches!(key, annotation::PINNED | annotation::INJECT) {
                 continue;
             }
             let (base, name) = split_name(key);
-            if !annotation::ALL.contains(&base) || (name.is_some() && !annotation::NAMED.contains(&base)) {
-                let nearest = nearest_annotation(key);
+            if !key.starts_with(ANNOTATION_PREFIX)
+                || !annotation::ALL.contains(&base)
+                || (name.is_some() && !annotation::NAMED.contains(&base))
+            {
+                let nearest = nearest_annotation(&key.to_ascii_lowercase());
                 let rule = "is not an annotation of oras-csi";
                 return Err(Denial::rewrite(
                     written.at(),
@@ -312,4 +315,10 @@ fn split_name(key: &str) -> (&str, Option<&str>) {
         Some((base, name)) => (&key[..ANNOTATION_PREFIX.len() + base.len()], Some(name)),
         None => (key, None),
     }
+}
+
+/// Whether somebody meant us: a name in another case is a typo, which the API server lets in.
+fn is_ours(key: &str) -> bool {
+    let prefix = key.as_bytes().get(..ANNOTATION_PREFIX.len());
+    prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(ANNOTATION_PREFIX.as_bytes()))
 }

@@ -189,8 +189,8 @@ pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent,
             "remove the oras.land/ annotations and csi.oras.land volumes, or write oras.land/inject: \"false\"",
         ));
     }
-    let references: BTreeSet<&Reference> =
-        intent.wanted().flat_map(|wanted| wanted.recipe.references()).collect();
+    let references: BTreeSet<Reference> =
+        intent.volumes.iter().flat_map(VolumeIntent::references).map(|named| named.reference).collect();
     if references.len() > MOST_REFERENCES {
         return Err(Denial::rewrite(
             At::Field("spec.volumes"),
@@ -201,15 +201,6 @@ pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent,
     }
     mounts::warn_of_mounts_below(pod, &mut intent);
     Ok(intent)
-}
-
-impl Intent {
-    fn wanted(&self) -> impl Iterator<Item = &Wanted> {
-        self.volumes.iter().filter_map(|volume| match &volume.content {
-            Content::Wanted(wanted) => Some(wanted),
-            Content::Canonical(_) => None,
-        })
-    }
 }
 
 /// One reference of a volume as policy sees it.

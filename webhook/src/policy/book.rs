@@ -79,7 +79,7 @@ impl Namespaces for StatedNamespaces {
 pub struct Policies {
     option: Option<Arc<Policy>>,
     no_policy: NoPolicy,
-    namespaces: Box<dyn Namespaces>,
+    namespaces: ArcSwap<Box<dyn Namespaces>>,
     files: ArcSwap<Vec<Arc<Entry>>>,
     /// `None` until the cluster's objects have been read once.
     objects: ArcSwap<Option<Vec<Arc<Entry>>>>,
@@ -102,7 +102,7 @@ impl Policies {
         Self {
             option: Some(allowed).filter(|allowed| !allowed.is_empty()).map(policy),
             no_policy,
-            namespaces: Box::new(namespaces),
+            namespaces: ArcSwap::from_pointee(Box::new(namespaces)),
             files: ArcSwap::from_pointee(Vec::new()),
             objects: ArcSwap::from_pointee(Some(Vec::new())),
         }
@@ -130,6 +130,11 @@ impl Policies {
         self.files.store(Arc::new(entries.into_iter().map(Arc::new).collect()));
     }
 
+    /// Replaces who knows the labels of namespaces.
+    pub fn set_namespaces(&self, namespaces: impl Namespaces) {
+        self.namespaces.store(Arc::new(Box::new(namespaces)));
+    }
+
     /// Replaces the policies of the cluster.
     pub(super) fn set_objects(&self, entries: Vec<Arc<Entry>>) {
         self.objects.store(Arc::new(Some(entries)));
@@ -148,7 +153,8 @@ impl Policies {
         let labels = if all().all(|entry| entry.selects_all()) {
             Labels::Unknown
         } else {
-            let labels = tokio::time::timeout_at(deadline, self.namespaces.labels(namespace)).await;
+            let namespaces = self.namespaces.load_full();
+            let labels = tokio::time::timeout_at(deadline, namespaces.labels(namespace)).await;
             let labels = labels.unwrap_or_else(|_| Err(NamespacesError("no answer in time".to_owned())));
             labels.map_err(|error| {
                 let rule = format!("has labels that cannot be read, so nobody knows its policies ({error})");
@@ -200,5 +206,10 @@ impl Rulebook {
     /// Whether any policy looks at what a registry has.
     pub(crate) fn looks_at_contents(&self) -> bool {
         self.policies().any(Policy::looks_at_contents)
+    }
+
+    /// Whether one of those denies.
+    pub(crate) fn enforces_contents(&self) -> bool {
+        self.policies().any(|policy| policy.looks_at_contents() && policy.mode() == Mode::Enforce)
     }
 }

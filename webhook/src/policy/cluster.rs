@@ -140,7 +140,8 @@ impl Keeper {
                 }
             }
         };
-        let mut reported = before.and_then(|held| held.reported);
+        // One that somebody emptied is written again.
+        let mut reported = before.and_then(|held| held.reported).filter(|_| status.is_some());
         if reported != Some(generation) {
             reported = Some(generation);
             if let Some(problem) = &problem {
@@ -148,6 +149,7 @@ impl Keeper {
             }
             let report = Report {
                 name: name.clone(),
+                uid: uid.clone(),
                 resource_version: object.metadata.resource_version.clone(),
                 status: status_of(generation, in_force.as_ref(), problem.as_ref(), status.as_ref()),
             };
@@ -206,6 +208,7 @@ fn now() -> Time {
 /// A status to be written.
 struct Report {
     name: String,
+    uid: String,
     resource_version: Option<String>,
     status: ArtifactPolicyStatus,
 }
@@ -222,19 +225,27 @@ async fn write_reports(api: Api<DynamicObject>, mut reports: mpsc::Receiver<Repo
     }
 }
 
-/// Writes one status, unless the object has another generation by now, which is reported anyway.
+/// Writes one status, unless the object has another generation by now, which is reported anyway. As a whole: a
+/// merge would leave rules of earlier generations in what is said to be in force.
 async fn write(api: &Api<DynamicObject>, report: Report) -> Result<(), kube::Error> {
-    let Report { name, mut resource_version, status } = report;
+    let Report { name, uid, mut resource_version, status } = report;
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     for _ in 0..MOST_CONFLICTS {
-        let patch = json!({"metadata": {"resourceVersion": resource_version}, "status": status});
-        match api.patch_status(&name, &params, &Patch::Merge(patch)).await {
-            Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+        let patch = json!([
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version},
+            {"op": "add", "path": "/status", "value": status},
+        ]);
+        let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
+        match api.patch_status(&name, &params, &Patch::<()>::Json(patch)).await {
+            // Another version than the one that was read: 422 by the test, 409 where it changed in between.
+            Err(kube::Error::Api(answer)) if matches!(answer.code, 409 | 422) => {}
             Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
             answer => return answer.map(|_| ()),
         }
         let found = api.get_metadata(&name).await?;
-        if found.metadata.generation != Some(status.observed_generation) {
+        let is_another = found.metadata.uid.as_ref() != Some(&uid);
+        if is_another || found.metadata.generation != Some(status.observed_generation) {
             return Ok(());
         }
         resource_version = found.metadata.resource_version;
@@ -407,6 +418,8 @@ mod tests {
         assert_eq!(scene.report(), None);
         scene.keeper.take(Event::Apply(object(2, &denying("evil.example"), Some(&theirs))));
         assert_eq!(scene.report().unwrap().observed_generation, 2);
+        scene.keeper.take(Event::Apply(object(2, &denying("evil.example"), None)));
+        assert_eq!(scene.report().unwrap().observed_generation, 2, "somebody emptied it");
     }
 
     #[test]

@@ -37,6 +37,14 @@ pub enum EntryError {
         /// What it says.
         api_version: Shown,
     },
+    /// Something beside `spec`: a rule there would be no rule.
+    #[error("ArtifactPolicy {name}: \"{key}\" is no part of an object: rules stand in spec")]
+    Key {
+        /// Its name.
+        name: Shown,
+        /// The key.
+        key: Shown,
+    },
     /// No `metadata.name`.
     #[error("is an ArtifactPolicy without metadata.name")]
     Unnamed,
@@ -66,13 +74,17 @@ impl Entry {
         }
         let name = manifest["metadata"]["name"].as_str().filter(|name| !name.is_empty());
         let name = name.ok_or(EntryError::Unnamed)?;
+        let is_known = |key: &str| matches!(key, "apiVersion" | "kind" | "metadata" | "spec" | "status");
+        let keys = manifest.as_object().into_iter().flat_map(serde_json::Map::keys);
+        if let Some(key) = keys.map(String::as_str).find(|key| !is_known(key)) {
+            return Err(EntryError::Key { name: name.into(), key: key.into() });
+        }
         Self::from_spec(name, manifest.get("spec").unwrap_or(&Value::Null))
             .map_err(|source| EntryError::Spec { name: name.into(), source })
     }
 
     /// Reads the spec of the policy of that name.
     pub(super) fn from_spec(name: &str, spec: &Value) -> Result<Self, SpecError> {
-        let spec = if spec.is_null() { &Value::Object(serde_json::Map::new()) } else { spec };
         let spec = ArtifactPolicySpec::read(spec)?;
         let policy = Policy::new(Author::Object(name.to_owned()), spec.mode(), spec.rules()?);
         Ok(Self {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::book::{Policies, StatedNamespaces};
 use super::entry::{Entry, EntryError};
+use crate::manifest::flatten;
 
 /// How often files are read again.
 const POLL: Duration = Duration::from_secs(5);
@@ -40,6 +41,12 @@ pub enum PolicyFileError {
         path: PathBuf,
         /// The parser's words, with line and column.
         words: String,
+    },
+    /// Nothing in it: who names it means something by it.
+    #[error("{}: no ArtifactPolicy in it, nor a Namespace", path.display())]
+    Nothing {
+        /// Which.
+        path: PathBuf,
     },
     /// A document that is no policy.
     #[error("{}: document {number} {source}", path.display())]
@@ -79,9 +86,14 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, PolicyFileError> {
     let mut namespaces = StatedNamespaces::default();
     let mut names = BTreeSet::new();
     for path in paths {
+        let mut is_empty = true;
         for file in files_of(path)? {
             for (number, document) in (1..).zip(documents(&file)?) {
-                if document.is_null() || namespaces.take(&document) {
+                if document.is_null() {
+                    continue;
+                }
+                is_empty = false;
+                if namespaces.take(&document) {
                     continue;
                 }
                 let entry = Entry::from_manifest(&document).map_err(|source| PolicyFileError::Document {
@@ -95,6 +107,9 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, PolicyFileError> {
                 }
                 entries.push(entry);
             }
+        }
+        if is_empty {
+            return Err(PolicyFileError::Nothing { path: path.clone() });
         }
     }
     Ok(Loaded { policies: entries, namespaces })
@@ -127,13 +142,28 @@ fn documents(path: &Path) -> Result<Vec<Value>, PolicyFileError> {
     if file.read_to_string(&mut text).map_err(cannot)? as u64 > LONGEST {
         return Err(PolicyFileError::TooLong { path: path.to_owned() });
     }
-    serde_saphyr::from_multiple(&text)
-        .map_err(|error| PolicyFileError::Yaml { path: path.to_owned(), words: error.to_string() })
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
+        .map_err(|error| PolicyFileError::Yaml { path: path.to_owned(), words: error.to_string() })?;
+    Ok(documents.into_iter().flat_map(flatten).collect())
+}
+
+/// Where labels of namespaces come from, while files are read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LabelsFrom {
+    /// From the files themselves.
+    Files,
+    /// From the cluster.
+    Cluster,
 }
 
 /// Reads the files again every few seconds until `shutdown`. Those that cannot be read change nothing: the last
 /// good policies stay, and the log says so once.
-pub async fn keep(paths: Vec<PathBuf>, policies: Arc<Policies>, shutdown: CancellationToken) {
+pub async fn keep(
+    paths: Vec<PathBuf>,
+    policies: Arc<Policies>,
+    labels: LabelsFrom,
+    shutdown: CancellationToken,
+) {
     let mut last = String::new();
     loop {
         if shutdown.run_until_cancelled(tokio::time::sleep(POLL)).await.is_none() {
@@ -145,6 +175,9 @@ pub async fn keep(paths: Vec<PathBuf>, policies: Arc<Policies>, shutdown: Cancel
         };
         let outcome = match read {
             Ok(Ok(loaded)) => {
+                if labels == LabelsFrom::Files {
+                    policies.set_namespaces(loaded.namespaces);
+                }
                 policies.set_files(loaded.policies);
                 String::new()
             }

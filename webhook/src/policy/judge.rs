@@ -1,6 +1,7 @@
 //! Asks policies about a pod's artifacts, and sorts what they say: a denial, warnings, audit notes. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use oras_csi_core::policy::{Author, Found, Mode, Policy, Rule, Source, Violation};
 use oras_csi_core::reference::Reference;
@@ -12,7 +13,7 @@ use crate::denial::{Code, Denial};
 use crate::intent::{Named, Origin};
 use crate::metrics::{Metrics, Verdict};
 
-/// What is noted for the audit log of one pod, at most.
+/// What is noted for the audit log of one pod under one key, at most; the rest is counted.
 const MOST_NOTES: usize = 32;
 
 /// The keys of audit annotations. A key that is there in both rounds of one admission has the same value in
@@ -21,12 +22,16 @@ const MOST_NOTES: usize = 32;
 const VIOLATIONS: &str = "violations";
 const WRITING_VIOLATIONS: &str = "writing-violations";
 const WRITING_VIOLATIONS_INLINE: &str = "writing-violations-inline";
+/// Artifacts that policies in mode Audit could not look at.
+const NOT_LOOKED_AT: &str = "not-looked-at";
 
 /// What policies said, but for the denial that ends it.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     warnings: Vec<String>,
     notes: BTreeMap<&'static str, Vec<serde_json::Value>>,
+    /// How many more there were than are kept.
+    more: BTreeMap<&'static str, usize>,
 }
 
 /// One policy's word on one artifact.
@@ -76,6 +81,23 @@ pub(crate) fn opinions(book: &Rulebook, reference: &Reference) -> Vec<Opinion> {
                 Err(violation) => (Some(violation.rule()), Some(violation.component().to_owned()), true),
             };
             Opinion { author: policy.author().clone(), mode: policy.mode(), rule, component, is_broken }
+        })
+        .collect()
+}
+
+/// What each policy that looks at contents says of what a registry has.
+pub(crate) fn opinions_of_contents(book: &Rulebook, found: &[Found]) -> Vec<Opinion> {
+    let policies = book.policies().filter(|policy| policy.looks_at_contents());
+    policies
+        .map(|policy| {
+            let violation = found.iter().find_map(|found| policy.check_found(found).err());
+            Opinion {
+                author: policy.author().clone(),
+                mode: policy.mode(),
+                rule: violation.as_ref().map(Violation::rule),
+                component: violation.as_ref().map(|violation| violation.component().to_owned()),
+                is_broken: violation.is_some(),
+            }
         })
         .collect()
 }
@@ -168,7 +190,6 @@ impl Findings {
             (true, Origin::Annotation { .. }) => WRITING_VIOLATIONS,
             (true, Origin::Attribute { .. }) => WRITING_VIOLATIONS_INLINE,
         };
-        let notes = self.notes.entry(key).or_default();
         // A rule on a name says the same of a tag and of the digest that replaces it.
         let note = json!({
             "policy": policy.author().name(),
@@ -176,20 +197,52 @@ impl Findings {
             "artifact": named.reference.name(),
             "component": violation.component(),
         });
-        if notes.len() < MOST_NOTES && !notes.contains(&note) {
+        self.keep(key, note);
+    }
+
+    /// Says that nobody could look at an artifact, where no policy that would have denies.
+    pub(crate) fn not_looked_at(&mut self, book: &Rulebook, named: &Named, failure: &impl fmt::Display) {
+        let text = Shown::new(&named.reference.to_string());
+        for policy in book.policies().filter(|policy| policy.looks_at_contents()) {
+            let author = policy.author();
+            match policy.mode() {
+                Mode::Warn => self.warnings.push(format!(
+                    "{}: \"{text}\" could not be looked at for {author} ({failure})",
+                    named.origin.at()
+                )),
+                Mode::Audit | Mode::Enforce => self.keep(
+                    NOT_LOOKED_AT,
+                    json!({"policy": author.name(), "artifact": named.reference.name()}),
+                ),
+            }
+        }
+    }
+
+    fn keep(&mut self, key: &'static str, note: serde_json::Value) {
+        let notes = self.notes.entry(key).or_default();
+        if notes.contains(&note) {
+            return;
+        }
+        if notes.len() < MOST_NOTES {
             notes.push(note);
+        } else {
+            *self.more.entry(key).or_default() += 1;
         }
     }
 
     /// The warnings, each once.
     pub(crate) fn take_warnings(&mut self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
         let mut warnings = std::mem::take(&mut self.warnings);
-        warnings.dedup();
+        warnings.retain(|warning| seen.insert(warning.clone()));
         warnings
     }
 
     /// Audit annotations, a JSON list each.
-    pub(crate) fn into_audit(self) -> BTreeMap<String, String> {
+    pub(crate) fn into_audit(mut self) -> BTreeMap<String, String> {
+        for (key, more) in self.more {
+            self.notes.entry(key).or_default().push(json!({"more": more}));
+        }
         let text = |notes: Vec<serde_json::Value>| serde_json::Value::Array(notes).to_string();
         self.notes.into_iter().map(|(key, notes)| (key.to_owned(), text(notes))).collect()
     }

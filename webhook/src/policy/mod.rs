@@ -13,9 +13,10 @@ mod entry;
 mod files;
 pub(crate) mod judge;
 pub mod object;
+mod selector;
 
 pub use book::{Labels, Namespaces, NamespacesError, NoPolicy, Policies, Rulebook, StatedNamespaces};
 pub use cluster::{ClusterNamespaces, watch};
 pub use entry::{Entry, EntryError, is_policy};
-pub use files::{Loaded, PolicyFileError, keep, load};
+pub use files::{LabelsFrom, Loaded, PolicyFileError, keep, load};
 pub use judge::Opinion;

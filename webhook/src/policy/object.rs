@@ -12,6 +12,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use super::selector;
+
 /// What the pods of some namespaces may mount. All policies that select a namespace must pass; where a rule
 /// is left out, it demands nothing.
 #[expect(clippy::duplicated_attributes, reason = "each column has a type, which two may share")]
@@ -25,7 +27,7 @@ use serde_json::Value;
     status = "ArtifactPolicyStatus",
     derive = "PartialEq",
     doc = "Says which OCI artifacts the pods of some namespaces may mount. The webhook of oras-csi asks it when a \
-           pod is created, before any registry is asked."
+           pod is created: about names before any registry is asked, about contents afterwards."
 )]
 #[kube(printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"))]
 #[kube(printcolumn(
@@ -40,16 +42,17 @@ pub struct ArtifactPolicySpec {
     /// Selects namespaces by their labels; every namespace has the label kubernetes.io/metadata.name. Left out
     /// or empty, it selects all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "selector_schema")]
+    #[schemars(schema_with = "selector::schema")]
     pub namespace_selector: Option<LabelSelector>,
     /// What happens to a pod that breaks a rule. Enforce: it is denied. Warn: whoever creates it is told. Audit:
-    /// it is noted in the API server's audit log, under pods.csi.oras.land/violations.
+    /// it is noted in the API server's audit log, under annotations whose keys begin with pods.csi.oras.land/.
     #[serde(default)]
     #[schemars(schema_with = "mode_schema")]
     pub mode: ModeSpec,
     /// Which registries and repositories may be used, as patterns HOST[:PORT][/PATH] that are compared part by
-    /// part: the wildcard * is one whole segment (a label of the host, a segment of the path), ** any number of
-    /// them. Ports are exact, 443 where none is written. HOST alone is all of its repositories.
+    /// part: the wildcard * is one whole segment (a label of the host, a segment of the path), ** one or more of
+    /// them in front and at the end, and any number in between. Ports are exact, 443 where none is written, so that
+    /// ** alone leaves out every registry at another port. HOST alone is all of its repositories.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries: Option<RegistriesSpec>,
     /// Whether every reference must be written with a digest.
@@ -144,7 +147,7 @@ pub struct SpecError {
 }
 
 impl SpecError {
-    fn new(field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
+    pub(super) fn new(field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
         Self { field: field.into(), problem: problem.to_string() }
     }
 }
@@ -152,6 +155,9 @@ impl SpecError {
 impl ArtifactPolicySpec {
     /// Reads a `spec`. A field that this version does not know is an error: it may be a rule.
     pub fn read(spec: &Value) -> Result<Self, SpecError> {
+        if spec.is_null() {
+            return Err(SpecError::new("spec", "is missing: write what the policy demands there"));
+        }
         let mut unknown = None;
         let spec = without_nulls(spec);
         let read = serde_ignored::deserialize(&spec, |path| {
@@ -171,20 +177,7 @@ impl ArtifactPolicySpec {
 
     /// Which namespaces it selects.
     pub fn selector(&self) -> Result<Selector, SpecError> {
-        let selector = self.namespace_selector.clone().unwrap_or_default();
-        for (index, requirement) in selector.match_expressions.iter().flatten().enumerate() {
-            let values = requirement.values.as_deref().unwrap_or_default();
-            let problem = match requirement.operator.as_str() {
-                "In" | "NotIn" if values.is_empty() => "has no values",
-                "Exists" | "DoesNotExist" if !values.is_empty() => {
-                    "has values, which its operator does not take"
-                }
-                "In" | "NotIn" | "Exists" | "DoesNotExist" => continue,
-                _ => "has an operator other than In, NotIn, Exists and DoesNotExist",
-            };
-            return Err(SpecError::new(format!("spec.namespaceSelector.matchExpressions[{index}]"), problem));
-        }
-        selector.try_into().map_err(|error| SpecError::new("spec.namespaceSelector", error))
+        selector::read(self.namespace_selector.clone().unwrap_or_default())
     }
 
     /// What happens to a pod that breaks a rule.
@@ -256,42 +249,6 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// A label selector that can be read: of one that cannot, nobody could say which namespaces it selects.
-fn selector_schema(_: &mut SchemaGenerator) -> Schema {
-    let rule = Rule::new("(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)")
-        .message("In and NotIn need values, Exists and DoesNotExist take none");
-    let label = |longest: u32| json_schema!({"type": "string", "maxLength": longest});
-    json_schema!({
-        "type": "object",
-        "properties": {
-            "matchLabels": {
-                "type": "object", "maxProperties": 64, "additionalProperties": label(63),
-                "description": "Labels that a namespace must have, with their values.",
-            },
-            "matchExpressions": {
-                "type": "array", "maxItems": 32,
-                "description": "Requirements on a namespace's labels, all of which it must meet.",
-                "items": {
-                    "type": "object", "required": ["key", "operator"], "x-kubernetes-validations": [rule],
-                    "properties": {
-                        "key": {
-                            "type": "string", "minLength": 1, "maxLength": 317, "description": "The label's key.",
-                        },
-                        "operator": {
-                            "type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
-                            "description": "How the label's value relates to values.",
-                        },
-                        "values": {
-                            "type": "array", "maxItems": 64, "items": label(63), "x-kubernetes-list-type": "set",
-                            "description": "Values, for In and NotIn.",
-                        },
-                    },
-                },
-            },
-        },
-    })
-}
-
 fn mode_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "enum": ["Enforce", "Warn", "Audit"], "default": "Enforce"})
 }
@@ -313,6 +270,10 @@ fn patterns_schema(_: &mut SchemaGenerator) -> Schema {
         Rule::new("!self.matches('[^./*:]\\\\*|\\\\*[^./*:]|\\\\*\\\\*\\\\*')")
             .message("* and ** stand for whole segments only"),
         Rule::new("!self.matches('^/|//|/$')").message("a registry pattern has no empty segment"),
+        Rule::new("!self.matches('/.*[A-Z]')").message("a repository has no upper case"),
+        Rule::new("!self.matches('^[^/]*[.](:|/|$)')").message("a host has no dot at its end"),
+        Rule::new("!self.matches('^[A-Za-z0-9-]+(/|$)') || self.matches('^localhost(/|$)')")
+            .message("write HOST:443 for a host without a dot, or docker.io/NAME for Docker Hub's"),
     ];
     set_schema(&json_schema!({
         "type": "string", "minLength": 1, "maxLength": 512, "pattern": r"^[A-Za-z0-9._*:/@\[\]-]+$",
@@ -320,19 +281,29 @@ fn patterns_schema(_: &mut SchemaGenerator) -> Schema {
     }))
 }
 
+/// Wildcards in a text.
+fn stars() -> [Rule; 1] {
+    [Rule::new("!self.contains('**') && self.split('*').size() <= 9")
+        .message("* stands for any text: write it once in a row, and at most eight times")]
+}
+
 fn tags_schema(_: &mut SchemaGenerator) -> Schema {
-    set_schema(&json_schema!({"type": "string", "maxLength": 128, "pattern": "^[A-Za-z0-9._*-]+$"}))
+    set_schema(&json_schema!({
+        "type": "string", "maxLength": 128, "pattern": "^[A-Za-z0-9._*-]+$", "x-kubernetes-validations": stars(),
+    }))
 }
 
 fn types_schema(_: &mut SchemaGenerator) -> Schema {
     let pattern = r"^[A-Za-z0-9!#$&^_.+*-]+/[A-Za-z0-9!#$&^_.+*-]+$";
-    set_schema(&json_schema!({"type": "string", "maxLength": 255, "pattern": pattern}))
+    set_schema(&json_schema!({
+        "type": "string", "maxLength": 255, "pattern": pattern, "x-kubernetes-validations": stars(),
+    }))
 }
 
 fn size_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true, "minimum": 0,
-        "pattern": r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?$",
+        "pattern": r"^[0-9]{1,18}(\.[0-9]{1,18})?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?$",
     })
 }
 

@@ -234,8 +234,8 @@ impl Resolver {
         needs: Needs<'_>,
         deadline: Deadline,
     ) -> Result<(), Failure> {
-        // The webhook's own platform is the likeliest to be the nodes', so one request is the rule.
-        let likeliest = index.select(&Platform::node()).ok().into_iter();
+        // Whichever machine asks, the same is asked for, so that a lock file is complete on every other.
+        let likeliest = index.select(&Platform::normal(NODES_OS, "amd64", None)).ok().into_iter();
         let mut failure = Failure::Nothing(Nothing::EmptyIndex);
         for entry in likeliest.chain(index.entries().iter().take(MOST_PLATFORMS)) {
             let candidate = pinned.with_digest(entry.descriptor().digest().clone());
@@ -295,11 +295,11 @@ impl Resolver {
         while let Some(contents) = lookups.next().await {
             match contents?.as_ref() {
                 Contents::Image(image) => found.push(image.found(needs.media_types)),
-                // The driver mounts no index of an index.
+                // The driver mounts no index of an index: whoever gets it gets nothing.
                 Contents::Index(_) => {}
             }
         }
-        Ok(found)
+        if found.is_empty() { Err(Failure::Nothing(Nothing::NestedIndex)) } else { Ok(found) }
     }
 }
 
