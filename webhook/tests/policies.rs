@@ -370,13 +370,13 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
         let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("policy.yaml"), "{broken}: {error}");
     }
-    write("null\n---\napiVersion: v1\nkind: ConfigMap\n");
+    write("{}\n---\napiVersion: v1\nkind: ConfigMap\n");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("document 2 is ConfigMap of v1"), "{error}");
-    write("null\n---\napiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\nspec: {}\n");
+    write("{}\n---\napiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\nspec: {}\n");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("a second ArtifactPolicy p"), "{error}");
-    write("null\nregistries: {allow: [ghcr.io]}");
+    write("{}\nregistries: {allow: [ghcr.io]}");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("\"registries\" is no part of an object: rules stand in spec"), "{error}");
     let text = "kind: List\napiVersion: v1\nitems:\n- apiVersion: oras.land/v1alpha1\n  kind: ArtifactPolicy\n  metadata: {name: p}\n";
