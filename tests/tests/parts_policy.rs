@@ -161,7 +161,8 @@ async fn a_broken_policy_says_so_and_the_last_good_one_stays_also_over_a_restart
     assert!(table.contains("MODE") && table.contains("False") && table.contains("stays in force"), "{table}");
     run(&mut kubectl(&["wait", "--for=condition=Accepted=False", "artifactpolicy/broken", "--timeout=10s"]));
     // A generation with other rules: those before must not linger in what is said to be in force.
-    let status = || run(&mut kubectl(&["get", "artifactpolicy", "broken", "-o", "jsonpath={.status.inForce.spec}"]));
+    let status =
+        || run(&mut kubectl(&["get", "artifactpolicy", "broken", "-o", "jsonpath={.status.inForce.spec}"]));
     let other = json!({"deniedTags": ["none"], "registries": {"allow": ["kind-registry:5000/acme/*"]}});
     assert_eq!(policies.set(&policy("broken", "policy-broken", &other)).await, "in force");
     assert!(status().contains("deniedTags") && status().contains("allow"), "{}", status());
@@ -362,6 +363,7 @@ async fn the_schema_refuses_what_can_be_seen_and_explains_itself() {
         (json!({"registries": {"deny": ["ghcr.io/team-*"]}}), "whole segments only"),
         (json!({"registries": {"deny": ["ghcr.io//x"]}}), "empty segment"),
         (json!({"registries": {"deny": ["a b"]}}), "should match"),
+        (json!({"registries": {"deny": ["ubuntu"]}}), "docker.io/NAME for Docker Hub"),
         (json!({"registries": {"deny": ["ghcr.io", "ghcr.io"]}}), "Duplicate value"),
         (json!({"registries": {"dney": ["ghcr.io"]}}), "unknown field"),
         (json!({"deniedTags": ["a/b"]}), "should match"),
@@ -386,7 +388,7 @@ async fn the_schema_refuses_what_can_be_seen_and_explains_itself() {
         json!({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["b"]}]},
             "mode": "Audit", "requireDigest": true, "setsOnly": false, "maxSize": "1.5Gi", "deniedTags": ["*-SNAPSHOT"],
             "allowedArtifactTypes": ["application/vnd.acme.*"], "allowedMediaTypes": ["*/*"],
-            "registries": {"allow": ["*.example.org:5000/**", "[2001:db8::1]:5000/x", "10.0.0.*:5000", "ubuntu", "**"]}}),
+            "registries": {"allow": ["*.example.org:5000/**", "[2001:db8::1]:5000/x", "10.0.0.*:5000", "docker.io/ubuntu", "**"]}}),
         json!({"maxSize": 10_737_418_240_u64}),
     ] {
         let (accepted, said) = answer(&spec);
