@@ -33,7 +33,8 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
-        .with_metrics(arguments.metrics_listen);
+        .with_metrics(arguments.metrics_listen)
+        .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, client(&hosts), stop)
         .await

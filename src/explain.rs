@@ -15,6 +15,7 @@ use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::text::Shown;
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_webhook::admit::{Admission, AskedVolume};
+use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Loaded, Opinion};
@@ -22,8 +23,8 @@ use serde_json::{Map, Value, json};
 
 use crate::documents::{AskedAs, describe, pod_of, read_manifests, write_out};
 use crate::failure::{Failure, Status};
-use crate::policies::{PolicyOptions, stated};
-use crate::registries::{RegistryOptions, admission, client};
+use crate::policies::{PolicyOptions, stated, stated_secrets};
+use crate::registries::{RegistryOptions, access, admission, client};
 
 /// Says how a reference, or each one that the pods of manifests ask for, is read: host, repository, tag and
 /// digest, the recipe and id of its volume, and what policies say of it.
@@ -68,14 +69,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
     let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
     let policies = arguments.policies.policies(Loaded::default())?;
-    let admission = admission(client(hosts), hosts, policies, &Arc::new(Metrics::new()));
+    let own = arguments.registries.own_credentials()?;
+    let credentials = CredentialSources { administrator: own.clone(), ..CredentialSources::default() };
+    let registry = access(client(hosts), own);
+    let admission = admission(client(hosts), hosts, policies, credentials, &Arc::new(Metrics::new()));
     let namespace = arguments.asked.namespace();
     let deadline = arguments.asked.deadline();
     let mut opinions = admission.opinions(&reference, namespace, deadline).await?;
     let may_ask = !arguments.offline && !opinions.iter().any(is_refused);
     let digest = match reference.digest() {
         Some(digest) => Some(digest.clone()),
-        None if may_ask => Some(client(hosts).resolve(&reference).await?.digest().clone()),
+        None if may_ask => Some(registry.resolve(&reference).await?.digest().clone()),
         None => None,
     };
     if let Some(digest) = digest.as_ref().filter(|_| may_ask) {
@@ -89,6 +93,9 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     }
     let refusal = opinions.iter().find(|opinion| is_refused(opinion));
     let mut explained = parts(&reference, digest.as_ref());
+    if let Some(source) = registry.let_in(reference.registry(), reference.repository()) {
+        explained.insert("credentials".into(), json!(source.to_string()));
+    }
     if let Some(digest) = digest {
         let recipe =
             Recipe::new(vec![Step::Add(Layer::new(reference.clone()))]).map_err(Failure::bad_input)?;
@@ -114,7 +121,11 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
 async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
     let mut objects = read_manifests(&arguments.files)?.objects;
     let policies = arguments.policies.policies(stated(&objects)?)?;
-    let admission = admission(client(hosts), hosts, policies, &Arc::new(Metrics::new()));
+    let credentials = CredentialSources {
+        secrets: Box::new(stated_secrets(&objects, arguments.asked.namespace())),
+        administrator: arguments.registries.own_credentials()?,
+    };
+    let admission = admission(client(hosts), hosts, policies, credentials, &Arc::new(Metrics::new()));
     let mut first = None;
     for object in &mut objects {
         let (name, namespace) = (describe(object), arguments.asked.namespace_of(object));
@@ -343,7 +354,8 @@ mod tests {
         let Command { arguments } = Command::try_parse_from(words).map_err(Failure::bad_input)?;
         let hosts = HostsConfig::load(None).map_err(Failure::bad_input)?;
         let policies = arguments.policies.policies(Loaded::default())?;
-        let admission = admission(client(&hosts), &hosts, policies, &Arc::new(Metrics::new()));
+        let none = CredentialSources::default();
+        let admission = admission(client(&hosts), &hosts, policies, none, &Arc::new(Metrics::new()));
         let mut object = parse(manifest)?.remove(0);
         let name = describe(&object);
         let pod = pod_of(&mut object)?.ok_or_else(|| Failure::bad_input("no pod"))?;

@@ -136,7 +136,8 @@ mod tests {
         let words = ["test"].iter().chain(rules);
         let policies = Command::try_parse_from(words)?.policies;
         let policies = policies.policies(Loaded::default()).map_err(|failure| failure.to_string())?;
-        let admission = admission(client(&hosts), &hosts, policies, &Arc::new(Metrics::new()));
+        let none = oras_csi_webhook::credentials::CredentialSources::default();
+        let admission = admission(client(&hosts), &hosts, policies, none, &Arc::new(Metrics::new()));
         let reference = format!("{host}/a/b@sha256:{}", "0".repeat(64));
         let pod = json!({"metadata": {"annotations": {"oras.land/artifact": reference}},
             "spec": {"containers": [{"name": "c"}]}});

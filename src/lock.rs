@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{BlobStream, Descriptor, ManifestDocument, Registry, RegistryError};
@@ -50,8 +51,8 @@ struct LockedManifest {
 pub(crate) struct Locked {
     registry: Arc<dyn Registry>,
     path: PathBuf,
-    content: Mutex<Content>,
-    before: Option<Content>,
+    content: Arc<Mutex<Content>>,
+    before: Option<Arc<Content>>,
 }
 
 impl Locked {
@@ -67,14 +68,14 @@ impl Locked {
             }
         };
         let empty = || Content { version: VERSION, references: BTreeMap::new(), manifests: BTreeMap::new() };
-        let content = Mutex::new(before.clone().unwrap_or_else(empty));
-        Ok(Self { registry, path: path.to_owned(), content, before })
+        let content = Arc::new(Mutex::new(before.clone().unwrap_or_else(empty)));
+        Ok(Self { registry, path: path.to_owned(), content, before: before.map(Arc::new) })
     }
 
     /// Writes what was learned, if anything was: the file is as it was, or whole.
     pub(crate) fn save(&self) -> Result<(), Failure> {
         let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.before.as_ref() == Some(&*content) {
+        if self.before.as_deref() == Some(&*content) {
             return Ok(());
         }
         let failed = |error: &dyn std::fmt::Display| {
@@ -159,5 +160,15 @@ impl Registry for Locked {
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
         self.registry.blob(reference, blob, offset).await
+    }
+
+    /// What was learned in one name is written down for all: a lock says which bytes, never who may have them.
+    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        Arc::new(Self {
+            registry: Arc::clone(&self.registry).seen_by(credential),
+            path: self.path.clone(),
+            content: Arc::clone(&self.content),
+            before: self.before.clone(),
+        })
     }
 }

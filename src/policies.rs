@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use oras_csi_core::pattern::RegistryPattern;
+use oras_csi_webhook::credentials::StatedSecrets;
 use oras_csi_webhook::policy::{
     ClusterNamespaces, Entry, Loaded, Namespaces, NoPolicy, Policies, is_policy, load,
 };
@@ -71,6 +72,15 @@ impl PolicyOptions {
     pub(crate) fn files(&self) -> &[PathBuf] {
         &self.policy_files
     }
+}
+
+/// The Secrets and service accounts of a stream of manifests; `namespace` is that of objects that name none.
+pub(crate) fn stated_secrets(objects: &[Value], namespace: &str) -> StatedSecrets {
+    let mut stated = StatedSecrets::default();
+    for object in objects {
+        stated.take(object, namespace);
+    }
+    stated
 }
 
 /// What a stream of manifests says of the cluster that it is for: its policies and its namespaces.

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use oras_csi_core::registry::Registry;
+use oras_csi_core::credentials::{Administrator, AdministratorSettings, ProviderFiles};
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
+use oras_csi_core::registry::{Access, Keyring, Registry};
 use oras_csi_webhook::ResolverSettings;
 use oras_csi_webhook::admit::Admission;
+use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::Policies;
 
@@ -24,6 +26,19 @@ pub(crate) struct RegistryOptions {
     /// mirrors, CA, plain http [default: /etc/oras-csi/certs.d where it is there].
     #[arg(long, value_name = "DIR", env = "ORAS_CSI_CERTS_DIR")]
     certs_dir: Option<PathBuf>,
+    /// Credentials for registries, as docker keeps them: auths, credHelpers, credsStore. It is read again whenever
+    /// it changes [default: none; render, explain and pull take the docker config of whoever runs them].
+    #[arg(long, value_name = "FILE", env = "ORAS_CSI_DOCKER_CONFIG")]
+    docker_config: Option<PathBuf>,
+    /// Folder with docker-credential-NAME for credHelpers and credsStore [default: looked for on PATH].
+    #[arg(long, value_name = "DIR")]
+    credential_helper_dir: Option<PathBuf>,
+    /// Kubelet's CredentialProviderConfig, whose programs give credentials for images.
+    #[arg(long, value_name = "FILE", requires = "credential_provider_bin_dir")]
+    credential_provider_config: Option<PathBuf>,
+    /// Folder with the programs that it names.
+    #[arg(long, value_name = "DIR", requires = "credential_provider_config")]
+    credential_provider_bin_dir: Option<PathBuf>,
 }
 
 impl RegistryOptions {
@@ -31,11 +46,44 @@ impl RegistryOptions {
         let usual = Some(Path::new(USUAL_FOLDER)).filter(|folder| folder.is_dir());
         HostsConfig::load(self.certs_dir.as_deref().or(usual)).map_err(Failure::bad_input)
     }
+
+    /// What the administrator of a service gave, and nothing that lies around.
+    pub(crate) fn administrator(&self) -> Result<Option<Administrator>, Failure> {
+        self.credentials(self.docker_config.clone())
+    }
+
+    /// The same for a person at a prompt: their own docker config, where they name no other.
+    pub(crate) fn own_credentials(&self) -> Result<Option<Administrator>, Failure> {
+        self.credentials(self.docker_config.clone().or_else(own_docker_config))
+    }
+
+    fn credentials(&self, docker_config: Option<PathBuf>) -> Result<Option<Administrator>, Failure> {
+        let providers = self.credential_provider_config.clone().zip(self.credential_provider_bin_dir.clone());
+        let providers = providers.map(|(config, folder)| ProviderFiles { config, folder });
+        if docker_config.is_none() && providers.is_none() {
+            return Ok(None);
+        }
+        let helper_folder = self.credential_helper_dir.clone();
+        let settings = AdministratorSettings { docker_config, helper_folder, providers };
+        Administrator::new(settings).map(Some).map_err(Failure::bad_input)
+    }
 }
 
-/// The client for these registries.
+/// Where docker keeps a person's credentials.
+fn own_docker_config() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let docker = folder("DOCKER_CONFIG").or_else(|| folder("HOME").map(|home| home.join(".docker")))?;
+    Some(docker.join("config.json"))
+}
+
+/// The client for these registries, in nobody's name.
 pub(crate) fn client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
     Arc::new(HttpRegistry::new(hosts.clone(), Settings::default()))
+}
+
+/// The same for whoever has these credentials.
+pub(crate) fn access(registry: Arc<dyn Registry>, credentials: Option<Administrator>) -> Arc<Access> {
+    Arc::new(Access::new(registry, Arc::new(Keyring::new(credentials))))
 }
 
 /// What the webhook admits pods with; `render` and `explain` use the very same.
@@ -43,8 +91,10 @@ pub(crate) fn admission(
     registry: Arc<dyn Registry>,
     hosts: &HostsConfig,
     policies: Arc<Policies>,
+    credentials: CredentialSources,
     metrics: &Arc<Metrics>,
 ) -> Admission {
     let registries = Arc::new(hosts.clone());
     Admission::new(registry, registries, policies, ResolverSettings::default(), Arc::clone(metrics))
+        .with_credentials(credentials)
 }

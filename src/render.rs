@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use oras_csi_core::registry::Registry;
 use oras_csi_webhook::admit::Admission;
+use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::metrics::Metrics;
 use serde_json::Value;
 
@@ -14,14 +15,16 @@ use crate::documents::{
 };
 use crate::failure::Failure;
 use crate::lock::Locked;
-use crate::policies::{PolicyOptions, stated};
+use crate::policies::{PolicyOptions, stated, stated_secrets};
 use crate::registries::{RegistryOptions, admission, client};
 
 /// Writes manifests as the webhook would have them: tags resolved, volumes canonical, mounts read-only.
 ///
 /// Reads a YAML stream of pods and workloads (any other object passes through) and writes it to standard
 /// output. ArtifactPolicy objects of the stream are obeyed, beside those of --policy; Namespace objects say
-/// which of them select a namespace, and one of which nothing is said has them all. Comments are lost.
+/// which of them select a namespace, and one of which nothing is said has them all. Pull secrets are taken from
+/// the Secrets of the stream; for one that is not there, the docker config of whoever runs this stands in.
+/// Comments are lost.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The manifests; - is standard input.
@@ -58,7 +61,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let lock = arguments.lock.as_deref().map(|path| Locked::open(path, Arc::clone(&registry)));
     let lock = lock.transpose()?.map(Arc::new);
     let registry = lock.clone().map_or(registry, |lock| lock);
-    let admission = admission(registry, &hosts, policies, &Arc::new(Metrics::new()));
+    let credentials = CredentialSources {
+        secrets: Box::new(stated_secrets(&objects, arguments.asked.namespace())),
+        administrator: arguments.registries.own_credentials()?,
+    };
+    let admission = admission(registry, &hosts, policies, credentials, &Arc::new(Metrics::new()));
     for object in &mut objects {
         render(&admission, object, &arguments).await?;
     }

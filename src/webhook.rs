@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
+use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
 use oras_csi_webhook::server::{self, App, ServerSettings};
@@ -45,6 +46,10 @@ pub(crate) struct Arguments {
     /// Obey the ArtifactPolicy objects of the cluster, by the labels of its namespaces.
     #[arg(long)]
     watch_policies: bool,
+    /// Ask registries in the name of the pull secrets that pods and their service accounts name, where the
+    /// webhook has the right to read them.
+    #[arg(long)]
+    read_pull_secrets: bool,
     /// Seconds to answer on, not ready, after SIGTERM, so that clients go elsewhere first.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     lame_duck: u64,
@@ -71,10 +76,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let needs_cluster = arguments.tls_secret.is_some()
         || arguments.webhook_configuration.is_some()
         || arguments.validating_webhook_configuration.is_some()
-        || arguments.watch_policies;
+        || arguments.watch_policies
+        || arguments.read_pull_secrets;
     let cluster = if needs_cluster { Some(cluster().await?) } else { None };
     let policies = policies(&arguments, cluster.as_ref(), &stop, &tasks)?;
-    let admission = admission(client(&hosts), &hosts, policies, &metrics);
+    let secrets: Box<dyn Secrets> = match cluster.as_ref().filter(|_| arguments.read_pull_secrets) {
+        Some(client) => Box::new(ClusterSecrets::new(client.clone())),
+        None => Box::new(NoSecrets),
+    };
+    let credentials = CredentialSources { secrets, administrator: arguments.registries.administrator()? };
+    let admission = admission(client(&hosts), &hosts, policies, credentials, &metrics);
     let settings = certificate_settings(&arguments)?;
     let certificates =
         oras_csi_certs::start(settings, cluster, stop.clone(), &tasks).await.map_err(Failure::failed)?;

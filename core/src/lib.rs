@@ -9,6 +9,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod credentials;
 pub mod digest;
 pub mod id;
 pub mod keys;

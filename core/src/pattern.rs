@@ -85,9 +85,9 @@ impl RegistryPattern {
     pub fn matches(&self, registry: &RegistryHost, repository: &str) -> bool {
         // Docker Hub's library/NAME is also NAME.
         let short = repository.strip_prefix("library/").filter(|_| registry.is_docker_hub());
-        let names = [Some(repository), short].into_iter().flatten();
+        let spellings = [Some(repository), short].into_iter().flatten();
         let named = |segments: &Vec<Segment>| {
-            names.clone().any(|name| match_segments(segments, &name.split('/').collect::<Vec<_>>()))
+            spellings.clone().any(|name| match_segments(segments, &name.split('/').collect::<Vec<_>>()))
         };
         self.host.matches(registry) && self.path.as_ref().is_none_or(named)
     }

@@ -13,7 +13,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use oras_csi_core::registry::Registry;
+use oras_csi_core::registry::{Keyring, Registry};
 use oras_csi_core::text::Shown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -134,7 +134,8 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
             let mounter = Mounter::prepare(&store)?;
             let fetcher = Arc::new(Fetcher::new(store, registry));
             let pulls = Pulls::new(fetcher, metrics.clone(), stop);
-            let publisher = Publisher::new(pulls, mounter, settings.publish_wait(), metrics);
+            let keyring = Keyring::new(settings.administrator().cloned());
+            let publisher = Publisher::new(pulls, mounter, keyring, settings.publish_wait(), metrics);
             publisher.take_over().map_err(RunError::TakeOver)?;
             Ok(publisher)
         };

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use oras_csi_core::credentials::Administrator;
 use oras_csi_core::keys::DRIVER;
 
 /// Limits on what is unpacked. Each has its own message when it is passed.
@@ -121,6 +122,7 @@ pub struct Settings {
     limits: Limits,
     publish_wait: Duration,
     metrics: Option<SocketAddr>,
+    administrator: Option<Administrator>,
 }
 
 impl Settings {
@@ -142,6 +144,7 @@ impl Settings {
             limits: Limits::default(),
             publish_wait: Self::PUBLISH_WAIT,
             metrics: None,
+            administrator: None,
         }
     }
 
@@ -180,6 +183,13 @@ impl Settings {
         self
     }
 
+    /// Asks registries in the name of what the administrator gave, where a volume's own secret does not do.
+    #[must_use]
+    pub fn with_administrator(mut self, administrator: Option<Administrator>) -> Self {
+        self.administrator = administrator;
+        self
+    }
+
     /// The name of this node.
     pub fn node_id(&self) -> &str {
         &self.node_id
@@ -208,6 +218,11 @@ impl Settings {
     /// How long a publish waits for a pull.
     pub fn publish_wait(&self) -> Duration {
         self.publish_wait
+    }
+
+    /// The administrator's credentials.
+    pub fn administrator(&self) -> Option<&Administrator> {
+        self.administrator.as_ref()
     }
 
     /// Where metrics are served.

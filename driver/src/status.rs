@@ -77,9 +77,12 @@ impl Coded for DiskError {
 impl Coded for PublishError {
     fn code(&self) -> Code {
         match self {
-            Self::Missing(_) | Self::Block | Self::Namespace(_) | Self::Volume(_) | Self::Step(_) => {
-                Code::InvalidArgument
-            }
+            Self::Missing(_)
+            | Self::Block
+            | Self::Namespace(_)
+            | Self::Volume(_)
+            | Self::Secret(_)
+            | Self::Step(_) => Code::InvalidArgument,
             Self::Busy(_) | Self::Pulling { .. } | Self::Interrupted => Code::Aborted,
             Self::Pull(error) => match error.kind() {
                 PullErrorKind::NotFound => Code::NotFound,

@@ -10,15 +10,16 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::keys::{annotation, canonical};
 use oras_csi_core::recipe::Step;
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::Registry;
+use oras_csi_core::registry::{Keyring, Registry, Source};
 use oras_csi_core::volume::CanonicalVolume;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
+use crate::credentials::{CredentialSources, Purse};
 use crate::denial::{At, Denial};
 use crate::intent::{self, Content, Intent, Named, Origin, Registries, VolumeIntent, Wanted};
 use crate::metrics::{Metrics, RequestOutcome};
-use crate::patch::{self, PlannedVolume};
+use crate::patch::{self, PlannedSecret, PlannedVolume};
 use crate::policy::judge::{Findings, Opinion, opinions, opinions_of_contents};
 use crate::policy::{Policies, Rulebook};
 use crate::resolve::{Needs, Resolver, ResolverSettings};
@@ -40,6 +41,7 @@ pub struct Admission {
     registries: Arc<dyn Registries>,
     policies: Arc<Policies>,
     metrics: Arc<Metrics>,
+    credentials: CredentialSources,
 }
 
 /// What becomes of a pod that is admitted.
@@ -154,7 +156,13 @@ impl Admission {
         metrics: Arc<Metrics>,
     ) -> Self {
         let resolver = Resolver::new(registry, settings, Arc::clone(&metrics));
-        Self { resolver, registries, policies, metrics }
+        Self { resolver, registries, policies, metrics, credentials: CredentialSources::default() }
+    }
+
+    /// With credentials; without any, everything is asked for in nobody's name.
+    #[must_use]
+    pub fn with_credentials(self, credentials: CredentialSources) -> Self {
+        Self { credentials, ..self }
     }
 
     /// The policies.
@@ -271,7 +279,8 @@ impl Admission {
             return Ok(Vec::new());
         }
         let needs = Needs { past_cache: false, platform: None, media_types: &[] };
-        let found = self.resolver.found(pinned, needs, deadline).await;
+        let keyring = Keyring::new(self.credentials.administrator.clone());
+        let found = self.resolver.found(pinned, &keyring, needs, deadline).await;
         let found = found.map_err(|failure| failure.denial(At::Reference, reference))?;
         Ok(opinions_of_contents(&book, &found))
     }
@@ -301,27 +310,54 @@ impl Admission {
             book = Some(policies).filter(Rulebook::looks_at_contents);
         }
         let notes = Notes::read(&pod);
-        let lookups: Vec<_> = volumes.iter().map(|volume| self.pin(volume, &notes, deadline)).collect();
+        let named_secrets = volumes.iter().filter_map(|volume| volume.secret.as_deref());
+        let purse = self.credentials.open(&pod, namespace, named_secrets, deadline);
+        let purse = if volumes.is_empty() { None } else { Some(purse.await) };
+        let keyrings = volumes.iter().map(|volume| match &purse {
+            None => Ok(Keyring::default()),
+            Some(purse) => purse.keyring(volume.secret_at(), volume.secret.as_deref()),
+        });
+        let keyrings = keyrings.collect::<Result<Vec<_>, _>>()?;
+        let problems = purse.as_ref().and_then(Purse::problems);
+        let lookups: Vec<_> = volumes
+            .iter()
+            .zip(&keyrings)
+            .map(|(volume, keyring)| {
+                let (notes, problems) = (&notes, &problems);
+                async move {
+                    let pinned = self.pin(volume, keyring, notes, deadline).await;
+                    pinned.map(|pinned| (pinned, keyring)).map_err(|denial| match problems {
+                        Some(problems) if denial.is_of_rights() => denial.because(problems),
+                        _ => denial,
+                    })
+                }
+            })
+            .collect();
         let mut resolved = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
-        let mut planned = Vec::new();
+        let (mut planned, mut secrets) = (Vec::new(), Vec::new());
         let mut pinned: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut named = Vec::new();
         while let Some(volume) = resolved.next().await {
-            let Pinned { intent, canonical, lines, warnings: more } = volume?;
+            let (Pinned { intent, canonical, secret, lines, warnings: more }, keyring) = volume?;
             if let Some(book) = &book {
-                self.check_contents(book, intent, &canonical, &mut findings, deadline).await?;
+                self.check_contents(book, intent, &canonical, keyring, &mut findings, deadline).await?;
             }
             pinned.insert(intent.name.clone(), lines);
             warnings.extend(more);
             planned.push(PlannedVolume {
                 name: &intent.name,
                 index: intent.index,
+                secret: PlannedSecret::Kept,
                 attributes: attributes(&canonical),
                 mounts: &intent.mounts,
             });
+            secrets.push(secret);
             named.push((intent.name.clone(), canonical));
         }
         let pinned = if pinned.is_empty() { None } else { Some(Value::from_iter(pinned).to_string()) };
+        for (volume, secret) in planned.iter_mut().zip(&secrets) {
+            volume.secret = secret.planned();
+        }
         let patch = patch::plan(&pod, &planned, pinned.as_deref());
         warnings.extend(findings.take_warnings());
         Ok(Outcome { patch, warnings, pinned, volumes: named, audit: findings.into_audit() })
@@ -333,6 +369,7 @@ impl Admission {
         book: &Rulebook,
         intent: &VolumeIntent,
         canonical: &CanonicalVolume,
+        keyring: &Keyring,
         findings: &mut Findings,
         deadline: Deadline,
     ) -> Result<(), Denial> {
@@ -340,7 +377,7 @@ impl Admission {
         for (named, layer) in intent.references().into_iter().zip(layers) {
             let needs =
                 Needs { past_cache: false, platform: layer.platform(), media_types: layer.media_types() };
-            match self.resolver.found(layer.reference(), needs, deadline).await {
+            match self.resolver.found(layer.reference(), keyring, needs, deadline).await {
                 Ok(found) => findings.check_found(book, &named, &found, &self.metrics)?,
                 Err(failure) if book.enforces_contents() => {
                     return Err(failure.denial(named.origin.at(), &named.reference));
@@ -355,6 +392,7 @@ impl Admission {
     async fn pin<'a>(
         &self,
         intent: &'a VolumeIntent,
+        keyring: &Keyring,
         notes: &Notes,
         deadline: Deadline,
     ) -> Result<Pinned<'a>, Denial> {
@@ -363,10 +401,12 @@ impl Admission {
             Content::Canonical(canonical) => {
                 let pinned = canonical.recipe().references().enumerate();
                 let lines = pinned.map(|(step, pinned)| notes.line(&intent.name, step, pinned)).collect();
-                return Ok(Pinned { intent, canonical: canonical.clone(), lines, warnings: Vec::new() });
+                let (canonical, warnings) = (canonical.clone(), Vec::new());
+                return Ok(Pinned { intent, canonical, secret: NeededSecret::Kept, lines, warnings });
             }
         };
-        let digests = self.resolve(wanted, deadline).await?;
+        let found = self.resolve(wanted, keyring, deadline).await?;
+        let (digests, secret) = self.one_secret(intent, wanted, keyring, found, deadline).await?;
         let (mut lines, mut warnings) = (Vec::new(), Vec::new());
         for ((reference, origin), digest) in wanted.steps().zip(&digests) {
             lines.push(line(reference, digest));
@@ -381,11 +421,60 @@ impl Admission {
         let recipe = wanted.recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
         let canonical = CanonicalVolume::new(wanted.label.as_deref(), recipe)
             .map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        Ok(Pinned { intent, canonical, lines, warnings })
+        Ok(Pinned { intent, canonical, secret, lines, warnings })
     }
 
-    /// The digests of a recipe's references, in their order; the first failure in that order.
-    async fn resolve(&self, wanted: &Wanted, deadline: Deadline) -> Result<Vec<Digest>, Denial> {
+    /// The one Secret that a recipe needs: kubelet hands the driver no more. Where references were let in by
+    /// different ones, one of those may do for all.
+    async fn one_secret(
+        &self,
+        intent: &VolumeIntent,
+        wanted: &Wanted,
+        keyring: &Keyring,
+        found: Vec<(Digest, Source)>,
+        deadline: Deadline,
+    ) -> Result<(Vec<Digest>, NeededSecret), Denial> {
+        let digests = |found: Vec<(Digest, Source)>| found.into_iter().map(|(digest, _)| digest).collect();
+        let mut needed: Vec<&str> = Vec::new();
+        for (_, source) in &found {
+            match source {
+                Source::Secret(name) if !needed.contains(&name.as_str()) => needed.push(name),
+                _ => {}
+            }
+        }
+        match needed.as_slice() {
+            [] => return Ok((digests(found), NeededSecret::None)),
+            [name] => {
+                let name = (*name).to_owned();
+                return Ok((digests(found), NeededSecret::Named(name)));
+            }
+            _ => {}
+        }
+        for name in &needed {
+            let alone = keyring.only(&Source::Secret((*name).to_owned()));
+            let Ok(again) = self.resolve(wanted, &alone, deadline).await else { continue };
+            let is_same = again.iter().zip(&found).all(|((one, _), (other, _))| one == other);
+            if is_same {
+                return Ok((digests(again), NeededSecret::Named((*name).to_owned())));
+            }
+        }
+        let rule = format!(
+            "needs {} different pull secrets ({}), and a volume has one",
+            needed.len(),
+            needed.join(", ")
+        );
+        let instead = "put the entries of both into the .dockerconfigjson of one Secret, and name that one";
+        Err(Denial::rewrite(intent.secret_at(), None, rule, instead))
+    }
+
+    /// The digests of a recipe's references, in their order, and whose credential was let in; the first failure in
+    /// that order.
+    async fn resolve(
+        &self,
+        wanted: &Wanted,
+        keyring: &Keyring,
+        deadline: Deadline,
+    ) -> Result<Vec<(Digest, Source)>, Denial> {
         let layers = wanted.recipe.steps().iter().filter_map(Step::layer);
         let lookups: Vec<_> = layers
             .zip(&wanted.origins)
@@ -395,7 +484,7 @@ impl Admission {
                     platform: layer.platform(),
                     media_types: layer.media_types(),
                 };
-                let found = self.resolver.pin(layer.reference(), needs, deadline).await;
+                let found = self.resolver.pin(layer.reference(), keyring, needs, deadline).await;
                 found.map_err(|failure| failure.denial(origin.at(), layer.reference()))
             })
             .collect();
@@ -412,9 +501,28 @@ impl Admission {
 struct Pinned<'a> {
     intent: &'a VolumeIntent,
     canonical: CanonicalVolume,
+    secret: NeededSecret,
     /// Its references as `oras.land/pinned` shows them.
     lines: Vec<String>,
     warnings: Vec<String>,
+}
+
+/// The Secret that the driver needs for a volume.
+enum NeededSecret {
+    /// What the volume came with: nobody was asked.
+    Kept,
+    None,
+    Named(String),
+}
+
+impl NeededSecret {
+    fn planned(&self) -> PlannedSecret<'_> {
+        match self {
+            Self::Kept => PlannedSecret::Kept,
+            Self::None => PlannedSecret::Unneeded,
+            Self::Named(name) => PlannedSecret::Named(name),
+        }
+    }
 }
 
 /// Whether nothing of ours is done with a pod, whatever it asks for. A deletion timestamp says nothing: the API

@@ -187,6 +187,17 @@ impl Denial {
         self
     }
 
+    /// Whether a registry does not let in, or hides, whoever asked.
+    pub(crate) fn is_of_rights(&self) -> bool {
+        matches!(self.registry, Some(RegistryErrorKind::Refused | RegistryErrorKind::NotFound))
+    }
+
+    /// The same with one reason more.
+    pub(crate) fn because(mut self, reason: &str) -> Self {
+        self.message = cut(format!("{}; {reason}", self.message), LONGEST_MESSAGE);
+        self
+    }
+
     /// The status it carries.
     pub fn code(&self) -> Code {
         self.code

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
 pub mod admit;
+pub mod credentials;
 pub mod denial;
 pub mod manifest;
 pub mod metrics;

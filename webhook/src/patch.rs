@@ -21,10 +21,23 @@ pub(crate) struct PlannedVolume<'a> {
     pub(crate) name: &'a str,
     /// Its place in `spec.volumes`, or `None` where it is to be added.
     pub(crate) index: Option<usize>,
+    /// The Secret that kubelet hands to the driver.
+    pub(crate) secret: PlannedSecret<'a>,
     /// The canonical attributes.
     pub(crate) attributes: BTreeMap<&'static str, String>,
     /// Mounts to add.
     pub(crate) mounts: &'a [NewMount],
+}
+
+/// `nodePublishSecretRef` as it shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlannedSecret<'a> {
+    /// As it is.
+    Kept,
+    /// None.
+    Unneeded,
+    /// This one.
+    Named(&'a str),
 }
 
 /// The operations that make `pod` have `volumes`, and say so in its annotation `oras.land/pinned`.
@@ -49,10 +62,13 @@ impl Plan {
         let mut has_list = pod.has_volume_list();
         for volume in volumes {
             let Some(index) = volume.index else {
-                let new = json!({
+                let mut new = json!({
                     "name": volume.name,
                     "csi": {"driver": DRIVER, "readOnly": true, "volumeAttributes": volume.attributes},
                 });
+                if let PlannedSecret::Named(secret) = volume.secret {
+                    new["csi"]["nodePublishSecretRef"] = json!({"name": secret});
+                }
                 if has_list {
                     self.add([token("spec"), token("volumes"), token("-")], new);
                 } else {
@@ -65,6 +81,17 @@ impl Plan {
             let field = |name| [token("spec"), token("volumes"), index.into(), token("csi"), token(name)];
             if there.is_none_or(|csi| !csi.read_only) {
                 self.add(field("readOnly"), json!(true));
+            }
+            let secret = there.and_then(|csi| csi.secret);
+            match volume.secret {
+                PlannedSecret::Named(wanted) if secret != Some(wanted) => {
+                    self.add(field("nodePublishSecretRef"), json!({"name": wanted}));
+                }
+                PlannedSecret::Unneeded if secret.is_some() => {
+                    let path = PointerBuf::from_tokens(field("nodePublishSecretRef"));
+                    self.0.push(PatchOperation::Remove(RemoveOperation { path }));
+                }
+                _ => {}
             }
             let wanted = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
             if there.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(wanted)) {

@@ -18,6 +18,8 @@ pub(crate) struct Pod<'a> {
     /// Whether `metadata` is there at all.
     has_metadata: bool,
     windows: bool,
+    image_pull_secrets: Vec<&'a str>,
+    service_account: Option<&'a str>,
     /// `spec.volumes`, or `None` where there is no such list.
     volumes: Option<Vec<Volume<'a>>>,
     containers: Vec<Container<'a>>,
@@ -41,8 +43,8 @@ pub(crate) struct Csi<'a> {
     pub(crate) driver: &'a str,
     /// `readOnly`, false where absent.
     pub(crate) read_only: bool,
-    /// Whether `nodePublishSecretRef` names a Secret.
-    pub(crate) has_secret: bool,
+    /// `nodePublishSecretRef.name`, where it names a Secret.
+    pub(crate) secret: Option<&'a str>,
     /// `volumeAttributes`.
     pub(crate) attributes: BTreeMap<&'a str, &'a str>,
 }
@@ -121,6 +123,11 @@ impl<'a> Pod<'a> {
                 containers.push(Container::read(list, index, &node)?);
             }
         }
+        let mut image_pull_secrets = Vec::new();
+        for (_, secret) in spec.child("imagePullSecrets")?.items()? {
+            image_pull_secrets.extend(secret.child("name")?.text()?.filter(|name| !name.is_empty()));
+        }
+        let service_account = spec.child("serviceAccountName")?.text()?.filter(|name| !name.is_empty());
         let list = spec.child("volumes")?;
         let volumes = list.items()?.map(|(index, node)| Volume::read(index, &node));
         let volumes = volumes.collect::<Result<_, _>>()?;
@@ -128,6 +135,8 @@ impl<'a> Pod<'a> {
         Ok(Self {
             annotations: metadata.child("annotations")?.texts()?,
             has_metadata: metadata.value.is_some(),
+            image_pull_secrets,
+            service_account,
             windows: os == Some(WINDOWS) || node_os == Some(WINDOWS),
             volumes,
             containers,
@@ -152,6 +161,16 @@ impl<'a> Pod<'a> {
     /// Whether `metadata.annotations` is an object.
     pub(crate) fn has_annotations(&self) -> bool {
         self.annotations.is_some()
+    }
+
+    /// The names in `spec.imagePullSecrets`.
+    pub(crate) fn image_pull_secrets(&self) -> &[&'a str] {
+        &self.image_pull_secrets
+    }
+
+    /// `spec.serviceAccountName`, where it says one.
+    pub(crate) fn service_account(&self) -> Option<&'a str> {
+        self.service_account
     }
 
     /// Whether the pod says that it runs on Windows nodes.
@@ -183,7 +202,11 @@ impl<'a> Volume<'a> {
             Some(_) => Some(Csi {
                 driver: source.child("driver")?.text()?.unwrap_or_default(),
                 read_only: source.child("readOnly")?.flag()?,
-                has_secret: source.child("nodePublishSecretRef")?.value.is_some(),
+                secret: source
+                    .child("nodePublishSecretRef")?
+                    .child("name")?
+                    .text()?
+                    .filter(|name| !name.is_empty()),
                 attributes: source.child("volumeAttributes")?.texts()?.unwrap_or_default(),
             }),
         };

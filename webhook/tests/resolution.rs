@@ -231,7 +231,7 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 }
 
 #[rstest]
-#[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "without credentials", None)]
+#[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "was refused by its registry (GET x: refused with 401: denied; asked with no credentials)", None)]
 #[case(RegistryError::NotAllowed { at: "GET x".into(), words: "a loopback address".into() }, 403, "a loopback address", None)]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: Some(Duration::from_secs(7)), words: "".into() }, 429, "asks to wait 7 s", Some(7))]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits requests", None)]

@@ -7,9 +7,10 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, header};
 use reqwest::Response;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::transport::{self, Place};
+use super::transport::{self, Answer, Place};
 use super::{BlobStream, Printable, RegistryError};
 
 /// How long a server has to end a body once all bytes of it are there.
@@ -122,12 +123,14 @@ struct Rest {
     whole: u64,
     idle: Duration,
     done: bool,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// The body as a blob: `skip` bytes dropped, then exactly `length`, each within `idle` of the last.
-pub(super) fn blob(response: Response, place: Place, skip: u64, length: u64, idle: Duration) -> BlobStream {
+pub(super) fn blob(answer: Answer, skip: u64, length: u64, idle: Duration) -> BlobStream {
+    let Answer { response, place, permit, .. } = answer;
     let chunks: Chunks = Box::pin(response.bytes_stream());
-    let rest = Rest { chunks, place, skip, left: length, whole: length, idle, done: false };
+    let rest = Rest { chunks, place, skip, left: length, whole: length, idle, done: false, _permit: permit };
     Box::pin(stream::unfold(rest, |mut rest| async move {
         if rest.done {
             return None;

@@ -282,6 +282,21 @@ impl RegistryError {
         }
     }
 
+    /// The same, with a reason that its own words do not have, where it is a refusal.
+    #[must_use]
+    pub fn because(mut self, reason: &str) -> Self {
+        if let Self::Refused { words, .. } | Self::NotFound { words, .. } = &mut self {
+            *words = if words.is_empty() { reason.to_owned() } else { format!("{words}; {reason}") }.into();
+        }
+        self
+    }
+
+    /// The same, with those in whose name was asked, where that may be the reason.
+    #[must_use]
+    pub fn asked_as(self, sources: &str) -> Self {
+        self.because(&format!("asked with {sources}"))
+    }
+
     /// Whether the same question may well be answered later.
     pub fn is_transient(&self) -> bool {
         matches!(

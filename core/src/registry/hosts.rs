@@ -12,6 +12,7 @@
 mod parse;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use url::Url;
 
 use crate::reference::RegistryHost;
 use crate::registry::Printable;
+
+pub(crate) use self::trust::Trust;
 
 /// The folder for registries that have none of their own.
 const DEFAULT_FOLDER: &str = "_default";
@@ -79,6 +82,8 @@ pub struct Endpoint {
     dial_timeout: Option<Duration>,
     mirror: bool,
     named: bool,
+    takes_credentials: bool,
+    trust: Arc<Trust>,
 }
 
 /// What an endpoint may be asked for (`capabilities`).
@@ -139,6 +144,17 @@ impl Endpoint {
         self.named
     }
 
+    /// Whether the registry's credentials are shown here: to its own address, to the `server` that stands for it,
+    /// and to mirrors that the administrator names. What a mirror wants else stands in its `header`.
+    pub fn takes_credentials(&self) -> bool {
+        self.takes_credentials
+    }
+
+    /// Whom it may name.
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// Whether requests go unencrypted.
     pub fn is_plain_http(&self) -> bool {
         self.base.scheme() == "http"
@@ -180,6 +196,8 @@ impl Endpoint {
             dial_timeout: None,
             mirror: false,
             named: false,
+            takes_credentials: true,
+            trust: Arc::default(),
         })
     }
 

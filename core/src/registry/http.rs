@@ -16,16 +16,19 @@ use async_trait::async_trait;
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
+use url::Url;
 
 use self::request::{Capability, Turn};
-use super::auth::{Anonymous, Credentials, Tokens};
+use super::auth::Tokens;
 use super::body;
 use super::guard::{Names, SystemNames};
 use super::hosts::HostsConfig;
 use super::transport::{Answer, Bounds, Place, Transport};
 use super::{
-    BlobStream, Descriptor, Limits, ManifestDocument, ManifestError, Registry, RegistryError, media,
+    BlobStream, Descriptor, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
+    RegistryErrorKind, media,
 };
+use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::reference::{PinnedReference, Reference};
 
@@ -117,50 +120,45 @@ impl Settings {
     }
 }
 
-/// Reads from registries over HTTP. Cheap to clone; clones share connections and tokens.
+/// Reads from registries over HTTP, in the name of one credential. Cheap to clone; clones share connections and
+/// tokens, the latter by credential.
 #[derive(Clone)]
-pub struct HttpRegistry(Arc<Inner>);
+pub struct HttpRegistry {
+    inner: Arc<Inner>,
+    credential: Credential,
+}
 
 struct Inner {
     hosts: HostsConfig,
     settings: Settings,
-    credentials: Arc<dyn Credentials>,
     tokens: Tokens,
     transport: Transport,
 }
 
 impl HttpRegistry {
-    /// An anonymous client.
+    /// A client that asks in nobody's name; [`Registry::seen_by`] gives others.
     pub fn new(hosts: HostsConfig, settings: Settings) -> Self {
-        Self::with_credentials(hosts, settings, Arc::new(Anonymous))
-    }
-
-    /// A client that asks in the name of `credentials`.
-    pub fn with_credentials(
-        hosts: HostsConfig,
-        settings: Settings,
-        credentials: Arc<dyn Credentials>,
-    ) -> Self {
         let bounds = Bounds {
             connect: settings.connect,
             answer: settings.answer,
             redirects: settings.limits.redirects(),
         };
         let transport = Transport::new(bounds, settings.proxies, Arc::clone(&settings.names));
-        Self(Arc::new(Inner { hosts, settings, credentials, tokens: Tokens::default(), transport }))
+        let inner = Arc::new(Inner { hosts, settings, tokens: Tokens::default(), transport });
+        Self { inner, credential: Credential::Anonymous }
     }
 }
 
 impl std::fmt::Debug for HttpRegistry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HttpRegistry").field("settings", &self.0.settings).finish_non_exhaustive()
+        f.debug_struct("HttpRegistry").field("settings", &self.inner.settings).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
 impl Registry for HttpRegistry {
     async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let route = self.0.route(reference.registry(), reference.repository()).await?;
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
         let (name, capability) = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => (digest.to_string(), Capability::Pull),
             (None, tag) => (tag.unwrap_or("latest").to_owned(), Capability::Resolve),
@@ -168,7 +166,7 @@ impl Registry for HttpRegistry {
         let path = format!("manifests/{name}");
         let mut errors = Vec::new();
         for turn in route.turns(capability) {
-            match self.0.resolve(&turn, &path, reference.digest()).await {
+            match self.inner.resolve(&turn, &path, reference.digest()).await {
                 Ok(descriptor) => return Ok(descriptor),
                 Err(error) => errors.push(error),
             }
@@ -177,11 +175,11 @@ impl Registry for HttpRegistry {
     }
 
     async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
-        let route = self.0.route(reference.registry(), reference.repository()).await?;
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
         let path = format!("manifests/{}", reference.digest());
         let mut errors = Vec::new();
         for turn in route.turns(Capability::Pull) {
-            match self.0.manifest(&turn, &path, Some(reference.digest())).await {
+            match self.inner.manifest(&turn, &path, Some(reference.digest())).await {
                 Ok(document) => return Ok(document),
                 Err(error) => errors.push(error),
             }
@@ -195,7 +193,7 @@ impl Registry for HttpRegistry {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
-        let route = self.0.route(reference.registry(), reference.repository()).await?;
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
         match blob.size().checked_sub(offset) {
             Some(0) => return Ok(Box::pin(stream::empty())),
             Some(_) => {}
@@ -206,12 +204,27 @@ impl Registry for HttpRegistry {
         }
         let mut errors = Vec::new();
         for turn in route.turns(Capability::Pull) {
-            match self.0.blob(&turn, blob, offset).await {
+            match self.inner.blob(&turn, blob, offset).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => errors.push(error),
             }
         }
-        Err(route.outcome(errors, Capability::Pull))
+        let outcome = route.outcome(errors, Capability::Pull);
+        if outcome.kind() == RegistryErrorKind::NotFound
+            && let Some(turn) = route.turns(Capability::Pull).last()
+        {
+            for url in turn.foreign_sources(blob) {
+                match self.inner.foreign(&turn, url, blob, offset).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => tracing::warn!(%error, "a foreign layer is not there"),
+                }
+            }
+        }
+        Err(outcome)
+    }
+
+    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        Arc::new(Self { inner: Arc::clone(&self.inner), credential })
     }
 }
 
@@ -242,7 +255,8 @@ impl Inner {
         path: &str,
         digest: Option<&Digest>,
     ) -> Result<ManifestDocument, RegistryError> {
-        let Answer { response, place } = self.ask(turn, &Method::GET, path, &accept()).await?;
+        let answer = self.ask(turn, &Method::GET, path, &accept()).await?;
+        let Answer { response, place, permit: _permit, .. } = answer;
         expect_ok(&response, &place)?;
         let told = told_digest(&response, &place, digest)?;
         let media_type = content_type(&response);
@@ -263,16 +277,36 @@ impl Inner {
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
         let size = blob.size();
-        let mut headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))]);
-        if offset > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={offset}-{}", size - 1));
-            headers.insert(header::RANGE, range.map_err(|_| Place::named("range").invalid("no range"))?);
-        }
+        let headers = part_of(size, offset)?;
         let path = format!("blobs/{}", blob.digest());
-        let Answer { response, place } = self.ask(turn, &Method::GET, &path, &headers).await?;
-        let skip = skipped(&response, &place, size, offset)?;
-        Ok(body::blob(response, place, skip, size - offset, self.settings.idle))
+        let answer = self.ask(turn, &Method::GET, &path, &headers).await?;
+        let skip = skipped(&answer.response, &answer.place, size, offset)?;
+        Ok(body::blob(answer, skip, size - offset, self.settings.idle))
     }
+
+    /// A blob from one of the `urls` of its descriptor, in nobody's name.
+    async fn foreign(
+        &self,
+        turn: &Turn<'_>,
+        url: Url,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        let size = blob.size();
+        let answer = self.elsewhere(turn, url, &part_of(size, offset)?).await?;
+        let skip = skipped(&answer.response, &answer.place, size, offset)?;
+        Ok(body::blob(answer, skip, size - offset, self.settings.idle))
+    }
+}
+
+/// Headers that ask for a blob from an offset on.
+fn part_of(size: u64, offset: u64) -> Result<HeaderMap, RegistryError> {
+    let mut headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))]);
+    if offset > 0 {
+        let range = HeaderValue::from_str(&format!("bytes={offset}-{}", size - 1));
+        headers.insert(header::RANGE, range.map_err(|_| Place::named("range").invalid("no range"))?);
+    }
+    Ok(headers)
 }
 
 fn expect_ok(response: &Response, place: &Place) -> Result<(), RegistryError> {
@@ -288,7 +322,7 @@ fn described(
     asked: Option<&Digest>,
     limits: Limits,
 ) -> Result<Option<Descriptor>, RegistryError> {
-    let Answer { response, place } = answer;
+    let Answer { response, place, .. } = answer;
     expect_ok(response, place)?;
     let told = told_digest(response, place, asked)?;
     let size = body::content_length(response.headers());

@@ -105,7 +105,6 @@ pub struct ImageManifest {
 pub struct LayerDescriptor {
     descriptor: Descriptor,
     annotations: BTreeMap<String, String>,
-    urls: Vec<String>,
 }
 
 /// An image index or manifest list (image-spec, image-index.md).
@@ -221,11 +220,6 @@ impl LayerDescriptor {
         &self.annotations
     }
 
-    /// Other places that are said to have the bytes. Nothing here fetches them.
-    pub fn urls(&self) -> &[String] {
-        &self.urls
-    }
-
     fn read(object: &Object<'_>) -> Result<Self, ManifestError> {
         let descriptor = object.descriptor()?;
         let urls = match object.map.get("urls") {
@@ -237,7 +231,7 @@ impl LayerDescriptor {
                 .ok_or_else(|| object.problem("urls", "is not a list of strings"))?,
             Some(_) => return Err(object.problem("urls", "is not a list of strings")),
         };
-        Ok(Self { descriptor, annotations: object.annotations()?, urls })
+        Ok(Self { descriptor: descriptor.with_urls(urls), annotations: object.annotations()? })
     }
 }
 

@@ -11,7 +11,7 @@
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
-pub mod auth;
+pub mod access;
 pub mod error;
 pub mod guard;
 pub mod hosts;
@@ -19,6 +19,7 @@ pub mod http;
 pub mod manifest;
 pub mod push;
 
+mod auth;
 mod body;
 mod json;
 mod retry;
@@ -26,15 +27,17 @@ mod tls;
 mod transport;
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 
+use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::reference::{PinnedReference, Reference};
 
-pub use self::auth::{Anonymous, Credential, Credentials};
+pub use self::access::{Access, Anonymous, Candidate, Credentials, Keyring, Source};
 pub use self::error::{Printable, RegistryError, RegistryErrorKind};
 pub use self::hosts::{Endpoint, HostsConfig, HostsError};
 pub use self::http::{HttpRegistry, Settings};
@@ -79,6 +82,9 @@ pub trait Registry: Send + Sync + 'static {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, RegistryError>;
+
+    /// The same registries in the name of another credential.
+    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry>;
 }
 
 /// The bytes of a blob as they arrive, not verified.
@@ -90,12 +96,25 @@ pub struct Descriptor {
     media_type: String,
     digest: Digest,
     size: u64,
+    urls: Vec<String>,
 }
 
 impl Descriptor {
     /// A descriptor of `size` bytes that have `digest`.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size }
+        Self { media_type: media_type.into(), digest, size, urls: Vec::new() }
+    }
+
+    /// The same with `urls`, where the content is to be had as well.
+    #[must_use]
+    pub fn with_urls(self, urls: Vec<String>) -> Self {
+        Self { urls, ..self }
+    }
+
+    /// `urls`, as somebody wrote them: fetched only from hosts that an administrator lists
+    /// ([`HostsConfig`], `foreign_layers`).
+    pub fn urls(&self) -> &[String] {
+        &self.urls
     }
 
     /// The media type, as the registry wrote it.

@@ -6,9 +6,11 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::redirect::Policy;
 use reqwest::{Client, NoProxy, Proxy, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -18,6 +20,11 @@ use super::{Printable, RegistryError, tls};
 
 /// How many configurations keep their connections.
 const MOST_CLIENTS: usize = 64;
+/// How many requests one origin may have under way, bodies among them: what a registry's own limits bear, and few
+/// enough for the file handles of a process.
+const MOST_AT_ONCE: usize = 64;
+/// How many origins are remembered that nothing is asked of.
+const MOST_ORIGINS: usize = 1_024;
 
 /// What is being asked, for errors: the method and the address without its query, where presigned
 /// addresses carry their secret.
@@ -139,14 +146,17 @@ pub(super) struct Bounds {
     pub(super) redirects: u8,
 }
 
-/// A request that may be redirected: GET or HEAD, without a body.
+/// A request. GET and HEAD may be redirected; one with a body, which carries a secret, may not.
 pub(super) struct Call<'a> {
     pub(super) method: Method,
     pub(super) url: Url,
     /// Sent to every host.
     pub(super) headers: HeaderMap,
-    /// Sent to the endpoint's own origin only, with the headers of its configuration.
+    /// Sent to the origin of `url` only.
     pub(super) authorization: Option<HeaderValue>,
+    /// A form (`application/x-www-form-urlencoded`).
+    pub(super) form: Option<Bytes>,
+    /// Whose configuration is used. Its headers and its client certificate go to its own origin only.
     pub(super) endpoint: &'a Endpoint,
     /// Hosts whose addresses are dialled whatever they are.
     pub(super) named: &'a Named,
@@ -157,17 +167,27 @@ pub(super) struct Call<'a> {
 pub(super) struct Answer {
     pub(super) response: Response,
     pub(super) place: Place,
+    /// Whether somebody else answers than was asked.
+    pub(super) redirected: bool,
+    /// One of the requests that its host may have at a time.
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 /// Why there is no answer, and whether to try again.
 pub(super) struct Failure {
     pub(super) error: RegistryError,
     pub(super) again: bool,
+    /// An address that was good for a while is not any more: asking anew gives another.
+    pub(super) stale: bool,
 }
 
 impl Failure {
-    fn last(error: RegistryError) -> Self {
-        Self { error, again: false }
+    pub(super) fn last(error: RegistryError) -> Self {
+        Self { error, again: false, stale: false }
+    }
+
+    fn again(error: RegistryError) -> Self {
+        Self { error, again: true, stale: false }
     }
 }
 
@@ -193,13 +213,46 @@ pub(super) struct Transport {
     proxy_hosts: Named,
     names: Arc<dyn Names>,
     bounds: Bounds,
+    /// What each origin has under way.
+    origins: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 impl Transport {
     /// `proxies`: whether `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed.
     pub(super) fn new(bounds: Bounds, proxies: bool, names: Arc<dyn Names>) -> Self {
         let (proxies, hosts) = if proxies { system_proxies() } else { (Vec::new(), Vec::new()) };
-        Self { clients: Mutex::default(), proxies, proxy_hosts: Named::new(hosts), names, bounds }
+        Self {
+            clients: Mutex::default(),
+            proxies,
+            proxy_hosts: Named::new(hosts),
+            names,
+            bounds,
+            origins: Mutex::default(),
+        }
+    }
+
+    /// Waits until an origin may be asked one thing more.
+    async fn permit(
+        &self,
+        url: &Url,
+        place: &Place,
+        until: Instant,
+    ) -> Result<OwnedSemaphorePermit, Failure> {
+        let origin = origin(url);
+        let semaphore = {
+            let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+            if origins.len() >= MOST_ORIGINS {
+                origins.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+            }
+            Arc::clone(origins.entry(origin).or_insert_with(|| Arc::new(Semaphore::new(MOST_AT_ONCE))))
+        };
+        let started = Instant::now();
+        if let Ok(Ok(permit)) = timeout_at(until, semaphore.acquire_owned()).await {
+            return Ok(permit);
+        }
+        let waited = started.elapsed();
+        let error = place.stalled("turn (too many requests to that host are under way)", waited);
+        Err(Failure::again(error))
     }
 
     /// Sends the request and follows redirects (RFC 9110, 15.4): each address is checked before it is
@@ -207,24 +260,39 @@ impl Transport {
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Answer, Failure> {
         let home = origin(call.endpoint.base());
         let mut url = call.url;
-        let mut own = origin(&url) == home;
+        let asked = origin(&url);
+        // Once it has left, it stays out: another host could send it back to an address of its choice.
+        let mut redirected = false;
         for _ in 0..=self.bounds.redirects {
             let place = Place::new(&call.method, &url);
+            let own = !redirected && asked == home;
             let mut headers = call.headers.clone();
             if own {
                 headers.extend(call.endpoint.headers().clone());
-                if let Some(authorization) = &call.authorization {
-                    headers.insert(header::AUTHORIZATION, authorization.clone());
-                }
             }
-            let hop = Hop { method: &call.method, url: &url, headers, own, place: &place };
+            if let Some(authorization) = call.authorization.as_ref().filter(|_| !redirected) {
+                headers.insert(header::AUTHORIZATION, authorization.clone());
+            }
+            let permit = self.permit(&url, &place, call.deadline).await?;
+            let form = call.form.as_ref();
+            let hop = Hop { method: &call.method, url: &url, headers, form, own, place: &place };
             let response = self.hop(hop, call.endpoint, call.named, call.deadline).await?;
             if !is_redirect(response.status()) {
-                return Ok(Answer { response, place });
+                return Ok(Answer { response, place, redirected, permit });
+            }
+            if call.form.is_some() {
+                let words = "redirected with a secret in the request, which is not followed";
+                return Err(Failure::last(place.not_allowed(words)));
             }
             url = next_url(&url, &response, &place).map_err(Failure::last)?;
-            // Once it has left, it stays out: another host could send it back to an address of its choice.
-            own = own && origin(&url) == home;
+            redirected = redirected || origin(&url) != asked;
+            if redirected && !call.endpoint.trust().is_followed(&url) {
+                let words = format!(
+                    "redirected to {}, which is none of the hosts that the registry's hosts.toml has as redirects",
+                    origin(&url)
+                );
+                return Err(Failure::last(place.not_allowed(words)));
+            }
         }
         let words = format!("more than {} redirects", self.bounds.redirects);
         Err(Failure::last(Place::new(&call.method, &url).not_allowed(words)))
@@ -249,16 +317,21 @@ impl Transport {
                          system's CA certificates, or name one as `ca` in the registry's hosts.toml";
             return Err(Failure::last(place.unreachable(words)));
         }
-        let request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
+        let mut request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
+        if let Some(form) = hop.form {
+            let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+            request = request.header(header::CONTENT_TYPE, kind).body(form.clone());
+        }
         let started = Instant::now();
         let until = deadline.min(started + self.bounds.answer);
         match timeout_at(until, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() && error.is_timeout() => {
-                Err(Failure { error: place.stalled("connection", connect), again: true })
+                Err(Failure::again(place.stalled("connection", connect)))
             }
-            Ok(Err(error)) => Err(Failure { again: !is_final(&error), error: place.failed(&error) }),
-            Err(_) => Err(Failure { error: place.stalled("answer", until - started), again: true }),
+            Ok(Err(error)) if is_final(&error) => Err(Failure::last(place.failed(&error))),
+            Ok(Err(error)) => Err(Failure::again(place.failed(&error))),
+            Err(_) => Err(Failure::again(place.stalled("answer", until - started))),
         }
     }
 
@@ -301,6 +374,7 @@ struct Hop<'a> {
     method: &'a Method,
     url: &'a Url,
     headers: HeaderMap,
+    form: Option<&'a Bytes>,
     own: bool,
     place: &'a Place,
 }

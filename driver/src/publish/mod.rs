@@ -14,11 +14,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use oras_csi_core::registry::{Keyring, Source};
 use oras_csi_core::text::Shown;
 use oras_csi_core::volume::VolumeError;
 
 pub use self::guard::Guards;
-pub use self::request::PublishRequest;
+pub use self::request::{PublishRequest, SecretError};
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
 use crate::pull::{PullError, Pulls, Reading, UnsupportedStep, Waited};
@@ -43,6 +44,9 @@ pub enum PublishError {
     /// Not a canonical volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// The Secret of the request is none for registries.
+    #[error("the volume's pull secret (nodePublishSecretRef) cannot be used: {0}")]
+    Secret(#[from] SecretError),
     /// A step that this version cannot do.
     #[error(transparent)]
     Step(#[from] UnsupportedStep),
@@ -149,6 +153,7 @@ pub struct Publisher {
     disk: Arc<Disk>,
     pulls: Pulls,
     guards: Guards,
+    keyring: Keyring,
     wait: Duration,
 }
 
@@ -168,12 +173,13 @@ enum Before {
 }
 
 impl Publisher {
-    /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull.
-    pub fn new(pulls: Pulls, mounter: Mounter, wait: Duration, metrics: Metrics) -> Self {
+    /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull. `keyring` has
+    /// what the administrator gave.
+    pub fn new(pulls: Pulls, mounter: Mounter, keyring: Keyring, wait: Duration, metrics: Metrics) -> Self {
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, metrics });
-        Self { disk, pulls, guards: Guards::default(), wait }
+        Self { disk, pulls, guards: Guards::default(), keyring, wait }
     }
 
     /// Reads what an earlier run recorded and compares it with what is mounted.
@@ -201,7 +207,7 @@ impl Publisher {
         match before {
             Before::Mounted => return Ok(Done::Already),
             Before::Ready => {}
-            Before::ToPull => match self.pulls.wait_for(request.recipe(), self.wait).await {
+            Before::ToPull => match self.pull(&request).await {
                 Waited::Ready(_) => {}
                 Waited::Pulling(reading) => {
                     return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
@@ -219,6 +225,15 @@ impl Publisher {
         })
         .await?;
         Ok(Done::Now)
+    }
+
+    /// Pulls in the name of the pod's secret, of the administrator and of nobody, in this order.
+    async fn pull(&self, request: &PublishRequest) -> Waited {
+        let mut keyring = self.keyring.clone();
+        if let Some(secret) = request.secret() {
+            keyring = keyring.with_secret(Source::OfVolume, secret.clone());
+        }
+        self.pulls.wait_for(request.recipe(), Arc::new(keyring), self.wait).await
     }
 
     /// Takes the volume away from its target. What is not there is gone already.

@@ -1,7 +1,9 @@
 //! What kubelet asks for, read once: whoever holds a [`PublishRequest`] need not check it again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use oras_csi_core::credentials::{DockerConfig, DockerConfigError};
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::volume::CanonicalVolume;
 
@@ -13,6 +15,9 @@ use crate::pull::add_steps;
 use crate::records::Record;
 use crate::store::TreeKey;
 
+/// The keys of pull secrets (Kubernetes, `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`).
+const DOCKER_CONFIG_JSON: &str = ".dockerconfigjson";
+const DOCKER_CONFIG: &str = ".dockercfg";
 /// Kubelet's own attribute with the pod's namespace.
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 
@@ -23,11 +28,23 @@ pub struct PublishRequest {
     target: Target,
     namespace: String,
     canonical: CanonicalVolume,
+    secret: Option<Arc<DockerConfig>>,
+}
+
+/// Why a Secret holds no credentials for registries. Never says what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// Another kind of Secret.
+    #[error("it has no {DOCKER_CONFIG_JSON}: make one with `kubectl create secret docker-registry`")]
+    Kind,
+    /// It cannot be read.
+    #[error("{0}")]
+    Config(#[from] DockerConfigError),
 }
 
 impl PublishRequest {
-    /// Reads the fields of a request. Secrets are not looked at; a wish to write is not granted, and not
-    /// an error: every volume is read-only.
+    /// Reads the fields of a request. A wish to write is not granted, and not an error: every volume is
+    /// read-only.
     pub fn parse(request: &NodePublishVolumeRequest) -> Result<Self, PublishError> {
         if request.volume_id.is_empty() {
             return Err(PublishError::Missing("volume_id"));
@@ -45,7 +62,8 @@ impl PublishRequest {
         let attributes = request.volume_context.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let canonical = CanonicalVolume::from_attributes(attributes)?;
         add_steps(canonical.recipe())?;
-        Ok(Self { volume: request.volume_id.clone(), target, namespace, canonical })
+        let secret = secret(&request.secrets)?;
+        Ok(Self { volume: request.volume_id.clone(), target, namespace, canonical, secret })
     }
 
     /// Kubelet's handle.
@@ -56,6 +74,11 @@ impl PublishRequest {
     /// Where it is to appear.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The pull secret that came with it.
+    pub fn secret(&self) -> Option<&Arc<DockerConfig>> {
+        self.secret.as_ref()
     }
 
     /// The pod's namespace.
@@ -77,6 +100,16 @@ impl PublishRequest {
     pub fn recipe(&self) -> &PinnedRecipe {
         self.canonical.recipe()
     }
+}
+
+/// What kubelet gives of the Secret that `nodePublishSecretRef` names.
+fn secret(secrets: &HashMap<String, String>) -> Result<Option<Arc<DockerConfig>>, SecretError> {
+    if secrets.is_empty() {
+        return Ok(None);
+    }
+    let text = [DOCKER_CONFIG_JSON, DOCKER_CONFIG].into_iter().find_map(|key| secrets.get(key));
+    let config = DockerConfig::parse(text.ok_or(SecretError::Kind)?.as_bytes())?;
+    Ok(Some(Arc::new(config)))
 }
 
 fn namespace(context: &HashMap<String, String>) -> Result<String, PublishError> {

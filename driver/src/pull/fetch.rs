@@ -1,6 +1,6 @@
 //! A recipe becomes a tree: manifests, then blobs and layers a few at a time, then hard links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
-use oras_csi_core::reference::PinnedReference;
+use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{
-    Descriptor, Document, ImageManifest, Limits as RegistryLimits, ManifestDocument, Registry, RegistryError,
+    Access, Credentials, Descriptor, Document, ImageManifest, Limits as RegistryLimits, ManifestDocument,
+    Registry, RegistryError,
 };
 use tokio::sync::{Semaphore, mpsc};
 
@@ -27,6 +28,8 @@ use crate::unpack::{Shape, UnpackError, unpack_layer};
 
 /// How often a blob is asked for again, from where it broke off, without much more having come.
 const RESUMES: u32 = 5;
+/// How many references are asked about at once before a pull.
+const RIGHTS_AT_ONCE: usize = 8;
 /// How much is much: a registry that gives a byte a connection would keep us for years.
 const PROGRESS: u64 = 16 << 10;
 
@@ -35,8 +38,8 @@ pub struct Fetcher {
     store: Arc<Store>,
     registry: Arc<dyn Registry>,
     node: Platform,
-    locks: Locks,
-    streams: Semaphore,
+    locks: Arc<Locks>,
+    streams: Arc<Semaphore>,
 }
 
 /// Something to be brought into the store.
@@ -56,8 +59,31 @@ struct Fetch {
 impl Fetcher {
     /// Fetches from `registry` into `store`, for nodes of this machine's platform.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
-        let streams = Semaphore::new(store.limits().streams());
-        Self { store, registry, node: Platform::node(), locks: Locks::default(), streams }
+        let streams = Arc::new(Semaphore::new(store.limits().streams()));
+        Self { store, registry, node: Platform::node(), locks: Arc::default(), streams }
+    }
+
+    /// The same in somebody's name; what one fetches, the others find.
+    #[must_use]
+    pub fn in_the_name_of(&self, credentials: Arc<dyn Credentials>) -> Self {
+        Self {
+            store: self.store.clone(),
+            registry: Arc::new(Access::new(self.registry.clone(), credentials)),
+            node: self.node.clone(),
+            locks: self.locks.clone(),
+            streams: self.streams.clone(),
+        }
+    }
+
+    /// Asks registries whether all that a recipe names may be read.
+    pub async fn check_rights(&self, recipe: &PinnedRecipe) -> Result<(), PullError> {
+        let ask = |reference: PinnedReference| async move {
+            let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
+            asked.map_err(|source| PullError::Registry { reference: reference.into(), source })
+        };
+        let references: BTreeSet<&PinnedReference> = recipe.references().collect();
+        let asked: Vec<_> = references.into_iter().cloned().map(ask).collect();
+        stream::iter(asked).buffer_unordered(RIGHTS_AT_ONCE).try_for_each(|_| async { Ok(()) }).await
     }
 
     /// The store.

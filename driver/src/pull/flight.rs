@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::registry::Credentials;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -60,14 +61,25 @@ impl Pulls {
         &self.fetcher
     }
 
-    /// Waits until the tree of `recipe` is there, its pull failed, or `wait` is over.
-    pub async fn wait_for(&self, recipe: &PinnedRecipe, wait: Duration) -> Waited {
+    /// Waits until the tree of `recipe` is there, its pull failed, or `wait` is over. Whoever has these credentials
+    /// must be let in by the registries, also where somebody else pulls the same already.
+    pub async fn wait_for(
+        &self,
+        recipe: &PinnedRecipe,
+        credentials: Arc<dyn Credentials>,
+        wait: Duration,
+    ) -> Waited {
+        let began = Instant::now();
         let key = self.fetcher.key(recipe);
-        let flight = self.join(&key, recipe);
+        let fetcher = Arc::new(self.fetcher.in_the_name_of(credentials));
+        if let Err(error) = fetcher.check_rights(recipe).await {
+            return Waited::Failed(Arc::new(error));
+        }
+        let flight = self.join(&key, recipe, fetcher);
         let mut outcome = flight.outcome.clone();
         let ended = tokio::select! {
             ended = outcome.wait_for(Option::is_some) => ended.ok().and_then(|ended| ended.clone()),
-            () = tokio::time::sleep(wait) => return Waited::Pulling(flight.meter.read()),
+            () = tokio::time::sleep(wait.saturating_sub(began.elapsed())) => return Waited::Pulling(flight.meter.read()),
             () = self.stop.cancelled() => Some((Err(Arc::new(PullError::Stopped)), Instant::now())),
         };
         self.leave(&key, &flight);
@@ -86,7 +98,7 @@ impl Pulls {
     }
 
     /// The pull of this tree: the one under way, or a new one.
-    fn join(&self, key: &TreeKey, recipe: &PinnedRecipe) -> Arc<Flight> {
+    fn join(&self, key: &TreeKey, recipe: &PinnedRecipe, fetcher: Arc<Fetcher>) -> Arc<Flight> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| {
             flight
@@ -103,7 +115,7 @@ impl Pulls {
         let flight = Arc::new(Flight { meter: meter.clone(), outcome });
         flights.insert(key.clone(), flight.clone());
         let progress: Arc<dyn Progress> = Arc::new(Counted { meter, metrics: self.metrics.clone() });
-        let (fetcher, recipe, stop) = (self.fetcher.clone(), recipe.clone(), self.stop.clone());
+        let (recipe, stop) = (recipe.clone(), self.stop.clone());
         let (metrics, key) = (self.metrics.clone(), key.clone());
         self.tasks.spawn(async move {
             let begun = Instant::now();

@@ -13,7 +13,7 @@ use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
 
 use super::mounts::{self, Target};
-use super::{Content, Intent, Origin, Registries, VolumeIntent, Wanted, read_recipe};
+use super::{Content, Intent, Origin, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
 use crate::denial::{At, Denial};
 use crate::view::Pod;
 
@@ -71,6 +71,7 @@ struct Annotations<'a> {
     /// A whole recipe, which stands in the place of all artifacts.
     recipe: Option<Written<'a>>,
     containers: Option<Written<'a>>,
+    pull_secret: Option<Written<'a>>,
 }
 
 /// Reads the annotations, and the volume they give where they ask for one.
@@ -102,7 +103,9 @@ pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Inte
     let mounts = mounts::plan(pod, &targets, chosen)?;
     let index = own_volume(pod)?;
     let content = Content::Wanted(wanted);
-    intent.volumes.push(VolumeIntent { name: VOLUME_NAME.to_owned(), index, content, mounts });
+    let secret = annotations.pull_secret.map(|written| check_secret(written.at(), written.value));
+    let (name, secret) = (VOLUME_NAME.to_owned(), secret.transpose()?);
+    intent.volumes.push(VolumeIntent { name, index, content, secret, mounts });
     Ok(())
 }
 
@@ -177,6 +180,10 @@ impl<'a> Annotations<'a> {
                     all.recipe = Some(written);
                     continue;
                 }
+                annotation::PULL_SECRET => {
+                    all.pull_secret = Some(written);
+                    continue;
+                }
                 _ => {}
             }
             let artifact = match name {
@@ -195,12 +202,7 @@ impl<'a> Annotations<'a> {
                 annotation::MOUNT_PATH => artifact.mount_path = Some(written),
                 _ => {
                     let rule = "is not supported by this version of oras-csi";
-                    let instead = match base {
-                        annotation::PULL_SECRET => "remove it; registries are read without credentials",
-                        _ => {
-                            "name each artifact with oras.land/artifact, oras.land/artifact.NAME or oras.land/recipe"
-                        }
-                    };
+                    let instead = "name each artifact with oras.land/artifact, oras.land/artifact.NAME or oras.land/recipe";
                     return Err(Denial::rewrite(written.at(), Some(value), rule, instead));
                 }
             }
@@ -247,7 +249,7 @@ impl<'a> Annotations<'a> {
         if let (None, Some(modifier)) = (self.root.reference, of_root) {
             return refuse(modifier, annotation::ARTIFACT);
         }
-        match self.containers.or(self.root.mount_path) {
+        match self.containers.or(self.root.mount_path).or(self.pull_secret) {
             Some(modifier) if self.is_empty() => refuse(modifier, annotation::ARTIFACT),
             _ => Ok(()),
         }

@@ -9,7 +9,7 @@ use oras_csi_core::text::Shown;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
 use super::annotations::parse_list;
-use super::{Content, Origin, Registries, VolumeIntent, Wanted, read_recipe};
+use super::{Content, Origin, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
 use crate::denial::{At, Code, Denial};
 use crate::view::{Csi, Volume};
 
@@ -37,13 +37,9 @@ pub(super) fn read(
         (Some(_), None) => Content::Canonical(read_canonical(volume, csi)?),
         (None, _) => Content::Wanted(Earlier { volume, csi, registries }.read(warnings)?),
     };
-    if csi.has_secret {
-        warnings.push(format!(
-            "volume {}: nodePublishSecretRef is not used by this version of oras-csi",
-            Shown::new(volume.name)
-        ));
-    }
-    Ok(VolumeIntent { name: volume.name.to_owned(), index: Some(volume.index), content, mounts: Vec::new() })
+    let secret = csi.secret.map(|name| check_secret(At::Volume(volume.name), name)).transpose()?;
+    let (name, index) = (volume.name.to_owned(), Some(volume.index));
+    Ok(VolumeIntent { name, index, content, secret, mounts: Vec::new() })
 }
 
 /// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.

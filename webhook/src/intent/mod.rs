@@ -13,7 +13,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::keys::{DRIVER, canonical};
+use oras_csi_core::keys::{DRIVER, VOLUME_NAME, annotation, canonical};
 use oras_csi_core::path::MountPath;
 use oras_csi_core::recipe::Recipe;
 use oras_csi_core::reference::{Reference, RegistryHost};
@@ -66,6 +66,8 @@ pub(crate) struct VolumeIntent {
     pub(crate) index: Option<usize>,
     /// What shall be in it.
     pub(crate) content: Content,
+    /// The pull secret that is named for it.
+    pub(crate) secret: Option<String>,
     /// Mounts to add.
     pub(crate) mounts: Vec<NewMount>,
 }
@@ -153,6 +155,24 @@ fn read_recipe(
     Ok((recipe, origins))
 }
 
+/// The name of a Secret (an RFC 1123 subdomain, as Kubernetes has it).
+fn check_secret(at: At<'_>, name: &str) -> Result<String, Denial> {
+    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if name.len() <= 253 && name.split('.').all(is_label) {
+        return Ok(name.to_owned());
+    }
+    let rule = "is not the name of a Secret";
+    Err(Denial::rewrite(
+        at,
+        Some(name),
+        rule,
+        "write the name of a dockerconfigjson Secret of the pod's namespace",
+    ))
+}
+
 /// A mount that a container is to gain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewMount {
@@ -213,6 +233,15 @@ pub(crate) struct Named {
 }
 
 impl VolumeIntent {
+    /// Where its pull secret is named.
+    pub(crate) fn secret_at(&self) -> At<'_> {
+        if self.name == VOLUME_NAME && self.secret.is_some() {
+            At::Annotation(annotation::PULL_SECRET)
+        } else {
+            At::Volume(&self.name)
+        }
+    }
+
     /// Every reference of the volume, pinned or not: policy asks about all of them.
     pub(crate) fn references(&self) -> Vec<Named> {
         match &self.content {

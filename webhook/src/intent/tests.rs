@@ -149,7 +149,8 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"artifact-set": "x"}), "is not supported by this version")]
 #[case(json!({"patch": "r.io/a"}), "is not supported by this version")]
 #[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "is not supported by this version")]
-#[case(json!({"artifact": "r.io/a", "pull-secret": "s"}), "oras.land/pull-secret: \"s\" is not supported by this version")]
+#[case(json!({"artifact": "r.io/a", "pull-secret": "No/Secret"}), "oras.land/pull-secret: \"No/Secret\" is not the name of a Secret")]
+#[case(json!({"pull-secret": "s"}), "has no oras.land/artifact to apply to")]
 fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words: &str) {
     let denial = read_pod(&annotated(&annotations)).unwrap_err();
     assert!(denial.message().contains(words), "{denial}");

@@ -66,8 +66,8 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
         }
         RegistryErrorKind::Refused => (
             Code::Forbidden,
-            "was asked for without credentials and refused",
-            "this version of oras-csi reads public artifacts only",
+            "was refused by its registry",
+            "name a Secret with credentials for it in oras.land/pull-secret or in the pod's imagePullSecrets",
         ),
         RegistryErrorKind::NotAllowed => {
             (Code::Forbidden, "is not allowed", "ask the administrator, who can allow it in certs.d")

@@ -14,13 +14,17 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt as _, stream};
 use moka::Expiry;
 use moka::future::Cache;
+use oras_csi_core::credentials::{Credential, Fingerprint};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::policy::Found;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
+use oras_csi_core::registry::access::{may_be_hidden, refused};
 use oras_csi_core::registry::manifest::{Index, IndexEntry};
-use oras_csi_core::registry::{Printable, Registry, RegistryError, RegistryErrorKind};
+use oras_csi_core::registry::{
+    Credentials as _, Keyring, Printable, Registry, RegistryError, RegistryErrorKind, Source,
+};
 use tokio::time::Instant as Deadline;
 
 use crate::contents::{Contents, Nothing};
@@ -56,6 +60,9 @@ impl Default for ResolverSettings {
     }
 }
 
+/// How long it is remembered that a credential may read what a digest names.
+const RIGHT_KEPT: Duration = Duration::from_mins(10);
+
 /// What a tag was found to be.
 #[derive(Clone, Debug)]
 enum Tagged {
@@ -68,8 +75,12 @@ struct TagExpiry {
     missing: Duration,
 }
 
-impl Expiry<Reference, Tagged> for TagExpiry {
-    fn expire_after_create(&self, _: &Reference, found: &Tagged, _: Instant) -> Option<Duration> {
+/// One credential's answer: nobody else's right, and nobody else's lack of one.
+type Tag = (Reference, Fingerprint);
+type Manifest = (PinnedReference, Fingerprint);
+
+impl Expiry<Tag, Tagged> for TagExpiry {
+    fn expire_after_create(&self, _: &Tag, found: &Tagged, _: Instant) -> Option<Duration> {
         Some(match found {
             Tagged::Digest(_) => self.found,
             Tagged::Missing(_) => self.missing,
@@ -78,12 +89,21 @@ impl Expiry<Reference, Tagged> for TagExpiry {
 
     fn expire_after_update(
         &self,
-        key: &Reference,
+        key: &Tag,
         found: &Tagged,
         now: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
         self.expire_after_create(key, found, now)
+    }
+}
+
+/// What a digest names is remembered for good, but that somebody may read it for a while: rights change.
+struct RightExpiry;
+
+impl Expiry<Manifest, Arc<Contents>> for RightExpiry {
+    fn expire_after_create(&self, key: &Manifest, _: &Arc<Contents>, _: Instant) -> Option<Duration> {
+        (key.1 != Credential::Anonymous.fingerprint()).then_some(RIGHT_KEPT)
     }
 }
 
@@ -106,8 +126,8 @@ pub(crate) struct Resolver {
 
 struct Shared {
     registry: Arc<dyn Registry>,
-    tags: Cache<Reference, Tagged>,
-    manifests: Cache<PinnedReference, Arc<Contents>>,
+    tags: Cache<Tag, Tagged>,
+    manifests: Cache<Manifest, Arc<Contents>>,
     longest_lookup: Duration,
     metrics: Arc<Metrics>,
     waiting: Waiting,
@@ -123,28 +143,86 @@ impl Resolver {
         let tags = Cache::builder().max_capacity(settings.most_tags).expire_after(expiry).build();
         let manifests = Cache::builder()
             .max_capacity(settings.most_entries)
-            .weigher(|_: &PinnedReference, contents: &Arc<Contents>| contents.weight())
+            .weigher(|_: &Manifest, contents: &Arc<Contents>| contents.weight())
+            .expire_after(RightExpiry)
             .build();
         let longest_lookup = settings.longest_lookup;
         let waiting = Waiting::default();
         Self { shared: Arc::new(Shared { registry, tags, manifests, longest_lookup, metrics, waiting }) }
     }
 
-    /// The digest of what `reference` names, once it is clear that there is something in it to mount.
+    /// The digest of what `reference` names, once it is clear that there is something in it to mount, and whose
+    /// credential was let in.
     ///
     /// A digest that is written wins over a tag beside it, which then is not looked up at all.
     pub(crate) async fn pin(
         &self,
         reference: &Reference,
+        keyring: &Keyring,
         needs: Needs<'_>,
         deadline: Deadline,
-    ) -> Result<Digest, Failure> {
-        let digest = match reference.digest() {
-            Some(digest) => digest.clone(),
-            None => self.digest_of_tag(reference, needs.past_cache, deadline).await?,
-        };
-        self.check_contents(&reference.pin(digest.clone()), needs, deadline).await?;
-        Ok(digest)
+    ) -> Result<(Digest, Source), Failure> {
+        self.with_each(reference, keyring, deadline, |view| async move {
+            let digest = match reference.digest() {
+                Some(digest) => digest.clone(),
+                None => view.digest_of_tag(reference, needs.past_cache, deadline).await?,
+            };
+            view.check_contents(&reference.pin(digest.clone()), needs, deadline).await?;
+            Ok(digest)
+        })
+        .await
+    }
+
+    /// Asks with each credential until one is let in.
+    async fn with_each<T, F>(
+        &self,
+        reference: &Reference,
+        keyring: &Keyring,
+        deadline: Deadline,
+        ask: impl Fn(View) -> F,
+    ) -> Result<(T, Source), Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let candidates = keyring.candidates(reference.registry(), reference.repository());
+        let candidates =
+            tokio::time::timeout_at(deadline, candidates).await.map_err(|_| Failure::Deadline)?;
+        let mut tried = Vec::new();
+        for candidate in candidates {
+            let shared = Arc::clone(&self.shared);
+            let view = View { shared, credential: candidate.credential().clone() };
+            match ask(view).await {
+                Ok(found) => return Ok((found, candidate.source().clone())),
+                Err(Failure::Registry(error)) if may_be_hidden(&error) => {
+                    tried.push((candidate.source().clone(), (*error).clone()));
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        match refused(tried) {
+            Some(error) => Err(Failure::Registry(Arc::new(error))),
+            None => Err(Failure::Crashed),
+        }
+    }
+}
+
+/// Registries as one credential sees them.
+struct View {
+    shared: Arc<Shared>,
+    credential: Credential,
+}
+
+impl View {
+    fn tag(&self, reference: &Reference) -> Tag {
+        (reference.clone(), self.credential.fingerprint())
+    }
+
+    fn manifest(&self, pinned: &PinnedReference) -> Manifest {
+        (pinned.clone(), self.credential.fingerprint())
+    }
+
+    fn registry(&self) -> Arc<dyn Registry> {
+        Arc::clone(&self.shared.registry).seen_by(self.credential.clone())
     }
 
     async fn digest_of_tag(
@@ -154,7 +232,7 @@ impl Resolver {
         deadline: Deadline,
     ) -> Result<Digest, Failure> {
         let started = Instant::now();
-        let remembered = if past_cache { None } else { self.shared.tags.get(reference).await };
+        let remembered = if past_cache { None } else { self.shared.tags.get(&self.tag(reference)).await };
         let outcome = match &remembered {
             Some(Tagged::Digest(_)) => CacheOutcome::Hit,
             Some(Tagged::Missing(_)) => CacheOutcome::Negative,
@@ -178,29 +256,30 @@ impl Resolver {
         past_cache: bool,
         deadline: Deadline,
     ) -> Result<Tagged, Failure> {
-        let shared = Arc::clone(&self.shared);
+        let (shared, registry, key) = (Arc::clone(&self.shared), self.registry(), self.tag(&reference));
         let _ticket = self.shared.waiting.enter(reference.registry())?;
         detached(deadline, async move {
+            let ask = shared.ask_for_tag(registry.as_ref(), &reference);
             if past_cache {
-                let found = shared.ask_for_tag(&reference).await.map_err(Arc::new)?;
-                shared.tags.insert(reference, found.clone()).await;
+                let found = ask.await.map_err(Arc::new)?;
+                shared.tags.insert(key, found.clone()).await;
                 return Ok(found);
             }
-            let ask = shared.ask_for_tag(&reference);
-            shared.tags.try_get_with(reference.clone(), ask).await
+            shared.tags.try_get_with(key, ask).await
         })
         .await
     }
 
     async fn contents(&self, pinned: &PinnedReference, deadline: Deadline) -> Result<Arc<Contents>, Failure> {
-        if let Some(contents) = self.shared.manifests.get(pinned).await {
+        let key = self.manifest(pinned);
+        if let Some(contents) = self.shared.manifests.get(&key).await {
             return Ok(contents);
         }
-        let (shared, pinned) = (Arc::clone(&self.shared), pinned.clone());
+        let (shared, registry, pinned) = (Arc::clone(&self.shared), self.registry(), pinned.clone());
         let _ticket = self.shared.waiting.enter(pinned.registry())?;
         detached(deadline, async move {
-            let ask = shared.ask_for_manifest(&pinned);
-            shared.manifests.try_get_with(pinned.clone(), ask).await
+            let ask = shared.ask_for_manifest(registry.as_ref(), &pinned);
+            shared.manifests.try_get_with(key, ask).await
         })
         .await
     }
@@ -270,6 +349,20 @@ impl Resolver {
     pub(crate) async fn found(
         &self,
         pinned: &PinnedReference,
+        keyring: &Keyring,
+        needs: Needs<'_>,
+        deadline: Deadline,
+    ) -> Result<Vec<Found>, Failure> {
+        let reference = Reference::from(pinned.clone());
+        let ask = |view: View| async move { view.found(pinned, needs, deadline).await };
+        self.with_each(&reference, keyring, deadline, ask).await.map(|(found, _)| found)
+    }
+}
+
+impl View {
+    async fn found(
+        &self,
+        pinned: &PinnedReference,
         needs: Needs<'_>,
         deadline: Deadline,
     ) -> Result<Vec<Found>, Failure> {
@@ -312,18 +405,26 @@ const CANDIDATES_AT_ONCE: usize = 8;
 const MOST_PLATFORMS: usize = 16;
 
 impl Shared {
-    async fn ask_for_tag(&self, reference: &Reference) -> Result<Tagged, RegistryError> {
-        let lookup = self.registry.resolve(reference);
+    async fn ask_for_tag(
+        &self,
+        registry: &dyn Registry,
+        reference: &Reference,
+    ) -> Result<Tagged, RegistryError> {
+        let lookup = registry.resolve(reference);
         let asked = self.bounded(reference.registry(), &reference.name(), lookup).await;
         match asked {
             Ok(descriptor) => Ok(Tagged::Digest(descriptor.digest().clone())),
-            Err(error) if error.kind() == RegistryErrorKind::NotFound => Ok(Tagged::Missing(Arc::new(error))),
+            Err(error) if may_be_hidden(&error) => Ok(Tagged::Missing(Arc::new(error))),
             Err(error) => Err(error),
         }
     }
 
-    async fn ask_for_manifest(&self, pinned: &PinnedReference) -> Result<Arc<Contents>, RegistryError> {
-        let lookup = self.registry.manifest(pinned);
+    async fn ask_for_manifest(
+        &self,
+        registry: &dyn Registry,
+        pinned: &PinnedReference,
+    ) -> Result<Arc<Contents>, RegistryError> {
+        let lookup = registry.manifest(pinned);
         let document = self.bounded(pinned.registry(), &pinned.name(), lookup).await?;
         Ok(Arc::new(Contents::of(document.document())))
     }

@@ -10,12 +10,14 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{
     BlobStream, Descriptor, ManifestDocument, Printable, Registry, RegistryError, media,
 };
 use oras_csi_webhook::admit::{Admission, Outcome};
+use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
@@ -112,6 +114,53 @@ impl Registry for FakeRegistry {
 
     async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
         panic!("a webhook reads no blobs")
+    }
+
+    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        Arc::new(Seen { registry: self, credential })
+    }
+}
+
+/// The registry as somebody sees it: `private.io/NAME/…` is for who has the password `NAME`, and hidden from others.
+struct Seen {
+    registry: Arc<FakeRegistry>,
+    credential: Credential,
+}
+
+impl Seen {
+    fn check(&self, host: &RegistryHost, repository: &str) -> Result<(), RegistryError> {
+        if host.to_string() != "private.io" {
+            return Ok(());
+        }
+        let owner = repository.split('/').next().unwrap();
+        match &self.credential {
+            Credential::Basic { password, .. } if password.expose() == owner => Ok(()),
+            Credential::Anonymous => {
+                Err(RegistryError::Refused { at: "GET".into(), status: 401, words: Printable::default() })
+            }
+            _ => Err(not_found(repository)),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Seen {
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        let found = self.registry.resolve(reference).await?;
+        self.check(reference.registry(), reference.repository()).map(|()| found)
+    }
+
+    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+        let found = self.registry.manifest(reference).await?;
+        self.check(reference.registry(), reference.repository()).map(|()| found)
+    }
+
+    async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
+        panic!("a webhook reads no blobs")
+    }
+
+    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        self.registry.clone().seen_by(credential)
     }
 }
 
@@ -235,6 +284,21 @@ impl Bench {
             metrics.clone(),
         ));
         Self { registry, admission, metrics, policies }
+    }
+
+    /// With these Secrets and service accounts, as manifests have them.
+    pub fn with_secrets(manifests: &[Value]) -> Self {
+        let mut secrets = StatedSecrets::default();
+        for manifest in manifests {
+            secrets.take(manifest, "team");
+        }
+        Self::with_credentials(CredentialSources { secrets: Box::new(secrets), administrator: None })
+    }
+
+    pub fn with_credentials(credentials: CredentialSources) -> Self {
+        let bench = Self::new();
+        let admission = Arc::into_inner(bench.admission).unwrap().with_credentials(credentials);
+        Self { admission: Arc::new(admission), ..bench }
     }
 
     pub async fn admit(&self, pod: &Value) -> Result<Outcome, Denial> {

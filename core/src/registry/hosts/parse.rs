@@ -2,12 +2,14 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use toml::{Table, Value};
 use url::Url;
 
+use super::trust::{self, Trust};
 use super::{Capabilities, Endpoint, HostsError, LONGEST_FILE, Pem, TlsFiles};
 use crate::reference::RegistryHost;
 
@@ -101,6 +103,8 @@ impl File<'_> {
         let root = text.parse::<Table>().map_err(|error| not_toml(error.to_string()))?;
         let mut unknown = Vec::new();
         let mut endpoints = Vec::new();
+        let trust = Trust::read(&root).map_err(|(key, problem)| self.wrong(key, problem))?;
+        let trust = Arc::new(trust);
         let hosts = match root.get("host") {
             None => &Table::new(),
             Some(Value::Table(hosts)) => hosts,
@@ -114,7 +118,13 @@ impl File<'_> {
             };
             let section = Section { prefix, table };
             let base = self.address(&section.prefix, url, self.flag(&section, "override_path")?)?;
-            endpoints.push(self.endpoint(&section, Some(base), server, &mut unknown)?);
+            let endpoint = self.endpoint(&section, Some(base), server, &mut unknown)?;
+            let takes_credentials = !endpoint.mirror || trust.credentials_for.contains(url);
+            endpoints.push(Endpoint { takes_credentials, trust: Arc::clone(&trust), ..endpoint });
+        }
+        if let Some(url) = trust.credentials_for.iter().find(|url| !hosts.contains_key(*url)) {
+            let problem = format!("there is no [host.\"{}\"] in this file", without_user(url));
+            return Err(self.wrong(format!("{}.credentials_for", trust::TABLE), problem));
         }
         let section = Section { prefix: String::new(), table: &root };
         let base = match root.get("server") {
@@ -125,7 +135,8 @@ impl File<'_> {
             }
             Some(_) => return Err(self.wrong("server".into(), "write a URL in quotes")),
         };
-        endpoints.push(self.endpoint(&section, base, server, &mut unknown)?);
+        let endpoint = self.endpoint(&section, base, server, &mut unknown)?;
+        endpoints.push(Endpoint { trust, ..endpoint });
         Ok((endpoints, unknown))
     }
 
@@ -138,7 +149,8 @@ impl File<'_> {
         unknown: &mut Vec<String>,
     ) -> Result<Endpoint, HostsError> {
         for key in section.table.keys() {
-            let root_only = section.prefix.is_empty() && matches!(key.as_str(), "server" | "host");
+            let root_only =
+                section.prefix.is_empty() && matches!(key.as_str(), "server" | "host" | trust::TABLE);
             let known = matches!(
                 key.as_str(),
                 "capabilities"
@@ -165,7 +177,7 @@ impl File<'_> {
         };
         let mirror = Endpoint::is_mirror_of(&base, self.registry);
         let capabilities = self.capabilities(section)?;
-        Ok(Endpoint { base, capabilities, tls, headers, dial_timeout, mirror, named: true })
+        Ok(Endpoint { base, capabilities, tls, headers, dial_timeout, mirror, named: true, ..server.clone() })
     }
 
     /// A URL as containerd reads it: https where no scheme is written, `/v2` added unless the path is

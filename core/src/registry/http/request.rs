@@ -2,18 +2,24 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use tokio::time::Instant;
 use url::Url;
 
 use super::Inner;
+use crate::credentials::Credential;
 use crate::reference::RegistryHost;
-use crate::registry::auth::{Asker, Challenge, Credential, Token, Wanted};
+use crate::registry::auth::{Asker, Challenge, Realm, Token, Wanted, basic};
 use crate::registry::body::{self, Patience};
 use crate::registry::guard::Named;
+use crate::registry::hosts::authority;
 use crate::registry::retry;
 use crate::registry::transport::{Answer, Call, Failure, Place, origin};
-use crate::registry::{Endpoint, HostsError, RegistryError};
+use crate::registry::{Descriptor, Endpoint, HostsError, RegistryError};
+
+/// How many of a descriptor's `urls` are tried.
+const MOST_FOREIGN: usize = 4;
 
 /// What an endpoint must be configured for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +98,47 @@ impl Turn<'_> {
         url
     }
 
+    /// A mirror does not get what was meant for the registry.
+    fn credential(&self) -> &Credential {
+        const NOBODY: &Credential = &Credential::Anonymous;
+        if self.endpoint.takes_credentials() { &self.route.credential } else { NOBODY }
+    }
+
+    fn shows_credentials_to(&self, realm: &Url) -> bool {
+        Realm { url: realm, endpoint: self.endpoint, registry: &self.route.registry }.is_trusted()
+    }
+
+    /// Says that somebody's credentials were not shown to a realm, if so.
+    fn withheld(&self, realm: &Url) -> Option<String> {
+        if *self.credential() == Credential::Anonymous || self.shows_credentials_to(realm) {
+            return None;
+        }
+        Some(format!(
+            "the credentials for {} were not shown to {}, which is of another domain: an administrator can write \
+             token_realms = [\"{}\"] under [oras-csi] in the registry's hosts.toml",
+            self.route.registry,
+            origin(realm),
+            authority(realm)
+        ))
+    }
+
+    /// The `urls` of a descriptor that the administrator lets be fetched.
+    pub(super) fn foreign_sources(&self, blob: &Descriptor) -> Vec<Url> {
+        let urls = blob.urls().iter().take(MOST_FOREIGN).filter_map(|url| Url::parse(url).ok());
+        let is_fetched = |url: &Url| {
+            let plain = url.username().is_empty() && url.password().is_none();
+            plain
+                && (url.scheme() == "https" || (url.scheme() == "http" && self.endpoint.is_plain_http()))
+                && self.endpoint.trust().is_foreign_source(url)
+        };
+        urls.filter(is_fetched).collect()
+    }
+
     fn asker(&self) -> Asker {
         Asker {
             origin: origin(self.endpoint.base()),
             repository: self.route.repository.clone(),
-            credential: self.route.credential.clone(),
+            credential: self.credential().clone(),
         }
     }
 }
@@ -107,6 +149,7 @@ impl Inner {
         &self,
         registry: &RegistryHost,
         repository: &str,
+        credential: &Credential,
     ) -> Result<Route, RegistryError> {
         let deadline = Instant::now() + self.settings.metadata;
         let place = Place::named(&format!("{registry}/{repository}"));
@@ -120,8 +163,8 @@ impl Inner {
         let endpoints = endpoints.map_err(|error: HostsError| place.not_allowed(error.to_string()))?;
         let named = endpoints.iter().filter(|endpoint| endpoint.is_named());
         let named = Named::new(named.filter_map(|endpoint| endpoint.base().host_str().map(str::to_owned)));
-        let credential = self.credentials.credential(registry).await;
-        let (registry, repository) = (registry.clone(), repository.to_owned());
+        let (registry, repository, credential) =
+            (registry.clone(), repository.to_owned(), credential.clone());
         Ok(Route { registry, repository, endpoints, named, credential, deadline })
     }
 
@@ -134,7 +177,6 @@ impl Inner {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Answer, RegistryError> {
-        let tries = if turn.last { self.settings.tries } else { 1 };
         let mut done = 0;
         loop {
             done += 1;
@@ -142,6 +184,8 @@ impl Inner {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            // A mirror is asked once, and then the next; but what it redirects to may be good for a while only.
+            let tries = if turn.last || failure.stale { self.settings.tries } else { 1 };
             if !failure.again || done >= tries {
                 return Err(failure.error);
             }
@@ -154,7 +198,7 @@ impl Inner {
         }
     }
 
-    /// One try: the token that we have, if any; on 401 the token that is asked for.
+    /// One try: with what was wanted the last time, if anything was; on 401 with what is wanted now.
     async fn once(
         &self,
         turn: &Turn<'_>,
@@ -164,48 +208,88 @@ impl Inner {
     ) -> Result<Answer, (Failure, Option<Duration>)> {
         let asker = turn.asker();
         let token = self.tokens.known(&asker);
-        let call = |authorization: Option<HeaderValue>| Call {
-            method: method.clone(),
-            url: turn.url(path),
-            headers: headers.clone(),
-            authorization,
-            endpoint: turn.endpoint,
-            named: &turn.route.named,
-            deadline: turn.deadline,
+        let known = match &asker.credential {
+            Credential::RegistryToken(secret) => bearer(secret.expose()),
+            _ if token.is_some() => token.as_ref().map(Token::header),
+            credential if self.tokens.takes_basic(&asker) => basic(credential),
+            _ => None,
+        };
+        let send = async |authorization: Option<HeaderValue>| {
+            let call = Call {
+                method: method.clone(),
+                url: turn.url(path),
+                headers: headers.clone(),
+                authorization,
+                form: None,
+                endpoint: turn.endpoint,
+                named: &turn.route.named,
+                deadline: turn.deadline,
+            };
+            self.transport.send(call).await.map_err(|failure| (failure, None))
         };
         let ranged = headers.contains_key(header::RANGE);
-        let known = token.as_ref().map(Token::header);
-        let answer = self.transport.send(call(known)).await.map_err(|failure| (failure, None))?;
-        if answer.response.status() != StatusCode::UNAUTHORIZED {
+        let answer = send(known.clone()).await?;
+        // Somebody else's challenge is not for us: only who was asked may want to know who asks.
+        if answer.response.status() != StatusCode::UNAUTHORIZED || answer.redirected {
+            return self.judged(answer, ranged, turn).await;
+        }
+        if matches!(asker.credential, Credential::RegistryToken(_)) {
             return self.judged(answer, ranged, turn).await;
         }
         let scope = format!("repository:{}:pull", turn.route.repository);
-        match Wanted::from_headers(answer.response.headers(), &scope) {
-            Wanted::Bearer(challenge) => {
-                let token = match self.tokens.for_challenge(&asker, &challenge, token.as_ref()) {
-                    Some(token) => token,
-                    None => self.token(turn, &asker, &challenge).await?,
-                };
-                let answer = self.transport.send(call(Some(token.header()))).await;
-                self.judged(answer.map_err(|failure| (failure, None))?, ranged, turn).await
+        let wanted = Wanted::from_headers(answer.response.headers(), &scope);
+        let password =
+            basic(&asker.credential).filter(|password| wanted.basic && known.as_ref() != Some(password));
+        let authorization = match &wanted.bearer {
+            Some(challenge) => match self.tokens.for_challenge(&asker, challenge, token.as_ref()) {
+                Some(token) => Some(token.header()),
+                None => match self.token(turn, &asker, challenge).await {
+                    Ok(token) => Some(token.header()),
+                    // Whoever takes both is asked for the other.
+                    Err(_) if password.is_some() => password.clone(),
+                    Err((failure, wait)) => {
+                        let words = turn.withheld(&challenge.realm).unwrap_or_default();
+                        let error =
+                            if words.is_empty() { failure.error } else { failure.error.because(&words) };
+                        return Err((Failure { error, ..failure }, wait));
+                    }
+                },
+            },
+            None => password.clone(),
+        };
+        match authorization {
+            Some(authorization) => {
+                let is_password = Some(&authorization) == password.as_ref();
+                drop(answer);
+                let answer = send(Some(authorization)).await?;
+                if is_password && answer.response.status() != StatusCode::UNAUTHORIZED {
+                    self.tokens.remember_basic(&asker);
+                }
+                let withheld = wanted.bearer.and_then(|challenge| turn.withheld(&challenge.realm));
+                self.judged(answer, ranged, turn).await.map_err(|(failure, asked)| match withheld {
+                    Some(words) => (Failure { error: failure.error.because(&words), ..failure }, asked),
+                    None => (failure, asked),
+                })
             }
-            Wanted::Credential(_) => self.judged(answer, ranged, turn).await,
-            Wanted::Unreadable(words) => {
-                Err((Failure { error: answer.place.invalid(words), again: false }, None))
-            }
+            None => match wanted.problem {
+                Some(words) => Err((Failure::last(answer.place.invalid(words)), None)),
+                None => self.judged(answer, ranged, turn).await,
+            },
         }
     }
 
-    /// A token for anybody, by GET ("Token Authentication Specification").
+    /// A token: by GET with a password or for anybody, by POST with a refresh token (distribution, "Token
+    /// Authentication Specification" and "OAuth2 Token Authentication"). A password goes by POST where the service
+    /// does not know GET.
     async fn token(
         &self,
         turn: &Turn<'_>,
         asker: &Asker,
         challenge: &Challenge,
     ) -> Result<Token, (Failure, Option<Duration>)> {
-        let url = challenge.url();
-        let place = Place::new(&Method::GET, &url);
-        let last = |error: RegistryError| (Failure { error, again: false }, None);
+        let place = Place::new(&Method::GET, &challenge.realm);
+        let last = |error: RegistryError| (Failure::last(error), None);
+        let url = &challenge.realm;
         let secure = !turn.endpoint.is_plain_http();
         if !matches!(url.scheme(), "http" | "https") || (secure && url.scheme() != "https") {
             let words = format!("{} names a token realm that is not https", asker.origin);
@@ -214,23 +298,72 @@ impl Inner {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(last(place.not_allowed("a token realm with a user in it")));
         }
-        let call = Call {
-            method: Method::GET,
-            url,
-            headers: HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("application/json"))]),
-            authorization: None,
-            endpoint: turn.endpoint,
-            named: &turn.route.named,
-            deadline: turn.deadline,
+        let nobody = Credential::Anonymous;
+        let credential = if turn.shows_credentials_to(url) { &asker.credential } else { &nobody };
+        let answer = match challenge.form(credential) {
+            Some(form) if matches!(credential, Credential::RefreshToken(_)) => {
+                self.token_request(turn, url.clone(), None, Some(form)).await
+            }
+            form => {
+                let answer = self.token_request(turn, challenge.url(), basic(credential), None).await;
+                match (answer, form) {
+                    (Err((failure, _)), Some(form)) if knows_no_get(&failure.error) => {
+                        self.token_request(turn, url.clone(), None, Some(form)).await
+                    }
+                    (answer, _) => answer,
+                }
+            }
         };
-        let answer = self.transport.send(call).await.map_err(|failure| (failure, None))?;
-        let Answer { response, place } = self.judged(answer, false, turn).await?;
+        let Answer { response, place, permit: _permit, .. } = answer?;
         let limit = self.settings.limits.token();
         let body = body::read(response, &place, "a token", limit, self.patience(turn.deadline)).await;
         let token = Token::from_answer(&body.map_err(last)?, std::time::Instant::now());
         let token = token.map_err(|words| last(place.invalid(words)))?;
         self.tokens.keep(asker, challenge, &token);
         Ok(token)
+    }
+
+    async fn token_request(
+        &self,
+        turn: &Turn<'_>,
+        url: Url,
+        authorization: Option<HeaderValue>,
+        form: Option<Bytes>,
+    ) -> Result<Answer, (Failure, Option<Duration>)> {
+        let call = Call {
+            method: if form.is_some() { Method::POST } else { Method::GET },
+            url,
+            headers: HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("application/json"))]),
+            authorization,
+            form,
+            endpoint: turn.endpoint,
+            named: &turn.route.named,
+            deadline: turn.deadline,
+        };
+        let answer = self.transport.send(call).await.map_err(|failure| (failure, None))?;
+        self.judged(answer, false, turn).await
+    }
+
+    /// GET of an address that is not the registry's.
+    pub(super) async fn elsewhere(
+        &self,
+        turn: &Turn<'_>,
+        url: Url,
+        headers: &HeaderMap,
+    ) -> Result<Answer, RegistryError> {
+        let call = Call {
+            method: Method::GET,
+            url,
+            headers: headers.clone(),
+            authorization: None,
+            form: None,
+            endpoint: turn.endpoint,
+            named: &turn.route.named,
+            deadline: turn.deadline,
+        };
+        let ranged = headers.contains_key(header::RANGE);
+        let answer = self.transport.send(call).await.map_err(|failure| failure.error)?;
+        self.judged(answer, ranged, turn).await.map_err(|(failure, _)| failure.error)
     }
 
     pub(super) fn patience(&self, deadline: Instant) -> Patience {
@@ -249,7 +382,7 @@ impl Inner {
             return Ok(answer);
         }
         let asked = retry::retry_after(answer.response.headers(), SystemTime::now());
-        let at = answer.place.at();
+        let (at, redirected) = (answer.place.at(), answer.redirected);
         let patience = self.patience(turn.deadline);
         let words = body::words(answer.response, self.settings.limits.error(), patience).await;
         let status = status.as_u16();
@@ -257,19 +390,29 @@ impl Inner {
             404 => RegistryError::NotFound { at, words },
             429 => RegistryError::RateLimited { at, retry_after: asked, words },
             408 | 500..=599 => RegistryError::Unavailable { at, status, words },
-            401 if words.is_empty() => {
+            401 if words.is_empty() && *turn.credential() == Credential::Anonymous => {
                 let words = "it wants credentials, and none were given".into();
                 RegistryError::Refused { at, status, words }
             }
             300..=399 => {
-                return Err((
-                    Failure { error: answer.place.untruthful(format!("status {status}")), again: false },
-                    None,
-                ));
+                return Err((Failure::last(answer.place.untruthful(format!("status {status}"))), None));
             }
             _ => RegistryError::Refused { at, status, words },
         };
-        let again = matches!(status, 408 | 429 | 500 | 502..=504 | 507..=599);
-        Err((Failure { error, again }, asked))
+        // An address of a storage service runs out; the registry gives another.
+        let stale = redirected && matches!(status, 400 | 401 | 403 | 404 | 410);
+        let again = stale || matches!(status, 408 | 429 | 500 | 502..=504 | 507..=599);
+        Err((Failure { error, again, stale }, asked))
     }
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+    header.set_sensitive(true);
+    Some(header)
+}
+
+/// Whether a token service does not know GET.
+fn knows_no_get(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::NotFound { .. } | RegistryError::Refused { status: 405, .. })
 }

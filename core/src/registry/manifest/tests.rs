@@ -53,7 +53,7 @@ fn an_artifact_keeps_what_it_says() {
     let [layer] = read.layers() else { panic!("one layer") };
     assert_eq!(layer.descriptor().media_type(), "text/plain");
     assert_eq!(layer.annotations()["org.opencontainers.image.title"], "a.txt");
-    assert_eq!(layer.urls(), ["https://elsewhere.example/a"]);
+    assert_eq!(layer.descriptor().urls(), ["https://elsewhere.example/a"]);
 }
 
 #[test]

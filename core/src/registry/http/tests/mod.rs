@@ -1,6 +1,7 @@
 //! Scripted servers: what can be survived is survived with exact bytes, what lies is refused in time.
 
 mod blob;
+mod credentials;
 mod manifest;
 mod redirect;
 mod server;

@@ -14,6 +14,7 @@ pub(super) struct Request {
     pub(super) method: String,
     pub(super) target: String,
     pub(super) headers: HashMap<String, String>,
+    pub(super) body: String,
 }
 
 impl Request {
@@ -143,7 +144,13 @@ async fn serve(
         let all: &mut String = headers.entry(name.to_ascii_lowercase()).or_default();
         *all = if all.is_empty() { value.to_owned() } else { format!("{all}, {value}") };
     }
-    let request = Request { method, target, headers };
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
+    let body = String::from_utf8(body).unwrap();
+    let request = Request { method, target, headers, body };
     let parts = handler(&request);
     let is_head = request.method == "HEAD";
     log.lock().unwrap().push(request);

@@ -71,7 +71,7 @@ async fn a_token_that_is_not_taken_any_more_is_renewed() {
 
 #[tokio::test]
 async fn a_token_that_expires_at_once_is_not_sent_again() {
-    let server = guarded(|_| answer(200, &[], br#"{"token":"good","expires_in":1}"#)).await;
+    let server = guarded(|_| answer(200, &[], br#"{"token":"good","expires_in":0}"#)).await;
     let client = client(&server);
     for _ in 0..2 {
         client.resolve(&reference(&server)).await.unwrap();

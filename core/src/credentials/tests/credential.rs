@@ -1,0 +1,69 @@
+use std::collections::HashSet;
+
+use rstest::rstest;
+
+use super::{SECRET, basic};
+use crate::credentials::{Credential, CredentialError};
+
+fn refresh(token: &str) -> Credential {
+    Credential::refresh_token(token.to_owned()).unwrap()
+}
+
+fn bearer(token: &str) -> Credential {
+    Credential::registry_token(token.to_owned()).unwrap()
+}
+
+#[test]
+fn fingerprints_tell_credentials_apart() {
+    let all = [
+        Credential::Anonymous,
+        basic("a", "bc"),
+        basic("ab", "c"),
+        basic("abc", ""),
+        basic("", "abc"),
+        basic("a", "bd"),
+        refresh("abc"),
+        bearer("abc"),
+        refresh("a"),
+    ];
+    let fingerprints = all.iter().map(Credential::fingerprint).collect::<HashSet<_>>();
+    assert_eq!(fingerprints.len(), all.len());
+    assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+    assert_eq!(basic("a", "bc").fingerprint(), basic("a", "bc").fingerprint());
+    assert_eq!(basic("a", "bc"), basic("a", "bc"));
+}
+
+#[test]
+fn nothing_shows_a_secret() {
+    let all = [basic("robot", SECRET), basic(SECRET, "x"), refresh(SECRET), bearer(SECRET)];
+    for credential in &all {
+        let Credential::Basic { username, password } = credential else {
+            assert_eq!(format!("{:?}", credential.fingerprint()), "…");
+            assert!(!format!("{credential:?}").contains(SECRET), "{credential:?}");
+            continue;
+        };
+        let shown = format!("{credential:?} {username:?} {password:?} {:?}", credential.fingerprint());
+        assert_eq!(shown, "Basic(…) … … …");
+    }
+    assert_eq!(format!("{:?}", Credential::Anonymous.fingerprint()), "anonymous");
+    assert_eq!(Credential::default(), Credential::Anonymous);
+}
+
+#[rstest]
+#[case(Credential::basic("a\nb".to_owned(), "c".to_owned()), CredentialError::Control { field: "user name" })]
+#[case(Credential::basic("a".to_owned(), "c\n".to_owned()), CredentialError::Control { field: "password" })]
+#[case(Credential::basic("a".to_owned(), "c\r\nX-Evil: 1".to_owned()), CredentialError::Control { field: "password" })]
+#[case(Credential::basic("a:b".to_owned(), "c".to_owned()), CredentialError::Colon)]
+#[case(Credential::basic(String::new(), String::new()), CredentialError::Empty { field: "user name" })]
+#[case(Credential::basic("a".to_owned(), "x".repeat(20_000)), CredentialError::TooLong { field: "password", bytes: 20_000 })]
+#[case(Credential::refresh_token(String::new()), CredentialError::Empty { field: "identity token" })]
+#[case(Credential::refresh_token("a\u{0}".to_owned()), CredentialError::Control { field: "identity token" })]
+#[case(Credential::registry_token("a b".to_owned()), CredentialError::Token)]
+#[case(Credential::registry_token("ä".to_owned()), CredentialError::Token)]
+#[case(Credential::registry_token("a\r\n".to_owned()), CredentialError::Control { field: "registry token" })]
+fn what_cannot_be_sent_is_refused(
+    #[case] made: Result<Credential, CredentialError>,
+    #[case] error: CredentialError,
+) {
+    assert_eq!(made, Err(error));
+}
