@@ -19,4 +19,5 @@ pub mod node;
 pub mod parts;
 pub mod process;
 pub mod registry;
+pub mod scripted;
 pub mod webhook;

@@ -16,6 +16,8 @@ tool (
 	oras.land/oras/cmd/oras
 )
 
+require cuelabs.dev/go/oci/ociregistry v0.0.0-20251212221603-3adeb8663819
+
 require (
 	cel.dev/expr v0.25.2 // indirect
 	cloud.google.com/go v0.121.6 // indirect

@@ -1,0 +1,543 @@
+//! The command against real registries of several makes, with what people have in front of them: private
+//! authorities, client certificates, mirrors, proxies and token services.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+
+use oras_csi_core::digest::Digest;
+use oras_csi_tests::process::{run, try_run};
+use oras_csi_tests::registry::proxy::{ForwardProxy, Proxied};
+use oras_csi_tests::registry::pulled::{Pulled, assert_same_files, pull, pull_with};
+use oras_csi_tests::registry::tls::Authority;
+use oras_csi_tests::registry::token_service::{Rules, TokenRequest, TokenService};
+use oras_csi_tests::registry::{
+    Configuration, Distribution, Login, Make, Oras, push, write_hosts, write_hosts_toml,
+};
+use rstest::rstest;
+use serde_json::Value;
+
+const NAME: &str = "private.example:5000";
+const REFERENCE: &str = "private.example:5000/java-app:v1";
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn write(folder: &Path, files: &[(&str, &[u8])]) {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("makes");
+        fs::write(path, bytes).expect("writes");
+    }
+}
+
+/// A folder with the one small file that most tests push.
+fn one_file() -> tempfile::TempDir {
+    let files = folder();
+    write(files.path(), &[("app.jar", b"PK jar")]);
+    files
+}
+
+#[rstest]
+#[case::one_file(&["one.txt:text/plain"])]
+#[case::several_files(&["one.txt", "empty", "nested/path/file.txt"])]
+#[case::a_directory(&["dir"])]
+#[case::sixteen_mebibytes(&["large.bin"])]
+fn every_make_gives_what_was_pushed(
+    #[case] names: &[&str],
+    #[values(Make::Distribution, Make::GoContainerRegistry, Make::Ociserver)] make: Make,
+) {
+    let (registry, all, pushed) = (make.start(), folder(), folder());
+    let large: Vec<u8> = (0..4_u32 << 20).flat_map(u32::to_le_bytes).collect();
+    let files: [(&str, &[u8]); 6] = [
+        ("one.txt", b"one"),
+        ("empty", b""),
+        ("nested/path/file.txt", b"nested"),
+        ("dir/a", b"a"),
+        ("dir/sub/b", b"b"),
+        ("large.bin", &large),
+    ];
+    write(all.path(), &files);
+    let plain = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
+    let is_meant = |file: &str| names.iter().any(|name| file.starts_with(&plain(name)));
+    for file in files.iter().filter(|(file, _)| is_meant(file)) {
+        write(pushed.path(), &[*file]);
+    }
+    let digest = push(&format!("{}/java-app:v1", registry.host()), all.path(), names);
+    let certs = registry.certs_d(NAME);
+    pull(certs.path(), &[REFERENCE]).is(pushed.path());
+    pull(certs.path(), &[&format!("{NAME}/java-app@{digest}")]).is(pushed.path());
+}
+
+#[rstest]
+fn every_make_gives_the_manifest_of_the_platform(
+    #[values(Make::Distribution, Make::GoContainerRegistry, Make::Ociserver)] make: Make,
+) {
+    let (registry, files, oras) = (make.start(), folder(), Oras::plain_http());
+    let repository = format!("{}/java-app", registry.host());
+    for architecture in ["amd64", "arm64"] {
+        write(files.path(), &[("which", architecture.as_bytes())]);
+        let (reference, platform) = (format!("{repository}:{architecture}"), format!("linux/{architecture}"));
+        let mut push = oras.command(&["push", "--artifact-platform", &platform, &reference, "which"]);
+        run(push.current_dir(files.path()));
+    }
+    run(&mut oras.command(&["manifest", "index", "create", &format!("{repository}:v1"), "amd64", "arm64"]));
+    let certs = registry.certs_d(NAME);
+    for architecture in ["amd64", "arm64"] {
+        write(files.path(), &[("which", architecture.as_bytes())]);
+        let platform = format!("linux/{architecture}");
+        pull(certs.path(), &[REFERENCE, "--platform", &platform]).is(files.path());
+    }
+    pull(certs.path(), &[REFERENCE, "--platform", "linux/riscv64"]).failed(2, &["linux/arm64", "riscv64"]);
+}
+
+#[rstest]
+fn every_make_says_what_it_does_not_have(
+    #[values(Make::Distribution, Make::GoContainerRegistry, Make::Ociserver)] make: Make,
+) {
+    let (registry, files) = (make.start(), one_file());
+    push(&format!("{}/java-app:v1", registry.host()), files.path(), &["app.jar"]);
+    let certs = registry.certs_d(NAME);
+    let digest = Digest::sha256_of(b"nobody has this");
+    pull(certs.path(), &[&format!("{NAME}/java-app:v9")]).failed(1, &["java-app/manifests/v9: not found"]);
+    pull(certs.path(), &[&format!("{NAME}/java-app@{digest}")])
+        .failed(1, &[&digest.to_string(), "not found"]);
+    pull(certs.path(), &[&format!("{NAME}/nobody/here:v1")])
+        .failed(1, &["nobody/here/manifests/v1: not found"]);
+}
+
+#[rstest]
+#[case::authority(false, "ca = \"CA\"", Ok(()))]
+#[case::no_authority(false, "", Err(&["certificate", "UnknownIssuer"][..]))]
+#[case::another_authority(false, "ca = \"CLIENTS\"", Err(&["certificate"][..]))]
+#[case::not_verified(false, "skip_verify = true", Ok(()))]
+#[case::client(true, "ca = \"CA\"\nclient = [[\"CERT\", \"KEY\"]]", Ok(()))]
+#[case::no_client(true, "ca = \"CA\"", Err(&["CertificateRequired"][..]))]
+#[case::a_client_of_another(true, "ca = \"CA\"\nclient = [[\"OTHER_CERT\", \"OTHER_KEY\"]]", Err(&["UnknownCA"][..]))]
+fn certificates_are_those_of_hosts_toml(
+    #[case] asks_clients: bool,
+    #[case] settings: &str,
+    #[case] expected: Result<(), &[&str]>,
+) {
+    let (authority, clients) = (Authority::new("private authority"), Authority::new("clients"));
+    let (client, other) = (clients.client("node"), authority.client("other"));
+    let tls = Configuration::default().with_tls(&authority.server(&["127.0.0.1"]));
+    let (configuration, oras) = if asks_clients {
+        let oras = Oras::trusting(authority.certificate()).with_certificate(&client);
+        (tls.with_client_authority(&clients), oras)
+    } else {
+        (tls, Oras::trusting(authority.certificate()))
+    };
+    let (registry, files, certs) = (Distribution::start_with(configuration), one_file(), folder());
+    oras.push(&format!("{}/java-app:v1", registry.host()), files.path(), &["app.jar"]);
+    let mut text = format!("server = \"{}\"\n{settings}\n", registry.url());
+    for (word, path) in [
+        ("OTHER_CERT", other.certificate()),
+        ("OTHER_KEY", other.key()),
+        ("CLIENTS", clients.certificate()),
+        ("CERT", client.certificate()),
+        ("KEY", client.key()),
+        ("CA", authority.certificate()),
+    ] {
+        text = text.replace(&format!("\"{word}\""), &format!("\"{}\"", path.display()));
+    }
+    write_hosts(certs.path(), NAME, &text);
+    let pulled = pull(certs.path(), &[REFERENCE]);
+    match expected {
+        Ok(()) => pulled.is(files.path()),
+        Err(words) => pulled.failed(1, words),
+    }
+}
+
+#[test]
+fn a_mirror_that_is_down_is_passed_over_and_later_used() {
+    let (mut registry, files, certs) = (Distribution::start(), one_file(), folder());
+    let mut mirror = Distribution::down(Configuration::default().with_remote(&registry.url()));
+    registry.push("java-app:v1", files.path(), &["app.jar"]);
+    let text = format!("server = \"{}\"\n[host.\"{}\"]\n", registry.url(), mirror.url());
+    write_hosts(certs.path(), NAME, &text);
+    pull(certs.path(), &[REFERENCE]).is(files.path());
+    assert!(registry.got(our_blob), "the server gave it: {:?}", registry.requests());
+
+    mirror.start_again();
+    pull(certs.path(), &[REFERENCE]).is(files.path());
+    assert!(mirror.got(our_blob), "the mirror gave it: {:?}", mirror.requests());
+    let its_blob = |line: &str| is_blob(line) && !is_for_another(line);
+    assert!(registry.got(its_blob), "and had it from the server: {:?}", registry.requests());
+
+    registry.stop();
+    pull(certs.path(), &[REFERENCE]).is(files.path());
+}
+
+/// `?ns=`, which tells a mirror for whom it is asked. Neither `oras` nor a registry that mirrors sends it.
+fn is_for_another(line: &str) -> bool {
+    line.contains("?ns=private.example%3A5000 ")
+}
+
+fn is_blob(line: &str) -> bool {
+    line.starts_with("GET ") && line.contains("/blobs/sha256:")
+}
+
+fn our_blob(line: &str) -> bool {
+    is_blob(line) && is_for_another(line)
+}
+
+#[test]
+fn a_mirror_that_may_not_resolve_is_never_asked_for_a_tag() {
+    let (registry, mirror) = (Distribution::start(), Distribution::start());
+    let (files, old, certs) = (one_file(), folder(), folder());
+    registry.push("java-app:v1", files.path(), &["app.jar"]);
+    mirror.push("java-app:copy", files.path(), &["app.jar"]);
+    write(old.path(), &[("app.jar", b"an old one")]);
+    mirror.push("java-app:v1", old.path(), &["app.jar"]);
+    let text =
+        format!("server = \"{}\"\n[host.\"{}\"]\ncapabilities = [\"pull\"]\n", registry.url(), mirror.url());
+    write_hosts(certs.path(), NAME, &text);
+    pull(certs.path(), &[REFERENCE]).is(files.path());
+    assert!(mirror.got(our_blob), "the bytes are the mirror's: {:?}", mirror.requests());
+    let asked_for_tag = |line: &String| is_for_another(line) && line.contains("/manifests/v1");
+    assert!(!mirror.requests().iter().any(asked_for_tag), "{:?}", mirror.requests());
+    assert!(!registry.requests().iter().any(|line| is_blob(line)), "{:?}", registry.requests());
+
+    let both = text.replace("[\"pull\"]", "[\"pull\", \"resolve\"]");
+    write_hosts(certs.path(), NAME, &both);
+    pull(certs.path(), &[REFERENCE]).is(old.path());
+}
+
+#[test]
+fn headers_of_hosts_toml_are_sent() {
+    let users = [("reader", "open sesame")];
+    let registry = Distribution::start_with(Configuration::default().with_htpasswd(&users));
+    let (files, certs) = (one_file(), folder());
+    let login = Login::password("reader", "open sesame");
+    let oras = Oras::plain_http().with_login(&registry.host(), &login);
+    oras.push(&format!("{}/java-app:v1", registry.host()), files.path(), &["app.jar"]);
+    write_hosts_toml(certs.path(), NAME, &registry.url());
+    pull(certs.path(), &[REFERENCE]).failed(1, &["401", "authentication required"]);
+    let text = format!(
+        "server = \"{}\"\n[header]\nauthorization = \"Basic cmVhZGVyOm9wZW4gc2VzYW1l\"\n",
+        registry.url()
+    );
+    write_hosts(certs.path(), NAME, &text);
+    pull(certs.path(), &[REFERENCE]).is(files.path());
+}
+
+#[test]
+fn a_path_that_is_overridden_is_the_whole_path() {
+    let (registry, files, certs) = (Distribution::start(), one_file(), folder());
+    registry.push("java-app:v1", files.path(), &["app.jar"]);
+    let elsewhere = Configuration::default().with_prefix("/artifacts/").with_remote(&registry.url());
+    let mirror = Distribution::start_with(elsewhere);
+    let text = |path: &str| format!("server = \"{}{path}\"\noverride_path = true\n", mirror.url());
+    write_hosts(certs.path(), NAME, &text("/artifacts/v2"));
+    pull(certs.path(), &[REFERENCE]).is(files.path());
+    assert!(mirror.got(|line| line.contains(" /artifacts/v2/java-app/blobs/")));
+    write_hosts(certs.path(), NAME, &text("/artifacts"));
+    pull(certs.path(), &[REFERENCE]).failed(1, &["/artifacts/java-app/manifests/v1"]);
+}
+
+#[test]
+fn the_default_folder_is_for_those_that_have_none() {
+    let (registry, other, files, certs) =
+        (Distribution::start(), Distribution::start(), one_file(), folder());
+    registry.push("java-app:v1", files.path(), &["app.jar"]);
+    write_hosts_toml(certs.path(), "_default", &registry.url());
+    write_hosts_toml(certs.path(), "other.example:5000", &other.url());
+    pull(certs.path(), &[REFERENCE]).is(files.path());
+    pull(certs.path(), &["elsewhere.example/java-app:v1"]).is(files.path());
+    pull(certs.path(), &["other.example:5000/java-app:v1"]).failed(1, &["not found"]);
+}
+
+/// A registry over TLS, of which only the proxy knows where it is.
+const BEHIND: &str = "registry.acme.example";
+
+/// `https://registry.acme.example` and `https://auth.acme.example`, with certificates of one authority.
+struct Behind {
+    authority: Authority,
+    certs: tempfile::TempDir,
+    files: tempfile::TempDir,
+}
+
+impl Behind {
+    fn new() -> Self {
+        let (authority, certs) = (Authority::new("private authority"), folder());
+        let ca = authority.certificate().display();
+        let text = format!("server = \"https://{BEHIND}\"\nca = \"{ca}\"\n");
+        write_hosts(certs.path(), BEHIND, &text);
+        Self { authority, certs, files: one_file() }
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration::default().with_tls(&self.authority.server(&[BEHIND, "127.0.0.1"]))
+    }
+
+    fn oras(&self) -> Oras {
+        Oras::trusting(self.authority.certificate())
+    }
+
+    fn pull(&self, path: &str, environment: &[(&str, &str)]) -> Pulled {
+        pull_with(self.certs.path(), &[&format!("{BEHIND}/{path}")], environment)
+    }
+}
+
+#[test]
+fn https_goes_through_a_tunnel_of_the_proxy() {
+    let behind = Behind::new();
+    let registry = Distribution::start_with(behind.configuration());
+    let reference = format!("{}/java-app:v1", registry.host());
+    behind.oras().push(&reference, behind.files.path(), &["app.jar"]);
+    let proxy = ForwardProxy::start(&[(&format!("{BEHIND}:443"), &registry.host())]);
+    let url = proxy.url();
+
+    behind.pull("java-app:v1", &[("HTTPS_PROXY", &url)]).is(behind.files.path());
+    let tunnels = proxy.connects(&format!("{BEHIND}:443"));
+    assert!(tunnels > 0, "{:?}", proxy.seen());
+    assert_eq!(proxy.seen().len(), tunnels, "nothing else: {:?}", proxy.seen());
+
+    // Without the proxy, nobody knows that name.
+    for environment in [
+        &[("HTTP_PROXY", url.as_str())][..],
+        &[("HTTPS_PROXY", url.as_str()), ("NO_PROXY", ".acme.example")],
+        &[("HTTPS_PROXY", url.as_str()), ("no_proxy", BEHIND)],
+    ] {
+        behind.pull("java-app:v1", environment).failed(1, &[BEHIND]);
+        assert_eq!(proxy.seen().len(), tunnels, "{environment:?}");
+    }
+    behind
+        .pull("java-app:v1", &[("HTTPS_PROXY", &url), ("NO_PROXY", "other.example")])
+        .is(behind.files.path());
+}
+
+#[test]
+fn http_goes_to_the_proxy_in_absolute_form() {
+    let (registry, files, certs) = (Distribution::start(), one_file(), folder());
+    registry.push("java-app:v1", files.path(), &["app.jar"]);
+    write_hosts_toml(certs.path(), BEHIND, &format!("http://{BEHIND}"));
+    let proxy = ForwardProxy::start(&[(&format!("{BEHIND}:80"), &registry.host())]);
+    let reference = format!("{BEHIND}/java-app:v1");
+    pull_with(certs.path(), &[&reference], &[("http_proxy", &proxy.url())]).is(files.path());
+    let tag = format!("http://{BEHIND}/v2/java-app/manifests/v1");
+    assert!(proxy.seen().contains(&Proxied::Request("HEAD".to_owned(), tag)), "{:?}", proxy.seen());
+    assert!(proxy.seen().iter().all(|seen| matches!(seen, Proxied::Request(..))), "{:?}", proxy.seen());
+
+    // What is here is not asked through a proxy.
+    write_hosts_toml(certs.path(), NAME, &registry.url());
+    let before = proxy.seen().len();
+    pull_with(certs.path(), &[REFERENCE], &[("http_proxy", &proxy.url())]).is(files.path());
+    assert_eq!(proxy.seen().len(), before);
+}
+
+/// Two tenants, and what is public.
+fn rules() -> Rules {
+    let rules = Rules::default().with_tenant("admin", "of all", &[""]).with_public("public");
+    rules.with_tenant("a", "secret of a", &["team-a"]).with_tenant("b", "secret of b", &["team-b"])
+}
+
+fn tokens(service: &TokenService) -> Distribution {
+    Distribution::start_with(Configuration::default().with_tokens(service))
+}
+
+/// Pushes the file to `repository` as the one who may.
+fn push_as_admin(registry: &Distribution, repository: &str, files: &Path) {
+    let oras = Oras::plain_http().with_login(&registry.host(), &Login::password("admin", "of all"));
+    oras.push(&format!("{}/{repository}:v1", registry.host()), files, &["app.jar"]);
+}
+
+#[test]
+fn anybody_gets_a_token_for_what_is_public() {
+    let service = TokenService::start(rules());
+    let (registry, files) = (tokens(&service), one_file());
+    push_as_admin(&registry, "public/app", files.path());
+    push_as_admin(&registry, "team-a/app", files.path());
+    let certs = registry.certs_d(&[NAME]);
+    service.forget_requests();
+    pull(certs.path(), &[&format!("{NAME}/public/app:v1")]).is(files.path());
+    let expected = TokenRequest {
+        method: "GET",
+        authorization: false,
+        grant: None,
+        user: None,
+        scopes: vec!["repository:public/app:pull".to_owned()],
+        status: 200,
+    };
+    assert_eq!(service.requests(), [expected], "one token is enough");
+    pull(certs.path(), &[&format!("{NAME}/team-a/app:v1")]).failed(1, &["team-a/app"]);
+}
+
+#[test]
+fn tokens_come_from_a_sibling_of_the_registry() {
+    let behind = Behind::new();
+    let own = behind.authority.server(&["auth.acme.example", "127.0.0.1"]);
+    let rules = rules().with_tls(&own).with_realm("https://auth.acme.example/token").with_public("");
+    let service = TokenService::start(rules);
+    let registry = Distribution::start_with(behind.configuration().with_tokens(&service));
+    let proxy = ForwardProxy::start(&[
+        (&format!("{BEHIND}:443"), &registry.host()),
+        ("auth.acme.example:443", &service.host()),
+    ]);
+    // The real client has to find the service as well.
+    let oras = behind.oras().with_login(BEHIND, &Login::password("admin", "of all")).with_proxy(&proxy.url());
+    oras.push(&format!("{BEHIND}/public/app:v1"), behind.files.path(), &["app.jar"]);
+    service.forget_requests();
+    behind.pull("public/app:v1", &[("HTTPS_PROXY", &proxy.url())]).is(behind.files.path());
+    assert_eq!(service.requests().len(), 1, "{:?}", service.requests());
+}
+
+/// Files that take longer than a token lives: tokens of a second, which say that they live for minutes.
+fn slow() -> (TokenService, Distribution, ForwardProxy, tempfile::TempDir) {
+    let service = TokenService::start(rules().with_realm("http://auth.acme.example/token"));
+    let (registry, files) = (tokens(&service), folder());
+    let (own, auth) = (format!("{BEHIND}:80"), "auth.acme.example:80");
+    let names: [(&str, &str); 2] = [(&own, &registry.host()), (auth, &service.host())];
+    let proxy = ForwardProxy::start_slow(&names, 256 << 10);
+    let parts: Vec<String> = (0..24_u8).map(|number| format!("part-{number}")).collect();
+    for (number, part) in (0..).zip(&parts) {
+        write(files.path(), &[(part, &vec![number; 128 << 10])]);
+    }
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let oras = Oras::plain_http().with_login(BEHIND, &Login::password("admin", "of all"));
+    oras.with_proxy(&proxy.url()).push(&format!("{BEHIND}/public/app:v1"), files.path(), &parts);
+    service.change(|rules| rules.with_lifetime(1).with_told_lifetime(Some(300)));
+    service.forget_requests();
+    (service, registry, proxy, files)
+}
+
+/// A blob that was refused to a token.
+fn refused(line: &str) -> bool {
+    is_blob(line) && line.ends_with(" 401")
+}
+
+#[test]
+fn a_token_that_ends_in_the_middle_of_a_pull_is_renewed() {
+    let (service, registry, proxy, files) = slow();
+    let certs = folder();
+    write_hosts_toml(certs.path(), BEHIND, &format!("http://{BEHIND}"));
+    let reference = format!("{BEHIND}/public/app:v1");
+    pull_with(certs.path(), &[&reference], &[("HTTP_PROXY", &proxy.url())]).is(files.path());
+    assert!(registry.got(refused), "no token ended while blobs were fetched");
+    assert!(service.requests().len() > 1, "{:?}", service.requests());
+}
+
+// The parts themselves, by the real client: what they refuse and give to others, they will to us.
+
+#[test]
+fn the_real_oras_renews_a_token_that_ended() {
+    let (service, registry, proxy, files) = slow();
+    let out = folder();
+    let oras = Oras::plain_http().with_proxy(&proxy.url());
+    run(oras.pull(&format!("{BEHIND}/public/app:v1"), out.path()).args(["--concurrency", "2"]));
+    assert_same_files(out.path(), files.path());
+    assert!(registry.got(refused) && service.requests().len() > 1, "{:?}", service.requests());
+}
+
+#[rstest]
+#[case::the_own("a", "team-a/app", true)]
+#[case::anothers("b", "team-a/app", false)]
+#[case::the_other_own("b", "team-b/app", true)]
+#[case::public("b", "public/app", true)]
+fn tenants_have_their_own_repositories_only(
+    #[case] user: &str,
+    #[case] repository: &str,
+    #[case] may: bool,
+    #[values(false, true)] by_post: bool,
+) {
+    let service = TokenService::start(rules());
+    let (registry, files, out) = (tokens(&service), one_file(), folder());
+    push_as_admin(&registry, repository, files.path());
+    service.forget_requests();
+    let login = if by_post {
+        Login::IdentityToken(service.refresh_token(user))
+    } else {
+        Login::password(user, &format!("secret of {user}"))
+    };
+    let oras = Oras::plain_http().with_login(&registry.host(), &login);
+    let output = try_run(&mut oras.pull(&format!("{}/{repository}:v1", registry.host()), out.path()));
+    assert_eq!(output.status.success(), may, "{}", String::from_utf8_lossy(&output.stderr));
+    let asked = service.requests();
+    let (method, grant) = if by_post { ("POST", Some("refresh_token")) } else { ("GET", None) };
+    assert!(!asked.is_empty());
+    for request in asked {
+        assert_eq!((request.method, request.grant.as_deref()), (method, grant));
+        assert_eq!((request.authorization, request.status), (!by_post, 200));
+    }
+}
+
+#[test]
+fn the_rights_of_a_tenant_end_with_the_token() {
+    let service = TokenService::start(rules());
+    let (registry, files, out) = (tokens(&service), one_file(), folder());
+    push_as_admin(&registry, "team-a/app", files.path());
+    let oras = Oras::plain_http().with_login(&registry.host(), &Login::password("a", "secret of a"));
+    let reference = format!("{}/team-a/app:v1", registry.host());
+    run(&mut oras.pull(&reference, out.path()));
+    service.change(|rules| rules.without_tenant("a"));
+    assert!(!try_run(&mut oras.pull(&reference, out.path())).status.success());
+}
+
+/// Sends a form to the service, and gives the answer's status and what it says.
+fn post(service: &TokenService, form: &str) -> (u16, Value) {
+    let mut stream = TcpStream::connect(service.host()).expect("it listens");
+    let head = "POST /token HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Content-Type: application/x-www-form-urlencoded";
+    write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{form}", form.len()).expect("writes");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("reads");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+#[test]
+fn a_password_is_good_for_tokens_to_refresh() {
+    let service = TokenService::start(rules());
+    let form = "grant_type=password&username=a&password=secret+of+a&access_type=offline&client_id=x\
+                &service=registry.test&scope=repository:team-a/app:pull";
+    let (status, answer) = post(&service, form);
+    assert_eq!((status, answer["expires_in"].as_u64()), (200, Some(300)), "{answer}");
+    assert!(answer["access_token"].is_string(), "{answer}");
+    let refresh =
+        format!("grant_type=refresh_token&refresh_token={}", answer["refresh_token"].as_str().unwrap());
+    assert_eq!(post(&service, &refresh).0, 200);
+    assert_eq!(post(&service, "grant_type=refresh_token&refresh_token=guessed").0, 401);
+    assert_eq!(post(&service, &form.replace("secret", "guess")).0, 401);
+    service.change(Rules::without_post);
+    assert_eq!(post(&service, form).0, 404);
+    let noted = service.requests();
+    let statuses: Vec<u16> = noted.iter().map(|request| request.status).collect();
+    assert_eq!(statuses, [200, 200, 401, 401, 404]);
+    assert_eq!((noted[0].user.as_deref(), noted[0].grant.as_deref()), (Some("a"), Some("password")));
+}
+
+#[test]
+fn a_wrong_password_is_no_anonymous_token() {
+    let service = TokenService::start(rules());
+    let (registry, files, out) = (tokens(&service), one_file(), folder());
+    push_as_admin(&registry, "public/app", files.path());
+    let oras = Oras::plain_http().with_login(&registry.host(), &Login::password("a", "guessed"));
+    let reference = format!("{}/public/app:v1", registry.host());
+    assert!(!try_run(&mut oras.pull(&reference, out.path())).status.success());
+    assert!(service.requests().last().is_some_and(|last| last.status == 401));
+    run(&mut Oras::plain_http().pull(&reference, out.path()));
+}
+
+#[rstest]
+#[case("reader", "open sesame", true)]
+#[case("writer", "open barley", true)]
+#[case("reader", "open barley", false)]
+#[case("nobody", "open sesame", false)]
+fn htpasswd_knows_two_users(#[case] user: &str, #[case] password: &str, #[case] may: bool) {
+    let users = [("reader", "open sesame"), ("writer", "open barley")];
+    let registry = Distribution::start_with(Configuration::default().with_htpasswd(&users));
+    let (files, out) = (one_file(), folder());
+    let oras = |user: &str, password: &str| {
+        Oras::plain_http().with_login(&registry.host(), &Login::password(user, password))
+    };
+    let reference = format!("{}/java-app:v1", registry.host());
+    oras("writer", "open barley").push(&reference, files.path(), &["app.jar"]);
+    let output = try_run(&mut oras(user, password).pull(&reference, out.path()));
+    assert_eq!(output.status.success(), may, "{}", String::from_utf8_lossy(&output.stderr));
+}
