@@ -10,7 +10,6 @@ use oras_csi_core::id::VolumeId;
 use oras_csi_core::policy::{Mode, Rule};
 use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::Registry as _;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::text::Shown;
 use oras_csi_core::volume::CanonicalVolume;
@@ -24,7 +23,7 @@ use serde_json::{Map, Value, json};
 use crate::documents::{AskedAs, describe, pod_of, read_manifests, write_out};
 use crate::failure::{Failure, Status};
 use crate::policies::{PolicyOptions, stated, stated_secrets};
-use crate::registries::{RegistryOptions, access, admission, client};
+use crate::registries::{RegistryOptions, access, admission, client, digest_of};
 
 /// Says how a reference, or each one that the pods of manifests ask for, is read: host, repository, tag and
 /// digest, the recipe and id of its volume, and what policies say of it.
@@ -79,7 +78,7 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     let may_ask = !arguments.offline && !opinions.iter().any(is_refused);
     let digest = match reference.digest() {
         Some(digest) => Some(digest.clone()),
-        None if may_ask => Some(registry.resolve(&reference).await?.digest().clone()),
+        None if may_ask => Some(digest_of(registry.as_ref(), &reference).await?),
         None => None,
     };
     if let Some(digest) = digest.as_ref().filter(|_| may_ask) {

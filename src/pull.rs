@@ -20,7 +20,7 @@ use oras_csi_driver::store::Store;
 use self::progress::Shown;
 use crate::documents::read_text;
 use crate::failure::{Failure, Status};
-use crate::registries::{RegistryOptions, access, client};
+use crate::registries::{RegistryOptions, access, client, digest_of};
 use crate::runtime::interrupted;
 
 /// Fetches an artifact, or all that a recipe names, into a directory: by the driver's own store and unpacking.
@@ -143,7 +143,7 @@ async fn pin(registry: &dyn Registry, recipe: &Recipe) -> Result<PinnedRecipe, F
     for reference in recipe.references() {
         digests.push(match reference.digest() {
             Some(digest) => digest.clone(),
-            None => registry.resolve(reference).await?.digest().clone(),
+            None => digest_of(registry, reference).await?,
         });
     }
     let mut digests = digests.into_iter();

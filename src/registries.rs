@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use clap::Args;
 use oras_csi_core::credentials::{Administrator, AdministratorSettings, ProviderFiles};
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
 use oras_csi_core::registry::{Access, Keyring, Registry};
@@ -84,6 +86,14 @@ pub(crate) fn client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
 /// The same for whoever has these credentials.
 pub(crate) fn access(registry: Arc<dyn Registry>, credentials: Option<Administrator>) -> Arc<Access> {
     Arc::new(Access::new(registry, Arc::new(Keyring::new(credentials))))
+}
+
+/// What a reference stands for now.
+pub(crate) async fn digest_of(registry: &dyn Registry, reference: &Reference) -> Result<Digest, Failure> {
+    match registry.resolve(reference).await {
+        Ok(found) => Ok(found.digest().clone()),
+        Err(error) => Err(Failure::from(error).at(format_args!("{reference} could not be resolved"))),
+    }
 }
 
 /// What the webhook admits pods with; `render` and `explain` use the very same.

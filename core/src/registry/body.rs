@@ -13,6 +13,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::transport::{self, Answer, Place};
 use super::{BlobStream, Printable, RegistryError};
 
+/// How many bytes of a blob have to come while we wait as long as we do for the next: a registry that gives a byte
+/// a second is never silent, and never done.
+const LEAST: usize = 16 << 10;
 /// How long a server has to end a body once all bytes of it are there.
 const END: Duration = Duration::from_secs(1);
 
@@ -40,6 +43,11 @@ pub(super) fn plain(headers: &HeaderMap, place: &Place) -> Result<(), RegistryEr
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a body began and did not end, so that asking again may give all of it.
+pub(super) fn broke_off(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Unreachable { .. } | RegistryError::Stalled { .. })
 }
 
 /// Reads a short body: at most `limit` bytes, before the deadline.
@@ -122,15 +130,30 @@ struct Rest {
     left: u64,
     whole: u64,
     idle: Duration,
+    /// How long we have waited since `LEAST` bytes last came, and how many have come since.
+    waited: Duration,
+    came: usize,
     done: bool,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The body as a blob: `skip` bytes dropped, then exactly `length`, each within `idle` of the last.
+/// The body as a blob: `skip` bytes dropped, then exactly `length`, of which `LEAST` come while we wait `idle`.
 pub(super) fn blob(answer: Answer, skip: u64, length: u64, idle: Duration) -> BlobStream {
     let Answer { response, place, permit, .. } = answer;
     let chunks: Chunks = Box::pin(response.bytes_stream());
-    let rest = Rest { chunks, place, skip, left: length, whole: length, idle, done: false, _permit: permit };
+    let (waited, came) = (Duration::ZERO, 0);
+    let rest = Rest {
+        chunks,
+        place,
+        skip,
+        left: length,
+        whole: length,
+        idle,
+        waited,
+        came,
+        done: false,
+        _permit: permit,
+    };
     Box::pin(stream::unfold(rest, |mut rest| async move {
         if rest.done {
             return None;
@@ -147,12 +170,20 @@ impl Rest {
             if self.left == 0 {
                 return self.end().await;
             }
-            let mut chunk = match timeout(self.idle, self.chunks.next()).await {
+            let asked = Instant::now();
+            let mut chunk = match timeout(self.idle.saturating_sub(self.waited), self.chunks.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(Some(Err(error))) => return Some(Err(self.place.failed(&error))),
                 Ok(None) => return Some(Err(self.place.unreachable(self.cut()))),
-                Err(_) => return Some(Err(self.place.stalled("more bytes", self.idle))),
+                Err(_) if self.came == 0 => return Some(Err(self.place.stalled("more bytes", self.idle))),
+                Err(_) => return Some(Err(self.place.stalled("16 KiB more", self.idle))),
             };
+            // Only our own waiting counts, and not what the disk takes between two pieces.
+            self.waited += asked.elapsed();
+            self.came += chunk.len();
+            if self.came >= LEAST {
+                (self.waited, self.came) = (Duration::ZERO, 0);
+            }
             let skipped = chunk.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
             self.skip -= skipped as u64;
             let chunk = chunk.split_off(skipped);

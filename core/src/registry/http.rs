@@ -255,6 +255,26 @@ impl Inner {
         path: &str,
         digest: Option<&Digest>,
     ) -> Result<ManifestDocument, RegistryError> {
+        let mut done = 0;
+        loop {
+            done += 1;
+            let error = match self.manifest_once(turn, path, digest).await {
+                Err(error) if body::broke_off(&error) => error,
+                other => return other,
+            };
+            // What broke before the body is there was asked for as often as it may be.
+            if done >= self.tries(turn) || !self.wait(turn, done, None, &error).await {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn manifest_once(
+        &self,
+        turn: &Turn<'_>,
+        path: &str,
+        digest: Option<&Digest>,
+    ) -> Result<ManifestDocument, RegistryError> {
         let answer = self.ask(turn, &Method::GET, path, &accept()).await?;
         let Answer { response, place, permit: _permit, .. } = answer;
         expect_ok(&response, &place)?;
@@ -345,7 +365,11 @@ fn told_digest(
     place: &Place,
     asked: Option<&Digest>,
 ) -> Result<Option<Digest>, RegistryError> {
-    let Some(value) = response.headers().get("docker-content-digest") else { return Ok(None) };
+    let mut values = response.headers().get_all("docker-content-digest").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.any(|other| other != value) {
+        return Err(place.untruthful("it has two Docker-Content-Digest that differ"));
+    }
     let text = String::from_utf8_lossy(value.as_bytes());
     let told = text.parse::<Digest>();
     let told = told.map_err(|error| place.untruthful(format!("in Docker-Content-Digest, {error}")))?;

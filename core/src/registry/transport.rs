@@ -80,6 +80,13 @@ impl Place {
             Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
                 " (the certificate's authority is not known here: name it as `ca` in the registry's hosts.toml)"
             }
+            Some(rustls::Error::AlertReceived(
+                rustls::AlertDescription::CertificateRequired
+                | rustls::AlertDescription::BadCertificate
+                | rustls::AlertDescription::UnknownCA,
+            )) => {
+                " (it wants a client certificate that it knows: name one as `client` in the registry's hosts.toml)"
+            }
             Some(rustls::Error::InvalidMessage(_)) => {
                 " (no TLS there: if it is plain http, write server = \"http://HOST:PORT\" in the registry's hosts.toml)"
             }
@@ -186,7 +193,7 @@ impl Failure {
         Self { error, again: false, stale: false }
     }
 
-    fn again(error: RegistryError) -> Self {
+    pub(super) fn again(error: RegistryError) -> Self {
         Self { error, again: true, stale: false }
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    fn reference(&self) -> &PinnedReference {
+    pub(super) fn reference(&self) -> &PinnedReference {
         self.step.reference()
     }
 

@@ -114,6 +114,14 @@ pub enum PullError {
     /// A step that this version cannot do.
     #[error(transparent)]
     Step(#[from] UnsupportedStep),
+    /// The store's disk, before anything is fetched.
+    #[error("no room for {reference} and all that is mounted with it: {source}")]
+    Room {
+        /// The first of what is asked for.
+        reference: Of,
+        /// How much there is.
+        source: DiskError,
+    },
     /// The store's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -175,7 +183,9 @@ impl PullError {
                 UnpackError::ContentDigest { .. } => PullErrorKind::Corrupt,
                 _ => PullErrorKind::Refused,
             },
-            Self::Layers { source: GraftError::Disk(error), .. } | Self::Disk(error) => of_disk(error),
+            Self::Layers { source: GraftError::Disk(error), .. }
+            | Self::Room { source: error, .. }
+            | Self::Disk(error) => of_disk(error),
             Self::Manifest { .. }
             | Self::ManifestSize { .. }
             | Self::Platform { .. }

@@ -11,7 +11,7 @@ use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{
     Access, Credentials, Descriptor, Document, ImageManifest, Limits as RegistryLimits, ManifestDocument,
-    Registry, RegistryError,
+    Registry, RegistryError, RegistryErrorKind,
 };
 use tokio::sync::{Semaphore, mpsc};
 
@@ -28,6 +28,8 @@ use crate::unpack::{Shape, UnpackError, unpack_layer};
 
 /// How often a blob is asked for again, from where it broke off, without much more having come.
 const RESUMES: u32 = 5;
+/// What of them a stall takes, which has cost half a minute already: the second one at the same place is the last.
+const STALL: u32 = RESUMES;
 /// How many references are asked about at once before a pull.
 const RIGHTS_AT_ONCE: usize = 8;
 /// How much is much: a registry that gives a byte a connection would keep us for years.
@@ -122,7 +124,14 @@ impl Fetcher {
         let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&announced);
         let wanted = announced.iter().map(|blob| blob.descriptor().size()).fold(0, u64::saturating_add);
-        self.blocking(move |store| store.check_room(wanted)).await?;
+        self.blocking(move |store| store.check_room(wanted)).await.map_err(|error| {
+            match (error, sources.first()) {
+                (PullError::Disk(source), Some(first)) => {
+                    PullError::Room { reference: first.reference().clone().into(), source }
+                }
+                (error, _) => error,
+            }
+        })?;
         let at_once = self.store.limits().streams_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
             .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, progress))
@@ -285,10 +294,11 @@ impl Fetcher {
                 Ok(()) => return,
                 // What never began to answer was asked several times already.
                 Err(error) if (asked || offset > 0) && error.is_transient() && failures < RESUMES => {
+                    let stalled = error.kind() == RegistryErrorKind::Stalled;
                     let wait = error.retry_after().unwrap_or(Duration::from_millis(200) * (1 << failures));
                     let wait = wait.min(Duration::from_secs(30));
                     tracing::info!(digest = %fetch.descriptor.digest(), offset, %error, "a download broke off; going on from there");
-                    failures += 1;
+                    failures += if stalled { STALL } else { 1 };
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
                         () = sender.closed() => return,

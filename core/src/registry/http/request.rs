@@ -184,18 +184,34 @@ impl Inner {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            // A mirror is asked once, and then the next; but what it redirects to may be good for a while only.
-            let tries = if turn.last || failure.stale { self.settings.tries } else { 1 };
-            if !failure.again || done >= tries {
+            // What a mirror redirects to may be good for a while only.
+            let tries = if failure.stale { self.settings.tries } else { self.tries(turn) };
+            if !failure.again || done >= tries || !self.wait(turn, done, asked, &failure.error).await {
                 return Err(failure.error);
             }
-            let Some(pause) = retry::pause(done, asked) else { return Err(failure.error) };
-            if Instant::now() + pause >= turn.deadline {
-                return Err(failure.error);
-            }
-            tracing::debug!(error = %failure.error, ?pause, "asking again");
-            tokio::time::sleep(pause).await;
         }
+    }
+
+    /// How often an endpoint is asked: a mirror once, and then the next.
+    pub(super) fn tries(&self, turn: &Turn<'_>) -> u32 {
+        if turn.last { self.settings.tries } else { 1 }
+    }
+
+    /// Waits before the next try, as long as the registry asks or as is usual; not if it would be too late then.
+    pub(super) async fn wait(
+        &self,
+        turn: &Turn<'_>,
+        done: u32,
+        asked: Option<Duration>,
+        error: &RegistryError,
+    ) -> bool {
+        let Some(pause) = retry::pause(done, asked) else { return false };
+        if Instant::now() + pause >= turn.deadline {
+            return false;
+        }
+        tracing::debug!(%error, ?pause, "asking again");
+        tokio::time::sleep(pause).await;
+        true
     }
 
     /// One try: with what was wanted the last time, if anything was; on 401 with what is wanted now.
@@ -317,7 +333,13 @@ impl Inner {
         let Answer { response, place, permit: _permit, .. } = answer?;
         let limit = self.settings.limits.token();
         let body = body::read(response, &place, "a token", limit, self.patience(turn.deadline)).await;
-        let token = Token::from_answer(&body.map_err(last)?, std::time::Instant::now());
+        let body =
+            body.map_err(
+                |error| {
+                    if body::broke_off(&error) { (Failure::again(error), None) } else { last(error) }
+                },
+            )?;
+        let token = Token::from_answer(&body, std::time::Instant::now());
         let token = token.map_err(|words| last(place.invalid(words)))?;
         self.tokens.keep(asker, challenge, &token);
         Ok(token)
