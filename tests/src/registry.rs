@@ -2,12 +2,14 @@
 
 mod configuration;
 mod distribution;
+pub mod files;
 mod hosts;
 mod make;
 mod oras;
 pub mod proxy;
 pub mod pulled;
 mod served;
+pub mod tenants;
 pub mod tls;
 pub mod token_service;
 
@@ -16,3 +18,4 @@ pub use distribution::Distribution;
 pub use hosts::{write_hosts, write_hosts_toml};
 pub use make::{Made, Make};
 pub use oras::{Login, Oras, oras, push};
+pub use token_service::{Rules, TokenService};

@@ -3,44 +3,21 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
-use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::Path;
-
 use oras_csi_core::digest::Digest;
-use oras_csi_tests::process::{run, try_run};
+use oras_csi_tests::process::run;
+use oras_csi_tests::registry::files::{folder, one_file, write};
 use oras_csi_tests::registry::proxy::{ForwardProxy, Proxied};
 use oras_csi_tests::registry::pulled::{Pulled, assert_same_files, pull, pull_with};
+use oras_csi_tests::registry::tenants::{behind, rules};
 use oras_csi_tests::registry::tls::Authority;
-use oras_csi_tests::registry::token_service::{Rules, TokenRequest, TokenService};
+use oras_csi_tests::registry::token_service::TokenService;
 use oras_csi_tests::registry::{
     Configuration, Distribution, Login, Make, Oras, push, write_hosts, write_hosts_toml,
 };
 use rstest::rstest;
-use serde_json::Value;
 
 const NAME: &str = "private.example:5000";
 const REFERENCE: &str = "private.example:5000/java-app:v1";
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().expect("a folder")
-}
-
-fn write(folder: &Path, files: &[(&str, &[u8])]) {
-    for (name, bytes) in files {
-        let path = folder.join(name);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("makes");
-        fs::write(path, bytes).expect("writes");
-    }
-}
-
-/// A folder with the one small file that most tests push.
-fn one_file() -> tempfile::TempDir {
-    let files = folder();
-    write(files.path(), &[("app.jar", b"PK jar")]);
-    files
-}
 
 #[rstest]
 #[case::one_file(&["one.txt:text/plain"])]
@@ -331,66 +308,29 @@ fn http_goes_to_the_proxy_in_absolute_form() {
     assert_eq!(proxy.seen().len(), before);
 }
 
-/// Two tenants, and what is public.
-fn rules() -> Rules {
-    let rules = Rules::default().with_tenant("admin", "of all", &[""]).with_public("public");
-    rules.with_tenant("a", "secret of a", &["team-a"]).with_tenant("b", "secret of b", &["team-b"])
-}
-
-fn tokens(service: &TokenService) -> Distribution {
-    Distribution::start_with(Configuration::default().with_tokens(service))
-}
-
-/// Pushes the file to `repository` as the one who may.
-fn push_as_admin(registry: &Distribution, repository: &str, files: &Path) {
-    let oras = Oras::plain_http().with_login(&registry.host(), &Login::password("admin", "of all"));
-    oras.push(&format!("{}/{repository}:v1", registry.host()), files, &["app.jar"]);
-}
-
-#[test]
-fn anybody_gets_a_token_for_what_is_public() {
-    let service = TokenService::start(rules());
-    let (registry, files) = (tokens(&service), one_file());
-    push_as_admin(&registry, "public/app", files.path());
-    push_as_admin(&registry, "team-a/app", files.path());
-    let certs = registry.certs_d(&[NAME]);
-    service.forget_requests();
-    pull(certs.path(), &[&format!("{NAME}/public/app:v1")]).is(files.path());
-    let expected = TokenRequest {
-        method: "GET",
-        authorization: false,
-        grant: None,
-        user: None,
-        scopes: vec!["repository:public/app:pull".to_owned()],
-        status: 200,
-    };
-    assert_eq!(service.requests(), [expected], "one token is enough");
-    pull(certs.path(), &[&format!("{NAME}/team-a/app:v1")]).failed(1, &["team-a/app"]);
-}
-
 #[test]
 fn tokens_come_from_a_sibling_of_the_registry() {
-    let behind = Behind::new();
-    let own = behind.authority.server(&["auth.acme.example", "127.0.0.1"]);
+    let host = Behind::new();
+    let own = host.authority.server(&["auth.acme.example", "127.0.0.1"]);
     let rules = rules().with_tls(&own).with_realm("https://auth.acme.example/token").with_public("");
     let service = TokenService::start(rules);
-    let registry = Distribution::start_with(behind.configuration().with_tokens(&service));
+    let registry = Distribution::start_with(host.configuration().with_tokens(&service));
     let proxy = ForwardProxy::start(&[
         (&format!("{BEHIND}:443"), &registry.host()),
         ("auth.acme.example:443", &service.host()),
     ]);
     // The real client has to find the service as well.
-    let oras = behind.oras().with_login(BEHIND, &Login::password("admin", "of all")).with_proxy(&proxy.url());
-    oras.push(&format!("{BEHIND}/public/app:v1"), behind.files.path(), &["app.jar"]);
+    let oras = host.oras().with_login(BEHIND, &Login::password("admin", "of all")).with_proxy(&proxy.url());
+    oras.push(&format!("{BEHIND}/public/app:v1"), host.files.path(), &["app.jar"]);
     service.forget_requests();
-    behind.pull("public/app:v1", &[("HTTPS_PROXY", &proxy.url())]).is(behind.files.path());
+    host.pull("public/app:v1", &[("HTTPS_PROXY", &proxy.url())]).is(host.files.path());
     assert_eq!(service.requests().len(), 1, "{:?}", service.requests());
 }
 
 /// Files that take longer than a token lives: tokens of a second, which say that they live for minutes.
 fn slow() -> (TokenService, Distribution, ForwardProxy, tempfile::TempDir) {
     let service = TokenService::start(rules().with_realm("http://auth.acme.example/token"));
-    let (registry, files) = (tokens(&service), folder());
+    let (registry, files) = (behind(&service), folder());
     let (own, auth) = (format!("{BEHIND}:80"), "auth.acme.example:80");
     let names: [(&str, &str); 2] = [(&own, &registry.host()), (auth, &service.host())];
     let proxy = ForwardProxy::start_slow(&names, 256 << 10);
@@ -422,8 +362,6 @@ fn a_token_that_ends_in_the_middle_of_a_pull_is_renewed() {
     assert!(service.requests().len() > 1, "{:?}", service.requests());
 }
 
-// The parts themselves, by the real client: what they refuse and give to others, they will to us.
-
 #[test]
 fn the_real_oras_renews_a_token_that_ended() {
     let (service, registry, proxy, files) = slow();
@@ -432,112 +370,4 @@ fn the_real_oras_renews_a_token_that_ended() {
     run(oras.pull(&format!("{BEHIND}/public/app:v1"), out.path()).args(["--concurrency", "2"]));
     assert_same_files(out.path(), files.path());
     assert!(registry.got(refused) && service.requests().len() > 1, "{:?}", service.requests());
-}
-
-#[rstest]
-#[case::the_own("a", "team-a/app", true)]
-#[case::anothers("b", "team-a/app", false)]
-#[case::the_other_own("b", "team-b/app", true)]
-#[case::public("b", "public/app", true)]
-fn tenants_have_their_own_repositories_only(
-    #[case] user: &str,
-    #[case] repository: &str,
-    #[case] may: bool,
-    #[values(false, true)] by_post: bool,
-) {
-    let service = TokenService::start(rules());
-    let (registry, files, out) = (tokens(&service), one_file(), folder());
-    push_as_admin(&registry, repository, files.path());
-    service.forget_requests();
-    let login = if by_post {
-        Login::IdentityToken(service.refresh_token(user))
-    } else {
-        Login::password(user, &format!("secret of {user}"))
-    };
-    let oras = Oras::plain_http().with_login(&registry.host(), &login);
-    let output = try_run(&mut oras.pull(&format!("{}/{repository}:v1", registry.host()), out.path()));
-    assert_eq!(output.status.success(), may, "{}", String::from_utf8_lossy(&output.stderr));
-    let asked = service.requests();
-    let (method, grant) = if by_post { ("POST", Some("refresh_token")) } else { ("GET", None) };
-    assert!(!asked.is_empty());
-    for request in asked {
-        assert_eq!((request.method, request.grant.as_deref()), (method, grant));
-        assert_eq!((request.authorization, request.status), (!by_post, 200));
-    }
-}
-
-#[test]
-fn the_rights_of_a_tenant_end_with_the_token() {
-    let service = TokenService::start(rules());
-    let (registry, files, out) = (tokens(&service), one_file(), folder());
-    push_as_admin(&registry, "team-a/app", files.path());
-    let oras = Oras::plain_http().with_login(&registry.host(), &Login::password("a", "secret of a"));
-    let reference = format!("{}/team-a/app:v1", registry.host());
-    run(&mut oras.pull(&reference, out.path()));
-    service.change(|rules| rules.without_tenant("a"));
-    assert!(!try_run(&mut oras.pull(&reference, out.path())).status.success());
-}
-
-/// Sends a form to the service, and gives the answer's status and what it says.
-fn post(service: &TokenService, form: &str) -> (u16, Value) {
-    let mut stream = TcpStream::connect(service.host()).expect("it listens");
-    let head = "POST /token HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
-                Content-Type: application/x-www-form-urlencoded";
-    write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{form}", form.len()).expect("writes");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("reads");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    (status, serde_json::from_str(body).unwrap_or_default())
-}
-
-#[test]
-fn a_password_is_good_for_tokens_to_refresh() {
-    let service = TokenService::start(rules());
-    let form = "grant_type=password&username=a&password=secret+of+a&access_type=offline&client_id=x\
-                &service=registry.test&scope=repository:team-a/app:pull";
-    let (status, answer) = post(&service, form);
-    assert_eq!((status, answer["expires_in"].as_u64()), (200, Some(300)), "{answer}");
-    assert!(answer["access_token"].is_string(), "{answer}");
-    let refresh =
-        format!("grant_type=refresh_token&refresh_token={}", answer["refresh_token"].as_str().unwrap());
-    assert_eq!(post(&service, &refresh).0, 200);
-    assert_eq!(post(&service, "grant_type=refresh_token&refresh_token=guessed").0, 401);
-    assert_eq!(post(&service, &form.replace("secret", "guess")).0, 401);
-    service.change(Rules::without_post);
-    assert_eq!(post(&service, form).0, 404);
-    let noted = service.requests();
-    let statuses: Vec<u16> = noted.iter().map(|request| request.status).collect();
-    assert_eq!(statuses, [200, 200, 401, 401, 404]);
-    assert_eq!((noted[0].user.as_deref(), noted[0].grant.as_deref()), (Some("a"), Some("password")));
-}
-
-#[test]
-fn a_wrong_password_is_no_anonymous_token() {
-    let service = TokenService::start(rules());
-    let (registry, files, out) = (tokens(&service), one_file(), folder());
-    push_as_admin(&registry, "public/app", files.path());
-    let oras = Oras::plain_http().with_login(&registry.host(), &Login::password("a", "guessed"));
-    let reference = format!("{}/public/app:v1", registry.host());
-    assert!(!try_run(&mut oras.pull(&reference, out.path())).status.success());
-    assert!(service.requests().last().is_some_and(|last| last.status == 401));
-    run(&mut Oras::plain_http().pull(&reference, out.path()));
-}
-
-#[rstest]
-#[case("reader", "open sesame", true)]
-#[case("writer", "open barley", true)]
-#[case("reader", "open barley", false)]
-#[case("nobody", "open sesame", false)]
-fn htpasswd_knows_two_users(#[case] user: &str, #[case] password: &str, #[case] may: bool) {
-    let users = [("reader", "open sesame"), ("writer", "open barley")];
-    let registry = Distribution::start_with(Configuration::default().with_htpasswd(&users));
-    let (files, out) = (one_file(), folder());
-    let oras = |user: &str, password: &str| {
-        Oras::plain_http().with_login(&registry.host(), &Login::password(user, password))
-    };
-    let reference = format!("{}/java-app:v1", registry.host());
-    oras("writer", "open barley").push(&reference, files.path(), &["app.jar"]);
-    let output = try_run(&mut oras(user, password).pull(&reference, out.path()));
-    assert_eq!(output.status.success(), may, "{}", String::from_utf8_lossy(&output.stderr));
 }
