@@ -10,15 +10,20 @@ use serde_json::{Value, json};
 use crate::cluster::kubectl;
 use crate::parts::repository;
 use crate::process::{run, try_run};
-use crate::registry::Distribution;
+use crate::registry::{Configuration, Distribution, Login, Oras};
 
 /// The node's own image; nothing is pulled from elsewhere.
 const IMAGE: &str = "localhost/busybox:1";
 
-/// The installation, made once, and the registry that it knows as `kind-registry:5000`.
+/// What [`Node::push_private`]'s registry is called.
+pub const PRIVATE: &str = "private.example:5000";
+const PRIVATE_USER: (&str, &str) = ("reader", "open sesame");
+
+/// The installation, made once, the registry that it knows as `kind-registry:5000`, and one that is for a user alone.
 #[derive(Debug)]
 pub struct Node {
     registry: Mutex<Distribution>,
+    private: Distribution,
     files: tempfile::TempDir,
 }
 
@@ -33,6 +38,8 @@ impl Node {
     fn install() -> Self {
         let address = std::env::var("ORAS_CSI_NODE_IP").expect("run this by `make test-node`");
         let registry = Distribution::start_at(&address);
+        let private =
+            Distribution::start_at_with(&address, Configuration::default().with_htpasswd(&[PRIVATE_USER]));
         let files = tempfile::tempdir().expect("a folder");
         let hosts = |name: &str, server: &str| {
             let file = files.path().join(name);
@@ -42,16 +49,30 @@ impl Node {
         let started = Instant::now();
         let mut install = Command::new(repository().join("tests/testbed/install"));
         install.arg("--set-file").arg(hosts("kind-registry_5000_", &registry.host()));
+        install.arg("--set-file").arg(hosts("private\\.example_5000_", &private.host()));
         // Nobody listens at the discard port.
         install.arg("--set-file").arg(hosts("unreachable_5000_", &format!("{address}:9")));
         run(&mut install);
         eprintln!("helm install: {:?}", started.elapsed());
-        Self { registry: Mutex::new(registry), files }
+        Self { registry: Mutex::new(registry), private, files }
     }
 
     /// The registry; one test at a time has it.
     pub fn registry(&self) -> MutexGuard<'_, Distribution> {
         self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Who may pull from [`PRIVATE`].
+    pub fn private_login() -> Login {
+        Login::password(PRIVATE_USER.0, PRIVATE_USER.1)
+    }
+
+    /// Pushes a file to [`PRIVATE`].
+    pub fn push_private(&self, repository_and_tag: &str, name: &str, content: &str) {
+        let folder = tempfile::tempdir_in(self.files.path()).expect("a folder");
+        std::fs::write(folder.path().join(name), content).expect("writes");
+        let oras = Oras::plain_http().with_login(&self.private.host(), &Self::private_login());
+        oras.push(&format!("{}/{repository_and_tag}", self.private.host()), folder.path(), &[name]);
     }
 
     /// Pushes files with these contents, and gives the digest.

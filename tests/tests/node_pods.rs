@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use oras_csi_core::digest::Digest;
 use oras_csi_tests::cluster::kubectl;
 use oras_csi_tests::node::{
-    Node, apply, events, logs, logs_of_finished, mounts, on_this_node, phase, refused, until,
+    Node, PRIVATE, apply, events, logs, logs_of_finished, mounts, on_this_node, phase, refused, until,
 };
 use oras_csi_tests::parts::repository;
 use oras_csi_tests::process::{run, try_run};
+use oras_csi_tests::registry::Login;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -122,6 +123,39 @@ fn the_node_sees_the_mount_read_only_and_it_outlives_the_driver() {
 
     // The driver that never mounted it unmounts it.
     goes_without_a_trace("stays");
+}
+
+#[test]
+fn a_private_artifact_is_mounted_with_the_pods_own_secret_and_with_no_other() {
+    let node = Node::get();
+    node.push_private("team/model:v1", "weights", "of the team");
+    let secret = |name: &str, login: &Login| {
+        apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": {".dockerconfigjson": login.docker_config(PRIVATE).to_string()}}));
+    };
+    secret("team", &Node::private_login());
+    secret("strangers", &Login::password("reader", "guessed"));
+    let asks = |name: &str, secrets: &[&str]| {
+        let mut pod = pod(
+            name,
+            &json!({"oras.land/artifact": format!("{PRIVATE}/team/model:v1")}),
+            "cat /mnt/oras/weights",
+        );
+        pod["spec"]["imagePullSecrets"] = secrets.iter().map(|name| json!({"name": name})).collect();
+        pod
+    };
+    for (name, secrets) in [("no-secret", &[][..]), ("strange-secret", &["strangers"])] {
+        let words = refused(&asks(name, secrets));
+        assert!(words.contains("refused with 401") && words.contains("oras.land/pull-secret"), "{words}");
+        assert!(!words.contains("guessed"), "{words}");
+    }
+    apply(&asks("private", &["strangers", "team"]));
+    assert_eq!(logs_of_finished("private"), "of the team");
+    let named = "jsonpath={.spec.volumes[0].csi.nodePublishSecretRef.name}";
+    assert_eq!(run(&mut kubectl(&["get", "pod", "private", "-o", named])), "team");
+
+    goes_without_a_trace("private");
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn pods(file: &str) -> Vec<Value> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
     documents
         .into_iter()
-        .filter(|document| document["kind"] != "ArtifactPolicy")
+        .filter(|document| document["kind"] != "ArtifactPolicy" && document["kind"] != "Secret")
         .map(
             |document| {
                 if document["kind"] == "Pod" { document } else { document["spec"]["template"].clone() }
@@ -40,6 +40,7 @@ fn pods(file: &str) -> Vec<Value> {
 #[case("platform.yaml", &["/mnt/oras"], &["kind-registry:5000/acme/config:v1@"])]
 #[case("recipe.yaml", &["/srv/models"], &["kind-registry:5000/acme/model:v1@",
     "kind-registry:5000/acme/tokenizer:v3@"])]
+#[case("private-registry.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("policy-registries.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("policy-warn.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("policy-contents.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]

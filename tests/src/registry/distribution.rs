@@ -26,16 +26,19 @@ impl Distribution {
 
     /// Starts one at a free port of an address of this machine.
     pub fn start_at(address: &str) -> Self {
-        let mut registry = Self::prepare(address, Configuration::default());
+        Self::start_at_with(address, Configuration::default())
+    }
+
+    /// The same with something in front of it.
+    pub fn start_at_with(address: &str, configuration: Configuration) -> Self {
+        let mut registry = Self::prepare(address, configuration);
         registry.start_again();
         registry
     }
 
     /// Starts one at a free port of 127.0.0.1 with something in front of it.
     pub fn start_with(configuration: Configuration) -> Self {
-        let mut registry = Self::prepare("127.0.0.1", configuration);
-        registry.start_again();
-        registry
+        Self::start_at_with("127.0.0.1", configuration)
     }
 
     /// One that is down until [`Self::start_again`].
