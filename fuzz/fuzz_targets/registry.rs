@@ -2,10 +2,11 @@
 //! that one input always takes the same way.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{
@@ -43,6 +44,10 @@ impl Registry for FakeRegistry {
 
     async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
         panic!("a webhook reads no blobs")
+    }
+
+    fn seen_by(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
+        self
     }
 }
 
