@@ -44,12 +44,13 @@ impl Node {
         let hosts = |name: &str, server: &str| {
             let file = files.path().join(name);
             std::fs::write(&file, format!("server = \"http://{server}\"\n")).expect("writes");
-            format!("registries.{name}={}", file.display())
+            // Helm takes a dot for the end of a key.
+            format!("registries.{}={}", name.replace('.', "\\."), file.display())
         };
         let started = Instant::now();
         let mut install = Command::new(repository().join("tests/testbed/install"));
         install.arg("--set-file").arg(hosts("kind-registry_5000_", &registry.host()));
-        install.arg("--set-file").arg(hosts("private\\.example_5000_", &private.host()));
+        install.arg("--set-file").arg(hosts("private.example_5000_", &private.host()));
         // Nobody listens at the discard port.
         install.arg("--set-file").arg(hosts("unreachable_5000_", &format!("{address}:9")));
         run(&mut install);

@@ -20,17 +20,69 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 /etc/oras-csi/certs.d
 {{- end }}
 
-{{/* Each registry's files: {host: {file: text}}. */}}
+{{/* Each registry's files, {host: {file: text}}, or nothing. What else stands there is about all registries. */}}
 {{- define "oras-csi.registries" -}}
 {{- $all := dict }}
-{{- range $host, $value := .Values.registries }}
+{{- range $host, $value := omit .Values.registries "dockerConfigSecret" "credentialHelpers" "credentialProviders" }}
 {{- $_ := set $all $host (kindIs "string" $value | ternary (dict "hosts.toml" $value) $value) }}
 {{- end }}
-{{- toJson $all }}
+{{- with $all }}
+{{- toJson . }}
+{{- end }}
 {{- end }}
 
-{{/* A key of a ConfigMap holds no slash; a file's name has no underscore, so the last one divides. */}}
-{{- define "oras-csi.registries-volume" -}}
+{{/* The next three are for webhook and driver alike: {Values, programs: whether it runs the node's}. */}}
+
+{{- define "oras-csi.registry-args" -}}
+{{- if include "oras-csi.registries" . }}
+- --certs-dir={{ include "oras-csi.certs-dir" . }}
+{{- end }}
+{{- if .Values.registries.dockerConfigSecret }}
+- --docker-config=/etc/oras-csi/docker/.dockerconfigjson
+{{- end }}
+{{- if .programs }}
+{{- if .Values.registries.credentialHelpers.hostPath }}
+- --credential-helper-dir=/etc/oras-csi/credential-helpers
+{{- end }}
+{{- if .Values.registries.credentialProviders.config }}
+- --credential-provider-config=/etc/oras-csi/credential-providers.yaml
+- --credential-provider-bin-dir=/etc/oras-csi/credential-providers
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "oras-csi.registry-mounts" -}}
+{{- if include "oras-csi.registries" . }}
+- name: registries
+  mountPath: {{ include "oras-csi.certs-dir" . }}
+  readOnly: true
+{{- end }}
+{{- if .Values.registries.dockerConfigSecret }}
+# The folder, not the file in it: a file would stay as it was when the pod started.
+- name: docker-config
+  mountPath: /etc/oras-csi/docker
+  readOnly: true
+{{- end }}
+{{- if .programs }}
+{{- if .Values.registries.credentialHelpers.hostPath }}
+- name: credential-helpers
+  mountPath: /etc/oras-csi/credential-helpers
+  readOnly: true
+{{- end }}
+{{- if .Values.registries.credentialProviders.config }}
+- name: credential-provider-config
+  mountPath: /etc/oras-csi/credential-providers.yaml
+  readOnly: true
+- name: credential-providers
+  mountPath: /etc/oras-csi/credential-providers
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "oras-csi.registry-volumes" -}}
+{{- if include "oras-csi.registries" . }}
+{{- /* A key of a ConfigMap holds no slash; a file's name has no underscore, so the last one divides. */}}
 - name: registries
   configMap:
     name: oras-csi-registries
@@ -41,4 +93,26 @@ app.kubernetes.io/instance: {{ .Release.Name }}
       path: {{ $host }}/{{ $file }}
     {{- end }}
     {{- end }}
+{{- end }}
+{{- with .Values.registries.dockerConfigSecret }}
+- name: docker-config
+  secret:
+    secretName: {{ . | quote }}
+    # With the key named, a Secret of another kind is an event of the pod, and not silence.
+    items: [{key: .dockerconfigjson, path: .dockerconfigjson}]
+{{- end }}
+{{- if .programs }}
+{{- with .Values.registries.credentialHelpers.hostPath }}
+- name: credential-helpers
+  hostPath: {path: {{ . }}, type: Directory}
+{{- end }}
+{{- with .Values.registries.credentialProviders }}
+{{- if .config }}
+- name: credential-provider-config
+  hostPath: {path: {{ .config }}, type: File}
+- name: credential-providers
+  hostPath: {path: {{ .binDir }}, type: Directory}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
