@@ -149,10 +149,10 @@ impl Credentials for Keyring {
 }
 
 /// Whether another credential may be let in where this one was not. Registries hide what is private behind a
-/// 404 as well.
+/// 404 as well, and token services say 400 to a refresh token that has ended (RFC 6749, 5.2).
 pub fn may_be_hidden(error: &RegistryError) -> bool {
     match error {
-        RegistryError::Refused { status, .. } => matches!(status, 401 | 403),
+        RegistryError::Refused { status, .. } => matches!(status, 400 | 401 | 403),
         error => error.kind() == RegistryErrorKind::NotFound,
     }
 }

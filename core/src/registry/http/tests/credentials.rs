@@ -189,6 +189,27 @@ async fn a_refresh_token_goes_by_post() {
 }
 
 #[tokio::test]
+async fn a_refresh_token_that_has_ended_does_not_hide_what_is_public() {
+    struct Ended;
+    #[async_trait]
+    impl Credentials for Ended {
+        async fn candidates(&self, _: &RegistryHost, _: &str) -> Vec<Candidate> {
+            let ended = Credential::refresh_token("ended".to_owned()).unwrap();
+            vec![Candidate::new(Source::Secret("old".into()), ended), Candidate::anonymous()]
+        }
+    }
+    let tokens = Server::start(|request| match request.method.as_str() {
+        "POST" => answer(400, &[], br#"{"error":"invalid_grant"}"#),
+        _ => answer(200, &[], br#"{"token":"t"}"#),
+    })
+    .await;
+    let server = token_wanted(format!("http://{}/token", tokens.host())).await;
+    let access = Access::new(Arc::new(client(&server)), Arc::new(Ended));
+    access.resolve(&reference(&server)).await.unwrap();
+    assert_eq!(tokens.requests().iter().map(|one| one.method.clone()).collect::<Vec<_>>(), ["POST", "GET"]);
+}
+
+#[tokio::test]
 async fn a_password_goes_by_post_where_get_is_not_known() {
     let tokens = Server::start(|request| match request.method.as_str() {
         "POST" => answer(200, &[], br#"{"access_token":"t"}"#),
