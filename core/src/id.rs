@@ -64,6 +64,11 @@ impl VolumeId {
         }
     }
 
+    /// The part for people.
+    pub fn slug(&self) -> &str {
+        self.0.rsplit_once('-').map_or("", |(slug, _)| slug)
+    }
+
     /// The text of the id.
     pub fn as_str(&self) -> &str {
         &self.0

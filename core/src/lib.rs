@@ -22,6 +22,7 @@ pub mod policy;
 pub mod recipe;
 pub mod reference;
 pub mod registry;
+pub mod seal;
 pub mod volume;
 
 pub mod text;

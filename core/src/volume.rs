@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::id::{IdError, VolumeId};
 use crate::keys::{KUBELET_PREFIX, canonical, nearest_attribute};
 use crate::recipe::{PinnedRecipe, RecipeError};
+use crate::seal::Seal;
 use crate::text::Shown;
 
 /// A pinned recipe and its id, as the attributes of a CSI volume (design §4).
@@ -13,7 +14,7 @@ pub struct CanonicalVolume {
     id: VolumeId,
     recipe: PinnedRecipe,
     set: Option<String>,
-    seal: Option<String>,
+    seal: Option<Seal>,
 }
 
 /// Why attributes are not a canonical volume.
@@ -68,9 +69,25 @@ impl CanonicalVolume {
 
     /// A volume of that recipe, under a name for people where there is one.
     pub fn new(name: Option<&str>, recipe: PinnedRecipe) -> Result<Self, VolumeError> {
-        let volume = Self { id: VolumeId::new(name, &recipe), recipe, set: None, seal: None };
-        volume.check_length()?;
-        Ok(volume)
+        Self { id: VolumeId::new(name, &recipe), recipe, set: None, seal: None }.fitting()
+    }
+
+    /// The same volume as that of a cluster set, whose name it carries. A seal does not outlive that.
+    pub fn with_set(self, set: &str) -> Result<Self, VolumeError> {
+        let set = checked_set(set)?;
+        Self { set: Some(set), seal: None, ..self }.fitting()
+    }
+
+    /// The same volume with the webhook's word for it.
+    #[must_use]
+    pub(crate) fn with_seal(self, seal: Seal) -> Self {
+        Self { seal: Some(seal), ..self }
+    }
+
+    /// The same volume without anybody's word.
+    #[must_use]
+    pub fn without_seal(self) -> Self {
+        Self { seal: None, ..self }
     }
 
     /// Reads the attributes of a volume; kubelet's own are passed over, any other is an error.
@@ -95,11 +112,11 @@ impl CanonicalVolume {
         let (id, recipe) = (required(canonical::ID)?, required(canonical::RECIPE)?);
         let recipe = PinnedRecipe::from_json(recipe)?;
         let id = VolumeId::check(id, &recipe)?;
-        let set =
-            ours.get(canonical::SET).map(|value| checked(canonical::SET, value, is_set_name)).transpose()?;
-        let seal =
-            ours.get(canonical::SEAL).map(|value| checked(canonical::SEAL, value, is_seal)).transpose()?;
-        Ok(Self { id, recipe, set, seal })
+        let set = ours.get(canonical::SET).copied().map(checked_set).transpose()?;
+        let seal = ours.get(canonical::SEAL).map(|text| {
+            text.parse().map_err(|_| VolumeError::Value { key: canonical::SEAL, value: (*text).into() })
+        });
+        Self { id, recipe, set, seal: seal.transpose()? }.fitting()
     }
 
     /// The attributes, as the webhook writes them.
@@ -109,7 +126,7 @@ impl CanonicalVolume {
             (canonical::RECIPE, self.recipe.to_json().to_owned()),
         ]);
         attributes.extend(self.set.clone().map(|set| (canonical::SET, set)));
-        attributes.extend(self.seal.clone().map(|seal| (canonical::SEAL, seal)));
+        attributes.extend(self.seal.as_ref().map(|seal| (canonical::SEAL, seal.to_string())));
         attributes
     }
 
@@ -128,19 +145,27 @@ impl CanonicalVolume {
         self.set.as_deref()
     }
 
-    /// The webhook's signature, as written; nobody checks it yet.
-    pub fn seal(&self) -> Option<&str> {
-        self.seal.as_deref()
+    /// The webhook's word, as written: [`crate::seal::PublicKeys::check`] says whether it counts.
+    pub fn seal(&self) -> Option<&Seal> {
+        self.seal.as_ref()
     }
 
-    fn check_length(&self) -> Result<(), VolumeError> {
-        let length = self.to_attributes().iter().map(|(key, value)| key.len() + value.len()).sum();
-        if length > Self::LONGEST { Err(VolumeError::TooLong { length }) } else { Ok(()) }
+    /// With room for a seal, so that what fits without one fits with it.
+    fn fitting(self) -> Result<Self, VolumeError> {
+        let mut attributes = self.to_attributes();
+        attributes.remove(canonical::SEAL);
+        let length = attributes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        let length = length + canonical::SEAL.len() + Seal::LENGTH;
+        if length > Self::LONGEST { Err(VolumeError::TooLong { length }) } else { Ok(self) }
     }
 }
 
-fn checked(key: &'static str, value: &str, is_one: fn(&str) -> bool) -> Result<String, VolumeError> {
-    if is_one(value) { Ok(value.to_owned()) } else { Err(VolumeError::Value { key, value: value.into() }) }
+fn checked_set(set: &str) -> Result<String, VolumeError> {
+    if is_set_name(set) {
+        Ok(set.to_owned())
+    } else {
+        Err(VolumeError::Value { key: canonical::SET, value: set.into() })
+    }
 }
 
 /// A Kubernetes object's name: a DNS subdomain (RFC 1123) of at most 253 characters.
@@ -152,16 +177,6 @@ fn is_set_name(name: &str) -> bool {
             && !label.ends_with('-')
     };
     name.len() <= 253 && name.split('.').all(label)
-}
-
-/// `v1.KEYID.BASE64URL`.
-fn is_seal(seal: &str) -> bool {
-    let word = |part: &str| {
-        !part.is_empty()
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-    };
-    let parts = seal.split('.').collect::<Vec<_>>();
-    seal.len() <= 512 && matches!(parts.as_slice(), ["v1", key, signature] if word(key) && word(signature))
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ const LONGEST_WARNINGS: usize = 4_096;
 fuzz_target!(|body: &[u8]| -> Corpus {
     // With the clock at a stand, a registry that never answers takes no time.
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let decoded = [Hook::Pods, Hook::Workloads].map(|hook| runtime.block_on(check(hook, body)));
+    let decoded = [Hook::Volumes, Hook::Workloads].map(|hook| runtime.block_on(check(hook, body)));
     // What is no review at all is turned away in a few lines, and would fill the corpus.
     if decoded.contains(&true) || body.len() < 512 { Corpus::Keep } else { Corpus::Reject }
 });
@@ -74,11 +74,11 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
     let is_allowed = response["allowed"] == true;
     match hook {
         Hook::Workloads => assert!(is_allowed && response.get("patch").is_none(), "{response}"),
-        Hook::Pods if is_allowed && request.is_new_pod() => {
+        Hook::Volumes if is_allowed && request.is_new_pod() => {
             let pod = serde_json::from_str(request.object.expect("a pod").get()).expect("a pod");
             check_admitted(&admission, review.namespace(), &pod, &response).await;
         }
-        Hook::Pods => assert!(response.get("patch").is_none(), "{response}"),
+        Hook::Volumes => assert!(response.get("patch").is_none(), "{response}"),
     }
     true
 }
@@ -167,7 +167,7 @@ async fn check_admitted(admission: &Admission, namespace: &str, pod: &Value, res
     let request = json!({"uid": "again", "namespace": namespace, "operation": "CREATE", "object": after,
         "resource": {"group": "", "version": "v1", "resource": "pods"}});
     let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request});
-    let review = Review::decode(Hook::Pods, body.to_string().as_bytes()).expect("a review");
+    let review = Review::decode(Hook::Volumes, body.to_string().as_bytes()).expect("a review");
     let again = answer(admission, &review).await;
     assert_eq!(again["allowed"], true, "{again}\nof {after}");
     assert_eq!(patched(&after, &again), after, "twice is once");

@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod policy;
 pub mod review;
+pub mod seal;
 pub mod server;
 pub mod workload;
 

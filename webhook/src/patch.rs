@@ -1,4 +1,4 @@
-//! The patch plan. Pure: a pod and its pinned volumes in, RFC 6902 operations out.
+//! The patch plan. Pure: a pod (or a `PersistentVolume`) and its pinned volumes in, RFC 6902 operations out.
 //!
 //! Nothing of the pod is ever written back: every operation adds or replaces one thing that is ours, so
 //! fields that this program does not know survive untouched. What is there already needs no operation, so
@@ -12,7 +12,7 @@ use oras_csi_core::keys::{DRIVER, annotation};
 use serde_json::{Value, json};
 
 use crate::intent::NewMount;
-use crate::view::{Container, Pod};
+use crate::view::{Container, Csi, PersistentVolume, Pod};
 
 /// A volume as it shall stand in the pod.
 #[derive(Debug)]
@@ -51,6 +51,28 @@ pub(crate) fn plan(pod: &Pod<'_>, volumes: &[PlannedVolume<'_>], pinned: Option<
     Patch(plan.0)
 }
 
+/// The operations that make a `PersistentVolume` canonical, for a claim of `namespace`.
+pub(crate) fn plan_persistent(
+    there: &PersistentVolume<'_>,
+    volume: &PlannedVolume<'_>,
+    namespace: &str,
+) -> Patch {
+    let mut plan = Plan(Vec::new());
+    let at = [token("spec"), token("csi")];
+    plan.source(&at, Some(&there.csi), volume, |name| json!({"name": name, "namespace": namespace}));
+    // A name alone stays where it is; its namespace is the claim's.
+    let keeps_name = match volume.secret {
+        PlannedSecret::Named(wanted) => there.csi.secret == Some(wanted),
+        PlannedSecret::Kept => there.csi.secret.is_some(),
+        PlannedSecret::Unneeded => false,
+    };
+    if keeps_name && there.secret_namespace.is_none() {
+        let [spec, csi] = at;
+        plan.add([spec, csi, token("nodePublishSecretRef"), token("namespace")], json!(namespace));
+    }
+    Patch(plan.0)
+}
+
 struct Plan(Vec<PatchOperation>);
 
 impl Plan {
@@ -78,25 +100,40 @@ impl Plan {
                 continue;
             };
             let there = pod.volumes().iter().find(|one| one.index == index).and_then(|one| one.csi.as_ref());
-            let field = |name| [token("spec"), token("volumes"), index.into(), token("csi"), token(name)];
-            if there.is_none_or(|csi| !csi.read_only) {
-                self.add(field("readOnly"), json!(true));
+            let at = [token("spec"), token("volumes"), index.into(), token("csi")];
+            self.source(&at, there, volume, |name| json!({"name": name}));
+        }
+    }
+
+    /// Makes the `csi` source at a path canonical.
+    fn source(
+        &mut self,
+        at: &[Token<'_>],
+        there: Option<&Csi<'_>>,
+        volume: &PlannedVolume<'_>,
+        reference: impl Fn(&str) -> Value,
+    ) {
+        let field = |name| PointerBuf::from_tokens(at.iter().cloned().chain([token(name)]));
+        let mut add =
+            |name, value| self.0.push(PatchOperation::Add(AddOperation { path: field(name), value }));
+        if there.is_none_or(|csi| !csi.read_only) {
+            add("readOnly", json!(true));
+        }
+        let secret = there.and_then(|csi| csi.secret);
+        match volume.secret {
+            PlannedSecret::Named(wanted) if secret != Some(wanted) => {
+                add("nodePublishSecretRef", reference(wanted));
             }
-            let secret = there.and_then(|csi| csi.secret);
-            match volume.secret {
-                PlannedSecret::Named(wanted) if secret != Some(wanted) => {
-                    self.add(field("nodePublishSecretRef"), json!({"name": wanted}));
-                }
-                PlannedSecret::Unneeded if secret.is_some() => {
-                    let path = PointerBuf::from_tokens(field("nodePublishSecretRef"));
-                    self.0.push(PatchOperation::Remove(RemoveOperation { path }));
-                }
-                _ => {}
+            PlannedSecret::Unneeded if secret.is_some() => {
+                let path = field("nodePublishSecretRef");
+                self.0.push(PatchOperation::Remove(RemoveOperation { path }));
             }
-            let wanted = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
-            if there.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(wanted)) {
-                self.add(field("volumeAttributes"), json!(volume.attributes));
-            }
+            _ => {}
+        }
+        let wanted = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
+        if there.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(wanted)) {
+            let (path, value) = (field("volumeAttributes"), json!(volume.attributes));
+            self.0.push(PatchOperation::Add(AddOperation { path, value }));
         }
     }
 

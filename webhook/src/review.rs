@@ -62,6 +62,7 @@ struct WireRequest<'a> {
     sub_resource: Option<String>,
     namespace: Option<String>,
     operation: Option<String>,
+    dry_run: Option<bool>,
     #[serde(borrow)]
     object: Option<&'a RawValue>,
 }
@@ -79,14 +80,15 @@ struct WireResource {
 pub struct Review {
     uid: String,
     namespace: String,
+    is_dry_run: bool,
     subject: Subject,
 }
 
 /// Which webhook a review came for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// The one that pods go through.
-    Pods,
+    /// The one that pods and persistent volumes go through.
+    Volumes,
     /// The one that tells what the pods of workloads will meet.
     Workloads,
 }
@@ -96,6 +98,8 @@ pub enum Hook {
 pub(crate) enum Subject {
     /// A pod that is being created.
     NewPod(Value),
+    /// A `PersistentVolume` that is being created.
+    NewPersistentVolume(Value),
     /// A workload that is being created or changed.
     Workload(Value),
     /// The same, with an object that cannot be read.
@@ -127,19 +131,22 @@ impl Review {
         let operation = request.operation.ok_or(ReviewError::Missing("operation"))?;
         let resource = request.resource.ok_or(ReviewError::Missing("resource"))?;
         let is_whole = request.sub_resource.is_none_or(|sub_resource| sub_resource.is_empty());
-        let is_pods = resource.group.is_none_or(|group| group.is_empty())
-            && resource.version.as_deref() == Some("v1")
-            && resource.resource.as_deref() == Some("pods");
+        let is_core = resource.group.is_none_or(|group| group.is_empty())
+            && resource.version.as_deref() == Some("v1");
+        let kind = resource.resource.as_deref().filter(|_| is_core);
         let is_wanted = is_whole
             && match hook {
-                Hook::Pods => is_pods && operation == "CREATE",
-                Hook::Workloads => !is_pods && matches!(operation.as_str(), "CREATE" | "UPDATE"),
+                Hook::Volumes => matches!(kind, Some("pods" | "persistentvolumes")) && operation == "CREATE",
+                Hook::Workloads => {
+                    kind != Some("pods") && matches!(operation.as_str(), "CREATE" | "UPDATE")
+                }
             };
         let subject = if is_wanted {
             match request.object.map(|raw| serde_json::from_str(raw.get())) {
                 Some(Ok(object)) if hook == Hook::Workloads => Subject::Workload(object),
                 // It is never refused here, whatever it is.
                 _ if hook == Hook::Workloads => Subject::Other,
+                Some(Ok(volume)) if kind == Some("persistentvolumes") => Subject::NewPersistentVolume(volume),
                 Some(Ok(pod)) => Subject::NewPod(pod),
                 Some(Err(error)) => Subject::Unreadable(Denial::rewrite(
                     At::Field("request.object"),
@@ -151,16 +158,22 @@ impl Review {
                     At::Field("request.object"),
                     None,
                     "is missing",
-                    "a CREATE carries the pod",
+                    "a CREATE carries the object",
                 )),
             }
         } else {
             Subject::Other
         };
-        Ok(Self { uid, namespace: request.namespace.unwrap_or_default(), subject })
+        let (namespace, is_dry_run) = (request.namespace.unwrap_or_default(), request.dry_run == Some(true));
+        Ok(Self { uid, namespace, is_dry_run, subject })
     }
 
-    /// The namespace of the request. The pod's own may be empty at admission.
+    /// Whether nothing may come of it but the answer.
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.is_dry_run
+    }
+
+    /// The namespace of the request; empty for an object that has none. The pod's own may be empty at admission.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -341,7 +354,7 @@ mod tests {
 
     #[test]
     fn reads_a_new_pod() {
-        let review = Review::decode(Hook::Pods, &review(&pod_request())).unwrap();
+        let review = Review::decode(Hook::Volumes, &review(&pod_request())).unwrap();
         assert_eq!((review.uid(), review.namespace()), ("u-1", "team"));
         assert!(matches!(review.subject(), Subject::NewPod(pod) if *pod == json!({"metadata": {}})));
     }
@@ -359,7 +372,7 @@ mod tests {
     fn leaves_the_rest_alone(#[case] field: &str, #[case] value: Value) {
         let mut request = pod_request();
         request[field] = value;
-        let review = Review::decode(Hook::Pods, &review(&request)).unwrap();
+        let review = Review::decode(Hook::Volumes, &review(&request)).unwrap();
         assert!(matches!(review.subject(), Subject::Other));
     }
 
@@ -372,7 +385,7 @@ mod tests {
     fn refuses_what_it_cannot_answer(#[case] field: &str, #[case] value: Value, #[case] words: &str) {
         let mut request = pod_request();
         request[field] = value;
-        let error = Review::decode(Hook::Pods, &review(&request)).unwrap_err();
+        let error = Review::decode(Hook::Volumes, &review(&request)).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
 
@@ -389,8 +402,23 @@ mod tests {
     #[case(br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#, "request.uid")]
     #[case(b"\xff\xfe", "is not an AdmissionReview")]
     fn refuses_other_bodies(#[case] body: &[u8], #[case] words: &str) {
-        let error = Review::decode(Hook::Pods, body).unwrap_err();
+        let error = Review::decode(Hook::Volumes, body).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
+    }
+
+    #[test]
+    fn reads_a_new_persistent_volume_and_whether_it_is_meant() {
+        let mut request = pod_request();
+        request["resource"]["resource"] = json!("persistentvolumes");
+        request["namespace"] = json!(null);
+        request["dryRun"] = json!(true);
+        let read = Review::decode(Hook::Volumes, &review(&request)).unwrap();
+        assert!(matches!(read.subject(), Subject::NewPersistentVolume(_)) && read.is_dry_run());
+        assert_eq!(read.namespace(), "");
+        assert!(!Review::decode(Hook::Volumes, &review(&pod_request())).unwrap().is_dry_run());
+        request["operation"] = json!("UPDATE");
+        let read = Review::decode(Hook::Volumes, &review(&request)).unwrap();
+        assert!(matches!(read.subject(), Subject::Other));
     }
 
     #[test]
@@ -399,13 +427,13 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         let request = request.replace(r#"{"metadata":{}}"#, &deep);
         let body = format!(r#"{{"apiVersion":"{API_VERSION}","kind":"{KIND}","request":{request}}}"#);
-        let review = Review::decode(Hook::Pods, body.as_bytes()).unwrap();
+        let review = Review::decode(Hook::Volumes, body.as_bytes()).unwrap();
         assert!(matches!(review.subject(), Subject::Unreadable(denial) if denial.code().number() == 400));
     }
 
     #[test]
     fn a_patch_is_a_base64_string_and_never_half_there() {
-        let review = Review::decode(Hook::Pods, &review(&pod_request())).unwrap();
+        let review = Review::decode(Hook::Volumes, &review(&pod_request())).unwrap();
         let patch: Patch = serde_json::from_value(json!([{"op": "add", "path": "/a", "value": 1}])).unwrap();
         let answer = serde_json::to_value(review.patched(&patch, vec![], BTreeMap::new())).unwrap();
         assert_eq!(answer["response"]["uid"], "u-1");
@@ -420,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_denial_has_a_code_a_reason_and_a_wait() {
-        let review = Review::decode(Hook::Pods, &review(&pod_request())).unwrap();
+        let review = Review::decode(Hook::Volumes, &review(&pod_request())).unwrap();
         let denial = Denial::new(crate::denial::Code::TooManyRequests, At::Volume("v"), None, "no", "wait")
             .with_retry_after(Some(7));
         let answer = serde_json::to_value(review.denied(&denial)).unwrap();

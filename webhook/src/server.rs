@@ -117,7 +117,7 @@ impl App {
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/mutate", post(|State(app), request| answer(app, Hook::Pods, request)))
+        .route("/mutate", post(|State(app), request| answer(app, Hook::Volumes, request)))
         .route("/warn", post(|State(app), request| answer(app, Hook::Workloads, request)))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -284,6 +284,10 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
         words.push_str(
             "\npolicies: not read yet; is the ArtifactPolicy resource installed, and may it be watched?",
         );
+    }
+    if !app.admission.has_key() {
+        is_ready = false;
+        words.push_str("\nseal: no key yet; may the webhook get, create and update its Secret and its ConfigMap?");
     }
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{words}\n")).into_response()

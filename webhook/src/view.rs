@@ -1,14 +1,18 @@
-//! What the webhook reads of a pod, and nothing else of it.
+//! What the webhook reads of a pod ([`Pod`]) or of a [`PersistentVolume`], and nothing else of it.
 //!
-//! The pod stays a [`Value`]: fields that this program has never heard of are neither read nor lost.
+//! The object stays a [`Value`]: fields that this program has never heard of are neither read nor lost.
 //! `null` and an absent field are the same everywhere, as they are for the API server's own decoder. A
 //! field of another type than Kubernetes gives it is a denial.
+
+mod persistent_volume;
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
 use crate::denial::{At, Denial};
+
+pub(crate) use persistent_volume::PersistentVolume;
 
 /// A pod, read.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ pub(crate) struct Volume<'a> {
     pub(crate) csi: Option<Csi<'a>>,
 }
 
-/// The `csi` source of a volume (core/v1 `CSIVolumeSource`).
+/// The `csi` source of a volume (core/v1 `CSIVolumeSource`, `CSIPersistentVolumeSource`).
 #[derive(Debug)]
 pub(crate) struct Csi<'a> {
     /// The name of the driver.
@@ -196,21 +200,23 @@ impl<'a> Pod<'a> {
 
 impl<'a> Volume<'a> {
     fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
-        let source = node.child("csi")?;
-        let csi = match source.value {
-            None => None,
-            Some(_) => Some(Csi {
-                driver: source.child("driver")?.text()?.unwrap_or_default(),
-                read_only: source.child("readOnly")?.flag()?,
-                secret: source
-                    .child("nodePublishSecretRef")?
-                    .child("name")?
-                    .text()?
-                    .filter(|name| !name.is_empty()),
-                attributes: source.child("volumeAttributes")?.texts()?.unwrap_or_default(),
-            }),
-        };
+        let csi = Csi::read(&node.child("csi")?)?;
         Ok(Self { index, name: node.child("name")?.text()?.unwrap_or_default(), csi })
+    }
+}
+
+impl<'a> Csi<'a> {
+    fn read(source: &Node<'a>) -> Result<Option<Self>, Denial> {
+        if source.value.is_none() {
+            return Ok(None);
+        }
+        let secret = source.child("nodePublishSecretRef")?.child("name")?;
+        Ok(Some(Self {
+            driver: source.child("driver")?.text()?.unwrap_or_default(),
+            read_only: source.child("readOnly")?.flag()?,
+            secret: secret.text()?.filter(|name| !name.is_empty()),
+            attributes: source.child("volumeAttributes")?.texts()?.unwrap_or_default(),
+        }))
     }
 }
 

@@ -296,6 +296,17 @@ impl PinnedRecipe {
         if recipe.json == text { Ok(recipe) } else { Err(RecipeError::NotCanonical) }
     }
 
+    /// The same recipe as somebody would write it who knows the digests.
+    pub fn unpinned(&self) -> Recipe {
+        let layer = |layer: &Layer<PinnedReference>| layer.with_reference(layer.reference.clone().into());
+        let step = |step: &Step<PinnedReference>| match step {
+            Step::Add(one) => Step::Add(layer(one)),
+            Step::Overlay(one) => Step::Overlay(layer(one)),
+            Step::Remove(glob) => Step::Remove(glob.clone()),
+        };
+        Recipe(self.steps.iter().map(step).collect())
+    }
+
     /// The steps, in order.
     pub fn steps(&self) -> &[Step<PinnedReference>] {
         &self.steps

@@ -105,24 +105,27 @@ pub(crate) struct Purse {
 }
 
 impl CredentialSources {
-    /// Reads what a pod of a namespace names, with those that are named for its volumes.
+    /// Reads what a pod of a namespace names, with those that are named for its volumes; a volume without a pod has
+    /// those alone.
     pub(crate) async fn open(
         &self,
-        pod: &Pod<'_>,
+        pod: Option<&Pod<'_>>,
         namespace: &str,
         named: impl Iterator<Item = &str>,
         deadline: Instant,
     ) -> Purse {
         let mut order: Vec<String> = Vec::new();
-        let account = pod.service_account().unwrap_or(DEFAULT_ACCOUNT);
-        let of_account = timeout_at(deadline, self.secrets.of_service_account(namespace, account)).await;
-        let of_account = of_account.unwrap_or_else(|_| Err(too_late())).unwrap_or_else(|error| {
-            tracing::warn!(namespace, account, %error, "the pull secrets of a service account are not known");
-            Vec::new()
-        });
-        for name in pod.image_pull_secrets().iter().map(|name| (*name).to_owned()).chain(of_account) {
-            if order.len() < MOST_SECRETS && !order.contains(&name) {
-                order.push(name);
+        if let Some(pod) = pod {
+            let account = pod.service_account().unwrap_or(DEFAULT_ACCOUNT);
+            let of_account = timeout_at(deadline, self.secrets.of_service_account(namespace, account)).await;
+            let of_account = of_account.unwrap_or_else(|_| Err(too_late())).unwrap_or_else(|error| {
+                tracing::warn!(namespace, account, %error, "the pull secrets of a service account are not known");
+                Vec::new()
+            });
+            for name in pod.image_pull_secrets().iter().map(|name| (*name).to_owned()).chain(of_account) {
+                if order.len() < MOST_SECRETS && !order.contains(&name) {
+                    order.push(name);
+                }
             }
         }
         let mut wanted: Vec<&str> = named.collect();

@@ -11,6 +11,7 @@ use oras_csi_core::path::{MountPath, TreePath};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
+use oras_csi_core::volume::CanonicalVolume;
 
 use super::mounts::{self, Target};
 use super::{Content, Intent, Origin, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
@@ -101,11 +102,12 @@ pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Inte
     let targets = annotations.targets()?;
     let chosen = annotations.containers.map(|written| written.value);
     let mounts = mounts::plan(pod, &targets, chosen)?;
-    let index = own_volume(pod)?;
+    let (index, earlier) = own_volume(pod)?.unzip();
     let content = Content::Wanted(wanted);
     let secret = annotations.pull_secret.map(|written| check_secret(written.at(), written.value));
     let (name, secret) = (VOLUME_NAME.to_owned(), secret.transpose()?);
-    intent.volumes.push(VolumeIntent { name, index, content, secret, mounts });
+    let earlier = earlier.flatten();
+    intent.volumes.push(VolumeIntent { name, index, earlier, content, secret, mounts });
     Ok(())
 }
 
@@ -123,19 +125,20 @@ fn read_inject(pod: &Pod<'_>) -> Result<Option<bool>, Denial> {
     }
 }
 
-/// The place of the volume that an earlier round, or the original of a copied pod, left behind. Anything
-/// else under that name is the user's own.
-fn own_volume(pod: &Pod<'_>) -> Result<Option<usize>, Denial> {
+/// The place of the volume that an earlier round, or the original of a copied pod, left behind, and what it is where
+/// that can be read. Anything else under that name is the user's own.
+fn own_volume(pod: &Pod<'_>) -> Result<Option<(usize, Option<CanonicalVolume>)>, Denial> {
     let Some(volume) = pod.volumes().iter().find(|volume| volume.name == VOLUME_NAME) else {
         return Ok(None);
     };
-    let is_ours = volume.csi.as_ref().is_some_and(|csi| {
+    let ours = volume.csi.as_ref().filter(|csi| {
         csi.driver == DRIVER
             && csi.attributes.contains_key(canonical::RECIPE)
             && csi.attributes.contains_key(canonical::ID)
     });
-    if is_ours {
-        return Ok(Some(volume.index));
+    if let Some(csi) = ours {
+        let attributes = csi.attributes.iter().map(|(key, value)| (*key, *value));
+        return Ok(Some((volume.index, CanonicalVolume::from_attributes(attributes).ok())));
     }
     Err(Denial::rewrite(
         At::Volume(VOLUME_NAME),

@@ -39,14 +39,14 @@ pub(super) fn read(
     };
     let secret = csi.secret.map(|name| check_secret(At::Volume(volume.name), name)).transpose()?;
     let (name, index) = (volume.name.to_owned(), Some(volume.index));
-    Ok(VolumeIntent { name, index, content, secret, mounts: Vec::new() })
+    Ok(VolumeIntent { name, index, earlier: None, content, secret, mounts: Vec::new() })
 }
 
 /// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.
 fn read_canonical(volume: &Volume<'_>, csi: &Csi<'_>) -> Result<CanonicalVolume, Denial> {
     let instead = format!("write {} and leave the rest to the webhook", attribute::REFERENCE);
     let attributes = csi.attributes.iter().map(|(key, value)| (*key, *value));
-    let canonical = CanonicalVolume::from_attributes(attributes).map_err(|error| match error {
+    CanonicalVolume::from_attributes(attributes).map_err(|error| match error {
         VolumeError::Missing(key) => {
             let rule = "is missing from a volume that has others of the webhook's attributes";
             Denial::rewrite(At::Attribute { volume: volume.name, key }, None, rule, &instead)
@@ -56,14 +56,7 @@ fn read_canonical(volume: &Volume<'_>, csi: &Csi<'_>) -> Result<CanonicalVolume,
             Denial::rewrite(At::Volume(volume.name), None, rule, &instead)
         }
         error => Denial::rewrite(At::Volume(volume.name), None, error, &instead),
-    })?;
-    match canonical.set() {
-        None => Ok(canonical),
-        Some(set) => {
-            let at = At::Attribute { volume: volume.name, key: canonical::SET };
-            Err(Denial::rewrite(at, Some(set), "names a set, and this version of oras-csi has none", instead))
-        }
-    }
+    })
 }
 
 /// The attributes of the earlier driver.

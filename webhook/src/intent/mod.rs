@@ -2,11 +2,12 @@
 //! are given as [`Registries`].
 //!
 //! Annotations give one volume ([`annotations`]), each inline volume with our driver gives one more
-//! ([`inline`]); [`mounts`] says where the first appears.
+//! ([`inline`]); [`mounts`] says where the first appears. A `PersistentVolume` ([`persistent`]) asks for one.
 
 mod annotations;
 mod inline;
 mod mounts;
+mod persistent;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,8 @@ use oras_csi_core::volume::CanonicalVolume;
 
 use crate::denial::{At, Denial, RecipeAt};
 use crate::view::Pod;
+
+pub(crate) use persistent::read as read_persistent;
 
 /// What the administrator says of registries: the part of `certs.d` that has to be known before any
 /// network.
@@ -64,6 +67,9 @@ pub(crate) struct VolumeIntent {
     pub(crate) name: String,
     /// Its place in `spec.volumes`, or `None` where it is to be added.
     pub(crate) index: Option<usize>,
+    /// The canonical volume that an earlier round, a rendered manifest or the original of a copied pod has in the
+    /// place of what the annotations ask for. It is untrusted.
+    pub(crate) earlier: Option<CanonicalVolume>,
     /// What shall be in it.
     pub(crate) content: Content,
     /// The pull secret that is named for it.
@@ -277,6 +283,17 @@ impl VolumeIntent {
 }
 
 impl Wanted {
+    /// What a canonical volume has, by its digests, as if somebody had written that.
+    pub(crate) fn of_canonical(volume: &CanonicalVolume, name: &str) -> Self {
+        let attribute = |_| Origin::Attribute { volume: name.to_owned(), key: canonical::RECIPE, step: None };
+        Self {
+            recipe: volume.recipe().unpinned(),
+            origins: volume.recipe().references().map(attribute).collect(),
+            label: Some(volume.id().slug().to_owned()),
+            past_cache: false,
+        }
+    }
+
     /// Each reference with the place where it was written.
     pub(crate) fn steps(&self) -> impl Iterator<Item = (&Reference, &Origin)> {
         self.recipe.references().zip(&self.origins)

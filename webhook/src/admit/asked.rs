@@ -1,0 +1,75 @@
+//! What a pod asks for, as far as it is known without asking anybody.
+
+use oras_csi_core::reference::Reference;
+use oras_csi_core::volume::CanonicalVolume;
+
+use crate::denial::Denial;
+use crate::intent::{Named, VolumeIntent};
+use crate::metrics::Metrics;
+use crate::policy::Rulebook;
+use crate::policy::judge::{Findings, Opinion, opinions};
+
+/// A volume that is asked for, as far as it is known without asking anybody.
+#[derive(Clone, Debug)]
+pub struct AskedVolume {
+    name: String,
+    references: Vec<Asked>,
+    pinned: Option<CanonicalVolume>,
+}
+
+impl AskedVolume {
+    /// With what policies say of it.
+    pub(super) fn new(volume: VolumeIntent, book: &Rulebook, metrics: &Metrics) -> Self {
+        let ask = |named: Named| {
+            let denial = Findings::default().check_name(book, &named, metrics).err();
+            Asked { denial, opinions: opinions(book, &named.reference), named }
+        };
+        let references = volume.references().into_iter().map(ask).collect();
+        Self { references, pinned: volume.pinned(), name: volume.name }
+    }
+
+    /// Its name in the pod, or that of the `PersistentVolume`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its references, in the order of their steps.
+    pub fn references(&self) -> &[Asked] {
+        &self.references
+    }
+
+    /// The canonical volume, where every reference is written with its digest.
+    pub fn pinned(&self) -> Option<&CanonicalVolume> {
+        self.pinned.as_ref()
+    }
+}
+
+/// One reference that is asked for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    named: Named,
+    denial: Option<Denial>,
+    opinions: Vec<Opinion>,
+}
+
+impl Asked {
+    /// The annotation or attribute it is written in, as a denial names it.
+    pub fn place(&self) -> String {
+        self.named.origin.at().to_string()
+    }
+
+    /// The reference.
+    pub fn reference(&self) -> &Reference {
+        &self.named.reference
+    }
+
+    /// The refusal of the policies, where they have one.
+    pub fn denial(&self) -> Option<&Denial> {
+        self.denial.as_ref()
+    }
+
+    /// What each policy says of its name.
+    pub fn opinions(&self) -> &[Opinion] {
+        &self.opinions
+    }
+}

@@ -1,0 +1,349 @@
+//! From what volumes shall hold to canonical volumes with their seals.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt as _, stream};
+use json_patch::Patch;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::keys::canonical;
+use oras_csi_core::recipe::Step;
+use oras_csi_core::reference::Reference;
+use oras_csi_core::registry::{Keyring, Source};
+use oras_csi_core::seal::Holder;
+use oras_csi_core::volume::CanonicalVolume;
+use serde_json::Value;
+use tokio::time::Instant as Deadline;
+
+use super::notes::{Notes, line};
+use super::{Admission, Outcome};
+use crate::credentials::Purse;
+use crate::denial::{At, Denial};
+use crate::intent::{Content, Origin, VolumeIntent, Wanted};
+use crate::patch::{PlannedSecret, PlannedVolume};
+use crate::policy::Rulebook;
+use crate::policy::judge::Findings;
+use crate::resolve::Needs;
+use crate::view::Pod;
+
+/// How many lookups of one volume, and how many volumes of one pod, may be under way.
+const LOOKUPS_AT_ONCE: usize = 8;
+const VOLUMES_AT_ONCE: usize = 4;
+
+/// For whom volumes are.
+pub(super) struct Case<'a> {
+    /// Whose policies and Secrets.
+    pub(super) namespace: &'a str,
+    /// Whose seal.
+    pub(super) holder: Holder<'a>,
+    /// The pod that has them, where one does.
+    pub(super) pod: Option<&'a Pod<'a>>,
+    pub(super) notes: &'a Notes,
+    pub(super) deadline: Deadline,
+}
+
+/// Volumes that nothing stands in the way of any more.
+#[derive(Default)]
+pub(super) struct Settled<'a> {
+    volumes: Vec<Pinned<'a>>,
+    findings: Findings,
+}
+
+/// A volume with its digests and its seal.
+struct Pinned<'a> {
+    intent: &'a VolumeIntent,
+    canonical: CanonicalVolume,
+    secret: NeededSecret,
+    /// Its references as `oras.land/pinned` shows them.
+    lines: Vec<String>,
+    warnings: Vec<String>,
+}
+
+/// The Secret that the driver needs for a volume.
+enum NeededSecret {
+    /// What the volume came with: nobody was asked.
+    Kept,
+    None,
+    Named(String),
+}
+
+impl NeededSecret {
+    fn planned(&self) -> PlannedSecret<'_> {
+        match self {
+            Self::Kept => PlannedSecret::Kept,
+            Self::None => PlannedSecret::Unneeded,
+            Self::Named(name) => PlannedSecret::Named(name),
+        }
+    }
+}
+
+impl Settled<'_> {
+    /// The value of `oras.land/pinned`.
+    pub(super) fn pinned(&self) -> Option<String> {
+        let lines = self.volumes.iter().map(|volume| (volume.intent.name.clone(), volume.lines.clone()));
+        let lines: BTreeMap<String, Vec<String>> = lines.collect();
+        if lines.is_empty() { None } else { Some(Value::from_iter(lines).to_string()) }
+    }
+
+    pub(super) fn planned(&self) -> Vec<PlannedVolume<'_>> {
+        let plan = |volume: &'_ Pinned<'_>| PlannedVolume {
+            name: &volume.intent.name,
+            index: volume.intent.index,
+            secret: volume.secret.planned(),
+            attributes: volume.canonical.to_attributes(),
+            mounts: &volume.intent.mounts,
+        };
+        self.volumes.iter().map(plan).collect()
+    }
+
+    pub(super) fn outcome(self, patch: Patch, warnings: Vec<String>, pinned: Option<String>) -> Outcome {
+        let Self { volumes, mut findings } = self;
+        let mut outcome = Outcome { patch, warnings, pinned, ..Outcome::untouched() };
+        for volume in volumes {
+            outcome.warnings.extend(volume.warnings);
+            outcome.volumes.push((volume.intent.name.clone(), volume.canonical));
+        }
+        outcome.warnings.extend(findings.take_warnings());
+        outcome.audit = findings.into_audit();
+        outcome
+    }
+}
+
+impl Admission {
+    /// Policy on names, credentials, digests, policy on contents, seals: in this order.
+    pub(super) async fn settle<'a>(
+        &self,
+        volumes: &'a [VolumeIntent],
+        case: &Case<'_>,
+    ) -> Result<Settled<'a>, Denial> {
+        let mut findings = Findings::default();
+        let book = self.policies.rulebook(case.namespace, case.deadline).await?;
+        for named in volumes.iter().flat_map(VolumeIntent::references) {
+            findings.check_name(&book, &named, &self.metrics)?;
+        }
+        tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
+        let named_secrets = volumes.iter().filter_map(|volume| volume.secret.as_deref());
+        let purse = self.credentials.open(case.pod, case.namespace, named_secrets, case.deadline).await;
+        let problems = purse.problems();
+        let lookups = volumes.iter().map(|volume| {
+            let (purse, problems) = (&purse, &problems);
+            async move {
+                let pinned = self.pin(volume, purse, case).await;
+                pinned.map_err(|denial| match problems {
+                    Some(problems) if denial.is_of_rights() => denial.because(problems),
+                    _ => denial,
+                })
+            }
+        });
+        // Collected first: a stream of closures that borrow is not `Send` to the compiler.
+        let lookups: Vec<_> = lookups.collect();
+        let mut resolved = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
+        let mut settled = Vec::new();
+        while let Some(pinned) = resolved.next().await {
+            let pinned = pinned?;
+            if book.looks_at_contents() {
+                self.check_contents(&book, &pinned, &purse, &mut findings, case.deadline).await?;
+            }
+            settled.push(pinned);
+        }
+        drop(resolved);
+        for pinned in &mut settled {
+            let at = At::Volume(&pinned.intent.name);
+            pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
+        }
+        Ok(Settled { volumes: settled, findings })
+    }
+
+    /// Asks policies about what the registry has under each digest of a volume.
+    async fn check_contents(
+        &self,
+        book: &Rulebook,
+        pinned: &Pinned<'_>,
+        purse: &Purse,
+        findings: &mut Findings,
+        deadline: Deadline,
+    ) -> Result<(), Denial> {
+        let intent = pinned.intent;
+        let keyring = purse.keyring(intent.secret_at(), intent.secret.as_deref())?;
+        let layers = pinned.canonical.recipe().steps().iter().filter_map(Step::layer);
+        for (named, layer) in intent.references().into_iter().zip(layers) {
+            let needs =
+                Needs { past_cache: false, platform: layer.platform(), media_types: layer.media_types() };
+            match self.resolver.found(layer.reference(), &keyring, needs, deadline).await {
+                Ok(found) => findings.check_found(book, &named, &found, &self.metrics)?,
+                Err(failure) if book.enforces_contents() => {
+                    return Err(failure.denial(named.origin.at(), &named.reference));
+                }
+                Err(failure) => findings.not_looked_at(book, &named, &failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// The canonical volume of an intent.
+    async fn pin<'a>(
+        &self,
+        intent: &'a VolumeIntent,
+        purse: &Purse,
+        case: &Case<'_>,
+    ) -> Result<Pinned<'a>, Denial> {
+        let keyring = purse.keyring(intent.secret_at(), intent.secret.as_deref())?;
+        let written;
+        let (wanted, is_written) = match &intent.content {
+            Content::Canonical(there) if self.keeps(there, case.holder) => {
+                return Ok(kept(intent, there, case.notes));
+            }
+            // It was admitted for somebody else, or by nobody: what it says counts as if its owner had written it.
+            Content::Canonical(there) => {
+                check_no_set(intent, there)?;
+                written = Wanted::of_canonical(there, &intent.name);
+                (&written, true)
+            }
+            Content::Wanted(wanted) => match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
+                Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
+                    return Ok(kept(intent, there, case.notes));
+                }
+                // `oras-csi render` wrote it, and somebody keeps its digests in Git.
+                Some(there) if there.seal().is_none() => {
+                    let Wanted { recipe, .. } = Wanted::of_canonical(there, &intent.name);
+                    written = Wanted { recipe, origins: wanted.origins.clone(), label: None, past_cache: false };
+                    (&written, true)
+                }
+                _ => (wanted, false),
+            },
+        };
+        let found = self.resolve(wanted, &keyring, case).await?;
+        let (digests, secret) = self.one_secret(intent, wanted, &keyring, found, case).await?;
+        let (mut lines, mut warnings) = (Vec::new(), Vec::new());
+        for (step, ((reference, origin), digest)) in wanted.steps().zip(&digests).enumerate() {
+            let pinned = reference.pin(digest.clone());
+            lines.push(if is_written {
+                case.notes.line(&intent.name, step, &pinned)
+            } else {
+                line(reference, digest)
+            });
+            if let (Some(tag), None) = (reference.tag(), reference.digest()) {
+                warnings.push(format!("{}: {}:{tag} is pinned to {digest}", origin.at(), reference.name()));
+            }
+        }
+        // `pin` asks once a reference, in the order of the steps, which is the order of the digests.
+        let mut digests = digests.into_iter();
+        let at = wanted.origins.first().map_or(At::Volume(&intent.name), Origin::at);
+        let incomplete = || Denial::rewrite(at, None, "was not resolved", "");
+        let recipe = wanted.recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
+        let canonical = CanonicalVolume::new(wanted.label.as_deref(), recipe)
+            .map_err(|error| Denial::rewrite(at, None, error, ""))?;
+        Ok(Pinned { intent, canonical, secret, lines, warnings })
+    }
+
+    /// Whether a canonical volume that came with a request stays as it is: it bears our word for this very holder.
+    /// Where no seals are made there is no such word, and none is asked for.
+    fn keeps(&self, there: &CanonicalVolume, holder: Holder<'_>) -> bool {
+        !self.sealer.is_sealing() || self.sealer.believes(there, holder)
+    }
+
+    /// The one Secret that a recipe needs: kubelet hands the driver no more. Where references were let in by
+    /// different ones, one of those may do for all.
+    async fn one_secret(
+        &self,
+        intent: &VolumeIntent,
+        wanted: &Wanted,
+        keyring: &Keyring,
+        found: Vec<(Digest, Source)>,
+        case: &Case<'_>,
+    ) -> Result<(Vec<Digest>, NeededSecret), Denial> {
+        let digests = |found: Vec<(Digest, Source)>| found.into_iter().map(|(digest, _)| digest).collect();
+        let mut needed: Vec<&str> = Vec::new();
+        for (_, source) in &found {
+            match source {
+                Source::Secret(name) if !needed.contains(&name.as_str()) => needed.push(name),
+                _ => {}
+            }
+        }
+        match needed.as_slice() {
+            [] => return Ok((digests(found), NeededSecret::None)),
+            [name] => {
+                let name = (*name).to_owned();
+                return Ok((digests(found), NeededSecret::Named(name)));
+            }
+            _ => {}
+        }
+        for name in &needed {
+            let alone = keyring.only(&Source::Secret((*name).to_owned()));
+            let Ok(again) = self.resolve(wanted, &alone, case).await else { continue };
+            let is_same = again.iter().zip(&found).all(|((one, _), (other, _))| one == other);
+            if is_same {
+                return Ok((digests(again), NeededSecret::Named((*name).to_owned())));
+            }
+        }
+        let rule = format!(
+            "needs {} different pull secrets ({}), and a volume has one",
+            needed.len(),
+            needed.join(", ")
+        );
+        let instead = "put the entries of both into the .dockerconfigjson of one Secret, and name that one";
+        Err(Denial::rewrite(intent.secret_at(), None, rule, instead))
+    }
+
+    /// The digests of a recipe's references, in their order, and whose credential was let in; the first failure in
+    /// that order.
+    async fn resolve(
+        &self,
+        wanted: &Wanted,
+        keyring: &Keyring,
+        case: &Case<'_>,
+    ) -> Result<Vec<(Digest, Source)>, Denial> {
+        let layers = wanted.recipe.steps().iter().filter_map(Step::layer);
+        let lookups: Vec<_> = layers
+            .zip(&wanted.origins)
+            .map(|(layer, origin)| async move {
+                let needs = Needs {
+                    past_cache: wanted.past_cache,
+                    platform: layer.platform(),
+                    media_types: layer.media_types(),
+                };
+                let reference: &Reference = layer.reference();
+                let found = self.resolver.pin(reference, keyring, needs, case.deadline).await;
+                found.map_err(|failure| failure.denial(origin.at(), reference))
+            })
+            .collect();
+        let mut lookups = stream::iter(lookups).buffered(LOOKUPS_AT_ONCE);
+        let mut digests = Vec::new();
+        while let Some(digest) = lookups.next().await {
+            digests.push(digest?);
+        }
+        Ok(digests)
+    }
+}
+
+/// A volume that stays as it is, and of which nobody is asked.
+fn kept<'a>(intent: &'a VolumeIntent, there: &CanonicalVolume, notes: &Notes) -> Pinned<'a> {
+    let pinned = there.recipe().references().enumerate();
+    let lines = pinned.map(|(step, pinned)| notes.line(&intent.name, step, pinned)).collect();
+    Pinned {
+        intent,
+        canonical: there.clone(),
+        secret: NeededSecret::Kept,
+        lines,
+        warnings: Vec::new(),
+    }
+}
+
+/// Whether a volume is what annotations ask for: the same steps, each with the digest that is written, or noted
+/// beside the tag that is.
+fn is_that(intent: &VolumeIntent, wanted: &Wanted, there: &CanonicalVolume, notes: &Notes) -> bool {
+    let mut references = there.recipe().references().enumerate();
+    let again = wanted.recipe.pin(|written| {
+        let (step, pinned) = references.next().ok_or(())?;
+        let agrees = notes.agree(&intent.name, step, pinned, written);
+        if agrees { Ok(pinned.digest().clone()) } else { Err(()) }
+    });
+    there.set().is_none() && again.as_ref() == Ok(there.recipe())
+}
+
+/// A set's volume is its set's alone to give.
+fn check_no_set(intent: &VolumeIntent, there: &CanonicalVolume) -> Result<(), Denial> {
+    let Some(set) = there.set() else { return Ok(()) };
+    let at = At::Attribute { volume: &intent.name, key: canonical::SET };
+    let rule = "was not admitted for this namespace";
+    Err(Denial::rewrite(at, Some(set), rule, "ask for the set by its name alone"))
+}
