@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
 
 use crate::failure::{Failure, Status};
@@ -23,6 +24,10 @@ pub(crate) struct Arguments {
     /// Folder that keeps what was fetched.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/oras-csi")]
     store: PathBuf,
+    /// Folder with the public keys of the webhook, KEYID.pem each: only volumes are mounted that bear a seal of one
+    /// of them for the namespace of their pod [default: stand-alone, any canonical volume is mounted for any pod].
+    #[arg(long, value_name = "DIR")]
+    seal_keys: Option<PathBuf>,
     /// Where to serve /metrics and /healthz over plain http [default: nowhere].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -32,8 +37,13 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
+    let seals = arguments.seal_keys.map_or(Seals::NotNeeded, Seals::Needed);
+    if seals == Seals::NotNeeded {
+        tracing::warn!("stand-alone: without --seal-keys any canonical volume is mounted for any pod");
+    }
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
+        .with_seals(seals)
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, client(&hosts), stop)

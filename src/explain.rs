@@ -20,7 +20,8 @@ use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Loaded, Opinion};
 use serde_json::{Map, Value, json};
 
-use crate::documents::{AskedAs, describe, pod_of, read_manifests, write_out};
+use crate::asking::Asking;
+use crate::documents::{AskedAs, describe, read_manifests, write_out};
 use crate::failure::{Failure, Status};
 use crate::policies::{PolicyOptions, stated, stated_secrets};
 use crate::registries::{RegistryOptions, access, admission, client, digest_of};
@@ -116,7 +117,7 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     }
 }
 
-/// Explains every object that has a pod, also behind one that is denied; the first denial is the command's.
+/// Explains every object that may ask, also behind one that is denied; the first denial is the command's.
 async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
     let mut objects = read_manifests(&arguments.files)?.objects;
     let policies = arguments.policies.policies(stated(&objects)?)?;
@@ -128,8 +129,8 @@ async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(),
     let mut first = None;
     for object in &mut objects {
         let (name, namespace) = (describe(object), arguments.asked.namespace_of(object));
-        let Some(pod) = pod_of(object)? else { continue };
-        let explained = explain_pod(&admission, pod, &namespace, arguments).await;
+        let Some(asking) = Asking::of(object)? else { continue };
+        let explained = explain_one(&admission, &asking, &namespace, arguments).await;
         let shown = match arguments.output {
             Format::Json => explained.to_json(&name, &namespace),
             Format::Text => explained.to_lines(&name, &namespace),
@@ -149,7 +150,7 @@ async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(),
 /// What is shown of one thing, in order.
 type Keys = Map<String, Value>;
 
-/// What one pod asks for, as far as it came.
+/// What one pod or `PersistentVolume` asks for, as far as it came.
 #[derive(Default)]
 struct Explained {
     asked: Vec<AskedVolume>,
@@ -159,13 +160,13 @@ struct Explained {
     denial: Option<Denial>,
 }
 
-async fn explain_pod(
+async fn explain_one(
     admission: &Admission,
-    pod: &Value,
+    asking: &Asking<'_>,
     namespace: &str,
     arguments: &Arguments,
 ) -> Explained {
-    let asked = match admission.asks(pod, namespace, arguments.asked.deadline()).await {
+    let asked = match asking.asks(admission, namespace, arguments.asked.deadline()).await {
         Ok(asked) => asked,
         Err(denial) => return Explained { denial: Some(denial), ..Explained::default() },
     };
@@ -176,7 +177,7 @@ async fn explain_pod(
         return explained;
     }
     let deadline = arguments.asked.deadline();
-    match admission.admit_pod(pod, namespace, deadline).await {
+    match asking.admit(admission, namespace, deadline).await {
         Ok(outcome) => Explained {
             volumes: outcome.volumes().iter().map(|(_, volume)| Some(volume.clone())).collect(),
             warnings: outcome.warnings().to_vec(),
@@ -357,8 +358,8 @@ mod tests {
         let admission = admission(client(&hosts), &hosts, policies, none, &Arc::new(Metrics::new()));
         let mut object = parse(manifest)?.remove(0);
         let name = describe(&object);
-        let pod = pod_of(&mut object)?.ok_or_else(|| Failure::bad_input("no pod"))?;
-        let explained = explain_pod(&admission, pod, "team", &arguments).await;
+        let asking = Asking::of(&mut object)?.ok_or_else(|| Failure::bad_input("no pod"))?;
+        let explained = explain_one(&admission, &asking, "team", &arguments).await;
         let json = explained.to_json(&name, "team");
         let lines = explained.to_lines(&name, "team");
         Ok((from_str(&json).map_err(Failure::failed)?, lines, explained.denial))

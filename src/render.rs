@@ -8,11 +8,11 @@ use oras_csi_core::registry::Registry;
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::metrics::Metrics;
+use oras_csi_webhook::seal::{self, Sealer};
 use serde_json::Value;
 
-use crate::documents::{
-    AskedAs, Manifests, describe, pod_of, read_manifests, to_json_lines, to_yaml, write_out,
-};
+use crate::asking::Asking;
+use crate::documents::{AskedAs, Manifests, describe, read_manifests, to_json_lines, to_yaml, write_out};
 use crate::failure::Failure;
 use crate::lock::Locked;
 use crate::policies::{PolicyOptions, stated, stated_secrets};
@@ -20,7 +20,7 @@ use crate::registries::{RegistryOptions, admission, client};
 
 /// Writes manifests as the webhook would have them: tags resolved, volumes canonical, mounts read-only.
 ///
-/// Reads a YAML stream of pods and workloads (any other object passes through) and writes it to standard
+/// Reads a YAML stream of pods, workloads and PersistentVolumes (any other object passes through) and writes it to standard
 /// output. ArtifactPolicy objects of the stream are obeyed, beside those of --policy; Namespace objects say
 /// which of them select a namespace, and one of which nothing is said has them all. Pull secrets are taken from
 /// the Secrets of the stream; for one that is not there, the docker config of whoever runs this stands in.
@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// How to write.
     #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
     output: Format,
+    /// Seal the volumes with the private key in this file, as the webhook does with its own [default: no seal; the
+    /// webhook seals at admission].
+    #[arg(long, value_name = "FILE")]
+    seal_key: Option<PathBuf>,
     /// Keep what registries say in this file, and take from it what it has: with a complete one, nothing is asked
     /// any more. Delete it to have tags looked up again.
     #[arg(long, value_name = "FILE")]
@@ -65,7 +69,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         secrets: Box::new(stated_secrets(&objects, arguments.asked.namespace())),
         administrator: arguments.registries.own_credentials()?,
     };
+    let sealer = match &arguments.seal_key {
+        None => Sealer::none(),
+        Some(file) => Sealer::with_key(seal::read_key(file).map_err(Failure::bad_input)?),
+    };
     let admission = admission(registry, &hosts, policies, credentials, &Arc::new(Metrics::new()));
+    let admission = admission.with_sealer(sealer);
     for object in &mut objects {
         render(&admission, object, &arguments).await?;
     }
@@ -83,13 +92,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn render(admission: &Admission, document: &mut Value, arguments: &Arguments) -> Result<(), Failure> {
     let (name, namespace) = (describe(document), arguments.asked.namespace_of(document));
-    let Some(pod) = pod_of(document)? else { return Ok(()) };
     let deadline = arguments.asked.deadline();
-    let outcome = admission
-        .admit_pod(pod, &namespace, deadline)
-        .await
-        .map_err(|denial| Failure::from(denial).at(format_args!("{name} is denied")))?;
-    json_patch::patch(pod, outcome.patch())
+    let Some(asking) = Asking::of(document)? else { return Ok(()) };
+    let outcome = asking.admit(admission, &namespace, deadline).await;
+    let outcome = outcome.map_err(|denial| Failure::from(denial).at(format_args!("{name} is denied")))?;
+    json_patch::patch(asking.into_object(), outcome.patch())
         .map_err(|error| Failure::failed(format!("{name}: the patch does not apply: {error}")))?;
     for warning in outcome.warnings() {
         eprintln!("Warning: {name}: {warning}");

@@ -9,6 +9,7 @@ use oras_csi_certs::{Names, Settings, Source};
 use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
+use oras_csi_webhook::seal::{self, Sealer};
 use oras_csi_webhook::server::{self, App, ServerSettings};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,6 +51,14 @@ pub(crate) struct Arguments {
     /// webhook has the right to read them.
     #[arg(long)]
     read_pull_secrets: bool,
+    /// Secret that keeps the private key of the seal that volumes get; the ConfigMap of the same name has the public
+    /// keys, for drivers. Both are made where they are missing [default: volumes get no seal, and no driver that
+    /// needs one mounts them].
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_secret, conflicts_with = "seal_dir")]
+    seal_secret: Option<(String, String)>,
+    /// The same as a folder: seal.key, and public/ for drivers.
+    #[arg(long, value_name = "DIR")]
+    seal_dir: Option<PathBuf>,
     /// Seconds to answer on, not ready, after SIGTERM, so that clients go elsewhere first.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     lame_duck: u64,
@@ -77,7 +86,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         || arguments.webhook_configuration.is_some()
         || arguments.validating_webhook_configuration.is_some()
         || arguments.watch_policies
-        || arguments.read_pull_secrets;
+        || arguments.read_pull_secrets
+        || arguments.seal_secret.is_some();
     let cluster = if needs_cluster { Some(cluster().await?) } else { None };
     let policies = policies(&arguments, cluster.as_ref(), &stop, &tasks)?;
     let secrets: Box<dyn Secrets> = match cluster.as_ref().filter(|_| arguments.read_pull_secrets) {
@@ -85,7 +95,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         None => Box::new(NoSecrets),
     };
     let credentials = CredentialSources { secrets, administrator: arguments.registries.administrator()? };
-    let admission = admission(client(&hosts), &hosts, policies, credentials, &metrics);
+    let sealer = sealer(&arguments, cluster.as_ref(), &stop, &tasks)?;
+    let admission = admission(client(&hosts), &hosts, policies, credentials, &metrics).with_sealer(sealer);
     let settings = certificate_settings(&arguments)?;
     let certificates =
         oras_csi_certs::start(settings, cluster, stop.clone(), &tasks).await.map_err(Failure::failed)?;
@@ -107,6 +118,23 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     tasks.close();
     tasks.wait().await;
     served.map_err(cannot)
+}
+
+/// What makes the seals.
+fn sealer(
+    arguments: &Arguments,
+    cluster: Option<&kube::Client>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Sealer, Failure> {
+    match (&arguments.seal_secret, cluster, &arguments.seal_dir) {
+        (Some((namespace, name)), Some(client), _) => Ok(seal::keep(client, namespace, name, stop, tasks)),
+        (_, _, Some(folder)) => seal::open(folder).map_err(Failure::bad_input),
+        _ => {
+            tracing::warn!("volumes get no seal: neither --seal-secret nor --seal-dir is given");
+            Ok(Sealer::none())
+        }
+    }
 }
 
 /// The policies, kept in step with their files and, where that is asked for, with the cluster's objects.

@@ -135,7 +135,8 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
             let fetcher = Arc::new(Fetcher::new(store, registry));
             let pulls = Pulls::new(fetcher, metrics.clone(), stop);
             let keyring = Keyring::new(settings.administrator().cloned());
-            let publisher = Publisher::new(pulls, mounter, keyring, settings.publish_wait(), metrics);
+            let (seals, wait) = (settings.seals().clone(), settings.publish_wait());
+            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, metrics);
             publisher.take_over().map_err(RunError::TakeOver)?;
             Ok(publisher)
         };

@@ -7,6 +7,8 @@ use std::time::Duration;
 use oras_csi_core::credentials::Administrator;
 use oras_csi_core::keys::DRIVER;
 
+use crate::publish::Seals;
+
 /// Limits on what is unpacked. Each has its own message when it is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -123,6 +125,7 @@ pub struct Settings {
     publish_wait: Duration,
     metrics: Option<SocketAddr>,
     administrator: Option<Administrator>,
+    seals: Seals,
 }
 
 impl Settings {
@@ -145,6 +148,7 @@ impl Settings {
             publish_wait: Self::PUBLISH_WAIT,
             metrics: None,
             administrator: None,
+            seals: Seals::NotNeeded,
         }
     }
 
@@ -190,6 +194,13 @@ impl Settings {
         self
     }
 
+    /// Which volumes are mounted: any canonical one, unless this says that a seal is needed.
+    #[must_use]
+    pub fn with_seals(mut self, seals: Seals) -> Self {
+        self.seals = seals;
+        self
+    }
+
     /// The name of this node.
     pub fn node_id(&self) -> &str {
         &self.node_id
@@ -223,6 +234,11 @@ impl Settings {
     /// The administrator's credentials.
     pub fn administrator(&self) -> Option<&Administrator> {
         self.administrator.as_ref()
+    }
+
+    /// Which volumes are mounted.
+    pub fn seals(&self) -> &Seals {
+        &self.seals
     }
 
     /// Where metrics are served.

@@ -13,7 +13,7 @@
 //! | the registry fails or cannot be reached | `UNAVAILABLE` | no |
 //! | the disk is full | `RESOURCE_EXHAUSTED` | no |
 //! | no such artifact, or no such volume | `NOT_FOUND` | yes |
-//! | the registry or our rules say no | `PERMISSION_DENIED` | yes |
+//! | the registry or our rules say no, no seal that counts | `PERMISSION_DENIED` | yes |
 //! | bytes that are not what their digest says | `DATA_LOSS` | yes |
 //! | refused content; something foreign at the target | `FAILED_PRECONDITION` | yes |
 //! | another volume at the target | `ALREADY_EXISTS` | yes |
@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 
 use crate::metrics::CallOutcome;
 use crate::mount::MountError;
-use crate::publish::{PublishError, StatsError, UnpublishError};
+use crate::publish::{PublishError, SealRefusal, StatsError, UnpublishError};
 use crate::pull::PullErrorKind;
 use crate::store::DiskError;
 
@@ -83,6 +83,8 @@ impl Coded for PublishError {
             | Self::Volume(_)
             | Self::Secret(_)
             | Self::Step(_) => Code::InvalidArgument,
+            Self::Seal(SealRefusal::Keys { .. }) => Code::Internal,
+            Self::Seal(SealRefusal::Seal(_) | SealRefusal::Forged { .. }) => Code::PermissionDenied,
             Self::Busy(_) | Self::Pulling { .. } | Self::Interrupted => Code::Aborted,
             Self::Pull(error) => match error.kind() {
                 PullErrorKind::NotFound => Code::NotFound,

@@ -25,6 +25,12 @@ pub fn pod_path(object: &Value) -> Option<&'static [&'static str]> {
     }
 }
 
+/// Whether an object is a `PersistentVolume`, of whichever driver.
+pub fn is_persistent_volume(object: &Value) -> bool {
+    let text = |key: &str| object.get(key).and_then(Value::as_str);
+    (text("apiVersion"), text("kind")) == (Some("v1"), Some("PersistentVolume"))
+}
+
 /// The pod template of a workload.
 pub(crate) fn template(workload: &Value) -> Option<&Value> {
     let path = pod_path(workload).filter(|path| !path.is_empty())?;

@@ -1,7 +1,7 @@
 //! Publishing: a canonical volume becomes a read-only mount at kubelet's path, and goes again.
 //!
 //! ```text
-//! request ─► guard ─► look at the target ─► tree (store, else pull) ─► record ─► mount
+//! request ─► seal ─► guard ─► look at the target ─► tree (store, else pull) ─► record ─► mount
 //! ```
 //!
 //! Each step can be the last before a crash: see [`crate::records`] for why the next call repairs it.
@@ -9,6 +9,7 @@
 
 mod guard;
 mod request;
+mod seal;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use oras_csi_core::volume::VolumeError;
 
 pub use self::guard::Guards;
 pub use self::request::{PublishRequest, SecretError};
+pub use self::seal::{SealRefusal, Seals};
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
 use crate::pull::{PullError, Pulls, Reading, UnsupportedStep, Waited};
@@ -47,6 +49,9 @@ pub enum PublishError {
     /// The Secret of the request is none for registries.
     #[error("the volume's pull secret (nodePublishSecretRef) cannot be used: {0}")]
     Secret(#[from] SecretError),
+    /// No webhook admitted it for this pod.
+    #[error(transparent)]
+    Seal(#[from] SealRefusal),
     /// A step that this version cannot do.
     #[error(transparent)]
     Step(#[from] UnsupportedStep),
@@ -162,6 +167,7 @@ struct Disk {
     store: Arc<Store>,
     records: Records,
     mounter: Mounter,
+    seals: Seals,
     metrics: Metrics,
 }
 
@@ -175,10 +181,17 @@ enum Before {
 impl Publisher {
     /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull. `keyring` has
     /// what the administrator gave.
-    pub fn new(pulls: Pulls, mounter: Mounter, keyring: Keyring, wait: Duration, metrics: Metrics) -> Self {
+    pub fn new(
+        pulls: Pulls,
+        mounter: Mounter,
+        seals: Seals,
+        keyring: Keyring,
+        wait: Duration,
+        metrics: Metrics,
+    ) -> Self {
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
-        let disk = Arc::new(Disk { store, records, mounter, metrics });
+        let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
         Self { disk, pulls, guards: Guards::default(), keyring, wait }
     }
 
@@ -196,10 +209,14 @@ impl Publisher {
     /// Makes the volume appear at its target. Doing it twice is doing it once.
     pub async fn publish(&self, request: PublishRequest) -> Result<Done, PublishError> {
         let target = request.target().clone();
+        let request = Arc::new(request);
+        {
+            let request = request.clone();
+            self.disk(move |disk| Ok(disk.seals.check(&request)?)).await?;
+        }
         let busy = || PublishError::Busy(target.path().to_owned());
         let guard = self.guards.take(target.path()).ok_or_else(busy)?;
         let key = self.pulls.fetcher().key(request.recipe());
-        let request = Arc::new(request);
         let before = {
             let (request, key) = (request.clone(), key.clone());
             self.disk(move |disk| disk.before(&request, &key)).await?

@@ -18,8 +18,10 @@ use crate::store::TreeKey;
 /// The keys of pull secrets (Kubernetes, `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`).
 const DOCKER_CONFIG_JSON: &str = ".dockerconfigjson";
 const DOCKER_CONFIG: &str = ".dockercfg";
-/// Kubelet's own attribute with the pod's namespace.
+/// Kubelet's own attributes: the pod's namespace, its uid, and whether the pod has the volume inline.
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
 /// A volume that can be published: canonical, for a pod of a namespace, at a target.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub struct PublishRequest {
     volume: String,
     target: Target,
     namespace: String,
+    pod_uid: String,
+    is_inline: bool,
     canonical: CanonicalVolume,
     secret: Option<Arc<DockerConfig>>,
 }
@@ -63,7 +67,10 @@ impl PublishRequest {
         let canonical = CanonicalVolume::from_attributes(attributes)?;
         add_steps(canonical.recipe())?;
         let secret = secret(&request.secrets)?;
-        Ok(Self { volume: request.volume_id.clone(), target, namespace, canonical, secret })
+        let (volume, context) = (request.volume_id.clone(), &request.volume_context);
+        let pod_uid = context.get(POD_UID).cloned().unwrap_or_default();
+        let is_inline = context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral == "true");
+        Ok(Self { volume, target, namespace, pod_uid, is_inline, canonical, secret })
     }
 
     /// Kubelet's handle.
@@ -84,6 +91,21 @@ impl PublishRequest {
     /// The pod's namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// The pod's uid, as kubelet says it; empty where it says none.
+    pub(super) fn pod_uid(&self) -> &str {
+        &self.pod_uid
+    }
+
+    /// Whether the pod has the volume inline, and not by a claim.
+    pub(super) fn is_inline(&self) -> bool {
+        self.is_inline
+    }
+
+    /// The volume as it was admitted.
+    pub(super) fn canonical(&self) -> &CanonicalVolume {
+        &self.canonical
     }
 
     /// What is written down about it once it has this tree.

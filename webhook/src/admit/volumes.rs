@@ -58,6 +58,18 @@ struct Pinned<'a> {
     warnings: Vec<String>,
 }
 
+impl Pinned<'_> {
+    fn planned(&self) -> PlannedVolume<'_> {
+        PlannedVolume {
+            name: &self.intent.name,
+            index: self.intent.index,
+            secret: self.secret.planned(),
+            attributes: self.canonical.to_attributes(),
+            mounts: &self.intent.mounts,
+        }
+    }
+}
+
 /// The Secret that the driver needs for a volume.
 enum NeededSecret {
     /// What the volume came with: nobody was asked.
@@ -85,14 +97,7 @@ impl Settled<'_> {
     }
 
     pub(super) fn planned(&self) -> Vec<PlannedVolume<'_>> {
-        let plan = |volume: &'_ Pinned<'_>| PlannedVolume {
-            name: &volume.intent.name,
-            index: volume.intent.index,
-            secret: volume.secret.planned(),
-            attributes: volume.canonical.to_attributes(),
-            mounts: &volume.intent.mounts,
-        };
-        self.volumes.iter().map(plan).collect()
+        self.volumes.iter().map(Pinned::planned).collect()
     }
 
     pub(super) fn outcome(self, patch: Patch, warnings: Vec<String>, pinned: Option<String>) -> Outcome {

@@ -1,7 +1,7 @@
 //! Inline volumes with our driver: the earlier driver's attributes, or a canonical volume that came with
 //! the request.
 
-use oras_csi_core::keys::{DRIVER, KUBELET_PREFIX, attribute, canonical, nearest_attribute};
+use oras_csi_core::keys::{DRIVER, KUBELET_PREFIX, attribute, nearest_attribute};
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
