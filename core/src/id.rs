@@ -81,7 +81,8 @@ fn hash(recipe: &PinnedRecipe) -> String {
     hash
 }
 
-fn slug(text: &str) -> String {
+/// What people recognise of a text in a name: at most 30 characters of a-z, 0-9 and single dashes inside, never empty.
+pub fn slug(text: &str) -> String {
     let mut slug = String::new();
     for character in text.chars().map(|character| character.to_ascii_lowercase()) {
         if slug.len() == LONGEST_SLUG {

@@ -4,7 +4,8 @@
 //! [`policy`] refuses, `resolve` asks registries, `patch` plans, [`review`] answers. [`admit`] is the order;
 //! [`server`] is HTTP around it.
 //!
-//! Architecture Invariant: `view`, `intent`, `policy::judge`, `contents` and `patch` do no I/O.
+//! Architecture Invariant: `view`, `intent`, `policy::judge`, `pins::key`, `contents` and `patch` do no
+//! I/O.
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
@@ -13,6 +14,7 @@ pub mod credentials;
 pub mod denial;
 pub mod manifest;
 pub mod metrics;
+pub mod pins;
 pub mod policy;
 pub mod review;
 pub mod seal;

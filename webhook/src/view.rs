@@ -4,13 +4,15 @@
 //! `null` and an absent field are the same everywhere, as they are for the API server's own decoder. A
 //! field of another type than Kubernetes gives it is a denial.
 
+mod node;
 mod persistent_volume;
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::denial::{At, Denial};
+use crate::denial::Denial;
+use node::Node;
 
 pub(crate) use persistent_volume::PersistentVolume;
 
@@ -21,12 +23,27 @@ pub(crate) struct Pod<'a> {
     annotations: Option<BTreeMap<&'a str, &'a str>>,
     /// Whether `metadata` is there at all.
     has_metadata: bool,
+    controller: Option<Owner<'a>>,
+    revision: Option<&'a str>,
     windows: bool,
     image_pull_secrets: Vec<&'a str>,
     service_account: Option<&'a str>,
     /// `spec.volumes`, or `None` where there is no such list.
     volumes: Option<Vec<Volume<'a>>>,
     containers: Vec<Container<'a>>,
+}
+
+/// The controller of a pod (meta/v1 `OwnerReference`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner<'a> {
+    /// `apiVersion`
+    pub(crate) api_version: &'a str,
+    /// `kind`
+    pub(crate) kind: &'a str,
+    /// `name`
+    pub(crate) name: &'a str,
+    /// `uid`
+    pub(crate) uid: &'a str,
 }
 
 /// One entry of `spec.volumes`.
@@ -111,6 +128,9 @@ pub(crate) struct Mount<'a> {
 
 const WINDOWS: &str = "windows";
 const NODE_OS_LABEL: &str = "kubernetes.io/os";
+/// The labels that say a pod's revision, the first that is there: a StatefulSet and a DaemonSet have a revision for
+/// each template, a Deployment a ReplicaSet. A Job has one template for life and needs none.
+const REVISION_LABELS: [&str; 2] = ["controller-revision-hash", "pod-template-hash"];
 
 impl<'a> Pod<'a> {
     /// Reads what the webhook needs.
@@ -132,6 +152,15 @@ impl<'a> Pod<'a> {
             image_pull_secrets.extend(secret.child("name")?.text()?.filter(|name| !name.is_empty()));
         }
         let service_account = spec.child("serviceAccountName")?.text()?.filter(|name| !name.is_empty());
+        let mut controller = None;
+        for (_, reference) in metadata.child("ownerReferences")?.items()? {
+            controller = controller.or(Owner::read(&reference)?);
+        }
+        let labels = metadata.child("labels")?;
+        let mut revision = None;
+        for label in REVISION_LABELS {
+            revision = revision.or(labels.child(label)?.text()?.filter(|value| !value.is_empty()));
+        }
         let list = spec.child("volumes")?;
         let volumes = list.items()?.map(|(index, node)| Volume::read(index, &node));
         let volumes = volumes.collect::<Result<_, _>>()?;
@@ -139,6 +168,8 @@ impl<'a> Pod<'a> {
         Ok(Self {
             annotations: metadata.child("annotations")?.texts()?,
             has_metadata: metadata.value.is_some(),
+            controller,
+            revision,
             image_pull_secrets,
             service_account,
             windows: os == Some(WINDOWS) || node_os == Some(WINDOWS),
@@ -165,6 +196,16 @@ impl<'a> Pod<'a> {
     /// Whether `metadata.annotations` is an object.
     pub(crate) fn has_annotations(&self) -> bool {
         self.annotations.is_some()
+    }
+
+    /// Who makes and counts the pod.
+    pub(crate) fn controller(&self) -> Option<Owner<'a>> {
+        self.controller
+    }
+
+    /// The label that tells the pods of its controller's revisions apart.
+    pub(crate) fn revision(&self) -> Option<&'a str> {
+        self.revision
     }
 
     /// The names in `spec.imagePullSecrets`.
@@ -195,6 +236,23 @@ impl<'a> Pod<'a> {
     /// Init containers, containers and ephemeral containers, in that order.
     pub(crate) fn containers(&self) -> &[Container<'a>] {
         &self.containers
+    }
+}
+
+impl<'a> Owner<'a> {
+    /// An owner that is the controller; one that lacks a part is none (the API server refuses it after us).
+    fn read(node: &Node<'a>) -> Result<Option<Self>, Denial> {
+        let part = |key| node.child(key)?.text().map(Option::unwrap_or_default);
+        let owner = Self {
+            api_version: part("apiVersion")?,
+            kind: part("kind")?,
+            name: part("name")?,
+            uid: part("uid")?,
+        };
+        let is_controller = node.child("controller")?.flag()?;
+        let parts = [owner.api_version, owner.kind, owner.name, owner.uid];
+        let is_whole = parts.iter().all(|part| !part.is_empty());
+        Ok(Some(owner).filter(|_| is_whole && is_controller))
     }
 }
 
@@ -249,83 +307,6 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// A place in the pod: a value that is there, or `None` for an absent one and for `null`.
-struct Node<'a> {
-    value: Option<&'a Value>,
-    path: String,
-}
-
-impl<'a> Node<'a> {
-    fn wrong(&self, wanted: &str) -> Denial {
-        let found = match self.value {
-            None | Some(Value::Null) => "nothing",
-            Some(Value::Bool(_)) => "a boolean",
-            Some(Value::Number(_)) => "a number",
-            Some(Value::String(_)) => "a string",
-            Some(Value::Array(_)) => "a list",
-            Some(Value::Object(_)) => "an object",
-        };
-        let rule = format!("is {found} where Kubernetes has {wanted}");
-        Denial::rewrite(At::Field(&self.path), None, rule, format!("write {wanted}"))
-    }
-
-    fn object(&self) -> Result<Option<&'a Map<String, Value>>, Denial> {
-        match self.value {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(map)),
-            Some(_) => Err(self.wrong("an object")),
-        }
-    }
-
-    fn child(&self, key: &str) -> Result<Self, Denial> {
-        let value = self.object()?.and_then(|map| map.get(key)).filter(|value| !value.is_null());
-        let path = if value.is_some() { format!("{}.{key}", self.path) } else { String::new() };
-        Ok(Self { value, path })
-    }
-
-    fn items(&self) -> Result<impl Iterator<Item = (usize, Node<'a>)> + use<'a, '_>, Denial> {
-        let items = match self.value {
-            None => &[],
-            Some(Value::Array(items)) => items.as_slice(),
-            Some(_) => return Err(self.wrong("a list")),
-        };
-        let there = items.iter().enumerate().filter(|(_, value)| !value.is_null());
-        Ok(there.map(|(index, value)| {
-            (index, Node { value: Some(value), path: format!("{}[{index}]", self.path) })
-        }))
-    }
-
-    fn text(&self) -> Result<Option<&'a str>, Denial> {
-        match self.value {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(self.wrong("a string")),
-        }
-    }
-
-    fn flag(&self) -> Result<bool, Denial> {
-        match self.value {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(_) => Err(self.wrong("true or false")),
-        }
-    }
-
-    /// A map of strings. A `null` in it is an empty string, as Go's decoder has it.
-    fn texts(&self) -> Result<Option<BTreeMap<&'a str, &'a str>>, Denial> {
-        let Some(map) = self.object()? else { return Ok(None) };
-        let mut texts = BTreeMap::new();
-        for (key, value) in map {
-            let node = Node { value: Some(value).filter(|value| !value.is_null()), path: String::new() };
-            let text = node.text().map_err(|_| {
-                Node { value: Some(value), path: format!("{}.{key}", self.path) }.wrong("a string")
-            })?;
-            texts.insert(key.as_str(), text.unwrap_or_default());
-        }
-        Ok(Some(texts))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,11 +318,15 @@ mod tests {
     #[case(json!({"metadata": null, "spec": null}))]
     #[case(json!({"metadata": {"annotations": null, "deletionTimestamp": null}, "spec": {"volumes": null,
         "initContainers": null, "containers": null, "nodeSelector": null, "os": null}}))]
+    #[case(json!({"metadata": {"labels": null, "ownerReferences": null}}))]
+    #[case(json!({"metadata": {"labels": {"pod-template-hash": null, "controller-revision-hash": ""},
+        "ownerReferences": [null, {"controller": null}, {"controller": true, "uid": null}]}}))]
     #[case(json!({"spec": {"containers": [null, {"volumeMounts": null, "volumeDevices": null}],
         "volumes": [null]}}))]
     fn null_is_absent(#[case] pod: Value) {
         let pod = Pod::read(&pod).unwrap();
         assert!(!pod.is_for_windows() && !pod.has_annotations());
+        assert_eq!((pod.controller(), pod.revision()), (None, None));
         assert!(pod.volumes().is_empty() && pod.containers().len() <= 1);
         assert!(pod.containers().iter().all(|container| container.mounts.is_empty()));
     }
@@ -354,6 +339,13 @@ mod tests {
     #[case(json!({"spec": {"containers": [{"volumeMounts": [{"readOnly": "yes"}]}]}}),
         "pod.spec.containers[0].volumeMounts[0].readOnly: is a string where Kubernetes has true or false")]
     #[case(json!({"metadata": {"annotations": {"a": true}}}), "pod.metadata.annotations.a: is a boolean")]
+    #[case(json!({"metadata": {"labels": {"pod-template-hash": 7}}}),
+        "pod.metadata.labels.pod-template-hash: is a number where Kubernetes has a string")]
+    #[case(json!({"metadata": {"ownerReferences": {}}}), "pod.metadata.ownerReferences: is an object")]
+    #[case(json!({"metadata": {"ownerReferences": [{"controller": true, "uid": "u"}, {"uid": 1}]}}),
+        "pod.metadata.ownerReferences[1].uid: is a number")]
+    #[case(json!({"metadata": {"ownerReferences": [{"controller": "true"}]}}),
+        "pod.metadata.ownerReferences[0].controller: is a string where Kubernetes has true or false")]
     fn wrong_types_are_named(#[case] pod: Value, #[case] words: &str) {
         let denial = Pod::read(&pod).unwrap_err();
         assert!(denial.message().contains(words), "{denial}");
@@ -366,5 +358,45 @@ mod tests {
     #[case(json!({"os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"}}), false)]
     fn knows_windows(#[case] spec: Value, #[case] windows: bool) {
         assert_eq!(Pod::read(&json!({ "spec": spec })).unwrap().is_for_windows(), windows);
+    }
+
+    #[test]
+    fn knows_who_controls_a_pod() {
+        let owner = |kind: &str, more: Value| {
+            let mut owner = json!({"apiVersion": "apps/v1", "kind": kind, "name": "n", "uid": "u",
+                "blockOwnerDeletion": true, "fromTheFuture": 1});
+            owner.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            owner
+        };
+        let controller = |owners: Value| {
+            let pod = json!({"metadata": {"ownerReferences": owners}});
+            let pod = Pod::read(&pod).unwrap();
+            pod.controller()
+                .map(|owner| format!("{} {} {} {}", owner.api_version, owner.kind, owner.name, owner.uid))
+        };
+        let whole = Some("apps/v1 ReplicaSet n u".to_owned());
+        let replica_set = owner("ReplicaSet", json!({"controller": true}));
+        assert_eq!(controller(json!([replica_set])), whole);
+        assert_eq!(
+            controller(json!([
+                owner("Other", json!({})),
+                replica_set,
+                owner("Third", json!({"controller": true}))
+            ])),
+            whole
+        );
+        assert_eq!(controller(json!([owner("Other", json!({"controller": false}))])), None);
+        for part in ["apiVersion", "kind", "name", "uid"] {
+            assert_eq!(controller(json!([owner("ReplicaSet", json!({"controller": true, part: ""}))])), None);
+        }
+    }
+
+    #[rstest]
+    #[case(json!({"controller-revision-hash": "web-1", "pod-template-hash": "2"}), Some("web-1"))]
+    #[case(json!({"controller-revision-hash": "", "pod-template-hash": "2"}), Some("2"))]
+    #[case(json!({"batch.kubernetes.io/controller-uid": "3", "job-name": "4"}), None)]
+    fn knows_the_revision_of_a_pod(#[case] labels: Value, #[case] revision: Option<&str>) {
+        let pod = json!({"metadata": {"labels": labels}});
+        assert_eq!(Pod::read(&pod).unwrap().revision(), revision);
     }
 }

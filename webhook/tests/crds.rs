@@ -5,14 +5,15 @@
 use std::path::Path;
 
 use kube::CustomResourceExt as _;
+use oras_csi_webhook::pins::object::ArtifactPin;
 use oras_csi_webhook::policy::object::ArtifactPolicy;
 use serde_json::Value;
 
 const REMEDY: &str = "is not what the code has: run `UPDATE_CRDS=1 cargo test -p oras-csi-webhook --test crds` and look at the change";
 
-/// The definition, with its descriptions as `kubectl explain` wants them: it wraps lines itself and keeps the
-/// breaks that are there.
-fn crd() -> Value {
+/// The definitions and the files of their types, with descriptions as `kubectl explain` wants them: it wraps lines
+/// itself and keeps the breaks that are there.
+fn crds() -> [(Value, &'static str); 2] {
     fn unfold(value: &mut Value) {
         match value {
             Value::Array(items) => items.iter_mut().for_each(unfold),
@@ -27,28 +28,31 @@ fn crd() -> Value {
             _ => {}
         }
     }
-    let mut crd = serde_json::to_value(ArtifactPolicy::crd()).unwrap();
-    unfold(&mut crd);
-    crd
+    let crds = [(ArtifactPolicy::crd(), "policy/object.rs"), (ArtifactPin::crd(), "pins/object.rs")];
+    crds.map(|(crd, source)| {
+        let mut crd = serde_json::to_value(crd).unwrap();
+        unfold(&mut crd);
+        (crd, source)
+    })
 }
 
 #[test]
 fn the_chart_has_what_the_code_has() {
-    let crd = crd();
-    let name = crd["metadata"]["name"].as_str().unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../deploy/chart/files/crds/{name}.yaml"));
-    if std::env::var_os("UPDATE_CRDS").is_some() {
-        let text = serde_saphyr::to_string(&crd).unwrap();
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(
-            &path,
-            format!("# Made from webhook/src/policy/object.rs; a test keeps it in step.\n{text}"),
-        )
-        .unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/files/crds");
+    for (crd, source) in crds() {
+        let path = folder.join(format!("{}.yaml", crd["metadata"]["name"].as_str().unwrap()));
+        if std::env::var_os("UPDATE_CRDS").is_some() {
+            let text = serde_saphyr::to_string(&crd).unwrap();
+            std::fs::create_dir_all(&folder).unwrap();
+            let header = format!("# Made from webhook/src/{source}; a test keeps it in step.");
+            std::fs::write(&path, format!("{header}\n{text}")).unwrap();
+        }
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let there: Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(there, crd, "{} {REMEDY}", path.display());
     }
-    let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let there: Value = serde_saphyr::from_str(&text).unwrap();
-    assert_eq!(there, crd, "{} {REMEDY}", path.display());
+    let files = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(files, crds().len(), "{} has definitions that the code has not", folder.display());
 }
 
 /// Every field has words, which is what `kubectl explain` shows.
@@ -63,8 +67,21 @@ fn every_field_is_described() {
             check(&path, &property["items"]);
         }
     }
-    let crd = crd();
+    for (crd, _) in crds() {
+        let kind = crd["spec"]["names"]["kind"].as_str().unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        assert!(schema["description"].is_string(), "{kind} has no description");
+        check(&format!("{kind}.spec"), &schema["properties"]["spec"]);
+        check(&format!("{kind}.status"), &schema["properties"]["status"]);
+    }
+}
+
+/// Else nobody would believe the digest of a pin: who may update pins could move them.
+#[test]
+fn a_pin_never_changes() {
+    let (crd, _) = crds().into_iter().find(|(crd, _)| crd["spec"]["names"]["kind"] == "ArtifactPin").unwrap();
+    assert_eq!(crd["spec"]["scope"], "Namespaced");
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    check("spec", &schema["properties"]["spec"]);
-    check("status", &schema["properties"]["status"]);
+    assert_eq!(schema["required"], serde_json::json!(["spec"]));
+    assert_eq!(schema["properties"]["spec"]["x-kubernetes-validations"][0]["rule"], "self == oldSelf");
 }

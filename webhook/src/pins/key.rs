@@ -1,0 +1,127 @@
+//! Which pin is a pod's: by its controller, the revision of that, and what it asks for. No I/O.
+
+use oras_csi_core::digest::Digest;
+use oras_csi_core::id::slug;
+use oras_csi_core::reference::Reference;
+use serde_json::json;
+
+use super::object::PinOwner;
+
+const HASH_LENGTH: usize = 32;
+
+/// What a pin is found by. All pods of one revision have the same, and no others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PinKey {
+    owner: PinOwner,
+    revision: Option<String>,
+    reference: Reference,
+}
+
+impl PinKey {
+    /// The key for a reference in the pods that `owner` controls, at one of its revisions; `None` for a reference
+    /// with a digest, which can be no other tomorrow.
+    pub fn new(owner: impl Into<PinOwner>, revision: Option<&str>, reference: &Reference) -> Option<Self> {
+        if reference.digest().is_some() {
+            return None;
+        }
+        let revision = revision.filter(|revision| !revision.is_empty()).map(str::to_owned);
+        Some(Self { owner: owner.into(), revision, reference: reference.clone() })
+    }
+
+    /// The controller of the pods.
+    pub fn owner(&self) -> &PinOwner {
+        &self.owner
+    }
+
+    /// Its revision, where it has more than one.
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
+    }
+
+    /// What they ask for, by tag.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// The name of the pin: what a person recognises of the repository, and a hash of uid, revision and reference.
+    /// A DNS label.
+    pub fn object_name(&self) -> String {
+        let repository = self.reference.repository();
+        let last = repository.rsplit('/').next().unwrap_or(repository);
+        let identity = json!([self.owner.uid, self.revision, self.reference]).to_string();
+        let hash = Digest::sha256_of(identity.as_bytes());
+        format!("{}-{}", slug(last), &hash.hex()[..HASH_LENGTH])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn owner(uid: &str) -> PinOwner {
+        PinOwner {
+            api_version: "apps/v1".into(),
+            kind: "ReplicaSet".into(),
+            name: "web".into(),
+            uid: uid.into(),
+        }
+    }
+
+    fn key(uid: &str, revision: Option<&str>, reference: &str) -> Option<PinKey> {
+        PinKey::new(owner(uid), revision, &Reference::parse(reference).unwrap())
+    }
+
+    #[test]
+    fn the_name_says_what_it_is_of_and_never_changes() {
+        let uid = "6d7e3b0c-6f0a-4b57-9b1e-0a4a3c3e6a11";
+        let key = key(uid, Some("5d4f8c7b9"), "kind-registry:5000/team/java__app:v1").unwrap();
+        // Pins outlive the version of the webhook that made them: another name forgets them all.
+        assert_eq!(key.object_name(), "java-app-529a12dd636dba64a8f52a2f5be01491");
+    }
+
+    #[test]
+    fn a_reference_with_a_digest_needs_no_pin() {
+        let digest = Digest::sha256_of(b"");
+        assert_eq!(key("u", None, &format!("r.io/a@{digest}")), None);
+        assert_eq!(key("u", None, &format!("r.io/a:v1@{digest}")), None);
+        assert!(key("u", None, "r.io/a").is_some());
+    }
+
+    #[test]
+    fn spellings_of_one_reference_and_names_of_one_owner_are_the_same_pin() {
+        let name = |reference| key("u", None, reference).unwrap().object_name();
+        assert_eq!(name("alpine"), name("oras://index.docker.io/library/alpine:latest"));
+        assert_eq!(name("R.io:443/a"), name("r.io/a:latest"));
+        let renamed = PinOwner { kind: "Other".into(), name: "other".into(), ..owner("u") };
+        let reference = Reference::parse("r.io/a").unwrap();
+        assert_eq!(PinKey::new(renamed, Some(""), &reference).unwrap().object_name(), name("r.io/a"));
+    }
+
+    proptest! {
+        #[test]
+        fn each_has_a_name_of_its_own(
+            (uid, revision, tag) in ("[a\",\\\\\\[]{0,3}", proptest::option::of("[a\",\\]]{1,2}"), "[ab]{1,2}"),
+            (other_uid, other_revision, other_tag) in
+                ("[a\",\\\\\\[]{0,3}", proptest::option::of("[a\",\\]]{1,2}"), "[ab]{1,2}"),
+        ) {
+            let name = key(&uid, revision.as_deref(), &format!("r.io/a:{tag}")).unwrap().object_name();
+            let other = key(&other_uid, other_revision.as_deref(), &format!("r.io/a:{other_tag}"));
+            let is_same = (uid, revision, tag) == (other_uid, other_revision, other_tag);
+            prop_assert_eq!(name == other.unwrap().object_name(), is_same);
+        }
+
+        #[test]
+        fn a_name_is_a_dns_label(
+            uid in "\\PC*",
+            revision in proptest::option::of("\\PC*"),
+            repository in "[a-z0-9]{1,40}([._]|__|-{1,3})[a-z0-9]{1,40}(/[a-z0-9]{1,80})?",
+        ) {
+            let name = key(&uid, revision.as_deref(), &format!("r.io/{repository}")).unwrap().object_name();
+            prop_assert!((1..=63).contains(&name.len()), "{name}");
+            prop_assert!(name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')), "{name}");
+            prop_assert!(!name.starts_with('-') && !name.ends_with('-'), "{name}");
+        }
+    }
+}

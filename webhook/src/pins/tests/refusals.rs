@@ -1,0 +1,267 @@
+//! What comes of each answer that is no pin, or none to be believed.
+
+use rstest::rstest;
+
+use super::*;
+use crate::denial::At;
+
+/// A `Status` as API servers write it.
+fn status(code: u16, reason: &str, message: &str, details: &Value) -> String {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+        "reason": reason, "details": details, "code": code})
+    .to_string()
+}
+
+/// The code and the words of the denial.
+fn told(error: &PinError) -> (u16, String) {
+    let reference = Reference::parse(REFERENCE).unwrap();
+    let denial = error.denial(At::Annotation("oras.land/artifact"), &reference);
+    let begin = format!(
+        "annotation oras.land/artifact: \"{REFERENCE}\" cannot be pinned for all pods of their controller: "
+    );
+    let words = denial.message().strip_prefix(&begin).expect("names the reference").to_owned();
+    (denial.code().number(), words)
+}
+
+/// The pin as the answers name it.
+fn named() -> Value {
+    json!({"name": key().object_name(), "group": "oras.land", "kind": "artifactpins"})
+}
+
+#[rstest]
+#[case::rights(
+    403,
+    "Forbidden",
+    "artifactpins.oras.land is forbidden: User \"system:serviceaccount:oras-csi:oras-csi-webhook\" \
+    cannot create resource \"artifactpins\" in API group \"oras.land\" in the namespace \"team\"",
+    503,
+    "the webhook has no right to create ArtifactPin team/NAME (artifactpins.oras.land is forbidden: User",
+    "ask the administrator for the chart's rights, get and create of artifactpins.oras.land"
+)]
+#[case::quota(
+    403,
+    "Forbidden",
+    "artifactpins.oras.land \"x\" is forbidden: exceeded quota: pins, requested: \
+    count/artifactpins.oras.land=1, used: count/artifactpins.oras.land=5, limited: count/artifactpins.oras.land=5",
+    403,
+    "a quota leaves no room for ArtifactPin team/NAME (",
+    "or write the reference with its digest"
+)]
+#[case::policy(
+    422,
+    "Invalid",
+    "artifactpins.oras.land \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' \
+    denied request: no pins here",
+    403,
+    "does not admit ArtifactPin team/NAME (artifactpins.oras.land \"x\" is forbidden: \
+    ValidatingAdmissionPolicy 'p'",
+    "let the webhook's ArtifactPins pass there"
+)]
+#[case::webhook(
+    400,
+    "BadRequest",
+    "admission webhook \"w.example.org\" denied the request: who exceeded quota cannot create \
+    resource x",
+    403,
+    "(admission webhook \"w.example.org\" denied the request",
+    "let the webhook's ArtifactPins pass there"
+)]
+#[case::another_plugin(
+    403,
+    "Forbidden",
+    "artifactpins.oras.land \"x\" is forbidden: no",
+    403,
+    "does not admit",
+    "pass there"
+)]
+#[case::webhook_fails(
+    500,
+    "InternalError",
+    "Internal error occurred: failed calling webhook \"w.example.org\": no route",
+    503,
+    "the API server did not create ArtifactPin team/NAME (Internal error occurred: failed calling webhook",
+    "try again later"
+)]
+#[case::quota_conflict(
+    409,
+    "Conflict",
+    "Operation cannot be fulfilled on resourcequotas \"pins\": the object has been \
+    modified",
+    503,
+    "did not create ArtifactPin team/NAME (Operation",
+    "try again later"
+)]
+#[case::schema(
+    422,
+    "Invalid",
+    "ArtifactPin.oras.land \"x\" is invalid: spec.owner.uid: Too long: may not be more than 128 \
+    bytes",
+    503,
+    "is not valid by the definition that the cluster has (ArtifactPin.oras.land",
+    "of the webhook's version"
+)]
+#[case::no_namespace(
+    404,
+    "NotFound",
+    "namespaces \"team\" not found",
+    503,
+    "(namespaces \"team\" not found)",
+    "try again"
+)]
+#[case::expired(
+    401,
+    "Unauthorized",
+    "Unauthorized",
+    503,
+    "did not create ArtifactPin team/NAME (Unauthorized)",
+    "try again"
+)]
+#[case::busy(
+    503,
+    "ServiceUnavailable",
+    "etcd is away",
+    503,
+    "did not create ArtifactPin team/NAME (etcd is away)",
+    "try again"
+)]
+#[tokio::test]
+async fn what_the_api_server_says_of_a_new_pin_is_told(
+    #[case] code: u16,
+    #[case] reason: &str,
+    #[case] message: &str,
+    #[case] denied: u16,
+    #[case] words: &str,
+    #[case] instead: &str,
+) {
+    let api = FakeApi::default();
+    api.say(Method::POST, code, &status(code, reason, message, &named()));
+    let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
+    let (number, told) = told(&error);
+    assert_eq!(number, denied, "{told}");
+    assert!(told.contains(&words.replace("NAME", &key().object_name())), "{told}");
+    assert!(told.contains(instead), "{told}");
+    assert_eq!((api.log().len(), api.objects().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_namespace_that_goes_is_told() {
+    let api = FakeApi::default();
+    let details = json!({"name": "x", "group": "oras.land", "kind": "artifactpins", "causes":
+        [{"reason": "NamespaceTerminating", "message": "namespace team is being terminated", "field": "metadata.namespace"}]});
+    let message = "artifactpins.oras.land \"x\" is forbidden: unable to create new content in namespace team because it \
+        is being terminated";
+    api.say(Method::POST, 403, &status(403, "Forbidden", message, &details));
+    let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
+    assert_eq!(error, PinError::Terminating("team".into()));
+    assert_eq!(told(&error).0, 403);
+}
+
+#[tokio::test]
+async fn a_kind_that_is_not_installed_is_no_missing_pin() {
+    let api = FakeApi::default();
+    let pins = ClusterPins::new(api.client());
+    let unknown = status(404, "NotFound", "the server could not find the requested resource", &json!({}));
+    for answer in ["404 page not found\n", "", &unknown] {
+        api.say(Method::GET, 404, answer);
+        assert_eq!(pins.find("team", &key()).await, Err(PinError::NoKind), "{answer}");
+        api.say(Method::POST, 404, answer);
+        assert_eq!(pins.keep("team", &key(), &digest("one")).await, Err(PinError::NoKind), "{answer}");
+    }
+    let (code, words) = told(&PinError::NoKind);
+    assert_eq!(code, 503);
+    assert!(words.contains("no ArtifactPins (v1alpha1 of artifactpins.oras.land)"), "{words}");
+    assert!(words.contains("crds.install"), "{words}");
+}
+
+#[tokio::test]
+async fn a_pin_that_cannot_be_read_is_not_made_again() {
+    let api = FakeApi::default();
+    let pins = ClusterPins::new(api.client());
+    let forbidden = status(403, "Forbidden", "User \"x\" cannot get resource \"artifactpins\"", &named());
+    api.say(Method::GET, 403, &forbidden);
+    let error = pins.find("team", &key()).await.unwrap_err();
+    assert!(told(&error).1.starts_with("the webhook has no right to get ArtifactPin team/model-"), "{error}");
+    api.put("team", pin(|_| {}));
+    api.say(Method::GET, 403, &forbidden);
+    assert_eq!(pins.keep("team", &key(), &digest("two")).await, Err(error));
+}
+
+#[tokio::test]
+async fn the_wait_that_the_api_server_asks_for_is_passed_on_within_bounds() {
+    for (asked, told) in [(0, None), (7, Some(7)), (86_400, Some(60))] {
+        let api = FakeApi::default();
+        let details = json!({"retryAfterSeconds": asked});
+        api.say(Method::GET, 429, &status(429, "TooManyRequests", "too many requests", &details));
+        let error = ClusterPins::new(api.client()).find("team", &key()).await.unwrap_err();
+        let denial = error.denial(At::Reference, key().reference());
+        assert_eq!((denial.code().number(), denial.retry_after()), (503, told), "{denial}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_told_with_the_cause() {
+    let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error: Box<dyn std::error::Error + Send + Sync> = Box::new(Outer(refused));
+        Err::<http::Response<kube::client::Body>, _>(error)
+    });
+    let pins = ClusterPins::new(kube::Client::new(service, "default"));
+    let (code, words) = told(&pins.find("team", &key()).await.unwrap_err());
+    assert_eq!(code, 503);
+    assert!(words.contains("client error (Connect): connection refused"), "{words}");
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("client error (Connect)")]
+struct Outer(#[source] std::io::Error);
+
+#[rstest]
+#[case::reference("/spec/reference", json!("r.io/team/other:v1"), "its spec.reference is \"r.io/team/other:v1\", not \"r.io/team/model:v1\"")]
+#[case::owner("/spec/owner/uid", json!("mine"), "its spec.owner.uid is \"mine\", not \"1d4a\"")]
+#[case::revision("/spec/revision", json!(null), "its spec.revision is \"\", not \"5d4f\"")]
+#[case::digest("/spec/digest", json!("sha256:abc"), "its spec.digest: \"sha256:abc\" is not a digest")]
+#[case::shape("/spec/owner", json!("me"), "it cannot be read (")]
+#[case::cursor("/spec/reference", json!("\u{1b}[2J"), "its spec.reference is \"\\u{1b}[2J\"")]
+#[tokio::test]
+async fn a_pin_of_somebody_elses_making_is_never_believed(
+    #[case] field: &str,
+    #[case] value: Value,
+    #[case] words: &str,
+) {
+    let api = FakeApi::default();
+    api.put("team", pin(|pin| *pin.pointer_mut(field).unwrap() = value));
+    let pins = ClusterPins::new(api.client());
+    let error = pins.find("team", &key()).await.unwrap_err();
+    assert_eq!(pins.keep("team", &key(), &digest("two")).await, Err(error.clone()));
+    let name = key().object_name();
+    let (code, told) = told(&error);
+    assert_eq!(code, 400);
+    assert!(
+        told.starts_with(&format!(
+            "ArtifactPin team/{name} is there, and is not the pin that belongs there: {words}"
+        )),
+        "{told}"
+    );
+    assert!(
+        told.ends_with(&format!(": delete it: kubectl delete artifactpin {name} --namespace team")),
+        "{told}"
+    );
+}
+
+/// An admission webhook of somebody else's changes what we make.
+#[tokio::test]
+async fn what_comes_back_from_making_a_pin_is_looked_at() {
+    let api = FakeApi::default();
+    let changed = pin(|pin| pin["spec"]["reference"] = json!("mirror.io/team/model:v1"));
+    api.say(Method::POST, 201, &changed.to_string());
+    let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
+    assert!(matches!(error, PinError::Mismatch { .. }), "{error}");
+}
+
+#[test]
+fn time_that_is_over_is_told() {
+    assert_eq!(
+        told(&PinError::TooLate),
+        (503, "the API server had not answered in time: try again later".to_owned())
+    );
+}
