@@ -8,6 +8,7 @@ use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
 use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
+use oras_csi_webhook::pins::ClusterPins;
 use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
 use oras_csi_webhook::seal::{self, Sealer};
 use oras_csi_webhook::server::{self, App, ServerSettings};
@@ -47,6 +48,9 @@ pub(crate) struct Arguments {
     /// Obey the ArtifactPolicy objects of the cluster, by the labels of its namespaces.
     #[arg(long)]
     watch_policies: bool,
+    /// Keep what tags stand for as ArtifactPin objects, so that all pods of one revision of a workload have the same.
+    #[arg(long)]
+    keep_pins: bool,
     /// Ask registries in the name of the pull secrets that pods and their service accounts name, where the
     /// webhook has the right to read them.
     #[arg(long)]
@@ -87,6 +91,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         || arguments.validating_webhook_configuration.is_some()
         || arguments.watch_policies
         || arguments.read_pull_secrets
+        || arguments.keep_pins
         || arguments.seal_secret.is_some();
     let cluster = if needs_cluster { Some(cluster().await?) } else { None };
     let policies = policies(&arguments, cluster.as_ref(), &stop, &tasks)?;
@@ -97,6 +102,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let credentials = CredentialSources { secrets, administrator: arguments.registries.administrator()? };
     let sealer = sealer(&arguments, cluster.as_ref(), &stop, &tasks)?;
     let admission = admission(client(&hosts), &hosts, policies, credentials, &metrics).with_sealer(sealer);
+    let pins = cluster.as_ref().filter(|_| arguments.keep_pins).map(|client| ClusterPins::new(client.clone()));
+    let admission = match pins {
+        Some(pins) => admission.with_pins(Arc::new(pins)),
+        None => admission,
+    };
     let settings = certificate_settings(&arguments)?;
     let certificates =
         oras_csi_certs::start(settings, cluster, stop.clone(), &tasks).await.map_err(Failure::failed)?;

@@ -4,6 +4,7 @@
 mod asked;
 mod notes;
 mod outcome;
+mod revision;
 mod volumes;
 
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
 use self::notes::Notes;
+use self::revision::{Revision, Writes};
 use self::volumes::{Case, Settled};
 use crate::credentials::CredentialSources;
 use crate::denial::{At, Denial};
 use crate::intent::{self, Intent, Registries, VolumeIntent};
 use crate::metrics::{Metrics, RequestOutcome};
 use crate::patch;
+use crate::pins::Pins;
 use crate::policy::Policies;
 use crate::policy::judge::{Opinion, opinions, opinions_of_contents};
 use crate::resolve::{Needs, Resolver, ResolverSettings};
@@ -46,6 +49,7 @@ pub struct Admission {
     metrics: Arc<Metrics>,
     credentials: CredentialSources,
     sealer: Sealer,
+    pins: Option<Arc<dyn Pins>>,
 }
 
 impl Admission {
@@ -59,7 +63,7 @@ impl Admission {
     ) -> Self {
         let resolver = Resolver::new(registry, settings, Arc::clone(&metrics));
         let (credentials, sealer) = (CredentialSources::default(), Sealer::none());
-        Self { resolver, registries, policies, metrics, credentials, sealer }
+        Self { resolver, registries, policies, metrics, credentials, sealer, pins: None }
     }
 
     /// With credentials; without any, everything is asked for in nobody's name.
@@ -72,6 +76,12 @@ impl Admission {
     #[must_use]
     pub fn with_sealer(self, sealer: Sealer) -> Self {
         Self { sealer, ..self }
+    }
+
+    /// With pins, so that all pods of a revision have the same; without, each has what its tag is when it comes.
+    #[must_use]
+    pub fn with_pins(self, pins: Arc<dyn Pins>) -> Self {
+        Self { pins: Some(pins), ..self }
     }
 
     /// The policies.
@@ -93,7 +103,10 @@ impl Admission {
             }
             Subject::Workload(workload) => return self.tell(review, workload, deadline).await,
             Subject::Unreadable(denial) => Err(denial.clone()),
-            Subject::NewPod(pod) => self.admit_pod(pod, review.namespace(), deadline).await,
+            Subject::NewPod(pod) => {
+                let writes = if review.is_dry_run() { Writes::No } else { Writes::Yes };
+                self.admit(pod, review.namespace(), writes, deadline).await
+            }
             Subject::NewPersistentVolume(volume) => self.admit_persistent_volume(volume, deadline).await,
         };
         self.metrics.slack(deadline.saturating_duration_since(Deadline::now()));
@@ -213,11 +226,22 @@ impl Admission {
         Ok(opinions_of_contents(&book, &found))
     }
 
-    /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`.
+    /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`. Pins are obeyed, and
+    /// none is made.
     pub async fn admit_pod(
         &self,
         pod: &Value,
         namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        self.admit(pod, namespace, Writes::No, deadline).await
+    }
+
+    async fn admit(
+        &self,
+        pod: &Value,
+        namespace: &str,
+        writes: Writes,
         deadline: Deadline,
     ) -> Result<Outcome, Denial> {
         let pod = Pod::read(pod)?;
@@ -226,7 +250,10 @@ impl Admission {
         }
         let Intent { volumes, warnings } = intent::read(&pod, self.registries.as_ref())?;
         let notes = Notes::read(&pod);
-        let case = Case { namespace, holder: Holder::pod(namespace), pod: Some(&pod), notes: &notes, deadline };
+        let pins = self.pins.as_deref();
+        let revision = pins.and_then(|pins| Revision::of(pins, &pod, namespace, writes, deadline));
+        let (holder, revision) = (Holder::pod(namespace), revision.as_ref());
+        let case = Case { namespace, holder, pod: Some(&pod), revision, notes: &notes, deadline };
         let settled = if volumes.is_empty() { Settled::default() } else { self.settle(&volumes, &case).await? };
         let pinned = settled.pinned();
         let patch = patch::plan(&pod, &settled.planned(), pinned.as_deref());
@@ -245,7 +272,7 @@ impl Admission {
             intent::read_persistent(&volume, self.registries.as_ref(), &mut warnings)?;
         let (volumes, notes) = (vec![intent], Notes::default());
         let holder = Holder::claim(namespace, volume.handle);
-        let case = Case { namespace, holder, pod: None, notes: &notes, deadline };
+        let case = Case { namespace, holder, pod: None, revision: None, notes: &notes, deadline };
         let settled = self.settle(&volumes, &case).await?;
         let pinned = settled.pinned();
         let planned = settled.planned();

@@ -15,9 +15,10 @@ use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
 use super::notes::{Notes, line};
+use super::revision::{Fixed, Fresh, Revision};
 use super::{Admission, Outcome};
 use crate::credentials::Purse;
-use crate::denial::{At, Denial};
+use crate::denial::{At, Code, Denial};
 use crate::intent::{Content, Origin, VolumeIntent, Wanted};
 use crate::patch::{PlannedSecret, PlannedVolume};
 use crate::policy::Rulebook;
@@ -28,6 +29,8 @@ use crate::view::Pod;
 /// How many lookups of one volume, and how many volumes of one pod, may be under way.
 const LOOKUPS_AT_ONCE: usize = 8;
 const VOLUMES_AT_ONCE: usize = 4;
+/// How often another pod of the revision may come first: once a tag that is looked up.
+const MOST_ROUNDS: usize = 3;
 
 /// For whom volumes are.
 pub(super) struct Case<'a> {
@@ -37,6 +40,8 @@ pub(super) struct Case<'a> {
     pub(super) holder: Holder<'a>,
     /// The pod that has them, where one does.
     pub(super) pod: Option<&'a Pod<'a>>,
+    /// The revision that it belongs to, where it has one.
+    pub(super) revision: Option<&'a Revision<'a>>,
     pub(super) notes: &'a Notes,
     pub(super) deadline: Deadline,
 }
@@ -56,6 +61,8 @@ struct Pinned<'a> {
     /// Its references as `oras.land/pinned` shows them.
     lines: Vec<String>,
     warnings: Vec<String>,
+    /// The tags that were looked up.
+    fresh: Vec<Fresh>,
 }
 
 impl Pinned<'_> {
@@ -128,11 +135,54 @@ impl Admission {
         tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
         let named_secrets = volumes.iter().filter_map(|volume| volume.secret.as_deref());
         let purse = self.credentials.open(case.pod, case.namespace, named_secrets, case.deadline).await;
+        let mut fixed = Fixed::new();
+        if let Some(revision) = case.revision {
+            let tags = volumes.iter().filter_map(|volume| match &volume.content {
+                Content::Wanted(wanted) => Some(wanted.steps()),
+                Content::Canonical(_) => None,
+            });
+            let tags = tags.flatten().map(|(reference, origin)| (reference.clone(), origin.clone()));
+            fixed = revision.find(&tags.collect::<Vec<_>>()).await?;
+        }
+        for _ in 0..MOST_ROUNDS {
+            let (mut settled, mut findings) = (Vec::new(), findings.clone());
+            self.round(volumes, &purse, &book, &fixed, case, &mut settled, &mut findings).await?;
+            if let Some(revision) = case.revision {
+                let fresh = settled.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
+                let others = revision.keep(&fresh.collect::<Vec<_>>()).await?;
+                if !others.is_empty() {
+                    // Another pod of the revision came first: what it has is what counts.
+                    fixed.extend(others);
+                    continue;
+                }
+            }
+            for pinned in &mut settled {
+                let at = At::Volume(&pinned.intent.name);
+                pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
+            }
+            return Ok(Settled { volumes: settled, findings });
+        }
+        let (rule, instead) = ("have tags whose pins change while they are looked at", "try again");
+        Err(Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead))
+    }
+
+    /// Each volume with its digests, and what policies say of those.
+    #[expect(clippy::too_many_arguments, reason = "they are what one round has of its request")]
+    async fn round<'a>(
+        &self,
+        volumes: &'a [VolumeIntent],
+        purse: &Purse,
+        book: &Rulebook,
+        fixed: &Fixed,
+        case: &Case<'_>,
+        settled: &mut Vec<Pinned<'a>>,
+        findings: &mut Findings,
+    ) -> Result<(), Denial> {
         let problems = purse.problems();
         let lookups = volumes.iter().map(|volume| {
-            let (purse, problems) = (&purse, &problems);
+            let problems = &problems;
             async move {
-                let pinned = self.pin(volume, purse, case).await;
+                let pinned = self.pin(volume, purse, fixed, case).await;
                 pinned.map_err(|denial| match problems {
                     Some(problems) if denial.is_of_rights() => denial.because(problems),
                     _ => denial,
@@ -142,20 +192,14 @@ impl Admission {
         // Collected first: a stream of closures that borrow is not `Send` to the compiler.
         let lookups: Vec<_> = lookups.collect();
         let mut resolved = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
-        let mut settled = Vec::new();
         while let Some(pinned) = resolved.next().await {
             let pinned = pinned?;
             if book.looks_at_contents() {
-                self.check_contents(&book, &pinned, &purse, &mut findings, case.deadline).await?;
+                self.check_contents(book, &pinned, purse, findings, case.deadline).await?;
             }
             settled.push(pinned);
         }
-        drop(resolved);
-        for pinned in &mut settled {
-            let at = At::Volume(&pinned.intent.name);
-            pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
-        }
-        Ok(Settled { volumes: settled, findings })
+        Ok(())
     }
 
     /// Asks policies about what the registry has under each digest of a volume.
@@ -189,6 +233,7 @@ impl Admission {
         &self,
         intent: &'a VolumeIntent,
         purse: &Purse,
+        fixed: &Fixed,
         case: &Case<'_>,
     ) -> Result<Pinned<'a>, Denial> {
         let keyring = purse.keyring(intent.secret_at(), intent.secret.as_deref())?;
@@ -216,9 +261,9 @@ impl Admission {
                 _ => (wanted, false),
             },
         };
-        let found = self.resolve(wanted, &keyring, case).await?;
-        let (digests, secret) = self.one_secret(intent, wanted, &keyring, found, case).await?;
-        let (mut lines, mut warnings) = (Vec::new(), Vec::new());
+        let found = self.resolve(wanted, &keyring, fixed, case).await?;
+        let (digests, secret) = self.one_secret(intent, wanted, &keyring, fixed, found, case).await?;
+        let (mut lines, mut warnings, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
         for (step, ((reference, origin), digest)) in wanted.steps().zip(&digests).enumerate() {
             let pinned = reference.pin(digest.clone());
             lines.push(if is_written {
@@ -228,6 +273,10 @@ impl Admission {
             });
             if let (Some(tag), None) = (reference.tag(), reference.digest()) {
                 warnings.push(format!("{}: {}:{tag} is pinned to {digest}", origin.at(), reference.name()));
+                if !fixed.contains_key(reference) {
+                    let (reference, digest, origin) = (reference.clone(), digest.clone(), origin.clone());
+                    fresh.push(Fresh { reference, digest, origin });
+                }
             }
         }
         // `pin` asks once a reference, in the order of the steps, which is the order of the digests.
@@ -237,7 +286,7 @@ impl Admission {
         let recipe = wanted.recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
         let canonical = CanonicalVolume::new(wanted.label.as_deref(), recipe)
             .map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        Ok(Pinned { intent, canonical, secret, lines, warnings })
+        Ok(Pinned { intent, canonical, secret, lines, warnings, fresh })
     }
 
     /// Whether a canonical volume that came with a request stays as it is: it bears our word for this very holder.
@@ -253,6 +302,7 @@ impl Admission {
         intent: &VolumeIntent,
         wanted: &Wanted,
         keyring: &Keyring,
+        fixed: &Fixed,
         found: Vec<(Digest, Source)>,
         case: &Case<'_>,
     ) -> Result<(Vec<Digest>, NeededSecret), Denial> {
@@ -274,7 +324,7 @@ impl Admission {
         }
         for name in &needed {
             let alone = keyring.only(&Source::Secret((*name).to_owned()));
-            let Ok(again) = self.resolve(wanted, &alone, case).await else { continue };
+            let Ok(again) = self.resolve(wanted, &alone, fixed, case).await else { continue };
             let is_same = again.iter().zip(&found).all(|((one, _), (other, _))| one == other);
             if is_same {
                 return Ok((digests(again), NeededSecret::Named((*name).to_owned())));
@@ -295,6 +345,7 @@ impl Admission {
         &self,
         wanted: &Wanted,
         keyring: &Keyring,
+        fixed: &Fixed,
         case: &Case<'_>,
     ) -> Result<Vec<(Digest, Source)>, Denial> {
         let layers = wanted.recipe.steps().iter().filter_map(Step::layer);
@@ -306,9 +357,23 @@ impl Admission {
                     platform: layer.platform(),
                     media_types: layer.media_types(),
                 };
-                let reference: &Reference = layer.reference();
-                let found = self.resolver.pin(reference, keyring, needs, case.deadline).await;
-                found.map_err(|failure| failure.denial(origin.at(), reference))
+                let reference = layer.reference();
+                let Some(digest) = fixed.get(reference) else {
+                    let found = self.resolver.pin(reference, keyring, needs, case.deadline).await;
+                    return found.map_err(|failure| failure.denial(origin.at(), reference));
+                };
+                let pinned: Reference = reference.pin(digest.clone()).into();
+                let found = self.resolver.pin(&pinned, keyring, needs, case.deadline).await;
+                found.map_err(|failure| {
+                    let denial = failure.denial(origin.at(), &pinned);
+                    match case.revision.and_then(|revision| revision.place(reference)) {
+                        Some(place) => denial.because(&format!(
+                            "that is what {reference} was for the first pod of this revision: delete {place} to have what \
+                             it is now"
+                        )),
+                        None => denial,
+                    }
+                })
             })
             .collect();
         let mut lookups = stream::iter(lookups).buffered(LOOKUPS_AT_ONCE);
@@ -330,6 +395,7 @@ fn kept<'a>(intent: &'a VolumeIntent, there: &CanonicalVolume, notes: &Notes) ->
         secret: NeededSecret::Kept,
         lines,
         warnings: Vec::new(),
+        fresh: Vec::new(),
     }
 }
 

@@ -26,7 +26,7 @@ const WRITING_VIOLATIONS_INLINE: &str = "writing-violations-inline";
 const NOT_LOOKED_AT: &str = "not-looked-at";
 
 /// What policies said, but for the denial that ends it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     warnings: Vec<String>,
     notes: BTreeMap<&'static str, Vec<serde_json::Value>>,
