@@ -49,8 +49,8 @@ fn chunked(pieces: &[&[u8]]) -> Vec<Part> {
     vec![head(200, &[("Transfer-Encoding", "chunked")]), chunk(&content()), Part::Hang], 0)]
 #[case::short_pauses(
     vec![head(200, &[("Content-Length", "400000")]), Part::Bytes(content()[..5].to_vec()),
-         Part::Wait(Duration::from_millis(150)), Part::Bytes(content()[5..9].to_vec()),
-         Part::Wait(Duration::from_millis(200)), Part::Bytes(content()[9..].to_vec())], 0)]
+         Part::Wait(Duration::from_millis(80)), Part::Bytes(content()[5..9].to_vec()),
+         Part::Wait(Duration::from_millis(120)), Part::Bytes(content()[9..].to_vec())], 0)]
 #[tokio::test]
 async fn exactly_the_bytes_arrive(#[case] script: Vec<Part>, #[case] offset: u64) {
     let (bytes, error) = read(script, offset).await.unwrap();
