@@ -39,7 +39,7 @@ pub(super) fn read(
     };
     let secret = csi.secret.map(|name| check_secret(At::Volume(volume.name), name)).transpose()?;
     let (name, index) = (volume.name.to_owned(), Some(volume.index));
-    Ok(VolumeIntent { name, index, content, secret, mounts: Vec::new() })
+    Ok(VolumeIntent { name, index, content, of_annotations: false, secret, mounts: Vec::new() })
 }
 
 /// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.

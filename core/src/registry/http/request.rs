@@ -177,13 +177,17 @@ impl Inner {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Answer, RegistryError> {
-        let mut done = 0;
+        let (mut done, mut asked_in_all) = (0, Duration::ZERO);
         loop {
             done += 1;
             let (failure, asked) = match self.once(turn, method, path, headers).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            asked_in_all = asked_in_all.saturating_add(asked.unwrap_or_default());
+            if asked_in_all > self.settings.longest_wait {
+                return Err(failure.error);
+            }
             // What a mirror redirects to may be good for a while only.
             let tries = if failure.stale { self.settings.tries } else { self.tries(turn) };
             if !failure.again || done >= tries || !self.wait(turn, done, asked, &failure.error).await {
@@ -205,7 +209,7 @@ impl Inner {
         asked: Option<Duration>,
         error: &RegistryError,
     ) -> bool {
-        let Some(pause) = retry::pause(done, asked) else { return false };
+        let pause = retry::pause(done, asked);
         if Instant::now() + pause >= turn.deadline {
             return false;
         }
