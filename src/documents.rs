@@ -1,14 +1,12 @@
 //! Streams of Kubernetes manifests: YAML or JSON in, the same out.
 
-use std::cell::Cell;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Args;
 use oras_csi_core::text::Shown;
-use oras_csi_webhook::manifest::flatten;
+use oras_csi_webhook::manifest::{Stream, flatten, read_stream};
 use oras_csi_webhook::workload::pod_path;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -30,9 +28,9 @@ pub(crate) struct Manifests {
 pub(crate) fn read_manifests(files: &[PathBuf]) -> Result<Manifests, Failure> {
     let mut manifests = Manifests { objects: Vec::new(), had_comments: false };
     for file in files {
-        let stream = read_text(file).and_then(|text| parse_stream(&text));
+        let text = read_text(file)?;
         let at = |failure: Failure| failure.at(file.display());
-        let (documents, had_comments) = stream.map_err(at)?;
+        let (documents, had_comments) = parse_stream(&text).map_err(at)?;
         manifests.had_comments |= had_comments;
         for (document, number) in documents.into_iter().zip(1..) {
             for object in flatten(document) {
@@ -81,24 +79,9 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Value>, Failure> {
 }
 
 /// The documents of a stream, and whether it has comments.
-///
-/// Numbers are read as `kubectl` reads them (YAML 1.1: `defaultMode: 0644` is octal). The budget is that of
-/// a stream of [`LONGEST`] bytes; what aliases unfold to has the parser's own, smaller one.
 fn parse_stream(text: &str) -> Result<(Vec<Value>, bool), Failure> {
-    const MOST: usize = 1 << 25;
-    let commented = Rc::new(Cell::new(false));
-    let options = serde_saphyr::options! {
-        legacy_octal_numbers: true,
-        budget: serde_saphyr::budget! { max_documents: MOST, max_nodes: MOST, max_events: MOST },
-    };
-    let options = options.with_budget_report({
-        let commented = Rc::clone(&commented);
-        move |report| commented.set(report.total_comment_bytes > 0)
-    });
-    let documents = serde_saphyr::from_multiple_with_options::<Value>(text, options)
-        .map_err(|error| Failure::bad_input(format!("not a stream of YAML documents: {error}")))?;
-    let documents = documents.into_iter().filter(|document| !document.is_null()).collect();
-    Ok((documents, commented.get()))
+    let Stream { documents, has_comments } = read_stream(text).map_err(Failure::bad_input)?;
+    Ok((documents.into_iter().filter(|document| !document.is_null()).collect(), has_comments))
 }
 
 /// A YAML stream of these documents.
@@ -148,7 +131,7 @@ pub(crate) struct AskedAs {
     #[arg(short, long, default_value = "default")]
     namespace: String,
     /// Seconds that registries may take for one object.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 }
 
@@ -206,6 +189,38 @@ mod tests {
         ];
         let text = to_yaml(&documents)?;
         assert_eq!(parse(&text)?, documents, "{text}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_timeout_is_from_a_second_to_an_hour() {
+        use clap::Parser as _;
+        #[derive(Debug, clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            asked: AskedAs,
+        }
+        let deadline = |seconds: &str| {
+            Command::try_parse_from(["x", "--timeout", seconds]).map(|command| command.asked.deadline())
+        };
+        assert!(deadline("1").is_ok() && deadline("3600").is_ok());
+        for seconds in ["0", "3601", "18446744073709551615", "-1"] {
+            assert!(deadline(seconds).is_err(), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_line_and_names_a_file_once() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("stream.yaml");
+        let error = || read_manifests(std::slice::from_ref(&file)).err().map(|failure| failure.to_string());
+        let missing = error().ok_or("an error")?;
+        assert_eq!(missing.matches("stream.yaml").count(), 1, "{missing}");
+        std::fs::write(&file, "apiVersion: v1\napiVersion: v2\nkind: Pod\n")?;
+        let twice = error().ok_or("an error")?;
+        assert_eq!(twice.matches("stream.yaml").count(), 1, "{twice}");
+        assert!(twice.contains("duplicate") && twice.contains("line 2"), "{twice}");
+        assert!(!twice.contains('\n') && !twice.contains("Options"), "{twice}");
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
 
 use crate::failure::{Failure, Status};
-use crate::registries::{RegistryOptions, client};
+use crate::registries::{RegistryOptions, patient_client};
 use crate::runtime::stopped_by_signal;
 
 /// Serves the CSI driver of a node: Identity and Node over a Unix socket, registered with kubelet.
@@ -46,7 +46,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_seals(seals)
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
-    oras_csi_driver::run(settings, client(&hosts), stop)
+    oras_csi_driver::run(settings, patient_client(&hosts), stop)
         .await
         .map_err(|error| Failure::new(Status::from(error.class()), error))
 }

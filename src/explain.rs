@@ -39,7 +39,8 @@ pub(crate) struct Arguments {
     /// How to write.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
-    /// Ask no registry: a tag stays without its digest, and rules about contents are not asked.
+    /// Ask no registry: a tag stays without its digest, and of a policy with rules about contents it is said that
+    /// nobody asked for them.
     #[arg(long)]
     offline: bool,
     #[command(flatten)]
@@ -103,7 +104,7 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
         explained.insert("recipe".into(), json!(recipe.to_json()));
         explained.insert("id".into(), json!(VolumeId::new(None, &recipe).as_str()));
     }
-    explained.extend(verdicts(&opinions));
+    explained.extend(verdicts(&opinions, may_ask));
     write_out(&match arguments.output {
         Format::Json => format!("{}\n", Value::Object(explained)),
         Format::Text => lines(&explained, ""),
@@ -158,6 +159,8 @@ struct Explained {
     volumes: Vec<Option<CanonicalVolume>>,
     warnings: Vec<String>,
     denial: Option<Denial>,
+    /// Whether registries were asked.
+    has_asked: bool,
 }
 
 async fn explain_one(
@@ -172,10 +175,11 @@ async fn explain_one(
     };
     let refused = asked.iter().flat_map(AskedVolume::references).find_map(|asked| asked.denial().cloned());
     let volumes = asked.iter().map(|volume| volume.pinned().cloned()).collect();
-    let explained = Explained { asked, volumes, denial: refused, warnings: Vec::new() };
+    let explained = Explained { asked, volumes, denial: refused, ..Explained::default() };
     if arguments.offline || explained.denial.is_some() {
         return explained;
     }
+    let explained = Explained { has_asked: true, ..explained };
     let deadline = arguments.asked.deadline();
     match asking.admit(admission, namespace, deadline).await {
         Ok(outcome) => Explained {
@@ -202,7 +206,7 @@ impl Explained {
                 let digest = digests.next().map(PinnedReference::digest);
                 let mut keys = parts(reference, digest.or(reference.digest()));
                 keys.insert("at".into(), json!(asked.place()));
-                keys.extend(verdicts(asked.opinions()));
+                keys.extend(verdicts(asked.opinions(), self.has_asked));
                 keys
             });
             let references = references.collect();
@@ -264,8 +268,9 @@ fn parts(reference: &Reference, digest: Option<&Digest>) -> Map<String, Value> {
     parts
 }
 
-/// Whether its name is allowed, and what each policy says of it.
-fn verdicts(opinions: &[Opinion]) -> Keys {
+/// Whether its name is allowed, and what each policy says of it; one that has rules about contents has said nothing of
+/// them where no registry was asked.
+fn verdicts(opinions: &[Opinion], has_asked: bool) -> Keys {
     let policies = opinions.iter().map(|opinion| {
         let mut policy = json!({
             "policy": opinion.author().name(),
@@ -277,6 +282,9 @@ fn verdicts(opinions: &[Opinion]) -> Keys {
         }
         if let Some(component) = opinion.component() {
             policy["component"] = json!(component);
+        }
+        if opinion.looks_at_contents() && !has_asked {
+            policy["contents"] = json!("not asked");
         }
         policy
     });
@@ -325,7 +333,11 @@ fn lines(explained: &Map<String, Value>, indent: &str) -> String {
 fn policy_line(policy: &Value) -> String {
     let text = |key: &str| policy.get(key).and_then(Value::as_str).map(|text| Shown::new(text).to_string());
     let (name, mode) = (text("policy").unwrap_or_default(), text("mode").unwrap_or_default());
-    let word = if policy.get("passes") == Some(&Value::Bool(true)) { "passes" } else { "broken" };
+    let word = match (policy.get("passes"), policy.get("contents")) {
+        (Some(Value::Bool(true)), None) => "passes",
+        (Some(Value::Bool(true)), Some(_)) => "passes so far",
+        _ => "broken",
+    };
     match (text("rule"), text("component")) {
         (Some(rule), Some(component)) => format!("{name} ({mode}): {word}, {rule} ({component})"),
         _ => format!("{name} ({mode}): {word}"),
@@ -390,6 +402,32 @@ mod tests {
         assert_eq!(volume["references"][1]["digest"], DIGEST);
         assert!(lines.contains("at          annotation oras.land/artifact.m\n"), "{lines}");
         assert!(lines.contains("digest      not looked up\n"), "{lines}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_policy_on_contents_has_not_passed_while_nobody_asked() -> Result<(), Box<dyn std::error::Error>>
+    {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("policies.yaml");
+        let policy = |name: &str, spec: &str| {
+            format!(
+                "apiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+            )
+        };
+        let text =
+            [policy("names", "{deniedTags: [latest]}"), policy("small", "{maxSize: 1Ki}")].join("---\n");
+        std::fs::write(&file, text)?;
+        let options = ["--offline", "--policy", &file.to_string_lossy()];
+        let (json, lines, denial) = explain(&manifest("ghcr.io/a/b:v1"), &options).await?;
+        assert_eq!(denial, None);
+        assert_eq!(
+            json["volumes"][0]["references"][0]["policies"],
+            json!([{"policy": "names", "mode": "Enforce", "passes": true},
+                {"policy": "small", "mode": "Enforce", "passes": true, "contents": "not asked"}])
+        );
+        assert!(lines.contains("policies    names (Enforce): passes\n"), "{lines}");
+        assert!(lines.contains("policies    small (Enforce): passes so far\n"), "{lines}");
         Ok(())
     }
 

@@ -100,6 +100,7 @@ mod tests {
 
     use clap::Parser;
     use oras_csi_core::registry::hosts::HostsConfig;
+    use oras_csi_webhook::admit::Admission;
     use oras_csi_webhook::metrics::Metrics;
     use oras_csi_webhook::policy::Loaded;
     use serde_json::json;
@@ -115,11 +116,14 @@ mod tests {
         policies: PolicyOptions,
     }
 
-    /// How the admission of a pod ends whose registry always gives `answer`.
-    async fn ends(
-        answer: &'static str,
-        rules: &[&str],
-    ) -> Result<Option<Status>, Box<dyn std::error::Error>> {
+    /// A registry that always gives `answer`, and what admits pods that name it.
+    struct Scripted {
+        host: std::net::SocketAddr,
+        admission: Arc<Admission>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn scripted(answer: &'static str, rules: &[&str]) -> Result<Scripted, Box<dyn std::error::Error>> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let host = listener.local_addr()?;
         std::thread::spawn(move || {
@@ -138,11 +142,27 @@ mod tests {
         let policies = policies.policies(Loaded::default()).map_err(|failure| failure.to_string())?;
         let none = oras_csi_webhook::credentials::CredentialSources::default();
         let admission = admission(client(&hosts), &hosts, policies, none, &Arc::new(Metrics::new()));
-        let reference = format!("{host}/a/b@sha256:{}", "0".repeat(64));
-        let pod = json!({"metadata": {"annotations": {"oras.land/artifact": reference}},
-            "spec": {"containers": [{"name": "c"}]}});
-        let admitted = admission.admit_pod(&pod, "team", Instant::now() + Duration::from_secs(20)).await;
-        Ok(admitted.err().map(|denial| Failure::from(denial).status))
+        Ok(Scripted { host, admission: Arc::new(admission), _folder: folder })
+    }
+
+    impl Scripted {
+        /// The denial of a pod that asks for something of the registry, within what the API server leaves of 10 s.
+        async fn denial(&self, behind: &str) -> Option<Denial> {
+            let reference = format!("{}/a/b{behind}", self.host);
+            let pod = json!({"metadata": {"annotations": {"oras.land/artifact": reference}},
+                "spec": {"containers": [{"name": "c"}]}});
+            let deadline = Instant::now() + Duration::from_secs(8);
+            self.admission.admit_pod(&pod, "team", deadline).await.err()
+        }
+    }
+
+    /// How the admission of a pod ends whose registry always gives `answer`.
+    async fn ends(
+        answer: &'static str,
+        rules: &[&str],
+    ) -> Result<Option<Status>, Box<dyn std::error::Error>> {
+        let denial = scripted(answer, rules)?.denial(&format!("@sha256:{}", "0".repeat(64))).await;
+        Ok(denial.map(|denial| Failure::from(denial).status))
     }
 
     #[tokio::test]
@@ -154,6 +174,40 @@ mod tests {
         assert_eq!(ends(refused, &[]).await?, Some(Status::Failed));
         assert_eq!(ends(lie, &[]).await?, Some(Status::Refused));
         assert_eq!(ends(refused, &["--allow-registry", "ghcr.io"]).await?, Some(Status::Denied));
+        Ok(())
+    }
+
+    const LIMITED: &str = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 0\r\n\
+        Connection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_registry_that_limits_requests_is_not_slept_for() -> Result<(), Box<dyn std::error::Error>> {
+        let registry = scripted(LIMITED, &[])?;
+        let digest = format!("@sha256:{}", "0".repeat(64));
+        for behind in [":v1", digest.as_str()] {
+            let started = Instant::now();
+            let denial = registry.denial(behind).await.ok_or("it is denied")?;
+            assert_eq!((denial.code(), denial.retry_after()), (Code::TooManyRequests, Some(7)), "{denial}");
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_limits_requests_is_not_silent() -> Result<(), Box<dyn std::error::Error>> {
+        let registry = Arc::new(scripted(LIMITED, &[])?);
+        let ask = |number: usize| {
+            let registry = Arc::clone(&registry);
+            async move { registry.denial(&format!(":v{number}")).await }
+        };
+        let many: Vec<_> = (0..300).map(|number| tokio::spawn(ask(number))).collect();
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        let denial = ask(300).await.ok_or("it is denied")?;
+        assert_eq!(denial.code(), Code::TooManyRequests, "{denial}");
+        for denial in many {
+            let denial = denial.await?.ok_or("it is denied")?;
+            assert_eq!(denial.code(), Code::TooManyRequests, "{denial}");
+        }
         Ok(())
     }
 }

@@ -44,7 +44,10 @@ impl PolicyOptions {
     /// says anything has all of them.
     pub(crate) fn policies(&self, besides: Loaded) -> Result<Arc<Policies>, Failure> {
         let mut loaded = load(&self.policy_files).map_err(Failure::bad_input)?;
-        loaded.namespaces.extend(besides.namespaces);
+        loaded
+            .namespaces
+            .extend(besides.namespaces)
+            .map_err(|error| Failure::bad_input(format!("in --policy and in the manifests, {error}")))?;
         loaded.policies.extend(besides.policies);
         Ok(self.with(loaded.namespaces, loaded.policies))
     }
@@ -93,7 +96,45 @@ pub(crate) fn stated(objects: &[Value]) -> Result<Loaded, Failure> {
                 Failure::bad_input(format!("{} of the manifests {error}", describe(object)))
             })?);
         }
-        stated.namespaces.take(object);
+        let taken = stated.namespaces.take(object);
+        taken.map_err(|error| Failure::bad_input(format!("in the manifests, {error}")))?;
     }
     Ok(stated)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::documents::parse;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        policies: PolicyOptions,
+    }
+
+    fn namespace(label: &str) -> String {
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: team, labels: {{trust: {label}}}}}\n")
+    }
+
+    #[test]
+    fn a_stream_does_not_talk_an_administrators_policies_away() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("policies.yaml");
+        std::fs::write(&file, namespace("low"))?;
+        let file = file.to_string_lossy().into_owned();
+        let policies = Command::try_parse_from(["test", "--policy", &file])?.policies;
+        let with = |stream: &str| policies.policies(stated(&parse(stream)?)?).map(|_| ());
+        assert_eq!(with(&namespace("low")), Ok(()));
+        assert_eq!(with("apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n"), Ok(()));
+        let twice = format!("{}---\n{}", namespace("low"), namespace("high"));
+        for stream in [namespace("high"), twice, namespace("7")] {
+            let failure = with(&stream).err().ok_or(stream)?;
+            assert!(failure.to_string().contains("Namespace team"), "{failure}");
+            assert_eq!(failure.exit_code(), std::process::ExitCode::from(2));
+        }
+        Ok(())
+    }
 }

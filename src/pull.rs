@@ -20,7 +20,7 @@ use oras_csi_driver::store::Store;
 use self::progress::Shown;
 use crate::documents::read_text;
 use crate::failure::{Failure, Status};
-use crate::registries::{RegistryOptions, access, client, digest_of};
+use crate::registries::{RegistryOptions, access, digest_of, patient_client};
 use crate::runtime::interrupted;
 
 /// Fetches an artifact, or all that a recipe names, into a directory: by the driver's own store and unpacking.
@@ -87,7 +87,7 @@ async fn pull(arguments: Arguments, behind: &mut Behind) -> Result<(), Failure> 
             hosts = hosts.with_plain_http(reference.registry().clone());
         }
     }
-    let registry: Arc<dyn Registry> = access(client(&hosts), arguments.registries.own_credentials()?);
+    let registry: Arc<dyn Registry> = access(patient_client(&hosts), arguments.registries.own_credentials()?);
     let recipe = pin(registry.as_ref(), &recipe).await?;
 
     let cannot = |path: &Path, error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use oras_csi_core::credentials::{Administrator, AdministratorSettings, ProviderFiles};
@@ -78,8 +79,18 @@ fn own_docker_config() -> Option<PathBuf> {
     Some(docker.join("config.json"))
 }
 
-/// The client for these registries, in nobody's name.
+/// How long a registry that limits requests may have somebody wait who is waited for: less than what the resolver
+/// takes for silence. Whoever asked is told how long the registry wants.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The client for these registries, in nobody's name, for answers that somebody waits for.
 pub(crate) fn client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
+    let settings = Settings::default().with_longest_wait(LONGEST_WAIT);
+    Arc::new(HttpRegistry::new(hosts.clone(), settings))
+}
+
+/// The same for what takes its time, and comes to nothing if it gives up: pulls.
+pub(crate) fn patient_client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
     Arc::new(HttpRegistry::new(hosts.clone(), Settings::default()))
 }
 

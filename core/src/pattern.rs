@@ -54,15 +54,32 @@ pub enum PatternError {
         /// The segment that is wrong.
         segment: Shown,
     },
+    /// `https://ghcr.io` and the like.
+    #[error("\"{0}\" begins with a scheme: leave it out, and write HOST or HOST/PATH")]
+    Scheme(Shown),
+    /// A wildcard in brackets.
+    #[error(
+        "\"{0}\": no wildcard stands for a part of an IPv6 address: write each address, as [2001:db8::1]:5000"
+    )]
+    Ipv6(Shown),
+    /// A wildcard in front of a number.
+    #[error(
+        "\"{0}\" names nothing: a host that ends in a number is an IPv4 address, where wildcards stand at the end, as \
+         10.0.0.*"
+    )]
+    Number(Shown),
     /// A first segment that may be a host, or a repository of Docker Hub.
     #[error(
-        "\"{pattern}\" is ambiguous: write {host}:443 for that host, or docker.io/{pattern} for Docker Hub's"
+        "\"{pattern}\" is ambiguous: write {}docker.io/{path} for Docker Hub's",
+        .host.as_ref().map(|host| format!("{host} for that host, or ")).unwrap_or_default()
     )]
     Ambiguous {
         /// The whole text.
         pattern: Shown,
-        /// Its first segment.
-        host: Shown,
+        /// The reading as a host, with a port that makes it one, where it can be a host at all.
+        host: Option<Shown>,
+        /// The reading as a repository of Docker Hub.
+        path: Shown,
     },
     /// A wildcard for nothing but other names of Docker Hub, which is compared by its own.
     #[error("\"{0}\" names nothing: {hub} is a name of docker.io, so write docker.io", hub = .1)]
@@ -166,8 +183,11 @@ impl FromStr for RegistryPattern {
         if host.is_empty() {
             return Err(PatternError::Empty(text.into()));
         }
+        if text.contains("://") {
+            return Err(PatternError::Scheme(text.into()));
+        }
         if !host.contains('*') && !speaks_for_itself(host) {
-            return Err(PatternError::Ambiguous { pattern: text.into(), host: host.into() });
+            return Err(ambiguous(text, host, path));
         }
         let host = parse_host(text, host)?;
         host.check_hub(text)?;
@@ -177,6 +197,33 @@ impl FromStr for RegistryPattern {
             path = Some(vec![Segment::Literal("library".to_owned()), Segment::Literal(name.clone())]);
         }
         Ok(Self { host, path })
+    }
+}
+
+/// The two readings of a pattern whose host may be none, or what is wrong with both.
+fn ambiguous(pattern: &str, host: &str, path: Option<&str>) -> PatternError {
+    let lower = host.to_ascii_lowercase();
+    let parsed = lower.parse::<RegistryHost>();
+    if let (Err(source), false) = (&parsed, is_repository_segment(&lower)) {
+        return PatternError::Host { pattern: pattern.into(), source: written(source.clone(), host) };
+    }
+    if let Some(Err(error)) = path.map(|path| parse_path(pattern, path)) {
+        return error;
+    }
+    let behind = path.map(|path| format!("/{path}")).unwrap_or_default();
+    PatternError::Ambiguous {
+        pattern: pattern.into(),
+        host: parsed.is_ok().then(|| Shown::new(&format!("{lower}:443{behind}"))),
+        path: Shown::new(&format!("{lower}{behind}")),
+    }
+}
+
+/// The same about the host as it is written, where another was parsed in its stead.
+fn written(error: HostError, host: &str) -> HostError {
+    match error {
+        HostError::Name(_) => HostError::Name(host.into()),
+        HostError::Port(_) => HostError::Port(host.rsplit(':').next().unwrap_or(host).into()),
+        other => other,
     }
 }
 
@@ -190,7 +237,11 @@ fn parse_host(pattern: &str, text: &str) -> Result<HostPattern, PatternError> {
         .split_inclusive(['.', ':'])
         .map(|label| label.replacen("**", "x", 1).replacen('*', "x", 1))
         .collect::<String>();
-    let checked = standing_in.parse::<RegistryHost>().map_err(host_error)?;
+    let checked = standing_in.parse::<RegistryHost>().map_err(|error| match error {
+        HostError::Ipv6(_) => PatternError::Ipv6(pattern.into()),
+        HostError::Number(_) => PatternError::Number(pattern.into()),
+        other => host_error(written(other, text)),
+    })?;
     let labels = text.split(':').next().unwrap_or(text);
     let labels = labels
         .split('.')
@@ -315,6 +366,32 @@ mod tests {
         let reference = Reference::parse(reference).expect("a reference");
         assert_eq!(pattern.matches(reference.registry(), reference.repository()), expected);
         assert_eq!(pattern.to_string().parse(), Ok(pattern));
+    }
+
+    #[rstest]
+    #[case("http://ghcr.io", "\"http://ghcr.io\" begins with a scheme: leave it out")]
+    #[case("https://ghcr.io/acme/**", "begins with a scheme")]
+    #[case("ghcr.io:*", "\"ghcr.io:*\": \"*\" is not a port")]
+    #[case("*.acme.example:*/x", "\"*\" is not a port")]
+    #[case("[*]:5000", "no wildcard stands for a part of an IPv6 address")]
+    #[case("*.7:5000", "a host that ends in a number is an IPv4 address")]
+    #[case("*.0.0.1", "a host that ends in a number is an IPv4 address")]
+    #[case("*.foo_bar", "\"*.foo_bar\" is not a host name")]
+    #[case("ghcr。io", "\"ghcr。io\" is not a host name")]
+    #[case("team/..", "\"..\" is no segment of a repository")]
+    #[case("team/App", "\"App\" is no segment of a repository")]
+    #[case("Team/app", "write team:443/app for that host, or docker.io/team/app")]
+    #[case("ubuntu", "write ubuntu:443 for that host, or docker.io/ubuntu")]
+    #[case("team_a/x", "write docker.io/team_a/x")]
+    fn an_error_says_what_was_written(#[case] pattern: &str, #[case] words: &str) {
+        let error = pattern.parse::<RegistryPattern>().unwrap_err().to_string();
+        assert!(error.contains(words) && !error.contains("\"x") && !error.contains("\"\""), "{error}");
+        for spelling in error.split("write ").skip(1).flat_map(|advice| advice.split(", or ")) {
+            let spelling = spelling.split(' ').next().unwrap();
+            if spelling.contains("443") || spelling.contains("docker.io") {
+                assert!(spelling.parse::<RegistryPattern>().is_ok(), "{error}");
+            }
+        }
     }
 
     #[rstest]

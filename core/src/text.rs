@@ -55,6 +55,17 @@ impl Shown {
     }
 }
 
+impl Shown {
+    /// What a YAML parser says, without the lines in which it draws the place, and without what it tells programmers
+    /// to call instead.
+    pub fn yaml_error(message: &str) -> Self {
+        let line = message.lines().next().unwrap_or(message).trim();
+        let end =
+            [", set ", "; use from_", "; set "].into_iter().filter_map(|advice| line.find(advice)).min();
+        Self::new(&line[..end.unwrap_or(line.len())])
+    }
+}
+
 /// Characters that print nothing or turn the direction of what follows (Unicode UAX #9 and format marks).
 pub(crate) fn is_invisible(character: char) -> bool {
     matches!(character, '\u{00ad}' | '\u{034f}' | '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'

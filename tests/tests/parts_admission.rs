@@ -16,16 +16,21 @@ use oras_csi_tests::parts::{oras_csi, repository};
 use oras_csi_tests::process::run;
 use serde_json::{Value, json};
 
-/// The pods of `examples/`, by the name of their file; a workload's pod is that of its template.
-fn examples() -> Vec<(String, Value)> {
+/// The manifests of `examples/`.
+fn example_files() -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(repository().join("examples"))
         .expect("examples")
         .map(|entry| entry.expect("a file").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
         .collect();
     files.sort();
+    files
+}
+
+/// The pods of `examples/`, by the name of their file; a workload's pod is that of its template.
+fn examples() -> Vec<(String, Value)> {
     let mut pods = Vec::new();
-    for file in files {
+    for file in example_files() {
         let text = std::fs::read_to_string(&file).expect("reads");
         for (number, document) in
             serde_saphyr::from_multiple::<Value>(&text).expect("YAML").into_iter().enumerate()
@@ -88,12 +93,10 @@ async fn every_example_is_admitted_and_render_says_what_the_server_stores() {
     let plain: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
     for (file, pod) in examples() {
         let stored = cluster.create(&pod).await.unwrap_or_else(|status| panic!("{file}: {}", status.message));
-        assert!(!canonical_volumes(&stored).is_empty(), "{file}: {stored}");
-        let pinned: Value = stored["metadata"]["annotations"]["oras.land/pinned"]
-            .as_str()
-            .map(|text| serde_json::from_str(text).expect("JSON"))
-            .expect("pinned");
-        assert!(pinned.to_string().contains("@sha256:"), "{file}: {pinned}");
+        let asks = pod["metadata"]["annotations"]["oras.land/inject"] != "false";
+        assert_eq!(!canonical_volumes(&stored).is_empty(), asks, "{file}: {stored}");
+        let pinned = stored["metadata"]["annotations"]["oras.land/pinned"].as_str();
+        assert_eq!(pinned.is_some_and(|text| text.contains("@sha256:")), asks, "{file}: {pinned:?}");
 
         let manifest = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(manifest.path(), pod.to_string()).expect("writes");
@@ -106,6 +109,21 @@ async fn every_example_is_admitted_and_render_says_what_the_server_stores() {
             .await
             .unwrap_or_else(|status| panic!("{file}: {}", status.message));
         assert_eq!(without_server_fields(defaulted), without_server_fields(stored), "{file}");
+    }
+    // Whole files, workloads and all that stands beside them: both forms say the same.
+    for file in example_files() {
+        let render = |format: &str| {
+            let mut render = Command::new(oras_csi());
+            render.args(["render", "-o", format, "-f"]).arg(&file);
+            run(render.arg("--certs-dir").arg(cluster.certs.path()))
+        };
+        let json: Vec<Value> =
+            render("json").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let yaml: Vec<Value> = serde_saphyr::from_multiple(&render("yaml")).expect("YAML");
+        assert_eq!(yaml, json, "{}", file.display());
+        for workload in json.iter().filter(|object| object["spec"]["template"].is_object()) {
+            assert!(!canonical_volumes(&workload["spec"]["template"]).is_empty(), "{}", file.display());
+        }
     }
 }
 

@@ -1,6 +1,65 @@
 //! Manifests, as files have them.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
+use oras_csi_core::text::Shown;
 use serde_json::Value;
+
+/// The documents of a YAML stream (of which JSON is a part).
+#[derive(Debug)]
+pub struct Stream {
+    /// The documents; an empty one is `null`.
+    pub documents: Vec<Value>,
+    /// Whether there are comments.
+    pub has_comments: bool,
+}
+
+/// Why a text is no stream: the parser's words, with line and column.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a stream of YAML documents: {0}")]
+pub struct StreamError(Shown);
+
+/// The one way to read manifests and policies, so that they say the same wherever they stand.
+///
+/// Numbers are read as `kubectl` reads them (YAML 1.1: `defaultMode: 0644` is octal). The budget is that of a stream
+/// of 64 MiB; what aliases unfold to has the parser's own, smaller one.
+pub fn read_stream(text: &str) -> Result<Stream, StreamError> {
+    const MOST: usize = 1 << 25;
+    let commented = Rc::new(Cell::new(false));
+    let options = serde_saphyr::options! {
+        legacy_octal_numbers: true,
+        budget: serde_saphyr::budget! { max_documents: MOST, max_nodes: MOST, max_events: MOST },
+    };
+    let options = options.with_budget_report({
+        let commented = Rc::clone(&commented);
+        move |report| commented.set(report.total_comment_bytes > 0)
+    });
+    let documents = serde_saphyr::from_multiple_with_options::<Value>(text, options)
+        .map_err(|error| StreamError(Shown::yaml_error(&error.to_string())))?;
+    Ok(Stream { documents, has_comments: commented.get() })
+}
+
+/// What an error calls a value that is not what belongs in its place.
+pub(crate) fn what(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// What an object says that it is, for an error about one of another kind.
+pub(crate) fn said_kind(kind: &str, api_version: &str) -> String {
+    match (kind, api_version) {
+        ("", _) => "has no kind".to_owned(),
+        (_, "") => "has no apiVersion".to_owned(),
+        _ => format!("is {} of {}", Shown::new(kind), Shown::new(api_version)),
+    }
+}
 
 /// The items of a `kind: List`, or of a `PodList` and the like, as `kubectl` applies them.
 pub fn flatten(document: Value) -> Vec<Value> {

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::denial::{At, Denial, cut};
+use crate::manifest::said_kind;
 
 /// The one version that is spoken.
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -31,14 +32,14 @@ pub enum ReviewError {
     Shape(String),
     /// Another version or kind.
     #[error(
-        "the body is {kind} of {api_version}: this webhook speaks {KIND} of {API_VERSION} only (admissionReviewVersions: \
-         [\"v1\"])"
+        "the body {}: this webhook speaks {KIND} of {API_VERSION} only (admissionReviewVersions: [\"v1\"])",
+        said_kind(.kind, .api_version)
     )]
     Version {
         /// What `apiVersion` says.
-        api_version: Shown,
+        api_version: String,
         /// What `kind` says.
-        kind: Shown,
+        kind: String,
     },
     /// No `request`, or one without its uid.
     #[error("the AdmissionReview has no request.{0}")]
@@ -123,7 +124,6 @@ impl Review {
         let api_version = wire.api_version.unwrap_or_default();
         let kind = wire.kind.unwrap_or_default();
         if api_version != API_VERSION || kind != KIND {
-            let (api_version, kind) = (Shown::new(&api_version), Shown::new(&kind));
             return Err(ReviewError::Version { api_version, kind });
         }
         let request = wire.request.ok_or(ReviewError::Missing("uid"))?;

@@ -40,12 +40,17 @@ fn pods(file: &str) -> Vec<Value> {
 #[case("platform.yaml", &["/mnt/oras"], &["kind-registry:5000/acme/config:v1@"])]
 #[case("recipe.yaml", &["/srv/models"], &["kind-registry:5000/acme/model:v1@",
     "kind-registry:5000/acme/tokenizer:v3@"])]
+#[case("recipe-overlay.yaml", &["/mnt/oras"], &["kind-registry:5000/acme/model:v1@",
+    "kind-registry:5000/acme/config:v1@"])]
+#[case("several-artifacts-filtered.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
+    "kind-registry:5000/acme/config:v1@"])]
 #[case("private-registry.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("policy-registries.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("policy-warn.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("policy-contents.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("deployment.yaml", &["/srv"], &["kind-registry:5000/acme/config:v1@", "kind-registry:5000/acme/model:v1@"])]
 #[case("inline-volume.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:latest@"])]
+#[case("inline-volume-plain-http.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("inline-volume-actions.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
     "kind-registry:5000/acme/model:v1@"])]
 #[case("inline-volume-named.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
@@ -97,6 +102,17 @@ async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[ca
             assert!(line.as_str().unwrap().starts_with(reference), "{line}");
         }
     }
+}
+
+#[rstest]
+#[case("inject-false.yaml")]
+#[tokio::test]
+async fn an_example_that_does_not_ask_is_left_alone(#[case] file: &str) {
+    let bench = Bench::new();
+    let pods = pods(file);
+    assert_eq!(pods.len(), 1);
+    assert_eq!(bench.admitted(&pods[0]).await, pods[0]);
+    assert_eq!(bench.registry.calls(), 0);
 }
 
 #[test]

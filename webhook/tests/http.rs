@@ -71,6 +71,19 @@ async fn a_denial_is_http_200() {
 #[case::kind("text/plain", "{}", StatusCode::UNSUPPORTED_MEDIA_TYPE, "application/json")]
 #[case::parameters("application/json; charset=utf-8", "{}", StatusCode::BAD_REQUEST, "AdmissionReview")]
 #[case::empty("application/json", "", StatusCode::BAD_REQUEST, "EOF")]
+#[case::nothing("application/json", "{}", StatusCode::BAD_REQUEST, "the body has no kind: this webhook")]
+#[case::a_pod(
+    "application/json",
+    r#"{"kind":"Pod","apiVersion":"v1"}"#,
+    StatusCode::BAD_REQUEST,
+    "the body is Pod of v1: this"
+)]
+#[case::no_version(
+    "application/json",
+    r#"{"kind":"AdmissionReview"}"#,
+    StatusCode::BAD_REQUEST,
+    "the body has no apiVersion: this"
+)]
 #[tokio::test]
 async fn what_cannot_be_answered_is_an_http_error(
     #[case] kind: &str,
@@ -237,6 +250,9 @@ async fn whoever_applies_a_workload_is_told_what_its_pods_will_meet() {
         assert_eq!(about(silent, "CREATE").await, "null");
     }
     assert_eq!(about(deployment("r.io/none:1"), "DELETE").await, "null");
+    // Those whose pods were looked at took of the API server's time, like pods.
+    let (_, metrics) = get(&routes, "/metrics").await;
+    assert!(metrics.contains("oras_csi_webhook_deadline_slack_seconds_count 5\n"), "{metrics}");
 }
 
 #[tokio::test]

@@ -364,12 +364,36 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
             "{namespaceSelector: {matchExpressions: [{key: a, operator: in, values: [b]}]}}",
             "operator other than",
         ),
+        ("[]", "spec: is a list where an object belongs"),
+        ("[null, Audit, {deny: [ghcr.io]}]", "spec: is a list where an object belongs"),
+        ("{registries: []}", "spec.registries: is a list where an object belongs"),
+        ("{registries: [[ghcr.io]]}", "spec.registries: is a list where an object belongs"),
+        ("{registries: ghcr.io}", "spec.registries: is a string where an object belongs"),
+        ("{namespaceSelector: []}", "spec.namespaceSelector: is a list where an object belongs"),
+        (
+            "{namespaceSelector: {matchLabels: [a]}}",
+            "spec.namespaceSelector.matchLabels: is a list where an object belongs",
+        ),
+        (
+            "{namespaceSelector: {matchExpressions: [[a, Exists]]}}",
+            "spec.namespaceSelector.matchExpressions[0]: is a list where an object belongs",
+        ),
         ("[", "not a stream of YAML documents"),
     ] {
         write(broken);
         let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("policy.yaml"), "{broken}: {error}");
     }
+    write("{mode: Warn, mode: Audit}");
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("duplicate") && error.contains("mode"), "{error}");
+    assert!(!error.contains("Options") && !error.contains('\n'), "{error}");
+    write("{}\n---\nmetadata: {name: q}\n");
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("document 2 has no kind: "), "{error}");
+    write("{}\n---\nkind: ArtifactPolicy\n");
+    let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
+    assert!(error.contains("document 2 has no apiVersion: "), "{error}");
     write("{}\n---\napiVersion: v1\nkind: ConfigMap\n");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("document 2 is ConfigMap of v1"), "{error}");
@@ -388,6 +412,52 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
     assert!(error.contains("no ArtifactPolicy in it"), "{error}");
     let error = oras_csi_webhook::policy::load(&[folder.path().join("none")]).unwrap_err().to_string();
     assert!(error.contains("cannot read"), "{error}");
+}
+
+/// `kubectl` reads 0150 as octal, and so does a stream of manifests.
+#[tokio::test]
+async fn a_number_in_a_file_is_what_kubectl_makes_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.yaml");
+    let text =
+        "apiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\nspec: {maxSize: 0150}\n";
+    std::fs::write(&file, text).unwrap();
+    let bench = Bench::new();
+    bench.policies.set_files(oras_csi_webhook::policy::load(&[file]).unwrap().policies);
+    for (size, wanted) in [(104, true), (105, false)] {
+        let mut manifest = manifest(&[("a/b", Some("file"))]);
+        manifest["layers"][0]["size"] = json!(size);
+        let name = format!("r.io/a:{size}");
+        bench.registry.tag(&name, &manifest);
+        assert_eq!(bench.admit(&one(&name)).await.is_ok(), wanted, "{size}");
+    }
+}
+
+#[test]
+fn what_is_said_of_one_namespace_is_said_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("namespaces.yaml");
+    let load = |labels: &[&str]| {
+        let namespace = |labels: &&str| {
+            format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: team, labels: {labels}}}\n")
+        };
+        std::fs::write(&file, labels.iter().map(namespace).collect::<Vec<_>>().join("---\n")).unwrap();
+        oras_csi_webhook::policy::load(std::slice::from_ref(&file)).map_err(|error| error.to_string())
+    };
+    assert!(load(&["{tier: a}", "{tier: a}"]).is_ok());
+    for (labels, words) in [
+        (
+            &["{tier: a}", "{tier: b}"][..],
+            "document 2: Namespace team is stated twice, with different labels",
+        ),
+        (&["{tier: a}", "{}"], "with different labels"),
+        (&["{tier: 7}"], "document 1: Namespace team: label tier is a number where a string belongs"),
+        (&["{tier: {a: b}}"], "label tier is an object where a string belongs"),
+        (&["[tier]"], "Namespace team: metadata.labels is a list where an object belongs"),
+    ] {
+        let error = load(labels).unwrap_err();
+        assert!(error.contains(words) && error.contains("namespaces.yaml"), "{labels:?}: {error}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,8 @@
 
 mod raw;
 
+use std::collections::BTreeMap;
+
 use crate::digest::Digest;
 use crate::media_type::{MediaType, MediaTypeError};
 use crate::path::{Glob, GlobError, TreePath, TreePathError};
@@ -188,6 +190,17 @@ pub enum RecipeError {
         /// The key that has no meaning there.
         key: &'static str,
     },
+    /// The same `add` twice, with nothing in between that could take its files away: they can only collide.
+    #[error(
+        "steps {first} and {second} of the recipe add the same files at the same path: leave one of them out, or give it \
+         a path of its own"
+    )]
+    Twice {
+        /// Which step.
+        first: usize,
+        /// Which step says the same.
+        second: usize,
+    },
     /// A value that does not parse.
     #[error("step {step} of the recipe: {source}")]
     Value {
@@ -230,12 +243,29 @@ pub enum StepError {
     /// `platform`.
     #[error("platform: {0}")]
     Platform(#[from] PlatformError),
+    /// A key with nothing behind it, which may mean everything or nothing.
+    #[error("{key} is empty: write {key}: {value}, or leave it out")]
+    Empty {
+        /// The key.
+        key: &'static str,
+        /// What belongs behind it.
+        value: &'static str,
+    },
+    /// Something else in the place of a list.
+    #[error("{key} is no list: write {key}: {value}")]
+    NoList {
+        /// The key.
+        key: &'static str,
+        /// What belongs behind it.
+        value: &'static str,
+    },
 }
 
 impl Recipe {
     /// A recipe of these steps, in this order.
     pub fn new(steps: Vec<Step<Reference>>) -> Result<Self, RecipeError> {
         check_steps(&steps)?;
+        check_repeated(&steps)?;
         Ok(Self(steps))
     }
 
@@ -335,6 +365,23 @@ fn check_steps<R>(steps: &[Step<R>]) -> Result<(), RecipeError> {
         _ if steps.len() > RecipeError::MOST_STEPS => Err(RecipeError::TooManySteps { count: steps.len() }),
         _ => Ok(()),
     }
+}
+
+/// Fails on an `add` that repeats another, unless some step between them may take away what the first laid down.
+fn check_repeated<R: Ord>(steps: &[Step<R>]) -> Result<(), RecipeError> {
+    #[expect(clippy::mutable_key_type, reason = "a glob is ordered by its text, which does not change")]
+    let mut seen = BTreeMap::new();
+    for (step, second) in steps.iter().zip(1..) {
+        match step {
+            Step::Add(layer) => {
+                if let Some(first) = seen.insert(layer, second) {
+                    return Err(RecipeError::Twice { first, second });
+                }
+            }
+            Step::Overlay(_) | Step::Remove(_) => seen.clear(),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

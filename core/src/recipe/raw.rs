@@ -1,31 +1,105 @@
 //! A recipe as text: the shape that YAML and JSON share, before its values are parsed.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Layer, RecipeError, Step, StepError};
 use crate::path::TreePath;
 use crate::text::Shown;
 
-/// The keys of a step in canonical order (design §4).
+/// The keys of a step in canonical order (design §4). A key that is written has a value here, an empty one too.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawStep {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     add: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     overlay: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     remove: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     path: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    include: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    exclude: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    media_types: Vec<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "list")]
+    include: Option<RawList>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "list")]
+    exclude: Option<RawList>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "list")]
+    media_types: Option<RawList>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     platform: Option<String>,
+}
+
+/// A text; `null` is an empty one.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::<String>::deserialize(deserializer).map(|text| Some(text.unwrap_or_default()))
+}
+
+/// A list; `null` is an empty one.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RawList>, D::Error> {
+    deserializer.deserialize_any(ListVisitor).map(Some)
+}
+
+/// What stands where a list belongs.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RawList {
+    /// A list.
+    Texts(Vec<String>),
+    /// Anything else.
+    Other,
+}
+
+struct ListVisitor;
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = RawList;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawList, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = list.next_element()? {
+            texts.push(text);
+        }
+        Ok(RawList::Texts(texts))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawList, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(RawList::Other)
+    }
+
+    fn visit_none<E: serde::de::Error>(self) -> Result<RawList, E> {
+        Ok(RawList::Texts(Vec::new()))
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<RawList, E> {
+        Ok(RawList::Texts(Vec::new()))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<RawList, E> {
+        Ok(RawList::Other)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<RawList, E> {
+        Ok(RawList::Other)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<RawList, E> {
+        Ok(RawList::Other)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<RawList, E> {
+        Ok(RawList::Other)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<RawList, E> {
+        Ok(RawList::Other)
+    }
 }
 
 type ParseReference<'a, R> = &'a dyn Fn(&str) -> Result<R, StepError>;
@@ -36,7 +110,7 @@ pub(super) fn read_yaml<R>(
 ) -> Result<Vec<Step<R>>, RecipeError> {
     check_length(text)?;
     let raw = serde_saphyr::from_str::<Vec<RawStep>>(text);
-    parse(&raw.map_err(|error| RecipeError::Syntax(one_line(&error.to_string())))?, reference)
+    parse(&raw.map_err(|error| RecipeError::Syntax(Shown::yaml_error(&error.to_string())))?, reference)
 }
 
 pub(super) fn read_json<R>(
@@ -48,7 +122,7 @@ pub(super) fn read_json<R>(
     parse(&raw.map_err(|error| RecipeError::Syntax(Shown::new(&error.to_string())))?, reference)
 }
 
-pub(super) fn write_json<R: std::fmt::Display>(steps: &[Step<R>]) -> String {
+pub(super) fn write_json<R: fmt::Display>(steps: &[Step<R>]) -> String {
     let raw = steps.iter().map(write_step).collect::<Vec<_>>();
     serde_json::to_string(&raw)
         .unwrap_or_else(|error| unreachable!("strings and lists of strings are JSON: {error}"))
@@ -56,14 +130,6 @@ pub(super) fn write_json<R: std::fmt::Display>(steps: &[Step<R>]) -> String {
 
 fn check_length(text: &str) -> Result<(), RecipeError> {
     if text.len() > RecipeError::LONGEST { Err(RecipeError::TooLong { length: text.len() }) } else { Ok(()) }
-}
-
-/// The parser's message without the lines in which it draws the place, and without what it tells programmers to
-/// call instead.
-fn one_line(message: &str) -> Shown {
-    let line = message.lines().next().unwrap_or(message).trim();
-    let end = [", set ", "; use from_", "; set "].into_iter().filter_map(|advice| line.find(advice)).min();
-    Shown::new(&line[..end.unwrap_or(line.len())])
 }
 
 fn parse<R>(raw: &[RawStep], reference: ParseReference<'_, R>) -> Result<Vec<Step<R>>, RecipeError> {
@@ -85,9 +151,9 @@ fn parse_step<R>(
         (None, None, Some(glob)) => {
             let beside = [
                 ("path", raw.path.is_some()),
-                ("include", !raw.include.is_empty()),
-                ("exclude", !raw.exclude.is_empty()),
-                ("mediaTypes", !raw.media_types.is_empty()),
+                ("include", raw.include.is_some()),
+                ("exclude", raw.exclude.is_some()),
+                ("mediaTypes", raw.media_types.is_some()),
                 ("platform", raw.platform.is_some()),
             ];
             if let Some((key, _)) = beside.into_iter().find(|(_, there)| *there) {
@@ -104,23 +170,36 @@ fn parse_layer<R>(
     raw: &RawStep,
     reference: ParseReference<'_, R>,
 ) -> Result<Layer<R>, StepError> {
-    let path = raw.path.as_deref().unwrap_or_default();
+    let path = match raw.path.as_deref() {
+        Some("") => return Err(StepError::Empty { key: "path", value: "DIRECTORY" }),
+        path => path.unwrap_or_default(),
+    };
     let mut layer = Layer::new(reference(text)?)
         .at(path.parse::<TreePath>()?)
-        .including(parse_all(&raw.include)?)
-        .excluding(parse_all(&raw.exclude)?)
-        .with_media_types(parse_all(&raw.media_types)?);
+        .including(parse_all("include", "[GLOB]", raw.include.as_ref())?)
+        .excluding(parse_all("exclude", "[GLOB]", raw.exclude.as_ref())?)
+        .with_media_types(parse_all("mediaTypes", "[TYPE]", raw.media_types.as_ref())?);
     if let Some(platform) = &raw.platform {
         layer = layer.for_platform(platform.parse()?);
     }
     Ok(layer)
 }
 
-fn parse_all<T: std::str::FromStr>(texts: &[String]) -> Result<Vec<T>, T::Err> {
-    texts.iter().map(|text| text.parse()).collect()
+/// The entries of a list. An empty one may mean all or nothing: it means an error.
+fn parse_all<T>(key: &'static str, value: &'static str, list: Option<&RawList>) -> Result<Vec<T>, StepError>
+where
+    T: std::str::FromStr,
+    StepError: From<T::Err>,
+{
+    match list {
+        None => Ok(Vec::new()),
+        Some(RawList::Other) => Err(StepError::NoList { key, value }),
+        Some(RawList::Texts(texts)) if texts.is_empty() => Err(StepError::Empty { key, value }),
+        Some(RawList::Texts(texts)) => texts.iter().map(|text| Ok(text.parse()?)).collect(),
+    }
 }
 
-fn write_step<R: std::fmt::Display>(step: &Step<R>) -> RawStep {
+fn write_step<R: fmt::Display>(step: &Step<R>) -> RawStep {
     match step {
         Step::Add(layer) => RawStep { add: Some(layer.reference().to_string()), ..write_layer(layer) },
         Step::Overlay(layer) => {
@@ -131,8 +210,8 @@ fn write_step<R: std::fmt::Display>(step: &Step<R>) -> RawStep {
 }
 
 fn write_layer<R>(layer: &Layer<R>) -> RawStep {
-    fn texts<T: std::fmt::Display>(list: &[T]) -> Vec<String> {
-        list.iter().map(T::to_string).collect()
+    fn texts<T: fmt::Display>(list: &[T]) -> Option<RawList> {
+        (!list.is_empty()).then(|| RawList::Texts(list.iter().map(T::to_string).collect()))
     }
     RawStep {
         path: (!layer.path().is_root()).then(|| layer.path().to_string()),

@@ -89,9 +89,51 @@ fn takes_no_other_spelling(#[case] template: &str) {
 #[case::ambiguous("- add: team/app", "docker.io/team/app")]
 #[case::bad_path("- {add: a, path: ../x}", "step 1")]
 #[case::nothing("", "")]
+#[case::a_list_for_a_step("- [ghcr.io/acme/model:v1]", "line 1")]
+#[case::an_empty_path(
+    "- add: a\n- {add: b, path: ''}",
+    "step 2 of the recipe: path is empty: write path: DIRECTORY"
+)]
+#[case::a_path_that_is_not_there("- add: a\n  path:\n", "step 1 of the recipe: path is empty")]
+#[case::an_empty_list(
+    "- {add: a, include: []}",
+    "step 1 of the recipe: include is empty: write include: [GLOB]"
+)]
+#[case::an_empty_exclude("- {add: a, exclude: []}", "step 1 of the recipe: exclude is empty")]
+#[case::no_types(
+    "- {add: a, mediaTypes: []}",
+    "mediaTypes is empty: write mediaTypes: [TYPE], or leave it out"
+)]
+#[case::a_list_that_is_not_there("- add: a\n  include:\n  path: x", "step 1 of the recipe: include is empty")]
+#[case::a_string_for_a_list(
+    "- add: b\n- add: a\n  include: x",
+    "step 2 of the recipe: include is no list: write include: [GLOB]"
+)]
+#[case::a_number_for_a_list("- {add: a, mediaTypes: 7}", "step 1 of the recipe: mediaTypes is no list")]
+#[case::an_object_for_a_list("- {add: a, exclude: {x: y}}", "step 1 of the recipe: exclude is no list")]
+#[case::an_empty_list_beside_remove(
+    "- add: a\n- {remove: b, include: []}",
+    "remove stands alone, without \"include\""
+)]
+#[case::an_empty_platform("- {add: a, platform: ''}", "step 1")]
+#[case::twice_the_same(
+    "- {add: a, path: x}\n- add: b\n- {add: 'a:latest', path: x}",
+    "steps 1 and 3 of the recipe add the same"
+)]
 fn yaml_errors_say_where(#[case] yaml: &str, #[case] words: &str) {
     let error = Recipe::from_yaml(yaml, &unknown).expect_err("an error").to_string();
     assert!(error.contains(words), "{error}");
+}
+
+#[rstest]
+#[case::another_path("- add: a\n- {add: a, path: x}")]
+#[case::another_filter("- {add: a, include: [x]}\n- {add: a, include: [y]}")]
+#[case::what_was_taken_away_in_between("- add: a\n- remove: '**'\n- add: a")]
+#[case::laid_over("- add: a\n- overlay: a")]
+#[case::a_whiteout_in_between("- add: a\n- overlay: b\n- add: a")]
+#[case::numbers_that_are_names("- {add: a, path: 2024, include: [007, 1.0]}")]
+fn yaml_that_may_work_is_taken(#[case] yaml: &str) {
+    assert!(Recipe::from_yaml(yaml, &unknown).is_ok(), "{:?}", Recipe::from_yaml(yaml, &unknown));
 }
 
 #[test]

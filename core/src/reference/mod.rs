@@ -218,8 +218,13 @@ fn split_registry(
         host?;
         return Err(ReferenceError::Repository { reference: text.into(), repository: name.into() });
     }
+    // What is offered is a reference: what is wrong in both readings is told first.
+    let rest = rest.to_ascii_lowercase();
+    if !is_repository(&format!("{lower}/{rest}")) {
+        return Err(ReferenceError::Repository { reference: text.into(), repository: name.into() });
+    }
     let written = text.strip_prefix(SCHEME).unwrap_or(text);
-    let behind = &written[first.len()..];
+    let behind = format!("/{rest}{}", &written[name.len()..]);
     Err(ReferenceError::Ambiguous {
         reference: text.into(),
         as_docker_hub: Shown::new(&format!("docker.io/{lower}{behind}")),

@@ -102,6 +102,25 @@ fn an_ambiguous_first_segment_offers_both_spellings() {
     assert!(matches!(Reference::parse("Team/app"), Err(ReferenceError::Ambiguous { .. })));
 }
 
+#[rstest]
+#[case("library/../evil/x", None)]
+#[case("team/a//b", None)]
+#[case("team/app/", None)]
+#[case("team/App:V1", Some("docker.io/team/app:V1 or team:443/app:V1"))]
+#[case("my_team/app", Some("docker.io/my_team/app"))]
+fn what_an_ambiguous_reference_is_offered_is_one(#[case] text: &str, #[case] offered: Option<&str>) {
+    let error = Reference::parse(text).unwrap_err();
+    let ReferenceError::Ambiguous { .. } = error else {
+        assert_eq!(offered, None, "{error}");
+        return;
+    };
+    let offered = offered.ok_or(error.to_string()).unwrap();
+    assert!(error.to_string().ends_with(&format!("write {offered}")), "{error}");
+    for spelling in offered.split(" or ") {
+        assert!(Reference::parse(spelling).is_ok(), "{spelling}");
+    }
+}
+
 #[test]
 fn an_administrators_dotless_host_is_no_longer_ambiguous() {
     let known = |host: &str| host == "team";

@@ -23,6 +23,7 @@ use super::auth::Tokens;
 use super::body;
 use super::guard::{Names, SystemNames};
 use super::hosts::HostsConfig;
+use super::retry;
 use super::transport::{Answer, Bounds, Place, Transport};
 use super::{
     BlobStream, Descriptor, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
@@ -39,6 +40,7 @@ pub struct Settings {
     answer: Duration,
     idle: Duration,
     metadata: Duration,
+    longest_wait: Duration,
     tries: u32,
     limits: Limits,
     proxies: bool,
@@ -52,6 +54,7 @@ impl Default for Settings {
             answer: Duration::from_secs(30),
             idle: Duration::from_secs(30),
             metadata: Duration::from_mins(1),
+            longest_wait: retry::LONGEST,
             tries: 3,
             limits: Limits::default(),
             proxies: true,
@@ -87,6 +90,14 @@ impl Settings {
     #[must_use]
     pub fn with_metadata_deadline(mut self, deadline: Duration) -> Self {
         self.metadata = deadline;
+        self
+    }
+
+    /// How long a registry may have us wait before one answer, by all the `Retry-After` it gives until then: one
+    /// that wants more is told of at once, with what it wants (default 60 s).
+    #[must_use]
+    pub fn with_longest_wait(mut self, wait: Duration) -> Self {
+        self.longest_wait = wait;
         self
     }
 

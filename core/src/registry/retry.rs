@@ -8,8 +8,8 @@ use http::{HeaderMap, header};
 
 /// The first wait; each next one is twice as long.
 const FIRST: Duration = Duration::from_millis(200);
-/// A registry cannot make us wait longer in one go, whatever it asks.
-const LONGEST: Duration = Duration::from_mins(1);
+/// We never wait longer than this in one go on our own, and a registry cannot have more than it of us by default.
+pub(super) const LONGEST: Duration = Duration::from_mins(1);
 
 /// `Retry-After` in both forms (RFC 9110, 10.2.3): seconds, or a date.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
@@ -22,15 +22,14 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 }
 
 /// How long to wait before try number `tries` + 1: what the registry asks, else twice as long each time
-/// and between half and the whole of it, so that many nodes do not come back together. `None` when the
-/// registry asks for more than we wait.
-pub(super) fn pause(tries: u32, asked: Option<Duration>) -> Option<Duration> {
+/// and between half and the whole of it, so that many nodes do not come back together.
+pub(super) fn pause(tries: u32, asked: Option<Duration>) -> Duration {
     if let Some(asked) = asked {
-        return (asked <= LONGEST).then_some(asked.max(FIRST / 2));
+        return asked.max(FIRST / 2);
     }
     let whole = FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(LONGEST);
     let half = whole / 2;
-    Some(half + half.mul_f64(fraction()))
+    half + half.mul_f64(fraction())
 }
 
 /// A number from 0 to 1 that differs between processes and calls; nothing secret hangs on it.
@@ -70,13 +69,12 @@ mod tests {
     #[test]
     fn waits_grow_and_end() {
         for (tries, longest) in [(1, 200), (2, 400), (3, 800)] {
-            let pause = pause(tries, None).unwrap();
+            let pause = pause(tries, None);
             let longest = Duration::from_millis(longest);
             assert!(pause >= longest / 2 && pause <= longest, "{tries}: {pause:?}");
         }
-        assert_eq!(pause(1, Some(Duration::from_secs(5))), Some(Duration::from_secs(5)));
-        assert_eq!(pause(1, Some(Duration::from_secs(61))), None);
-        assert!(pause(u32::MAX, None).unwrap() <= LONGEST);
-        assert!(pause(1, Some(Duration::ZERO)).unwrap() > Duration::ZERO);
+        assert_eq!(pause(1, Some(Duration::from_secs(5))), Duration::from_secs(5));
+        assert!(pause(u32::MAX, None) <= LONGEST);
+        assert!(pause(1, Some(Duration::ZERO)) > Duration::ZERO);
     }
 }

@@ -15,6 +15,8 @@ use crate::registry::write_hosts;
 const LOOK: Duration = Duration::from_millis(5);
 /// Longer words are no help in a terminal or an event.
 const LONGEST_WORDS: usize = 2_048;
+/// A process that lives this long is looked at.
+const SEEN_AFTER: Duration = Duration::from_millis(500);
 /// The peak of resident memory in MiB that no pull reaches.
 const MOST_MEMORY: u64 = 64;
 
@@ -131,7 +133,9 @@ impl Verdict {
         if !self.left.is_empty() {
             return Some(format!("leaves {:?}", self.left));
         }
-        (self.peak == 0 || self.peak >= MOST_MEMORY).then(|| format!("a peak of {} MiB", self.peak))
+        // Whoever ended before the first look has had no time to take much.
+        let unseen = self.peak == 0 && self.took >= SEEN_AFTER;
+        (unseen || self.peak >= MOST_MEMORY).then(|| format!("a peak of {} MiB", self.peak))
     }
 }
 

@@ -132,6 +132,7 @@ impl Admission {
             None => Vec::new(),
             Some(pod) => {
                 let admitted = self.admit_pod(pod, review.namespace(), deadline).await;
+                self.metrics.slack(deadline.saturating_duration_since(Deadline::now()));
                 workload::tell(workload, admitted.as_ref().map(Outcome::warnings))
             }
         };

@@ -106,8 +106,8 @@ pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Inte
     let content = Content::Wanted(wanted);
     let secret = annotations.pull_secret.map(|written| check_secret(written.at(), written.value));
     let (name, secret) = (VOLUME_NAME.to_owned(), secret.transpose()?);
-    let earlier = earlier.flatten();
-    intent.volumes.push(VolumeIntent { name, index, earlier, content, secret, mounts });
+    let (earlier, of_annotations) = (earlier.flatten(), true);
+    intent.volumes.push(VolumeIntent { name, index, earlier, content, of_annotations, secret, mounts });
     Ok(())
 }
 
@@ -227,10 +227,20 @@ impl<'a> Annotations<'a> {
                 return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
             }
         }
-        if let Some(written) = self.root.media_types.or(self.root.platform) {
-            let rule = format!("has no {} to apply to", annotation::ARTIFACT);
-            let instead = "write mediaTypes and platform in the steps of the recipe";
-            return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
+        for (name, artifact) in self.artifacts() {
+            let of_step = artifact.media_types.or(artifact.platform);
+            let instead = match of_step {
+                Some(_) => "write mediaTypes and platform in the steps of the recipe",
+                None => {
+                    "write the directory as path in a step of the recipe, which is then below oras.land/mount-path"
+                }
+            };
+            // The root's mount path is the volume's.
+            if let Some(written) = of_step.or(artifact.mount_path.filter(|_| name.is_some())) {
+                let name = name.map(|name| format!(".{name}")).unwrap_or_default();
+                let rule = format!("has no {}{name} to apply to", annotation::ARTIFACT);
+                return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
+            }
         }
         Ok(())
     }

@@ -39,7 +39,8 @@ pub(super) fn read(
     };
     let secret = csi.secret.map(|name| check_secret(At::Volume(volume.name), name)).transpose()?;
     let (name, index) = (volume.name.to_owned(), Some(volume.index));
-    Ok(VolumeIntent { name, index, earlier: None, content, secret, mounts: Vec::new() })
+    let (earlier, of_annotations, mounts) = (None, false, Vec::new());
+    Ok(VolumeIntent { name, index, earlier, content, of_annotations, secret, mounts })
 }
 
 /// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.

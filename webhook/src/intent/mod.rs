@@ -14,7 +14,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::keys::{DRIVER, VOLUME_NAME, annotation, canonical};
+use oras_csi_core::keys::{DRIVER, annotation, canonical};
 use oras_csi_core::path::MountPath;
 use oras_csi_core::recipe::Recipe;
 use oras_csi_core::reference::{Reference, RegistryHost};
@@ -72,6 +72,8 @@ pub(crate) struct VolumeIntent {
     pub(crate) earlier: Option<CanonicalVolume>,
     /// What shall be in it.
     pub(crate) content: Content,
+    /// Whether the pod's annotations ask for it, and no volume of the pod's own does.
+    pub(crate) of_annotations: bool,
     /// The pull secret that is named for it.
     pub(crate) secret: Option<String>,
     /// Mounts to add.
@@ -241,7 +243,7 @@ pub(crate) struct Named {
 impl VolumeIntent {
     /// Where its pull secret is named.
     pub(crate) fn secret_at(&self) -> At<'_> {
-        if self.name == VOLUME_NAME && self.secret.is_some() {
+        if self.of_annotations && self.secret.is_some() {
             At::Annotation(annotation::PULL_SECRET)
         } else {
             At::Volume(&self.name)

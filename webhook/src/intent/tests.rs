@@ -145,7 +145,11 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"recipe": "- add: r.io/a", "artifact.b": "r.io/b"}), "oras.land/artifact.b: \"r.io/b\" stands beside")]
 #[case(json!({"recipe": "- add: r.io/a", "platform": "linux/amd64"}), "has no oras.land/artifact to apply to: write mediaTypes and platform in the steps")]
 #[case(json!({"recipe": "- add: r.io/a", "media-types": "a/b"}), "has no oras.land/artifact to apply to: write mediaTypes")]
-#[case(json!({"recipe": "- add: r.io/a\n  path: b", "mount-path.b": "/b"}), "has no oras.land/artifact.b to apply to")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: b", "mount-path.b": "/b"}), "oras.land/mount-path.b: \"/b\" has no oras.land/artifact.b to apply to: write the directory as path in a step of the recipe")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: b", "media-types.b": "a/b"}), "has no oras.land/artifact.b to apply to: write mediaTypes and platform in the steps of the recipe")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: b", "platform.b": "linux/amd64"}), "has no oras.land/artifact.b to apply to: write mediaTypes and platform in the steps of the recipe")]
+#[case(json!({"recipe": "- add: r.io/a\n- add: r.io/a"}), "steps 1 and 2 of the recipe add the same files at the same path")]
+#[case(json!({"recipe": "- add: r.io/a\n  include: []"}), "step 1 of the recipe: include is empty: ")]
 #[case(json!({"artifact-set": "x"}), "is not supported by this version")]
 #[case(json!({"patch": "r.io/a"}), "is not supported by this version")]
 #[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "is not supported by this version")]
@@ -345,6 +349,20 @@ fn a_recipe_says_all_that_the_short_forms_cannot() {
         read_pod(&annotated(&json!({"recipe": recipe, "mount-path": "/srv", "containers": "app"}))).unwrap();
     assert_eq!(intent.volumes[0].mounts.len(), 1);
     assert_eq!(intent.volumes[0].mounts[0].path.as_str(), "/srv");
+}
+
+/// A volume that has the annotations' name, and none of them.
+#[test]
+fn a_secret_is_named_where_it_is_written() {
+    let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a"}));
+    pod["spec"]["volumes"][0]["name"] = json!("oras-artifacts");
+    pod["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"] = json!({"name": "s"});
+    assert_eq!(read_pod(&pod).unwrap().volumes[0].secret_at().to_string(), "volume oras-artifacts");
+    let pod = annotated(&json!({"artifact": "r.io/a", "pull-secret": "s"}));
+    assert_eq!(
+        read_pod(&pod).unwrap().volumes[0].secret_at().to_string(),
+        "annotation oras.land/pull-secret"
+    );
 }
 
 #[rstest]

@@ -7,11 +7,13 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use oras_csi_core::pattern::RegistryPattern;
 use oras_csi_core::policy::{Author, Mode, Policy, Rules};
+use oras_csi_core::text::Shown;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::entry::{Content, Entry};
 use crate::denial::{At, Code, Denial};
+use crate::manifest::what;
 
 /// What becomes of a pod in a namespace that no policy selects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,23 +50,78 @@ pub trait Namespaces: Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 pub struct StatedNamespaces(BTreeMap<String, BTreeMap<String, String>>);
 
+/// Why the labels of a namespace cannot be taken from a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StatedError {
+    /// `metadata.labels` of another type.
+    #[error("Namespace {name}: metadata.labels is {found} where an object belongs")]
+    Labels {
+        /// Its name.
+        name: Shown,
+        /// What stands there.
+        found: &'static str,
+    },
+    /// A label that is no string.
+    #[error("Namespace {name}: label {key} is {found} where a string belongs: write it in quotes")]
+    Label {
+        /// Its name.
+        name: Shown,
+        /// The label's key.
+        key: Shown,
+        /// What stands there.
+        found: &'static str,
+    },
+    /// Two manifests of one namespace: which policies hold would hang on which of them counts.
+    #[error(
+        "Namespace {0} is stated twice, with different labels: leave one of them out, or write the same in both"
+    )]
+    Differs(Shown),
+}
+
 impl StatedNamespaces {
-    /// Takes a manifest in, if it is a `Namespace`.
-    pub fn take(&mut self, manifest: &Value) -> bool {
+    /// Takes a manifest in, if it is a `Namespace`. What is said of one namespace is said once: whoever writes a
+    /// stream of manifests cannot take a namespace out of the policies that an administrator's files have for it.
+    pub fn take(&mut self, manifest: &Value) -> Result<bool, StatedError> {
         let is_namespace = manifest["apiVersion"] == "v1" && manifest["kind"] == "Namespace";
-        let Some(name) = manifest["metadata"]["name"].as_str().filter(|_| is_namespace) else { return false };
-        let labels = manifest["metadata"]["labels"].as_object().into_iter().flatten();
-        let mut labels: BTreeMap<String, String> =
-            labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+        let Some(name) = manifest["metadata"]["name"].as_str().filter(|_| is_namespace) else {
+            return Ok(false);
+        };
+        let mut labels = BTreeMap::new();
+        match &manifest["metadata"]["labels"] {
+            Value::Null => {}
+            Value::Object(written) => {
+                for (key, value) in written {
+                    // Go reads null as an empty string.
+                    let value = if value.is_null() { Some("") } else { value.as_str() };
+                    let value = value.ok_or_else(|| StatedError::Label {
+                        name: name.into(),
+                        key: key.as_str().into(),
+                        found: what(&written[key]),
+                    })?;
+                    labels.insert(key.clone(), value.to_owned());
+                }
+            }
+            other => return Err(StatedError::Labels { name: name.into(), found: what(other) }),
+        }
         // The API server writes this one itself.
         labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
-        self.0.insert(name.to_owned(), labels);
-        true
+        self.state(name.to_owned(), labels)?;
+        Ok(true)
     }
 
     /// Takes all that `other` has.
-    pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+    pub fn extend(&mut self, other: Self) -> Result<(), StatedError> {
+        other.0.into_iter().try_for_each(|(name, labels)| self.state(name, labels))
+    }
+
+    fn state(&mut self, name: String, labels: BTreeMap<String, String>) -> Result<(), StatedError> {
+        match self.0.get(&name) {
+            Some(stated) if *stated != labels => Err(StatedError::Differs(Shown::new(&name))),
+            _ => {
+                self.0.insert(name, labels);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -185,7 +242,7 @@ impl Rulebook {
     fn refuse_broken(&self, at: At<'_>) -> Result<(), Denial> {
         for entry in &self.policies {
             if let Content::Broken(problem) = entry.content() {
-                let name = oras_csi_core::text::Shown::new(entry.name());
+                let name = Shown::new(entry.name());
                 let rule = format!("is selected by ArtifactPolicy {name}, which cannot be read ({problem})");
                 let instead = "nothing is allowed there until the administrator mends it";
                 return Err(Denial::new(Code::Forbidden, at, None, rule, instead));

@@ -9,6 +9,7 @@ use oras_csi_core::text::Shown;
 use serde_json::Value;
 
 use super::object::{ArtifactPolicy, ArtifactPolicySpec, SpecError};
+use crate::manifest::said_kind;
 
 /// A policy and the namespaces that it is for.
 #[derive(Clone, Debug)]
@@ -30,12 +31,12 @@ pub(super) enum Content {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
     /// Another kind, or another version of it.
-    #[error("is {kind} of {api_version}, and not an ArtifactPolicy of oras.land/v1alpha1")]
+    #[error("{}: what is read is an ArtifactPolicy of oras.land/v1alpha1", said_kind(.kind, .api_version))]
     Kind {
         /// What it says.
-        kind: Shown,
+        kind: String,
         /// What it says.
-        api_version: Shown,
+        api_version: String,
     },
     /// Something beside `spec`: a rule there would be no rule.
     #[error("ArtifactPolicy {name}: \"{key}\" is no part of an object: rules stand in spec")]
@@ -70,7 +71,7 @@ impl Entry {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (kind, api_version) = (text(&manifest["kind"]), text(&manifest["apiVersion"]));
         if kind != ArtifactPolicy::kind(&()) || api_version != ArtifactPolicy::api_version(&()) {
-            return Err(EntryError::Kind { kind: Shown::new(&kind), api_version: Shown::new(&api_version) });
+            return Err(EntryError::Kind { kind, api_version });
         }
         let name = manifest["metadata"]["name"].as_str().filter(|name| !name.is_empty());
         let name = name.ok_or(EntryError::Unnamed)?;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::book::{Policies, StatedNamespaces};
+use super::book::{Policies, StatedError, StatedNamespaces};
 use super::entry::{Entry, EntryError};
-use crate::manifest::flatten;
+use crate::manifest::{StreamError, flatten, read_stream};
 
 /// How often files are read again.
 const POLL: Duration = Duration::from_secs(5);
@@ -35,12 +35,12 @@ pub enum PolicyFileError {
         path: PathBuf,
     },
     /// No YAML.
-    #[error("{}: not a stream of YAML documents: {words}", path.display())]
+    #[error("{}: {source}", path.display())]
     Yaml {
         /// Which.
         path: PathBuf,
-        /// The parser's words, with line and column.
-        words: String,
+        /// What is wrong with it.
+        source: StreamError,
     },
     /// Nothing in it: who names it means something by it.
     #[error("{}: no ArtifactPolicy in it, nor a Namespace", path.display())]
@@ -57,6 +57,16 @@ pub enum PolicyFileError {
         number: usize,
         /// What is wrong with it.
         source: EntryError,
+    },
+    /// A namespace that cannot be taken in.
+    #[error("{}: document {number}: {source}", path.display())]
+    Namespace {
+        /// Which.
+        path: PathBuf,
+        /// Which of its documents, counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        source: StatedError,
     },
     /// Two policies of one name.
     #[error("{}: document {number} is a second ArtifactPolicy {name}: give it another name", path.display())]
@@ -93,7 +103,10 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, PolicyFileError> {
                     continue;
                 }
                 is_empty = false;
-                if namespaces.take(&document) {
+                let is_namespace = namespaces
+                    .take(&document)
+                    .map_err(|source| PolicyFileError::Namespace { path: file.clone(), number, source })?;
+                if is_namespace {
                     continue;
                 }
                 let entry = Entry::from_manifest(&document).map_err(|source| PolicyFileError::Document {
@@ -142,9 +155,9 @@ fn documents(path: &Path) -> Result<Vec<Value>, PolicyFileError> {
     if file.read_to_string(&mut text).map_err(cannot)? as u64 > LONGEST {
         return Err(PolicyFileError::TooLong { path: path.to_owned() });
     }
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
-        .map_err(|error| PolicyFileError::Yaml { path: path.to_owned(), words: error.to_string() })?;
-    Ok(documents.into_iter().flat_map(flatten).collect())
+    let stream =
+        read_stream(&text).map_err(|source| PolicyFileError::Yaml { path: path.to_owned(), source })?;
+    Ok(stream.documents.into_iter().flat_map(flatten).collect())
 }
 
 /// Where labels of namespaces come from, while files are read again.

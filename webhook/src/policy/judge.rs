@@ -42,6 +42,7 @@ pub struct Opinion {
     rule: Option<Rule>,
     component: Option<String>,
     is_broken: bool,
+    looks_at_contents: bool,
 }
 
 impl Opinion {
@@ -58,6 +59,11 @@ impl Opinion {
     /// Whether a rule of it is broken.
     pub fn is_broken(&self) -> bool {
         self.is_broken
+    }
+
+    /// Whether the policy has rules about contents, of which an opinion on a name says nothing.
+    pub fn looks_at_contents(&self) -> bool {
+        self.looks_at_contents
     }
 
     /// The rule that decided: the one that is broken, or the list that has the artifact.
@@ -80,7 +86,14 @@ pub(crate) fn opinions(book: &Rulebook, reference: &Reference) -> Vec<Opinion> {
                 Ok(Some(pattern)) => (Some(Rule::RegistriesAllow), Some(pattern.to_string()), false),
                 Err(violation) => (Some(violation.rule()), Some(violation.component().to_owned()), true),
             };
-            Opinion { author: policy.author().clone(), mode: policy.mode(), rule, component, is_broken }
+            Opinion {
+                author: policy.author().clone(),
+                mode: policy.mode(),
+                rule,
+                component,
+                is_broken,
+                looks_at_contents: policy.looks_at_contents(),
+            }
         })
         .collect()
 }
@@ -97,6 +110,7 @@ pub(crate) fn opinions_of_contents(book: &Rulebook, found: &[Found]) -> Vec<Opin
                 rule: violation.as_ref().map(Violation::rule),
                 component: violation.as_ref().map(|violation| violation.component().to_owned()),
                 is_broken: violation.is_some(),
+                looks_at_contents: true,
             }
         })
         .collect()

@@ -15,7 +15,9 @@ pub(crate) mod judge;
 pub mod object;
 mod selector;
 
-pub use book::{Labels, Namespaces, NamespacesError, NoPolicy, Policies, Rulebook, StatedNamespaces};
+pub use book::{
+    Labels, Namespaces, NamespacesError, NoPolicy, Policies, Rulebook, StatedError, StatedNamespaces,
+};
 pub use cluster::{ClusterNamespaces, watch};
 pub use entry::{Entry, EntryError, is_policy};
 pub use files::{LabelsFrom, Loaded, PolicyFileError, keep, load};

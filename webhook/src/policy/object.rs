@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::selector;
+use crate::manifest::what;
 
 /// What the pods of some namespaces may mount. All policies that select a namespace must pass; where a rule
 /// is left out, it demands nothing.
@@ -160,6 +161,7 @@ impl ArtifactPolicySpec {
         }
         let mut unknown = None;
         let spec = without_nulls(spec);
+        check_objects(&spec)?;
         let read = serde_ignored::deserialize(&spec, |path| {
             // An optional field shows as a "?" of its own.
             unknown.get_or_insert_with(|| path.to_string().replace(".?", ""));
@@ -221,6 +223,30 @@ where
         text.parse().map_err(|error| SpecError::new(format!("spec.{field}[{index}]"), error))
     };
     list.iter().enumerate().map(parse).collect::<Result<_, _>>().map(Some)
+}
+
+/// Fails where something else stands in the place of an object: serde takes a list for a struct, whose rules would be
+/// whatever stands where they are declared.
+fn check_objects(spec: &Value) -> Result<(), SpecError> {
+    let check = |field: &str, value: &Value| match value {
+        Value::Object(_) => Ok(()),
+        other => {
+            let problem = format_args!("is {} where an object belongs", what(other));
+            Err(SpecError::new(field, problem))
+        }
+    };
+    check("spec", spec)?;
+    for (field, pointer) in [
+        ("spec.registries", "/registries"),
+        ("spec.namespaceSelector", "/namespaceSelector"),
+        ("spec.namespaceSelector.matchLabels", "/namespaceSelector/matchLabels"),
+    ] {
+        spec.pointer(pointer).map_or(Ok(()), |value| check(field, value))?;
+    }
+    let field = "spec.namespaceSelector.matchExpressions";
+    let requirements = spec.pointer("/namespaceSelector/matchExpressions").and_then(Value::as_array);
+    let mut requirements = requirements.into_iter().flatten().enumerate();
+    requirements.try_for_each(|(index, value)| check(&format!("{field}[{index}]"), value))
 }
 
 /// `null` is an absent field, as the API server has it.

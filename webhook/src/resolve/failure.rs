@@ -20,9 +20,7 @@ pub(crate) enum Failure {
     Platform(SelectError),
     #[error("{0}")]
     Nothing(Nothing),
-    #[error(
-        "the registry had not answered when the API server's time was up; it is asked on, so trying again may do"
-    )]
+    #[error("the registry had not answered when the time for it was up, so trying again may do")]
     Deadline,
     #[error("looking it up failed inside the webhook, whose log says why")]
     Crashed,

@@ -17,7 +17,8 @@ use super::Failure;
 const MOST_FOR_ONE: usize = 256;
 /// How many may wait for all registries together.
 const MOST_FOR_ALL: usize = 16_384;
-/// How long a registry may say nothing before it counts as silent.
+/// How long a registry may say nothing before it counts as silent. Whoever gives us a client has it wait less where a
+/// registry wants us to come back later: that is an answer.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// Counts those who wait.

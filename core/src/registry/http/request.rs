@@ -177,13 +177,17 @@ impl Inner {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Answer, RegistryError> {
-        let mut done = 0;
+        let (mut done, mut asked_in_all) = (0, Duration::ZERO);
         loop {
             done += 1;
             let (failure, asked) = match self.once(turn, method, path, headers).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            asked_in_all = asked_in_all.saturating_add(asked.unwrap_or_default());
+            if asked_in_all > self.settings.longest_wait {
+                return Err(failure.error);
+            }
             // What a mirror redirects to may be good for a while only.
             let tries = if failure.stale { self.settings.tries } else { self.tries(turn) };
             if !failure.again || done >= tries || !self.wait(turn, done, asked, &failure.error).await {
@@ -205,7 +209,7 @@ impl Inner {
         asked: Option<Duration>,
         error: &RegistryError,
     ) -> bool {
-        let Some(pause) = retry::pause(done, asked) else { return false };
+        let pause = retry::pause(done, asked);
         if Instant::now() + pause >= turn.deadline {
             return false;
         }
@@ -257,41 +261,43 @@ impl Inner {
         let password =
             basic(&asker.credential).filter(|password| wanted.basic && known.as_ref() != Some(password));
         let authorization = match &wanted.bearer {
-            Some(challenge) => match self.tokens.for_challenge(&asker, challenge, token.as_ref()) {
-                Some(token) => Some(token.header()),
-                None => match self.token(turn, &asker, challenge).await {
-                    Ok(token) => Some(token.header()),
-                    // Whoever takes both is asked for the other.
-                    Err(_) if password.is_some() => password.clone(),
-                    Err((failure, wait)) => {
-                        let words = turn.withheld(&challenge.realm).unwrap_or_default();
-                        let error =
-                            if words.is_empty() { failure.error } else { failure.error.because(&words) };
-                        return Err((Failure { error, ..failure }, wait));
-                    }
-                },
-            },
-            None => password.clone(),
-        };
-        match authorization {
-            Some(authorization) => {
-                let is_password = Some(&authorization) == password.as_ref();
+            Some(challenge) => {
+                // The token may be had from the same host: whoever kept its turn would wait for itself.
                 drop(answer);
-                let answer = send(Some(authorization)).await?;
-                if is_password && answer.response.status() != StatusCode::UNAUTHORIZED {
-                    self.tokens.remember_basic(&asker);
+                match self.tokens.for_challenge(&asker, challenge, token.as_ref()) {
+                    Some(token) => token.header(),
+                    None => match (self.token(turn, &asker, challenge).await, &password) {
+                        (Ok(token), _) => token.header(),
+                        // Whoever takes both is asked for the other.
+                        (Err(_), Some(password)) => password.clone(),
+                        (Err((failure, wait)), None) => {
+                            let words = turn.withheld(&challenge.realm).unwrap_or_default();
+                            let error =
+                                if words.is_empty() { failure.error } else { failure.error.because(&words) };
+                            return Err((Failure { error, ..failure }, wait));
+                        }
+                    },
                 }
-                let withheld = wanted.bearer.and_then(|challenge| turn.withheld(&challenge.realm));
-                self.judged(answer, ranged, turn).await.map_err(|(failure, asked)| match withheld {
-                    Some(words) => (Failure { error: failure.error.because(&words), ..failure }, asked),
-                    None => (failure, asked),
-                })
             }
-            None => match wanted.problem {
-                Some(words) => Err((Failure::last(answer.place.invalid(words)), None)),
-                None => self.judged(answer, ranged, turn).await,
+            None => match (&password, wanted.problem) {
+                (Some(password), _) => {
+                    drop(answer);
+                    password.clone()
+                }
+                (None, Some(words)) => return Err((Failure::last(answer.place.invalid(words)), None)),
+                (None, None) => return self.judged(answer, ranged, turn).await,
             },
+        };
+        let is_password = Some(&authorization) == password.as_ref();
+        let answer = send(Some(authorization)).await?;
+        if is_password && answer.response.status() != StatusCode::UNAUTHORIZED {
+            self.tokens.remember_basic(&asker);
         }
+        let withheld = wanted.bearer.and_then(|challenge| turn.withheld(&challenge.realm));
+        self.judged(answer, ranged, turn).await.map_err(|(failure, asked)| match withheld {
+            Some(words) => (Failure { error: failure.error.because(&words), ..failure }, asked),
+            None => (failure, asked),
+        })
     }
 
     /// A token: by GET with a password or for anybody, by POST with a refresh token (distribution, "Token

@@ -206,7 +206,7 @@ async fn a_refresh_token_that_has_ended_does_not_hide_what_is_public() {
     let server = token_wanted(format!("http://{}/token", tokens.host())).await;
     let access = Access::new(Arc::new(client(&server)), Arc::new(Ended));
     access.resolve(&reference(&server)).await.unwrap();
-    // For the HEAD, for the GET that may tell more, and as nobody.
+    // HEAD's refusals have no words, so GET is tried as well before the next credential is.
     let methods: Vec<_> = tokens.requests().iter().map(|one| one.method.clone()).collect();
     assert_eq!(methods, ["POST", "POST", "GET"]);
 }

@@ -1,6 +1,7 @@
 //! A server that says exactly what a test tells it to, true or not.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -60,7 +61,26 @@ pub(super) fn chunk(bytes: &[u8]) -> Part {
 pub(super) struct Server {
     pub(super) port: u16,
     log: Arc<Mutex<Vec<Request>>>,
+    busy: Arc<Busy>,
     task: tokio::task::JoinHandle<()>,
+}
+
+/// How many requests wait for the first byte of their answer, and how many did at most.
+#[derive(Default)]
+struct Busy {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Busy {
+    fn enter(&self) {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+    }
+
+    fn leave(&self) {
+        self.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 type Handler = dyn Fn(&Request) -> Vec<Part> + Send + Sync;
@@ -82,23 +102,26 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let log = Arc::new(Mutex::new(Vec::new()));
         let seen = log.clone();
+        let busy = Arc::<Busy>::default();
+        let counted = busy.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (tls, handler, seen) = (tls.clone(), handler.clone(), seen.clone());
+                let (tls, handler) = (tls.clone(), handler.clone());
+                let (seen, busy) = (seen.clone(), counted.clone());
                 tokio::spawn(async move {
                     match tls {
-                        None => serve(stream, handler, seen).await,
+                        None => serve(stream, handler, seen, busy).await,
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, handler, seen).await;
+                                serve(stream, handler, seen, busy).await;
                             }
                         }
                     }
                 });
             }
         });
-        Self { port, log, task }
+        Self { port, log, busy, task }
     }
 
     pub(super) fn host(&self) -> String {
@@ -107,6 +130,11 @@ impl Server {
 
     pub(super) fn requests(&self) -> Vec<Request> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// How many requests waited for their answer at once, at most.
+    pub(super) fn most_at_once(&self) -> usize {
+        self.busy.most.load(Ordering::SeqCst)
     }
 
     pub(super) fn lines(&self) -> Vec<String> {
@@ -124,6 +152,7 @@ async fn serve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     handler: Arc<Handler>,
     log: Arc<Mutex<Vec<Request>>>,
+    busy: Arc<Busy>,
 ) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -154,7 +183,13 @@ async fn serve(
     let parts = handler(&request);
     let is_head = request.method == "HEAD";
     log.lock().unwrap().push(request);
+    let mut waits = true;
+    busy.enter();
     for (position, part) in parts.into_iter().enumerate() {
+        if waits && !matches!(part, Part::Wait(_)) {
+            waits = false;
+            busy.leave();
+        }
         match part {
             Part::Bytes(bytes) if is_head && position > 0 && !bytes.starts_with(b"HTTP") => {}
             Part::Bytes(bytes) => {

@@ -126,3 +126,36 @@ async fn a_realm_is_an_address_that_may_be_asked(#[case] challenge: &'static str
     assert_eq!(error.kind(), kind, "{error}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
 }
+
+/// More at once than the host may have under way, each of which wants a token of that very host.
+#[tokio::test]
+async fn a_burst_at_a_registry_that_gives_its_own_tokens() {
+    const BURST: usize = 200;
+    let server = Server::start(|request| {
+        let pause = Part::Wait(Duration::from_millis(20));
+        let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host"));
+        let rest = match request.header("authorization") {
+            _ if request.target.starts_with("/token") => good(),
+            "Bearer good" => manifest_answer(),
+            _ => answer(401, &[("WWW-Authenticate", &realm)], b""),
+        };
+        [vec![pause], rest].concat()
+    })
+    .await;
+    let hosts = HostsConfig::load(None).unwrap().with_plain_http(server.host().parse().unwrap());
+    let patient = settings()
+        .with_connect_timeout(Duration::from_secs(15))
+        .with_answer_timeout(Duration::from_secs(15))
+        .with_metadata_deadline(Duration::from_secs(15));
+    let client = HttpRegistry::new(hosts, patient);
+    let references: Vec<Reference> =
+        (0..BURST).map(|number| format!("{}/team/app{number}:v1", server.host()).parse().unwrap()).collect();
+    let started = std::time::Instant::now();
+    for result in futures_util::future::join_all(references.iter().map(|one| client.resolve(one))).await {
+        result.unwrap();
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(server.requests().len(), 3 * BURST);
+    assert!(server.most_at_once() <= 64, "{} at once", server.most_at_once());
+    assert!(server.most_at_once() > 32, "{} at once", server.most_at_once());
+}
