@@ -135,7 +135,7 @@ impl Webhook {
 }
 
 /// The objects of the chart, as helm renders them with its own values.
-fn chart() -> Vec<Value> {
+pub fn chart() -> Vec<Value> {
     let mut helm = Command::new(testbed("helm"));
     helm.args(["template", "oras-csi"])
         .arg(repository().join("deploy/chart"))
