@@ -20,6 +20,8 @@ pub struct Limits {
     reserve: u64,
     streams: usize,
     streams_per_artifact: usize,
+    slow_after: Duration,
+    least_after: Duration,
 }
 
 impl Default for Limits {
@@ -33,6 +35,8 @@ impl Default for Limits {
             reserve: 256 << 20,
             streams: 8,
             streams_per_artifact: 4,
+            slow_after: Duration::from_secs(10),
+            least_after: Duration::from_mins(2),
         }
     }
 }
@@ -68,7 +72,8 @@ impl Limits {
         self.reserve
     }
 
-    /// How many blobs are read from registries at once, on the whole node: 8.
+    /// How many blobs are read from registries at once, on the whole node: 8, of one host half of them. As many
+    /// again may be read slowly.
     pub fn streams(&self) -> usize {
         self.streams
     }
@@ -76,6 +81,23 @@ impl Limits {
     /// How many blobs of one volume are read at once: 4.
     pub fn streams_per_artifact(&self) -> usize {
         self.streams_per_artifact
+    }
+
+    /// How long a blob that comes with less than 64 KiB a second may keep others waiting: 10 s.
+    pub fn slow_after(&self) -> Duration {
+        self.slow_after
+    }
+
+    /// How long a blob may come with less than 4 KiB a second: two minutes.
+    pub fn least_after(&self) -> Duration {
+        self.least_after
+    }
+
+    /// The same limits with another patience: until a slow blob makes way, and until it is given up.
+    #[must_use]
+    pub fn with_patience(mut self, slow_after: Duration, least_after: Duration) -> Self {
+        (self.slow_after, self.least_after) = (slow_after, least_after);
+        self
     }
 
     /// The same limits with another number of entries.

@@ -94,7 +94,7 @@ async fn trouble(kind: u64, text: &str) -> Result<(), RegistryError> {
         2 => RegistryError::RateLimited { at, retry_after: Some(Duration::from_hours(24)), words },
         3 => RegistryError::Unavailable { at, status: 502, words },
         4 => RegistryError::Unreachable { at, words },
-        5 => RegistryError::Stalled { at, what: "answer", after: Duration::from_secs(5) },
+        5 => RegistryError::Stalled { at, what: "answer".into(), after: Duration::from_secs(5) },
         6 => RegistryError::Untruthful { at, words },
         7 => RegistryError::TooLarge { at, what: "a manifest", limit: 4 << 20 },
         8 => RegistryError::Invalid { at, words },

@@ -237,7 +237,7 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits requests", None)]
 #[case(RegistryError::Unavailable { at: "GET x".into(), status: 503, words: "gone fishing".into() }, 503, "gone fishing", None)]
 #[case(RegistryError::Unreachable { at: "GET x".into(), words: "no such host".into() }, 503, "no such host", None)]
-#[case(RegistryError::Stalled { at: "GET x".into(), what: "answer", after: Duration::from_secs(3) }, 503, "within 3 s", None)]
+#[case(RegistryError::Stalled { at: "GET x".into(), what: "answer".into(), after: Duration::from_secs(3) }, 503, "within 3 s", None)]
 #[case(RegistryError::Untruthful { at: "GET x".into(), words: "wrong digest".into() }, 503, "wrong digest", None)]
 #[case(RegistryError::TooLarge { at: "GET x".into(), what: "a manifest", limit: 4 }, 422, "longer than 4 bytes", None)]
 #[case(RegistryError::Invalid { at: "GET x".into(), words: "no JSON".into() }, 422, "no JSON", None)]

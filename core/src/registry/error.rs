@@ -182,7 +182,7 @@ pub enum RegistryError {
         /// What was asked.
         at: Printable,
         /// What did not come: an answer, more bytes, the end.
-        what: &'static str,
+        what: Printable,
         /// How long we waited.
         after: Duration,
     },

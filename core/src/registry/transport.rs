@@ -68,7 +68,7 @@ impl Place {
     }
 
     pub(super) fn stalled(&self, what: &'static str, after: Duration) -> RegistryError {
-        RegistryError::Stalled { at: self.at(), what, after }
+        RegistryError::Stalled { at: self.at(), what: what.into(), after }
     }
 
     /// An error of the HTTP client, by its cause.

@@ -13,12 +13,13 @@ use oras_csi_core::registry::{
     Access, Credentials, Descriptor, Document, ImageManifest, Limits as RegistryLimits, ManifestDocument,
     Registry, RegistryError, RegistryErrorKind,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::assemble::{Source, assemble};
 use super::error::{PullError, UnsupportedStep};
 use super::locks::Locks;
 use super::progress::{Planned, Progress};
+use super::slots::{Pace, Slot, Slots, TooSlow};
 use crate::store::{DiskError, LayerKey, Store, Tree, TreeKey};
 use crate::unpack::graft::Filter;
 use crate::unpack::name::EntryPath;
@@ -41,7 +42,7 @@ pub struct Fetcher {
     registry: Arc<dyn Registry>,
     node: Platform,
     locks: Arc<Locks>,
-    streams: Arc<Semaphore>,
+    slots: Arc<Slots>,
 }
 
 /// Something to be brought into the store.
@@ -61,8 +62,8 @@ struct Fetch {
 impl Fetcher {
     /// Fetches from `registry` into `store`, for nodes of this machine's platform.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
-        let streams = Arc::new(Semaphore::new(store.limits().streams()));
-        Self { store, registry, node: Platform::node(), locks: Arc::default(), streams }
+        let slots = Arc::new(Slots::new(store.limits().streams()));
+        Self { store, registry, node: Platform::node(), locks: Arc::default(), slots }
     }
 
     /// The same in somebody's name; what one fetches, the others find.
@@ -73,7 +74,7 @@ impl Fetcher {
             registry: Arc::new(Access::new(self.registry.clone(), credentials)),
             node: self.node.clone(),
             locks: self.locks.clone(),
-            streams: self.streams.clone(),
+            slots: self.slots.clone(),
         }
     }
 
@@ -262,12 +263,13 @@ impl Fetcher {
             progress.finished(&digest);
             return Ok(());
         }
-        let Ok(_stream) = self.streams.acquire().await else { return Err(PullError::Stopped) };
+        let slot = self.slots.take(fetch.reference.registry()).await;
+        let Some(mut slot) = slot else { return Err(PullError::Stopped) };
         let (sender, receiver) = mpsc::channel(PIECES);
         let reader = BlobReader::new(fetch.descriptor.clone(), receiver);
         let (store, job, descriptor) = (self.store.clone(), fetch.job.clone(), fetch.descriptor.clone());
         let written = tokio::task::spawn_blocking(move || write(&store, &job, &descriptor, reader));
-        self.feed(&fetch, sender, progress).await;
+        self.feed(&fetch, &mut slot, sender, progress).await;
         match written.await {
             Ok(Ok(())) => {
                 progress.finished(&digest);
@@ -281,34 +283,46 @@ impl Fetcher {
     }
 
     /// Sends a blob's bytes; asks again from where it broke off.
-    async fn feed(&self, fetch: &Fetch, sender: mpsc::Sender<StreamPiece>, progress: &Arc<dyn Progress>) {
+    async fn feed(
+        &self,
+        fetch: &Fetch,
+        slot: &mut Slot,
+        sender: mpsc::Sender<StreamPiece>,
+        progress: &Arc<dyn Progress>,
+    ) {
+        let mut pace = Pace::new(self.store.limits());
         let mut offset = 0;
         let mut failures = 0;
         let mut reached = 0;
         loop {
-            let (asked, fed) = self.feed_from(fetch, &mut offset, &sender, progress).await;
+            let (asked, fed) = self.feed_from(fetch, slot, &mut pace, &mut offset, &sender, progress).await;
             if offset - reached >= PROGRESS {
                 (failures, reached) = (0, offset);
             }
-            match fed {
+            let given_up = match fed {
                 Ok(()) => return,
                 // What never began to answer was asked several times already.
-                Err(error) if (asked || offset > 0) && error.is_transient() && failures < RESUMES => {
+                Err(Broken::Registry(error))
+                    if (asked || offset > 0) && error.is_transient() && failures < RESUMES =>
+                {
                     let stalled = error.kind() == RegistryErrorKind::Stalled;
                     let wait = error.retry_after().unwrap_or(Duration::from_millis(200) * (1 << failures));
                     let wait = wait.min(Duration::from_secs(30));
                     tracing::info!(digest = %fetch.descriptor.digest(), offset, %error, "a download broke off; going on from there");
                     failures += if stalled { STALL } else { 1 };
                     tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
+                        waited = pace.wait(slot, tokio::time::sleep(wait)) => match waited {
+                            Ok(()) => continue,
+                            Err(late) => fetch.too_slow(late),
+                        },
                         () = sender.closed() => return,
                     }
                 }
-                Err(error) => {
-                    let _ = sender.send(Err(error)).await;
-                    return;
-                }
-            }
+                Err(Broken::Registry(error)) => error,
+                Err(Broken::Slow(late)) => fetch.too_slow(late),
+            };
+            let _ = sender.send(Err(given_up)).await;
+            return;
         }
     }
 
@@ -316,20 +330,27 @@ impl Fetcher {
     async fn feed_from(
         &self,
         fetch: &Fetch,
+        slot: &mut Slot,
+        pace: &mut Pace,
         offset: &mut u64,
         sender: &mpsc::Sender<StreamPiece>,
         progress: &Arc<dyn Progress>,
-    ) -> (bool, Result<(), RegistryError>) {
-        let mut stream = match self.registry.blob(&fetch.reference, &fetch.descriptor, *offset).await {
-            Ok(stream) => stream,
-            Err(error) => return (false, Err(error)),
+    ) -> (bool, Result<(), Broken>) {
+        let answer = self.registry.blob(&fetch.reference, &fetch.descriptor, *offset);
+        let mut stream = match pace.wait(slot, answer).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return (false, Err(Broken::Registry(error))),
+            Err(late) => return (false, Err(Broken::Slow(late))),
         };
-        while let Some(piece) = stream.next().await {
-            let piece = match piece {
-                Ok(piece) => piece,
-                Err(error) => return (true, Err(error)),
+        loop {
+            let piece = match pace.wait(slot, stream.next()).await {
+                Ok(Some(Ok(piece))) => piece,
+                Ok(Some(Err(error))) => return (true, Err(Broken::Registry(error))),
+                Ok(None) => return (true, Ok(())),
+                Err(late) => return (true, Err(Broken::Slow(late))),
             };
             let length = piece.len() as u64;
+            pace.came(length);
             if sender.send(Ok(piece)).await.is_err() {
                 // The writer has given up, and says why itself.
                 return (true, Ok(()));
@@ -337,7 +358,6 @@ impl Fetcher {
             *offset += length;
             progress.received(fetch.descriptor.digest(), length);
         }
-        (true, Ok(()))
     }
 
     /// Runs what blocks on the disk where it may.
@@ -357,7 +377,21 @@ impl Fetcher {
     }
 }
 
+/// Why one answer did not give all.
+enum Broken {
+    Registry(RegistryError),
+    /// Asking again would be as slow.
+    Slow(TooSlow),
+}
+
 impl Fetch {
+    fn too_slow(&self, late: TooSlow) -> RegistryError {
+        let TooSlow { least, rate, after, others_wait } = late;
+        let others = if others_wait { " and others wait" } else { "" };
+        let what = format!("{} KiB a second (it gave {rate} bytes a second{others})", least >> 10);
+        RegistryError::Stalled { at: self.reference.name().into(), what: what.into(), after }
+    }
+
     fn name(&self) -> String {
         match &self.job {
             Job::Blob => format!("blob {}", self.descriptor.digest()),

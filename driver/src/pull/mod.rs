@@ -10,6 +10,7 @@ mod fetch;
 mod flight;
 mod locks;
 mod progress;
+mod slots;
 
 pub use self::directory::{DirectoryError, into_directory};
 pub use self::error::{PullError, PullErrorKind, UnsupportedStep};

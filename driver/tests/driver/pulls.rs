@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_driver::pull::PullErrorKind;
+use oras_csi_driver::pull::{Progress, PullErrorKind, Silent};
+use oras_csi_driver::settings::Limits;
 
-use crate::registry::{Artifact, add, recipe};
+use crate::registry::{Artifact, add, add_from, recipe};
 use crate::trees::Bench;
 
 fn noise(length: usize) -> Vec<u8> {
@@ -87,4 +89,61 @@ async fn recipes_that_share_a_blob_fetch_it_once() {
     let (first, second) = tokio::join!(bench.pull(&one), bench.pull(&two));
     assert_ne!(first.unwrap().key(), second.unwrap().key());
     assert_eq!(bench.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
+}
+
+/// An artifact of four layers that are nobody else's.
+fn of_four(bench: &Bench, name: &str) -> Digest {
+    let layer = |number: usize| [format!("{name} {number} ").as_bytes(), &noise(50_000)].concat();
+    let layers = (0..4).map(layer).collect::<Vec<_>>();
+    let files = layers.iter().zip(["a", "b", "c", "d"]);
+    files.fold(Artifact::new(&bench.registry), |artifact, (bytes, title)| artifact.file(title, bytes)).push()
+}
+
+/// Pulls two artifacts of each host, which take for ever, and then whether one of another host is there in time.
+async fn is_served_beside(bench: &Bench, hosts: &[&str]) -> bool {
+    let drip = (17, Duration::from_millis(20));
+    bench
+        .registry
+        .dripping
+        .lock()
+        .unwrap()
+        .extend(hosts.iter().map(|host| (host.trim_end_matches(":5000").to_owned(), drip)));
+    for host in hosts {
+        for number in 0..2 {
+            let wanted = recipe([add_from(host, &of_four(bench, &format!("{host} {number}")))]);
+            let fetcher = bench.fetcher.clone();
+            tokio::spawn(async move {
+                let progress: std::sync::Arc<dyn Progress> = std::sync::Arc::new(Silent);
+                fetcher.tree(&wanted, &progress).await
+            });
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let honest = recipe([add(&of_four(bench, "honest"))]);
+    tokio::time::timeout(Duration::from_secs(5), bench.pull(&honest)).await.is_ok_and(|tree| tree.is_ok())
+}
+
+#[tokio::test]
+async fn a_registry_that_drips_costs_only_those_who_ask_it() {
+    assert!(is_served_beside(&Bench::new(), &["slow:5000"]).await);
+}
+
+#[tokio::test]
+async fn registries_that_drip_make_way_for_those_that_do_not() {
+    let limits = Limits::default().with_patience(Duration::from_millis(300), Duration::from_mins(2));
+    assert!(is_served_beside(&Bench::with(limits), &["slow-a:5000", "slow-b:5000"]).await);
+}
+
+#[tokio::test]
+async fn a_blob_that_would_never_be_there_is_given_up() {
+    let limits = Limits::default().with_patience(Duration::from_millis(100), Duration::from_millis(600));
+    let bench = Bench::with(limits);
+    let drip = (17, Duration::from_millis(20));
+    bench.registry.dripping.lock().unwrap().insert("slow".to_owned(), drip);
+    let wanted = recipe([add_from("slow:5000", &of_four(&bench, "slow"))]);
+    let pulled = tokio::time::timeout(Duration::from_secs(5), bench.pull(&wanted)).await;
+    let error = pulled.unwrap().unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::Unavailable);
+    let text = error.to_string();
+    assert!(text.contains("slow:5000/java-app: no 4 KiB a second (it gave "), "{text}");
 }

@@ -27,6 +27,8 @@ pub struct Memory {
     pub cut_after: AtomicUsize,
     /// While this is set, every stream waits for a permit.
     pub gate: Mutex<Option<Arc<Semaphore>>>,
+    /// Hosts that give a few bytes every so often, for ever.
+    pub dripping: Mutex<BTreeMap<String, (usize, Duration)>>,
 }
 
 fn unreachable(what: &str) -> RegistryError {
@@ -116,6 +118,15 @@ impl Registry for Memory {
         let bytes = found
             .ok_or_else(|| RegistryError::NotFound { at: at.as_str().into(), words: "blob unknown".into() })?
             .slice(usize::try_from(offset).unwrap()..);
+        if let Some((piece, pause)) = self.dripping.lock().unwrap().get(reference.registry().host()).copied()
+        {
+            let pieces = bytes.chunks(piece).map(Bytes::copy_from_slice).map(Ok).collect::<Vec<_>>();
+            let slowly = move |piece| async move {
+                tokio::time::sleep(pause).await;
+                piece
+            };
+            return Ok(futures_util::stream::iter(pieces).then(slowly).boxed());
+        }
         let gate = self.gate.lock().unwrap().clone();
         let cut = self.cut_after.load(Ordering::SeqCst);
         let pieces =
@@ -219,7 +230,12 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// The step that adds `digest` of `kind-registry:5000/java-app`.
 pub fn add(digest: &Digest) -> Layer<PinnedReference> {
-    Layer::new(format!("kind-registry:5000/java-app@{digest}").parse().unwrap())
+    add_from("kind-registry:5000", digest)
+}
+
+/// The step that adds `digest` of `java-app` in another registry.
+pub fn add_from(host: &str, digest: &Digest) -> Layer<PinnedReference> {
+    Layer::new(format!("{host}/java-app@{digest}").parse().unwrap())
 }
 
 pub fn recipe(steps: impl IntoIterator<Item = Layer<PinnedReference>>) -> PinnedRecipe {

@@ -28,9 +28,13 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    pub fn with(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let registry = Memory::new();
-        let store = Store::open(&folder.path().join("store"), Limits::default()).unwrap();
+        let store = Store::open(&folder.path().join("store"), limits).unwrap();
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
         Self { folder, registry, fetcher }
     }

@@ -446,7 +446,7 @@ impl Shared {
             }
             Err(_) => Err(RegistryError::Stalled {
                 at: Printable::new(at),
-                what: "answer",
+                what: "answer".into(),
                 after: self.longest_lookup,
             }),
         }

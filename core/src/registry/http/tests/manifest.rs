@@ -169,7 +169,7 @@ async fn stalls_end(#[case] script: Vec<Part>, #[case] waited_for: &str) {
     let server = Server::start(move |_| script.clone()).await;
     let started = Instant::now();
     let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
-    assert!(matches!(&error, RegistryError::Stalled { what, .. } if *what == waited_for), "{error}");
+    assert!(matches!(&error, RegistryError::Stalled { what, .. } if what.as_str() == waited_for), "{error}");
     assert!(started.elapsed() < Duration::from_secs(2));
 }
 

@@ -1,0 +1,291 @@
+//! Whose turn it is to read from a registry, and how slow a registry may be.
+//!
+//! A node reads a few blobs at a time, and a registry decides how long each takes. So no host has more than half of
+//! the turns, and a stream that is slow gives its turn back and goes on aside, where there is room for a few. Where
+//! there is none, it fails once others have waited for long; and so does one so slow that it will never be done.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use oras_csi_core::reference::RegistryHost;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use crate::settings::Limits;
+
+/// A stream with fewer bytes a second does not keep others waiting.
+const SLOW: u64 = 64 << 10;
+/// A stream with fewer bytes a second is given up: 1 GiB would take three days.
+const LEAST: u64 = 4 << 10;
+
+/// The turns of a node.
+pub(super) struct Slots {
+    node: Arc<Semaphore>,
+    aside: Arc<Semaphore>,
+    hosts: Mutex<HashMap<String, Weak<Semaphore>>>,
+    share: usize,
+    waiting: AtomicUsize,
+}
+
+/// The right to read one blob.
+pub(super) struct Slot {
+    slots: Arc<Slots>,
+    turn: OwnedSemaphorePermit,
+    is_aside: bool,
+    _of_host: OwnedSemaphorePermit,
+}
+
+impl Slots {
+    /// So many turns at once.
+    pub(super) fn new(streams: usize) -> Self {
+        Self {
+            node: Arc::new(Semaphore::new(streams)),
+            aside: Arc::new(Semaphore::new(streams)),
+            hosts: Mutex::default(),
+            share: (streams / 2).max(1),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
+    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost) -> Option<Slot> {
+        let share = {
+            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            hosts.retain(|_, share| share.strong_count() > 0);
+            if let Some(share) = hosts.get(host.host()).and_then(Weak::upgrade) {
+                share
+            } else {
+                let share = Arc::new(Semaphore::new(self.share));
+                hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
+                share
+            }
+        };
+        let of_host = share.acquire_owned().await.ok()?;
+        let _waits = Waits::new(&self.waiting);
+        let turn = Arc::clone(&self.node).acquire_owned().await.ok()?;
+        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, _of_host: of_host })
+    }
+}
+
+/// Counts who waits, as long as they do.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Slot {
+    /// Leaves its turn to others and goes on, if there is room aside.
+    fn step_aside(&mut self) -> bool {
+        if self.is_aside {
+            return true;
+        }
+        let Ok(room) = Arc::clone(&self.slots.aside).try_acquire_owned() else { return false };
+        self.turn = room;
+        self.is_aside = true;
+        true
+    }
+
+    fn others_wait(&self) -> bool {
+        self.slots.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// Why a stream was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooSlow {
+    /// What did not come.
+    pub(super) least: u64,
+    /// What came instead, in bytes a second.
+    pub(super) rate: u64,
+    /// For how long.
+    pub(super) after: Duration,
+    /// Whether it would have gone on if nobody waited.
+    pub(super) others_wait: bool,
+}
+
+/// How fast a blob comes while we wait for it; what the disk takes does not count.
+pub(super) struct Pace {
+    slow_after: Duration,
+    least_after: Duration,
+    /// Since it was last judged whether it is slow, and whether it is too slow.
+    slow: Span,
+    least: Span,
+    /// For how long it has been slow without a pause.
+    slow_for: Duration,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Span {
+    waited: Duration,
+    came: u64,
+}
+
+impl Span {
+    /// Bytes a second.
+    fn rate(self) -> u64 {
+        let milliseconds = u64::try_from(self.waited.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.came.saturating_mul(1_000) / milliseconds
+    }
+}
+
+impl Pace {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let (slow_after, least_after) = (limits.slow_after(), limits.least_after());
+        Self {
+            slow_after,
+            least_after,
+            slow: Span::default(),
+            least: Span::default(),
+            slow_for: Duration::ZERO,
+        }
+    }
+
+    /// Counts bytes that came.
+    pub(super) fn came(&mut self, bytes: u64) {
+        self.slow.came += bytes;
+        self.least.came += bytes;
+    }
+
+    /// Waits for a registry, and gives the turn back or up where that takes too long.
+    pub(super) async fn wait<T>(
+        &mut self,
+        slot: &mut Slot,
+        what: impl Future<Output = T>,
+    ) -> Result<T, TooSlow> {
+        let mut what = pin!(what);
+        loop {
+            self.judge(slot)?;
+            let left = self.slow_after.saturating_sub(self.slow.waited);
+            let left = left.min(self.least_after.saturating_sub(self.least.waited));
+            let asked = Instant::now();
+            let done = timeout(left.max(Duration::from_millis(1)), what.as_mut()).await;
+            let waited = asked.elapsed();
+            self.slow.waited += waited;
+            self.least.waited += waited;
+            if let Ok(done) = done {
+                return Ok(done);
+            }
+        }
+    }
+
+    fn judge(&mut self, slot: &mut Slot) -> Result<(), TooSlow> {
+        if self.least.waited >= self.least_after {
+            let (rate, after) = (self.least.rate(), self.least.waited);
+            self.least = Span::default();
+            if rate < LEAST {
+                return Err(TooSlow { least: LEAST, rate, after, others_wait: false });
+            }
+        }
+        if self.slow.waited >= self.slow_after {
+            let Span { waited, .. } = self.slow;
+            let rate = self.slow.rate();
+            self.slow = Span::default();
+            self.slow_for = if rate < SLOW { self.slow_for + waited } else { Duration::ZERO };
+            let stays = rate >= SLOW || slot.step_aside() || !slot.others_wait();
+            if !stays && self.slow_for >= self.least_after / 2 {
+                return Err(TooSlow { least: SLOW, rate, after: self.slow_for, others_wait: true });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn host(name: &str) -> RegistryHost {
+        name.parse().unwrap()
+    }
+
+    async fn is_there(slots: &Arc<Slots>, name: &str) -> Option<Slot> {
+        timeout(SECOND, slots.take(&host(name))).await.ok().flatten()
+    }
+
+    /// Waits for an hour for `rate` bytes a second.
+    async fn read(slot: &mut Slot, rate: u64) -> Result<(), TooSlow> {
+        let mut pace = Pace::new(&Limits::default());
+        for _ in 0..3_600 {
+            pace.wait(slot, tokio::time::sleep(SECOND)).await?;
+            pace.came(rate);
+        }
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_has_half_of_the_turns_and_its_ports_are_one() {
+        let slots = Arc::new(Slots::new(8));
+        let mut held = Vec::new();
+        for name in ["a:1", "a:2", "a:3", "a:4"] {
+            held.push(is_there(&slots, name).await.unwrap());
+        }
+        assert!(is_there(&slots, "a:5").await.is_none());
+        assert!(is_there(&slots, "b").await.is_some());
+        held.pop();
+        assert!(is_there(&slots, "a:5").await.is_some());
+        drop(held);
+        let one = Arc::new(Slots::new(1));
+        assert!(is_there(&one, "a").await.is_some());
+        assert!(is_there(&one, "b").await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_slow_goes_on_aside_and_what_is_fast_keeps_its_turn() {
+        let slots = Arc::new(Slots::new(2));
+        let (mut slow, mut fast) =
+            (is_there(&slots, "a").await.unwrap(), is_there(&slots, "b").await.unwrap());
+        assert!(is_there(&slots, "c").await.is_none());
+        assert_eq!(read(&mut fast, 2 * SLOW).await, Ok(()));
+        assert!(!fast.is_aside);
+        assert_eq!(read(&mut slow, LEAST).await, Ok(()));
+        assert!(slow.is_aside);
+        assert!(is_there(&slots, "c").await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_room_aside_it_fails_only_while_others_wait() {
+        let slots = Arc::new(Slots::new(1));
+        let mut first = is_there(&slots, "a").await.unwrap();
+        assert_eq!(read(&mut first, LEAST).await, Ok(()));
+        let mut second = is_there(&slots, "b").await.unwrap();
+        assert_eq!(read(&mut second, LEAST).await, Ok(()));
+        assert!(first.is_aside && !second.is_aside);
+        let waits = tokio::spawn({
+            let slots = slots.clone();
+            async move { slots.take(&host("c")).await.is_some() }
+        });
+        let error = read(&mut second, LEAST).await.unwrap_err();
+        assert_eq!((error.least, error.others_wait), (SLOW, true));
+        assert!(error.after <= Duration::from_secs(70), "{error:?}");
+        drop(second);
+        assert!(waits.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_will_never_be_done_fails() {
+        let slots = Arc::new(Slots::new(8));
+        for rate in [0, 850, LEAST - 100] {
+            let mut slot = is_there(&slots, "a").await.unwrap();
+            let error = read(&mut slot, rate).await.unwrap_err();
+            assert_eq!((error.least, error.others_wait), (LEAST, false));
+            assert!(error.rate <= rate && error.after <= Duration::from_secs(130), "{error:?}");
+        }
+    }
+}
