@@ -9,8 +9,6 @@
 
 mod raw;
 
-use std::collections::BTreeMap;
-
 use crate::digest::Digest;
 use crate::media_type::{MediaType, MediaTypeError};
 use crate::path::{Glob, GlobError, TreePath, TreePathError};
@@ -368,15 +366,15 @@ fn check_steps<R>(steps: &[Step<R>]) -> Result<(), RecipeError> {
 }
 
 /// Fails on an `add` that repeats another, unless some step between them may take away what the first laid down.
-fn check_repeated<R: Ord>(steps: &[Step<R>]) -> Result<(), RecipeError> {
-    #[expect(clippy::mutable_key_type, reason = "a glob is ordered by its text, which does not change")]
-    let mut seen = BTreeMap::new();
+fn check_repeated<R: PartialEq>(steps: &[Step<R>]) -> Result<(), RecipeError> {
+    let mut seen: Vec<(&Layer<R>, usize)> = Vec::new();
     for (step, second) in steps.iter().zip(1..) {
         match step {
             Step::Add(layer) => {
-                if let Some(first) = seen.insert(layer, second) {
-                    return Err(RecipeError::Twice { first, second });
+                if let Some((_, first)) = seen.iter().find(|(other, _)| *other == layer) {
+                    return Err(RecipeError::Twice { first: *first, second });
                 }
+                seen.push((layer, second));
             }
             Step::Overlay(_) | Step::Remove(_) => seen.clear(),
         }
