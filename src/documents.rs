@@ -225,6 +225,23 @@ mod tests {
     }
 
     #[test]
+    fn every_example_is_written_the_same_in_both_forms() -> Result<(), Box<dyn std::error::Error>> {
+        let mut count = 0;
+        for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))? {
+            let file = entry?.path();
+            if file.extension().is_some_and(|extension| extension == "yaml") {
+                let objects = read_manifests(std::slice::from_ref(&file))?.objects;
+                let lines = to_json_lines(&objects);
+                let json = lines.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+                assert_eq!(parse(&to_yaml(&objects)?)?, json, "{}", file.display());
+                count += 1;
+            }
+        }
+        assert!(count >= 18, "{count} examples");
+        Ok(())
+    }
+
+    #[test]
     fn comments_and_empty_documents_go() -> Result<(), Failure> {
         assert_eq!(
             parse("# nothing\n---\na: 1 # one\n---\n---\nb: 2\n")?,
