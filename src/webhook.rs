@@ -102,7 +102,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let credentials = CredentialSources { secrets, administrator: arguments.registries.administrator()? };
     let sealer = sealer(&arguments, cluster.as_ref(), &stop, &tasks)?;
     let admission = admission(client(&hosts), &hosts, policies, credentials, &metrics).with_sealer(sealer);
-    let pins = cluster.as_ref().filter(|_| arguments.keep_pins).map(|client| ClusterPins::new(client.clone()));
+    let pins =
+        cluster.as_ref().filter(|_| arguments.keep_pins).map(|client| ClusterPins::new(client.clone()));
     let admission = match pins {
         Some(pins) => admission.with_pins(Arc::new(pins)),
         None => admission,

@@ -387,7 +387,10 @@ mod tests {
             Holder::pod("team"),
             Holder::claim("", "pv-1"),
         ] {
-            assert!(matches!(keys(&[&key]).check(&sealed, holder), Err(SealError::Foreign { .. })), "{holder}");
+            assert!(
+                matches!(keys(&[&key]).check(&sealed, holder), Err(SealError::Foreign { .. })),
+                "{holder}"
+            );
         }
         let renamed = CanonicalVolume::new(Some("other"), recipe("r.example/a")).unwrap();
         for volume in [

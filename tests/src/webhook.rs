@@ -137,9 +137,12 @@ impl Webhook {
 /// The objects of the chart, as helm renders them with its own values and with the backstop.
 pub fn chart() -> Vec<Value> {
     let mut helm = Command::new(testbed("helm"));
-    helm.args(["template", "oras-csi"])
-        .arg(repository().join("deploy/chart"))
-        .args(["--namespace", "oras-csi-system", "--set", "backstop.enabled=true"]);
+    helm.args(["template", "oras-csi"]).arg(repository().join("deploy/chart")).args([
+        "--namespace",
+        "oras-csi-system",
+        "--set",
+        "backstop.enabled=true",
+    ]);
     serde_saphyr::from_multiple(&run(&mut helm)).expect("the chart is YAML")
 }
 

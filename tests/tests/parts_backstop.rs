@@ -177,10 +177,12 @@ fn simple() -> Value {
     attributes(&format!(r#"[{{"add":"ghcr.io/acme/model@{SHA256}"}}]"#))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "json! is written where it is called")]
 fn inline(name: &str, attributes: Value) -> Value {
     json!({"name": name, "csi": {"driver": "csi.oras.land", "readOnly": true, "volumeAttributes": attributes}})
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "json! is written where it is called")]
 fn pod(annotations: Value, volumes: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "annotations": annotations},
         "spec": {"containers": [{"name": "app", "image": "none"}], "volumes": volumes}})
@@ -412,6 +414,8 @@ async fn a_volume_of_ours_is_canonical_or_does_not_get_in() {
         set(&mut with_set, &attribute(SET), json!(name));
         backstop.admits("a set", &with_set).await;
     }
+    let also = attribute("oras.options.plainhttp");
+    backstop.tell_apart("one more beside a set", &with_set, &also, json!("true"), keys).await;
     // As many attributes as a canonical volume of a set, but another.
     let mut keys_of_set = with_set.clone();
     set(&mut keys_of_set, &attribute(SET), Value::Null);
@@ -442,10 +446,12 @@ async fn a_volume_of_ours_is_canonical_or_does_not_get_in() {
 }
 
 /// Recipes that core reads and recipes that it does not: the API server tells them apart as core does, but for what
-/// only core can see. `$A` is an `add` of something pinned, `@D` and `@E` are digests.
+/// only core can see. `$A` is an `add` of something pinned, `@D` and `@E` are digests, `@U` and `@F` are not.
 fn written(text: &str) -> String {
     let text = text.replace("$A", r#""add":"r.io/a@D""#);
-    text.replace("@D", &format!("@{SHA256}")).replace("@E", &format!("@{SHA512}"))
+    let text = text.replace("@D", &format!("@{SHA256}")).replace("@E", &format!("@{SHA512}"));
+    text.replace("@U", &format!("@{}", SHA256.replace("abcdef", "ABCDEF")))
+        .replace("@F", &format!("@{}", SHA256.replace("256", "512")))
 }
 
 const CANONICAL: [&str; 14] = [
@@ -477,7 +483,10 @@ const PAIRS: [Pairs; 6] = [
             ("[{$A}]", "{$A}"),
             ("[{$A}]", "[{$A},]"),
             ("[{$A}]", "[{$A}"),
+            ("[{$A}]", "[{$A,"),
+            ("[{$A}]", "[{$A},{"),
             ("[{$A}]", "[{$A}][{$A}]"),
+            (r#"[{$A,"path":"a"}]"#, r#"[{$A}]"path":"a"}]"#),
             ("[{$A}]", "- add: r.io/a@D\n"),
             ("[{$A}]", r#"[{"add": "r.io/a@D"}]"#),
             ("[{$A}]", "[{\"add\":\"r.io/a@D\n\"}]"),
@@ -506,10 +515,10 @@ const PAIRS: [Pairs; 6] = [
         "with other keys, or in another order",
         &[
             (r#"[{$A},{"remove":"a"}]"#, r#"[{"remove":"a"},{$A}]"#),
-            (r#"[{$A}]"#, r#"[{"remove":"a"}]"#),
-            (r#"[{$A}]"#, r#"[{"Add":"r.io/a@D"}]"#),
-            (r#"[{$A}]"#, r#"[{"add":["r.io/a@D"]}]"#),
-            (r#"[{$A},{$A}]"#, r#"[{$A,"overlay":"r.io/b@D"}]"#),
+            (r"[{$A}]", r#"[{"remove":"a"}]"#),
+            (r"[{$A}]", r#"[{"Add":"r.io/a@D"}]"#),
+            (r"[{$A}]", r#"[{"add":["r.io/a@D"]}]"#),
+            (r"[{$A},{$A}]", r#"[{$A,"overlay":"r.io/b@D"}]"#),
             (r#"[{$A,"path":"a"}]"#, r#"[{$A,"paths":"a"}]"#),
             (r#"[{$A,"path":"a"}]"#, r#"[{$A,"path":"a","path_1":"b"}]"#),
             (r#"[{$A,"path":"a"}]"#, r#"[{$A,"path":"a","path":"b"}]"#),
@@ -518,6 +527,8 @@ const PAIRS: [Pairs; 6] = [
             (r#"[{$A},{"remove":"a"}]"#, r#"[{$A},{"remove":"a","path":"b"}]"#),
             (r#"[{$A},{"remove":"a"}]"#, r#"[{$A},{"remove":["a"]}]"#),
             (r#"[{$A,"include":["a"]}]"#, r#"[{$A,"include":"a"}]"#),
+            (r#"[{$A,"exclude":["a"]}]"#, r#"[{$A,"exclude":"a"}]"#),
+            (r#"[{$A,"mediaTypes":["a/b"]}]"#, r#"[{$A,"mediaTypes":"a/b"}]"#),
             (r#"[{$A,"include":["a"],"exclude":["b"]}]"#, r#"[{$A,"exclude":["b"],"include":["a"]}]"#),
             (r#"[{$A,"platform":"linux/amd64"}]"#, r#"[{$A,"platform":["linux/amd64"]}]"#),
         ],
@@ -529,6 +540,8 @@ const PAIRS: [Pairs; 6] = [
             ("[{$A}]", r#"[{"add":"r.io/a"}]"#),
             (r#"[{$A},{"overlay":"r.io/b@D"}]"#, r#"[{$A},{"overlay":"r.io/b"}]"#),
             ("[{$A}]", r#"[{"add":"r.io/a@sha256:0123456789abcdef"}]"#),
+            ("[{$A}]", r#"[{"add":"r.io/a@U"}]"#),
+            (r#"[{"add":"r.io/a@E"}]"#, r#"[{"add":"r.io/a@F"}]"#),
             ("[{$A}]", r#"[{"add":"r.io/a@D0"}]"#),
             ("[{$A}]", r#"[{"add":"r.io/a@D@D"}]"#),
             ("[{$A}]", r#"[{"add":"me@r.io/a@D"}]"#),
@@ -694,19 +707,19 @@ async fn a_pod_may_have_a_hundred_volumes_of_the_largest_size() {
         let width = filler.len();
         let count = 100;
         let base = recipe_of(CanonicalVolume::LONGEST - beside - 450);
-        let with = |extra: usize| {
+        let longer_by = |extra: usize| {
             let glob = format!("{}{}", filler.repeat(count), "y".repeat(extra));
             format!(r#"{},{{"remove":"{glob}"}}]"#, base.trim_end_matches(']'))
         };
-        attributes[RECIPE] = json!(with(0));
+        attributes[RECIPE] = json!(longer_by(0));
         let extra = CanonicalVolume::LONGEST - bytes(&attributes);
         assert!(extra + count * width <= 512, "{extra}");
-        attributes[RECIPE] = json!(recipe(&with(extra)).to_json());
+        attributes[RECIPE] = json!(recipe(&longer_by(extra)).to_json());
         assert_eq!(bytes(&attributes), CanonicalVolume::LONGEST);
         let twin = volumes(1, &attributes);
         let path = ["spec", "volumes", "0", "csi", "volumeAttributes", RECIPE];
         let words = "has more than 3072 bytes of attributes";
-        backstop.tell_apart("one byte more", &twin, &path, json!(with(extra + 1)), words).await;
+        backstop.tell_apart("one byte more", &twin, &path, json!(longer_by(extra + 1)), words).await;
     }
     backstop.uninstall().await;
 }

@@ -131,15 +131,13 @@ impl Review {
         let operation = request.operation.ok_or(ReviewError::Missing("operation"))?;
         let resource = request.resource.ok_or(ReviewError::Missing("resource"))?;
         let is_whole = request.sub_resource.is_none_or(|sub_resource| sub_resource.is_empty());
-        let is_core = resource.group.is_none_or(|group| group.is_empty())
-            && resource.version.as_deref() == Some("v1");
+        let is_core =
+            resource.group.is_none_or(|group| group.is_empty()) && resource.version.as_deref() == Some("v1");
         let kind = resource.resource.as_deref().filter(|_| is_core);
         let is_wanted = is_whole
             && match hook {
                 Hook::Volumes => matches!(kind, Some("pods" | "persistentvolumes")) && operation == "CREATE",
-                Hook::Workloads => {
-                    kind != Some("pods") && matches!(operation.as_str(), "CREATE" | "UPDATE")
-                }
+                Hook::Workloads => kind != Some("pods") && matches!(operation.as_str(), "CREATE" | "UPDATE"),
             };
         let subject = if is_wanted {
             match request.object.map(|raw| serde_json::from_str(raw.get())) {

@@ -287,7 +287,9 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     }
     if !app.admission.has_key() {
         is_ready = false;
-        words.push_str("\nseal: no key yet; may the webhook get, create and update its Secret and its ConfigMap?");
+        words.push_str(
+            "\nseal: no key yet; may the webhook get, create and update its Secret and its ConfigMap?",
+        );
     }
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{words}\n")).into_response()

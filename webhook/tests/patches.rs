@@ -185,8 +185,12 @@ async fn a_seal_from_outside_is_dropped() {
     let bench = Bench::new();
     let once = bench.admitted(&inline(&json!({"oras.artifact.reference": "r.io/a:1"}))).await;
     let mut sealed = once.clone();
-    sealed["spec"]["volumes"][0]["csi"]["volumeAttributes"]["csi.oras.land/seal"] = json!("v1.key.c2VhbA");
+    sealed["spec"]["volumes"][0]["csi"]["volumeAttributes"]["csi.oras.land/seal"] =
+        json!(format!("v1.0123456789abcdef.{}A", "A".repeat(85)));
     assert_eq!(bench.admitted(&sealed).await, once);
+    sealed["spec"]["volumes"][0]["csi"]["volumeAttributes"]["csi.oras.land/seal"] = json!("v1.key.c2VhbA");
+    let denial = bench.admit(&sealed).await.unwrap_err();
+    assert!(denial.message().contains("which the webhook never writes"), "{denial}");
 }
 
 #[tokio::test]

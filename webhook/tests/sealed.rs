@@ -15,7 +15,9 @@ use oras_csi_webhook::review::{Hook, Review};
 use oras_csi_webhook::seal::Sealer;
 use oras_csi_webhook::{ResolverSettings, policy};
 use serde_json::{Value, json};
-use support::{Administrator, Behaviour, Bench, FakeRegistry, Namespaced, manifest, patched, pod, review, soon};
+use support::{
+    Administrator, Behaviour, Bench, FakeRegistry, Namespaced, manifest, patched, pod, review, soon,
+};
 
 /// A cluster with a key, and a registry whose tag `r.io/app:v1` moves.
 struct Scene {
@@ -31,13 +33,8 @@ impl Scene {
         let key = SealKey::generate().unwrap();
         let pem = key.to_pem().unwrap().to_string();
         let public = PublicKeys::from_iter([key.public().clone()]);
-        let scene = Self {
-            registry: Arc::default(),
-            pins: Arc::default(),
-            public,
-            pem,
-            policies: Vec::new(),
-        };
+        let scene =
+            Self { registry: Arc::default(), pins: Arc::default(), public, pem, policies: Vec::new() };
         scene.moves_to("one");
         scene
     }
@@ -72,7 +69,8 @@ impl Scene {
         if let Some(patch) = answer["response"]["patch"].as_str() {
             use base64::Engine as _;
             let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
-            json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+            json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap())
+                .unwrap();
         }
         Ok(pod)
     }
@@ -80,8 +78,10 @@ impl Scene {
 
 fn volume(pod: &Value) -> CanonicalVolume {
     let attributes = pod["spec"]["volumes"][0]["csi"]["volumeAttributes"].as_object().unwrap();
-    CanonicalVolume::from_attributes(attributes.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())))
-        .unwrap()
+    CanonicalVolume::from_attributes(
+        attributes.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())),
+    )
+    .unwrap()
 }
 
 fn digest(pod: &Value) -> String {
@@ -258,13 +258,21 @@ async fn a_persistent_volume_that_says_too_little_or_too_much_is_denied_in_words
         (json!({"claimRef": {"namespace": ""}}), "spec.claimRef.namespace: is missing"),
         (json!({"volumeMode": "Block"}), "Filesystem"),
         (json!({"csi": {"volumeHandle": null}}), "spec.csi.volumeHandle: is missing"),
-        (json!({"csi": {"nodePublishSecretRef": {"name": "s", "namespace": "kube-system"}}}), "claim's namespace team"),
-        (json!({"csi": {"volumeAttributes": {"csi.storage.k8s.io/pod.namespace": "x"}}}), "only kubelet may write"),
+        (
+            json!({"csi": {"nodePublishSecretRef": {"name": "s", "namespace": "kube-system"}}}),
+            "claim's namespace team",
+        ),
+        (
+            json!({"csi": {"volumeAttributes": {"csi.storage.k8s.io/pod.namespace": "x"}}}),
+            "only kubelet may write",
+        ),
         (json!({"csi": {"volumeAttributes": {"oras.artifact.reference": null}}}), "names no artifact"),
-        (json!({"csi": {"volumeAttributes": {"oras.artifact.ref": "x"}}}), "did you mean oras.artifact.reference"),
+        (
+            json!({"csi": {"volumeAttributes": {"oras.artifact.ref": "x"}}}),
+            "did you mean oras.artifact.reference",
+        ),
     ] {
-        let denial =
-            scene.webhook().admit_persistent_volume(&persistent(&change), soon()).await.unwrap_err();
+        let denial = scene.webhook().admit_persistent_volume(&persistent(&change), soon()).await.unwrap_err();
         assert!(denial.message().contains(words), "{words}: {denial}");
         assert_eq!(denial.code().number(), 400, "{denial}");
     }
@@ -286,6 +294,11 @@ async fn a_sets_volume_is_not_for_everybody() {
     claimed["spec"]["volumes"][0]["csi"]["volumeAttributes"]["csi.oras.land/set"] = json!("models");
     let (code, words) = scene.stored("team", &claimed, false).await.unwrap_err();
     assert!(code == 400 && words.contains("was not admitted for this namespace"), "{words}");
+    let denial = Bench::new().admit(&claimed).await.unwrap_err();
+    assert!(
+        denial.message().contains("was not admitted for this namespace"),
+        "nor where no seals are made: {denial}"
+    );
 }
 
 /// Whoever has no key makes no seal, and says so by having none.

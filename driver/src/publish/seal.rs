@@ -69,8 +69,7 @@ impl Seals {
         } else {
             Holder::claim(request.namespace(), request.volume())
         };
-        let keys =
-            read(folder).map_err(|source| SealRefusal::Keys { folder: folder.clone(), source })?;
+        let keys = read(folder).map_err(|source| SealRefusal::Keys { folder: folder.clone(), source })?;
         Ok(keys.check(request.canonical(), holder)?)
     }
 }
@@ -97,11 +96,14 @@ fn read(folder: &Path) -> io::Result<PublicKeys> {
         let mut text = String::new();
         let read = fs::File::open(&path)
             .and_then(|file| io::Read::read_to_string(&mut io::Read::take(file, LONGEST_KEY), &mut text));
-        match read.map_err(|error| error.to_string()).and_then(|_| {
-            PublicKey::from_pem(&text).map_err(|error| error.to_string())
-        }) {
+        match read
+            .map_err(|error| error.to_string())
+            .and_then(|_| PublicKey::from_pem(&text).map_err(|error| error.to_string()))
+        {
             Ok(key) => keys.push(key),
-            Err(error) => tracing::warn!(path = %path.display(), error, "a file among the seals' keys is none"),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), error, "a file among the seals' keys is none");
+            }
         }
     }
     Ok(keys.into_iter().collect())

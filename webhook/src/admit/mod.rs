@@ -255,7 +255,8 @@ impl Admission {
         let revision = pins.and_then(|pins| Revision::of(pins, &pod, namespace, writes, deadline));
         let (holder, revision) = (Holder::pod(namespace), revision.as_ref());
         let case = Case { namespace, holder, pod: Some(&pod), revision, notes: &notes, deadline };
-        let settled = if volumes.is_empty() { Settled::default() } else { self.settle(&volumes, &case).await? };
+        let settled =
+            if volumes.is_empty() { Settled::default() } else { self.settle(&volumes, &case).await? };
         let pinned = settled.pinned();
         let patch = patch::plan(&pod, &settled.planned(), pinned.as_deref());
         Ok(settled.outcome(patch, warnings, pinned))
@@ -269,8 +270,7 @@ impl Admission {
     ) -> Result<Outcome, Denial> {
         let Some(volume) = PersistentVolume::read(object)? else { return Ok(Outcome::untouched()) };
         let mut warnings = Vec::new();
-        let (intent, namespace) =
-            intent::read_persistent(&volume, self.registries.as_ref(), &mut warnings)?;
+        let (intent, namespace) = intent::read_persistent(&volume, self.registries.as_ref(), &mut warnings)?;
         let (volumes, notes) = (vec![intent], Notes::default());
         let holder = Holder::claim(namespace, volume.handle);
         let case = Case { namespace, holder, pod: None, revision: None, notes: &notes, deadline };

@@ -37,12 +37,16 @@ impl Notes {
 
     /// Whether that step says that `pinned` is what `written` was pinned to: the same digest where one is written,
     /// else the same tag.
-    pub(super) fn agree(&self, volume: &str, step: usize, pinned: &PinnedReference, written: &Reference) -> bool {
+    pub(super) fn agree(
+        &self,
+        volume: &str,
+        step: usize,
+        pinned: &PinnedReference,
+        written: &Reference,
+    ) -> bool {
         match written.digest() {
             Some(digest) => digest == pinned.digest(),
-            None => {
-                self.noted(volume, step, pinned).is_some_and(|noted| noted.tag() == written.tag())
-            }
+            None => self.noted(volume, step, pinned).is_some_and(|noted| noted.tag() == written.tag()),
         }
     }
 

@@ -248,14 +248,19 @@ impl Admission {
                 written = Wanted::of_canonical(there, &intent.name);
                 (&written, true)
             }
-            Content::Wanted(wanted) => match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
+            Content::Wanted(wanted) => match intent
+                .earlier
+                .as_ref()
+                .filter(|there| is_that(intent, wanted, there, case.notes))
+            {
                 Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
                     return Ok(kept(intent, there, case.notes));
                 }
                 // `oras-csi render` wrote it, and somebody keeps its digests in Git.
                 Some(there) if there.seal().is_none() => {
                     let Wanted { recipe, .. } = Wanted::of_canonical(there, &intent.name);
-                    written = Wanted { recipe, origins: wanted.origins.clone(), label: None, past_cache: false };
+                    written =
+                        Wanted { recipe, origins: wanted.origins.clone(), label: None, past_cache: false };
                     (&written, true)
                 }
                 _ => (wanted, false),
@@ -290,9 +295,10 @@ impl Admission {
     }
 
     /// Whether a canonical volume that came with a request stays as it is: it bears our word for this very holder.
-    /// Where no seals are made there is no such word, and none is asked for.
+    /// Where no seals are made there is no such word, and none is asked for but of a set's.
     fn keeps(&self, there: &CanonicalVolume, holder: Holder<'_>) -> bool {
-        !self.sealer.is_sealing() || self.sealer.believes(there, holder)
+        let needs_none = !self.sealer.is_sealing() && there.set().is_none();
+        needs_none || self.sealer.believes(there, holder)
     }
 
     /// The one Secret that a recipe needs: kubelet hands the driver no more. Where references were let in by

@@ -375,20 +375,16 @@ fn booleans_are_gos(#[case] texts: &[&str], #[case] value: bool) {
     }
 }
 
-fn canonical_attributes(set: Option<&str>) -> Value {
+fn canonical_attributes() -> Value {
     let reference = Reference::parse("r.io/a").unwrap().pin(Digest::sha256_of(b"x"));
     let step = oras_csi_core::recipe::Step::Add(oras_csi_core::recipe::Layer::new(reference));
     let recipe = oras_csi_core::recipe::PinnedRecipe::new(vec![step]).unwrap();
-    let mut attributes = json!(CanonicalVolume::new(None, recipe).unwrap().to_attributes());
-    if let Some(set) = set {
-        attributes["csi.oras.land/set"] = json!(set);
-    }
-    attributes
+    json!(CanonicalVolume::new(None, recipe).unwrap().to_attributes())
 }
 
 #[test]
 fn a_canonical_volume_is_parsed_and_kept() {
-    let intent = read_pod(&inline(&canonical_attributes(None))).unwrap();
+    let intent = read_pod(&inline(&canonical_attributes())).unwrap();
     assert!(
         matches!(&intent.volumes[0].content, Content::Canonical(volume) if volume.id().as_str().starts_with("a-"))
     );
@@ -397,13 +393,10 @@ fn a_canonical_volume_is_parsed_and_kept() {
         "volume in, attribute csi.oras.land/recipe"
     );
 
-    let mut forged = canonical_attributes(None);
+    let mut forged = canonical_attributes();
     forged["csi.oras.land/id"] = json!("a-00000000000000000000000000000000");
     let denial = read_pod(&inline(&forged)).unwrap_err();
     assert!(denial.message().contains("does not belong to its recipe"), "{denial}");
-
-    let denial = read_pod(&inline(&canonical_attributes(Some("tools")))).unwrap_err();
-    assert!(denial.message().contains("csi.oras.land/set: \"tools\" names a set"), "{denial}");
 }
 
 #[test]

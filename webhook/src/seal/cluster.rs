@@ -144,7 +144,8 @@ impl Keeper {
             let failed = |source| SealKeyError::Key { place: at(), source };
             let pem = SealKey::generate().and_then(|key| key.to_pem()).map_err(failed)?;
             data.insert(PRIVATE.to_owned(), ByteString(pem.as_bytes().to_vec()));
-            let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+            let params =
+                PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
             let written = if is_new {
                 call("create", at(), self.secrets.create(&params, &secret)).await
             } else {

@@ -61,7 +61,8 @@ fn establish(path: &Path) -> Result<SealKey, SealKeyError> {
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SealKeyError> {
     let at = |source| failed("write", path, source);
     let unfinished = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&unfinished);
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&unfinished);
     let written = file.as_mut().map_err(|error| io::Error::from(error.kind())).and_then(|file| {
         file.write_all(bytes)?;
         file.sync_all()?;

@@ -33,7 +33,8 @@ impl<'a> PersistentVolume<'a> {
         let (metadata, spec) = (root.child("metadata")?, root.child("spec")?);
         let source = spec.child("csi")?;
         let Some(csi) = Csi::read(&source)?.filter(|csi| csi.driver == DRIVER) else { return Ok(None) };
-        let text = |node: &Node<'a>, key| Ok::<_, Denial>(node.child(key)?.text()?.filter(|it| !it.is_empty()));
+        let text =
+            |node: &Node<'a>, key| Ok::<_, Denial>(node.child(key)?.text()?.filter(|it| !it.is_empty()));
         let name = text(&metadata, "name")?.or(text(&metadata, "generateName")?);
         let annotations = metadata.child("annotations")?.texts()?.unwrap_or_default();
         Ok(Some(Self {

@@ -17,7 +17,7 @@ use self::server::{Part, Request, Server, answer, chunk, head};
 use super::*;
 use crate::registry::RegistryErrorKind as Kind;
 
-const SHORT: Duration = Duration::from_millis(500);
+const SHORT: Duration = Duration::from_millis(300);
 
 fn settings() -> Settings {
     Settings::default()
