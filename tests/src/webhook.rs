@@ -134,7 +134,7 @@ impl Webhook {
     }
 }
 
-/// The objects of the chart, as helm renders them with its own values and with the backstop.
+/// The objects of the chart, as helm renders them with its own values.
 pub fn chart() -> Vec<Value> {
     let mut helm = Command::new(testbed("helm"));
     helm.args(["template", "oras-csi"]).arg(repository().join("deploy/chart")).args([
@@ -178,7 +178,12 @@ fn configured<T: serde::de::DeserializeOwned>(name: &str, port: u16, kind: &str)
     for hook in configuration["webhooks"].as_array_mut().expect("with webhooks") {
         let path = hook["clientConfig"]["service"]["path"].as_str().expect("a path").to_owned();
         hook["clientConfig"] = json!({"url": format!("https://127.0.0.1:{port}{path}")});
-        hook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+        // What lies in no namespace is of this webhook's test by a label.
+        if hook["rules"][0]["scope"] == "Cluster" {
+            hook["objectSelector"] = json!({"matchLabels": {"oras-csi-test": name}});
+        } else {
+            hook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+        }
     }
     serde_json::from_value(configuration).expect("a webhook configuration")
 }

@@ -259,6 +259,149 @@ fn a_deployment_whose_pods_are_denied_says_so_when_it_is_applied_and_in_its_repl
     run(&mut kubectl(&["delete", "namespace", "no-attic", "--wait=false"]));
 }
 
+/// The names of a Deployment's pods that run, with what each has printed.
+fn printed(app: &str) -> Vec<String> {
+    let selector = format!("app={app}");
+    let names = run(&mut kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        &selector,
+        "--field-selector=status.phase=Running",
+        "-o",
+        "jsonpath={.items[?(@.metadata.deletionTimestamp==null)].metadata.name}",
+    ]));
+    names.split_whitespace().map(|name| logs(name).trim().to_owned()).collect()
+}
+
+fn rollout(arguments: &[&str]) {
+    run(kubectl(&["rollout"]).args(arguments));
+}
+
+#[test]
+fn all_pods_of_a_revision_have_one_digest_while_the_tag_moves_and_every_webhook_restarts() {
+    let node = Node::get();
+    node.push("rollout:v1", &[("file", "one")]);
+    let template = pod(
+        "",
+        &json!({"oras.land/artifact": "kind-registry:5000/rollout:v1"}),
+        "cat /mnt/oras/file; echo; sleep 1000000",
+    );
+    let mut template = json!({"metadata": template["metadata"], "spec": template["spec"]});
+    template["metadata"]["labels"] = json!({"app": "rollout"});
+    template["metadata"].as_object_mut().expect("an object").remove("name");
+    template["spec"]["restartPolicy"] = json!("Always");
+    apply(&json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "rollout"},
+        "spec": {"selector": {"matchLabels": {"app": "rollout"}}, "template": template}}));
+    until("the first pod has run", PATIENCE, || (printed("rollout") == ["one"]).then_some(()));
+    let pins = || run(&mut kubectl(&["get", "artifactpins", "-o", "jsonpath={.items[*].spec.reference}"]));
+    assert_eq!(pins(), "kind-registry:5000/rollout:v1");
+
+    node.push("rollout:v1", &[("file", "two")]);
+    let system = ["-n", "oras-csi-system", "deployment/oras-csi-webhook"];
+    rollout(&[&["restart"], &system[..]].concat());
+    rollout(&[&["status", "--timeout=120s"], &system[..]].concat());
+    run(&mut kubectl(&["scale", "deployment/rollout", "--replicas=2"]));
+    until("a second pod has run", PATIENCE, || (printed("rollout") == ["one", "one"]).then_some(()));
+
+    rollout(&["restart", "deployment/rollout"]);
+    rollout(&["status", "deployment/rollout", "--timeout=120s"]);
+    until("the next revision has the new bytes", PATIENCE, || {
+        (printed("rollout") == ["two", "two"]).then_some(())
+    });
+    run(&mut kubectl(&["delete", "deployment", "rollout", "--wait=true", "--timeout=60s"]));
+    until("the pins went with the workload", PATIENCE, || pins().is_empty().then_some(()));
+}
+
+#[test]
+fn a_persistent_volume_is_published_through_its_claim_and_to_no_other_namespace() {
+    let node = Node::get();
+    node.push("shared:v1", &[("file", "of a claim")]);
+    apply(&json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "shared"},
+        "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadOnlyMany"], "storageClassName": "",
+            "claimRef": {"namespace": "default", "name": "shared"},
+            "csi": {"driver": "csi.oras.land", "volumeHandle": "shared",
+                "volumeAttributes": {"oras.artifact.reference": "kind-registry:5000/shared:v1"}}}}));
+    apply(&json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "shared"},
+        "spec": {"accessModes": ["ReadOnlyMany"], "storageClassName": "", "volumeName": "shared",
+            "resources": {"requests": {"storage": "1Gi"}}}}));
+    let mut claims = pod("claims", &json!({}), "cat /data/file; touch /data/new; true");
+    claims["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "shared"}}]);
+    claims["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    apply(&claims);
+    let logs = logs_of_finished("claims");
+    assert!(logs.contains("of a claim") && logs.contains("Read-only file system"), "{logs}");
+    let attributes =
+        run(&mut kubectl(&["get", "pv", "shared", "-o", "jsonpath={.spec.csi.volumeAttributes}"]));
+    assert!(attributes.contains("csi.oras.land/seal") && attributes.contains("@sha256:"), "{attributes}");
+
+    // The same attributes inline are another volume, which nobody admitted.
+    let mut copied = pod("copied-claim", &json!({}), "cat /data/file");
+    let attributes: Value = serde_json::from_str(&attributes).expect("JSON");
+    copied["metadata"]["namespace"] = json!("oras-csi-system");
+    copied["spec"]["volumes"] = json!([{"name": "data", "csi": {"driver": "csi.oras.land", "readOnly": true,
+        "volumeAttributes": attributes}}]);
+    copied["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    does_not_mount(&copied);
+    delete("claims");
+    run(&mut kubectl(&["delete", "pvc", "shared", "--wait=true", "--timeout=60s"]));
+    run(&mut kubectl(&["delete", "pv", "shared", "--wait=true", "--timeout=60s"]));
+}
+
+/// A pod of the release's namespace, for which the webhook is not asked: the driver says why it does not mount.
+fn does_not_mount(pod: &Value) {
+    apply(pod);
+    let name = pod["metadata"]["name"].as_str().expect("a name");
+    let selector = format!("involvedObject.name={name},reason=FailedMount");
+    let words = until("an event that says why", PATIENCE, || {
+        let words = run(&mut kubectl(&[
+            "get",
+            "events",
+            "-n",
+            "oras-csi-system",
+            "--field-selector",
+            &selector,
+            "-o",
+            "jsonpath={.items[*].message}",
+        ]));
+        Some(words).filter(|words| words.contains("PermissionDenied"))
+    });
+    eprintln!("{words}");
+    assert!(
+        words.contains("the volume's seal is not for this volume in namespace oras-csi-system"),
+        "{words}"
+    );
+    run(&mut kubectl(&["delete", "pod", "-n", "oras-csi-system", name, "--wait=true", "--timeout=60s"]));
+}
+
+#[test]
+fn a_volume_that_was_admitted_for_another_namespace_does_not_mount() {
+    let node = Node::get();
+    node.push("sealed:v1", &[("file", "sealed")]);
+    apply(&pod(
+        "sealed",
+        &json!({"oras.land/artifact": "kind-registry:5000/sealed:v1"}),
+        "cat /mnt/oras/file",
+    ));
+    assert_eq!(logs_of_finished("sealed").trim(), "sealed");
+    let volume = run(&mut kubectl(&["get", "pod", "sealed", "-o", "jsonpath={.spec.volumes[?(@.csi)]}"]));
+    let volume: Value = serde_json::from_str(&volume).expect("JSON");
+    let mut copied = pod("copied", &json!({}), "cat /mnt/oras/file");
+    copied["metadata"]["namespace"] = json!("oras-csi-system");
+    copied["spec"]["volumes"] = json!([volume]);
+    copied["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "oras-artifacts", "mountPath": "/mnt/oras", "readOnly": true}]);
+    does_not_mount(&copied);
+    // Without a seal it does not get as far as the node.
+    copied["spec"]["volumes"][0]["csi"]["volumeAttributes"]
+        .as_object_mut()
+        .expect("an object")
+        .remove("csi.oras.land/seal");
+    let words = refused(&copied);
+    assert!(words.contains("ValidatingAdmissionPolicy"), "{words}");
+    delete("sealed");
+}
+
 /// What the driver refuses as yet.
 const NOT_MOUNTED_YET: [&str; 1] = ["recipe-overlay.yaml"];
 
