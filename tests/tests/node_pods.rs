@@ -259,7 +259,7 @@ fn a_deployment_whose_pods_are_denied_says_so_when_it_is_applied_and_in_its_repl
     run(&mut kubectl(&["delete", "namespace", "no-attic", "--wait=false"]));
 }
 
-/// The names of a Deployment's pods that run, with what each has printed.
+/// What each of a Deployment's running pods has printed.
 fn printed(app: &str) -> Vec<String> {
     let selector = format!("app={app}");
     let names = run(&mut kubectl(&[
@@ -269,9 +269,14 @@ fn printed(app: &str) -> Vec<String> {
         &selector,
         "--field-selector=status.phase=Running",
         "-o",
-        "jsonpath={.items[?(@.metadata.deletionTimestamp==null)].metadata.name}",
+        "jsonpath={.items[*].metadata.name}",
     ]));
-    names.split_whitespace().map(|name| logs(name).trim().to_owned()).collect()
+    // One may go in between.
+    let logs = |name| try_run(&mut kubectl(&["logs", name]));
+    names
+        .split_whitespace()
+        .map(|name| String::from_utf8_lossy(&logs(name).stdout).trim().to_owned())
+        .collect()
 }
 
 fn rollout(arguments: &[&str]) {
