@@ -297,6 +297,29 @@ impl RegistryError {
         self.because(&format!("asked with {sources}"))
     }
 
+    /// The same with other words, and another name of what was asked.
+    pub(super) fn reworded(
+        mut self,
+        asked: impl FnOnce(&str) -> String,
+        said: impl FnOnce(&str) -> String,
+    ) -> Self {
+        match &mut self {
+            Self::NotFound { at, words }
+            | Self::Refused { at, words, .. }
+            | Self::RateLimited { at, words, .. }
+            | Self::Unavailable { at, words, .. }
+            | Self::Unreachable { at, words }
+            | Self::Untruthful { at, words }
+            | Self::Invalid { at, words }
+            | Self::NotAllowed { at, words } => {
+                *at = asked(at.as_str()).into();
+                *words = said(words.as_str()).into();
+            }
+            Self::Stalled { at, .. } | Self::TooLarge { at, .. } => *at = asked(at.as_str()).into(),
+        }
+        self
+    }
+
     /// Whether the same question may well be answered later.
     pub fn is_transient(&self) -> bool {
         matches!(

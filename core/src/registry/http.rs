@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream;
+use futures_util::{TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
 use url::Url;
 
-use self::request::{Capability, Turn};
+use self::request::{Capability, Discretion, Turn};
 use super::auth::Tokens;
 use super::body;
 use super::guard::{Names, SystemNames};
@@ -216,7 +216,7 @@ impl Registry for HttpRegistry {
         let mut errors = Vec::new();
         for turn in route.turns(Capability::Pull) {
             match self.inner.blob(&turn, blob, offset).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok(discreet(stream, route.discretion())),
                 Err(error) => errors.push(error),
             }
         }
@@ -226,8 +226,11 @@ impl Registry for HttpRegistry {
         {
             for url in turn.foreign_sources(blob) {
                 match self.inner.foreign(&turn, url, blob, offset).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => tracing::warn!(%error, "a foreign layer is not there"),
+                    Ok(stream) => return Ok(discreet(stream, route.discretion())),
+                    Err(error) => {
+                        let error = route.discretion().keep(error);
+                        tracing::warn!(%error, "a foreign layer is not there");
+                    }
                 }
             }
         }
@@ -328,6 +331,11 @@ impl Inner {
         let skip = skipped(&answer.response, &answer.place, size, offset)?;
         Ok(body::blob(answer, skip, size - offset, self.settings.idle))
     }
+}
+
+/// A blob whose errors have none of our secrets: they name where a redirect led.
+fn discreet(stream: BlobStream, discretion: Discretion) -> BlobStream {
+    Box::pin(stream.map_err(move |error| discretion.keep(error)))
 }
 
 /// Headers that ask for a blob from an offset on.

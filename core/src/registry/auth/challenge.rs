@@ -29,18 +29,31 @@ pub(in crate::registry) struct Wanted {
     pub(in crate::registry) basic: bool,
     /// The schemes that were named, for a message.
     pub(in crate::registry) schemes: Printable,
-    /// What could not be read.
-    pub(in crate::registry) problem: Option<Printable>,
+    /// What is wrong with the first that cannot be used.
+    pub(in crate::registry) problem: Option<Problem>,
+}
+
+/// Why a challenge cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::registry) enum Problem {
+    /// It cannot be read.
+    Unreadable(Printable),
+    /// Its realm is none that we ask.
+    NotAllowed(&'static str),
 }
 
 impl Wanted {
-    /// Reads the challenges of a 401; several at once are fine. `scope` is used where the registry names none.
-    pub(in crate::registry) fn from_headers(headers: &HeaderMap, scope: &str) -> Self {
+    /// Reads the challenges of a 401; several at once are fine, and those that cannot be used are passed over. `scope`
+    /// is used where the registry names none. A registry that is spoken to in the clear may name a realm that is.
+    pub(in crate::registry) fn from_headers(headers: &HeaderMap, scope: &str, in_the_clear: bool) -> Self {
         let mut wanted = Self::default();
+        let mut problem = |found: Problem| {
+            wanted.problem.get_or_insert(found);
+        };
         let mut schemes: Vec<String> = Vec::new();
         for value in headers.get_all(header::WWW_AUTHENTICATE).into_iter().take(MOST_CHALLENGES) {
             let Ok(text) = value.to_str() else {
-                wanted.problem = Some("a WWW-Authenticate header with odd characters".into());
+                problem(Problem::Unreadable("a WWW-Authenticate header with odd characters".into()));
                 continue;
             };
             if text.trim().is_empty() {
@@ -48,7 +61,7 @@ impl Wanted {
             }
             let Ok(challenges) = http_auth::parse_challenges(text) else {
                 let words = format!("a WWW-Authenticate header that cannot be read: {text}");
-                wanted.problem = Some(words.into());
+                problem(Problem::Unreadable(words.into()));
                 continue;
             };
             for challenge in challenges.into_iter().take(MOST_CHALLENGES) {
@@ -67,9 +80,11 @@ impl Wanted {
                         .find(|(key, _)| key.eq_ignore_ascii_case(name))
                         .map(|(_, value)| value.to_unescaped())
                 };
-                match bearer(find("realm"), find("service"), find("scope"), scope) {
+                let read = bearer(find("realm"), find("service"), find("scope"), scope);
+                let read = read.map_err(|words| Problem::Unreadable(words.into()));
+                match read.and_then(|challenge| challenge.checked(in_the_clear)) {
                     Ok(challenge) => wanted.bearer = Some(challenge),
-                    Err(words) => wanted.problem = Some(words.into()),
+                    Err(found) => problem(found),
                 }
             }
         }
@@ -100,6 +115,18 @@ fn bearer(
 }
 
 impl Challenge {
+    fn checked(self, in_the_clear: bool) -> Result<Self, Problem> {
+        match self.realm.scheme() {
+            "https" => {}
+            "http" if in_the_clear => {}
+            _ => return Err(Problem::NotAllowed("it names a token realm that is not https")),
+        }
+        if !self.realm.username().is_empty() || self.realm.password().is_some() {
+            return Err(Problem::NotAllowed("it names a token realm with a user in it"));
+        }
+        Ok(self)
+    }
+
     /// What to ask for the token with by POST; `None` for a credential that is not sent that way.
     pub(in crate::registry) fn form(&self, credential: &Credential) -> Option<Bytes> {
         let mut form = url::form_urlencoded::Serializer::new(String::new());
@@ -143,7 +170,7 @@ mod tests {
 
     fn wanted(values: &[&str]) -> Wanted {
         let headers = values.iter().map(|value| (header::WWW_AUTHENTICATE, value.parse().unwrap()));
-        Wanted::from_headers(&headers.collect(), "repository:a/b:pull")
+        Wanted::from_headers(&headers.collect(), "repository:a/b:pull", false)
     }
 
     #[rstest]
@@ -162,6 +189,15 @@ mod tests {
         let both = wanted(&["Basic realm=\"x\"", "Negotiate"]);
         assert_eq!((both.schemes.as_str(), both.basic, both.bearer), ("Basic, Negotiate", true, None));
         assert_eq!(wanted(&[]), Wanted::default());
+        for odd in
+            ["Bearer realm=\"http://x/\"", "Bearer realm=\"https://u@x/\"", "Bearer realm=\"file:///x\""]
+        {
+            let wanted = wanted(&[odd]);
+            assert!(
+                matches!(wanted.problem, Some(Problem::NotAllowed(_))) && wanted.bearer.is_none(),
+                "{odd}: {wanted:?}"
+            );
+        }
         for odd in ["Bearer", "Bearer realm=\"\"", "Bearer realm=\"/token\"", "Bearer realm=\"x", "=,="] {
             let wanted = wanted(&[odd]);
             assert!(wanted.problem.is_some() && wanted.bearer.is_none(), "{odd}: {wanted:?}");

@@ -3,8 +3,10 @@
 
 mod challenge;
 mod realm;
+mod secrets;
 mod token;
 
-pub(super) use challenge::{Challenge, Wanted};
+pub(super) use challenge::{Challenge, Problem, Wanted};
 pub(super) use realm::{Realm, basic};
+pub(super) use secrets::Secrets;
 pub(super) use token::{Asker, Token, Tokens};

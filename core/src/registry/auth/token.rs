@@ -47,8 +47,12 @@ impl Token {
     /// Reads a token service's answer. A token has only the characters of RFC 6750, 2.1 (`b64token`), so
     /// none can add a line to a request.
     pub(in crate::registry) fn from_answer(body: &[u8], now: Instant) -> Result<Self, &'static str> {
-        let answer: Answer = serde_json::from_slice(body)
-            .map_err(|_| "the token service's answer is not the JSON of a token")?;
+        const NO_TOKEN: &str = "the token service's answer is not the JSON of a token";
+        // serde takes a list for an object, by the order of its fields.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(NO_TOKEN);
+        }
+        let answer: Answer = serde_json::from_slice(body).map_err(|_| NO_TOKEN)?;
         let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
         let token = token.ok_or("the token service's answer has no token")?;
         let of_a_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
@@ -173,6 +177,8 @@ mod tests {
     #[case(r#"{"token":"ä"}"#, Err(()))]
     #[case(r#"{"token":5}"#, Err(()))]
     #[case("{}", Err(()))]
+    #[case(r#"["a"]"#, Err(()))]
+    #[case(r#" ["a", "b", 300]"#, Err(()))]
     #[case("<html>", Err(()))]
     fn tokens_are_read_and_checked(#[case] body: &str, #[case] life: Result<u64, ()>) {
         let now = Instant::now();

@@ -1,5 +1,6 @@
 //! Asking one registry: its endpoints in turn, tokens where they are wanted, and again where it may help.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use url::Url;
 use super::Inner;
 use crate::credentials::Credential;
 use crate::reference::RegistryHost;
-use crate::registry::auth::{Asker, Challenge, Realm, Token, Wanted, basic};
+use crate::registry::auth::{Asker, Challenge, Problem, Realm, Secrets, Token, Wanted, basic};
 use crate::registry::body::{self, Patience};
 use crate::registry::guard::Named;
 use crate::registry::hosts::authority;
@@ -35,7 +36,16 @@ pub(super) struct Route {
     endpoints: Vec<Endpoint>,
     named: Named,
     credential: Credential,
+    /// Tokens and passwords that were sent on the way.
+    sent: Mutex<Vec<HeaderValue>>,
     deadline: Instant,
+}
+
+/// Takes our secrets out of what a registry said.
+pub(super) struct Discretion {
+    secrets: Secrets,
+    /// How the addresses begin that we made ourselves.
+    own: Vec<String>,
 }
 
 /// One endpoint's turn.
@@ -50,6 +60,27 @@ impl Route {
     /// The registry itself, for errors before anything is asked.
     pub(super) fn place(&self) -> Place {
         Place::named(&format!("{}/{}", self.registry, self.repository))
+    }
+
+    /// What keeps the secrets of this request so far out of errors.
+    pub(super) fn discretion(&self) -> Discretion {
+        let mut secrets = Secrets::of(&self.credential);
+        for header in self.sent.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            secrets.add_header(header);
+        }
+        let mut own = vec![format!("{}/{}", self.registry, self.repository)];
+        for endpoint in &self.endpoints {
+            secrets.add_headers(endpoint.headers());
+            own.push(format!("{}/{}/", endpoint.base().as_str().trim_end_matches('/'), self.repository));
+        }
+        Discretion { secrets, own }
+    }
+
+    fn is_sent(&self, authorization: &HeaderValue) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sent.contains(authorization) {
+            sent.push(authorization.clone());
+        }
     }
 
     /// The endpoints in order, each with its share of the time: one that is not the last may use half of
@@ -72,7 +103,8 @@ impl Route {
     /// containerd: one that has less, wants credentials or lies is one that does not help. The last one's
     /// error counts, the others' are logged.
     pub(super) fn outcome(&self, errors: Vec<RegistryError>, capability: Capability) -> RegistryError {
-        let mut errors = errors.into_iter().rev();
+        let discretion = self.discretion();
+        let mut errors = errors.into_iter().map(|error| discretion.keep(error)).rev();
         let last = errors.next();
         for error in errors.rev() {
             tracing::warn!(registry = %self.registry, %error, "a mirror did not help");
@@ -84,6 +116,19 @@ impl Route {
             };
             self.place().not_allowed(format!("its hosts.toml has no host with the capability to {wanted}"))
         })
+    }
+}
+
+impl Discretion {
+    /// The error without our secrets. What was asked of the registry stays: a password may be the name of an artifact.
+    pub(super) fn keep(&self, error: RegistryError) -> RegistryError {
+        let asked = |at: &str| {
+            let address = at.find(' ').map_or(0, |space| space + 1);
+            let own = self.own.iter().find(|own| at[address..].starts_with(own.as_str()));
+            let (kept, told) = at.split_at(own.map_or(0, |own| address + own.len()));
+            format!("{kept}{}", self.secrets.hide(told))
+        };
+        error.reworded(asked, |words| self.secrets.hide(words))
     }
 }
 
@@ -165,7 +210,8 @@ impl Inner {
         let named = Named::new(named.filter_map(|endpoint| endpoint.base().host_str().map(str::to_owned)));
         let (registry, repository, credential) =
             (registry.clone(), repository.to_owned(), credential.clone());
-        Ok(Route { registry, repository, endpoints, named, credential, deadline })
+        let sent = Mutex::default();
+        Ok(Route { registry, repository, endpoints, named, credential, sent, deadline })
     }
 
     /// Asks until there is an answer: with a token where one is wanted, and up to `tries` times the last
@@ -213,6 +259,7 @@ impl Inner {
         if Instant::now() + pause >= turn.deadline {
             return false;
         }
+        let error = turn.route.discretion().keep(error.clone());
         tracing::debug!(%error, ?pause, "asking again");
         tokio::time::sleep(pause).await;
         true
@@ -235,6 +282,9 @@ impl Inner {
             _ => None,
         };
         let send = async |authorization: Option<HeaderValue>| {
+            if let Some(authorization) = &authorization {
+                turn.route.is_sent(authorization);
+            }
             let call = Call {
                 method: method.clone(),
                 url: turn.url(path),
@@ -257,7 +307,7 @@ impl Inner {
             return self.judged(answer, ranged, turn).await;
         }
         let scope = format!("repository:{}:pull", turn.route.repository);
-        let wanted = Wanted::from_headers(answer.response.headers(), &scope);
+        let wanted = Wanted::from_headers(answer.response.headers(), &scope, turn.endpoint.is_plain_http());
         let password =
             basic(&asker.credential).filter(|password| wanted.basic && known.as_ref() != Some(password));
         let authorization = match &wanted.bearer {
@@ -284,7 +334,13 @@ impl Inner {
                     drop(answer);
                     password.clone()
                 }
-                (None, Some(words)) => return Err((Failure::last(answer.place.invalid(words)), None)),
+                (None, Some(problem)) => {
+                    let error = match problem {
+                        Problem::Unreadable(words) => answer.place.invalid(words),
+                        Problem::NotAllowed(words) => answer.place.not_allowed(words),
+                    };
+                    return Err((Failure::last(error), None));
+                }
                 (None, None) => return self.judged(answer, ranged, turn).await,
             },
         };
@@ -309,17 +365,8 @@ impl Inner {
         asker: &Asker,
         challenge: &Challenge,
     ) -> Result<Token, (Failure, Option<Duration>)> {
-        let place = Place::new(&Method::GET, &challenge.realm);
         let last = |error: RegistryError| (Failure::last(error), None);
         let url = &challenge.realm;
-        let secure = !turn.endpoint.is_plain_http();
-        if !matches!(url.scheme(), "http" | "https") || (secure && url.scheme() != "https") {
-            let words = format!("{} names a token realm that is not https", asker.origin);
-            return Err(last(place.not_allowed(words)));
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(last(place.not_allowed("a token realm with a user in it")));
-        }
         let nobody = Credential::Anonymous;
         let credential = if turn.shows_credentials_to(url) { &asker.credential } else { &nobody };
         let answer = match challenge.form(credential) {

@@ -2,6 +2,7 @@
 
 mod blob;
 mod credentials;
+mod echo;
 mod manifest;
 mod redirect;
 mod server;

@@ -159,3 +159,24 @@ async fn a_burst_at_a_registry_that_gives_its_own_tokens() {
     assert!(server.most_at_once() <= 64, "{} at once", server.most_at_once());
     assert!(server.most_at_once() > 32, "{} at once", server.most_at_once());
 }
+
+/// A challenge that nobody could use hides none that can be.
+#[rstest]
+#[case("file:///etc/passwd")]
+#[case("ftp://127.0.0.1/token")]
+#[case("http://user:hunter2@127.0.0.1/token")]
+#[case("token")]
+#[tokio::test]
+async fn of_two_challenges_the_one_that_can_be_used_counts(#[case] useless: &'static str) {
+    let server = Server::start(move |request| match request.header("authorization") {
+        _ if request.target.starts_with("/token") => good(),
+        "Bearer good" => manifest_answer(),
+        _ => {
+            let first = format!("Bearer realm=\"{useless}\"");
+            let second = format!("Bearer realm=\"http://{}/token\"", request.header("host"));
+            answer(401, &[("WWW-Authenticate", &first), ("WWW-Authenticate", &second)], b"")
+        }
+    })
+    .await;
+    client(&server).resolve(&reference(&server)).await.unwrap();
+}

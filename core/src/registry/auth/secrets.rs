@@ -1,0 +1,156 @@
+//! Our secrets where somebody else says them: services repeat what they were told, and what they say becomes the
+//! words of an event.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderValue, header};
+use url::Url;
+use zeroize::Zeroizing;
+
+use crate::credentials::Credential;
+use crate::registry::Printable;
+
+/// What a secret is replaced by. [`Printable`] ends with the same where it cuts.
+const HIDDEN: char = '…';
+/// A shorter value of a header of the administrator's is no secret.
+const SHORTEST_VALUE: usize = 8;
+
+/// Secrets in all forms in which they may come back, in lower case. Never shown.
+#[derive(Default)]
+pub(in crate::registry) struct Secrets(Vec<Zeroizing<String>>);
+
+impl Secrets {
+    /// What a credential has to hide. A user name is no secret, but where it stands alone.
+    pub(in crate::registry) fn of(credential: &Credential) -> Self {
+        let mut secrets = Self::default();
+        match credential {
+            Credential::Anonymous => {}
+            Credential::Basic { username, password } => {
+                let (username, password) = (username.expose(), password.expose());
+                secrets.add(if password.is_empty() { username } else { password });
+                secrets.add_encoded(&Zeroizing::new(format!("{username}:{password}")));
+            }
+            Credential::RefreshToken(token) | Credential::RegistryToken(token) => {
+                secrets.add(token.expose());
+            }
+        }
+        secrets
+    }
+
+    /// And what was sent as `Authorization`.
+    pub(in crate::registry) fn add_header(&mut self, value: &HeaderValue) {
+        let Ok(text) = value.to_str() else { return };
+        self.add(text.split_once(' ').map_or(text, |(_, secret)| secret));
+    }
+
+    /// And the headers of a `hosts.toml`.
+    pub(in crate::registry) fn add_headers(&mut self, headers: &HeaderMap) {
+        for (name, value) in headers {
+            if *name == header::AUTHORIZATION {
+                self.add_header(value);
+            } else if value.len() >= SHORTEST_VALUE {
+                self.add(value.to_str().unwrap_or_default());
+            }
+        }
+    }
+
+    fn add(&mut self, secret: &str) {
+        let json = Zeroizing::new(serde_json::to_string(secret).unwrap_or_default());
+        let json = json.trim_matches('"');
+        let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+        self.keep(secret);
+        self.keep(json);
+        // As Go's encoding/json writes them.
+        self.keep(&json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e"));
+        self.keep(&form.replace('+', "%20"));
+        self.keep(&form);
+        if let Ok(mut url) = Url::parse("http://host/") {
+            url.set_path(secret);
+            self.keep(url.path().trim_start_matches('/'));
+        }
+        self.add_encoded(secret);
+    }
+
+    fn add_encoded(&mut self, secret: &str) {
+        for engine in [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD] {
+            self.keep(&engine.encode(secret));
+        }
+    }
+
+    fn keep(&mut self, form: &str) {
+        // As it is, and as it is once it has passed the filter for what is printed.
+        for form in [form, Printable::new(form).as_str()] {
+            let form = Zeroizing::new(form.to_ascii_lowercase());
+            if !form.is_empty() && !self.0.contains(&form) {
+                self.0.push(form);
+            }
+        }
+        self.0.sort_by_key(|form| std::cmp::Reverse(form.len()));
+    }
+
+    /// The text without secrets, and without the beginning of one where the text was cut.
+    pub(in crate::registry) fn hide(&self, text: &str) -> String {
+        if self.0.is_empty() {
+            return text.to_owned();
+        }
+        let lower = text.to_ascii_lowercase();
+        let mut shown = String::new();
+        let mut at = 0;
+        while let Some(character) = text[at..].chars().next() {
+            let length = self.0.iter().map(|secret| found(secret, &lower[at..])).find(|length| *length > 0);
+            if length.is_some() && !shown.ends_with(HIDDEN) {
+                shown.push(HIDDEN);
+            }
+            if length.is_none() && !(character == HIDDEN && shown.ends_with(HIDDEN)) {
+                shown.push(character);
+            }
+            at += length.unwrap_or(character.len_utf8());
+        }
+        shown
+    }
+}
+
+/// How much of a secret stands at the beginning of a text: all of it, or as much as was not cut off.
+fn found(secret: &str, text: &str) -> usize {
+    if text.starts_with(secret) {
+        return secret.len();
+    }
+    let same = secret.chars().zip(text.chars()).take_while(|(one, other)| one == other);
+    let length = same.map(|(one, _)| one.len_utf8()).sum();
+    if text[length..].starts_with(HIDDEN) { length } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("no: hunter2!", "no: …!")]
+    #[case("HUNTER2hunter2", "…")]
+    #[case("cut at hunt…", "cut at …")]
+    #[case("hunt is not cut", "hunt is not cut")]
+    #[case("YWxpY2U6aHVudGVyMg==", "…")]
+    #[case("YWxpY2U6aHVudGVyMg", "…")]
+    #[case("alice:hunter2", "alice:…")]
+    #[case("ünter hunter2 ü", "ünter … ü")]
+    #[case("", "")]
+    fn are_hidden(#[case] text: &str, #[case] shown: &str) {
+        let secrets = Secrets::of(&Credential::basic("alice".to_owned(), "hunter2".to_owned()).unwrap());
+        assert_eq!(secrets.hide(text), shown);
+        assert_eq!(secrets.hide(shown), shown);
+        assert_eq!(Secrets::of(&Credential::Anonymous).hide(text), text);
+    }
+
+    #[test]
+    fn a_user_name_alone_and_headers_are_secrets() {
+        let token = Credential::basic("ghp_token".to_owned(), String::new()).unwrap();
+        assert_eq!(Secrets::of(&token).hide("bad ghp_token"), "bad …");
+        let mut secrets = Secrets::default();
+        let headers = [("authorization", "Basic c2VjcmV0"), ("x-key", "0123456789"), ("x-short", "yes")];
+        let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        secrets.add_headers(&headers.into_iter().collect());
+        assert_eq!(secrets.hide("c2VjcmV0 0123456789 yes"), "… … yes");
+    }
+}
