@@ -74,7 +74,8 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
     let is_allowed = response["allowed"] == true;
     match hook {
         Hook::Workloads => assert!(is_allowed && response.get("patch").is_none(), "{response}"),
-        Hook::Volumes if is_allowed && request.is_new_pod() => {
+        Hook::Volumes if is_allowed && request.is_new("persistentvolumes") => {}
+        Hook::Volumes if is_allowed && request.is_new("pods") => {
             let pod = serde_json::from_str(request.object.expect("a pod").get()).expect("a pod");
             check_admitted(&admission, review.namespace(), &pod, &response).await;
         }
@@ -113,11 +114,11 @@ struct Resource {
 }
 
 impl Request<'_> {
-    fn is_new_pod(&self) -> bool {
+    fn is_new(&self, wanted: &str) -> bool {
         let Resource { group, version, kinds } = &self.resource;
-        let is_pod =
-            [group, version, kinds].map(|text| text.as_deref().unwrap_or_default()) == ["", "v1", "pods"];
-        is_pod && self.operation == "CREATE" && self.sub_resource.as_deref().unwrap_or_default().is_empty()
+        let is_one =
+            [group, version, kinds].map(|text| text.as_deref().unwrap_or_default()) == ["", "v1", wanted];
+        is_one && self.operation == "CREATE" && self.sub_resource.as_deref().unwrap_or_default().is_empty()
     }
 }
 
@@ -151,7 +152,7 @@ async fn answer(admission: &Admission, review: &Review) -> Value {
 async fn check_admitted(admission: &Admission, namespace: &str, pod: &Value, response: &Value) {
     let after = patched(pod, response);
     let metadata = &pod["metadata"];
-    if !metadata["deletionTimestamp"].is_null() || metadata["annotations"].get(MIRROR_POD).is_some() {
+    if metadata["annotations"].get(MIRROR_POD).is_some() {
         assert_eq!(&after, pod, "left alone");
         return;
     }
@@ -284,6 +285,7 @@ fn without_ours(before: &Value, pod: &Value) -> Value {
             .filter_map(|volume| volume["csi"].as_object_mut())
         {
             csi.remove("readOnly");
+            csi.remove("nodePublishSecretRef");
             csi.remove("volumeAttributes");
         }
     }
