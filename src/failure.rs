@@ -98,7 +98,6 @@ mod tests {
     use std::net::TcpListener;
     use std::sync::Arc;
 
-    use clap::Parser;
     use oras_csi_core::registry::hosts::HostsConfig;
     use oras_csi_webhook::admit::Admission;
     use oras_csi_webhook::metrics::Metrics;
@@ -109,12 +108,6 @@ mod tests {
     use super::*;
     use crate::policies::PolicyOptions;
     use crate::registries::{admission, client};
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        policies: PolicyOptions,
-    }
 
     /// A registry that always gives `answer`, and what admits pods that name it.
     struct Scripted {
@@ -137,8 +130,7 @@ mod tests {
         std::fs::create_dir(&certs)?;
         std::fs::write(certs.join("hosts.toml"), format!("server = \"http://{host}\"\n"))?;
         let hosts = HostsConfig::load(Some(folder.path()))?;
-        let words = ["test"].iter().chain(rules);
-        let policies = Command::try_parse_from(words)?.policies;
+        let policies = PolicyOptions::of(rules)?;
         let policies = policies.policies(Loaded::default()).map_err(|failure| failure.to_string())?;
         let none = oras_csi_webhook::credentials::CredentialSources::default();
         let admission = admission(client(&hosts), &hosts, policies, none, &Arc::new(Metrics::new()));

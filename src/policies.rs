@@ -103,17 +103,23 @@ pub(crate) fn stated(objects: &[Value]) -> Result<Loaded, Failure> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
+impl PolicyOptions {
+    /// What these words at a prompt say.
+    pub(crate) fn of(words: &[&str]) -> Result<Self, clap::Error> {
+        #[derive(clap::Parser)]
+        #[command(no_binary_name = true)]
+        struct Command {
+            #[command(flatten)]
+            policies: PolicyOptions,
+        }
+        <Command as clap::Parser>::try_parse_from(words).map(|command| command.policies)
+    }
+}
 
+#[cfg(test)]
+mod tests {
     use super::*;
     use crate::documents::parse;
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        policies: PolicyOptions,
-    }
 
     fn namespace(label: &str) -> String {
         format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: team, labels: {{trust: {label}}}}}\n")
@@ -125,7 +131,7 @@ mod tests {
         let file = folder.path().join("policies.yaml");
         std::fs::write(&file, namespace("low"))?;
         let file = file.to_string_lossy().into_owned();
-        let policies = Command::try_parse_from(["test", "--policy", &file])?.policies;
+        let policies = PolicyOptions::of(&["--policy", &file])?;
         let with = |stream: &str| policies.policies(stated(&parse(stream)?)?).map(|_| ());
         assert_eq!(with(&namespace("low")), Ok(()));
         assert_eq!(with("apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n"), Ok(()));

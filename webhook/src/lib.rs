@@ -27,5 +27,8 @@ mod patch;
 mod resolve;
 mod view;
 
+/// Who writes objects of the cluster, for the API server's record.
+const FIELD_MANAGER: &str = "oras-csi-webhook";
+
 pub use intent::Registries;
 pub use resolve::ResolverSettings;

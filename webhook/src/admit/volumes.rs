@@ -17,7 +17,6 @@ use tokio::time::Instant as Deadline;
 use super::notes::{Notes, line};
 use super::revision::{Fixed, Fresh, Revision};
 use super::{Admission, Outcome};
-use crate::credentials::Purse;
 use crate::denial::{At, Code, Denial};
 use crate::intent::{Content, Origin, VolumeIntent, Wanted};
 use crate::patch::{PlannedSecret, PlannedVolume};
@@ -44,6 +43,14 @@ pub(super) struct Case<'a> {
     pub(super) revision: Option<&'a Revision<'a>>,
     pub(super) notes: &'a Notes,
     pub(super) deadline: Deadline,
+}
+
+/// Who may ask for volumes.
+struct Credentials<'a> {
+    /// One a volume, in their order.
+    keyrings: &'a [Keyring],
+    /// Why some may be missing.
+    problems: Option<&'a str>,
 }
 
 /// Volumes that nothing stands in the way of any more.
@@ -135,6 +142,10 @@ impl Admission {
         tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
         let named_secrets = volumes.iter().filter_map(|volume| volume.secret.as_deref());
         let purse = self.credentials.open(case.pod, case.namespace, named_secrets, case.deadline).await;
+        let keyrings = volumes.iter().map(|one| purse.keyring(one.secret_at(), one.secret.as_deref()));
+        let keyrings = keyrings.collect::<Result<Vec<_>, _>>()?;
+        let problems = purse.problems();
+        let credentials = Credentials { keyrings: &keyrings, problems: problems.as_deref() };
         let mut fixed = Fixed::new();
         if let Some(revision) = case.revision {
             let tags = volumes.iter().filter_map(|volume| match &volume.content {
@@ -145,10 +156,10 @@ impl Admission {
             fixed = revision.find(&tags.collect::<Vec<_>>()).await?;
         }
         for _ in 0..MOST_ROUNDS {
-            let (mut settled, mut findings) = (Vec::new(), findings.clone());
-            self.round(volumes, &purse, &book, &fixed, case, &mut settled, &mut findings).await?;
+            let findings = findings.clone();
+            let mut settled = self.round(volumes, &credentials, &book, &fixed, case, findings).await?;
             if let Some(revision) = case.revision {
-                let fresh = settled.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
+                let fresh = settled.volumes.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
                 let others = revision.keep(&fresh.collect::<Vec<_>>()).await?;
                 if !others.is_empty() {
                     // Another pod of the revision came first: what it has is what counts.
@@ -156,50 +167,47 @@ impl Admission {
                     continue;
                 }
             }
-            for pinned in &mut settled {
+            for pinned in &mut settled.volumes {
                 let at = At::Volume(&pinned.intent.name);
                 pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
             }
-            return Ok(Settled { volumes: settled, findings });
+            return Ok(settled);
         }
         let (rule, instead) = ("have tags whose pins change while they are looked at", "try again");
         Err(Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead))
     }
 
-    /// Each volume with its digests, and what policies say of those.
-    #[expect(clippy::too_many_arguments, reason = "they are what one round has of its request")]
+    /// Each volume with its digests, and what policies say of those; no seals yet.
     async fn round<'a>(
         &self,
         volumes: &'a [VolumeIntent],
-        purse: &Purse,
+        credentials: &Credentials<'_>,
         book: &Rulebook,
         fixed: &Fixed,
         case: &Case<'_>,
-        settled: &mut Vec<Pinned<'a>>,
-        findings: &mut Findings,
-    ) -> Result<(), Denial> {
-        let problems = purse.problems();
-        let lookups = volumes.iter().map(|volume| {
-            let problems = &problems;
-            async move {
-                let pinned = self.pin(volume, purse, fixed, case).await;
-                pinned.map_err(|denial| match problems {
+        mut findings: Findings,
+    ) -> Result<Settled<'a>, Denial> {
+        let lookups = volumes.iter().zip(credentials.keyrings).map(|(volume, keyring)| async move {
+            match self.pin(volume, keyring, fixed, case).await {
+                Ok(pinned) => Ok((pinned, keyring)),
+                Err(denial) => Err(match credentials.problems {
                     Some(problems) if denial.is_of_rights() => denial.because(problems),
                     _ => denial,
-                })
+                }),
             }
         });
         // Collected first: a stream of closures that borrow is not `Send` to the compiler.
         let lookups: Vec<_> = lookups.collect();
         let mut resolved = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
-        while let Some(pinned) = resolved.next().await {
-            let pinned = pinned?;
+        let mut volumes = Vec::new();
+        while let Some(resolved) = resolved.next().await {
+            let (pinned, keyring) = resolved?;
             if book.looks_at_contents() {
-                self.check_contents(book, &pinned, purse, findings, case.deadline).await?;
+                self.check_contents(book, &pinned, keyring, &mut findings, case.deadline).await?;
             }
-            settled.push(pinned);
+            volumes.push(pinned);
         }
-        Ok(())
+        Ok(Settled { volumes, findings })
     }
 
     /// Asks policies about what the registry has under each digest of a volume.
@@ -207,17 +215,15 @@ impl Admission {
         &self,
         book: &Rulebook,
         pinned: &Pinned<'_>,
-        purse: &Purse,
+        keyring: &Keyring,
         findings: &mut Findings,
         deadline: Deadline,
     ) -> Result<(), Denial> {
-        let intent = pinned.intent;
-        let keyring = purse.keyring(intent.secret_at(), intent.secret.as_deref())?;
         let layers = pinned.canonical.recipe().steps().iter().filter_map(Step::layer);
-        for (named, layer) in intent.references().into_iter().zip(layers) {
+        for (named, layer) in pinned.intent.references().into_iter().zip(layers) {
             let needs =
                 Needs { past_cache: false, platform: layer.platform(), media_types: layer.media_types() };
-            match self.resolver.found(layer.reference(), &keyring, needs, deadline).await {
+            match self.resolver.found(layer.reference(), keyring, needs, deadline).await {
                 Ok(found) => findings.check_found(book, &named, &found, &self.metrics)?,
                 Err(failure) if book.enforces_contents() => {
                     return Err(failure.denial(named.origin.at(), &named.reference));
@@ -232,11 +238,10 @@ impl Admission {
     async fn pin<'a>(
         &self,
         intent: &'a VolumeIntent,
-        purse: &Purse,
+        keyring: &Keyring,
         fixed: &Fixed,
         case: &Case<'_>,
     ) -> Result<Pinned<'a>, Denial> {
-        let keyring = purse.keyring(intent.secret_at(), intent.secret.as_deref())?;
         let written;
         let (wanted, is_written) = match &intent.content {
             Content::Canonical(there) if self.keeps(there, case.holder) => {
@@ -266,8 +271,8 @@ impl Admission {
                 _ => (wanted, false),
             },
         };
-        let found = self.resolve(wanted, &keyring, fixed, case).await?;
-        let (digests, secret) = self.one_secret(intent, wanted, &keyring, fixed, found, case).await?;
+        let found = self.resolve(wanted, keyring, fixed, case).await?;
+        let (digests, secret) = self.one_secret(intent, wanted, keyring, fixed, found, case).await?;
         let (mut lines, mut warnings, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
         for (step, ((reference, origin), digest)) in wanted.steps().zip(&digests).enumerate() {
             let pinned = reference.pin(digest.clone());

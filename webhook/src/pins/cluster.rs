@@ -12,9 +12,8 @@ use tokio::time::timeout;
 use super::error::is_unknown_kind;
 use super::object::ArtifactPin;
 use super::{PinAction, PinError, PinKey, PinPlace, Pins};
+use crate::FIELD_MANAGER;
 
-/// Who writes, for the API server's record.
-const FIELD_MANAGER: &str = "oras-csi-webhook";
 /// How long one request may take. A client that was made with kube's defaults asks again for minutes by itself where
 /// the API server says 429, 503 or 504.
 const LONGEST_REQUEST: Duration = Duration::from_secs(10);

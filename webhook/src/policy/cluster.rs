@@ -29,9 +29,8 @@ use tokio_util::task::TaskTracker;
 use super::book::{Labels, Namespaces, NamespacesError, Policies};
 use super::entry::Entry;
 use super::object::{ArtifactPolicy, ArtifactPolicyStatus, InForce, SpecError};
+use crate::FIELD_MANAGER;
 
-/// Who writes, for the API server's record.
-const FIELD_MANAGER: &str = "oras-csi-webhook";
 /// The condition of a policy.
 const ACCEPTED: &str = "Accepted";
 /// How many policies may wait for their status to be written.

@@ -18,8 +18,8 @@ use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
 use super::{Ring, SealKeyError, Sealer, place};
+use crate::FIELD_MANAGER;
 
-const FIELD_MANAGER: &str = "oras-csi-webhook";
 const PRIVATE: &str = "seal.key";
 /// How often the keys are read, and how soon again after a failure.
 const EVERY: Duration = Duration::from_secs(10);
