@@ -4,7 +4,7 @@
 //! asks from inside. A registry that is named by a user, a redirect and a token realm may point there, by
 //! name or by number; so the address is checked where it is dialled, after the name is resolved. Private
 //! networks are allowed: registries in the next rack are the rule. An administrator opens an address by
-//! naming its host as `server` or `[host]` of a registry's `hosts.toml`, for that registry.
+//! naming its host and port as `server` or `[host]` of a registry's `hosts.toml`, for that registry.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -99,22 +99,30 @@ fn carried(segments: [u16; 8]) -> [Option<Ipv4Addr>; 2] {
     }
 }
 
-/// Hosts that an administrator named for one registry: what they resolve to is dialled.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Named(Arc<BTreeSet<String>>);
+/// Addresses that an administrator named for one registry, hosts with their ports: what they resolve to is dialled.
+/// Another port of a named host is not named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Named(BTreeSet<(String, u16)>);
 
 impl Named {
-    pub(crate) fn new(hosts: impl IntoIterator<Item = String>) -> Self {
-        Self(Arc::new(hosts.into_iter().map(|host| plain(&host)).collect()))
+    pub(crate) fn new<'a>(urls: impl IntoIterator<Item = &'a Url>) -> Self {
+        Self(urls.into_iter().filter_map(host_and_port).collect())
     }
 
-    pub(crate) fn has(&self, host: &str) -> bool {
-        self.0.contains(&plain(host))
+    pub(crate) fn has(&self, url: &Url) -> bool {
+        host_and_port(url).is_some_and(|address| self.0.contains(&address))
+    }
+
+    /// With one address more, if its host has a named one.
+    pub(crate) fn with_port_of(&self, url: &Url) -> Self {
+        let mut more = self.clone();
+        more.0.extend(host_and_port(url).filter(|(host, _)| self.0.iter().any(|(named, _)| named == host)));
+        more
     }
 
     /// Checks what can be seen in an address itself: literals are dialled without a resolver. `proxies`
     /// are the proxies' hosts, which the resolver lets through: no registry may send us to them.
-    pub(crate) fn check(&self, url: &Url, proxies: &Self) -> Result<(), Forbidden> {
+    pub(crate) fn check(&self, url: &Url, proxies: &ProxyHosts) -> Result<(), Forbidden> {
         let what = match url.host() {
             Some(Host::Ipv4(address)) => forbidden_v4(address),
             Some(Host::Ipv6(address)) => forbidden_v6(address),
@@ -124,9 +132,27 @@ impl Named {
         };
         let host = url.host_str().unwrap_or_default();
         match what {
-            Some(what) if !self.has(host) => Err(Forbidden { host: host.to_owned(), what }),
+            Some(what) if !self.has(url) => Err(Forbidden { host: host.to_owned(), what }),
             _ => Ok(()),
         }
+    }
+}
+
+fn host_and_port(url: &Url) -> Option<(String, u16)> {
+    Some((plain(url.host_str()?), url.port_or_known_default()?))
+}
+
+/// The hosts of proxies, which are the administrator's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ProxyHosts(Arc<BTreeSet<String>>);
+
+impl ProxyHosts {
+    pub(crate) fn new(hosts: impl IntoIterator<Item = String>) -> Self {
+        Self(Arc::new(hosts.into_iter().map(|host| plain(&host)).collect()))
+    }
+
+    fn has(&self, host: &str) -> bool {
+        self.0.contains(&plain(host))
     }
 }
 
@@ -157,13 +183,14 @@ impl Names for SystemNames {
 /// A resolver without the addresses that are not dialled.
 pub(crate) struct GuardedResolver {
     names: Arc<dyn Names>,
-    registries: Named,
-    proxies: Named,
+    /// Whether it is asked for named addresses only.
+    named: bool,
+    proxies: ProxyHosts,
 }
 
 impl GuardedResolver {
-    pub(crate) fn new(names: Arc<dyn Names>, registries: Named, proxies: Named) -> Self {
-        Self { names, registries, proxies }
+    pub(crate) fn new(names: Arc<dyn Names>, named: bool, proxies: ProxyHosts) -> Self {
+        Self { names, named, proxies }
     }
 }
 
@@ -175,7 +202,7 @@ impl fmt::Debug for GuardedResolver {
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let free = self.registries.has(name.as_str()) || self.proxies.has(name.as_str());
+        let free = self.named || self.proxies.has(name.as_str());
         let names = Arc::clone(&self.names);
         Box::pin(async move {
             let found = names.addresses(name.as_str()).await?;
@@ -255,14 +282,28 @@ mod tests {
     #[case("http://[::ffff:7f00:1]/x", false)]
     #[case("http://named.example/x", true)]
     #[case("http://169.254.1.7:5000/x", true)]
-    #[case("http://[fe80::7]/x", true)]
+    #[case("http://169.254.1.7:5001/x", false)]
+    #[case("http://169.254.1.7/x", false)]
+    #[case("https://[fe80::7]/x", true)]
+    #[case("https://[fe80::7]:443/x", true)]
+    #[case("http://[fe80::7]/x", false)]
     #[case("http://proxy.example/x", false)]
     #[case("http://PROXY.example./x", false)]
     #[case("http://localhost/x", true)]
     fn literals_are_checked_in_the_address(#[case] url: &str, #[case] fine: bool) {
-        let named = Named::new(["169.254.1.7", "[fe80::7]", "named.example"].map(str::to_owned));
-        let proxies = Named::new(["proxy.example".to_owned()]);
+        let urls = ["http://169.254.1.7:5000/v2", "https://[fe80::7]/v2", "http://named.example/v2"];
+        let urls = urls.map(|url| url.parse::<Url>().unwrap());
+        let named = Named::new(&urls);
+        let proxies = ProxyHosts::new(["proxy.example".to_owned()]);
         assert_eq!(named.check(&url.parse().unwrap(), &proxies).is_ok(), fine);
+    }
+
+    #[test]
+    fn a_port_more_is_named_only_for_a_host_that_has_one() {
+        let url = |text: &str| text.parse::<Url>().unwrap();
+        let named = Named::new([&url("http://127.0.0.1:5000/v2")]);
+        assert!(named.with_port_of(&url("http://127.0.0.1:5001/token")).has(&url("http://127.0.0.1:5001/x")));
+        assert_eq!(named.with_port_of(&url("http://127.0.0.2:5001/token")), named);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::guard::{Forbidden, GuardedResolver, Named, Names};
+use super::guard::{Forbidden, GuardedResolver, Named, Names, ProxyHosts};
 use super::hosts::{Endpoint, TlsFiles, authority};
 use super::{Printable, RegistryError, tls};
 
@@ -165,7 +165,7 @@ pub(super) struct Call<'a> {
     pub(super) form: Option<Bytes>,
     /// Whose configuration is used. Its headers and its client certificate go to its own origin only.
     pub(super) endpoint: &'a Endpoint,
-    /// Hosts whose addresses are dialled whatever they are.
+    /// Addresses that are dialled whatever they are.
     pub(super) named: &'a Named,
     pub(super) deadline: Instant,
 }
@@ -203,7 +203,8 @@ struct ClientKey {
     tls: TlsFiles,
     own: bool,
     connect: Duration,
-    named: Named,
+    /// Whether an administrator named the address, which may be any then.
+    named: bool,
 }
 
 #[derive(Clone)]
@@ -217,7 +218,7 @@ struct Pooled {
 pub(super) struct Transport {
     clients: Mutex<HashMap<ClientKey, Pooled>>,
     proxies: Vec<Proxy>,
-    proxy_hosts: Named,
+    proxy_hosts: ProxyHosts,
     names: Arc<dyn Names>,
     bounds: Bounds,
     /// What each origin has under way.
@@ -231,7 +232,7 @@ impl Transport {
         Self {
             clients: Mutex::default(),
             proxies,
-            proxy_hosts: Named::new(hosts),
+            proxy_hosts: ProxyHosts::new(hosts),
             names,
             bounds,
             origins: Mutex::default(),
@@ -316,7 +317,7 @@ impl Transport {
         let checked = named.check(hop.url, &self.proxy_hosts);
         checked.map_err(|forbidden| Failure::last(place.not_allowed(forbidden.to_string())))?;
         let connect = endpoint.dial_timeout().unwrap_or(self.bounds.connect);
-        let key = ClientKey { tls: endpoint.tls().clone(), own: hop.own, connect, named: named.clone() };
+        let key = ClientKey { tls: endpoint.tls().clone(), own: hop.own, connect, named: named.has(hop.url) };
         let https = hop.url.scheme() == "https";
         let pooled = self.client(&key, https).map_err(|words| Failure::last(place.not_allowed(words)))?;
         if https && !pooled.can_verify {
@@ -358,11 +359,7 @@ impl Transport {
             .retry(reqwest::retry::never())
             .connect_timeout(key.connect)
             .tcp_nodelay(true)
-            .dns_resolver(GuardedResolver::new(
-                Arc::clone(&self.names),
-                key.named.clone(),
-                self.proxy_hosts.clone(),
-            ))
+            .dns_resolver(GuardedResolver::new(Arc::clone(&self.names), key.named, self.proxy_hosts.clone()))
             .no_proxy();
         for proxy in &self.proxies {
             builder = builder.proxy(proxy.clone());

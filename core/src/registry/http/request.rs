@@ -207,7 +207,7 @@ impl Inner {
         };
         let endpoints = endpoints.map_err(|error: HostsError| place.not_allowed(error.to_string()))?;
         let named = endpoints.iter().filter(|endpoint| endpoint.is_named());
-        let named = Named::new(named.filter_map(|endpoint| endpoint.base().host_str().map(str::to_owned)));
+        let named = Named::new(named.map(Endpoint::base));
         let (registry, repository, credential) =
             (registry.clone(), repository.to_owned(), credential.clone());
         let sent = Mutex::default();
@@ -405,6 +405,8 @@ impl Inner {
         authorization: Option<HeaderValue>,
         form: Option<Bytes>,
     ) -> Result<Answer, (Failure, Option<Duration>)> {
+        // A registry's token service may be at any port of its own host; where that one sends us, may not.
+        let named = turn.route.named.with_port_of(&url);
         let call = Call {
             method: if form.is_some() { Method::POST } else { Method::GET },
             url,
@@ -412,7 +414,7 @@ impl Inner {
             authorization,
             form,
             endpoint: turn.endpoint,
-            named: &turn.route.named,
+            named: &named,
             deadline: turn.deadline,
         };
         let answer = self.transport.send(call).await.map_err(|failure| (failure, None))?;

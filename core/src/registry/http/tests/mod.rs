@@ -49,6 +49,11 @@ fn client_with_settings(toml: &str, settings: Settings) -> (HttpRegistry, TempDi
     (HttpRegistry::new(hosts, settings), folder)
 }
 
+/// A table of `hosts.toml` that names an address and has it asked nothing.
+fn push_only(url: &str) -> String {
+    format!("[host.\"{url}\"]\ncapabilities = [\"push\"]\n")
+}
+
 fn reference(server: &Server) -> Reference {
     format!("{}/team/app:v1", server.host()).parse().unwrap()
 }

@@ -27,7 +27,9 @@ async fn storage_hosts_are_followed_without_credentials() {
         _ => to("again"),
     })
     .await;
-    assert_eq!(blob(&client(&server), &server).await.unwrap(), b"abc");
+    let may = push_only(&format!("http://{}", storage.host()));
+    let (client, _folder) = client_with(&format!("server = \"http://{}\"\n{may}", server.host()));
+    assert_eq!(blob(&client, &server).await.unwrap(), b"abc");
     let seen: Vec<_> =
         server.requests().iter().map(|request| request.header("authorization").to_owned()).collect();
     assert_eq!(seen, ["", "", "Bearer hunter2", "Bearer hunter2"], "kept where it belongs");
@@ -48,7 +50,8 @@ async fn credentials_do_not_come_back_with_a_redirect() {
     })
     .await;
     registry.set(server.host()).unwrap();
-    let toml = format!("server = \"http://{}\"\n[header]\nx-secret = \"hunter2\"\n", server.host());
+    let may = push_only(&format!("http://{}", other.host()));
+    let toml = format!("server = \"http://{}\"\n[header]\nx-secret = \"hunter2\"\n{may}", server.host());
     let (client, _folder) = client_with(&toml);
     blob(&client, &server).await.unwrap();
     let seen: Vec<_> =
@@ -134,4 +137,37 @@ async fn presigned_addresses_stay_out_of_errors() {
     .await;
     let error = blob(&client(&server), &server).await.unwrap_err();
     assert!(error.to_string().contains("/bucket") && !error.to_string().contains("hunter2"), "{error}");
+}
+
+/// Naming one port of this machine opens no other.
+#[rstest]
+#[case("127.0.0.1")]
+#[case("localhost")]
+#[tokio::test]
+async fn other_ports_of_a_named_host_are_not_named(#[case] host: &'static str) {
+    let secret = Server::start(|_| answer(200, &[], b"abc")).await;
+    let location = format!("http://{host}:{}/secret", secret.port);
+    let server = Server::start(move |_| to(&location)).await;
+    let (client, _folder) = client_with(&format!("server = \"http://{host}:{}\"", server.port));
+    let error = blob(&client, &server).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert_eq!(secret.lines(), [""; 0]);
+    // As a host of its own it is named.
+    let may = push_only(&format!("http://{host}:{}", secret.port));
+    let (client, _folder) = client_with(&format!("server = \"http://{host}:{}\"\n{may}", server.port));
+    assert_eq!(blob(&client, &server).await.unwrap(), b"abc");
+}
+
+/// A token service may be at any port of the registry's own host; where that one sends us, may not.
+#[tokio::test]
+async fn a_token_realm_opens_its_own_port_only() {
+    let secret = Server::start(|_| answer(200, &[], br#"{"token":"t"}"#)).await;
+    let location = format!("http://127.0.0.1:{}/secret", secret.port);
+    let tokens = Server::start(move |_| to(&location)).await;
+    let realm = format!("Bearer realm=\"http://{}/token\"", tokens.host());
+    let server = Server::start(move |_| answer(401, &[("WWW-Authenticate", &realm)], b"")).await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert!(!tokens.lines().is_empty());
+    assert_eq!(secret.lines(), [""; 0]);
 }

@@ -96,9 +96,10 @@ async fn a_client_certificate_is_shown_to_the_registry_alone() {
     assert_eq!(without.resolve(&reference).await.unwrap_err().kind(), Kind::Unreachable);
 
     let both = format!("{certificate}{key}");
+    let may = push_only(&format!("https://{}", storage.host()));
     let files = [("ca.crt", pem.as_str()), ("c.cert", &certificate), ("c.key", &key), ("both.pem", &both)];
     for setting in ["client = [[\"c.cert\", \"c.key\"]]", "client = \"both.pem\""] {
-        let (client, _folder) = client_of(&server, &format!("ca = \"ca.crt\"\n{setting}"), &files);
+        let (client, _folder) = client_of(&server, &format!("ca = \"ca.crt\"\n{setting}\n{may}"), &files);
         client.resolve(&reference).await.unwrap();
         let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
         let read = client.blob(&pinned(&server, &Digest::sha256_of(b"")), &blob, 0).await;
@@ -140,10 +141,11 @@ async fn skip_verify_is_for_the_registry_alone() {
             .await;
     let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
     let pinned = pinned(&server, &Digest::sha256_of(b""));
-    let (client, _folder) = client_of(&server, "skip_verify = true", &[]);
+    let may = push_only(&format!("https://{}", storage.host()));
+    let (client, _folder) = client_of(&server, &format!("skip_verify = true\n{may}"), &[]);
     assert_eq!(client.blob(&pinned, &blob, 0).await.err().expect("an error").kind(), Kind::Unreachable);
-    let settings = "skip_verify = true\nca = \"ca.crt\"";
-    let (client, _folder) = client_of(&server, settings, &[("ca.crt", &authority.0.pem())]);
+    let settings = format!("skip_verify = true\nca = \"ca.crt\"\n{may}");
+    let (client, _folder) = client_of(&server, &settings, &[("ca.crt", &authority.0.pem())]);
     let stream = client.blob(&pinned, &blob, 0).await.unwrap();
     assert_eq!(collect(stream).await, (b"abc".to_vec(), None));
 }
