@@ -109,7 +109,8 @@ pub(crate) struct Pem {
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct TlsFiles {
     pub(crate) ca: Vec<Pem>,
-    pub(crate) client: Option<(Pem, Pem)>,
+    /// Certificates and their keys, in the order in which they are offered.
+    pub(crate) client: Vec<(Pem, Pem)>,
     pub(crate) skip_verify: bool,
 }
 

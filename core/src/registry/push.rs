@@ -195,7 +195,7 @@ impl Pusher {
         if endpoint.base().path() != "/v2" {
             return Err(not_allowed("its hosts.toml has a path in the address, which pushing does not know"));
         }
-        if endpoint.tls().client.is_some() || !endpoint.headers().is_empty() {
+        if !endpoint.tls().client.is_empty() || !endpoint.headers().is_empty() {
             return Err(not_allowed(
                 "its hosts.toml has `client` or `header`, which pushing does not know yet",
             ));

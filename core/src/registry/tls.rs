@@ -6,10 +6,12 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::hosts::{Pem, TlsFiles};
@@ -41,25 +43,54 @@ pub(super) fn configure(files: &TlsFiles, own: bool) -> Result<Tls, TlsError> {
     let roots = roots(&files.ca)?;
     let can_verify = skip_verify || !roots.is_empty();
     let builder = if skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider.clone())))
     } else {
         builder.with_root_certificates(roots)
     };
-    let mut config = match &files.client {
-        Some((certificate, key)) if own => {
-            let chain = certificates(certificate)?;
-            let problem = |error: &dyn std::fmt::Display| TlsError::File {
-                path: key.path.clone(),
-                problem: format!("no private key that can be used: {error}"),
-            };
-            let parsed = PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| problem(&error))?;
-            builder.with_client_auth_cert(chain, parsed).map_err(|error| problem(&error))?
-        }
-        _ => builder.with_no_client_auth(),
+    let mut config = if files.client.is_empty() || !own {
+        builder.with_no_client_auth()
+    } else {
+        let client = files.client.iter().map(|(certificate, key)| certified(certificate, key, &provider));
+        builder.with_client_cert_resolver(Arc::new(Clients(client.collect::<Result<_, _>>()?)))
     };
     // One HTTP/1.1 connection for each stream of bytes: faster for few large blobs than sharing one.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Tls { config, can_verify })
+}
+
+fn certified(certificate: &Pem, key: &Pem, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, TlsError> {
+    let problem = |error: &dyn std::fmt::Display| TlsError::File {
+        path: key.path.clone(),
+        problem: format!("no private key that can be used: {error}"),
+    };
+    let chain = certificates(certificate)?;
+    let parsed = PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| problem(&error))?;
+    CertifiedKey::from_der(chain, parsed, provider).map(Arc::new).map_err(|error| problem(&error))
+}
+
+/// A client's certificates: the first that one of the authorities has issued that the server names, as Go's programs
+/// choose. Where none is, the first all the same, which servers have been known to take.
+#[derive(Debug)]
+struct Clients(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for Clients {
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let mut able = self.0.iter().filter(|one| one.key.choose_scheme(schemes).is_some());
+        // An issuer stands in a certificate exactly as the server writes it (RFC 8446, 4.2.4).
+        let issued = |one: &&Arc<CertifiedKey>| {
+            let certificates = one.cert.iter();
+            certificates.flat_map(|certificate| authorities.iter().map(move |name| (certificate, *name))).any(
+                |(certificate, name)| {
+                    !name.is_empty() && certificate.windows(name.len()).any(|part| part == name)
+                },
+            )
+        };
+        able.clone().find(issued).or_else(|| able.next()).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
 }
 
 /// The certificates of a PEM file, which must have at least one.

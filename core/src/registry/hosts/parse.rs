@@ -62,17 +62,11 @@ fn docker_layout(folder: &Path, server: Endpoint) -> Result<(Vec<Endpoint>, Vec<
     for path in names.into_iter().filter(|path| path.is_file()) {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => tls.ca.push(read_pem(path)?),
-            Some("cert") if tls.client.is_some() => {
-                return Err(HostsError::File {
-                    path,
-                    reason: "a second client certificate: keep one".into(),
-                });
-            }
             Some("cert") => {
                 let key = path.with_extension("key");
                 let certificate = read_pem(path)?;
                 let key = if key.exists() { read_pem(key)? } else { certificate.clone() };
-                tls.client = Some((certificate, key));
+                tls.client.push((certificate, key));
             }
             _ => {}
         }
@@ -161,6 +155,12 @@ impl File<'_> {
                     | "header"
                     | "dial_timeout"
             );
+            // Passed over, it would lead past the proxy.
+            if key == "proxy" && section.table[key].as_str() != Some("") {
+                let problem = "a proxy for one host is not known here: leave it out, and set HTTPS_PROXY, HTTP_PROXY \
+                               and NO_PROXY";
+                return Err(self.wrong(section.key(key), problem));
+            }
             if !root_only && !known {
                 unknown.push(section.key(key));
             }
@@ -259,31 +259,32 @@ impl File<'_> {
         paths.iter().map(|path| read_pem(self.folder.join(path))).collect()
     }
 
-    /// A file with certificate and key, or one pair of files. containerd takes several pairs and lets the
-    /// server choose; nobody can tell which one then speaks, so one is the most here.
-    fn client(&self, section: &Section<'_>) -> Result<Option<(Pem, Pem)>, HostsError> {
-        let wrong = |problem: &str| self.wrong(section.key("client"), problem);
-        let form = "write \"both.pem\" or [[\"client.cert\", \"client.key\"]]";
-        let one = match section.table.get("client") {
-            None => return Ok(None),
-            Some(Value::Array(items)) if items.is_empty() => return Ok(None),
-            Some(Value::Array(items)) if items.len() > 1 => {
-                return Err(wrong("more than one client certificate: keep the one that this host accepts"));
-            }
-            Some(Value::Array(items)) => &items[0],
-            Some(one) => one,
+    /// A file with certificate and key, or a list of such files and of pairs, of which the second may be empty (containerd,
+    /// docs/hosts.md).
+    fn client(&self, section: &Section<'_>) -> Result<Vec<(Pem, Pem)>, HostsError> {
+        let form = "write \"both.pem\", [\"both.pem\"] or [[\"client.cert\", \"client.key\"]]";
+        let wrong = || self.wrong(section.key("client"), form);
+        let one = |value: &'_ Value| match value {
+            Value::String(both) => Ok((both.clone(), String::new())),
+            Value::Array(pair) => match pair.as_slice() {
+                [Value::String(certificate), Value::String(key)] => Ok((certificate.clone(), key.clone())),
+                _ => Err(wrong()),
+            },
+            _ => Err(wrong()),
+        };
+        let pairs: Vec<(String, String)> = match section.table.get("client") {
+            None => Vec::new(),
+            Some(Value::Array(items)) => items.iter().map(one).collect::<Result<_, _>>()?,
+            Some(Value::String(both)) => vec![(both.clone(), String::new())],
+            Some(_) => return Err(wrong()),
         };
         let file = |path: &str| read_pem(self.folder.join(path));
-        match one {
-            Value::String(both) => file(both).map(|both| Some((both.clone(), both))),
-            Value::Array(pair) => match pair.as_slice() {
-                [Value::String(certificate), Value::String(key)] => {
-                    Ok(Some((file(certificate)?, file(key)?)))
-                }
-                _ => Err(wrong(form)),
-            },
-            _ => Err(wrong(form)),
-        }
+        let read = |(certificate, key): (String, String)| {
+            let certificate = file(&certificate)?;
+            let key = if key.is_empty() { certificate.clone() } else { file(&key)? };
+            Ok((certificate, key))
+        };
+        pairs.into_iter().map(read).collect()
     }
 
     fn headers(&self, section: &Section<'_>) -> Result<HeaderMap, HostsError> {

@@ -179,7 +179,7 @@ fn dockers_layout_is_read_where_there_is_no_file() {
     let endpoints = config(&folder).endpoints(&host("x.example")).unwrap();
     let tls = endpoints[0].tls();
     assert_eq!(&*tls.ca[0].bytes, b"authority");
-    let (certificate, key) = tls.client.as_ref().unwrap();
+    let [(certificate, key)] = tls.client.as_slice() else { panic!("one certificate") };
     assert_eq!((&*certificate.bytes, &*key.bytes), (b"certificate".as_slice(), b"key".as_slice()));
     assert!(!endpoints[0].is_named());
 }
@@ -199,7 +199,10 @@ fn dockers_layout_is_read_where_there_is_no_file() {
 #[case("override_path = 1\nserver = \"x\"", "override_path")]
 #[case("ca = 1", "ca")]
 #[case("ca = [[\"a\"]]", "ca")]
-#[case("client = [\"a\", \"b\"]", "client")]
+#[case("client = [\"a\", 5]", "client")]
+#[case("client = [[\"a\", \"b\", \"c\"]]", "client")]
+#[case("proxy = \"http://proxy:3128\"", "proxy")]
+#[case("[host.\"https://m\"]\nproxy = \"http://proxy:3128\"", "host.\"https://m\".proxy")]
 #[case("client = 5", "client")]
 #[case("dial_timeout = \"fast\"", "dial_timeout")]
 #[case("dial_timeout = \"-5s\"", "dial_timeout")]

@@ -1,4 +1,6 @@
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::aws_lc_rs};
@@ -9,7 +11,12 @@ struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
     fn new() -> Self {
+        Self::named("an authority")
+    }
+
+    fn named(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -157,4 +164,40 @@ async fn plain_http_behind_an_https_address_is_told() {
     let error = client.resolve(&reference(&server)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unreachable, "{error}");
     assert!(error.to_string().contains("plain http"), "{error}");
+}
+
+/// containerd's spellings of `client`, docs/hosts.md; of several the one that the server's authorities fit is shown.
+#[tokio::test]
+async fn client_certificates_are_written_as_containerd_reads_them() {
+    let (authority, other) = (Authority::new(), Authority::named("another authority"));
+    let pems = |authority: &Authority| {
+        let (certificate, key) = authority.issue(ExtendedKeyUsagePurpose::ClientAuth);
+        (certificate.pem(), key.serialize_pem())
+    };
+    let ((certificate, key), (foreign, foreign_key)) = (pems(&authority), pems(&other));
+    let server = Server::start_tls(authority.server(true), |_| manifest_answer()).await;
+    let pem = authority.0.pem();
+    let (both, foreign_both) = (format!("{certificate}{key}"), format!("{foreign}{foreign_key}"));
+    let files = [
+        ("ca.crt", pem.as_str()),
+        ("c.cert", &certificate),
+        ("c.key", &key),
+        ("both.pem", &both),
+        ("foreign.pem", &foreign_both),
+    ];
+    for client in [
+        r#"["both.pem"]"#,
+        r#"[["both.pem", ""]]"#,
+        r#"["foreign.pem", "both.pem"]"#,
+        r#"["both.pem", "foreign.pem"]"#,
+        r#"[["foreign.pem", ""], ["c.cert", "c.key"]]"#,
+        r#"["foreign.pem", ["c.cert", "c.key"]]"#,
+    ] {
+        let settings = format!("ca = \"ca.crt\"\nclient = {client}");
+        let (client_of_it, _folder) = client_of(&server, &settings, &files);
+        let resolved = client_of_it.resolve(&reference(&server)).await;
+        assert!(resolved.is_ok(), "{client}: {}", resolved.unwrap_err());
+    }
+    let (foreign, _folder) = client_of(&server, "ca = \"ca.crt\"\nclient = \"foreign.pem\"", &files);
+    assert_eq!(foreign.resolve(&reference(&server)).await.unwrap_err().kind(), Kind::Unreachable);
 }
