@@ -57,6 +57,7 @@ impl From<RegistryErrorKind> for Status {
             RegistryErrorKind::Untruthful | RegistryErrorKind::TooLarge | RegistryErrorKind::Invalid => {
                 Self::Refused
             }
+            RegistryErrorKind::Misconfigured => Self::BadInput,
             _ => Self::Failed,
         }
     }
@@ -98,7 +99,9 @@ mod tests {
     use std::net::TcpListener;
     use std::sync::Arc;
 
+use oras_csi_core::registry::Registry as _;
     use oras_csi_core::registry::hosts::HostsConfig;
+    use oras_csi_driver::pull::PullError;
     use oras_csi_webhook::admit::Admission;
     use oras_csi_webhook::metrics::Metrics;
     use oras_csi_webhook::policy::Loaded;
@@ -155,6 +158,36 @@ mod tests {
     ) -> Result<Option<Status>, Box<dyn std::error::Error>> {
         let denial = scripted(answer, rules)?.denial(&format!("@sha256:{}", "0".repeat(64))).await;
         Ok(denial.map(|denial| Failure::from(denial).status))
+    }
+
+    /// What is wrong is the file, and asking again does not help.
+    #[tokio::test]
+    async fn a_broken_hosts_toml_is_bad_input() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let certs = folder.path().join("r.example");
+        std::fs::create_dir(&certs)?;
+        std::fs::write(certs.join("hosts.toml"), "server = 5\n")?;
+        let hosts = HostsConfig::load(Some(folder.path()))?;
+        let error = client(&hosts).resolve(&"r.example/a/b:1".parse()?).await.err().ok_or("no error")?;
+        let pull = PullError::Registry {
+            reference: Box::new(format!("r.example/a/b@sha256:{}", "0".repeat(64)).parse()?),
+            source: error.clone(),
+        };
+        assert_eq!(Status::from(pull.class()), Status::BadInput);
+        let failure = Failure::from(error);
+        assert_eq!(failure.status, Status::BadInput, "{failure}");
+        assert!(failure.message.contains("r.example/hosts.toml: server: write a URL in quotes"), "{failure}");
+        let policies = PolicyOptions::of(&[])?;
+        let policies = policies.policies(Loaded::default()).map_err(|failure| failure.to_string())?;
+        let none = oras_csi_webhook::credentials::CredentialSources::default();
+        let admission = admission(client(&hosts), &hosts, policies, none, &Arc::new(Metrics::new()));
+        let pod = json!({"metadata": {"annotations": {"oras.land/artifact": "r.example/a/b:1"}},
+            "spec": {"containers": [{"name": "c"}]}});
+        let denial = admission.admit_pod(&pod, "team", Instant::now() + Duration::from_secs(20)).await;
+        let denial = denial.err().ok_or("no denial")?;
+        assert_eq!(denial.code().number(), 503, "it is nothing that the user could rewrite: {denial}");
+        assert_eq!(Failure::from(denial).status, Status::BadInput);
+        Ok(())
     }
 
     #[tokio::test]

@@ -145,6 +145,24 @@ async fn what_does_not_exist_is_remembered_for_a_short_while() {
     bench.admit(&one("r.io/a:1")).await.unwrap();
 }
 
+/// What anybody may read today may be private tomorrow.
+#[tokio::test]
+async fn that_anybody_may_read_is_remembered_for_a_while_only() {
+    let settings = ResolverSettings { right_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
+    let bench = Bench::with(&[], settings);
+    let digest = bench.registry.store(&manifest(&[("x/y", Some("f"))]));
+    let pod = one(&format!("r.io/a@{digest}"));
+    for _ in 0..3 {
+        bench.admit(&pod).await.unwrap();
+    }
+    assert_eq!(bench.registry.calls(), 1);
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let refused = RegistryError::Refused { at: "GET x".into(), status: 401, words: "private now".into() };
+    bench.registry.set(&format!("r.io/a@{digest}"), Behaviour::Fails(refused));
+    let denial = bench.admit(&pod).await.unwrap_err();
+    assert!(denial.message().contains("private now"), "{denial}");
+}
+
 #[tokio::test]
 async fn a_failure_is_not_remembered() {
     let bench = Bench::new();
@@ -233,6 +251,7 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 #[rstest]
 #[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "was refused by its registry (GET x: refused with 401: denied; asked with no credentials)", None)]
 #[case(RegistryError::NotAllowed { at: "GET x".into(), words: "a loopback address".into() }, 403, "a loopback address", None)]
+#[case(RegistryError::Misconfigured { at: "r.io/a".into(), words: "r.io/hosts.toml: server: write a URL in quotes".into() }, 503, "cannot be asked for (r.io/a: r.io/hosts.toml: server: write a URL", None)]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: Some(Duration::from_secs(7)), words: "".into() }, 429, "asks to wait 7 s", Some(7))]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits requests", None)]
 #[case(RegistryError::Unavailable { at: "GET x".into(), status: 503, words: "gone fishing".into() }, 503, "gone fishing", None)]

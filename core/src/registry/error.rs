@@ -212,7 +212,15 @@ pub enum RegistryError {
         /// What is wrong with it.
         words: Printable,
     },
-    /// Something that we do not do: an address, a redirect, a scheme, or a broken `hosts.toml`.
+    /// What an administrator wrote cannot be used: a `hosts.toml`, a file that it names, a proxy's address.
+    #[error("{at}: {words}")]
+    Misconfigured {
+        /// What was to be asked.
+        at: Printable,
+        /// What is wrong, and where.
+        words: Printable,
+    },
+    /// Something that we do not do: an address, a redirect, a scheme.
     #[error("{at}: {words}")]
     NotAllowed {
         /// What was asked.
@@ -243,6 +251,8 @@ pub enum RegistryErrorKind {
     TooLarge,
     /// [`RegistryError::Invalid`]
     Invalid,
+    /// [`RegistryError::Misconfigured`]
+    Misconfigured,
     /// [`RegistryError::NotAllowed`]
     NotAllowed,
 }
@@ -260,6 +270,7 @@ impl RegistryErrorKind {
             Self::Untruthful => "untruthful",
             Self::TooLarge => "too_large",
             Self::Invalid => "invalid",
+            Self::Misconfigured => "misconfigured",
             Self::NotAllowed => "not_allowed",
         }
     }
@@ -278,6 +289,7 @@ impl RegistryError {
             Self::Untruthful { .. } => RegistryErrorKind::Untruthful,
             Self::TooLarge { .. } => RegistryErrorKind::TooLarge,
             Self::Invalid { .. } => RegistryErrorKind::Invalid,
+            Self::Misconfigured { .. } => RegistryErrorKind::Misconfigured,
             Self::NotAllowed { .. } => RegistryErrorKind::NotAllowed,
         }
     }
@@ -311,6 +323,7 @@ impl RegistryError {
             | Self::Unreachable { at, words }
             | Self::Untruthful { at, words }
             | Self::Invalid { at, words }
+            | Self::Misconfigured { at, words }
             | Self::NotAllowed { at, words } => {
                 *at = asked(at.as_str()).into();
                 *words = said(words.as_str()).into();

@@ -184,13 +184,13 @@ impl Names for SystemNames {
 pub(crate) struct GuardedResolver {
     names: Arc<dyn Names>,
     /// Whether it is asked for named addresses only.
-    named: bool,
+    is_named: bool,
     proxies: ProxyHosts,
 }
 
 impl GuardedResolver {
-    pub(crate) fn new(names: Arc<dyn Names>, named: bool, proxies: ProxyHosts) -> Self {
-        Self { names, named, proxies }
+    pub(crate) fn new(names: Arc<dyn Names>, is_named: bool, proxies: ProxyHosts) -> Self {
+        Self { names, is_named, proxies }
     }
 }
 
@@ -202,7 +202,7 @@ impl fmt::Debug for GuardedResolver {
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let free = self.named || self.proxies.has(name.as_str());
+        let free = self.is_named || self.proxies.has(name.as_str());
         let names = Arc::clone(&self.names);
         Box::pin(async move {
             let found = names.addresses(name.as_str()).await?;

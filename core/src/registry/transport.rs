@@ -63,6 +63,10 @@ impl Place {
         RegistryError::NotAllowed { at: self.at(), words: words.into() }
     }
 
+    pub(super) fn misconfigured(&self, words: impl Into<Printable>) -> RegistryError {
+        RegistryError::Misconfigured { at: self.at(), words: words.into() }
+    }
+
     pub(super) fn unreachable(&self, words: impl Into<Printable>) -> RegistryError {
         RegistryError::Unreachable { at: self.at(), words: words.into() }
     }
@@ -319,7 +323,7 @@ impl Transport {
         let connect = endpoint.dial_timeout().unwrap_or(self.bounds.connect);
         let key = ClientKey { tls: endpoint.tls().clone(), own: hop.own, connect, named: named.has(hop.url) };
         let https = hop.url.scheme() == "https";
-        let pooled = self.client(&key, https).map_err(|words| Failure::last(place.not_allowed(words)))?;
+        let pooled = self.client(&key, https).map_err(|words| Failure::last(place.misconfigured(words)))?;
         if https && !pooled.can_verify {
             let words = "no certificate authority is known here (SSL_CERT_FILE, /etc/ssl/certs): mount the \
                          system's CA certificates, or name one as `ca` in the registry's hosts.toml";

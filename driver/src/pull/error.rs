@@ -206,7 +206,8 @@ impl PullError {
             Self::Step(_) | Self::Conflict { .. } | Self::Filtered { .. } | Self::Platform { .. } => {
                 ErrorClass::BadInput
             }
-            Self::Plan { source: PlanError::NoMediaType { .. }, .. } => ErrorClass::BadInput,
+            Self::Plan { source: PlanError::NoMediaType { .. }, .. }
+            | Self::Registry { source: RegistryError::Misconfigured { .. }, .. } => ErrorClass::BadInput,
             _ => match self.kind() {
                 PullErrorKind::Corrupt | PullErrorKind::Refused => ErrorClass::Refused,
                 _ => ErrorClass::Failed,
@@ -218,7 +219,9 @@ impl PullError {
 fn of_registry(error: &RegistryError) -> PullErrorKind {
     match error {
         RegistryError::NotFound { .. } => PullErrorKind::NotFound,
-        RegistryError::Refused { .. } | RegistryError::NotAllowed { .. } => PullErrorKind::Denied,
+        RegistryError::Refused { .. }
+        | RegistryError::Misconfigured { .. }
+        | RegistryError::NotAllowed { .. } => PullErrorKind::Denied,
         RegistryError::Untruthful { .. } => PullErrorKind::Corrupt,
         RegistryError::TooLarge { .. } | RegistryError::Invalid { .. } => PullErrorKind::Refused,
         RegistryError::RateLimited { .. }

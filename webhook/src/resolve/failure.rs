@@ -70,6 +70,11 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
         RegistryErrorKind::NotAllowed => {
             (Code::Forbidden, "is not allowed", "ask the administrator, who can allow it in certs.d")
         }
+        RegistryErrorKind::Misconfigured => (
+            Code::Unavailable,
+            "cannot be asked for",
+            "ask the administrator, who can mend the configuration",
+        ),
         RegistryErrorKind::RateLimited => {
             (Code::TooManyRequests, "was not resolved, the registry limits requests", "try again later")
         }

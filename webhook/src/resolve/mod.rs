@@ -1,9 +1,10 @@
 //! From what a person wrote to a digest: by the registry, past a cache.
 //!
 //! A tag's digest is remembered for a short while, that there is no such tag for a shorter one, and what
-//! a manifest holds for good (its digest is its name). Lookups of one thing at one time are one request,
-//! in a task of their own: a caller that gives up, because its deadline has come, takes nothing from the
-//! others that wait for the same. A registry that stalls has so many who wait for it, and no more ([`waiting`]).
+//! a manifest holds for as long as it is believed that whoever asked may read it: rights change. Lookups of
+//! one thing at one time are one request, in a task of their own: a caller that gives up, because its
+//! deadline has come, takes nothing from the others that wait for the same. A registry that stalls has so
+//! many who wait for it, and no more ([`waiting`]).
 
 mod failure;
 mod waiting;
@@ -40,6 +41,8 @@ pub struct ResolverSettings {
     pub tag_ttl: Duration,
     /// How long it is remembered that a tag does not exist.
     pub missing_ttl: Duration,
+    /// How long it is remembered that a credential, or anybody, may read what a digest names.
+    pub right_ttl: Duration,
     /// How many tags are remembered.
     pub most_tags: u64,
     /// How many layers and index entries of manifests are remembered.
@@ -53,15 +56,13 @@ impl Default for ResolverSettings {
         Self {
             tag_ttl: Duration::from_secs(30),
             missing_ttl: Duration::from_secs(5),
+            right_ttl: Duration::from_mins(10),
             most_tags: 10_000,
             most_entries: 100_000,
             longest_lookup: Duration::from_secs(20),
         }
     }
 }
-
-/// How long it is remembered that a credential may read what a digest names.
-const RIGHT_KEPT: Duration = Duration::from_mins(10);
 
 /// What a tag was found to be.
 #[derive(Clone, Debug)]
@@ -95,15 +96,6 @@ impl Expiry<Tag, Tagged> for TagExpiry {
         _: Option<Duration>,
     ) -> Option<Duration> {
         self.expire_after_create(key, found, now)
-    }
-}
-
-/// What a digest names is remembered for good, but that somebody may read it for a while: rights change.
-struct RightExpiry;
-
-impl Expiry<Manifest, Arc<Contents>> for RightExpiry {
-    fn expire_after_create(&self, key: &Manifest, _: &Arc<Contents>, _: Instant) -> Option<Duration> {
-        (key.1 != Credential::Anonymous.fingerprint()).then_some(RIGHT_KEPT)
     }
 }
 
@@ -144,7 +136,7 @@ impl Resolver {
         let manifests = Cache::builder()
             .max_capacity(settings.most_entries)
             .weigher(|_: &Manifest, contents: &Arc<Contents>| contents.weight())
-            .expire_after(RightExpiry)
+            .time_to_live(settings.right_ttl)
             .build();
         let longest_lookup = settings.longest_lookup;
         let waiting = Waiting::default();

@@ -205,7 +205,7 @@ impl Inner {
         } else {
             self.hosts.endpoints(registry)
         };
-        let endpoints = endpoints.map_err(|error: HostsError| place.not_allowed(error.to_string()))?;
+        let endpoints = endpoints.map_err(|error: HostsError| place.misconfigured(error.to_string()))?;
         let named = endpoints.iter().filter(|endpoint| endpoint.is_named());
         let named = Named::new(named.map(Endpoint::base));
         let (registry, repository, credential) =

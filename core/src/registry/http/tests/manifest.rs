@@ -353,6 +353,6 @@ async fn a_registry_that_nobody_may_ask_is_told() {
     assert!(error.to_string().contains("capability"), "{error}");
     std::fs::write(folder.path().join("_default/hosts.toml"), "server = 1").unwrap();
     let error = client.resolve(&reference).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::NotAllowed);
+    assert_eq!(error.kind(), Kind::Misconfigured);
     assert!(error.to_string().contains("_default/hosts.toml: server"), "{error}");
 }

@@ -82,7 +82,7 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
 
     let (client, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", "nothing in PEM")]);
     let error = client.resolve(&reference).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert_eq!(error.kind(), Kind::Misconfigured, "{error}");
     assert!(error.to_string().contains("_default/ca.crt"), "{error}");
 }
 
