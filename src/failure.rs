@@ -99,7 +99,7 @@ mod tests {
     use std::net::TcpListener;
     use std::sync::Arc;
 
-use oras_csi_core::registry::Registry as _;
+    use oras_csi_core::registry::Registry as _;
     use oras_csi_core::registry::hosts::HostsConfig;
     use oras_csi_driver::pull::PullError;
     use oras_csi_webhook::admit::Admission;

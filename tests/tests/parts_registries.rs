@@ -289,6 +289,38 @@ fn https_goes_through_a_tunnel_of_the_proxy() {
         .is(behind.files.path());
 }
 
+/// As Go's programs: `NO_PROXY` with ports and `*`, no `ALL_PROXY`. An address that is none is told.
+#[test]
+fn proxies_are_those_of_gos_programs() {
+    let behind = Behind::new();
+    let proxy = ForwardProxy::start(&[]);
+    let url = proxy.url();
+    let authority = format!("{BEHIND}:443");
+    let secret = url.replace("http://", "http://user:hunter2@");
+    let pulled =
+        behind.pull("java-app:v1", &[("HTTPS_PROXY", &secret), ("NO_PROXY", "registry.acme.example:444")]);
+    pulled.failed(1, &[&format!("through the proxy {url}")]);
+    assert!(!pulled.words().contains("hunter2"), "{}", pulled.words());
+    let seen = proxy.connects(&authority);
+    assert!(seen > 0, "{:?}", proxy.seen());
+    for environment in [
+        &[("HTTPS_PROXY", url.as_str()), ("NO_PROXY", &authority)][..],
+        &[("HTTPS_PROXY", url.as_str()), ("NO_PROXY", "*")],
+        &[("ALL_PROXY", url.as_str())],
+    ] {
+        behind.pull("java-app:v1", environment).failed(1, &[BEHIND]);
+        assert_eq!(proxy.seen().len(), seen, "{environment:?}");
+    }
+    for wrong in ["ftp://user:hunter2@proxy.test:21", "socks5://proxy.test", "http://"] {
+        let pulled = behind.pull("java-app:v1", &[("HTTPS_PROXY", wrong)]);
+        pulled.failed(2, &["HTTPS_PROXY is ", "write http://HOST:PORT"]);
+        assert!(!pulled.words().contains("hunter2"), "{}", pulled.words());
+    }
+    // Where nobody listens.
+    let nobody = "http://127.0.0.1:1";
+    behind.pull("java-app:v1", &[("HTTPS_PROXY", nobody)]).failed(1, &[nobody]);
+}
+
 #[test]
 fn http_goes_to_the_proxy_in_absolute_form() {
     let (registry, files, certs) = (Distribution::start(), one_file(), folder());

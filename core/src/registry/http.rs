@@ -23,6 +23,7 @@ use super::auth::Tokens;
 use super::body;
 use super::guard::{Names, SystemNames};
 use super::hosts::HostsConfig;
+use super::proxy::Proxies;
 use super::retry;
 use super::transport::{Answer, Bounds, Place, Transport};
 use super::{
@@ -115,8 +116,8 @@ impl Settings {
         self
     }
 
-    /// Whether `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are followed (default yes). What a proxy dials is
-    /// its own affair: names are then not checked by address, literal addresses are.
+    /// Whether `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are followed, as Go's programs do (default yes). What a
+    /// proxy dials is its own affair: names are then not checked by address, literal addresses are.
     #[must_use]
     pub fn with_proxies(mut self, follow: bool) -> Self {
         self.proxies = follow;
@@ -154,7 +155,8 @@ impl HttpRegistry {
             answer: settings.answer,
             redirects: settings.limits.redirects(),
         };
-        let transport = Transport::new(bounds, settings.proxies, Arc::clone(&settings.names));
+        let proxies = if settings.proxies { Proxies::of_environment() } else { Proxies::default() };
+        let transport = Transport::new(bounds, proxies, Arc::clone(&settings.names));
         let inner = Arc::new(Inner { hosts, settings, tokens: Tokens::default(), transport });
         Self { inner, credential: Credential::Anonymous }
     }

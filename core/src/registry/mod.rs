@@ -22,6 +22,7 @@ pub mod push;
 mod auth;
 mod body;
 mod json;
+mod proxy;
 mod retry;
 mod tls;
 mod transport;

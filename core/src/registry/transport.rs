@@ -9,13 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::redirect::Policy;
-use reqwest::{Client, NoProxy, Proxy, Response};
+use reqwest::{Client, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::guard::{Forbidden, GuardedResolver, Named, Names, ProxyHosts};
 use super::hosts::{Endpoint, TlsFiles, authority};
+use super::proxy::{Proxies, Proxy};
 use super::{Printable, RegistryError, tls};
 
 /// How many configurations keep their connections.
@@ -209,6 +210,7 @@ struct ClientKey {
     connect: Duration,
     /// Whether an administrator named the address, which may be any then.
     named: bool,
+    proxy: Option<Proxy>,
 }
 
 #[derive(Clone)]
@@ -221,7 +223,7 @@ struct Pooled {
 /// that are configured differently.
 pub(super) struct Transport {
     clients: Mutex<HashMap<ClientKey, Pooled>>,
-    proxies: Vec<Proxy>,
+    proxies: Proxies,
     proxy_hosts: ProxyHosts,
     names: Arc<dyn Names>,
     bounds: Bounds,
@@ -230,13 +232,11 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    /// `proxies`: whether `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed.
-    pub(super) fn new(bounds: Bounds, proxies: bool, names: Arc<dyn Names>) -> Self {
-        let (proxies, hosts) = if proxies { system_proxies() } else { (Vec::new(), Vec::new()) };
+    pub(super) fn new(bounds: Bounds, proxies: Proxies, names: Arc<dyn Names>) -> Self {
         Self {
             clients: Mutex::default(),
+            proxy_hosts: ProxyHosts::new(proxies.hosts()),
             proxies,
-            proxy_hosts: ProxyHosts::new(hosts),
             names,
             bounds,
             origins: Mutex::default(),
@@ -320,8 +320,16 @@ impl Transport {
         let place = hop.place;
         let checked = named.check(hop.url, &self.proxy_hosts);
         checked.map_err(|forbidden| Failure::last(place.not_allowed(forbidden.to_string())))?;
+        let proxy = self.proxies.of(hop.url);
+        let proxy = proxy.map_err(|words| Failure::last(place.misconfigured(words.clone())))?;
         let connect = endpoint.dial_timeout().unwrap_or(self.bounds.connect);
-        let key = ClientKey { tls: endpoint.tls().clone(), own: hop.own, connect, named: named.has(hop.url) };
+        let key = ClientKey {
+            tls: endpoint.tls().clone(),
+            own: hop.own,
+            connect,
+            named: named.has(hop.url),
+            proxy: proxy.cloned(),
+        };
         let https = hop.url.scheme() == "https";
         let pooled = self.client(&key, https).map_err(|words| Failure::last(place.misconfigured(words)))?;
         if https && !pooled.can_verify {
@@ -339,10 +347,13 @@ impl Transport {
         match timeout_at(until, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() && error.is_timeout() => {
-                Err(Failure::again(place.stalled("connection", connect)))
+                let what = through(proxy, "connection").into();
+                Err(Failure::again(RegistryError::Stalled { at: place.at(), what, after: connect }))
             }
-            Ok(Err(error)) if is_final(&error) => Err(Failure::last(place.failed(&error))),
-            Ok(Err(error)) => Err(Failure::again(place.failed(&error))),
+            Ok(Err(error)) => {
+                let failed = place.failed(&error).reworded(str::to_owned, |words| through(proxy, words));
+                Err(if is_final(&error) { Failure::last(failed) } else { Failure::again(failed) })
+            }
             Err(_) => Err(Failure::again(place.stalled("answer", until - started))),
         }
     }
@@ -355,6 +366,8 @@ impl Transport {
             return Ok(pooled.clone());
         }
         let tls = tls::configure(&key.tls, key.own).map_err(|error| error.to_string())?;
+        // Only on the way to a proxy is its host asked for.
+        let proxies = if key.proxy.is_some() { self.proxy_hosts.clone() } else { ProxyHosts::default() };
         let mut builder = Client::builder()
             .user_agent(concat!("oras-csi/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls.config)
@@ -363,10 +376,11 @@ impl Transport {
             .retry(reqwest::retry::never())
             .connect_timeout(key.connect)
             .tcp_nodelay(true)
-            .dns_resolver(GuardedResolver::new(Arc::clone(&self.names), key.named, self.proxy_hosts.clone()))
+            .dns_resolver(GuardedResolver::new(Arc::clone(&self.names), key.named, proxies))
             .no_proxy();
-        for proxy in &self.proxies {
-            builder = builder.proxy(proxy.clone());
+        if let Some(proxy) = &key.proxy {
+            let wrong = |error| format!("the proxy {}: {}", proxy.shown(), causes(&error));
+            builder = builder.proxy(reqwest::Proxy::all(proxy.url().clone()).map_err(wrong)?);
         }
         let client = builder.build().map_err(|error| format!("the HTTP client cannot be set up: {error}"))?;
         if clients.len() >= MOST_CLIENTS {
@@ -375,6 +389,14 @@ impl Transport {
         let pooled = Pooled { client, can_verify: tls.can_verify };
         clients.insert(key.clone(), pooled.clone());
         Ok(pooled)
+    }
+}
+
+/// What failed, and the proxy between.
+fn through(proxy: Option<&Proxy>, what: &str) -> String {
+    match proxy {
+        Some(proxy) => format!("{what} through the proxy {}", proxy.shown()),
+        None => what.to_owned(),
     }
 }
 
@@ -416,36 +438,4 @@ fn next_url(url: &Url, response: &Response, place: &Place) -> Result<Url, Regist
         return Err(place.not_allowed("redirected to an address with a user in it, which is not followed"));
     }
     Ok(next)
-}
-
-/// The proxies of the environment, and their hosts. As Go's programs, which registries' other clients
-/// are: loopback is never proxied, and `HTTP_PROXY` does not count in a CGI program.
-fn system_proxies() -> (Vec<Proxy>, Vec<String>) {
-    type Make = fn(&str) -> reqwest::Result<Proxy>;
-    let value = |names: [&str; 2]| {
-        names.into_iter().filter_map(|name| std::env::var(name).ok()).find(|value| !value.trim().is_empty())
-    };
-    let local = "localhost,127.0.0.0/8,::1";
-    let no_proxy =
-        value(["no_proxy", "NO_PROXY"]).map_or_else(|| local.to_owned(), |list| format!("{local},{list}"));
-    let all: [(Make, [&str; 2]); 3] = [
-        (|url| Proxy::http(url), ["http_proxy", "HTTP_PROXY"]),
-        (|url| Proxy::https(url), ["https_proxy", "HTTPS_PROXY"]),
-        (|url| Proxy::all(url), ["all_proxy", "ALL_PROXY"]),
-    ];
-    let mut found = (Vec::new(), Vec::new());
-    for (make, names) in all {
-        if names[0] == "http_proxy" && std::env::var_os("REQUEST_METHOD").is_some() {
-            continue;
-        }
-        let Some(text) = value(names) else { continue };
-        let text = if text.contains("://") { text } else { format!("http://{text}") };
-        let (Ok(url), Ok(proxy)) = (Url::parse(&text), make(&text)) else {
-            tracing::warn!(variable = names[1], "not a proxy's address, it has no effect");
-            continue;
-        };
-        found.0.push(proxy.no_proxy(NoProxy::from_string(&no_proxy)));
-        found.1.extend(url.host_str().map(str::to_owned));
-    }
-    found
 }
