@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 
 use super::*;
-use crate::credentials::Credential;
+use crate::credentials::{Administrator, AdministratorSettings, Credential};
 use crate::reference::RegistryHost;
 use crate::registry::guard::Names;
-use crate::registry::{Access, Candidate, Credentials, Source};
+use crate::registry::{Access, Candidate, Credentials, Keyring, Source};
 
 /// `alice:secret`
 const ALICE: &str = "Basic YWxpY2U6c2VjcmV0";
@@ -361,4 +361,44 @@ async fn a_foreign_layer_is_fetched_only_where_the_administrator_lets_it() {
     let (client, _folder) = named_client(&server, &let_in);
     let (read, error) = collect(client.blob(&pinned, &blob, 0).await.unwrap()).await;
     assert_eq!((read.as_slice(), error), (bytes.as_slice(), None));
+}
+
+/// One client of a running process, whose administrator changes the files under it.
+#[tokio::test]
+async fn a_running_client_follows_the_administrators_files() {
+    let (first, second) = (basic_only().await, basic_only().await);
+    let (client, folder) = named_client(&first, "");
+    let client = Arc::new(client);
+    let config = folder.path().join("config.json");
+    let settings =
+        AdministratorSettings { docker_config: Some(config.clone()), ..AdministratorSettings::default() };
+    let administrator = Administrator::new(settings).unwrap();
+    let resolve = async || {
+        let keyring = Keyring::new(Some(administrator.clone()));
+        Access::new(client.clone(), Arc::new(keyring)).resolve(&named()).await
+    };
+    let login = |pair: &str| {
+        let text = format!("{{\"auths\":{{\"registry.example\":{{\"auth\":\"{pair}\"}}}}}}");
+        std::fs::write(&config, text).unwrap();
+    };
+    let hosts = folder.path().join("_default/hosts.toml");
+    let refused = |resolved: Result<Descriptor, RegistryError>| resolved.unwrap_err().kind();
+
+    assert_eq!(refused(resolve().await), Kind::Refused, "there is no docker config yet");
+    login("Ym9iOm90aGVy");
+    assert_eq!(refused(resolve().await), Kind::Refused);
+    login(ALICE.trim_start_matches("Basic "));
+    resolve().await.unwrap();
+    assert!(second.lines().is_empty());
+
+    std::fs::write(&hosts, "server = [").unwrap();
+    assert_eq!(refused(resolve().await), Kind::Misconfigured);
+    std::fs::write(&hosts, format!("server = \"http://registry.example:{}\"", second.port)).unwrap();
+    let before = first.lines().len();
+    resolve().await.unwrap();
+    assert_eq!(first.lines().len(), before);
+    assert!(!second.lines().is_empty());
+
+    std::fs::remove_file(&config).unwrap();
+    assert_eq!(refused(resolve().await), Kind::Refused);
 }
