@@ -1,5 +1,7 @@
 //! A webhook on the API server with a real registry behind it, and pods to send there.
 
+use std::path::PathBuf;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use kube::core::Status;
@@ -7,6 +9,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::cluster::client;
+use crate::parts::repository;
 use crate::registry::Distribution;
 use crate::webhook::Webhook;
 
@@ -80,4 +83,44 @@ pub fn push_examples(registry: &Distribution) -> String {
 pub fn pod(name: &str, annotations: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations},
         "spec": {"containers": [{"name": "app", "image": "none"}]}})
+}
+
+/// The manifests of `examples/`.
+pub fn example_files() -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(repository().join("examples"))
+        .expect("examples")
+        .map(|entry| entry.expect("a file").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// The pods of `examples/`, by the name of their file; a workload's pod is that of its template.
+pub fn example_pods() -> Vec<(String, Value)> {
+    let mut pods = Vec::new();
+    for file in example_files() {
+        let text = std::fs::read_to_string(&file).expect("reads");
+        for (number, document) in
+            serde_saphyr::from_multiple::<Value>(&text).expect("YAML").into_iter().enumerate()
+        {
+            let mut pod = match document["kind"].as_str() {
+                Some("Pod") => document,
+                Some("Deployment" | "Job" | "StatefulSet" | "DaemonSet") => {
+                    document["spec"]["template"].clone()
+                }
+                _ => continue,
+            };
+            let stem = file.file_stem().expect("a name").to_string_lossy().into_owned();
+            pod["apiVersion"] = json!("v1");
+            pod["kind"] = json!("Pod");
+            pod["metadata"]["name"] = json!(format!("{stem}-{number}"));
+            if let Some(metadata) = pod["metadata"].as_object_mut() {
+                metadata.remove("namespace");
+            }
+            pods.push((format!("{}-{number}", file.display()), pod));
+        }
+    }
+    assert!(!pods.is_empty(), "there are examples");
+    pods
 }

@@ -13,8 +13,10 @@
 )]
 
 pub mod admission;
+pub mod backstop;
 pub mod cluster;
 pub mod controller;
+pub mod mutator;
 pub mod node;
 pub mod parts;
 pub mod process;

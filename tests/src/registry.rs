@@ -8,7 +8,7 @@ mod make;
 mod oras;
 pub mod proxy;
 pub mod pulled;
-mod served;
+pub(crate) mod served;
 pub mod tenants;
 pub mod tls;
 pub mod token_service;

@@ -24,29 +24,50 @@ pub struct Webhook {
     folder: tempfile::TempDir,
     arguments: Vec<String>,
     namespace: String,
+    configuration: String,
 }
 
+/// The label of pods that are for the other replica: see [`Webhook::start_other`].
+const REPLICA: (&str, &str) = ("oras-csi-test-replica", "other");
+
 impl Webhook {
-    /// Starts the webhook, makes the namespace, and installs the chart's configuration for it alone; waits
-    /// until the API server trusts the webhook.
+    /// Starts the webhook, makes the namespace if it is not there, and installs the chart's configuration for it
+    /// alone; waits until the API server trusts the webhook.
     ///
     /// `name` is that of the namespace and of the configuration; `certs` is a `certs.d` folder.
     pub async fn start(client: &Client, name: &str, certs: &Path, arguments: &[&str]) -> Self {
+        install_definitions(client).await;
         let namespace = Namespace {
             metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
             ..Namespace::default()
         };
-        Api::<Namespace>::all(client.clone())
-            .create(&PostParams::default(), &namespace)
-            .await
-            .expect("a namespace");
+        match Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            made => _ = made.expect("a namespace"),
+        }
+        Self::install(client, name, name, certs, arguments).await
+    }
 
+    /// Another replica for the same namespace, which the API server asks about pods with a label that
+    /// [`Self::for_other`] gives, and the first one about all others.
+    pub async fn start_other(&self, client: &Client, certs: &Path, arguments: &[&str]) -> Self {
+        let configuration = format!("{}-other", self.namespace);
+        Self::install(client, &self.namespace, &configuration, certs, arguments).await
+    }
+
+    /// The same pod for the other replica.
+    #[must_use]
+    pub fn for_other(mut pod: Value) -> Value {
+        pod["metadata"]["labels"][REPLICA.0] = json!(REPLICA.1);
+        pod
+    }
+
+    async fn install(client: &Client, namespace: &str, name: &str, certs: &Path, arguments: &[&str]) -> Self {
         let port = free_port();
-        install_definitions(client).await;
         let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
-        let configuration = configured(name, port, "MutatingWebhookConfiguration");
+        let configuration = configured(namespace, name, port, "MutatingWebhookConfiguration");
         api.create(&PostParams::default(), &configuration).await.expect("the chart's configuration");
-        let warning = configured(name, port, "ValidatingWebhookConfiguration");
+        let warning = configured(namespace, name, port, "ValidatingWebhookConfiguration");
         Api::<ValidatingWebhookConfiguration>::all(client.clone())
             .create(&PostParams::default(), &warning)
             .await
@@ -65,7 +86,8 @@ impl Webhook {
         ];
         let arguments =
             own.into_iter().chain(arguments.iter().map(|&argument| argument.to_owned())).collect();
-        let mut webhook = Self { running: None, folder, arguments, namespace: name.to_owned() };
+        let (namespace, configuration) = (namespace.to_owned(), name.to_owned());
+        let mut webhook = Self { running: None, folder, arguments, namespace, configuration };
         webhook.start_again();
         eventually("the caBundle", Duration::from_secs(30), async || {
             let found = api.get(name).await.map_err(|error| error.to_string())?;
@@ -85,6 +107,7 @@ impl Webhook {
         let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(client.clone(), &self.namespace);
         let probe = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "annotations": {"oras.land/probe": ""}},
             "spec": {"containers": [{"name": "c", "image": "none"}]}});
+        let probe = if self.configuration == self.namespace { probe } else { Self::for_other(probe) };
         let probe = serde_json::from_value(probe).expect("a pod");
         let dry = PostParams { dry_run: true, ..PostParams::default() };
         eventually("the webhook is called", Duration::from_secs(30), async || {
@@ -128,9 +151,9 @@ impl Webhook {
     /// Takes its configuration away again.
     pub async fn uninstall(self, client: &Client) {
         let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
-        api.delete(&self.namespace, &DeleteParams::default()).await.expect("it was made");
+        api.delete(&self.configuration, &DeleteParams::default()).await.expect("it was made");
         let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
-        api.delete(&self.namespace, &DeleteParams::default()).await.expect("it was made");
+        api.delete(&self.configuration, &DeleteParams::default()).await.expect("it was made");
     }
 }
 
@@ -171,7 +194,7 @@ async fn install_definitions(client: &Client) {
 }
 
 /// A webhook configuration of the chart, but for where the webhook is and which namespace it is for.
-fn configured<T: serde::de::DeserializeOwned>(name: &str, port: u16, kind: &str) -> T {
+fn configured<T: serde::de::DeserializeOwned>(namespace: &str, name: &str, port: u16, kind: &str) -> T {
     let found = chart().into_iter().find(|object| object["kind"] == kind);
     let mut configuration = found.expect("the chart has a webhook configuration");
     configuration["metadata"]["name"] = json!(name);
@@ -182,7 +205,10 @@ fn configured<T: serde::de::DeserializeOwned>(name: &str, port: u16, kind: &str)
         if hook["rules"][0]["scope"] == "Cluster" {
             hook["objectSelector"] = json!({"matchLabels": {"oras-csi-test": name}});
         } else {
-            hook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+            hook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}});
+            let operator = if namespace == name { "NotIn" } else { "In" };
+            hook["objectSelector"] = json!({"matchExpressions": [{"key": REPLICA.0, "operator": operator,
+                "values": [REPLICA.1]}]});
         }
     }
     serde_json::from_value(configuration).expect("a webhook configuration")

@@ -2,7 +2,6 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,51 +9,11 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use oras_csi_tests::admission::{Cluster, create_in, pod};
+use oras_csi_tests::admission::{Cluster, create_in, example_files, example_pods, pod};
 use oras_csi_tests::cluster::eventually;
-use oras_csi_tests::parts::{oras_csi, repository};
+use oras_csi_tests::parts::oras_csi;
 use oras_csi_tests::process::run;
 use serde_json::{Value, json};
-
-/// The manifests of `examples/`.
-fn example_files() -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(repository().join("examples"))
-        .expect("examples")
-        .map(|entry| entry.expect("a file").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
-        .collect();
-    files.sort();
-    files
-}
-
-/// The pods of `examples/`, by the name of their file; a workload's pod is that of its template.
-fn examples() -> Vec<(String, Value)> {
-    let mut pods = Vec::new();
-    for file in example_files() {
-        let text = std::fs::read_to_string(&file).expect("reads");
-        for (number, document) in
-            serde_saphyr::from_multiple::<Value>(&text).expect("YAML").into_iter().enumerate()
-        {
-            let mut pod = match document["kind"].as_str() {
-                Some("Pod") => document,
-                Some("Deployment" | "Job" | "StatefulSet" | "DaemonSet") => {
-                    document["spec"]["template"].clone()
-                }
-                _ => continue,
-            };
-            let stem = file.file_stem().expect("a name").to_string_lossy().into_owned();
-            pod["apiVersion"] = json!("v1");
-            pod["kind"] = json!("Pod");
-            pod["metadata"]["name"] = json!(format!("{stem}-{number}"));
-            if let Some(metadata) = pod["metadata"].as_object_mut() {
-                metadata.remove("namespace");
-            }
-            pods.push((format!("{}-{number}", file.display()), pod));
-        }
-    }
-    assert!(!pods.is_empty(), "there are examples");
-    pods
-}
 
 /// The volumes of ours, which all have to be canonical.
 fn canonical_volumes(pod: &Value) -> Vec<Value> {
@@ -91,7 +50,7 @@ async fn every_example_is_admitted_and_render_says_what_the_server_stores() {
     let cluster = Cluster::start("examples", &[]).await;
     // No webhook is called here: what render writes is stored as it is, with the server's own defaults.
     let plain: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
-    for (file, pod) in examples() {
+    for (file, pod) in example_pods() {
         let stored = cluster.create(&pod).await.unwrap_or_else(|status| panic!("{file}: {}", status.message));
         let asks = pod["metadata"]["annotations"]["oras.land/inject"] != "false";
         assert_eq!(!canonical_volumes(&stored).is_empty(), asks, "{file}: {stored}");
@@ -130,7 +89,7 @@ async fn every_example_is_admitted_and_render_says_what_the_server_stores() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_admitted_is_admitted_again_without_a_change() {
     let cluster = Cluster::start("again", &[]).await;
-    for (file, pod) in examples() {
+    for (file, pod) in example_pods() {
         let stored = cluster.create(&pod).await.unwrap_or_else(|status| panic!("{file}: {}", status.message));
         let mut again = without_server_fields(stored.clone());
         again["metadata"]["name"] =

@@ -4,22 +4,13 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use k8s_openapi::api::admissionregistration::v1::{
-    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
-};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DeleteParams, ObjectMeta, PostParams};
-use kube::core::{Request, Status};
-use kube::{Api, Client};
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_tests::cluster::{client, eventually};
-use oras_csi_tests::webhook::chart;
+use oras_csi_tests::backstop::{Backstop, LABEL, set};
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const SHA256: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const SHA512: &str = "sha512:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
                       0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -27,135 +18,6 @@ const ID: &str = "csi.oras.land/id";
 const RECIPE: &str = "csi.oras.land/recipe";
 const SET: &str = "csi.oras.land/set";
 const SEAL: &str = "csi.oras.land/seal";
-const LABEL: &str = "tests.oras.land/backstop";
-
-/// The chart's policies, bound to one namespace and to the PersistentVolumes with its label.
-struct Backstop {
-    client: Client,
-    name: String,
-}
-
-impl Backstop {
-    async fn install(name: &str) -> Self {
-        let client = client().await;
-        let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
-        let namespace = Namespace { metadata, ..Namespace::default() };
-        let params = PostParams::default();
-        Api::all(client.clone()).create(&params, &namespace).await.expect("a namespace");
-        let this = Self { client, name: name.to_owned() };
-        let renamed = |original: &Value| json!(format!("{name}-{}", original.as_str().expect("a name")));
-        for mut object in chart() {
-            object["metadata"]["name"] = renamed(&object["metadata"]["name"]);
-            if object["kind"] == "ValidatingAdmissionPolicy" {
-                let policy = serde_json::from_value(object).expect("a policy");
-                this.policies().create(&params, &policy).await.expect("accepted");
-            } else if object["kind"] == "ValidatingAdmissionPolicyBinding" {
-                object["spec"]["policyName"] = renamed(&object["spec"]["policyName"]);
-                let of_pods = !object["spec"]["policyName"].as_str().unwrap().ends_with("persistentvolumes");
-                object["spec"]["matchResources"] = if of_pods {
-                    json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}})
-                } else {
-                    json!({"objectSelector": {"matchLabels": {LABEL: name}}})
-                };
-                let binding = serde_json::from_value(object).expect("a binding");
-                this.bindings().create(&params, &binding).await.expect("accepted");
-            }
-        }
-        // The API server compiles them some moments after they were created.
-        for probe in [asking("r.io/a"), pod(json!({}), json!([inline("v", json!({}))])), volume(name, |_| ())]
-        {
-            let mut probe = probe;
-            if probe["kind"] == "PersistentVolume" {
-                set(&mut probe, &["spec", "claimRef"], Value::Null);
-            }
-            eventually("the policies are in force", PATIENCE, async || match this.create(&probe).await {
-                Err(status) if status.code == 403 => Ok(()),
-                other => Err(format!("{other:?}")),
-            })
-            .await;
-        }
-        this
-    }
-
-    fn policies(&self) -> Api<ValidatingAdmissionPolicy> {
-        Api::all(self.client.clone())
-    }
-
-    fn bindings(&self) -> Api<ValidatingAdmissionPolicyBinding> {
-        Api::all(self.client.clone())
-    }
-
-    /// Tries to create a pod or a PersistentVolume, as it is written: typed clients leave `null` out.
-    async fn create(&self, object: &Value) -> Result<Value, Box<Status>> {
-        let url = match object["kind"].as_str() {
-            Some("Pod") => format!("/api/v1/namespaces/{}/pods", self.name),
-            _ => "/api/v1/persistentvolumes".to_owned(),
-        };
-        let params = PostParams { dry_run: true, ..PostParams::default() };
-        let request = Request::new(url).create(&params, object.to_string().into_bytes()).expect("a request");
-        match self.client.request::<Value>(request).await {
-            Ok(created) => Ok(created),
-            Err(kube::Error::Api(status)) => Err(status),
-            Err(error) => panic!("no answer: {error}"),
-        }
-    }
-
-    async fn admits(&self, what: &str, object: &Value) {
-        if let Err(status) = self.create(object).await {
-            panic!("{what}: is refused with {} {}", status.code, status.message);
-        }
-    }
-
-    /// It is denied by our policies, for that reason, in words that help.
-    async fn denies(&self, what: &str, object: &Value, words: &str) -> String {
-        let Err(status) = self.create(object).await else { panic!("{what}: gets in") };
-        let message = status.message;
-        assert_eq!(status.code, 403, "{what}: {message}");
-        let ours = format!("ValidatingAdmissionPolicy '{}-oras-csi-", self.name);
-        assert!(message.contains(&ours) && message.contains(words), "{what}: wanted {words:?}: {message}");
-        assert!(!message.contains("expression"), "{what}: an error, not an answer: {message}");
-        message
-    }
-
-    /// The twin gets in; with one field set (or taken away by null) it does not.
-    async fn tell_apart(&self, what: &str, twin: &Value, path: &[&str], bad: Value, words: &str) {
-        self.admits(&format!("the twin of {what}"), twin).await;
-        let mut object = twin.clone();
-        set(&mut object, path, bad);
-        assert_ne!(object, *twin, "{what}");
-        let message = self.denies(what, &object, words).await;
-        assert!(
-            message.contains("kubectl get mutatingwebhookconfiguration oras-csi")
-                || words.contains("Secrets of others"),
-            "{what}: {message}"
-        );
-    }
-
-    async fn uninstall(self) {
-        for suffix in ["annotations", "volumes", "persistentvolumes"] {
-            let name = format!("{}-oras-csi-{suffix}", self.name);
-            self.bindings().delete(&name, &DeleteParams::default()).await.expect("it was made");
-            self.policies().delete(&name, &DeleteParams::default()).await.expect("it was made");
-        }
-    }
-}
-
-/// Sets a field; null takes it away.
-fn set(object: &mut Value, path: &[&str], value: Value) {
-    let [way @ .., last] = path else { panic!("an empty path") };
-    let mut at = object;
-    for step in way {
-        at = match step.parse::<usize>() {
-            Ok(index) => &mut at[index],
-            Err(_) => &mut at[*step],
-        };
-    }
-    match last.parse::<usize>() {
-        Ok(index) => at[index] = value,
-        Err(_) if value.is_null() => _ = at.as_object_mut().expect("an object").remove(*last),
-        Err(_) => at[*last] = value,
-    }
-}
 
 fn recipe(text: &str) -> PinnedRecipe {
     PinnedRecipe::from_json(text).unwrap_or_else(|error| panic!("{text}: {error}"))

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 /// A server that runs until this value is dropped.
 #[derive(Debug)]
-pub(super) struct Served {
+pub(crate) struct Served {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -16,7 +16,7 @@ pub(super) struct Served {
 
 impl Served {
     /// Serves a free port of 127.0.0.1.
-    pub(super) fn start<F, S>(serve: S) -> Self
+    pub(crate) fn start<F, S>(serve: S) -> Self
     where
         S: FnOnce(TcpListener) -> F + Send + 'static,
         F: Future<Output = ()>,
@@ -38,7 +38,7 @@ impl Served {
     }
 
     /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }
