@@ -1,6 +1,7 @@
 //! A real node with oras-csi installed on it from the chart, as pods of the image of this build.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::kubectl;
-use crate::parts::repository;
-use crate::process::{run, try_run};
+use crate::parts::{repository, testbed};
+use crate::process::{run, signal, try_run};
 use crate::registry::{Configuration, Distribution, Login, Oras};
 
 /// The node's own image; nothing is pulled from elsewhere.
@@ -96,6 +97,43 @@ impl Node {
         let typed: Vec<&str> = typed.iter().map(String::as_str).collect();
         self.registry().push(repository_and_tag, folder.path(), &typed)
     }
+}
+
+/// The work folder of `tests/testbed/one-node`.
+pub fn work() -> PathBuf {
+    std::env::var_os("ORAS_CSI_TESTBED_WORK").expect("run this by `make test-node`").into()
+}
+
+/// What a reboot does to volumes: kubelet and every container end without a word, no mount of ours is left, and kubelet
+/// starts again.
+pub fn reboot() {
+    // As long as that file is there, nobody starts kubelet again.
+    let (rests, number) = (work().join("kubelet-rests"), work().join("kubelet.pid"));
+    std::fs::write(&rests, "").expect("writes");
+    let before = std::fs::read_to_string(&number).expect("kubelet runs");
+    signal(before.trim().parse().expect("a process"), "KILL");
+    let ctr = |words: &[&str]| try_run(Command::new(testbed("ctr")).args(words));
+    let tasks = || {
+        let words = String::from_utf8_lossy(&ctr(&["tasks", "ls"]).stdout).into_owned();
+        let running = words.lines().filter(|line| line.ends_with("RUNNING"));
+        running.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    for task in tasks() {
+        ctr(&["tasks", "kill", "-s", "KILL", &task]);
+    }
+    until("all containers have ended", Duration::from_secs(30), || tasks().is_empty().then_some(()));
+    let store = work().join("store");
+    let ours = |line: &str| {
+        let path = line.split(' ').nth(4)?.to_owned();
+        (path.contains("/volumes/kubernetes.io~csi/") || path.starts_with(store.to_str()?)).then_some(path)
+    };
+    for path in mounts(&[]).iter().rev().filter_map(|line| ours(line)) {
+        run(Command::new("umount").arg(path));
+    }
+    std::fs::remove_file(rests).expect("it was written");
+    until("kubelet starts", Duration::from_secs(30), || {
+        std::fs::read_to_string(&number).is_ok_and(|now| !now.is_empty() && now != before).then_some(())
+    });
 }
 
 /// Makes every container of a pod or of a workload's template run on the node's own image.
