@@ -173,9 +173,14 @@ fn policies(
 }
 
 async fn cluster() -> Result<kube::Client, Failure> {
-    kube::Client::try_default().await.map_err(|error| {
+    let failed = |error: &dyn std::fmt::Display| {
         Failure::failed(format!("no way to the API server (in-cluster or KUBECONFIG): {error}"))
-    })
+    };
+    let mut config = kube::Config::infer().await.map_err(|error| failed(&error))?;
+    // Who waits for an admission has seconds: a refusal is told with its words, where kube would ask for minutes.
+    // Whoever can wait asks again by himself.
+    config.default_retry = false;
+    kube::Client::try_from(config).map_err(|error| failed(&error))
 }
 
 fn certificate_settings(arguments: &Arguments) -> Result<Settings, Failure> {

@@ -13,9 +13,9 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use oras_csi_tests::admission::{create_in, pod};
 use oras_csi_tests::cluster::{client, eventually};
-use oras_csi_tests::registry::files::one_file;
+use oras_csi_tests::registry::files::{folder, one_file};
 use oras_csi_tests::registry::tenants::{behind, push_as_admin, rules};
-use oras_csi_tests::registry::{Distribution, Login, TokenService};
+use oras_csi_tests::registry::{Configuration, Distribution, Login, Oras, TokenService, write_hosts_toml};
 use oras_csi_tests::webhook::Webhook;
 use serde_json::{Value, json};
 
@@ -199,4 +199,43 @@ async fn at_the_same_moment_nobody_is_let_in_for_somebody_else() {
     tenants.secret("late", "a", "secret of another time").await;
     let refused = tenants.told(&asks("late", MODEL, &["late"])).await.expect_err("refused");
     assert!(refused.contains("secret late"), "{refused}");
+}
+
+/// Neither a registry that is configured later nor a password that changes needs a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_webhook_follows_hosts_toml_and_the_docker_config() {
+    const LATE: &str = "late.example:5000";
+    let login = Login::password("reader", "open sesame");
+    let configuration = Configuration::default().with_htpasswd(&[("reader", "open sesame")]);
+    let (registry, files) = (Distribution::start_with(configuration), one_file());
+    let oras = Oras::plain_http().with_login(&registry.host(), &login);
+    let digest = oras.push(&format!("{}/app:v1", registry.host()), files.path(), &["app.jar"]);
+    let (certs, own) = (folder(), folder());
+    let config = own.path().join("config.json");
+    let write =
+        |login: &Login| std::fs::write(&config, login.docker_config(LATE).to_string()).expect("writes");
+    write(&Login::password("reader", "guessed"));
+    let client = client().await;
+    let flag = format!("--docker-config={}", config.display());
+    let _webhook = Webhook::start(&client, "reloads", certs.path(), &[&flag]).await;
+    let pods = Api::<Pod>::namespaced(client, "reloads");
+    let asks = pod("asks", &json!({"oras.land/artifact": format!("{LATE}/app:v1")}));
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let told = async || match create_in(&pods, &asks, &dry).await {
+        Ok(stored) => stored["metadata"]["annotations"]["oras.land/pinned"].to_string(),
+        Err(status) => status.message.clone(),
+    };
+    let tells = async |words: &str| {
+        eventually(words, Duration::from_mins(1), async || {
+            Some(told().await).filter(|told| told.contains(words)).ok_or("not yet".to_owned())
+        })
+        .await
+    };
+    let words = tells(LATE).await;
+    assert!(!words.contains("401"), "nobody knows that registry yet: {words}");
+    write_hosts_toml(certs.path(), LATE, &registry.url());
+    let words = tells("401").await;
+    assert!(!words.contains("guessed"), "{words}");
+    write(&login);
+    tells(&digest).await;
 }
