@@ -5,9 +5,11 @@
 //! redirects by reqwest's default (to any address, from https to http), and has neither deadlines nor
 //! retries nor more than one mirror.
 
+mod referrers;
 mod request;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
 use url::Url;
 
+pub(in crate::registry) use self::referrers::referrers_tag;
 use self::request::{Capability, Discretion, Turn};
 use super::auth::Tokens;
 use super::body;
@@ -27,7 +30,7 @@ use super::proxy::Proxies;
 use super::retry;
 use super::transport::{Answer, Bounds, Place, Transport};
 use super::{
-    BlobStream, Descriptor, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
+    BlobStream, Descriptor, IndexEntry, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
     RegistryErrorKind, media,
 };
 use crate::credentials::Credential;
@@ -160,6 +163,12 @@ impl HttpRegistry {
         let inner = Arc::new(Inner { hosts, settings, tokens: Tokens::default(), transport });
         Self { inner, credential: Credential::Anonymous }
     }
+
+    /// The same registries in the name of another credential.
+    #[must_use]
+    pub fn in_the_name_of(&self, credential: Credential) -> Self {
+        Self { inner: Arc::clone(&self.inner), credential }
+    }
 }
 
 impl std::fmt::Debug for HttpRegistry {
@@ -237,6 +246,18 @@ impl Registry for HttpRegistry {
             }
         }
         Err(outcome)
+    }
+
+    async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
+        let route = self.inner.route(subject.registry(), subject.repository(), &self.credential).await?;
+        let mut errors = Vec::new();
+        for turn in route.turns(Capability::Resolve) {
+            match self.inner.referrers(&turn, subject.digest()).await {
+                Ok(entries) => return Ok(entries),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(route.outcome(errors, Capability::Resolve))
     }
 
     fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
@@ -456,12 +477,15 @@ fn essence(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
+/// Types of manifests, those that are meant first.
+const MANIFESTS: [&str; 5] =
+    [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST, media::OCI_ARTIFACT];
+
 fn is_manifest(essence: &str) -> bool {
-    [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST].contains(&essence)
+    MANIFESTS.contains(&essence)
 }
 
 /// Everything that a reference may name, so that no registry converts anything.
 fn accept() -> HeaderMap {
-    let types = [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST];
-    types.into_iter().map(|media_type| (header::ACCEPT, HeaderValue::from_static(media_type))).collect()
+    MANIFESTS.into_iter().map(|media_type| (header::ACCEPT, HeaderValue::from_static(media_type))).collect()
 }

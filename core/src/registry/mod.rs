@@ -17,6 +17,7 @@ pub mod guard;
 pub mod hosts;
 pub mod http;
 pub mod manifest;
+pub mod publish;
 pub mod push;
 
 mod auth;
@@ -45,6 +46,7 @@ pub use self::http::{HttpRegistry, Settings};
 pub use self::manifest::{
     Document, EntryPlatform, ImageManifest, Index, IndexEntry, LayerDescriptor, ManifestError, SelectError,
 };
+pub use self::publish::{Publication, PublishError, Publisher};
 pub use self::push::{Artifact, Content, PushError, PushLayer, Pusher};
 
 /// Media types of what a reference can name, in the order of the `Accept` header.
@@ -57,6 +59,8 @@ pub mod media {
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     /// Docker image manifest list.
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// The artifact manifest of the candidates for OCI image-spec 1.1: read for patches alone.
+    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
     /// OCI image-spec, manifest.md, "Guidance for an Empty Descriptor".
     pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 }
@@ -83,6 +87,15 @@ pub trait Registry: Send + Sync + 'static {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, RegistryError>;
+
+    /// The manifests that are attached to one (OCI distribution-spec, "Listing Referrers"): by the referrers API, or
+    /// by the referrers tag where a registry has no such API. Bounded, and of any artifact type.
+    async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
+        Err(RegistryError::NotAllowed {
+            at: Printable::new(&subject.to_string()),
+            words: "what is attached to it is not listed here".into(),
+        })
+    }
 
     /// The same registries in the name of another credential.
     fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry>;
