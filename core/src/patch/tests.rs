@@ -102,7 +102,7 @@ fn what_is_written_is_read_and_always_has_the_same_bytes() {
     }
     assert_eq!((annotations.as_object().unwrap().len(), &manifest["subject"]["size"]), (9, &json!(7)));
     assert_eq!(manifest["subject"]["mediaType"], media::OCI_INDEX);
-    let bytes = |levels| patch(levels).to_manifest(&base(), "r.io/app").unwrap();
+    let bytes = |levels: &[(Level, &str)]| patch(levels).to_manifest(&base(), "r.io/app").unwrap();
     let (one, two) = ((Level::Minor, "r.io/a:1"), (Level::Major, "r.io/b:1"));
     assert_eq!(bytes(&[one, two]), bytes(&[two, one]));
     assert_ne!(bytes(&[one, two]), bytes(&[one]));

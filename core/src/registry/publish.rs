@@ -5,6 +5,7 @@
 //! referrers tag is brought up to date (OCI distribution-spec 1.1, "Pushing Manifests with Subject").
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -19,7 +20,7 @@ use crate::recipe::artifact;
 use crate::reference::{PinnedReference, Reference};
 
 /// How often the index under a referrers tag is written, while others write it too.
-const MOST_TRIES: u32 = 5;
+const MOST_TRIES: u32 = 8;
 
 /// Why something was not published.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,32 +138,24 @@ impl Publisher {
         let is_there = |entries: &[IndexEntry]| {
             entries.iter().any(|entry| entry.descriptor().digest() == pushed)
         };
-        let mut entries = self.write(to, what, by_tag).await?;
-        if is_there(&entries) {
-            return Ok(());
-        }
+        // No registry compares before it writes: whoever read before us and writes after us takes us out again. So each
+        // looks a moment later whether it is still there, and needs look after nobody else.
         for _ in 0..MOST_TRIES {
+            let entries = self.write(to, what, by_tag).await?;
+            if is_there(&entries) {
+                return Ok(());
+            }
             if entries.len() >= MOST_ENTRIES {
                 return Err(PublishError::TooMany(Printable::new(&to.pin(subject.clone()).to_string())));
             }
             let mut manifests: Vec<Value> = entries.iter().map(described).collect();
-            if !is_there(&entries) {
-                manifests.push(publication.described(pushed));
-            }
+            manifests.push(publication.described(pushed));
             let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": manifests});
             self.put_manifest(to, &tag, media::OCI_INDEX, &index.to_string().into(), what).await?;
-            // No registry compares before it writes: whoever wrote at the same moment may have lost us, or we them.
-            let after = self.write(to, what, by_tag).await?;
-            let lost: Vec<IndexEntry> = entries
-                .into_iter()
-                .filter(|one| !after.iter().any(|entry| entry.descriptor().digest() == one.descriptor().digest()))
-                .collect();
-            if lost.is_empty() && is_there(&after) {
-                return Ok(());
-            }
-            entries = after;
-            // What somebody deleted in this moment comes back; it names what is gone, and nobody is hurt by that.
-            entries.extend(lost);
+            tokio::time::sleep(moment(pushed)).await;
+        }
+        if is_there(&self.write(to, what, by_tag).await?) {
+            return Ok(());
         }
         let (tag, pushed) = (format!("{}:{tag}", to.name()), to.pin(pushed.clone()));
         Err(PublishError::Contended { tag: tag.into(), pushed: Printable::new(&pushed.to_string()) })
@@ -200,6 +193,12 @@ impl Publisher {
     async fn candidates(&self, to: &Reference) -> Vec<Candidate> {
         self.credentials.candidates(to.registry(), to.repository()).await
     }
+}
+
+/// How long others have to write what they have read: not the same for all, so that two do not go on together.
+fn moment(pushed: &Digest) -> Duration {
+    let spread = pushed.to_string().bytes().rev().take(4).map(u64::from).sum::<u64>();
+    Duration::from_millis(150 + spread % 200)
 }
 
 impl Publication {
