@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use oras_csi_driver::publish::Seals;
@@ -28,6 +29,10 @@ pub(crate) struct Arguments {
     /// of them for the namespace of their pod [default: stand-alone, any canonical volume is mounted for any pod].
     #[arg(long, value_name = "DIR")]
     seal_keys: Option<PathBuf>,
+    /// How long a publish waits for a pull before it answers how far that is, and kubelet asks again. Kubelet waits two
+    /// minutes.
+    #[arg(long, value_name = "SECONDS", default_value_t = Settings::PUBLISH_WAIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=115))]
+    publish_wait: u64,
     /// Where to serve /metrics and /healthz over plain http [default: nowhere].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -44,6 +49,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
         .with_seals(seals)
+        .with_publish_wait(Duration::from_secs(arguments.publish_wait))
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, patient_client(&hosts), stop)
