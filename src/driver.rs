@@ -8,6 +8,7 @@ use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
 
 use crate::failure::{Failure, Status};
+use crate::limits::LimitOptions;
 use crate::registries::{RegistryOptions, patient_client};
 use crate::runtime::stopped_by_signal;
 
@@ -32,6 +33,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
+    limits: LimitOptions,
+    #[command(flatten)]
     registries: RegistryOptions,
 }
 
@@ -44,6 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
         .with_seals(seals)
+        .with_limits(arguments.limits.limits())
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, patient_client(&hosts), stop)
