@@ -88,6 +88,15 @@ impl BlobReader {
         Self { pieces, current: Bytes::new(), descriptor, hasher, seen: 0, ended: false }
     }
 
+    /// A blob that is there already, whole and as it says.
+    pub fn of_bytes(media_type: &str, bytes: Bytes) -> Self {
+        let descriptor = Descriptor::new(media_type, Digest::sha256_of(&bytes), bytes.len() as u64);
+        let (sender, pieces) = mpsc::channel(1);
+        // A channel of one takes one.
+        let _ = sender.try_send(Ok(bytes));
+        Self::new(descriptor, pieces)
+    }
+
     /// The media type that the manifest gives it.
     pub fn media_type(&self) -> &str {
         self.descriptor.media_type()

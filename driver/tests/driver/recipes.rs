@@ -332,8 +332,8 @@ async fn limits_are_on_the_whole_and_have_words_of_their_own() {
         let digest = Artifact::new(&bench.registry).file("a/b/c/d", b"x").push();
         steps(vec![Step::Add(add(&digest).at("p/q/r".parse().unwrap()))])
     };
-    refused(limits.with_depth(5), "7 directories deep: the limit is 5", &deep).await;
-    refused(limits.with_path(10), "13 bytes: the limit is 10", &deep).await;
+    refused(limits.with_depth(5), "6 directories deep: the limit is 5", &deep).await;
+    refused(limits.with_path(10), "11 bytes: the limit is 10", &deep).await;
 }
 
 #[tokio::test]
