@@ -9,6 +9,7 @@ use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
 
 use crate::failure::{Failure, Status};
+use crate::limits::LimitOptions;
 use crate::registries::{RegistryOptions, patient_client};
 use crate::runtime::stopped_by_signal;
 
@@ -37,6 +38,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
+    limits: LimitOptions,
+    #[command(flatten)]
     registries: RegistryOptions,
 }
 
@@ -50,6 +53,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_metrics(arguments.metrics_listen)
         .with_seals(seals)
         .with_publish_wait(Duration::from_secs(arguments.publish_wait))
+        .with_limits(arguments.limits.limits())
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, patient_client(&hosts), stop)

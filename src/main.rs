@@ -9,6 +9,7 @@ mod documents;
 mod driver;
 mod explain;
 mod failure;
+mod limits;
 mod lock;
 mod policies;
 mod pull;

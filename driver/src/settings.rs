@@ -12,6 +12,7 @@ use crate::publish::Seals;
 /// Limits on what is unpacked. Each has its own message when it is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    layers: usize,
     entries: u64,
     path: usize,
     depth: usize,
@@ -27,6 +28,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            layers: 4_096,
             entries: 1_000_000,
             path: 4_096,
             depth: 256,
@@ -42,7 +44,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How many entries one layer may hold: 1,000,000.
+    /// How many layers a manifest may have: 4,096, which is also the most that is ever read.
+    pub fn layers(&self) -> usize {
+        self.layers
+    }
+
+    /// How many entries all layers of a volume may hold together, and its tree: 1,000,000.
     pub fn entries(&self) -> u64 {
         self.entries
     }
@@ -57,7 +64,7 @@ impl Limits {
         self.depth
     }
 
-    /// How many bytes one layer may unpack to: 100 GiB.
+    /// How many bytes all layers of a volume may unpack to together, and its tree may have: 100 GiB.
     pub fn unpacked(&self) -> u64 {
         self.unpacked
     }
@@ -100,6 +107,27 @@ impl Limits {
         self
     }
 
+    /// The same limits with another number of layers.
+    #[must_use]
+    pub fn with_layers(mut self, layers: usize) -> Self {
+        self.layers = layers;
+        self
+    }
+
+    /// The same limits with another longest path.
+    #[must_use]
+    pub fn with_path(mut self, bytes: usize) -> Self {
+        self.path = bytes;
+        self
+    }
+
+    /// The same limits with another largest zstd window, as its logarithm.
+    #[must_use]
+    pub fn with_zstd_window_log(mut self, log: u32) -> Self {
+        self.zstd_window_log = log;
+        self
+    }
+
     /// The same limits with another number of entries.
     #[must_use]
     pub fn with_entries(mut self, entries: u64) -> Self {
@@ -114,7 +142,7 @@ impl Limits {
         self
     }
 
-    /// The same limits with another size that a layer may unpack to.
+    /// The same limits with another size that a volume may unpack to.
     #[must_use]
     pub fn with_unpacked(mut self, bytes: u64) -> Self {
         self.unpacked = bytes;

@@ -8,7 +8,7 @@
 //!
 //! | what | code | final |
 //! |---|---|---|
-//! | a field missing, not canonical, a step not supported, no namespace, a block volume | `INVALID_ARGUMENT` | yes |
+//! | a field missing, not canonical, no namespace, a block volume | `INVALID_ARGUMENT` | yes |
 //! | another call for the target, a pull in progress, the driver stops | `ABORTED` | no |
 //! | the registry fails or cannot be reached | `UNAVAILABLE` | no |
 //! | the disk is full | `RESOURCE_EXHAUSTED` | no |
@@ -77,12 +77,9 @@ impl Coded for DiskError {
 impl Coded for PublishError {
     fn code(&self) -> Code {
         match self {
-            Self::Missing(_)
-            | Self::Block
-            | Self::Namespace(_)
-            | Self::Volume(_)
-            | Self::Secret(_)
-            | Self::Step(_) => Code::InvalidArgument,
+            Self::Missing(_) | Self::Block | Self::Namespace(_) | Self::Volume(_) | Self::Secret(_) => {
+                Code::InvalidArgument
+            }
             Self::Seal(SealRefusal::Keys { .. }) => Code::Internal,
             Self::Seal(SealRefusal::Seal(_) | SealRefusal::Forged { .. }) => Code::PermissionDenied,
             Self::Busy(_) | Self::Pulling { .. } | Self::Interrupted => Code::Aborted,

@@ -63,7 +63,7 @@ impl Driver {
         let mut command = Command::new(oras_csi());
         let mut running = Running::start(command.args(&self.arguments), "driver", self.folder.path());
         let socket = self.socket();
-        running.wait_until("listening", Duration::from_secs(60), || {
+        running.wait_until("listening", Duration::from_mins(1), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
         self.running = Some(running);

@@ -13,6 +13,7 @@
 )]
 
 pub mod admission;
+pub mod archive;
 pub mod backstop;
 pub mod cluster;
 pub mod controller;

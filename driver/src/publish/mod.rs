@@ -24,7 +24,7 @@ pub use self::request::{PublishRequest, SecretError};
 pub use self::seal::{SealRefusal, Seals};
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
-use crate::pull::{PullError, Pulls, Reading, UnsupportedStep, Waited};
+use crate::pull::{PullError, Pulls, Reading, Waited};
 use crate::records::Records;
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
@@ -52,9 +52,6 @@ pub enum PublishError {
     /// No webhook admitted it for this pod.
     #[error(transparent)]
     Seal(#[from] SealRefusal),
-    /// A step that this version cannot do.
-    #[error(transparent)]
-    Step(#[from] UnsupportedStep),
     /// Another call for the same target.
     #[error("another call for {} is being worked on; it is tried again", .0.display())]
     Busy(PathBuf),

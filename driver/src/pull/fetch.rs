@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
@@ -15,17 +14,19 @@ use oras_csi_core::registry::{
 };
 use tokio::sync::mpsc;
 
-use super::assemble::{Source, assemble};
-use super::error::{PullError, UnsupportedStep};
+use super::assemble::assemble;
+use super::error::PullError;
 use super::locks::Locks;
 use super::progress::{Planned, Progress};
 use super::slots::{Pace, Slot, Slots, TooSlow};
+use super::steps::{Source, Work, mark_laid};
 use crate::store::{DiskError, LayerKey, Store, Tree, TreeKey};
-use crate::unpack::graft::Filter;
+use crate::unpack::budget::Budget;
+use crate::unpack::graft::Laying;
 use crate::unpack::name::EntryPath;
 use crate::unpack::plan::{Content, Piece, plan};
 use crate::unpack::stream::{BlobReader, PIECES, Piece as StreamPiece};
-use crate::unpack::{Shape, UnpackError, unpack_layer};
+use crate::unpack::{UnpackError, Unpacking, unpack_layer};
 
 /// How often a blob is asked for again, from where it broke off, without much more having come.
 const RESUMES: u32 = 5;
@@ -49,7 +50,7 @@ pub struct Fetcher {
 #[derive(Clone)]
 enum Job {
     Blob,
-    Layer(LayerKey, Shape),
+    Layer(LayerKey, Unpacking),
 }
 
 #[derive(Clone)]
@@ -105,7 +106,6 @@ impl Fetcher {
         recipe: &PinnedRecipe,
         progress: &Arc<dyn Progress>,
     ) -> Result<Tree, PullError> {
-        let steps = add_steps(recipe)?;
         let key = self.key(recipe);
         let _held = self.locks.hold(&format!("tree {key}")).await;
         if let Some(tree) = self
@@ -117,16 +117,13 @@ impl Fetcher {
         {
             return Ok(tree);
         }
-        let mut sources = Vec::with_capacity(steps.len());
-        for step in steps {
-            sources.push(self.read_step(step).await?);
-        }
-        let fetches = self.missing(&sources).await?;
+        let steps = self.read_steps(recipe).await?;
+        let fetches = self.missing(&steps).await?;
         let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&announced);
         let wanted = announced.iter().map(|blob| blob.descriptor().size()).fold(0, u64::saturating_add);
         self.blocking(move |store| store.check_room(wanted)).await.map_err(|error| {
-            match (error, sources.first()) {
+            match (error, steps.iter().find_map(Work::source)) {
                 (PullError::Disk(source), Some(first)) => {
                     PullError::Room { reference: first.reference().clone().into(), source }
                 }
@@ -140,7 +137,7 @@ impl Fetcher {
         let assembled = {
             let key = key.clone();
             self.blocking(move |store| {
-                assemble(store, &key, &sources)?;
+                assemble(store, &key, &steps)?;
                 Ok::<_, PullError>(store.tree(&key)?)
             })
             .await?
@@ -149,8 +146,26 @@ impl Fetcher {
         Ok(assembled.ok_or_else(vanished)?)
     }
 
+    /// Reads what the steps name, in their order.
+    async fn read_steps(&self, recipe: &PinnedRecipe) -> Result<Vec<Work>, PullError> {
+        let mut steps = Vec::with_capacity(recipe.steps().len());
+        for step in recipe.steps() {
+            steps.push(match step {
+                Step::Add(layer) => Work::Lay(self.read_step(layer, Laying::Beside).await?),
+                Step::Overlay(layer) => Work::Lay(self.read_step(layer, Laying::Over).await?),
+                Step::Remove(glob) => Work::Remove(glob.clone()),
+            });
+        }
+        mark_laid(&mut steps);
+        Ok(steps)
+    }
+
     /// Reads a step's manifest, through indexes, and plans what its layers become.
-    async fn read_step(&self, step: &RecipeLayer<PinnedReference>) -> Result<Source, PullError> {
+    async fn read_step(
+        &self,
+        step: &RecipeLayer<PinnedReference>,
+        laying: Laying,
+    ) -> Result<Source, PullError> {
         let reference = step.reference().clone();
         let platform = step.platform().unwrap_or(&self.node);
         let mut manifests = Vec::new();
@@ -161,7 +176,7 @@ impl Fetcher {
             match manifest.into_document() {
                 Document::Image(image) => {
                     let pieces = self.plan(&image, step)?;
-                    return Ok(Source { step: step.clone(), manifests, pieces });
+                    return Ok(Source::new(step.clone(), laying, manifests, pieces));
                 }
                 Document::Index(_) if manifests.len() > 1 => {
                     return Err(PullError::Nested { reference: reference.into() });
@@ -216,18 +231,18 @@ impl Fetcher {
     }
 
     /// What is not in the store yet, each blob and layer once.
-    async fn missing(&self, sources: &[Source]) -> Result<Vec<(Fetch, Planned)>, PullError> {
+    async fn missing(&self, steps: &[Work]) -> Result<Vec<(Fetch, Planned)>, PullError> {
         let mut wanted = BTreeMap::new();
-        for source in sources {
-            let step = &source.step;
-            let filter = Filter::new(step.include(), step.exclude());
-            for piece in &source.pieces {
+        let budget = Budget::default();
+        for source in steps.iter().filter_map(Work::source) {
+            let step = source.step();
+            for piece in source.pieces().iter().filter(|piece| source.needs(piece)) {
                 let (name, job, path) = match piece.content() {
-                    Content::File(path) if !filter.keeps(path) => continue,
                     Content::File(path) => (piece.descriptor().digest().to_string(), Job::Blob, path),
                     Content::Archive { at, shape } => {
                         let key = LayerKey::of(piece.descriptor().digest(), shape);
-                        (key.to_string(), Job::Layer(key, shape.clone()), at)
+                        let unpacking = Unpacking::new(shape.clone(), budget.clone());
+                        (key.to_string(), Job::Layer(key, unpacking), at)
                     }
                 };
                 let shown = if path.is_root() {
@@ -244,8 +259,12 @@ impl Fetcher {
         self.blocking(move |store| {
             let mut missing = Vec::new();
             for (fetch, planned) in wanted.into_values() {
-                if !fetch.is_there(store)? {
-                    missing.push((fetch, planned));
+                match &fetch.job {
+                    Job::Layer(key, _) if let Some(layer) = store.layer(key)? => {
+                        budget.charge(layer.totals());
+                    }
+                    _ if fetch.is_there(store)? => {}
+                    _ => missing.push((fetch, planned)),
                 }
             }
             Ok::<_, DiskError>(missing)
@@ -411,9 +430,9 @@ impl Fetch {
 fn write(store: &Store, job: &Job, descriptor: &Descriptor, reader: BlobReader) -> Result<(), UnpackError> {
     match job {
         Job::Blob => store.write_blob(descriptor, reader),
-        Job::Layer(key, shape) => {
+        Job::Layer(key, unpacking) => {
             let staging = store.stage()?;
-            let unpacked = unpack_layer(reader, shape, staging.files(), store.limits())?;
+            let unpacked = unpack_layer(reader, unpacking, staging.files(), store.limits())?;
             if unpacked.left_out > 0 {
                 tracing::warn!(
                     digest = %descriptor.digest(),
@@ -424,27 +443,4 @@ fn write(store: &Store, job: &Job, descriptor: &Descriptor, reader: BlobReader) 
             Ok(staging.commit_layer(key, unpacked.totals)?)
         }
     }
-}
-
-/// The steps, if all are ones that this version can do.
-pub(crate) fn add_steps(
-    recipe: &PinnedRecipe,
-) -> Result<Vec<&RecipeLayer<PinnedReference>>, UnsupportedStep> {
-    recipe
-        .steps()
-        .iter()
-        .map(|step| match step {
-            Step::Add(layer) => Ok(layer),
-            Step::Overlay(_) => Err(UnsupportedStep::Overlay),
-            Step::Remove(_) => Err(UnsupportedStep::Remove),
-        })
-        .collect()
-}
-
-/// The digests of a source's file layers.
-pub(super) fn blobs(source: &Source) -> impl Iterator<Item = &Digest> {
-    source.pieces.iter().filter_map(|piece| match piece.content() {
-        Content::File(_) => Some(piece.descriptor().digest()),
-        Content::Archive { .. } => None,
-    })
 }

@@ -11,10 +11,10 @@ mod flight;
 mod locks;
 mod progress;
 mod slots;
+mod steps;
 
 pub use self::directory::{DirectoryError, into_directory};
-pub use self::error::{PullError, PullErrorKind, UnsupportedStep};
+pub use self::error::{PullError, PullErrorKind};
 pub use self::fetch::Fetcher;
-pub(crate) use self::fetch::add_steps;
 pub use self::flight::{Pulls, Waited};
 pub use self::progress::{Meter, Planned, Progress, Reading, Silent};

@@ -4,8 +4,10 @@
 mod calls;
 mod crash;
 mod directory;
+mod model;
 mod namespace;
 mod pulls;
+mod recipes;
 mod registry;
 mod trees;
 mod volumes;
