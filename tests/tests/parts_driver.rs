@@ -170,7 +170,9 @@ async fn bytes_that_are_there_are_mounted_for_who_may_have_them_alone() {
             );
         } else if path.is_file() {
             let bytes = std::fs::read(&path).expect("reads");
-            XX
+            for secret in &secrets {
+                assert!(!contains(&bytes, secret.as_bytes()), "{} has a password", path.display());
+            }
         }
     }
     for secret in &secrets {
