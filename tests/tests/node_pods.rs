@@ -407,9 +407,6 @@ fn a_volume_that_was_admitted_for_another_namespace_does_not_mount() {
     delete("sealed");
 }
 
-/// What the driver refuses as yet.
-const NOT_MOUNTED_YET: [&str; 1] = ["recipe-overlay.yaml"];
-
 #[test]
 fn every_example_runs() {
     let node = Node::get();
@@ -431,10 +428,6 @@ fn every_example_runs() {
     files.sort();
     for file in files.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "yaml"))
     {
-        if NOT_MOUNTED_YET.iter().any(|name| file.ends_with(name)) {
-            eprintln!("{}: NOT RUN, the driver does not do this yet", file.display());
-            continue;
-        }
         let text = std::fs::read_to_string(&file).expect("reads");
         for mut document in serde_saphyr::from_multiple::<Value>(&text).expect("YAML") {
             let namespace = format!("example-{}", file.file_stem().expect("a name").to_string_lossy());
