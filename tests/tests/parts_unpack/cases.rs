@@ -9,20 +9,21 @@ use oras_csi_tests::archive::{archive, entry, gzip, gzip_of, header, pax, zstd_o
 use oras_csi_tests::registry::Distribution;
 use oras_csi_tests::registry::raw::Raw;
 use serde_json::{Value, json};
+use tonic::Code;
 
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub const TITLE: &str = "org.opencontainers.image.title";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const TITLE: &str = "org.opencontainers.image.title";
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const TAR_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// A table that shrinks no longer tests what it did.
-pub const FEWEST: usize = 50;
+pub(crate) const FEWEST: usize = 50;
 
 /// How a pull ends.
 #[derive(Debug)]
-pub enum End {
+pub(crate) enum End {
     /// With these files and their content; `None` is a directory.
     Files(&'static [(&'static str, Option<&'static str>)]),
     /// Refused, in words with these in them.
@@ -35,55 +36,78 @@ pub enum End {
 
 impl End {
     /// The exit status of the command.
-    pub fn status(&self) -> i32 {
+    pub(crate) fn status(&self) -> i32 {
         match self {
             Self::Files(_) => 0,
             Self::NotFound(_) => 1,
             Self::Refused(_) | Self::Corrupt(_) => 4,
         }
     }
+
+    /// The code of the driver's answer.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Files(_) => Code::Ok,
+            Self::NotFound(_) => Code::NotFound,
+            Self::Refused(_) => Code::FailedPrecondition,
+            Self::Corrupt(_) => Code::DataLoss,
+        }
+    }
+
+    /// What the message says, where there is one.
+    pub(crate) fn words(&self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Files(_) => None,
+            Self::Refused(words) | Self::Corrupt(words) | Self::NotFound(words) => Some(words),
+        }
+    }
+
+    /// Compares names, contents and kinds; nothing that is found is special or privileged.
+    pub(crate) fn check_files(&self, root: &Path) -> Result<(), String> {
+        let Self::Files(expected) = self else { return Err("no files were expected".to_owned()) };
+        let mut found = BTreeMap::new();
+        let mut folders = vec![root.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).map_err(|error| error.to_string())? {
+                let path = entry.expect("an entry").path();
+                let metadata = path.symlink_metadata().expect("it is there");
+                if metadata.permissions().mode() & 0o7000 != 0 {
+                    return Err(format!("{} has {:o}", path.display(), metadata.permissions().mode()));
+                }
+                let at = path.strip_prefix(root).expect("below").to_str().expect("UTF-8").to_owned();
+                let content = if metadata.is_dir() {
+                    folders.push(path);
+                    None
+                } else if metadata.is_symlink() {
+                    Some(format!("-> {}", std::fs::read_link(&path).expect("a link").display()))
+                } else if metadata.is_file() {
+                    Some(std::fs::read_to_string(&path).expect("reads"))
+                } else {
+                    return Err(format!("{} is no file", path.display()));
+                };
+                found.insert(at, content);
+            }
+        }
+        let expected = expected.iter().map(|(at, text)| ((*at).to_owned(), text.map(str::to_owned)));
+        let expected: BTreeMap<_, _> = expected.collect();
+        if found == expected { Ok(()) } else { Err(format!("{found:?} instead of {expected:?}")) }
+    }
 }
 
 /// A manifest whose blobs are pushed, and what is done to the registry behind it.
-pub struct Pushed {
-    pub manifest: Vec<u8>,
-    pub media_type: &'static str,
-    pub then: Box<dyn Fn(&Distribution, &Raw)>,
+pub(crate) struct Pushed {
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) media_type: &'static str,
+    pub(crate) then: Box<dyn Fn(&Distribution, &Raw)>,
 }
 
-pub struct Case {
-    pub name: &'static str,
-    pub push: Box<dyn Fn(&Raw) -> Pushed>,
-    pub end: End,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) push: Box<dyn Fn(&Raw) -> Pushed>,
+    pub(crate) end: End,
 }
 
-/// Compares names, contents and kinds; nothing that is found is special or privileged.
-pub fn assert_files(name: &str, root: &Path, expected: &[(&str, Option<&str>)]) {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            let metadata = path.symlink_metadata().expect("it is there");
-            assert_eq!(metadata.permissions().mode() & 0o6000, 0, "{name}: {}", path.display());
-            let at = path.strip_prefix(root).expect("below").to_str().expect("UTF-8").to_owned();
-            if metadata.is_dir() {
-                found.insert(at, None);
-                folders.push(path);
-            } else if metadata.is_symlink() {
-                let target = std::fs::read_link(&path).expect("a link");
-                found.insert(at, Some(format!("-> {}", target.display())));
-            } else {
-                assert!(metadata.is_file(), "{name}: {} is no file", path.display());
-                found.insert(at, Some(std::fs::read_to_string(&path).expect("reads")));
-            }
-        }
-    }
-    let expected = expected.iter().map(|(at, text)| ((*at).to_owned(), text.map(str::to_owned)));
-    assert_eq!(found, expected.collect(), "{name}");
-}
-
-pub fn descriptor(media_type: &str, bytes: &[u8], title: Option<&str>) -> Value {
+pub(crate) fn descriptor(media_type: &str, bytes: &[u8], title: Option<&str>) -> Value {
     let mut descriptor =
         json!({"mediaType": media_type, "digest": Digest::sha256_of(bytes).to_string(), "size": bytes.len()});
     if let Some(title) = title {
@@ -92,7 +116,7 @@ pub fn descriptor(media_type: &str, bytes: &[u8], title: Option<&str>) -> Value 
     descriptor
 }
 
-pub fn manifest(layers: &[Value]) -> Value {
+pub(crate) fn manifest(layers: &[Value]) -> Value {
     json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -181,7 +205,7 @@ fn many(prefix: &str, count: usize) -> Vec<u8> {
 }
 
 /// All of them. `canary` is a folder outside, in which nothing may appear.
-pub fn all(canary: &Path) -> Vec<Case> {
+pub(crate) fn all(canary: &Path) -> Vec<Case> {
     let outside = canary.to_str().expect("UTF-8").to_owned();
     [titles_of_files(&outside), entries_of_archives(&outside), streams(), manifests()]
         .into_iter()
@@ -448,13 +472,13 @@ fn manifests() -> Vec<Case> {
             "a layer that is smaller than it says",
             |layer| layer["size"] = json!(1_000),
             nothing,
-            End::Refused(&["1000"]),
+            End::Corrupt(&["announced with 49 bytes", "manifest says 1000"]),
         ),
         changed(
             "a layer that is larger than it says",
             |layer| layer["size"] = json!(3),
             nothing,
-            End::Refused(&["3"]),
+            End::Corrupt(&["announced with 48 bytes", "manifest says 3"]),
         ),
         changed(
             "a layer of other bytes",

@@ -17,7 +17,7 @@ use oras_csi_tests::process::Running;
 use tonic::Status;
 use tonic::transport::Endpoint;
 
-pub struct Node {
+pub(crate) struct Node {
     folder: tempfile::TempDir,
     driver: Running,
     socket: PathBuf,
@@ -25,7 +25,7 @@ pub struct Node {
 
 impl Node {
     /// None where nobody may mount.
-    pub fn start(certs: &Path, flags: &[&str]) -> Option<Self> {
+    pub(crate) fn start(certs: &Path, flags: &[&str]) -> Option<Self> {
         let status = std::fs::read_to_string("/proc/self/status").expect("it is there");
         if !status.lines().any(|line| line.starts_with("Uid:\t0\t")) {
             assert!(std::env::var("CI").is_err(), "the driver mounts, which needs root");
@@ -53,7 +53,7 @@ impl Node {
     }
 
     /// Where a volume is to appear: kubelet makes the folder above it.
-    pub fn target(&self, name: &str) -> PathBuf {
+    pub(crate) fn target(&self, name: &str) -> PathBuf {
         let name: String = name.chars().map(|char| if char.is_alphanumeric() { char } else { '-' }).collect();
         let parent = self.folder.path().join("kubelet/pods").join(name);
         std::fs::create_dir_all(&parent).expect("makes");
@@ -66,7 +66,7 @@ impl Node {
         NodeClient::new(endpoint.connect().await.expect("it listens"))
     }
 
-    pub async fn publish(&self, volume: &str, target: &Path, digest: &Digest) -> Result<(), Status> {
+    pub(crate) async fn publish(&self, volume: &str, target: &Path, digest: &Digest) -> Result<(), Status> {
         let reference = Reference::parse("kind-registry:5000/hostile").expect("a reference");
         let step = Step::Add(Layer::new(reference.pin(digest.clone())));
         let recipe = PinnedRecipe::new(vec![step]).expect("a recipe");
@@ -86,28 +86,30 @@ impl Node {
         self.client().await.node_publish_volume(request).await.map(|_| ())
     }
 
-    pub async fn unpublish(&self, volume: &str, target: &Path) {
+    pub(crate) async fn unpublish(&self, volume: &str, target: &Path) {
         let target_path = target.to_str().expect("UTF-8").to_owned();
         let request = NodeUnpublishVolumeRequest { volume_id: volume.to_owned(), target_path };
         self.client().await.node_unpublish_volume(request).await.expect("it is there");
     }
 
     /// Nothing unfinished stays in the store. Who gave up a download clears away in a thread of its own.
-    pub async fn left_nothing(&self, name: &str) {
+    pub(crate) async fn left_nothing(&self) -> Result<(), String> {
         let tmp = self.folder.path().join("store/tmp");
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             let left = std::fs::read_dir(&tmp).expect("a folder").count();
             if left == 0 {
-                return;
+                return Ok(());
             }
-            assert!(Instant::now() < until, "{name}: {left} unfinished things are left in the store");
+            if Instant::now() > until {
+                return Err(format!("{left} unfinished things are left in the store"));
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// The most resident memory that the driver had, in MiB.
-    pub fn peak(&self) -> u64 {
+    pub(crate) fn peak(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.driver.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it is there");
         line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("a number") / 1024
