@@ -7,5 +7,7 @@ mod directory;
 mod namespace;
 mod pulls;
 mod registry;
+mod resumes;
+mod rights;
 mod trees;
 mod volumes;
