@@ -4,10 +4,12 @@
 mod calls;
 mod crash;
 mod directory;
+mod kubelet;
 mod namespace;
 mod pulls;
 mod registry;
 mod resumes;
 mod rights;
+mod scale;
 mod trees;
 mod volumes;
