@@ -34,6 +34,11 @@ pub(crate) struct Arguments {
     /// minutes.
     #[arg(long, value_name = "SECONDS", default_value_t = Settings::PUBLISH_WAIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=115))]
     publish_wait: u64,
+    /// How long a pod may still have what a registry let it have, while that registry cannot be asked. Nobody is given
+    /// what he was never let have, and nothing of this survives a start of the driver. Below ten minutes it changes
+    /// nothing: for so long an answer is not asked for again.
+    #[arg(long, value_name = "SECONDS", default_value_t = Settings::RIGHTS_GRACE.as_secs(), value_parser = clap::value_parser!(u64).range(..=2_592_000))]
+    rights_grace: u64,
     /// Where to serve /metrics and /healthz over plain http [default: nowhere].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -54,6 +59,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_seals(seals)
         .with_publish_wait(Duration::from_secs(arguments.publish_wait))
         .with_limits(arguments.limits.limits())
+        .with_rights_grace(Duration::from_secs(arguments.rights_grace))
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, patient_client(&hosts), stop)

@@ -136,7 +136,8 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
             let pulls = Pulls::new(fetcher, metrics.clone(), stop);
             let keyring = Keyring::new(settings.administrator().cloned());
             let (seals, wait) = (settings.seals().clone(), settings.publish_wait());
-            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, metrics);
+            let grace = settings.rights_grace();
+            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, grace, metrics);
             publisher.take_over().map_err(RunError::TakeOver)?;
             Ok(publisher)
         };

@@ -173,6 +173,7 @@ pub struct Settings {
     registration: Option<PathBuf>,
     limits: Limits,
     publish_wait: Duration,
+    rights_grace: Duration,
     metrics: Option<SocketAddr>,
     administrator: Option<Administrator>,
     seals: Seals,
@@ -183,6 +184,8 @@ impl Settings {
     pub const KUBELET_DIR: &'static str = "/var/lib/kubelet";
     /// How long a publish waits for a pull: a little less than the two minutes that kubelet waits.
     pub const PUBLISH_WAIT: Duration = Duration::from_secs(110);
+    /// How long a right counts that was confirmed, while its registry cannot be asked.
+    pub const RIGHTS_GRACE: Duration = Duration::from_hours(1);
 
     /// The defaults for the node `node_id` with kubelet's folder and the folder of the store.
     ///
@@ -196,6 +199,7 @@ impl Settings {
             registration: Some(kubelet_dir.join("plugins_registry").join(format!("{DRIVER}-reg.sock"))),
             limits: Limits::default(),
             publish_wait: Self::PUBLISH_WAIT,
+            rights_grace: Self::RIGHTS_GRACE,
             metrics: None,
             administrator: None,
             seals: Seals::NotNeeded,
@@ -227,6 +231,14 @@ impl Settings {
     #[must_use]
     pub fn with_publish_wait(mut self, wait: Duration) -> Self {
         self.publish_wait = wait;
+        self
+    }
+
+    /// Another time for which a right counts that a registry confirmed and cannot be asked for now. Zero: only what is
+    /// remembered anyway, for ten minutes.
+    #[must_use]
+    pub fn with_rights_grace(mut self, grace: Duration) -> Self {
+        self.rights_grace = grace;
         self
     }
 
@@ -279,6 +291,11 @@ impl Settings {
     /// How long a publish waits for a pull.
     pub fn publish_wait(&self) -> Duration {
         self.publish_wait
+    }
+
+    /// How long a right counts that cannot be asked for.
+    pub fn rights_grace(&self) -> Duration {
+        self.rights_grace
     }
 
     /// The administrator's credentials.

@@ -1,19 +1,24 @@
 //! Publishing: a canonical volume becomes a read-only mount at kubelet's path, and goes again.
 //!
 //! ```text
-//! request ─► seal ─► guard ─► look at the target ─► tree (store, else pull) ─► record ─► mount
+//! request ─► seal ─► guard ─► look at the target ─► right ─► tree (store, else pull) ─► record ─► mount
 //! ```
+//!
+//! Whether the pod may have the bytes is asked before anybody looks for them ([`rights`](RightError)). Three do without:
+//! what is mounted already; a volume that has a record of the same tree, as after a reboot of the node; and one whose
+//! seal names a cluster set, which is the administrator's word for everybody.
 //!
 //! Each step can be the last before a crash: see [`crate::records`] for why the next call repairs it.
 //! A publish that fails leaves neither a directory nor a record; the pull that it waited for goes on.
 
 mod guard;
 mod request;
+mod rights;
 mod seal;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oras_csi_core::registry::{Keyring, Source};
 use oras_csi_core::text::Shown;
@@ -21,11 +26,13 @@ use oras_csi_core::volume::VolumeError;
 
 pub use self::guard::Guards;
 pub use self::request::{PublishRequest, SecretError};
+pub use self::rights::RightError;
+use self::rights::Rights;
 pub use self::seal::{SealRefusal, Seals};
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
 use crate::pull::{PullError, Pulls, Reading, Waited};
-use crate::records::Records;
+use crate::records::{Record, Records};
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
 
@@ -52,6 +59,17 @@ pub enum PublishError {
     /// No webhook admitted it for this pod.
     #[error(transparent)]
     Seal(#[from] SealRefusal),
+    /// The pod may not have it, or nobody can say.
+    #[error(transparent)]
+    Right(#[from] RightError),
+    /// The question takes long.
+    #[error("asking the registries whether the pod may have {id} takes longer than {} s; it is tried again", .after.as_secs())]
+    Asking {
+        /// The volume's safe id.
+        id: String,
+        /// How long it has taken.
+        after: Duration,
+    },
     /// Another call for the same target.
     #[error("another call for {} is being worked on; it is tried again", .0.display())]
     Busy(PathBuf),
@@ -156,6 +174,7 @@ pub struct Publisher {
     pulls: Pulls,
     guards: Guards,
     keyring: Keyring,
+    rights: Rights,
     wait: Duration,
 }
 
@@ -171,25 +190,27 @@ struct Disk {
 /// What is at a target before a publish.
 enum Before {
     Mounted,
-    Ready,
-    ToPull,
+    /// A record says that it was mounted for this very volume.
+    Recorded,
+    Nothing,
 }
 
 impl Publisher {
     /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull. `keyring` has
-    /// what the administrator gave.
+    /// what the administrator gave; `grace` is how long a right counts that cannot be asked for.
     pub fn new(
         pulls: Pulls,
         mounter: Mounter,
         seals: Seals,
         keyring: Keyring,
         wait: Duration,
+        grace: Duration,
         metrics: Metrics,
     ) -> Self {
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
-        Self { disk, pulls, guards: Guards::default(), keyring, wait }
+        Self { disk, pulls, guards: Guards::default(), keyring, rights: Rights::new(grace), wait }
     }
 
     /// Reads what an earlier run recorded and compares it with what is mounted.
@@ -218,10 +239,30 @@ impl Publisher {
             let (request, key) = (request.clone(), key.clone());
             self.disk(move |disk| disk.before(&request, &key)).await?
         };
-        match before {
-            Before::Mounted => return Ok(Done::Already),
-            Before::Ready => {}
-            Before::ToPull => match self.pull(&request).await {
+        if matches!(before, Before::Mounted) {
+            return Ok(Done::Already);
+        }
+        let began = Instant::now();
+        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(self.keyring_of(&request))));
+        if matches!(before, Before::Nothing) && !self.disk.seals.vouch_for(&request) {
+            let asked = self.rights.check(&fetcher, request.secret(), request.recipe());
+            let asked = tokio::time::timeout(self.wait, asked).await;
+            let asked =
+                asked.map_err(|_| PublishError::Asking { id: request.id().to_owned(), after: self.wait })?;
+            if let Err(refused) = asked {
+                if matches!(refused, RightError::Refused(_)) {
+                    self.disk(move |disk| disk.forget_failed(&target)).await?;
+                }
+                return Err(refused.into());
+            }
+        }
+        let is_there = {
+            let key = key.clone();
+            self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await?
+        };
+        if !is_there {
+            let wait = self.wait.saturating_sub(began.elapsed());
+            match self.pulls.wait_for(request.recipe(), &fetcher, wait).await {
                 Waited::Ready(_) => {}
                 Waited::Pulling(reading) => {
                     return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
@@ -230,7 +271,7 @@ impl Publisher {
                     self.disk(move |disk| disk.forget_failed(&target)).await?;
                     return Err(PublishError::Pull(error));
                 }
-            },
+            }
         }
         // The guard goes with the work: a caller that hangs up does not let another in between.
         self.disk(move |disk| {
@@ -241,13 +282,12 @@ impl Publisher {
         Ok(Done::Now)
     }
 
-    /// Pulls in the name of the pod's secret, of the administrator and of nobody, in this order.
-    async fn pull(&self, request: &PublishRequest) -> Waited {
-        let mut keyring = self.keyring.clone();
-        if let Some(secret) = request.secret() {
-            keyring = keyring.with_secret(Source::OfVolume, secret.clone());
+    /// The pod's secret, then what the administrator gave, then nobody's.
+    fn keyring_of(&self, request: &PublishRequest) -> Keyring {
+        match request.secret() {
+            Some(secret) => self.keyring.clone().with_secret(Source::OfVolume, secret.clone()),
+            None => self.keyring.clone(),
         }
-        self.pulls.wait_for(request.recipe(), Arc::new(keyring), self.wait).await
     }
 
     /// Takes the volume away from its target. What is not there is gone already.
@@ -328,7 +368,10 @@ impl Disk {
             Found::NoParent => return Err(target.no_parent().into()),
             Found::Nothing | Found::Empty => {}
         }
-        Ok(if self.store.tree(key)?.is_some() { Before::Ready } else { Before::ToPull })
+        let is_same =
+            |record: &Record| record.volume() == request.volume() && record.tree().as_ref() == Some(key);
+        let recorded = self.records.get(target)?.is_some_and(|record| is_same(&record));
+        Ok(if recorded { Before::Recorded } else { Before::Nothing })
     }
 
     fn mount(&self, request: &PublishRequest, key: &TreeKey) -> Result<(), PublishError> {

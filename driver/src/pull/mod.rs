@@ -4,7 +4,9 @@
 //! is the command line's way, with the same store and the same unpacking.
 
 mod assemble;
+mod bring;
 mod directory;
+mod download;
 mod error;
 mod fetch;
 mod flight;

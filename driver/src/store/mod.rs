@@ -5,6 +5,7 @@
 //! ├── lock                  flock, exclusive, for as long as a process has the store open
 //! ├── format                "oras-csi store 1": the first thing that is written, refused if newer
 //! ├── tmp/NUMBER…           everything unfinished; emptied at start, under the lock
+//! ├── partial/              big blobs on their way (see `partial`); what nobody goes on with goes after a day
 //! ├── blobs/sha256/HEX      verified files: manifests, and layers that are one file (0444)
 //! ├── blobs/sha512/HEX
 //! ├── layers/KEY/           a tar layer, unpacked once
@@ -41,6 +42,8 @@
 mod blob;
 mod disk;
 mod key;
+mod partial;
+mod ranges;
 mod tree;
 
 use std::io::{self, Write};
@@ -54,6 +57,7 @@ use rustix::io::Errno;
 
 pub use self::disk::DiskError;
 pub use self::key::{LayerKey, TreeKey};
+pub(crate) use self::partial::{FORGOTTEN_AFTER, Next, Partial};
 pub use self::tree::{Layer, Made, Staging, Tree};
 use crate::class::ErrorClass;
 use crate::settings::Limits;
@@ -143,6 +147,7 @@ impl Store {
         }
         let store = Self { path, root, limits, kept: true, next: AtomicU64::new(0), _lock: lock };
         store.clear_unfinished()?;
+        store.forget_partials(FORGOTTEN_AFTER);
         Ok(store)
     }
 

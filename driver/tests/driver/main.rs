@@ -4,10 +4,14 @@
 mod calls;
 mod crash;
 mod directory;
+mod kubelet;
 mod model;
 mod namespace;
 mod pulls;
 mod recipes;
 mod registry;
+mod resumes;
+mod rights;
+mod scale;
 mod trees;
 mod volumes;

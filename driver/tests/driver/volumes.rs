@@ -328,40 +328,6 @@ async fn a_failure_that_nobody_waited_for_is_told_once() {
     driver.stop().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn fifty_pods_at_once_are_one_download() {
-    if !entered("volumes::fifty_pods_at_once_are_one_download") {
-        return;
-    }
-    let driver = Arc::new(Running::start().await);
-    let bytes = vec![7; 400_000];
-    let digest = Artifact::new(&driver.registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
-    let manifest = digest.clone();
-    let mut pods = tokio::task::JoinSet::new();
-    for number in 0..50 {
-        let (driver, digest) = (driver.clone(), digest.clone());
-        pods.spawn(async move {
-            let target = driver.target(&format!("pod-{number}"));
-            driver.publish(request(&format!("csi-{number}"), &target, &digest)).await.unwrap();
-            assert_eq!(fs::metadata(target.join("f")).unwrap().len(), 400_000);
-            target
-        });
-    }
-    let targets = pods.join_all().await;
-    assert_eq!(driver.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
-    assert_eq!(driver.registry.asked_for(&manifest), 1);
-    assert_eq!(driver.registry.asked(), 3);
-    assert_eq!(driver.records(), 50);
-    // Each target is its own volume: away with one, the others stay.
-    for target in &targets {
-        let name = target.parent().unwrap().file_name().unwrap().to_str().unwrap();
-        let volume = name.replace("pod", "csi");
-        driver.unpublish(&volume, target).await.unwrap();
-    }
-    assert_eq!(driver.records(), 0);
-    Arc::into_inner(driver).unwrap().stop().await.unwrap();
-}
-
 #[tokio::test]
 async fn kubelet_finds_and_registers_the_driver() {
     if !entered("volumes::kubelet_finds_and_registers_the_driver") {
