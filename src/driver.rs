@@ -10,6 +10,7 @@ use oras_csi_driver::settings::Settings;
 use crate::failure::{Failure, Status};
 use crate::registries::{RegistryOptions, patient_client};
 use crate::runtime::stopped_by_signal;
+use crate::storage::StorageOptions;
 
 /// Serves the CSI driver of a node: Identity and Node over a Unix socket, registered with kubelet.
 #[derive(Debug, Args)]
@@ -32,6 +33,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
+    storage: StorageOptions,
+    #[command(flatten)]
     registries: RegistryOptions,
 }
 
@@ -44,6 +47,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
         .with_seals(seals)
+        .with_watermarks(arguments.storage.watermarks()?)
+        .with_scrubbing(arguments.storage.scrubbing()?)
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, patient_client(&hosts), stop)

@@ -16,6 +16,8 @@ mod registries;
 mod registry;
 mod render;
 mod runtime;
+mod storage;
+mod store;
 mod terminal;
 mod webhook;
 

@@ -108,6 +108,9 @@ impl Fetcher {
         let steps = add_steps(recipe)?;
         let key = self.key(recipe);
         let _held = self.locks.hold(&format!("tree {key}")).await;
+        // Nothing of it is collected before it is in use.
+        let mut lease = self.store.lease();
+        lease.tree(&key);
         if let Some(tree) = self
             .blocking({
                 let key = key.clone();
@@ -120,6 +123,13 @@ impl Fetcher {
         let mut sources = Vec::with_capacity(steps.len());
         for step in steps {
             sources.push(self.read_step(step).await?);
+        }
+        for piece in sources.iter().flat_map(|source| &source.pieces) {
+            let digest = piece.descriptor().digest();
+            lease.blob(digest);
+            if let Content::Archive { shape, .. } = piece.content() {
+                lease.layer(&LayerKey::of(digest, shape));
+            }
         }
         let fetches = self.missing(&sources).await?;
         let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();

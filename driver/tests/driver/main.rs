@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, unreachable_pub)]
 
 mod calls;
+mod collecting;
 mod crash;
+mod damage;
 mod directory;
+mod disks;
+mod kills;
+mod many;
 mod namespace;
 mod pulls;
 mod registry;

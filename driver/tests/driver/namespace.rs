@@ -58,6 +58,29 @@ pub fn entered(name: &str) -> bool {
     false
 }
 
+/// The same in one kind of namespace alone: for what takes long and does not depend on the kind.
+pub fn entered_once(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if let Some(kind) = kinds().last() {
+        run("unshare", kind.flags(), name);
+    }
+    false
+}
+
+/// An empty file system in memory, with these options, which is there for as long as the test's namespace.
+pub fn in_memory(options: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    mount(&["-t", "tmpfs", "-o", options, "tmpfs"], folder.path());
+    folder
+}
+
+pub fn mount(arguments: &[&str], path: &std::path::Path) {
+    let output = Command::new("mount").args(arguments).arg(path).output().unwrap();
+    assert!(output.status.success(), "mount {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// The same, with the temporary directory on a file system that is mounted noexec, nosuid, nodev and
 /// noatime outside the user namespace that the test runs in: those flags are locked.
 pub fn entered_with_locked_flags(name: &str) -> bool {
@@ -85,6 +108,9 @@ fn run(program: &str, flags: &[&str], name: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} with {flags:?}:\n{text}\n{errors}");
     assert!(text.contains("1 passed"), "{name} is no test: {text}");
+    for line in text.lines().filter(|line| line.starts_with("measured: ")) {
+        println!("{name}: {line}");
+    }
 }
 
 pub fn this() -> PathBuf {
