@@ -139,7 +139,6 @@ impl Default for Metrics {
         registry.register("volumes", "Published volumes", Gauge::clone(&volumes));
         let holdings = Holdings::register(&mut registry);
         Self(Arc::new(Inner {
-            holdings,
             registry,
             publishes,
             unpublishes,
@@ -147,6 +146,7 @@ impl Default for Metrics {
             bytes,
             publish_seconds,
             volumes,
+            holdings,
         }))
     }
 }

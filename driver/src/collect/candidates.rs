@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use oras_csi_core::digest::Digest;
 
 use super::Roots;
-use crate::store::{DiskError, Inventory, Item, Leases, TreeKey};
+use crate::store::{DiskError, Inventory, Item, Leases, TreeKey, TreeNote};
 
 /// Something that may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Candidates {
         parts.extend(blobs.chain(layers).map(|(item, bytes)| (item, Part { needed: 0, bytes })));
         let mut waiting = Vec::new();
         for tree in &inventory.trees {
-            let mut own: Vec<Item> = tree.made.iter().flat_map(|made| made.parts()).collect();
+            let mut own: Vec<Item> = tree.made.iter().flat_map(TreeNote::parts).collect();
             own.sort_unstable();
             own.dedup();
             for part in &own {
@@ -101,7 +101,7 @@ impl Candidates {
     }
 
     /// The next one.
-    pub(super) fn next(&mut self) -> Option<Candidate> {
+    pub(super) fn pop(&mut self) -> Option<Candidate> {
         self.waiting.pop()
     }
 

@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::CWD;
 
-use self::candidates::{Candidate, Candidates, What};
+use self::candidates::{Candidates, What};
 pub(crate) use self::keeper::keep;
 pub(crate) use self::leaks::forget_gone;
 pub use self::roots::{Roots, RootsError};
@@ -73,7 +73,7 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
         // Nothing is lost for a pull that will not fit: a manifest may claim any size.
         return Ok(finish(store, done));
     }
-    while let Some(candidate) = candidates.next() {
+    while let Some(candidate) = candidates.pop() {
         let freed = candidates.take(&candidate, |part| remove(store, part, &mut done))?;
         done.bytes += freed;
         gauge.bytes = gauge.bytes.map(|bytes| bytes.saturating_sub(freed));

@@ -29,10 +29,10 @@ pub struct Roots {
 impl Roots {
     /// Reads records and mountinfo.
     pub fn read(layout: &Layout) -> Result<Self, RootsError> {
-        let mut roots = Self::default();
         // Records first: a publish writes its record before it mounts, an unpublish removes it afterwards.
-        roots.recorded =
+        let recorded =
             records::read_all(&layout.volumes())?.iter().filter_map(records::Record::tree).collect();
+        let mut roots = Self { recorded, ..Self::default() };
         for mount in mounted()? {
             roots.mounts += 1;
             match mount.aside() {

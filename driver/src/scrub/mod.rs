@@ -8,7 +8,7 @@
 //! ```
 //!
 //! One thread, at the lowest priority, at most so many bytes a second, past the page cache. It ends where it is when
-//! the driver stops; the next scrub begins with what the last one did not come to.
+//! the driver stops; each begins at another place, so that with a driver that restarts often everything has its turn.
 //!
 //! What is damaged is never mounted again. Pods that have it mounted keep it: to take a mount away would be worse
 //! than what a bit may do, and whoever is on call is told.
@@ -98,7 +98,8 @@ pub(crate) async fn keep(
     let Some(every) = schedule.every else { return stop.cancelled().await };
     let heal = Arc::new(heal);
     loop {
-        let ended = store.node_record().scrub.map_or(0, |scrub| scrub.ended);
+        // The first one is due when it would be had there been one when the store was made.
+        let ended = store.node_record().scrub.map_or_else(|| store.since(), |scrub| scrub.ended);
         let since = Duration::from_secs(now().saturating_sub(ended));
         tokio::select! {
             () = tokio::time::sleep(every.saturating_sub(since)) => {}
@@ -142,7 +143,8 @@ pub fn scrub(
 ) -> Result<ScrubReport, DiskError> {
     let mut pace = Slowly::new(schedule, stop);
     let mut report = ScrubReport { began: now(), ..ScrubReport::default() };
-    let inventory = Inventory::read(store.layout())?;
+    let mut inventory = Inventory::read(store.layout())?;
+    inventory.begin_at(report.began);
     for found in inventory.blobs() {
         let item = Item::Blob(found.digest().clone());
         let verdict = blob(store.layout(), found.digest(), &mut pace);

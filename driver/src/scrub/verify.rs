@@ -90,9 +90,9 @@ fn compared(folder: &std::path::Path, pace: &mut dyn Pace) -> Result<Verdict, Di
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(folder)) };
     Ok(match compare_sums(&root, &folder.join(SUMS), &mut Reader::from_disk(), pace)? {
         Compared::Same => Verdict::Good,
-        Compared::Differs(_) if !folder.exists() => Verdict::Gone,
+        // It may have been taken away while it was compared.
+        Compared::Differs(_) | Compared::NoSums if !folder.exists() => Verdict::Gone,
         Compared::Differs(found) => Verdict::Damaged(found),
-        Compared::NoSums if !folder.exists() => Verdict::Gone,
         Compared::NoSums => Verdict::NoSums,
         Compared::Stopped => Verdict::Stopped,
     })

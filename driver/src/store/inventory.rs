@@ -162,6 +162,20 @@ impl Inventory {
         Ok(found)
     }
 
+    /// Begins each list at another place.
+    pub(crate) fn begin_at(&mut self, number: u64) {
+        fn turn<T>(list: &mut [T], number: u64) {
+            if let Some(place) =
+                usize::try_from(number).ok().and_then(|number| number.checked_rem(list.len()))
+            {
+                list.rotate_left(place);
+            }
+        }
+        turn(&mut self.blobs, number);
+        turn(&mut self.layers, number);
+        turn(&mut self.trees, number);
+    }
+
     /// Trees by name.
     pub fn trees(&self) -> &[HeldTree] {
         &self.trees

@@ -92,6 +92,7 @@ pub(crate) use self::read::{Broken, Reader};
 pub(crate) use self::state::now;
 pub use self::state::{CollectionReport, Damage, NodeRecord, ScrubReport};
 pub(crate) use self::sums::{Compared, Which, compare as compare_sums, write as write_sums};
+pub(crate) use self::tree::TreeNote;
 pub use self::tree::{Layer, Made, Staging, Tree};
 pub(crate) use self::walk::walk;
 use crate::class::ErrorClass;
@@ -236,6 +237,13 @@ impl Store {
     /// The names of what is in it.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// When the store was made, or taken over from an older version, in seconds since 1970.
+    pub(crate) fn since(&self) -> u64 {
+        let made = std::fs::metadata(self.path.join("format")).and_then(|found| found.modified());
+        let made = made.ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
+        made.map_or(0, |made| made.as_secs())
     }
 
     /// Counts with these from now on.

@@ -139,7 +139,7 @@ pub fn names(folder: &Path) -> Vec<String> {
 pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = std::time::Instant::now();
     while !is_so().await {
-        assert!(begun.elapsed() < Duration::from_secs(60), "not in a minute: {what}");
+        assert!(begun.elapsed() < Duration::from_mins(1), "not in a minute: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -20,6 +20,9 @@ use crate::namespace::entered;
 use crate::registry::{Artifact, Memory, add, recipe};
 use crate::trees::Bench;
 
+type BreaksTree = fn(&Path);
+type BreaksTreeOrLayer = fn(&Path, &Path);
+
 /// A bit of a file changes, and nothing else: not even its time.
 fn flip(path: &Path) {
     let found = fs::metadata(path).unwrap();
@@ -45,8 +48,8 @@ async fn watched(folder: Arc<tempfile::TempDir>, registry: Arc<Memory>) -> Runni
     Running::start_with(folder, registry, watchful).await
 }
 
-fn the_only(folder: PathBuf) -> PathBuf {
-    let names = names(&folder);
+fn the_only(folder: &Path) -> PathBuf {
+    let names = names(folder);
     assert_eq!(names.len(), 1, "{names:?}");
     folder.join(&names[0])
 }
@@ -62,7 +65,7 @@ async fn a_flipped_bit_is_found_told_and_never_mounted_again() {
         let (first, second) = (driver.target("a"), driver.target("b"));
         driver.publish(request("csi-a", &first, &digest)).await.unwrap();
         let right = fs::read(first.join(file)).unwrap();
-        let tree = the_only(driver.store().join("trees"));
+        let tree = the_only(&driver.store().join("trees"));
         flip(&tree.join("files").join(file));
 
         let line = format!("oras_csi_driver_damaged_total{{kind=\"{kind}\"}} 1");
@@ -101,7 +104,7 @@ async fn a_damaged_tree_that_is_mounted_is_not_deleted() {
     let digest = driver.artifact(b"jar");
     let (first, second) = (driver.target("a"), driver.target("b"));
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
-    let tree = the_only(driver.store().join("trees"));
+    let tree = the_only(&driver.store().join("trees"));
     for damage in ["", "{}", "not json"] {
         fs::write(tree.join("tree.json"), damage).unwrap();
         driver.publish(request("csi-b", &second, &digest)).await.unwrap();
@@ -140,9 +143,8 @@ async fn what_a_power_cut_leaves_is_not_mounted() {
     let driver = Running::start().await;
     let digest = driver.artifact(b"a jar of bytes");
     let target = driver.target("a");
-    let tree = |driver: &Running| the_only(driver.store().join("trees"));
-    type Breaks = fn(&Path);
-    let breaks: [(&str, Breaks); 4] = [
+    let tree = |driver: &Running| the_only(&driver.store().join("trees"));
+    let breaks: [(&str, BreaksTree); 4] = [
         ("an empty file", |tree| fs::write(tree.join("files/app.jar"), "").unwrap()),
         ("a missing file", |tree| fs::remove_file(tree.join("files/conf/a.yaml")).unwrap()),
         ("no files at all", |tree| fs::remove_dir_all(tree.join("files")).unwrap()),
@@ -222,7 +224,7 @@ async fn a_store_of_format_one_is_taken_over() {
     let store = Store::open(&store, Limits::default()).unwrap();
     let scrub = || scrub(&store, &Schedule::default(), CancellationToken::new(), &|| ()).unwrap();
     assert_eq!((scrub().damaged, scrub().damaged), (0, 0));
-    let layer = the_only(store.path().join("layers"));
+    let layer = the_only(&store.path().join("layers"));
     flip(&layer.join("files/a.yaml"));
     assert_eq!(scrub().damaged, 1);
     assert!(Inventory::read(store.layout()).unwrap().trees().is_empty());
@@ -237,8 +239,7 @@ async fn a_scrub_finds_every_kind_of_damage_and_only_that() {
     let store = bench.fetcher.store().clone();
     let scrub = || scrub(&store, &Schedule::default(), CancellationToken::new(), &|| ()).unwrap();
     bench.pull(&healthy).await.unwrap();
-    type Breaks = fn(&Path, &Path);
-    let breaks: [(&str, Breaks); 6] = [
+    let breaks: [(&str, BreaksTreeOrLayer); 6] = [
         ("a blob", |tree, _| flip(&tree.join("files/f"))),
         ("a layer", |_, layer| flip(&layer.join("files/g"))),
         ("a mode", |_, layer| {
@@ -252,7 +253,7 @@ async fn a_scrub_finds_every_kind_of_damage_and_only_that() {
         let tree = bench.pull(&wanted).await.unwrap();
         assert_eq!(scrub().damaged, 0, "{name}: before");
         let root = bench.root(&tree);
-        broken(root.parent().unwrap(), &the_only(store.path().join("layers")));
+        broken(root.parent().unwrap(), &the_only(&store.path().join("layers")));
         assert_eq!(scrub().damaged, 1, "{name}");
         assert!(!root.exists(), "{name}: the tree is out of sight");
         let record = store.node_record();

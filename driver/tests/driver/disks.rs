@@ -30,8 +30,8 @@ async fn a_full_disk_is_told_and_recovers_by_itself() {
     driver.publish(request("csi-a", &first, &small)).await.unwrap();
     // Somebody else's bytes.
     let other = driver.folder.path().join("other");
-    let fill = |bytes: usize| fs::write(&other, vec![0; bytes]).unwrap();
-    fill(5 << 20);
+    let others = |bytes: usize| fs::write(&other, vec![0; bytes]).unwrap();
+    others(5 << 20);
     let noise: Vec<u8> = (0..4_u32 << 20).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     let file = Artifact::new(&driver.registry).file("f", &noise).push();
     let directory = Artifact::new(&driver.registry).directory("d", &[("f", &noise)]).push();
@@ -49,7 +49,7 @@ async fn a_full_disk_is_told_and_recovers_by_itself() {
     let _ = fs::write(driver.folder.path().join("rest"), vec![0; 4 << 20]);
     driver.unpublish("csi-a", &first).await.unwrap();
     fs::remove_file(driver.folder.path().join("rest")).unwrap();
-    fill(0);
+    others(0);
     for digest in [&file, &directory] {
         driver.publish(request("csi-b", &second, digest)).await.unwrap();
         let path = if digest == &file { "f" } else { "d/f" };

@@ -97,8 +97,11 @@ pub fn entered_with_locked_flags(name: &str) -> bool {
 }
 
 fn run(program: &str, flags: &[&str], name: &str) {
+    // Gone afterwards with whatever was mounted on folders in it: the namespace is gone by then.
+    let temporary = tempfile::tempdir().unwrap();
     let output = Command::new(program)
         .args(flags)
+        .env("TMPDIR", temporary.path())
         .arg(this())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")

@@ -25,6 +25,7 @@ pub enum Ended {
 
 /// Runs `command`, which prints [`READY`] and waits for a line; kills it as it is about to make its `at`-th
 /// call that changes something. Writes count where they go to a file beneath `folder`.
+#[expect(clippy::zombie_processes, reason = "the tracer waits for every thread of it")]
 pub fn run(command: &mut Command, folder: &Path, at: u64) -> Ended {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let main = Pid::from_raw(i32::try_from(child.id()).unwrap());
