@@ -44,6 +44,8 @@ pub enum Goal<'a> {
     Free(u64),
     /// Until the store has no more bytes than this.
     To(u64),
+    /// Until twice as much is free as at the beginning.
+    Twice,
     /// All that may go.
     All,
 }
@@ -56,7 +58,7 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
     let roots = Roots::read(store.layout())?;
     let mut done = CollectionReport::default();
     sweep_aside(store, &roots, &mut done)?;
-    let mut gauge = Gauge { store, goal, bytes: None };
+    let mut gauge = Gauge { store, goal, bytes: None, twice: free_bytes(store.root())?.saturating_mul(2) };
     if gauge.is_reached(true)? {
         return Ok(finish(store, done));
     }
@@ -82,6 +84,14 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
         }
     }
     Ok(finish(store, done))
+}
+
+/// After a pull that ran out of room in the middle: how much an archive unpacks to is not known before. Each time the
+/// next attempt finds twice as much room, for as long as there is something that nobody uses.
+pub(crate) fn make_more_room(store: &Store) {
+    if let Err(error) = collect(store, Goal::Twice, store.limits().minimum_age()) {
+        tracing::warn!(%error, "no more room can be made now");
+    }
 }
 
 /// Makes `wanted` bytes free, if that is possible by taking away what nobody uses. Whether it was is for the caller
@@ -176,6 +186,8 @@ struct Gauge<'a> {
     goal: Goal<'a>,
     /// How much the store has, once that was counted.
     bytes: Option<u64>,
+    /// Twice of what was free at the beginning.
+    twice: u64,
 }
 
 impl Gauge<'_> {
@@ -184,6 +196,7 @@ impl Gauge<'_> {
         Ok(match self.goal {
             Goal::All => false,
             Goal::Free(wanted) => free_bytes(self.store.root())? >= wanted,
+            Goal::Twice => free_bytes(self.store.root())? >= self.twice,
             Goal::To(most) => self.bytes.is_some_and(|bytes| bytes <= most),
             Goal::Watermarks(marks) => {
                 // A limit on the store itself can be looked at only once it was counted.

@@ -23,10 +23,10 @@ use oras_csi_core::volume::VolumeError;
 pub use self::guard::Guards;
 pub use self::request::{PublishRequest, SecretError};
 pub use self::seal::{SealRefusal, Seals};
-use crate::collect::forget_gone;
+use crate::collect::{forget_gone, make_more_room};
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
-use crate::pull::{PullError, Pulls, Reading, UnsupportedStep, Waited};
+use crate::pull::{PullError, PullErrorKind, Pulls, Reading, UnsupportedStep, Waited};
 use crate::records::Records;
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
@@ -275,13 +275,21 @@ impl Publisher {
         match before {
             Before::Mounted => return Ok(Done::Already),
             Before::Ready => {}
-            Before::ToPull => match self.pull(&request).await {
+            Before::ToPull => match self.pulled(&request, &key).await? {
                 Waited::Ready(_) => {}
                 Waited::Pulling(reading) => {
                     return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
                 }
                 Waited::Failed(error) => {
-                    self.disk(move |disk| disk.forget_failed(&target)).await?;
+                    let no_room = error.kind() == PullErrorKind::NoRoom;
+                    self.disk(move |disk| {
+                        disk.forget_failed(&target)?;
+                        if no_room {
+                            make_more_room(&disk.store);
+                        }
+                        Ok(())
+                    })
+                    .await?;
                     return Err(PublishError::Pull(error));
                 }
             },
@@ -293,6 +301,19 @@ impl Publisher {
         })
         .await?;
         Ok(Done::Now)
+    }
+
+    /// Pulls until the tree is there. A pull that another call began may have ended just before this one leased the
+    /// tree, and what it brought may be collected already: then it is pulled once more.
+    async fn pulled(&self, request: &PublishRequest, key: &TreeKey) -> Result<Waited, PublishError> {
+        let waited = self.pull(request).await;
+        if matches!(waited, Waited::Ready(_)) {
+            let key = key.clone();
+            if !self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
+                return Ok(self.pull(request).await);
+            }
+        }
+        Ok(waited)
     }
 
     /// Pulls in the name of the pod's secret, of the administrator and of nobody, in this order.

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 pub enum DiskError {
     /// No space, no inodes, or a quota.
     #[error(
-        "the disk with the store is full: cannot {step} {}: {source}. Make room on it, or give the store a larger one", .path.display()
+        "the disk with the store is full: cannot {step} {}: {source}. Make room on it (`df` and `df -i` say whether bytes or inodes are gone), or give the store a larger one", .path.display()
     )]
     Full {
         /// What was being done.

@@ -332,7 +332,8 @@ pub(crate) fn free_bytes(fd: impl AsFd) -> Result<u64, DiskError> {
 }
 
 fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, StoreError> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // Not to be written to: a disk that is made read-only must not wait for us.
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let lock = rustix::fs::openat(root, "lock", flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| DiskError::new("open", path.join("lock"), errno))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {

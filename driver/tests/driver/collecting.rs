@@ -140,7 +140,10 @@ async fn above_the_watermark_the_driver_collects_by_itself() {
         .with_marks("50".parse().unwrap(), "30".parse().unwrap())
         .with_age(Duration::ZERO)
         .with_every(Duration::from_millis(50));
-    let driver = Running::start_with(disk, Memory::new(), |settings| settings.with_watermarks(marks)).await;
+    let driver = Running::start_with(disk, Memory::new(), |settings| {
+        settings.with_limits(Limits::default().with_reserve(0)).with_watermarks(marks)
+    })
+    .await;
     let mut digests = Vec::new();
     for name in ["a", "b", "c"] {
         digests.push(Artifact::new(&driver.registry).file(name, &vec![name.as_bytes()[0]; 8 << 20]).push());

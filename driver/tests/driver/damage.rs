@@ -209,7 +209,7 @@ async fn a_store_of_format_one_is_taken_over() {
 
     // What is there is served, and nobody is asked for it.
     registry.down.store(true, Ordering::SeqCst);
-    let driver = Running::start_in(folder, registry.clone(), Duration::from_secs(20)).await;
+    let driver = Running::start_in(folder.clone(), registry.clone(), Duration::from_secs(20)).await;
     assert_eq!(fs::read_to_string(store.join("format")).unwrap(), "oras-csi store 2\n");
     assert_eq!(driver.records(), 1);
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();

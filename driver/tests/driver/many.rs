@@ -13,7 +13,7 @@ async fn two_thousand_volumes_are_taken_over_in_seconds() {
     if !entered_once("many::two_thousand_volumes_are_taken_over_in_seconds") {
         return;
     }
-    let disk = Arc::new(in_memory("size=256m"));
+    let disk = Arc::new(in_memory("size=1g"));
     let driver = Running::start_in(disk.clone(), Memory::new(), Duration::from_secs(20)).await;
     let digests = [driver.artifact(b"one"), driver.artifact(b"two")];
     let target = |driver: &Running, number: usize| driver.target(&format!("pod-{number}"));
