@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::{demo, driver, explain, pull, render, terminal, webhook};
+use crate::{demo, driver, explain, pull, render, store, terminal, webhook};
 
 /// OCI artifacts as volumes in Kubernetes: an admission webhook and a CSI driver that share one contract.
 ///
@@ -23,6 +23,7 @@ enum Command {
     Render(render::Arguments),
     Explain(explain::Arguments),
     Pull(pull::Arguments),
+    Store(store::Arguments),
     Demo(demo::Arguments),
 }
 
@@ -49,6 +50,10 @@ impl Cli {
             Command::Pull(arguments) => {
                 terminal::start_log("error");
                 block_on(pull::run(arguments))
+            }
+            Command::Store(arguments) => {
+                terminal::start_log("warn");
+                store::run(arguments)
             }
             // Enters namespaces first, which only a process with one thread can.
             Command::Demo(arguments) => demo::run(&arguments),

@@ -12,6 +12,7 @@ use crate::failure::{Failure, Status};
 use crate::limits::LimitOptions;
 use crate::registries::{RegistryOptions, patient_client};
 use crate::runtime::stopped_by_signal;
+use crate::storage::StorageOptions;
 
 /// Serves the CSI driver of a node: Identity and Node over a Unix socket, registered with kubelet.
 #[derive(Debug, Args)]
@@ -44,6 +45,7 @@ pub(crate) struct Arguments {
     metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     limits: LimitOptions,
+    storage: StorageOptions,
     #[command(flatten)]
     registries: RegistryOptions,
 }
@@ -60,6 +62,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_publish_wait(Duration::from_secs(arguments.publish_wait))
         .with_limits(arguments.limits.limits())
         .with_rights_grace(Duration::from_secs(arguments.rights_grace))
+        .with_watermarks(arguments.storage.watermarks()?)
+        .with_scrubbing(arguments.storage.scrubbing()?)
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, patient_client(&hosts), stop)

@@ -17,6 +17,8 @@ mod registries;
 mod registry;
 mod render;
 mod runtime;
+mod storage;
+mod store;
 mod terminal;
 mod webhook;
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use oras_csi_core::credentials::Administrator;
 use oras_csi_core::keys::DRIVER;
 
+use crate::collect::Watermarks;
 use crate::publish::Seals;
+use crate::scrub::Schedule;
 
 /// Limits on what is unpacked. Each has its own message when it is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,7 @@ pub struct Limits {
     streams_per_artifact: usize,
     slow_after: Duration,
     least_after: Duration,
+    minimum_age: Duration,
 }
 
 impl Default for Limits {
@@ -39,6 +42,7 @@ impl Default for Limits {
             streams_per_artifact: 4,
             slow_after: Duration::from_secs(10),
             least_after: Duration::from_mins(2),
+            minimum_age: Duration::from_mins(2),
         }
     }
 }
@@ -98,6 +102,18 @@ impl Limits {
     /// How long a blob may come with less than 4 KiB a second: two minutes.
     pub fn least_after(&self) -> Duration {
         self.least_after
+    }
+
+    /// What was used within this time is not collected for a pull that finds no room: two minutes.
+    pub fn minimum_age(&self) -> Duration {
+        self.minimum_age
+    }
+
+    /// The same limits with another age at which something may be collected.
+    #[must_use]
+    pub fn with_minimum_age(mut self, age: Duration) -> Self {
+        self.minimum_age = age;
+        self
     }
 
     /// The same limits with another patience: until a slow blob makes way, and until it is given up.
@@ -177,6 +193,8 @@ pub struct Settings {
     metrics: Option<SocketAddr>,
     administrator: Option<Administrator>,
     seals: Seals,
+    watermarks: Watermarks,
+    scrubbing: Schedule,
 }
 
 impl Settings {
@@ -203,6 +221,8 @@ impl Settings {
             metrics: None,
             administrator: None,
             seals: Seals::NotNeeded,
+            watermarks: Watermarks::default(),
+            scrubbing: Schedule::default(),
         }
     }
 
@@ -261,6 +281,31 @@ impl Settings {
     pub fn with_seals(mut self, seals: Seals) -> Self {
         self.seals = seals;
         self
+    }
+
+    /// When what nobody uses is taken away.
+    #[must_use]
+    pub fn with_watermarks(mut self, watermarks: Watermarks) -> Self {
+        self.watermarks = watermarks;
+        self.limits = self.limits.with_minimum_age(watermarks.age());
+        self
+    }
+
+    /// When everything at rest is compared with what it was.
+    #[must_use]
+    pub fn with_scrubbing(mut self, scrubbing: Schedule) -> Self {
+        self.scrubbing = scrubbing;
+        self
+    }
+
+    /// When what nobody uses is taken away.
+    pub fn watermarks(&self) -> &Watermarks {
+        &self.watermarks
+    }
+
+    /// When everything at rest is compared with what it was.
+    pub fn scrubbing(&self) -> &Schedule {
+        &self.scrubbing
     }
 
     /// The name of this node.

@@ -16,7 +16,8 @@ mod request;
 mod rights;
 mod seal;
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,10 @@ pub use self::request::{PublishRequest, SecretError};
 pub use self::rights::RightError;
 use self::rights::Rights;
 pub use self::seal::{SealRefusal, Seals};
+use crate::collect::{forget_gone, make_more_room};
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
-use crate::pull::{PullError, Pulls, Reading, Waited};
+use crate::pull::{Fetcher, PullError, PullErrorKind, Pulls, Reading, Waited};
 use crate::records::{Record, Records};
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
@@ -213,15 +215,59 @@ impl Publisher {
         Self { disk, pulls, guards: Guards::default(), keyring, rights: Rights::new(grace), wait }
     }
 
-    /// Reads what an earlier run recorded and compares it with what is mounted.
+    /// Reads what an earlier run recorded and compares it with what is mounted; forgets volumes whose pods are gone.
     pub fn take_over(&self) -> Result<(), PublishError> {
-        let records = self.disk.records.all()?;
-        let mounted = self.disk.mounter.mounted()?;
-        let gone = records.iter().filter(|record| !mounted.iter().any(|(path, _)| path == record.target()));
-        let (recorded, gone) = (records.len(), gone.count());
-        self.disk.metrics.volumes().set(i64::try_from(recorded).unwrap_or(i64::MAX));
-        tracing::info!(recorded, mounted = mounted.len(), gone, "took over the volumes of earlier runs");
+        let disk = &self.disk;
+        let forgotten = forget_gone(&disk.records, |target| disk.mounter.unpublish(target))?;
+        let records = disk.records.all()?;
+        let mounted = disk.mounter.mounted()?;
+        let points: HashSet<&Path> = mounted.iter().map(|(path, _)| path.as_path()).collect();
+        let gone = records.iter().filter(|record| !points.contains(record.target())).count();
+        let recorded = records.len();
+        disk.metrics.volumes().set(i64::try_from(recorded).unwrap_or(i64::MAX));
+        disk.metrics.mounts(mounted.len());
+        tracing::info!(
+            recorded,
+            mounted = mounted.len(),
+            gone,
+            forgotten,
+            "took over the volumes of earlier runs"
+        );
         Ok(())
+    }
+
+    /// Forgets volumes whose pods are gone since. Blocks.
+    pub(crate) fn tidy(&self) {
+        let disk = &self.disk;
+        match forget_gone(&disk.records, |target| disk.mounter.unpublish(target)) {
+            Ok(forgotten) => drop(disk.metrics.volumes().dec_by(i64::try_from(forgotten).unwrap_or(0))),
+            Err(error) => tracing::warn!(%error, "volumes whose pods are gone cannot be told"),
+        }
+    }
+
+    /// Fetches again what was set aside and is mounted, with the administrator's credentials: whoever asks next
+    /// finds it. What cannot be fetched so is fetched when somebody asks, with theirs.
+    pub(crate) async fn heal(self: Arc<Self>) {
+        let missing = self.disk(|disk| {
+            let mut missing = Vec::new();
+            for record in disk.records.all()? {
+                let there = record.tree().is_none_or(|key| disk.store.layout().tree(&key).exists());
+                missing.extend(record.recipe().filter(|_| !there));
+            }
+            Ok(missing)
+        });
+        let Ok(missing) = missing.await else { return };
+        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(self.keyring.clone())));
+        let mut seen = HashSet::new();
+        for recipe in missing {
+            let key = self.pulls.fetcher().key(&recipe);
+            if !seen.insert(key.clone()) {
+                continue;
+            }
+            let waited = self.pulls.wait_for(&recipe, &fetcher, self.wait).await;
+            let healed = matches!(waited, Waited::Ready(_));
+            tracing::info!(tree = %key, healed, "fetched again what is mounted and was found damaged");
+        }
     }
 
     /// Makes the volume appear at its target. Doing it twice is doing it once.
@@ -235,6 +281,9 @@ impl Publisher {
         let busy = || PublishError::Busy(target.path().to_owned());
         let guard = self.guards.take(target.path()).ok_or_else(busy)?;
         let key = self.pulls.fetcher().key(request.recipe());
+        // From before anybody looks for the tree until its record is written nobody takes it away.
+        let mut lease = self.disk.store.lease();
+        lease.tree(&key);
         let before = {
             let (request, key) = (request.clone(), key.clone());
             self.disk(move |disk| disk.before(&request, &key)).await?
@@ -260,22 +309,31 @@ impl Publisher {
             let key = key.clone();
             self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await?
         };
+        self.disk.metrics.looked_up(is_there);
         if !is_there {
             let wait = self.wait.saturating_sub(began.elapsed());
-            match self.pulls.wait_for(request.recipe(), &fetcher, wait).await {
+            match self.pulled(&request, &key, &fetcher, wait).await? {
                 Waited::Ready(_) => {}
                 Waited::Pulling(reading) => {
                     return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
                 }
                 Waited::Failed(error) => {
-                    self.disk(move |disk| disk.forget_failed(&target)).await?;
+                    let no_room = error.kind() == PullErrorKind::NoRoom;
+                    self.disk(move |disk| {
+                        disk.forget_failed(&target)?;
+                        if no_room {
+                            make_more_room(&disk.store);
+                        }
+                        Ok(())
+                    })
+                    .await?;
                     return Err(PublishError::Pull(error));
                 }
             }
         }
         // The guard goes with the work: a caller that hangs up does not let another in between.
         self.disk(move |disk| {
-            let _guard = guard;
+            let _held = (guard, lease);
             disk.mount(&request, &key)
         })
         .await?;
@@ -288,6 +346,25 @@ impl Publisher {
             Some(secret) => self.keyring.clone().with_secret(Source::OfVolume, secret.clone()),
             None => self.keyring.clone(),
         }
+    }
+
+    /// Pulls until the tree is there. A pull that another call began may have ended just before this one leased the
+    /// tree, and what it brought may be collected already: then it is pulled once more.
+    async fn pulled(
+        &self,
+        request: &PublishRequest,
+        key: &TreeKey,
+        fetcher: &Arc<Fetcher>,
+        wait: Duration,
+    ) -> Result<Waited, PublishError> {
+        let waited = self.pulls.wait_for(request.recipe(), fetcher, wait).await;
+        if matches!(waited, Waited::Ready(_)) {
+            let key = key.clone();
+            if !self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
+                return Ok(self.pulls.wait_for(request.recipe(), fetcher, wait).await);
+            }
+        }
+        Ok(waited)
     }
 
     /// Takes the volume away from its target. What is not there is gone already.
@@ -382,6 +459,7 @@ impl Disk {
             self.records.remove(target)?;
             return Err(error.into());
         }
+        self.store.used(key);
         if !known {
             self.metrics.volumes().inc();
         }
@@ -408,8 +486,10 @@ impl Disk {
             return Err(UnpublishError::Other { target: target.path().to_owned(), found });
         }
         self.mounter.unpublish(target)?;
-        if record.is_none() {
-            return Ok(Done::Already);
+        let Some(record) = record else { return Ok(Done::Already) };
+        // From now on it counts as unused.
+        if let Some(key) = record.tree() {
+            self.store.used(&key);
         }
         self.records.remove(target)?;
         self.metrics.volumes().dec();
@@ -426,6 +506,7 @@ impl Disk {
             Found::Mounted { tree: mounted, .. } if mounted == tree => {}
             _ => return Err(missing()),
         }
-        self.store.tree(&tree)?.map(|tree| tree.totals()).ok_or_else(missing)
+        let there = self.store.tree(&tree)?.map(|tree| tree.totals());
+        there.or_else(|| self.store.totals_aside(&tree)).ok_or_else(missing)
     }
 }

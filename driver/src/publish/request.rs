@@ -108,7 +108,7 @@ impl PublishRequest {
 
     /// What is written down about it once it has this tree.
     pub(super) fn record(&self, key: &TreeKey) -> Record {
-        Record::new(self.volume(), self.target(), key, self.id(), self.namespace())
+        Record::new(self.volume(), self.target(), key, self.id(), self.namespace()).with_recipe(self.recipe())
     }
 
     /// The volume's safe id.

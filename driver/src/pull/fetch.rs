@@ -113,6 +113,9 @@ impl Fetcher {
         // Whoever has the same from another registry does not wait for this one.
         let names = recipe.references().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let _held = self.shared.locks.hold(&format!("tree {key} of {names}")).await;
+        // Nothing of it is collected before it is in use.
+        let mut lease = self.store.lease();
+        lease.tree(&key);
         if let Some(tree) = self
             .blocking({
                 let key = key.clone();
@@ -123,6 +126,13 @@ impl Fetcher {
             return Ok(tree);
         }
         let steps = self.read_steps(recipe).await?;
+        for piece in steps.iter().filter_map(Work::source).flat_map(Source::pieces) {
+            let digest = piece.descriptor().digest();
+            lease.blob(digest);
+            if let Content::Archive { shape, .. } = piece.content() {
+                lease.layer(&LayerKey::of(digest, shape));
+            }
+        }
         let fetches = self.missing(&steps).await?;
         let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&announced);

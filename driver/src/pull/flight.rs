@@ -134,6 +134,7 @@ impl Pulls {
                 Ok(tree) => {
                     let bytes = tree.totals().bytes;
                     tracing::info!(tree = %key, bytes, seconds, "pulled");
+                    metrics.pull_took(bytes, seconds);
                 }
                 Err(error) => tracing::warn!(tree = %key, %error, seconds, "a pull failed"),
             }

@@ -32,7 +32,11 @@ impl Bench {
     }
 
     pub fn with(limits: Limits) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::inside(tempfile::tempdir().unwrap(), limits)
+    }
+
+    /// With the store in this folder.
+    pub fn inside(folder: TempDir, limits: Limits) -> Self {
         let registry = Memory::new();
         let store = Store::open(&folder.path().join("store"), limits).unwrap();
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
@@ -54,6 +58,12 @@ impl Bench {
             assert_eq!(self.names("trees"), Vec::<String>::new());
         }
         result
+    }
+
+    /// Why a pull fails, where there are other trees already.
+    pub async fn fetcher_error(&self, recipe: &PinnedRecipe) -> PullError {
+        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        self.fetcher.tree(recipe, &progress).await.unwrap_err()
     }
 
     fn names(&self, folder: &str) -> Vec<String> {

@@ -178,15 +178,15 @@ async fn a_publish_that_fails_leaves_nothing() {
     // What is in the store needs no registry.
     driver.registry.down.store(true, Ordering::SeqCst);
     driver.publish(request("csi-2", &driver.target("b"), &good)).await.unwrap();
-    // A mount that fails after everything else went well.
-    let trees = fs::read_dir(driver.store().join("trees")).unwrap();
-    for tree in trees {
-        fs::remove_dir_all(tree.unwrap().path().join("files")).unwrap();
-    }
+    // A mount that fails after everything else went well: kubelet's folder cannot be written to.
     let (recorded, target) = (driver.records(), driver.target("c"));
+    let parent = target.parent().unwrap();
+    crate::namespace::mount(&["--bind", parent.to_str().unwrap()], parent);
+    crate::namespace::mount(&["-o", "remount,bind,ro"], parent);
     let status = driver.publish(request("csi-3", &target, &good)).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal, "{status}");
     assert!(!target.exists() && driver.records() == recorded);
+    assert!(Command::new("umount").arg(parent).status().unwrap().success());
     driver.stop().await.unwrap();
 }
 
