@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::{demo, driver, explain, patch, pull, recipe, render, terminal, webhook};
+use crate::{demo, driver, explain, patch, pull, recipe, render, store, terminal, webhook};
 
 /// OCI artifacts as volumes in Kubernetes: an admission webhook and a CSI driver that share one contract.
 ///
@@ -25,6 +25,7 @@ enum Command {
     Pull(pull::Arguments),
     Patch(patch::Arguments),
     Recipe(recipe::Arguments),
+    Store(store::Arguments),
     Demo(demo::Arguments),
 }
 
@@ -59,6 +60,10 @@ impl Cli {
             Command::Recipe(arguments) => {
                 terminal::start_log("error");
                 block_on(recipe::run(arguments))
+            }
+            Command::Store(arguments) => {
+                terminal::start_log("warn");
+                store::run(arguments)
             }
             // Enters namespaces first, which only a process with one thread can.
             Command::Demo(arguments) => demo::run(&arguments),

@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
 
 use crate::failure::{Failure, Status};
+use crate::limits::LimitOptions;
 use crate::registries::{RegistryOptions, patient_client};
 use crate::runtime::stopped_by_signal;
+use crate::storage::StorageOptions;
 
 /// Serves the CSI driver of a node: Identity and Node over a Unix socket, registered with kubelet.
 #[derive(Debug, Args)]
@@ -28,9 +31,22 @@ pub(crate) struct Arguments {
     /// of them for the namespace of their pod [default: stand-alone, any canonical volume is mounted for any pod].
     #[arg(long, value_name = "DIR")]
     seal_keys: Option<PathBuf>,
+    /// How long a publish waits for a pull before it answers how far that is, and kubelet asks again. Kubelet waits two
+    /// minutes.
+    #[arg(long, value_name = "SECONDS", default_value_t = Settings::PUBLISH_WAIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=115))]
+    publish_wait: u64,
+    /// How long a pod may still have what a registry let it have, while that registry cannot be asked. Nobody is given
+    /// what he was never let have, and nothing of this survives a start of the driver. Below ten minutes it changes
+    /// nothing: for so long an answer is not asked for again.
+    #[arg(long, value_name = "SECONDS", default_value_t = Settings::RIGHTS_GRACE.as_secs(), value_parser = clap::value_parser!(u64).range(..=2_592_000))]
+    rights_grace: u64,
     /// Where to serve /metrics and /healthz over plain http [default: nowhere].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    limits: LimitOptions,
+    #[command(flatten)]
+    storage: StorageOptions,
     #[command(flatten)]
     registries: RegistryOptions,
 }
@@ -44,6 +60,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
         .with_seals(seals)
+        .with_publish_wait(Duration::from_secs(arguments.publish_wait))
+        .with_limits(arguments.limits.limits())
+        .with_rights_grace(Duration::from_secs(arguments.rights_grace))
+        .with_watermarks(arguments.storage.watermarks()?)
+        .with_scrubbing(arguments.storage.scrubbing()?)
         .with_administrator(arguments.registries.administrator()?);
     let stop = stopped_by_signal();
     oras_csi_driver::run(settings, patient_client(&hosts), stop)

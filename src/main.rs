@@ -9,6 +9,7 @@ mod documents;
 mod driver;
 mod explain;
 mod failure;
+mod limits;
 mod lock;
 mod patch;
 mod policies;
@@ -18,6 +19,8 @@ mod registries;
 mod registry;
 mod render;
 mod runtime;
+mod storage;
+mod store;
 mod terminal;
 mod webhook;
 

@@ -14,12 +14,12 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_driver::pull::{Fetcher, Progress, into_directory};
-use oras_csi_driver::settings::Limits;
 use oras_csi_driver::store::Store;
 
 use self::progress::Shown;
 use crate::documents::read_text;
 use crate::failure::{Failure, Status};
+use crate::limits::LimitOptions;
 use crate::registries::{RegistryOptions, access, patient_client, pin};
 use crate::runtime::interrupted;
 
@@ -47,6 +47,8 @@ pub(crate) struct Arguments {
     /// Speak plain http to the registries that are named, whatever their address: for a try at the prompt.
     #[arg(long)]
     plain_http: bool,
+    #[command(flatten)]
+    limits: LimitOptions,
     #[command(flatten)]
     registries: RegistryOptions,
 }
@@ -91,8 +93,9 @@ async fn pull(arguments: Arguments, behind: &mut Behind) -> Result<(), Failure> 
     let recipe = pin(registry.as_ref(), &recipe).await?;
 
     let cannot = |path: &Path, error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
+    let limits = arguments.limits.limits();
     let open = |folder: &Path| {
-        let store = Store::open(folder, Limits::default());
+        let store = Store::open(folder, limits);
         store.map_err(|error| Failure::new(Status::from(error.class()), error))
     };
     let store = if let Some(folder) = &arguments.store {

@@ -116,11 +116,9 @@ async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
 
 async fn show(text: &str, options: &Options) -> Result<(), Failure> {
     let hosts = options.registries.hosts()?;
-    let reference =
-        Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
     let hosts = options.hosts(hosts, [&reference]);
-    let registry: Arc<dyn Registry> =
-        access(patient_client(&hosts), options.registries.own_credentials()?);
+    let registry: Arc<dyn Registry> = access(patient_client(&hosts), options.registries.own_credentials()?);
     let digest = match reference.digest() {
         Some(digest) => digest.clone(),
         None => digest_of(registry.as_ref(), &reference).await?,

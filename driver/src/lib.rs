@@ -1,7 +1,7 @@
 //! The CSI node driver of oras-csi: canonical volumes become read-only mounts.
 //!
 //! ```text
-//! kubelet ── NodePublishVolume ──► node ──► publish ──► pull ──► store
+//! kubelet ── NodePublishVolume ──► node ──► publish ──► pull ──► store ◄── collect, scrub
 //!    │                              │          │          └──► unpack
 //!    │                              │          ├──► records
 //!    │                           status        └──► mount ──► /var/lib/kubelet/pods/…/mount
@@ -30,6 +30,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod class;
+pub mod collect;
 pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
@@ -37,6 +38,7 @@ pub mod proto;
 pub mod publish;
 pub mod pull;
 pub mod records;
+pub mod scrub;
 pub mod settings;
 pub mod socket;
 pub mod store;

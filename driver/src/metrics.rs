@@ -1,6 +1,8 @@
 //! What the driver counts, for Prometheus. Labels come from closed sets; no name of a volume, a pod or a
 //! registry ever becomes one.
 
+mod holdings;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -11,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use self::holdings::Holdings;
 use crate::pull::PullErrorKind;
 
 /// How a call ended.
@@ -119,6 +122,7 @@ struct Inner {
     bytes: Counter<u64, AtomicU64>,
     publish_seconds: Histogram,
     volumes: Gauge,
+    holdings: Holdings,
 }
 
 impl Default for Metrics {
@@ -133,7 +137,17 @@ impl Default for Metrics {
         registry.register("pulled_bytes", "Bytes that came from registries", Counter::clone(&bytes));
         registry.register("publish_seconds", "Time of a NodePublishVolume call", publish_seconds.clone());
         registry.register("volumes", "Published volumes", Gauge::clone(&volumes));
-        Self(Arc::new(Inner { registry, publishes, unpublishes, pulls, bytes, publish_seconds, volumes }))
+        let holdings = Holdings::register(&mut registry);
+        Self(Arc::new(Inner {
+            registry,
+            publishes,
+            unpublishes,
+            pulls,
+            bytes,
+            publish_seconds,
+            volumes,
+            holdings,
+        }))
     }
 }
 

@@ -23,17 +23,18 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, StatVfsMountFlags, Statx, StatxAttributes, StatxFlags,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change,
     mount_remount, move_mount, open_tree, unmount,
 };
 
-use crate::mountinfo::{self, MountEntry};
+use crate::mountinfo::{self, MountEntry, MountedTree};
 use crate::store::{Store, Tree, TreeKey};
 
 /// The flags that every mount of ours has.
@@ -202,7 +203,7 @@ impl Mounter {
         let kept =
             rustix::fs::statvfs(readonly).map_err(|errno| MountError::new("look at", readonly, errno))?;
         let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-        if kept.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC) {
+        if kept.f_flag.contains(StatVfsMountFlags::NOEXEC) {
             flags |= MountFlags::NOEXEC;
         }
         // Naming no atime flag keeps the one there is, which may be locked.
@@ -264,12 +265,8 @@ impl Mounter {
         let path = target.path();
         move_mount(clone, "", parent, &target.name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(|errno| MountError::new("mount a volume at", path, errno))?;
-        let checked = match look_in(parent, target) {
-            Ok(Found::Mounted { flags: Ok(()), .. }) => return Ok(()),
-            Ok(Found::Mounted { flags: Err(found), .. }) => {
-                Err(MountError::Flags { path: path.to_owned(), found })
-            }
-            Ok(_) => Err(MountError::Foreign { path: path.to_owned(), found: "not what was just mounted" }),
+        let checked = match check_mounted(clone, parent, target) {
+            Ok(()) => return Ok(()),
             Err(error) => Err(error),
         };
         let _ = unmount(through(parent, &target.name), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
@@ -312,20 +309,45 @@ impl Mounter {
 
     /// Every mount of one of our trees in this mount namespace.
     pub fn mounted(&self) -> Result<Vec<(PathBuf, TreeKey)>, MountError> {
-        let text = read_mountinfo()?;
-        Ok(mountinfo::all(&text)
-            .filter_map(|entry| Some((entry.point().to_owned(), tree_of(&entry)?)))
+        Ok(mounted()?
+            .into_iter()
+            .map(|mounted| (mounted.point().to_owned(), mounted.tree().clone()))
             .collect())
     }
+}
+
+/// Every mount of a tree, of whatever store, in this mount namespace.
+pub fn mounted() -> Result<Vec<MountedTree>, MountError> {
+    let text = read_mountinfo()?;
+    Ok(mountinfo::all(&text).filter_map(|entry| entry.tree()).collect())
+}
+
+/// Whether what is at a target now is what was just mounted, with its flags. Asks the mount itself: mountinfo grows
+/// with every volume of the node, and reading it would make each publish dearer than the one before.
+fn check_mounted(clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(), MountError> {
+    let path = target.path();
+    let failed = |step| move |errno| MountError::new(step, path, errno);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::openat(parent, &target.name, flags, Mode::empty()).map_err(failed("open"))?;
+    let number = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|found| (found.st_dev, found.st_ino));
+    if number(&found).map_err(failed("look at"))? != number(clone).map_err(failed("look at"))? {
+        return Err(MountError::Foreign { path: path.to_owned(), found: "not what was just mounted" });
+    }
+    let flags = rustix::fs::fstatvfs(&found).map_err(failed("look at"))?.f_flag;
+    let wanted = StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
+    if flags.contains(wanted) {
+        return Ok(());
+    }
+    Err(MountError::Flags { path: path.to_owned(), found: format!("{flags:?}") })
 }
 
 fn look_in(parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
     let Some(found) = statx(parent, &target.name, target.path())? else { return Ok(Found::Nothing) };
     if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         let entry = entry(&found, target.path())?;
-        return Ok(match tree_of(&entry) {
+        return Ok(match entry.tree() {
             None => Found::ForeignMount,
-            Some(tree) => Found::Mounted { tree, flags: has_flags(&entry) },
+            Some(mounted) => Found::Mounted { tree: mounted.tree().clone(), flags: has_flags(&entry) },
         });
     }
     Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
@@ -334,17 +356,6 @@ fn look_in(parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
         FileType::Symlink => Found::Other("a symbolic link"),
         _ => Found::Other("a file"),
     })
-}
-
-/// Which tree a mount is of: its root is `trees/KEY/files`. Of which store is not asked: one whose folder
-/// was moved in the settings must still be unmounted.
-fn tree_of(entry: &MountEntry) -> Option<TreeKey> {
-    // A directory that was removed while it was mounted has this behind its path.
-    let root = entry.root().as_os_str().as_bytes();
-    let root = root.strip_suffix(b"//deleted").unwrap_or(root);
-    let mut names = Path::new(OsStr::from_bytes(root)).components().rev().map(Component::as_os_str);
-    let (files, key, folder) = (names.next()?, names.next()?, names.next()?);
-    if files == "files" && folder == "trees" { TreeKey::parse(key.to_str()?) } else { None }
 }
 
 impl Drop for Mounter {

@@ -2,7 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+use crate::store::{TreeKey, tree_of_name};
 
 /// One line: a mount of this process's mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +48,53 @@ impl MountEntry {
         self.options.split(',').any(|given| given == option)
     }
 
+    /// The tree that it is a mount of, if of one. Of which store is not asked: one whose folder was moved in the
+    /// settings must still be unmounted.
+    ///
+    /// The root is `trees/KEY/files`, or `set-aside/KEY.N/files` once the tree was found damaged: the kernel says
+    /// what a directory is called now.
+    pub fn tree(&self) -> Option<MountedTree> {
+        // A directory that was removed while it was mounted has this behind its path.
+        let root = self.root.as_os_str().as_bytes();
+        let root = root.strip_suffix(b"//deleted").unwrap_or(root);
+        let mut names = Path::new(OsStr::from_bytes(root)).components().rev().map(Component::as_os_str);
+        let (files, name, folder) = (names.next()?, names.next()?.to_str()?, names.next()?);
+        let (tree, aside) = match folder.to_str()? {
+            "trees" if files == "files" => (TreeKey::parse(name)?, None),
+            "set-aside" if files == "files" => (tree_of_name(name)?, Some(name.to_owned())),
+            _ => return None,
+        };
+        Some(MountedTree { point: self.point.clone(), tree, aside })
+    }
+
     /// The mount's own flags, as text.
     pub fn options(&self) -> &str {
         &self.options
+    }
+}
+
+/// A mount of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedTree {
+    point: PathBuf,
+    tree: TreeKey,
+    aside: Option<String>,
+}
+
+impl MountedTree {
+    /// Where it is mounted.
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// Which tree it is of.
+    pub fn tree(&self) -> &TreeKey {
+        &self.tree
+    }
+
+    /// Its name in `set-aside`, if the tree was found damaged since.
+    pub fn aside(&self) -> Option<&str> {
+        self.aside.as_deref()
     }
 }
 
@@ -107,6 +153,24 @@ mod tests {
         assert_eq!(find(TEXT, 12), None);
         assert_eq!(find(TEXT, 2), None);
         assert_eq!(find(TEXT, 27).unwrap().point(), Path::new("/"));
+    }
+
+    #[test]
+    fn a_tree_is_known_by_its_root_wherever_it_is() {
+        let key = "ab".repeat(32);
+        let tree = |root: &str| {
+            let line = format!("127 27 254:0 {root} /pods/a ro - ext4 /dev/vda rw");
+            MountEntry::parse(line.as_bytes()).unwrap().tree().map(|found| found.aside().map(str::to_owned))
+        };
+        assert_eq!(tree(&format!("/s/trees/{key}/files")), Some(None));
+        assert_eq!(tree(&format!("/trees/{key}/files//deleted")), Some(None));
+        let aside = format!("{key}.3");
+        assert_eq!(tree(&format!("/s/set-aside/{aside}/files")), Some(Some(aside)));
+        for other in ["/", "/trees", "/s/trees/ab/files", "/s/set-aside/ab.0/files", "/s/tmp/7/files"] {
+            assert_eq!(tree(other), None, "{other}");
+        }
+        assert_eq!(tree(&format!("/s/trees/{key}/files/deeper")), None);
+        assert_eq!(tree(&format!("/s/other/{key}/files")), None);
     }
 
     #[test]

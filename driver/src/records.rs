@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::recipe::PinnedRecipe;
 use serde::{Deserialize, Serialize};
 
 use crate::mount::Target;
@@ -22,6 +23,9 @@ pub struct Record {
     tree: String,
     id: String,
     namespace: String,
+    /// What is in it, so that a tree that was damaged can be fetched again before anybody asks. Format 1 had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recipe: Option<String>,
 }
 
 impl Record {
@@ -33,7 +37,30 @@ impl Record {
             tree: tree.to_string(),
             id: id.to_owned(),
             namespace: namespace.to_owned(),
+            recipe: None,
         }
+    }
+
+    /// The same with what is in it.
+    #[must_use]
+    pub fn with_recipe(mut self, recipe: &PinnedRecipe) -> Self {
+        self.recipe = Some(recipe.to_json().to_owned());
+        self
+    }
+
+    /// The volume's safe id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The namespace of its pod.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// What is in it, where that was written down.
+    pub fn recipe(&self) -> Option<PinnedRecipe> {
+        PinnedRecipe::from_json(self.recipe.as_ref()?).ok()
     }
 
     /// Kubelet's handle.
@@ -114,6 +141,17 @@ impl Records {
         }
         Ok(records)
     }
+}
+
+/// All records of a folder that can be read, whoever has the store. One that was torn by a power cut has no mount
+/// any more; one that the disk does not give is an error: it may name a tree that is mounted.
+pub fn read_all(folder: &Path) -> Result<Vec<Record>, DiskError> {
+    let failed = |error| DiskError::new("list", folder, error);
+    let mut records = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        records.extend(read(&entry.map_err(failed)?.path())?);
+    }
+    Ok(records)
 }
 
 fn read(path: &Path) -> Result<Option<Record>, DiskError> {

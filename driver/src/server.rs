@@ -25,6 +25,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::class::ErrorClass;
+use crate::collect::{self, Watermarks};
 use crate::identity::IdentityService;
 use crate::metrics::Metrics;
 use crate::mount::{MountError, Mounter};
@@ -35,6 +36,7 @@ use crate::proto::registration::registration_server::RegistrationServer;
 use crate::publish::{PublishError, Publisher};
 use crate::pull::{Fetcher, Pulls};
 use crate::registration::{RegistrationService, Repaired};
+use crate::scrub::{self, Schedule};
 use crate::settings::Settings;
 use crate::socket::{PrivateSocket, SocketError};
 use crate::store::{Store, StoreError};
@@ -106,6 +108,9 @@ pub struct Bound {
     registration: Option<PrivateSocket>,
     metrics_listener: Option<TcpListener>,
     publisher: Arc<Publisher>,
+    store: Arc<Store>,
+    watermarks: Watermarks,
+    scrubbing: Schedule,
     metrics: Metrics,
     stop: CancellationToken,
 }
@@ -127,18 +132,20 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     }
     let metrics = Metrics::default();
     let stop = CancellationToken::new();
-    let publisher = {
+    let (publisher, store) = {
         let (settings, metrics, stop) = (settings.clone(), metrics.clone(), stop.clone());
-        let prepare = move || -> Result<Publisher, RunError> {
+        let prepare = move || -> Result<(Publisher, Arc<Store>), RunError> {
             let store = Arc::new(Store::open(settings.store(), *settings.limits())?);
+            store.count_with(metrics.clone());
             let mounter = Mounter::prepare(&store)?;
-            let fetcher = Arc::new(Fetcher::new(store, registry));
+            let fetcher = Arc::new(Fetcher::new(store.clone(), registry));
             let pulls = Pulls::new(fetcher, metrics.clone(), stop);
             let keyring = Keyring::new(settings.administrator().cloned());
             let (seals, wait) = (settings.seals().clone(), settings.publish_wait());
-            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, metrics);
+            let grace = settings.rights_grace();
+            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, grace, metrics);
             publisher.take_over().map_err(RunError::TakeOver)?;
-            Ok(publisher)
+            Ok((publisher, store))
         };
         tokio::task::spawn_blocking(prepare).await.map_err(|_| RunError::Interrupted)??
     };
@@ -157,6 +164,9 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         registration,
         metrics_listener,
         publisher: Arc::new(publisher),
+        store,
+        watermarks: *settings.watermarks(),
+        scrubbing: *settings.scrubbing(),
         metrics,
         stop,
     })
@@ -192,6 +202,7 @@ impl Bound {
         if let Some(task) = self.measuring() {
             tasks.spawn(task);
         }
+        self.keeping(&mut tasks);
         tracing::info!(socket = %self.socket.path().display(), node = %self.node_id, "the driver serves");
         let result = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -213,6 +224,25 @@ impl Bound {
             tracing::warn!("calls were still being answered when the driver stopped");
         }
         result
+    }
+
+    /// What goes on by itself: collecting and scrubbing. Both end with `stop`.
+    fn keeping(&self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
+        let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
+        let collecting = collect::keep(self.store.clone(), self.watermarks, move || publisher.tidy(), stop);
+        let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
+        let runtime = tokio::runtime::Handle::current();
+        // On another thread than the runtime's.
+        let heal = move || drop(runtime.spawn(publisher.clone().heal()));
+        let scrubbing = scrub::keep(self.store.clone(), self.scrubbing, heal, stop);
+        tasks.spawn(async move {
+            collecting.await;
+            Ok(())
+        });
+        tasks.spawn(async move {
+            scrubbing.await;
+            Ok(())
+        });
     }
 
     fn answering(&mut self) -> impl Future<Output = Result<(), RunError>> + Send + 'static + use<> {

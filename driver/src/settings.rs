@@ -7,11 +7,14 @@ use std::time::Duration;
 use oras_csi_core::credentials::Administrator;
 use oras_csi_core::keys::DRIVER;
 
+use crate::collect::Watermarks;
 use crate::publish::Seals;
+use crate::scrub::Schedule;
 
 /// Limits on what is unpacked. Each has its own message when it is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    layers: usize,
     entries: u64,
     path: usize,
     depth: usize,
@@ -22,11 +25,13 @@ pub struct Limits {
     streams_per_artifact: usize,
     slow_after: Duration,
     least_after: Duration,
+    minimum_age: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            layers: 4_096,
             entries: 1_000_000,
             path: 4_096,
             depth: 256,
@@ -37,12 +42,18 @@ impl Default for Limits {
             streams_per_artifact: 4,
             slow_after: Duration::from_secs(10),
             least_after: Duration::from_mins(2),
+            minimum_age: Duration::from_mins(2),
         }
     }
 }
 
 impl Limits {
-    /// How many entries one layer may hold: 1,000,000.
+    /// How many layers a manifest may have: 4,096, which is also the most that is ever read.
+    pub fn layers(&self) -> usize {
+        self.layers
+    }
+
+    /// How many entries all layers of a volume may hold together, and its tree: 1,000,000.
     pub fn entries(&self) -> u64 {
         self.entries
     }
@@ -57,7 +68,7 @@ impl Limits {
         self.depth
     }
 
-    /// How many bytes one layer may unpack to: 100 GiB.
+    /// How many bytes all layers of a volume may unpack to together, and its tree may have: 100 GiB.
     pub fn unpacked(&self) -> u64 {
         self.unpacked
     }
@@ -93,10 +104,43 @@ impl Limits {
         self.least_after
     }
 
+    /// What was used within this time is not collected for a pull that finds no room: two minutes.
+    pub fn minimum_age(&self) -> Duration {
+        self.minimum_age
+    }
+
+    /// The same limits with another age at which something may be collected.
+    #[must_use]
+    pub fn with_minimum_age(mut self, age: Duration) -> Self {
+        self.minimum_age = age;
+        self
+    }
+
     /// The same limits with another patience: until a slow blob makes way, and until it is given up.
     #[must_use]
     pub fn with_patience(mut self, slow_after: Duration, least_after: Duration) -> Self {
         (self.slow_after, self.least_after) = (slow_after, least_after);
+        self
+    }
+
+    /// The same limits with another number of layers.
+    #[must_use]
+    pub fn with_layers(mut self, layers: usize) -> Self {
+        self.layers = layers;
+        self
+    }
+
+    /// The same limits with another longest path.
+    #[must_use]
+    pub fn with_path(mut self, bytes: usize) -> Self {
+        self.path = bytes;
+        self
+    }
+
+    /// The same limits with another largest zstd window, as its logarithm.
+    #[must_use]
+    pub fn with_zstd_window_log(mut self, log: u32) -> Self {
+        self.zstd_window_log = log;
         self
     }
 
@@ -114,7 +158,7 @@ impl Limits {
         self
     }
 
-    /// The same limits with another size that a layer may unpack to.
+    /// The same limits with another size that a volume may unpack to.
     #[must_use]
     pub fn with_unpacked(mut self, bytes: u64) -> Self {
         self.unpacked = bytes;
@@ -145,9 +189,12 @@ pub struct Settings {
     registration: Option<PathBuf>,
     limits: Limits,
     publish_wait: Duration,
+    rights_grace: Duration,
     metrics: Option<SocketAddr>,
     administrator: Option<Administrator>,
     seals: Seals,
+    watermarks: Watermarks,
+    scrubbing: Schedule,
 }
 
 impl Settings {
@@ -155,6 +202,8 @@ impl Settings {
     pub const KUBELET_DIR: &'static str = "/var/lib/kubelet";
     /// How long a publish waits for a pull: a little less than the two minutes that kubelet waits.
     pub const PUBLISH_WAIT: Duration = Duration::from_secs(110);
+    /// How long a right counts that was confirmed, while its registry cannot be asked.
+    pub const RIGHTS_GRACE: Duration = Duration::from_hours(1);
 
     /// The defaults for the node `node_id` with kubelet's folder and the folder of the store.
     ///
@@ -168,9 +217,12 @@ impl Settings {
             registration: Some(kubelet_dir.join("plugins_registry").join(format!("{DRIVER}-reg.sock"))),
             limits: Limits::default(),
             publish_wait: Self::PUBLISH_WAIT,
+            rights_grace: Self::RIGHTS_GRACE,
             metrics: None,
             administrator: None,
             seals: Seals::NotNeeded,
+            watermarks: Watermarks::default(),
+            scrubbing: Schedule::default(),
         }
     }
 
@@ -202,6 +254,14 @@ impl Settings {
         self
     }
 
+    /// Another time for which a right counts that a registry confirmed and cannot be asked for now. Zero: only what is
+    /// remembered anyway, for ten minutes.
+    #[must_use]
+    pub fn with_rights_grace(mut self, grace: Duration) -> Self {
+        self.rights_grace = grace;
+        self
+    }
+
     /// Serves `/metrics` and `/healthz` over plain HTTP at this address.
     #[must_use]
     pub fn with_metrics(mut self, listen: Option<SocketAddr>) -> Self {
@@ -221,6 +281,31 @@ impl Settings {
     pub fn with_seals(mut self, seals: Seals) -> Self {
         self.seals = seals;
         self
+    }
+
+    /// When what nobody uses is taken away.
+    #[must_use]
+    pub fn with_watermarks(mut self, watermarks: Watermarks) -> Self {
+        self.watermarks = watermarks;
+        self.limits = self.limits.with_minimum_age(watermarks.age());
+        self
+    }
+
+    /// When everything at rest is compared with what it was.
+    #[must_use]
+    pub fn with_scrubbing(mut self, scrubbing: Schedule) -> Self {
+        self.scrubbing = scrubbing;
+        self
+    }
+
+    /// When what nobody uses is taken away.
+    pub fn watermarks(&self) -> &Watermarks {
+        &self.watermarks
+    }
+
+    /// When everything at rest is compared with what it was.
+    pub fn scrubbing(&self) -> &Schedule {
+        &self.scrubbing
     }
 
     /// The name of this node.
@@ -251,6 +336,11 @@ impl Settings {
     /// How long a publish waits for a pull.
     pub fn publish_wait(&self) -> Duration {
         self.publish_wait
+    }
+
+    /// How long a right counts that cannot be asked for.
+    pub fn rights_grace(&self) -> Duration {
+        self.rights_grace
     }
 
     /// The administrator's credentials.

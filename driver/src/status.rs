@@ -8,8 +8,8 @@
 //!
 //! | what | code | final |
 //! |---|---|---|
-//! | a field missing, not canonical, a step not supported, no namespace, a block volume | `INVALID_ARGUMENT` | yes |
-//! | another call for the target, a pull in progress, the driver stops | `ABORTED` | no |
+//! | a field missing, not canonical, no namespace, a block volume | `INVALID_ARGUMENT` | yes |
+//! | another call for the target, a pull or a question in progress, the driver stops | `ABORTED` | no |
 //! | the registry fails or cannot be reached | `UNAVAILABLE` | no |
 //! | the disk is full | `RESOURCE_EXHAUSTED` | no |
 //! | no such artifact, or no such volume | `NOT_FOUND` | yes |
@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 
 use crate::metrics::CallOutcome;
 use crate::mount::MountError;
-use crate::publish::{PublishError, SealRefusal, StatsError, UnpublishError};
+use crate::publish::{PublishError, RightError, SealRefusal, StatsError, UnpublishError};
 use crate::pull::PullErrorKind;
 use crate::store::DiskError;
 
@@ -74,28 +74,30 @@ impl Coded for DiskError {
     }
 }
 
+fn of_pull(kind: PullErrorKind) -> Code {
+    match kind {
+        PullErrorKind::NotFound => Code::NotFound,
+        PullErrorKind::Denied => Code::PermissionDenied,
+        PullErrorKind::Unavailable => Code::Unavailable,
+        PullErrorKind::NoRoom => Code::ResourceExhausted,
+        PullErrorKind::Corrupt => Code::DataLoss,
+        PullErrorKind::Refused => Code::FailedPrecondition,
+        PullErrorKind::Internal => Code::Internal,
+        PullErrorKind::Stopped => Code::Aborted,
+    }
+}
+
 impl Coded for PublishError {
     fn code(&self) -> Code {
         match self {
-            Self::Missing(_)
-            | Self::Block
-            | Self::Namespace(_)
-            | Self::Volume(_)
-            | Self::Secret(_)
-            | Self::Step(_) => Code::InvalidArgument,
+            Self::Missing(_) | Self::Block | Self::Namespace(_) | Self::Volume(_) | Self::Secret(_) => {
+                Code::InvalidArgument
+            }
             Self::Seal(SealRefusal::Keys { .. }) => Code::Internal,
             Self::Seal(SealRefusal::Seal(_) | SealRefusal::Forged { .. }) => Code::PermissionDenied,
-            Self::Busy(_) | Self::Pulling { .. } | Self::Interrupted => Code::Aborted,
-            Self::Pull(error) => match error.kind() {
-                PullErrorKind::NotFound => Code::NotFound,
-                PullErrorKind::Denied => Code::PermissionDenied,
-                PullErrorKind::Unavailable => Code::Unavailable,
-                PullErrorKind::NoRoom => Code::ResourceExhausted,
-                PullErrorKind::Corrupt => Code::DataLoss,
-                PullErrorKind::Refused => Code::FailedPrecondition,
-                PullErrorKind::Internal => Code::Internal,
-                PullErrorKind::Stopped => Code::Aborted,
-            },
+            Self::Busy(_) | Self::Pulling { .. } | Self::Asking { .. } | Self::Interrupted => Code::Aborted,
+            Self::Pull(error) | Self::Right(RightError::Refused(error)) => of_pull(error.kind()),
+            Self::Right(RightError::NotAsked { .. }) => Code::Unavailable,
             Self::Conflict { .. } => Code::AlreadyExists,
             Self::Mount(error) => error.code(),
             Self::Disk(error) => error.code(),

@@ -84,7 +84,12 @@ pub fn push_examples(registry: &Distribution) -> String {
     let certs = registry.certs_d(&["kind-registry:5000"]);
     let mut patch = Command::new(oras_csi());
     patch.args(["patch", "kind-registry:5000/java-app:v1", "--push", "kind-registry:5000/java-app:patched"]);
-    patch.args(["--minor", "kind-registry:5000/acme/config:v1", "--major", "kind-registry:5000/acme/model:v1"]);
+    patch.args([
+        "--minor",
+        "kind-registry:5000/acme/config:v1",
+        "--major",
+        "kind-registry:5000/acme/model:v1",
+    ]);
     run(patch.arg("--certs-dir").arg(certs.path()).env("DOCKER_CONFIG", "/nonexistent"));
     digest
 }

@@ -13,13 +13,16 @@
 )]
 
 pub mod admission;
+pub mod archive;
 pub mod backstop;
 pub mod cluster;
 pub mod controller;
+pub mod driver;
 pub mod mutator;
 pub mod node;
 pub mod parts;
 pub mod process;
 pub mod registry;
 pub mod scripted;
+pub mod throttle;
 pub mod webhook;

@@ -12,12 +12,20 @@ use crate::cluster::kubectl;
 use crate::parts::{repository, testbed};
 use crate::process::{run, signal, try_run};
 use crate::registry::{Configuration, Distribution, Login, Oras};
+use crate::throttle::Throttle;
 
 /// The node's own image; nothing is pulled from elsewhere.
 const IMAGE: &str = "localhost/busybox:1";
 
 /// What [`Node::push_private`]'s registry is called.
 pub const PRIVATE: &str = "private.example:5000";
+/// The node's registry behind a slow line.
+pub const SLOW: &str = "slow.example:5000";
+/// Of that line.
+const SLOW_BYTES_PER_SECOND: u64 = 2 << 20;
+/// How long kubelet waits for a pull before its pod's events say how far that is: less than anybody would set, since
+/// the tests wait for it too.
+const PUBLISH_WAIT: &str = "driver.publishWaitSeconds=5";
 const PRIVATE_USER: (&str, &str) = ("reader", "open sesame");
 
 /// The installation, made once, the registry that it knows as `kind-registry:5000`, and one that is for a user alone.
@@ -25,6 +33,7 @@ const PRIVATE_USER: (&str, &str) = ("reader", "open sesame");
 pub struct Node {
     registry: Mutex<Distribution>,
     private: Distribution,
+    _slow: Throttle,
     files: tempfile::TempDir,
 }
 
@@ -41,6 +50,7 @@ impl Node {
         let registry = Distribution::start_at(&address);
         let private =
             Distribution::start_at_with(&address, Configuration::default().with_htpasswd(&[PRIVATE_USER]));
+        let slow = Throttle::start(&address, &registry.host(), SLOW_BYTES_PER_SECOND);
         let files = tempfile::tempdir().expect("a folder");
         let hosts = |name: &str, server: &str| {
             let file = files.path().join(name);
@@ -52,11 +62,13 @@ impl Node {
         let mut install = Command::new(repository().join("tests/testbed/install"));
         install.arg("--set-file").arg(hosts("kind-registry_5000_", &registry.host()));
         install.arg("--set-file").arg(hosts("private.example_5000_", &private.host()));
+        install.arg("--set-file").arg(hosts("slow.example_5000_", &slow.host()));
+        install.arg("--set").arg(PUBLISH_WAIT);
         // Nobody listens at the discard port.
         install.arg("--set-file").arg(hosts("unreachable_5000_", &format!("{address}:9")));
         run(&mut install);
         eprintln!("helm install: {:?}", started.elapsed());
-        Self { registry: Mutex::new(registry), private, files }
+        Self { registry: Mutex::new(registry), private, _slow: slow, files }
     }
 
     /// The registry; one test at a time has it.

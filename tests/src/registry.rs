@@ -8,6 +8,7 @@ mod make;
 mod oras;
 pub mod proxy;
 pub mod pulled;
+pub mod raw;
 pub(crate) mod served;
 pub mod tenants;
 pub mod tls;

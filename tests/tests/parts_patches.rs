@@ -11,7 +11,9 @@ use std::sync::Arc;
 use oras_csi_core::digest::Digest;
 use oras_csi_tests::parts::oras_csi;
 use oras_csi_tests::process::{run, try_run};
-use oras_csi_tests::registry::{Configuration, Distribution, Login, Made, Make, Oras, push, write_hosts_toml};
+use oras_csi_tests::registry::{
+    Configuration, Distribution, Login, Made, Make, Oras, push, write_hosts_toml,
+};
 use oras_csi_tests::scripted::{Content, Script, Scripted, Security};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -159,9 +161,16 @@ fn a_patch_is_attached_to_its_base_and_found_again(#[case] make: Make, #[case] h
     let signature = ["attach", "--artifact-type", "a/signature", "--annotation", "a=b"];
     run(Oras::plain_http().command(&signature).arg(format!("{}/app:1", bench.registry.host())));
     let digests = |entries: &[Value], key: &str| {
-        entries.iter().map(|entry| entry[key].as_str().unwrap().rsplit_once('@').map_or_else(
-            || entry[key].as_str().unwrap().to_owned(), |(_, digest)| digest.to_owned(),
-        )).collect::<BTreeSet<_>>()
+        entries
+            .iter()
+            .map(|entry| {
+                entry[key]
+                    .as_str()
+                    .unwrap()
+                    .rsplit_once('@')
+                    .map_or_else(|| entry[key].as_str().unwrap().to_owned(), |(_, digest)| digest.to_owned())
+            })
+            .collect::<BTreeSet<_>>()
     };
     let patches = BTreeSet::from([digest_in(&first), digest_in(&second)]);
     assert_eq!(digests(&bench.listed(), "reference"), patches);
@@ -178,7 +187,8 @@ fn a_patch_is_attached_to_its_base_and_found_again(#[case] make: Make, #[case] h
 #[test]
 fn those_who_patch_at_once_are_all_listed() {
     let bench = Bench::start(Make::Distribution);
-    let fixes: Vec<String> = (0..4).map(|number| bench.push(&format!("app:fix{number}"), &format!("{number}"))).collect();
+    let fixes: Vec<String> =
+        (0..4).map(|number| bench.push(&format!("app:fix{number}"), &format!("{number}"))).collect();
     let started: Vec<_> = fixes
         .iter()
         .map(|fix| {
@@ -236,7 +246,9 @@ fn a_pod_that_names_a_patch_is_rendered_with_its_steps(#[case] make: Make) {
     let minor = json!({"oras.land/patch": tag, "oras.land/patch-level": "minor"});
     assert_eq!(bench.recipe(&minor), format!("{up_to_minor}]"));
     let shown = bench.says(&["recipe", "show", &tag]);
-    let step = |verb: &str, name: &str, digest: &str, part: &str| format!("- {verb}: {NAME}/{name}@{digest} # {part}");
+    let step = |verb: &str, name: &str, digest: &str, part: &str| {
+        format!("- {verb}: {NAME}/{name}@{digest} # {part}")
+    };
     let steps = [
         step("add", "app:1", base, "base"),
         step("overlay", "fixes/app:minor", fix, "level minor"),
@@ -263,16 +275,24 @@ fn explain_says_what_a_patch_comes_to() {
         volume["references"].as_array().unwrap().iter().map(|one| one["at"].as_str().unwrap()).collect();
     assert_eq!(
         places,
-        ["annotation oras.land/patch, base of the patch", "annotation oras.land/patch, level minor of the patch"]
+        [
+            "annotation oras.land/patch, base of the patch",
+            "annotation oras.land/patch, level minor of the patch"
+        ]
     );
     assert_eq!(volume["references"][1]["digest"], bench.minor);
     let offline: Value =
-        serde_json::from_str(&bench.says(&["explain", "--offline", "-o", "json", "-f", &file])).expect("JSON");
-    assert_eq!((&offline["volumes"][0]["references"], offline["volumes"][0].get("recipe")), (&json!([]), None));
+        serde_json::from_str(&bench.says(&["explain", "--offline", "-o", "json", "-f", &file]))
+            .expect("JSON");
+    assert_eq!(
+        (&offline["volumes"][0]["references"], offline["volumes"][0].get("recipe")),
+        (&json!([]), None)
+    );
     let lines = bench.says(&["explain", "-f", &file]);
     assert!(lines.contains("at          annotation oras.land/patch\n"), "{lines}");
     let denied = bench.fails(&["explain", "-f", &file, "--allow-registry", &format!("{NAME}/app")]);
-    let words = "annotation oras.land/patch, level minor of the patch: \"kind-registry:5000/fixes/app:minor@sha256:";
+    let words =
+        "annotation oras.land/patch, level minor of the patch: \"kind-registry:5000/fixes/app:minor@sha256:";
     assert!(denied.0 == 3 && denied.1.contains(words), "{denied:?}");
 }
 
@@ -290,9 +310,21 @@ fn what_cannot_be_patched_is_told() {
         (vec!["patch", "team/app", "--minor", &minor], 2, "can be read in two ways".to_owned()),
         (vec!["patch", &base, "--minor", "a b"], 2, "--minor: \"a b\" has blanks".to_owned()),
         (vec!["patch", &base, "--minor", &gone], 1, format!("level minor {NAME}/app@{gone}")),
-        (vec!["patch", &format!("{NAME}/app:none"), "--minor", &minor], 1, "base kind-registry:5000/app:none".to_owned()),
-        (vec!["patch", &base, "--minor", &patched], 2, format!("level minor {patched}: is a patch or a recipe itself")),
-        (vec!["patch", &patched, "--minor", &minor], 2, format!("base {patched}: is a patch or a recipe itself")),
+        (
+            vec!["patch", &format!("{NAME}/app:none"), "--minor", &minor],
+            1,
+            "base kind-registry:5000/app:none".to_owned(),
+        ),
+        (
+            vec!["patch", &base, "--minor", &patched],
+            2,
+            format!("level minor {patched}: is a patch or a recipe itself"),
+        ),
+        (
+            vec!["patch", &patched, "--minor", &minor],
+            2,
+            format!("base {patched}: is a patch or a recipe itself"),
+        ),
         (vec!["patch", &base, "--minor", &of_base], 2, "lays its base".to_owned()),
         (vec!["patch", &base, "--minor", &minor, "--push", &patch], 2, "a push makes the digest".to_owned()),
         (vec!["patch", &base, "--list", "--minor", &minor], 2, "cannot be used with".to_owned()),
@@ -325,7 +357,9 @@ fn what_cannot_be_patched_is_told() {
 fn a_recipe_is_an_artifact_like_any_other(#[case] make: Make) {
     let bench = Bench::start(make);
     let folder = tempfile::tempdir().expect("a folder");
-    let yaml = format!("# for the job\n- add: {NAME}/app:1\n  path: app\n- overlay: {NAME}/fixes/app:minor\n  path: app\n");
+    let yaml = format!(
+        "# for the job\n- add: {NAME}/app:1\n  path: app\n- overlay: {NAME}/fixes/app:minor\n  path: app\n"
+    );
     let file = folder.path().join("mine.yaml");
     std::fs::write(&file, &yaml).expect("writes");
     let (file, tag) = (file.display().to_string(), format!("{NAME}/recipes/job:1"));
@@ -440,10 +474,11 @@ fn the_earlier_form_is_read() {
             "org.opencontainers.image.patch.minor.digest": digest(&fix)}})
     .to_string()
     .into_bytes();
-    let list = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
+    let list =
+        json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
         {"mediaType": earlier, "digest": digest(&patch), "size": patch.len(), "artifactType": KIND}]})
-    .to_string()
-    .into_bytes();
+        .to_string()
+        .into_bytes();
     let content = Content::default()
         .with_manifest("1", &digest(&base), kind, base.clone())
         .with_manifest("fix", &digest(&fix), kind, fix.clone())
@@ -458,9 +493,11 @@ fn the_earlier_form_is_read() {
     let certs = tempfile::tempdir().expect("a folder");
     write_hosts_toml(certs.path(), NAME, &format!("http://{}", server.host()));
     let file = certs.path().join("pod.json");
-    std::fs::write(&file, pod(&json!({"oras.land/patch": format!("{NAME}/app:patched")})).to_string()).expect("writes");
+    std::fs::write(&file, pod(&json!({"oras.land/patch": format!("{NAME}/app:patched")})).to_string())
+        .expect("writes");
     let rendered = try_run(command(certs.path(), &["render", "-o", "json", "-f"]).arg(&file));
-    let wanted = format!(r#"[{{"add":"{NAME}/app@{}"}},{{"overlay":"{NAME}/app@{}"}}]"#, digest(&base), digest(&fix));
+    let wanted =
+        format!(r#"[{{"add":"{NAME}/app@{}"}},{{"overlay":"{NAME}/app@{}"}}]"#, digest(&base), digest(&fix));
     assert_eq!(recipe_of(&rendered), wanted);
     let listed = run(&mut command(certs.path(), &["patch", "--list", &format!("{NAME}/app:1")]));
     assert_eq!(listed, format!("{NAME}/app@{}\n  minor     {NAME}/app@{}\n", digest(&patch), digest(&fix)));

@@ -77,14 +77,20 @@ fn lines(pod: &Value, volume: &str) -> Vec<String> {
 #[case(Some("major"), &[BASE, MINOR, MAJOR])]
 #[case(Some("minor"), &[BASE, MINOR])]
 #[tokio::test]
-async fn a_patch_becomes_its_base_and_its_levels_each_pinned(#[case] level: Option<&str>, #[case] steps: &[&str]) {
+async fn a_patch_becomes_its_base_and_its_levels_each_pinned(
+    #[case] level: Option<&str>,
+    #[case] steps: &[&str],
+) {
     let (bench, digest) = bench();
     let mut annotations = vec![("patch", "r.io/app:patched")];
     annotations.extend(level.map(|level| ("patch-level", level)));
     let outcome = bench.admit(&pod(&annotations)).await.unwrap();
     let after = patched(&pod(&annotations), &outcome);
     assert_eq!(volume(&after).recipe().to_json(), recipe(steps));
-    assert_eq!(lines(&after, "oras-artifacts"), steps.iter().map(|step| at(step).to_string()).collect::<Vec<_>>());
+    assert_eq!(
+        lines(&after, "oras-artifacts"),
+        steps.iter().map(|step| at(step).to_string()).collect::<Vec<_>>()
+    );
     let noted = format!("r.io/app:patched@{digest}");
     assert_eq!(after["metadata"]["annotations"]["oras.land/pinned-patch"], noted);
     let warning = format!("annotation oras.land/patch: r.io/app:patched is pinned to {digest}");
@@ -102,7 +108,8 @@ async fn a_patch_becomes_its_base_and_its_levels_each_pinned(#[case] level: Opti
 #[tokio::test]
 async fn a_volume_names_a_patch_with_its_base_beside_it() {
     let (bench, _) = bench();
-    let alone = inline(&json!({"oras.artifact.patch": "r.io/app:patched", "oras.artifact.patch.level": "minor"}));
+    let alone =
+        inline(&json!({"oras.artifact.patch": "r.io/app:patched", "oras.artifact.patch.level": "minor"}));
     let after = bench.admitted(&alone).await;
     assert_eq!(volume(&after).recipe().to_json(), recipe(&[BASE, MINOR]));
     assert!(after["metadata"]["annotations"].get("oras.land/pinned-patch").is_none());
@@ -141,7 +148,11 @@ async fn a_level_that_is_not_there_leaves_the_base_with_a_warning() {
     bench.registry.tag_patch("r.io/app:crit", &at(BASE), &levels()[2..]);
     let outcome = bench.admit(&pod(&[("patch", "r.io/app:crit"), ("patch-level", "major")])).await.unwrap();
     assert_eq!(outcome.volumes()[0].1.recipe().to_json(), recipe(&[BASE]));
-    assert!(outcome.warnings()[1].contains("has no level up to the one that is wanted"), "{:?}", outcome.warnings());
+    assert!(
+        outcome.warnings()[1].contains("has no level up to the one that is wanted"),
+        "{:?}",
+        outcome.warnings()
+    );
 }
 
 #[tokio::test]
@@ -177,7 +188,11 @@ async fn a_recipe_artifact_is_read_as_if_it_stood_in_the_pod() {
 #[case("", 400, "so says the artifact of the recipe, r.io/recipes/bad:1")]
 #[case("- add: team/app\n", 400, "can be read in two ways")]
 #[tokio::test]
-async fn a_recipe_artifact_with_a_mistake_is_told(#[case] yaml: &str, #[case] code: u16, #[case] words: &str) {
+async fn a_recipe_artifact_with_a_mistake_is_told(
+    #[case] yaml: &str,
+    #[case] code: u16,
+    #[case] words: &str,
+) {
     let bench = Bench::new();
     bench.registry.tag_recipe("r.io/recipes/bad:1", yaml);
     let denial = bench.admit(&pod(&[("patch", "r.io/recipes/bad:1")])).await.unwrap_err();
@@ -190,10 +205,18 @@ async fn a_recipe_goes_with_neither_base_nor_level() {
     bench.registry.tag_recipe("r.io/recipes/job:1", "- add: r.io/app:1\n");
     let level = pod(&[("patch", "r.io/recipes/job:1"), ("patch-level", "minor")]);
     let denial = bench.admit(&level).await.unwrap_err();
-    assert!(denial.message().starts_with("annotation oras.land/patch-level: \"minor\" is a level of a patch"), "{denial}");
-    let base = inline(&json!({"oras.artifact.patch": "r.io/recipes/job:1", "oras.artifact.reference": "r.io/app:1"}));
+    assert!(
+        denial.message().starts_with("annotation oras.land/patch-level: \"minor\" is a level of a patch"),
+        "{denial}"
+    );
+    let base = inline(
+        &json!({"oras.artifact.patch": "r.io/recipes/job:1", "oras.artifact.reference": "r.io/app:1"}),
+    );
     let denial = bench.admit(&base).await.unwrap_err();
-    assert!(denial.message().contains("attribute oras.artifact.reference: \"r.io/app:1\" is the base of a patch"), "{denial}");
+    assert!(
+        denial.message().contains("attribute oras.artifact.reference: \"r.io/app:1\" is the base of a patch"),
+        "{denial}"
+    );
 }
 
 /// What cannot be followed is told, each in its words.
@@ -202,7 +225,11 @@ async fn what_is_no_patch_is_told() {
     let (bench, _) = bench();
     let registry = &bench.registry;
     let patch_of = |base: &str, fix: &str, tag: &str| {
-        registry.tag_patch(tag, &Reference::parse(base).unwrap().with_digest(digest_of(base, registry)), &[(Level::Minor, at(fix))]);
+        registry.tag_patch(
+            tag,
+            &Reference::parse(base).unwrap().with_digest(digest_of(base, registry)),
+            &[(Level::Minor, at(fix))],
+        );
     };
     fn digest_of(text: &str, registry: &FakeRegistry) -> Digest {
         if text == "r.io/app:patched" { fill(registry) } else { default_digest(text) }
@@ -215,7 +242,8 @@ async fn what_is_no_patch_is_told() {
         "artifactType": "application/vnd.oci.image.patch.v1+json", "layers": [],
         "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": jar, "size": 2}});
     registry.tag("r.io/app:nothing", &bare);
-    bare["subject"] = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": jar, "size": 1});
+    bare["subject"] =
+        json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": jar, "size": 1});
     registry.tag("r.io/app:bare", &bare);
     bare["annotations"] = json!({"org.opencontainers.image.patch.minor.digest": "sha256:beef"});
     registry.tag("r.io/app:malformed", &bare);
@@ -224,7 +252,11 @@ async fn what_is_no_patch_is_told() {
     bare["annotations"] = json!({"org.opencontainers.image.patch.minor.digest": Digest::sha256_of(b"gone")});
     registry.tag("r.io/app:gone", &bare);
     for (reference, code, words) in [
-        ("r.io/jar:1", 422, "which is neither a patch nor a recipe: to mount it, name it with oras.land/artifact"),
+        (
+            "r.io/jar:1",
+            422,
+            "which is neither a patch nor a recipe: to mount it, name it with oras.land/artifact",
+        ),
         ("r.io/index:1", 422, "is an image index, which is neither"),
         ("r.io/app:nothing", 422, "names no base"),
         ("r.io/app:bare", 422, "has no level"),
@@ -240,8 +272,12 @@ async fn what_is_no_patch_is_told() {
     }
     let direct = bench.admit(&pod(&[("artifact", "r.io/app:patched")])).await.unwrap_err();
     assert!(direct.message().contains("name it with oras.land/patch"), "{direct}");
-    let nested = bench.admit(&pod(&[("recipe", "- add: r.io/app:1\n- overlay: r.io/app:patched")])).await.unwrap_err();
-    assert!(nested.message().contains("oras.land/recipe, step 2: \"r.io/app:patched\" is a patch"), "{nested}");
+    let nested =
+        bench.admit(&pod(&[("recipe", "- add: r.io/app:1\n- overlay: r.io/app:patched")])).await.unwrap_err();
+    assert!(
+        nested.message().contains("oras.land/recipe, step 2: \"r.io/app:patched\" is a patch"),
+        "{nested}"
+    );
 }
 
 /// The form that no registry takes any more.
@@ -266,7 +302,10 @@ async fn policies_look_at_every_name_before_it_is_asked_for() {
     let bench = Bench::under(&[json!({"registries": {"deny": ["r.io/app"]}})]);
     fill(&bench.registry);
     let denial = bench.admit(&patch).await.unwrap_err();
-    assert!(denial.message().starts_with("annotation oras.land/patch: \"r.io/app:patched\" is refused by"), "{denial}");
+    assert!(
+        denial.message().starts_with("annotation oras.land/patch: \"r.io/app:patched\" is refused by"),
+        "{denial}"
+    );
     assert_eq!((denial.code().number(), asked(&bench)), (403, vec![]));
 
     let bench = Bench::under(&[json!({"registries": {"deny": ["fix.io/team/critical"]}})]);
@@ -286,7 +325,10 @@ async fn policies_look_at_every_name_before_it_is_asked_for() {
     bench.admit(&pod(&[("patch", &format!("r.io/app@{digest}"))])).await.unwrap();
     let digest = bench.registry.tag_recipe("r.io/recipes/job:1", "- add: r.io/app:1\n");
     let recipe = bench.admit(&pod(&[("patch", &format!("r.io/recipes/job@{digest}"))])).await.unwrap_err();
-    assert!(recipe.message().contains("annotation oras.land/patch, step 1: \"r.io/app:1\" is refused"), "{recipe}");
+    assert!(
+        recipe.message().contains("annotation oras.land/patch, step 1: \"r.io/app:1\" is refused"),
+        "{recipe}"
+    );
 
     // Rules on contents are about what is mounted.
     let bench = Bench::under(&[json!({"allowedMediaTypes": ["application/java-archive"],
@@ -297,7 +339,11 @@ async fn policies_look_at_every_name_before_it_is_asked_for() {
     let text = Reference::parse("r.io/text:1").unwrap().with_digest(other);
     bench.registry.tag_patch("r.io/app:text", &at(BASE), &[(Level::Minor, text)]);
     let denial = bench.admit(&pod(&[("patch", "r.io/app:text")])).await.unwrap_err();
-    assert!(denial.message().contains("level minor of the patch") && denial.message().contains("allowedMediaTypes"), "{denial}");
+    assert!(
+        denial.message().contains("level minor of the patch")
+            && denial.message().contains("allowedMediaTypes"),
+        "{denial}"
+    );
 
     let bench = Bench::under(&[json!({"setsOnly": true})]);
     assert_eq!(bench.admit(&patch).await.unwrap_err().code().number(), 403);
@@ -307,8 +353,12 @@ async fn policies_look_at_every_name_before_it_is_asked_for() {
 /// The API server keeps the audit annotations of the first round, and complains of others.
 #[tokio::test]
 async fn the_audit_log_has_the_same_in_both_rounds() {
-    for asks in [pod(&[("patch", "r.io/app:patched")]), inline(&json!({"oras.artifact.patch": "r.io/app:patched"}))] {
-        let bench = Bench::under(&[json!({"mode": "Audit", "registries": {"deny": ["r.io", "fix.io"]}, "requireDigest": true})]);
+    for asks in
+        [pod(&[("patch", "r.io/app:patched")]), inline(&json!({"oras.artifact.patch": "r.io/app:patched"}))]
+    {
+        let bench = Bench::under(&[
+            json!({"mode": "Audit", "registries": {"deny": ["r.io", "fix.io"]}, "requireDigest": true}),
+        ]);
         fill(&bench.registry);
         let first = bench.admit(&asks).await.unwrap();
         assert!(first.audit().keys().any(|key| key.starts_with("patch-violations")), "{:?}", first.audit());
@@ -325,8 +375,10 @@ async fn a_patch_is_read_with_the_rights_of_the_pod() {
     use base64::Engine as _;
     let password = |owner: &str| base64::engine::general_purpose::STANDARD.encode(format!("u:{owner}"));
     let secret = |owners: &[&str]| {
-        let auths: serde_json::Map<String, Value> =
-            owners.iter().map(|owner| (format!("private.io/{owner}"), json!({"auth": password(owner)}))).collect();
+        let auths: serde_json::Map<String, Value> = owners
+            .iter()
+            .map(|owner| (format!("private.io/{owner}"), json!({"auth": password(owner)})))
+            .collect();
         json!({"kind": "Secret", "apiVersion": "v1", "type": "kubernetes.io/dockerconfigjson",
             "metadata": {"name": "pull", "namespace": "team"},
             "stringData": {".dockerconfigjson": json!({"auths": auths}).to_string()}})
@@ -334,7 +386,9 @@ async fn a_patch_is_read_with_the_rights_of_the_pod() {
     let asks = pod(&[("patch", "private.io/me/app:patched"), ("pull-secret", "pull")]);
     let base = at("private.io/me/app:1");
     let fix = at("private.io/fixes/app:1");
-    for (secret, is_let_in) in [(secret(&["me", "fixes"]), true), (secret(&["me"]), false), (secret(&["fixes"]), false)] {
+    for (secret, is_let_in) in
+        [(secret(&["me", "fixes"]), true), (secret(&["me"]), false), (secret(&["fixes"]), false)]
+    {
         let bench = Bench::with_secrets(&[secret.clone()]);
         for text in ["private.io/me/app:1", "private.io/fixes/app:1"] {
             bench.registry.store(&support::default_manifest(text));

@@ -41,7 +41,9 @@ pub enum PatchError {
         annotation: Digest,
     },
     /// The base of a patch is not the base that somebody wants.
-    #[error("is of the digest {found}, and the patch is for {base}: make a patch for what is there now, or name the base that it is for")]
+    #[error(
+        "is of the digest {found}, and the patch is for {base}: make a patch for what is there now, or name the base that it is for"
+    )]
     OtherBase {
         /// What the wanted base is.
         found: Digest,

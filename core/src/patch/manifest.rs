@@ -33,7 +33,8 @@ impl Patch {
                 annotation: self.base.digest.clone(),
             });
         }
-        let empty = json!({"mediaType": media::EMPTY, "digest": Digest::sha256_of(EMPTY), "size": EMPTY.len()});
+        let empty =
+            json!({"mediaType": media::EMPTY, "digest": Digest::sha256_of(EMPTY), "size": EMPTY.len()});
         let mut said = vec![
             (REF_NAME.to_owned(), name.to_owned()),
             (BASE_NAME.to_owned(), without_digest(&self.base.reference)),
@@ -112,15 +113,12 @@ impl Said<'_> {
             return Err(PatchError::Circle { part });
         }
         let Some(text) = self.text(key) else { return Ok(beside.pin(digest).into()) };
-        let named = Reference::parse(text)
-            .map_err(|source| PatchError::Reference { key: key.into(), source })?;
+        let named =
+            Reference::parse(text).map_err(|source| PatchError::Reference { key: key.into(), source })?;
         match named.digest() {
-            Some(found) if *found != digest => Err(PatchError::Differs {
-                key: key.into(),
-                found: found.clone(),
-                part,
-                wanted: digest,
-            }),
+            Some(found) if *found != digest => {
+                Err(PatchError::Differs { key: key.into(), found: found.clone(), part, wanted: digest })
+            }
             Some(_) => Ok(named),
             None => Ok(named.with_digest(digest)),
         }

@@ -20,8 +20,8 @@ use std::str::FromStr;
 use crate::digest::Digest;
 use crate::recipe::{Layer, Recipe, RecipeError, Step, artifact};
 use crate::reference::{PinnedReference, Reference};
-use crate::registry::manifest::Document;
 use crate::registry::Descriptor;
+use crate::registry::manifest::Document;
 use crate::text::Shown;
 
 pub use error::PatchError;
@@ -168,8 +168,7 @@ impl Patch {
     pub fn steps(&self, up_to: Option<Level>) -> Vec<(Part, Step<Reference>)> {
         let base = (Part::Base, Step::Add(Layer::new(self.base.reference.clone())));
         let levels = self.levels().filter(|(level, _)| up_to.is_none_or(|last| *level <= last));
-        let levels =
-            levels.map(|(level, one)| (Part::Level(level), Step::Overlay(Layer::new(one.clone()))));
+        let levels = levels.map(|(level, one)| (Part::Level(level), Step::Overlay(Layer::new(one.clone()))));
         std::iter::once(base).chain(levels).collect()
     }
 

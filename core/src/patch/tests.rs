@@ -197,7 +197,10 @@ fn the_earlier_form_is_read_for_patches_alone() {
         document(&manifest).unwrap_err().to_string()
     };
     for (change, words) in [
-        (&(|manifest: &mut Value| manifest["artifactType"] = json!("a/b")) as &dyn Fn(&mut Value), "does not read"),
+        (
+            &(|manifest: &mut Value| manifest["artifactType"] = json!("a/b")) as &dyn Fn(&mut Value),
+            "does not read",
+        ),
         (&|manifest| _ = manifest.as_object_mut().unwrap().remove("artifactType"), "does not read"),
         (&|manifest| manifest["blobs"] = json!([{"digest": "x"}]), "blobs is not empty"),
         (&|manifest| manifest["blobs"] = json!("x"), "blobs is not empty"),
@@ -256,7 +259,10 @@ fn nothing_goes_round_in_a_circle() {
     let key = "org.opencontainers.image.patch.major.digest";
     let error = read(&with(by_hand(), &[(key, &itself)])).unwrap_err();
     assert_eq!(error, PatchError::Circle { part: Part::Level(Level::Major) });
-    assert!(error.to_string().contains("goes round in a circle: its level major is the patch itself"), "{error}");
+    assert!(
+        error.to_string().contains("goes round in a circle: its level major is the patch itself"),
+        "{error}"
+    );
     let mut circle = by_hand();
     circle["subject"]["digest"] = json!(itself);
     assert_eq!(read(&circle), Err(PatchError::Circle { part: Part::Base }));
@@ -308,7 +314,12 @@ fn a_recipe_artifact_has_one_layer_of_its_type() {
 }
 
 fn references() -> impl Strategy<Value = Reference> {
-    ("[a-z]{1,8}", "[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,2}", proptest::option::of("[A-Za-z0-9_][A-Za-z0-9._-]{0,9}"), any::<u64>())
+    (
+        "[a-z]{1,8}",
+        "[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,2}",
+        proptest::option::of("[A-Za-z0-9_][A-Za-z0-9._-]{0,9}"),
+        any::<u64>(),
+    )
         .prop_map(|(host, repository, tag, seed)| {
             let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
             let digest = digest(&seed.to_string());

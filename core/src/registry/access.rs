@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -261,6 +262,19 @@ impl Registry for Access {
     async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
         self.ask(subject.registry(), subject.repository(), |registry| async move {
             registry.referrers(subject).await
+        })
+        .await
+    }
+
+    async fn part(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        self.ask(reference.registry(), reference.repository(), |registry| {
+            let range = range.clone();
+            async move { registry.part(reference, blob, range).await }
         })
         .await
     }

@@ -5,21 +5,25 @@
 //! redirects by reqwest's default (to any address, from https to http), and has neither deadlines nor
 //! retries nor more than one mirror.
 
+mod answer;
 mod referrers;
 mod request;
 #[cfg(test)]
 mod tests;
 mod write;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use reqwest::Response;
 use url::Url;
 
+use self::answer::{
+    MANIFESTS, check_part, content_type, described, expect_ok, head_may_lie, skipped, told_digest,
+};
 pub(in crate::registry) use self::referrers::referrers_tag;
 use self::request::{Capability, Discretion, Turn};
 use super::auth::Tokens;
@@ -31,7 +35,7 @@ use super::retry;
 use super::transport::{Answer, Bounds, Place, Transport};
 use super::{
     BlobStream, Descriptor, IndexEntry, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
-    RegistryErrorKind, media,
+    RegistryErrorKind,
 };
 use crate::credentials::Credential;
 use crate::digest::Digest;
@@ -260,6 +264,30 @@ impl Registry for HttpRegistry {
         Err(route.outcome(errors, Capability::Resolve))
     }
 
+    async fn part(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
+        if range.is_empty() {
+            return Ok(Some(Box::pin(stream::empty())));
+        }
+        if range.end > blob.size() {
+            let words = format!("no byte {} in a blob of {} bytes", range.end - 1, blob.size());
+            return Err(route.place().invalid(words));
+        }
+        let mut errors = Vec::new();
+        for turn in route.turns(Capability::Pull) {
+            match self.inner.part(&turn, blob, &range).await {
+                Ok(stream) => return Ok(stream.map(|stream| discreet(stream, route.discretion()))),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(route.outcome(errors, Capability::Pull))
+    }
+
     fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Self { inner: Arc::clone(&self.inner), credential })
     }
@@ -334,11 +362,28 @@ impl Inner {
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
         let size = blob.size();
-        let headers = part_of(size, offset)?;
+        let headers = part_of(&(offset..size))?;
         let path = format!("blobs/{}", blob.digest());
         let answer = self.ask(turn, &Method::GET, &path, &headers).await?;
         let skip = skipped(&answer.response, &answer.place, size, offset)?;
         Ok(body::blob(answer, skip, size - offset, self.settings.idle))
+    }
+
+    /// GET of a range of a blob; `None` where the whole blob comes instead.
+    async fn part(
+        &self,
+        turn: &Turn<'_>,
+        blob: &Descriptor,
+        range: &Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        let path = format!("blobs/{}", blob.digest());
+        let answer = self.ask(turn, &Method::GET, &path, &bytes_of(range)?).await?;
+        body::plain(answer.response.headers(), &answer.place)?;
+        if answer.response.status() == StatusCode::OK {
+            return Ok(None);
+        }
+        check_part(&answer.response, &answer.place, blob.size(), range)?;
+        Ok(Some(body::blob(answer, 0, range.end - range.start, self.settings.idle)))
     }
 
     /// A blob from one of the `urls` of its descriptor, in nobody's name.
@@ -350,7 +395,7 @@ impl Inner {
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
         let size = blob.size();
-        let answer = self.elsewhere(turn, url, &part_of(size, offset)?).await?;
+        let answer = self.elsewhere(turn, url, &part_of(&(offset..size))?).await?;
         let skip = skipped(&answer.response, &answer.place, size, offset)?;
         Ok(body::blob(answer, skip, size - offset, self.settings.idle))
     }
@@ -361,128 +406,21 @@ fn discreet(stream: BlobStream, discretion: Discretion) -> BlobStream {
     Box::pin(stream.map_err(move |error| discretion.keep(error)))
 }
 
-/// Headers that ask for a blob from an offset on.
-fn part_of(size: u64, offset: u64) -> Result<HeaderMap, RegistryError> {
-    let mut headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))]);
-    if offset > 0 {
-        let range = HeaderValue::from_str(&format!("bytes={offset}-{}", size - 1));
-        headers.insert(header::RANGE, range.map_err(|_| Place::named("range").invalid("no range"))?);
-    }
+/// Headers that ask for a blob, or for the end of one.
+fn part_of(range: &Range<u64>) -> Result<HeaderMap, RegistryError> {
+    if range.start > 0 { bytes_of(range) } else { Ok(any_type()) }
+}
+
+/// Headers that ask for a range of a blob.
+fn bytes_of(range: &Range<u64>) -> Result<HeaderMap, RegistryError> {
+    let mut headers = any_type();
+    let bytes = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end - 1));
+    headers.insert(header::RANGE, bytes.map_err(|_| Place::named("range").invalid("no range"))?);
     Ok(headers)
 }
 
-fn expect_ok(response: &Response, place: &Place) -> Result<(), RegistryError> {
-    match response.status() {
-        StatusCode::OK => Ok(()),
-        status => Err(place.untruthful(format!("answered with {status}, which was not asked for"))),
-    }
-}
-
-/// What a HEAD says, if it says all of it; `None` where a GET must tell.
-fn described(
-    answer: &Answer,
-    asked: Option<&Digest>,
-    limits: Limits,
-) -> Result<Option<Descriptor>, RegistryError> {
-    let Answer { response, place, .. } = answer;
-    expect_ok(response, place)?;
-    let told = told_digest(response, place, asked)?;
-    let size = body::content_length(response.headers());
-    if size.is_some_and(|size| size > limits.manifest()) {
-        return Err(RegistryError::TooLarge { at: place.at(), what: "a manifest", limit: limits.manifest() });
-    }
-    let media_type = content_type(response).map(|text| essence(&text)).filter(|essence| is_manifest(essence));
-    Ok(match (asked.cloned().or(told), size, media_type) {
-        (Some(digest), Some(size), Some(media_type)) if size > 0 => {
-            Some(Descriptor::new(media_type, digest, size))
-        }
-        _ => None,
-    })
-}
-
-/// `Docker-Content-Digest` (distribution-spec, "Pulling manifests"): a digest, and the one that was asked
-/// for if one was, unless it is of another algorithm.
-fn told_digest(
-    response: &Response,
-    place: &Place,
-    asked: Option<&Digest>,
-) -> Result<Option<Digest>, RegistryError> {
-    let mut values = response.headers().get_all("docker-content-digest").iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.any(|other| other != value) {
-        return Err(place.untruthful("it has two Docker-Content-Digest that differ"));
-    }
-    let text = String::from_utf8_lossy(value.as_bytes());
-    let told = text.parse::<Digest>();
-    let told = told.map_err(|error| place.untruthful(format!("in Docker-Content-Digest, {error}")))?;
-    match asked {
-        Some(asked) if asked.algorithm() == told.algorithm() && *asked != told => {
-            Err(place.untruthful(format!("it says that it is {told}")))
-        }
-        _ => Ok(Some(told)),
-    }
-}
-
-/// How much of the body comes before the offset, after checking that it is the part that was asked for.
-///
-/// A server that does not know ranges sends everything (RFC 9110, 14.2). The part we have is then read
-/// again and dropped: it costs what starting over would, and the caller keeps what it has hashed.
-fn skipped(response: &Response, place: &Place, size: u64, offset: u64) -> Result<u64, RegistryError> {
-    body::plain(response.headers(), place)?;
-    let length = body::content_length(response.headers());
-    let differs = |what: &str, told: u64, wanted: u64| {
-        Err(place.untruthful(format!("{what} {told} bytes, the manifest says {wanted}")))
-    };
-    match response.status() {
-        StatusCode::OK => match length {
-            Some(told) if told != size => differs("the blob is announced with", told, size),
-            _ => Ok(offset),
-        },
-        StatusCode::PARTIAL_CONTENT if offset > 0 => {
-            let Some((first, last, total)) = body::content_range(response.headers()) else {
-                return Err(place.untruthful("a part without a Content-Range that can be read"));
-            };
-            if first != offset || last < first || last >= size {
-                let words = format!("bytes {first}-{last}, asked was {offset}-{}", size - 1);
-                return Err(place.untruthful(words));
-            }
-            if let Some(told) = total.filter(|told| *told != size) {
-                return differs("the blob is announced with", told, size);
-            }
-            // A shorter part than asked for is allowed; the stream's end tells.
-            match length {
-                Some(told) if told != last - first + 1 => differs("a part of", told, last - first + 1),
-                _ => Ok(0),
-            }
-        }
-        StatusCode::RANGE_NOT_SATISFIABLE => {
-            Err(place.untruthful(format!("it has no byte {offset}, the manifest says {size} bytes")))
-        }
-        _ => expect_ok(response, place).map(|()| offset),
-    }
-}
-
-/// Whether a GET may succeed, or tell more, where a HEAD failed: some registries and proxies do not know
-/// HEAD, and its refusals have no body.
-fn head_may_lie(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Refused { status: 400 | 401 | 403 | 405 | 406, .. })
-        || matches!(error, RegistryError::Unavailable { status: 501, .. })
-}
-
-fn content_type(response: &Response) -> Option<String> {
-    response.headers().get(header::CONTENT_TYPE)?.to_str().ok().map(str::to_owned)
-}
-
-fn essence(content_type: &str) -> String {
-    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-/// Types of manifests, those that are meant first.
-const MANIFESTS: [&str; 5] =
-    [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST, media::OCI_ARTIFACT];
-
-fn is_manifest(essence: &str) -> bool {
-    MANIFESTS.contains(&essence)
+fn any_type() -> HeaderMap {
+    HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))])
 }
 
 /// Everything that a reference may name, so that no registry converts anything.

@@ -28,6 +28,7 @@ mod retry;
 mod tls;
 mod transport;
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -95,6 +96,19 @@ pub trait Registry: Send + Sync + 'static {
             at: Printable::new(&subject.to_string()),
             words: "what is attached to it is not listed here".into(),
         })
+    }
+
+    /// The bytes `range` of a blob, and no others, so that several parts come side by side; `None` where the registry
+    /// gives no parts (RFC 9110, 14.2, lets it answer with everything): then [`Self::blob`] is the way.
+    ///
+    /// The stream is as that of [`Self::blob`]: exactly these bytes or an error, not verified, not retried.
+    async fn part(
+        &self,
+        _reference: &PinnedReference,
+        _blob: &Descriptor,
+        _range: Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        Ok(None)
     }
 
     /// The same registries in the name of another credential.

@@ -135,9 +135,8 @@ impl Publisher {
         }
         let tag = referrers_tag(subject);
         let by_tag = |registry: HttpRegistry| async move { registry.referrers_of_tag(to, subject).await };
-        let is_there = |entries: &[IndexEntry]| {
-            entries.iter().any(|entry| entry.descriptor().digest() == pushed)
-        };
+        let is_there =
+            |entries: &[IndexEntry]| entries.iter().any(|entry| entry.descriptor().digest() == pushed);
         // No registry compares before it writes: whoever read before us and writes after us takes us out again. So each
         // looks a moment later whether it is still there, and needs look after nobody else.
         for _ in 0..MOST_TRIES {

@@ -1,19 +1,25 @@
 //! Publishing: a canonical volume becomes a read-only mount at kubelet's path, and goes again.
 //!
 //! ```text
-//! request ─► seal ─► guard ─► look at the target ─► tree (store, else pull) ─► record ─► mount
+//! request ─► seal ─► guard ─► look at the target ─► right ─► tree (store, else pull) ─► record ─► mount
 //! ```
+//!
+//! Whether the pod may have the bytes is asked before anybody looks for them ([`rights`](RightError)). Three do without:
+//! what is mounted already; a volume that has a record of the same tree, as after a reboot of the node; and one whose
+//! seal names a cluster set, which is the administrator's word for everybody.
 //!
 //! Each step can be the last before a crash: see [`crate::records`] for why the next call repairs it.
 //! A publish that fails leaves neither a directory nor a record; the pull that it waited for goes on.
 
 mod guard;
 mod request;
+mod rights;
 mod seal;
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oras_csi_core::registry::{Keyring, Source};
 use oras_csi_core::text::Shown;
@@ -21,11 +27,14 @@ use oras_csi_core::volume::VolumeError;
 
 pub use self::guard::Guards;
 pub use self::request::{PublishRequest, SecretError};
+pub use self::rights::RightError;
+use self::rights::Rights;
 pub use self::seal::{SealRefusal, Seals};
+use crate::collect::{forget_gone, make_more_room};
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
-use crate::pull::{PullError, Pulls, Reading, UnsupportedStep, Waited};
-use crate::records::Records;
+use crate::pull::{Fetcher, PullError, PullErrorKind, Pulls, Reading, Waited};
+use crate::records::{Record, Records};
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
 
@@ -52,9 +61,17 @@ pub enum PublishError {
     /// No webhook admitted it for this pod.
     #[error(transparent)]
     Seal(#[from] SealRefusal),
-    /// A step that this version cannot do.
+    /// The pod may not have it, or nobody can say.
     #[error(transparent)]
-    Step(#[from] UnsupportedStep),
+    Right(#[from] RightError),
+    /// The question takes long.
+    #[error("asking the registries whether the pod may have {id} takes longer than {} s; it is tried again", .after.as_secs())]
+    Asking {
+        /// The volume's safe id.
+        id: String,
+        /// How long it has taken.
+        after: Duration,
+    },
     /// Another call for the same target.
     #[error("another call for {} is being worked on; it is tried again", .0.display())]
     Busy(PathBuf),
@@ -159,6 +176,7 @@ pub struct Publisher {
     pulls: Pulls,
     guards: Guards,
     keyring: Keyring,
+    rights: Rights,
     wait: Duration,
 }
 
@@ -174,36 +192,82 @@ struct Disk {
 /// What is at a target before a publish.
 enum Before {
     Mounted,
-    Ready,
-    ToPull,
+    /// A record says that it was mounted for this very volume.
+    Recorded,
+    Nothing,
 }
 
 impl Publisher {
     /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull. `keyring` has
-    /// what the administrator gave.
+    /// what the administrator gave; `grace` is how long a right counts that cannot be asked for.
     pub fn new(
         pulls: Pulls,
         mounter: Mounter,
         seals: Seals,
         keyring: Keyring,
         wait: Duration,
+        grace: Duration,
         metrics: Metrics,
     ) -> Self {
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
-        Self { disk, pulls, guards: Guards::default(), keyring, wait }
+        Self { disk, pulls, guards: Guards::default(), keyring, rights: Rights::new(grace), wait }
     }
 
-    /// Reads what an earlier run recorded and compares it with what is mounted.
+    /// Reads what an earlier run recorded and compares it with what is mounted; forgets volumes whose pods are gone.
     pub fn take_over(&self) -> Result<(), PublishError> {
-        let records = self.disk.records.all()?;
-        let mounted = self.disk.mounter.mounted()?;
-        let gone = records.iter().filter(|record| !mounted.iter().any(|(path, _)| path == record.target()));
-        let (recorded, gone) = (records.len(), gone.count());
-        self.disk.metrics.volumes().set(i64::try_from(recorded).unwrap_or(i64::MAX));
-        tracing::info!(recorded, mounted = mounted.len(), gone, "took over the volumes of earlier runs");
+        let disk = &self.disk;
+        let forgotten = forget_gone(&disk.records, |target| disk.mounter.unpublish(target))?;
+        let records = disk.records.all()?;
+        let mounted = disk.mounter.mounted()?;
+        let points: HashSet<&Path> = mounted.iter().map(|(path, _)| path.as_path()).collect();
+        let gone = records.iter().filter(|record| !points.contains(record.target())).count();
+        let recorded = records.len();
+        disk.metrics.volumes().set(i64::try_from(recorded).unwrap_or(i64::MAX));
+        disk.metrics.mounts(mounted.len());
+        tracing::info!(
+            recorded,
+            mounted = mounted.len(),
+            gone,
+            forgotten,
+            "took over the volumes of earlier runs"
+        );
         Ok(())
+    }
+
+    /// Forgets volumes whose pods are gone since. Blocks.
+    pub(crate) fn tidy(&self) {
+        let disk = &self.disk;
+        match forget_gone(&disk.records, |target| disk.mounter.unpublish(target)) {
+            Ok(forgotten) => drop(disk.metrics.volumes().dec_by(i64::try_from(forgotten).unwrap_or(0))),
+            Err(error) => tracing::warn!(%error, "volumes whose pods are gone cannot be told"),
+        }
+    }
+
+    /// Fetches again what was set aside and is mounted, with the administrator's credentials: whoever asks next
+    /// finds it. What cannot be fetched so is fetched when somebody asks, with theirs.
+    pub(crate) async fn heal(self: Arc<Self>) {
+        let missing = self.disk(|disk| {
+            let mut missing = Vec::new();
+            for record in disk.records.all()? {
+                let there = record.tree().is_none_or(|key| disk.store.layout().tree(&key).exists());
+                missing.extend(record.recipe().filter(|_| !there));
+            }
+            Ok(missing)
+        });
+        let Ok(missing) = missing.await else { return };
+        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(self.keyring.clone())));
+        let mut seen = HashSet::new();
+        for recipe in missing {
+            let key = self.pulls.fetcher().key(&recipe);
+            if !seen.insert(key.clone()) {
+                continue;
+            }
+            let waited = self.pulls.wait_for(&recipe, &fetcher, self.wait).await;
+            let healed = matches!(waited, Waited::Ready(_));
+            tracing::info!(tree = %key, healed, "fetched again what is mounted and was found damaged");
+        }
     }
 
     /// Makes the volume appear at its target. Doing it twice is doing it once.
@@ -217,40 +281,90 @@ impl Publisher {
         let busy = || PublishError::Busy(target.path().to_owned());
         let guard = self.guards.take(target.path()).ok_or_else(busy)?;
         let key = self.pulls.fetcher().key(request.recipe());
+        // From before anybody looks for the tree until its record is written nobody takes it away.
+        let mut lease = self.disk.store.lease();
+        lease.tree(&key);
         let before = {
             let (request, key) = (request.clone(), key.clone());
             self.disk(move |disk| disk.before(&request, &key)).await?
         };
-        match before {
-            Before::Mounted => return Ok(Done::Already),
-            Before::Ready => {}
-            Before::ToPull => match self.pull(&request).await {
+        if matches!(before, Before::Mounted) {
+            return Ok(Done::Already);
+        }
+        let began = Instant::now();
+        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(self.keyring_of(&request))));
+        if matches!(before, Before::Nothing) && !self.disk.seals.vouch_for(&request) {
+            let asked = self.rights.check(&fetcher, request.secret(), request.recipe());
+            let asked = tokio::time::timeout(self.wait, asked).await;
+            let asked =
+                asked.map_err(|_| PublishError::Asking { id: request.id().to_owned(), after: self.wait })?;
+            if let Err(refused) = asked {
+                if matches!(refused, RightError::Refused(_)) {
+                    self.disk(move |disk| disk.forget_failed(&target)).await?;
+                }
+                return Err(refused.into());
+            }
+        }
+        let is_there = {
+            let key = key.clone();
+            self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await?
+        };
+        self.disk.metrics.looked_up(is_there);
+        if !is_there {
+            let wait = self.wait.saturating_sub(began.elapsed());
+            match self.pulled(&request, &key, &fetcher, wait).await? {
                 Waited::Ready(_) => {}
                 Waited::Pulling(reading) => {
                     return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
                 }
                 Waited::Failed(error) => {
-                    self.disk(move |disk| disk.forget_failed(&target)).await?;
+                    let no_room = error.kind() == PullErrorKind::NoRoom;
+                    self.disk(move |disk| {
+                        disk.forget_failed(&target)?;
+                        if no_room {
+                            make_more_room(&disk.store);
+                        }
+                        Ok(())
+                    })
+                    .await?;
                     return Err(PublishError::Pull(error));
                 }
-            },
+            }
         }
         // The guard goes with the work: a caller that hangs up does not let another in between.
         self.disk(move |disk| {
-            let _guard = guard;
+            let _held = (guard, lease);
             disk.mount(&request, &key)
         })
         .await?;
         Ok(Done::Now)
     }
 
-    /// Pulls in the name of the pod's secret, of the administrator and of nobody, in this order.
-    async fn pull(&self, request: &PublishRequest) -> Waited {
-        let mut keyring = self.keyring.clone();
-        if let Some(secret) = request.secret() {
-            keyring = keyring.with_secret(Source::OfVolume, secret.clone());
+    /// The pod's secret, then what the administrator gave, then nobody's.
+    fn keyring_of(&self, request: &PublishRequest) -> Keyring {
+        match request.secret() {
+            Some(secret) => self.keyring.clone().with_secret(Source::OfVolume, secret.clone()),
+            None => self.keyring.clone(),
         }
-        self.pulls.wait_for(request.recipe(), Arc::new(keyring), self.wait).await
+    }
+
+    /// Pulls until the tree is there. A pull that another call began may have ended just before this one leased the
+    /// tree, and what it brought may be collected already: then it is pulled once more.
+    async fn pulled(
+        &self,
+        request: &PublishRequest,
+        key: &TreeKey,
+        fetcher: &Arc<Fetcher>,
+        wait: Duration,
+    ) -> Result<Waited, PublishError> {
+        let waited = self.pulls.wait_for(request.recipe(), fetcher, wait).await;
+        if matches!(waited, Waited::Ready(_)) {
+            let key = key.clone();
+            if !self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
+                return Ok(self.pulls.wait_for(request.recipe(), fetcher, wait).await);
+            }
+        }
+        Ok(waited)
     }
 
     /// Takes the volume away from its target. What is not there is gone already.
@@ -331,7 +445,10 @@ impl Disk {
             Found::NoParent => return Err(target.no_parent().into()),
             Found::Nothing | Found::Empty => {}
         }
-        Ok(if self.store.tree(key)?.is_some() { Before::Ready } else { Before::ToPull })
+        let is_same =
+            |record: &Record| record.volume() == request.volume() && record.tree().as_ref() == Some(key);
+        let recorded = self.records.get(target)?.is_some_and(|record| is_same(&record));
+        Ok(if recorded { Before::Recorded } else { Before::Nothing })
     }
 
     fn mount(&self, request: &PublishRequest, key: &TreeKey) -> Result<(), PublishError> {
@@ -342,6 +459,7 @@ impl Disk {
             self.records.remove(target)?;
             return Err(error.into());
         }
+        self.store.used(key);
         if !known {
             self.metrics.volumes().inc();
         }
@@ -368,8 +486,10 @@ impl Disk {
             return Err(UnpublishError::Other { target: target.path().to_owned(), found });
         }
         self.mounter.unpublish(target)?;
-        if record.is_none() {
-            return Ok(Done::Already);
+        let Some(record) = record else { return Ok(Done::Already) };
+        // From now on it counts as unused.
+        if let Some(key) = record.tree() {
+            self.store.used(&key);
         }
         self.records.remove(target)?;
         self.metrics.volumes().dec();
@@ -386,6 +506,7 @@ impl Disk {
             Found::Mounted { tree: mounted, .. } if mounted == tree => {}
             _ => return Err(missing()),
         }
-        self.store.tree(&tree)?.map(|tree| tree.totals()).ok_or_else(missing)
+        let there = self.store.tree(&tree)?.map(|tree| tree.totals());
+        there.or_else(|| self.store.totals_aside(&tree)).ok_or_else(missing)
     }
 }

@@ -11,7 +11,6 @@ use super::PublishError;
 use crate::mount::Target;
 use crate::proto::csi::NodePublishVolumeRequest;
 use crate::proto::csi::volume_capability::AccessType;
-use crate::pull::add_steps;
 use crate::records::Record;
 use crate::store::TreeKey;
 
@@ -65,7 +64,6 @@ impl PublishRequest {
         let namespace = namespace(&request.volume_context)?;
         let attributes = request.volume_context.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let canonical = CanonicalVolume::from_attributes(attributes)?;
-        add_steps(canonical.recipe())?;
         let secret = secret(&request.secrets)?;
         let (volume, context) = (request.volume_id.clone(), &request.volume_context);
         let pod_uid = context.get(POD_UID).cloned().unwrap_or_default();
@@ -110,7 +108,7 @@ impl PublishRequest {
 
     /// What is written down about it once it has this tree.
     pub(super) fn record(&self, key: &TreeKey) -> Record {
-        Record::new(self.volume(), self.target(), key, self.id(), self.namespace())
+        Record::new(self.volume(), self.target(), key, self.id(), self.namespace()).with_recipe(self.recipe())
     }
 
     /// The volume's safe id.

@@ -72,6 +72,11 @@ impl Seals {
         let keys = read(folder).map_err(|source| SealRefusal::Keys { folder: folder.clone(), source })?;
         Ok(keys.check(request.canonical(), holder)?)
     }
+
+    /// Whether the seal, which was checked, gives the right to the bytes by itself: that of a cluster set does.
+    pub(super) fn vouch_for(&self, request: &PublishRequest) -> bool {
+        matches!(self, Self::Needed(_)) && request.canonical().set().is_some()
+    }
 }
 
 /// The pod whose volume is mounted at a path: `…/pods/UID/volumes/kubernetes.io~csi/NAME/mount`.

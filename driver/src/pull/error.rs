@@ -1,6 +1,7 @@
 //! Why a recipe did not become a tree.
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::path::Glob;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::{ManifestError, RegistryError, SelectError};
 
@@ -111,9 +112,35 @@ pub enum PullError {
         /// Of what.
         reference: Of,
     },
-    /// A step that this version cannot do.
-    #[error(transparent)]
-    Step(#[from] UnsupportedStep),
+    /// A `remove` with no effect.
+    #[error(
+        "the step \"remove: {glob}\" matches nothing that the steps before it lay down: correct it, or write what may or may not be there as exclude of the step that brings it"
+    )]
+    RemovesNothing {
+        /// What it says.
+        glob: Glob,
+    },
+    /// Later steps take away all that a step lays down.
+    #[error(
+        "nothing is left at \"{path}\" in the volume, where the recipe lays {reference}: later steps remove, hide or replace all of it"
+    )]
+    Emptied {
+        /// Of what.
+        reference: Of,
+        /// Where.
+        path: String,
+    },
+    /// A limit on the whole.
+    #[error("{reference} is refused: {source}")]
+    TooMuch {
+        /// With what the limit is passed.
+        reference: Of,
+        /// The limit.
+        source: GraftError,
+    },
+    /// The tree cannot be put together, by no artifact's fault.
+    #[error("the volume cannot be put together: {0}")]
+    Whole(GraftError),
     /// The store's disk, before anything is fetched.
     #[error("no room for {reference} and all that is mounted with it: {source}")]
     Room {
@@ -128,21 +155,6 @@ pub enum PullError {
     /// The driver is going down.
     #[error("the pull was given up because the driver stops; it starts again with the next attempt")]
     Stopped,
-}
-
-/// A step that a volume may not have with this version of the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UnsupportedStep {
-    /// Files laid over others.
-    #[error(
-        "the recipe has an overlay step, which this version of the driver does not lay: use add steps with a path each"
-    )]
-    Overlay,
-    /// Files taken away.
-    #[error(
-        "the recipe has a remove step, which this version of the driver does not do: leave files out with exclude in the step that adds them"
-    )]
-    Remove,
 }
 
 /// What a pull's failure means to the one who asked.
@@ -195,7 +207,10 @@ impl PullError {
             | Self::Layers { .. }
             | Self::Filtered { .. }
             | Self::Empty { .. }
-            | Self::Step(_) => PullErrorKind::Refused,
+            | Self::RemovesNothing { .. }
+            | Self::Emptied { .. }
+            | Self::TooMuch { .. }
+            | Self::Whole(_) => PullErrorKind::Refused,
             Self::Stopped => PullErrorKind::Stopped,
         }
     }
@@ -203,9 +218,11 @@ impl PullError {
     /// What kind of failure it is, for a program's exit status.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Step(_) | Self::Conflict { .. } | Self::Filtered { .. } | Self::Platform { .. } => {
-                ErrorClass::BadInput
-            }
+            Self::RemovesNothing { .. }
+            | Self::Emptied { .. }
+            | Self::Conflict { .. }
+            | Self::Filtered { .. }
+            | Self::Platform { .. } => ErrorClass::BadInput,
             Self::Plan { source: PlanError::NoMediaType { .. }, .. }
             | Self::Registry { source: RegistryError::Misconfigured { .. }, .. } => ErrorClass::BadInput,
             _ => match self.kind() {

@@ -1,55 +1,48 @@
 //! A recipe becomes a tree: manifests, then blobs and layers a few at a time, then hard links.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{TryStreamExt, stream};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
-use oras_csi_core::reference::{PinnedReference, Reference};
+use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{
     Access, Credentials, Descriptor, Document, ImageManifest, Limits as RegistryLimits, ManifestDocument,
-    Registry, RegistryError, RegistryErrorKind,
+    Registry, Source as Asker,
 };
-use tokio::sync::mpsc;
 
-use super::assemble::{Source, assemble};
-use super::error::{PullError, UnsupportedStep};
-use super::locks::Locks;
+use super::assemble::assemble;
+use super::bring::{Bring, Job};
+use super::error::PullError;
+use super::locks::{Arrivals, Locks};
 use super::progress::{Planned, Progress};
-use super::slots::{Pace, Slot, Slots, TooSlow};
+use super::slots::Slots;
+use super::steps::{Source, Work, mark_laid};
 use crate::store::{DiskError, LayerKey, Store, Tree, TreeKey};
-use crate::unpack::graft::Filter;
+use crate::unpack::Unpacking;
+use crate::unpack::budget::Budget;
+use crate::unpack::graft::Laying;
 use crate::unpack::name::EntryPath;
 use crate::unpack::plan::{Content, Piece, plan};
-use crate::unpack::stream::{BlobReader, PIECES, Piece as StreamPiece};
-use crate::unpack::{Shape, UnpackError, unpack_layer};
-
-/// How often a blob is asked for again, from where it broke off, without much more having come.
-const RESUMES: u32 = 5;
-/// What of them a stall takes, which has cost half a minute already: the second one at the same place is the last.
-const STALL: u32 = RESUMES;
-/// How many references are asked about at once before a pull.
-const RIGHTS_AT_ONCE: usize = 8;
-/// How much is much: a registry that gives a byte a connection would keep us for years.
-const PROGRESS: u64 = 16 << 10;
 
 /// Fetches what recipes name into a store.
 pub struct Fetcher {
     store: Arc<Store>,
     registry: Arc<dyn Registry>,
+    /// The same, where it asks in somebody's name.
+    access: Option<Arc<Access>>,
     node: Platform,
-    locks: Arc<Locks>,
-    slots: Arc<Slots>,
+    shared: Arc<Shared>,
 }
 
-/// Something to be brought into the store.
-#[derive(Clone)]
-enum Job {
-    Blob,
-    Layer(LayerKey, Shape),
+/// What all who fetch into one store share.
+struct Shared {
+    locks: Locks,
+    arrivals: Arrivals,
+    slots: Arc<Slots>,
+    given: Given,
 }
 
 #[derive(Clone)]
@@ -63,30 +56,41 @@ impl Fetcher {
     /// Fetches from `registry` into `store`, for nodes of this machine's platform.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
         let slots = Arc::new(Slots::new(store.limits().streams()));
-        Self { store, registry, node: Platform::node(), locks: Arc::default(), slots }
+        let (locks, arrivals, given) = Default::default();
+        let shared = Arc::new(Shared { locks, arrivals, slots, given });
+        Self { store, registry, access: None, node: Platform::node(), shared }
     }
 
     /// The same in somebody's name; what one fetches, the others find.
     #[must_use]
     pub fn in_the_name_of(&self, credentials: Arc<dyn Credentials>) -> Self {
+        let access = Arc::new(Access::new(self.registry.clone(), credentials));
         Self {
             store: self.store.clone(),
-            registry: Arc::new(Access::new(self.registry.clone(), credentials)),
+            registry: access.clone(),
+            access: Some(access),
             node: self.node.clone(),
-            locks: self.locks.clone(),
-            slots: self.slots.clone(),
+            shared: self.shared.clone(),
         }
     }
 
-    /// Asks registries whether all that a recipe names may be read.
-    pub async fn check_rights(&self, recipe: &PinnedRecipe) -> Result<(), PullError> {
-        let ask = |reference: PinnedReference| async move {
+    /// Asks a registry whether what a reference names may be read.
+    ///
+    /// A registry that has given us these bytes is asked whether they are there; any other has to give them: whoever
+    /// says that it has what somebody else's registry keeps to itself would let everybody in.
+    pub async fn check_right(&self, reference: &PinnedReference) -> Result<(), PullError> {
+        let failed = |source| PullError::Registry { reference: reference.clone().into(), source };
+        if self.shared.given.has(reference) {
             let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
-            asked.map_err(|source| PullError::Registry { reference: reference.into(), source })
-        };
-        let references: BTreeSet<&PinnedReference> = recipe.references().collect();
-        let asked: Vec<_> = references.into_iter().cloned().map(ask).collect();
-        stream::iter(asked).buffer_unordered(RIGHTS_AT_ONCE).try_for_each(|_| async { Ok(()) }).await
+            return asked.map(drop).map_err(failed);
+        }
+        let manifest = self.registry.manifest(reference).await.map_err(failed)?;
+        self.keep(reference, &manifest).await
+    }
+
+    /// Whose credential was let in to the repository of a reference, once it was asked for.
+    pub(crate) fn let_in(&self, reference: &PinnedReference) -> Option<Asker> {
+        self.access.as_ref()?.let_in(reference.registry(), reference.repository())
     }
 
     /// The store.
@@ -105,9 +109,13 @@ impl Fetcher {
         recipe: &PinnedRecipe,
         progress: &Arc<dyn Progress>,
     ) -> Result<Tree, PullError> {
-        let steps = add_steps(recipe)?;
         let key = self.key(recipe);
-        let _held = self.locks.hold(&format!("tree {key}")).await;
+        // Whoever has the same from another registry does not wait for this one.
+        let names = recipe.references().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let _held = self.shared.locks.hold(&format!("tree {key} of {names}")).await;
+        // Nothing of it is collected before it is in use.
+        let mut lease = self.store.lease();
+        lease.tree(&key);
         if let Some(tree) = self
             .blocking({
                 let key = key.clone();
@@ -117,21 +125,31 @@ impl Fetcher {
         {
             return Ok(tree);
         }
-        let mut sources = Vec::with_capacity(steps.len());
-        for step in steps {
-            sources.push(self.read_step(step).await?);
+        let steps = self.read_steps(recipe).await?;
+        for piece in steps.iter().filter_map(Work::source).flat_map(Source::pieces) {
+            let digest = piece.descriptor().digest();
+            lease.blob(digest);
+            if let Content::Archive { shape, .. } = piece.content() {
+                lease.layer(&LayerKey::of(digest, shape));
+            }
         }
-        let fetches = self.missing(&sources).await?;
+        let fetches = self.missing(&steps).await?;
         let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&announced);
-        let wanted = announced.iter().map(|blob| blob.descriptor().size()).fold(0, u64::saturating_add);
-        self.blocking(move |store| store.check_room(wanted)).await.map_err(|error| {
-            match (error, sources.first()) {
-                (PullError::Disk(source), Some(first)) => {
-                    PullError::Room { reference: first.reference().clone().into(), source }
-                }
-                (error, _) => error,
+        let wanted = fetches
+            .iter()
+            .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
+            .collect::<Vec<_>>();
+        let room = move |store: &Store| {
+            let left = |(blob, host)| blob_size_left(store, blob, host);
+            store
+                .check_room(wanted.iter().map(|(blob, host)| left((blob, host))).fold(0, u64::saturating_add))
+        };
+        self.blocking(room).await.map_err(|error| match (error, steps.iter().find_map(Work::source)) {
+            (PullError::Disk(source), Some(first)) => {
+                PullError::Room { reference: first.reference().clone().into(), source }
             }
+            (error, _) => error,
         })?;
         let at_once = self.store.limits().streams_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
@@ -140,7 +158,7 @@ impl Fetcher {
         let assembled = {
             let key = key.clone();
             self.blocking(move |store| {
-                assemble(store, &key, &sources)?;
+                assemble(store, &key, &steps)?;
                 Ok::<_, PullError>(store.tree(&key)?)
             })
             .await?
@@ -149,8 +167,26 @@ impl Fetcher {
         Ok(assembled.ok_or_else(vanished)?)
     }
 
+    /// Reads what the steps name, in their order.
+    async fn read_steps(&self, recipe: &PinnedRecipe) -> Result<Vec<Work>, PullError> {
+        let mut steps = Vec::with_capacity(recipe.steps().len());
+        for step in recipe.steps() {
+            steps.push(match step {
+                Step::Add(layer) => Work::Lay(self.read_step(layer, Laying::Beside).await?),
+                Step::Overlay(layer) => Work::Lay(self.read_step(layer, Laying::Over).await?),
+                Step::Remove(glob) => Work::Remove(glob.clone()),
+            });
+        }
+        mark_laid(&mut steps);
+        Ok(steps)
+    }
+
     /// Reads a step's manifest, through indexes, and plans what its layers become.
-    async fn read_step(&self, step: &RecipeLayer<PinnedReference>) -> Result<Source, PullError> {
+    async fn read_step(
+        &self,
+        step: &RecipeLayer<PinnedReference>,
+        laying: Laying,
+    ) -> Result<Source, PullError> {
         let reference = step.reference().clone();
         let platform = step.platform().unwrap_or(&self.node);
         let mut manifests = Vec::new();
@@ -161,7 +197,7 @@ impl Fetcher {
             match manifest.into_document() {
                 Document::Image(image) => {
                     let pieces = self.plan(&image, step)?;
-                    return Ok(Source { step: step.clone(), manifests, pieces });
+                    return Ok(Source::new(step.clone(), laying, manifests, pieces));
                 }
                 Document::Index(_) if manifests.len() > 1 => {
                     return Err(PullError::Nested { reference: reference.into() });
@@ -207,27 +243,34 @@ impl Fetcher {
             .manifest(reference)
             .await
             .map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        let bytes = manifest.bytes().clone();
+        self.keep(reference, &manifest).await?;
+        Ok(manifest)
+    }
+
+    /// Keeps a manifest that its registry gave.
+    async fn keep(&self, reference: &PinnedReference, manifest: &ManifestDocument) -> Result<(), PullError> {
+        self.shared.given.note(reference);
+        let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
         if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
             self.blocking(move |store| store.put_blob(&digest, &bytes)).await?;
         }
-        Ok(manifest)
+        Ok(())
     }
 
     /// What is not in the store yet, each blob and layer once.
-    async fn missing(&self, sources: &[Source]) -> Result<Vec<(Fetch, Planned)>, PullError> {
+    async fn missing(&self, steps: &[Work]) -> Result<Vec<(Fetch, Planned)>, PullError> {
         let mut wanted = BTreeMap::new();
-        for source in sources {
-            let step = &source.step;
-            let filter = Filter::new(step.include(), step.exclude());
-            for piece in &source.pieces {
+        let budget = Budget::default();
+        for source in steps.iter().filter_map(Work::source) {
+            let step = source.step();
+            for piece in source.pieces().iter().filter(|piece| source.needs(piece)) {
                 let (name, job, path) = match piece.content() {
-                    Content::File(path) if !filter.keeps(path) => continue,
                     Content::File(path) => (piece.descriptor().digest().to_string(), Job::Blob, path),
                     Content::Archive { at, shape } => {
                         let key = LayerKey::of(piece.descriptor().digest(), shape);
-                        (key.to_string(), Job::Layer(key, shape.clone()), at)
+                        let unpacking = Unpacking::new(shape.clone(), budget.clone());
+                        (key.to_string(), Job::Layer(key, unpacking), at)
                     }
                 };
                 let shown = if path.is_root() {
@@ -244,8 +287,12 @@ impl Fetcher {
         self.blocking(move |store| {
             let mut missing = Vec::new();
             for (fetch, planned) in wanted.into_values() {
-                if !fetch.is_there(store)? {
-                    missing.push((fetch, planned));
+                match &fetch.job {
+                    Job::Layer(key, _) if let Some(layer) = store.layer(key)? => {
+                        budget.charge(layer.totals());
+                    }
+                    _ if fetch.is_there(store)? => {}
+                    _ => missing.push((fetch, planned)),
                 }
             }
             Ok::<_, DiskError>(missing)
@@ -253,110 +300,51 @@ impl Fetcher {
         .await
     }
 
-    /// Brings one blob or layer into the store; whoever else wants the same waits for it.
+    /// Brings one blob or layer into the store. Whoever wants the same of the same registry waits for it; whoever
+    /// wants it of another brings it as well, until one of the two has it.
     async fn fetch(self: &Arc<Self>, fetch: Fetch, progress: &Arc<dyn Progress>) -> Result<(), PullError> {
-        let digest = fetch.descriptor.digest().clone();
-        let _held = self.locks.hold(&fetch.name()).await;
-        let look = fetch.clone();
-        if self.blocking(move |store| look.is_there(store)).await? {
-            progress.received(&digest, fetch.descriptor.size());
-            progress.finished(&digest);
-            return Ok(());
-        }
-        let slot = self.slots.take(fetch.reference.registry()).await;
-        let Some(mut slot) = slot else { return Err(PullError::Stopped) };
-        let (sender, receiver) = mpsc::channel(PIECES);
-        let reader = BlobReader::new(fetch.descriptor.clone(), receiver);
-        let (store, job, descriptor) = (self.store.clone(), fetch.job.clone(), fetch.descriptor.clone());
-        let written = tokio::task::spawn_blocking(move || write(&store, &job, &descriptor, reader));
-        self.feed(&fetch, &mut slot, sender, progress).await;
-        match written.await {
-            Ok(Ok(())) => {
-                progress.finished(&digest);
-                Ok(())
-            }
-            Ok(Err(source)) => {
-                Err(PullError::Layer { reference: fetch.reference.into(), layer: digest, source })
-            }
-            Err(_) => Err(PullError::Stopped),
-        }
-    }
-
-    /// Sends a blob's bytes; asks again from where it broke off.
-    async fn feed(
-        &self,
-        fetch: &Fetch,
-        slot: &mut Slot,
-        sender: mpsc::Sender<StreamPiece>,
-        progress: &Arc<dyn Progress>,
-    ) {
-        let mut pace = Pace::new(self.store.limits());
-        let mut offset = 0;
-        let mut failures = 0;
-        let mut reached = 0;
+        let digest = fetch.descriptor.digest();
+        let name = fetch.name();
+        let host = fetch.reference.registry();
+        let _held = self.shared.locks.hold(&format!("{name} from {host}")).await;
         loop {
-            let (asked, fed) = self.feed_from(fetch, slot, &mut pace, &mut offset, &sender, progress).await;
-            if offset - reached >= PROGRESS {
-                (failures, reached) = (0, offset);
+            let expected = self.shared.arrivals.expect(&name);
+            let look = fetch.clone();
+            if self.blocking(move |store| look.is_there(store)).await? {
+                progress.found(digest, fetch.descriptor.size());
+                progress.finished(digest);
+                return Ok(());
             }
-            let given_up = match fed {
-                Ok(()) => return,
-                // What never began to answer was asked several times already.
-                Err(Broken::Registry(error))
-                    if (asked || offset > 0) && error.is_transient() && failures < RESUMES =>
-                {
-                    let stalled = error.kind() == RegistryErrorKind::Stalled;
-                    let wait = error.retry_after().unwrap_or(Duration::from_millis(200) * (1 << failures));
-                    let wait = wait.min(Duration::from_secs(30));
-                    tracing::info!(digest = %fetch.descriptor.digest(), offset, %error, "a download broke off; going on from there");
-                    failures += if stalled { STALL } else { 1 };
-                    tokio::select! {
-                        waited = pace.wait(slot, tokio::time::sleep(wait)) => match waited {
-                            Ok(()) => continue,
-                            Err(late) => fetch.too_slow(late),
-                        },
-                        () = sender.closed() => return,
-                    }
+            let bring = async {
+                let Some(slot) = self.shared.slots.take(host).await else { return Err(PullError::Stopped) };
+                let bring = Bring {
+                    store: &self.store,
+                    registry: self.registry.as_ref(),
+                    slots: &self.shared.slots,
+                    job: &fetch.job,
+                    blob: &fetch.descriptor,
+                    reference: &fetch.reference,
+                    progress,
+                };
+                bring.run(slot).await.map_err(|source| PullError::Layer {
+                    reference: fetch.reference.clone().into(),
+                    layer: digest.clone(),
+                    source,
+                })
+            };
+            tokio::select! {
+                brought = bring => {
+                    brought?;
+                    expected.tell();
+                    progress.finished(digest);
+                    return Ok(());
                 }
-                Err(Broken::Registry(error)) => error,
-                Err(Broken::Slow(late)) => fetch.too_slow(late),
-            };
-            let _ = sender.send(Err(given_up)).await;
-            return;
-        }
-    }
-
-    /// Sends what one answer gives, and says whether there was one.
-    async fn feed_from(
-        &self,
-        fetch: &Fetch,
-        slot: &mut Slot,
-        pace: &mut Pace,
-        offset: &mut u64,
-        sender: &mpsc::Sender<StreamPiece>,
-        progress: &Arc<dyn Progress>,
-    ) -> (bool, Result<(), Broken>) {
-        let answer = self.registry.blob(&fetch.reference, &fetch.descriptor, *offset);
-        let mut stream = match pace.wait(slot, answer).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return (false, Err(Broken::Registry(error))),
-            Err(late) => return (false, Err(Broken::Slow(late))),
-        };
-        loop {
-            let piece = match pace.wait(slot, stream.next()).await {
-                Ok(Some(Ok(piece))) => piece,
-                Ok(Some(Err(error))) => return (true, Err(Broken::Registry(error))),
-                Ok(None) => return (true, Ok(())),
-                Err(late) => return (true, Err(Broken::Slow(late))),
-            };
-            let length = piece.len() as u64;
-            pace.came(length);
-            if sender.send(Ok(piece)).await.is_err() {
-                // The writer has given up, and says why itself.
-                return (true, Ok(()));
+                () = expected.has_come() => {
+                    tracing::info!(%digest, %host, "another registry was faster");
+                    let (blob, host) = (fetch.descriptor.clone(), host.clone());
+                    self.blocking(move |store| Ok::<_, DiskError>(store.forget_partial(&blob, &host))).await?;
+                }
             }
-            *offset += length;
-            progress.received(fetch.descriptor.digest(), length);
         }
     }
 
@@ -377,21 +365,34 @@ impl Fetcher {
     }
 }
 
-/// Why one answer did not give all.
-enum Broken {
-    Registry(RegistryError),
-    /// Asking again would be as slow.
-    Slow(TooSlow),
+/// How much of a blob has no place on the disk yet.
+fn blob_size_left(store: &Store, blob: &Descriptor, host: &RegistryHost) -> u64 {
+    blob.size() - store.taken_for(blob, host)
+}
+
+/// Most that is remembered of who gave what.
+const MOST_GIVEN: usize = 10_000;
+
+/// Which registry gave which manifest since this process began: whoever gave the bytes has them.
+#[derive(Debug, Default)]
+struct Given(Mutex<BTreeSet<(RegistryHost, Digest)>>);
+
+impl Given {
+    fn has(&self, reference: &PinnedReference) -> bool {
+        let given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        given.contains(&(reference.registry().clone(), reference.digest().clone()))
+    }
+
+    fn note(&self, reference: &PinnedReference) {
+        let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if given.len() >= MOST_GIVEN {
+            given.clear();
+        }
+        given.insert((reference.registry().clone(), reference.digest().clone()));
+    }
 }
 
 impl Fetch {
-    fn too_slow(&self, late: TooSlow) -> RegistryError {
-        let TooSlow { least, rate, after, others_wait } = late;
-        let others = if others_wait { " and others wait" } else { "" };
-        let what = format!("{} KiB a second (it gave {rate} bytes a second{others})", least >> 10);
-        RegistryError::Stalled { at: self.reference.name().into(), what: what.into(), after }
-    }
-
     fn name(&self) -> String {
         match &self.job {
             Job::Blob => format!("blob {}", self.descriptor.digest()),
@@ -405,46 +406,4 @@ impl Fetch {
             Job::Layer(key, _) => Ok(store.layer(key)?.is_some()),
         }
     }
-}
-
-/// The writing half of a fetch, in a thread that may block.
-fn write(store: &Store, job: &Job, descriptor: &Descriptor, reader: BlobReader) -> Result<(), UnpackError> {
-    match job {
-        Job::Blob => store.write_blob(descriptor, reader),
-        Job::Layer(key, shape) => {
-            let staging = store.stage()?;
-            let unpacked = unpack_layer(reader, shape, staging.files(), store.limits())?;
-            if unpacked.left_out > 0 {
-                tracing::warn!(
-                    digest = %descriptor.digest(),
-                    count = unpacked.left_out,
-                    "device nodes, FIFOs and the like in a layer were left out"
-                );
-            }
-            Ok(staging.commit_layer(key, unpacked.totals)?)
-        }
-    }
-}
-
-/// The steps, if all are ones that this version can do.
-pub(crate) fn add_steps(
-    recipe: &PinnedRecipe,
-) -> Result<Vec<&RecipeLayer<PinnedReference>>, UnsupportedStep> {
-    recipe
-        .steps()
-        .iter()
-        .map(|step| match step {
-            Step::Add(layer) => Ok(layer),
-            Step::Overlay(_) => Err(UnsupportedStep::Overlay),
-            Step::Remove(_) => Err(UnsupportedStep::Remove),
-        })
-        .collect()
-}
-
-/// The digests of a source's file layers.
-pub(super) fn blobs(source: &Source) -> impl Iterator<Item = &Digest> {
-    source.pieces.iter().filter_map(|piece| match piece.content() {
-        Content::File(_) => Some(piece.descriptor().digest()),
-        Content::Archive { .. } => None,
-    })
 }

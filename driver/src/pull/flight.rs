@@ -3,22 +3,24 @@
 //! A publish waits for a pull for a while and then answers how far it is; the pull goes on, and the next
 //! publish finds the tree or waits again. A failure that nobody was waiting for is told to the next one
 //! who asks, once: otherwise a pull that always fails after the wait would look like one in progress.
+//!
+//! A pull is that of a recipe with all its references, not that of the tree that it gives: whoever has the same bytes
+//! from another registry depends on its own, and hears nothing of others' repositories.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_core::registry::Credentials;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::error::PullError;
+use super::error::{PullError, PullErrorKind};
 use super::fetch::Fetcher;
 use super::progress::{Meter, Progress, Reading};
 use crate::metrics::Metrics;
-use crate::store::{Tree, TreeKey};
+use crate::store::Tree;
 
 /// How long a failure is kept for the next one who asks.
 const FAILURE_KEPT: Duration = Duration::from_mins(10);
@@ -44,7 +46,7 @@ pub enum Waited {
 /// All pulls of a node.
 pub struct Pulls {
     fetcher: Arc<Fetcher>,
-    flights: Mutex<HashMap<TreeKey, Arc<Flight>>>,
+    flights: Mutex<HashMap<PinnedRecipe, Arc<Flight>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
     metrics: Metrics,
@@ -61,28 +63,31 @@ impl Pulls {
         &self.fetcher
     }
 
-    /// Waits until the tree of `recipe` is there, its pull failed, or `wait` is over. Whoever has these credentials
-    /// must be let in by the registries, also where somebody else pulls the same already.
-    pub async fn wait_for(
-        &self,
-        recipe: &PinnedRecipe,
-        credentials: Arc<dyn Credentials>,
-        wait: Duration,
-    ) -> Waited {
-        let began = Instant::now();
-        let key = self.fetcher.key(recipe);
-        let fetcher = Arc::new(self.fetcher.in_the_name_of(credentials));
-        if let Err(error) = fetcher.check_rights(recipe).await {
-            return Waited::Failed(Arc::new(error));
+    /// Waits until the tree of `recipe` is there, its pull failed, or `wait` is over. A pull that is begun is
+    /// `fetcher`'s, in whose name it asks; whether its holder may have the bytes is asked before
+    /// ([`Fetcher::check_right`]).
+    pub async fn wait_for(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>, wait: Duration) -> Waited {
+        let until = Instant::now() + wait;
+        let (flight, is_own) = self.join(recipe, fetcher);
+        let ended = self.ride(recipe, &flight, until).await;
+        match &ended {
+            // Somebody else was not let in any more. Whoever asks was, a moment ago.
+            Waited::Failed(error) if !is_own && is_about_rights(error.kind()) => {
+                let (flight, _) = self.join(recipe, fetcher);
+                self.ride(recipe, &flight, until).await
+            }
+            _ => ended,
         }
-        let flight = self.join(&key, recipe, fetcher);
+    }
+
+    async fn ride(&self, recipe: &PinnedRecipe, flight: &Arc<Flight>, until: Instant) -> Waited {
         let mut outcome = flight.outcome.clone();
         let ended = tokio::select! {
             ended = outcome.wait_for(Option::is_some) => ended.ok().and_then(|ended| ended.clone()),
-            () = tokio::time::sleep(wait.saturating_sub(began.elapsed())) => return Waited::Pulling(flight.meter.read()),
+            () = tokio::time::sleep_until(until.into()) => return Waited::Pulling(flight.meter.read()),
             () = self.stop.cancelled() => Some((Err(Arc::new(PullError::Stopped)), Instant::now())),
         };
-        self.leave(&key, &flight);
+        self.leave(recipe, flight);
         match ended {
             Some((Ok(tree), _)) => Waited::Ready(tree),
             Some((Err(error), _)) => Waited::Failed(error),
@@ -97,8 +102,8 @@ impl Pulls {
         self.tasks.wait().await;
     }
 
-    /// The pull of this tree: the one under way, or a new one.
-    fn join(&self, key: &TreeKey, recipe: &PinnedRecipe, fetcher: Arc<Fetcher>) -> Arc<Flight> {
+    /// The pull of this recipe: the one under way, or a new one; whether it is new.
+    fn join(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>) -> (Arc<Flight>, bool) {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| {
             flight
@@ -107,16 +112,17 @@ impl Pulls {
                 .as_ref()
                 .is_none_or(|(outcome, ended)| outcome.is_err() && ended.elapsed() < FAILURE_KEPT)
         });
-        if let Some(flight) = flights.get(key) {
-            return flight.clone();
+        if let Some(flight) = flights.get(recipe) {
+            return (flight.clone(), false);
         }
         let (sender, outcome) = watch::channel(None);
         let meter = Arc::new(Meter::default());
         let flight = Arc::new(Flight { meter: meter.clone(), outcome });
-        flights.insert(key.clone(), flight.clone());
+        flights.insert(recipe.clone(), flight.clone());
         let progress: Arc<dyn Progress> = Arc::new(Counted { meter, metrics: self.metrics.clone() });
+        let (metrics, key) = (self.metrics.clone(), fetcher.key(recipe));
         let (recipe, stop) = (recipe.clone(), self.stop.clone());
-        let (metrics, key) = (self.metrics.clone(), key.clone());
+        let fetcher = fetcher.clone();
         self.tasks.spawn(async move {
             let begun = Instant::now();
             let outcome = tokio::select! {
@@ -128,22 +134,27 @@ impl Pulls {
                 Ok(tree) => {
                     let bytes = tree.totals().bytes;
                     tracing::info!(tree = %key, bytes, seconds, "pulled");
+                    metrics.pull_took(bytes, seconds);
                 }
                 Err(error) => tracing::warn!(tree = %key, %error, seconds, "a pull failed"),
             }
             metrics.pulled(outcome.as_ref().err().map(PullError::kind));
             sender.send_replace(Some((outcome.map_err(Arc::new), Instant::now())));
         });
-        flight
+        (flight, true)
     }
 
     /// Forgets a pull whose end was heard.
-    fn leave(&self, key: &TreeKey, flight: &Arc<Flight>) {
+    fn leave(&self, recipe: &PinnedRecipe, flight: &Arc<Flight>) {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if flights.get(key).is_some_and(|found| Arc::ptr_eq(found, flight)) {
-            flights.remove(key);
+        if flights.get(recipe).is_some_and(|found| Arc::ptr_eq(found, flight)) {
+            flights.remove(recipe);
         }
     }
+}
+
+fn is_about_rights(kind: PullErrorKind) -> bool {
+    matches!(kind, PullErrorKind::Denied | PullErrorKind::NotFound)
 }
 
 struct Counted {
@@ -159,6 +170,10 @@ impl Progress for Counted {
     fn received(&self, blob: &oras_csi_core::digest::Digest, bytes: u64) {
         self.meter.received(blob, bytes);
         self.metrics.received(bytes);
+    }
+
+    fn found(&self, blob: &oras_csi_core::digest::Digest, bytes: u64) {
+        self.meter.found(blob, bytes);
     }
 
     fn finished(&self, blob: &oras_csi_core::digest::Digest) {

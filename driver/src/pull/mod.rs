@@ -4,17 +4,19 @@
 //! is the command line's way, with the same store and the same unpacking.
 
 mod assemble;
+mod bring;
 mod directory;
+mod download;
 mod error;
 mod fetch;
 mod flight;
 mod locks;
 mod progress;
 mod slots;
+mod steps;
 
 pub use self::directory::{DirectoryError, into_directory};
-pub use self::error::{PullError, PullErrorKind, UnsupportedStep};
+pub use self::error::{PullError, PullErrorKind};
 pub use self::fetch::Fetcher;
-pub(crate) use self::fetch::add_steps;
 pub use self::flight::{Pulls, Waited};
 pub use self::progress::{Meter, Planned, Progress, Reading, Silent};

@@ -36,6 +36,10 @@ pub trait Progress: Send + Sync {
     fn planned(&self, blobs: &[Planned]);
     /// `bytes` more of a blob have come.
     fn received(&self, blob: &Digest, bytes: u64);
+    /// `bytes` of a blob are there already, from an earlier run or from somebody else.
+    fn found(&self, blob: &Digest, bytes: u64) {
+        self.received(blob, bytes);
+    }
     /// A blob is whole, verified and unpacked.
     fn finished(&self, blob: &Digest);
 }
@@ -55,12 +59,15 @@ impl Progress for Silent {
 pub struct Meter {
     total: AtomicU64,
     done: AtomicU64,
+    /// Of these, what did not have to come.
+    found: AtomicU64,
     begun: Instant,
 }
 
 impl Default for Meter {
     fn default() -> Self {
-        Self { total: AtomicU64::new(0), done: AtomicU64::new(0), begun: Instant::now() }
+        let (total, done, found) = Default::default();
+        Self { total, done, found, begun: Instant::now() }
     }
 }
 
@@ -70,6 +77,7 @@ impl Meter {
         Reading {
             total: self.total.load(Ordering::Relaxed),
             done: self.done.load(Ordering::Relaxed),
+            found: self.found.load(Ordering::Relaxed),
             elapsed: self.begun.elapsed(),
         }
     }
@@ -85,6 +93,11 @@ impl Progress for Meter {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    fn found(&self, _: &Digest, bytes: u64) {
+        self.found.fetch_add(bytes, Ordering::Relaxed);
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn finished(&self, _: &Digest) {}
 }
 
@@ -93,11 +106,12 @@ impl Progress for Meter {
 pub struct Reading {
     total: u64,
     done: u64,
+    found: u64,
     elapsed: Duration,
 }
 
 impl Reading {
-    /// Bytes that came.
+    /// Bytes that are there.
     pub fn done(&self) -> u64 {
         self.done
     }
@@ -109,10 +123,11 @@ impl Reading {
 
     fn left(&self) -> Option<Duration> {
         let (rest, elapsed) = (self.total.saturating_sub(self.done), self.elapsed.as_millis());
-        if self.done == 0 || elapsed < 1_000 {
+        let came = self.done.saturating_sub(self.found);
+        if came == 0 || elapsed < 1_000 {
             return None;
         }
-        let left = u128::from(rest) * elapsed / u128::from(self.done);
+        let left = u128::from(rest) * elapsed / u128::from(came);
         Some(Duration::from_millis(u64::try_from(left).unwrap_or(u64::MAX)))
     }
 }
@@ -122,8 +137,10 @@ impl fmt::Display for Reading {
         if self.total == 0 {
             return write!(f, "the manifest is being read, since {} s", self.elapsed.as_secs());
         }
-        let percent = u128::from(self.done) * 100 / u128::from(self.total);
-        write!(f, "{} of {} ({percent} %)", Bytes(self.done), Bytes(self.total))?;
+        // A part that is asked for again, or that came from two registries, counts once.
+        let done = self.done.min(self.total);
+        let percent = u128::from(done) * 100 / u128::from(self.total);
+        write!(f, "{} of {} ({percent} %)", Bytes(done), Bytes(self.total))?;
         match self.left() {
             _ if self.done >= self.total => f.write_str(", being unpacked"),
             Some(left) if left.as_secs() < 90 => write!(f, ", about {} s left", left.as_secs().max(1)),
@@ -159,9 +176,17 @@ mod tests {
     #[case(4 << 30, 1 << 30, 60, "1.0 GiB of 4.0 GiB (25 %), about 3 min left")]
     #[case(4 << 20, 3 << 20, 60, "3.0 MiB of 4.0 MiB (75 %), about 20 s left")]
     #[case(2048, 1536, 0, "1.5 KiB of 2.0 KiB (75 %)")]
+    #[case(100, 130, 5, "100 bytes of 100 bytes (100 %), being unpacked")]
     #[case(100, 100, 5, "100 bytes of 100 bytes (100 %), being unpacked")]
     fn reads(#[case] total: u64, #[case] done: u64, #[case] seconds: u64, #[case] words: &str) {
-        let reading = Reading { total, done, elapsed: Duration::from_secs(seconds) };
+        let reading = Reading { total, done, found: 0, elapsed: Duration::from_secs(seconds) };
         assert_eq!(reading.to_string(), words);
+    }
+
+    #[test]
+    fn what_was_there_says_nothing_of_how_fast_the_rest_comes() {
+        let elapsed = Duration::from_secs(10);
+        let reading = Reading { total: 100 << 20, done: 60 << 20, found: 50 << 20, elapsed };
+        assert_eq!(reading.to_string(), "60.0 MiB of 100.0 MiB (60 %), about 40 s left");
     }
 }

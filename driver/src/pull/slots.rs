@@ -25,16 +25,23 @@ const LEAST: u64 = 4 << 10;
 pub(super) struct Slots {
     node: Arc<Semaphore>,
     aside: Arc<Semaphore>,
-    hosts: Mutex<HashMap<String, Weak<Semaphore>>>,
+    hosts: Mutex<HashMap<String, Weak<Share>>>,
     share: usize,
     waiting: AtomicUsize,
 }
 
-/// The right to read one blob.
+/// What one host has of the turns.
+struct Share {
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+/// The right to read one blob, or a part of one.
 pub(super) struct Slot {
     slots: Arc<Slots>,
     turn: OwnedSemaphorePermit,
     is_aside: bool,
+    share: Arc<Share>,
     _of_host: OwnedSemaphorePermit,
 }
 
@@ -52,21 +59,37 @@ impl Slots {
 
     /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
     pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost) -> Option<Slot> {
-        let share = {
-            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-            hosts.retain(|_, share| share.strong_count() > 0);
-            if let Some(share) = hosts.get(host.host()).and_then(Weak::upgrade) {
-                share
-            } else {
-                let share = Arc::new(Semaphore::new(self.share));
-                hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
-                share
-            }
+        let share = self.share(host);
+        let of_host = {
+            let _waits = Waits::new(&share.waiting);
+            Arc::clone(&share.turns).acquire_owned().await.ok()?
         };
-        let of_host = share.acquire_owned().await.ok()?;
         let _waits = Waits::new(&self.waiting);
         let turn = Arc::clone(&self.node).acquire_owned().await.ok()?;
-        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, _of_host: of_host })
+        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, share, _of_host: of_host })
+    }
+
+    /// A turn that nobody else waits for, if there is one.
+    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost) -> Option<Slot> {
+        let share = self.share(host);
+        if share.waiting.load(Ordering::Relaxed) > 0 || self.waiting.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let of_host = Arc::clone(&share.turns).try_acquire_owned().ok()?;
+        let turn = Arc::clone(&self.node).try_acquire_owned().ok()?;
+        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, share, _of_host: of_host })
+    }
+
+    fn share(&self, host: &RegistryHost) -> Arc<Share> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.retain(|_, share| share.strong_count() > 0);
+        if let Some(share) = hosts.get(host.host()).and_then(Weak::upgrade) {
+            return share;
+        }
+        let turns = Arc::new(Semaphore::new(self.share));
+        let share = Arc::new(Share { turns, waiting: AtomicUsize::new(0) });
+        hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
+        share
     }
 }
 
@@ -96,6 +119,11 @@ impl Slot {
         self.turn = room;
         self.is_aside = true;
         true
+    }
+
+    /// Whether somebody waits for a turn that this one keeps from them: the node's, or their host's.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.others_wait() || self.share.waiting.load(Ordering::Relaxed) > 0
     }
 
     fn others_wait(&self) -> bool {
@@ -244,6 +272,24 @@ mod tests {
         let one = Arc::new(Slots::new(1));
         assert!(is_there(&one, "a").await.is_some());
         assert!(is_there(&one, "b").await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spare_turn_is_one_that_nobody_waits_for() {
+        let slots = Arc::new(Slots::new(4));
+        let first = is_there(&slots, "a").await.unwrap();
+        let spare = slots.spare(&host("a")).unwrap();
+        assert!(slots.spare(&host("a")).is_none(), "a host has its share and no more");
+        assert!(!spare.is_wanted());
+        let waits = tokio::spawn({
+            let slots = slots.clone();
+            async move { slots.take(&host("a")).await.is_some() }
+        });
+        tokio::task::yield_now().await;
+        assert!(spare.is_wanted() && slots.spare(&host("a")).is_none());
+        drop(spare);
+        assert!(waits.await.unwrap());
+        drop(first);
     }
 
     #[tokio::test(start_paused = true)]

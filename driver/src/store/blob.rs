@@ -19,7 +19,7 @@ use crate::unpack::stream::BlobReader;
 const PREALLOCATE: u64 = 1 << 20;
 
 impl Store {
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.path.join("blobs").join(digest.algorithm().name()).join(digest.hex())
     }
 

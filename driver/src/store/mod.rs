@@ -3,17 +3,22 @@
 //! ```text
 //! STORE/                    0700, its owner's alone
 //! ├── lock                  flock, exclusive, for as long as a process has the store open
-//! ├── format                "oras-csi store 1": the first thing that is written, refused if newer
-//! ├── tmp/NUMBER…           everything unfinished; emptied at start, under the lock
+//! ├── format                "oras-csi store 2": the first thing that is written, refused if newer (see `format`)
+//! ├── tmp/NUMBER…           everything unfinished, and what is being deleted; emptied at start, under the lock
+//! ├── partial/              big blobs on their way (see `partial`); what nobody goes on with goes after a day
+//! ├── set-aside/NAME.N      what was found damaged: KEY.N a tree, layer-KEY.N, sha256-HEX.N; it may be mounted
 //! ├── blobs/sha256/HEX      verified files: manifests, and layers that are one file (0444)
 //! ├── blobs/sha512/HEX
 //! ├── layers/KEY/           a tar layer, unpacked once
 //! │   ├── files/            its tree
+//! │   ├── sums              checksums of what is in it (see `sums`)
 //! │   └── layer.json        how much is in it
 //! ├── trees/KEY/            a recipe's tree: hard links to blobs and to files of layers
 //! │   ├── files/            what a pod sees
-//! │   └── tree.json         how much is in it, and the blobs and layers that it is made of
+//! │   ├── sums              checksums of its own files: copies, where a link could not be made
+//! │   └── tree.json         how much is in it, what it is made of; its mtime is when it was last used
 //! ├── volumes/HASH.json     one published volume each (see `records`)
+//! ├── state.json            what the store tells of itself: damage, the last scrub and collection (see `state`)
 //! └── readonly/             where `trees` is mounted once more, read-only (see `mount`)
 //! ```
 //!
@@ -23,44 +28,79 @@
 //! `rename` over the old one, and is not synced: after a power cut its mount is gone as well, and
 //! kubelet publishes again.
 //!
-//! **A crash** of the process at any instruction leaves finished things, and unfinished ones in `tmp`;
-//! of the machine, the same. Nothing in `blobs`, `layers` or `trees` is ever written to again.
+//! **They end** by one `rename` too: into `tmp`, where they are deleted, or into `set-aside`, where they stay
+//! until nothing mounts them. A tree goes before the blobs and layers that only it needs.
 //!
-//! **Locks.** Between processes: `lock`. Within one: whoever makes a blob, a layer or a tree holds the
-//! lock of its name in [`crate::pull`], so that one download serves all; were two to make the same, either
-//! is as good.
+//! | killed | leaves | and then |
+//! |---|---|---|
+//! | while something is written | a file or folder in `tmp`, or in `partial` | deleted at start; gone on from |
+//! | between a blob and its tree | a blob that no tree needs | used by the next pull, or collected |
+//! | after a tree was renamed away | its folder in `tmp`, blobs that no tree needs | deleted at start; collected |
+//! | while something damaged is set aside | the part aside, some of its trees not yet | the scrub finds the trees' bytes wrong, or they go as others do |
+//! | between a record and its mount | a record too many | see `records` |
 //!
-//! **Roots** for a collector: the trees that records in `volumes` name, the trees that are mounted
-//! anywhere (mountinfo), and the names that are locked; from a tree, the blobs and layers in its
+//! A crash of the machine leaves the same. Nothing in `blobs`, `layers` or `trees` is ever written to again, but
+//! for the time of a `tree.json`.
+//!
+//! **Locks.** Between processes: `lock`; `oras-csi store ls` and `verify` read without it. Within one: whoever makes
+//! a blob, a layer or a tree holds the lock of its name in [`crate::pull`], so that one download serves all; were two
+//! to make the same, either is as good. The mutex of the leases (`lease`) is held for each rename that takes
+//! something away and for that which makes a tree visible; one collection at a time holds `collecting`.
+//!
+//! **Roots** of a collector ([`crate::collect`]): the trees that records in `volumes` name, the trees that are
+//! mounted anywhere (mountinfo), and whatever is leased; from a tree, the blobs and layers in its
 //! `tree.json`. A name of a file that a tree shares is another link to the same inode: removing a blob
 //! or a layer frees nothing that a tree still has, and harms none.
 //!
 //! Architecture Invariant: nothing is visible under `blobs`, `layers` or `trees` before it is whole and
 //! its digests have been verified.
+//!
+//! Architecture Invariant: what is mounted is never deleted, damaged or not.
 
+mod aside;
 mod blob;
 mod disk;
+mod format;
+mod inventory;
 mod key;
+mod layout;
+mod lease;
+mod partial;
+mod ranges;
+mod read;
+mod state;
+mod sums;
 mod tree;
+mod walk;
 
-use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use self::aside::tree_of_name;
 pub use self::disk::DiskError;
+use self::format::{FORMAT, make_folder};
+pub use self::inventory::{HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State};
 pub use self::key::{LayerKey, TreeKey};
+pub use self::layout::Layout;
+pub(crate) use self::layout::{FILES, SUMS};
+pub use self::lease::{Item, Lease, Leases};
+pub(crate) use self::partial::{FORGOTTEN_AFTER, Next, Partial};
+pub use self::read::{AtOnce, Pace};
+pub(crate) use self::read::{Broken, Reader};
+pub(crate) use self::state::now;
+pub use self::state::{CollectionReport, Damage, NodeRecord, ScrubReport};
+pub(crate) use self::sums::{Compared, Which, compare as compare_sums, write as write_sums};
+pub(crate) use self::tree::TreeNote;
 pub use self::tree::{Layer, Made, Staging, Tree};
+pub(crate) use self::walk::walk;
 use crate::class::ErrorClass;
+use crate::metrics::Metrics;
 use crate::settings::Limits;
-
-/// The version of the format that this driver writes.
-const FORMAT: u32 = 1;
-const FORMAT_WORDS: &str = "oras-csi store ";
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +133,9 @@ pub enum StoreError {
         /// Its version.
         found: u32,
     },
+    /// There is none to be looked at.
+    #[error("{} is no store of this driver: it has no file \"format\"", .0.display())]
+    Missing(PathBuf),
     /// The format file is damaged.
     #[error(
         "the file {} is no version of a store's format: if this is the store's folder and the disk was damaged, remove the whole folder, and it is filled again",
@@ -108,7 +151,7 @@ impl StoreError {
     /// What kind of failure it is.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotAStore { .. } | Self::Locked(_) => ErrorClass::BadInput,
+            Self::NotAStore { .. } | Self::Missing(_) | Self::Locked(_) => ErrorClass::BadInput,
             Self::Newer { .. } | Self::Format(_) | Self::Disk(_) => ErrorClass::Failed,
         }
     }
@@ -122,6 +165,11 @@ pub struct Store {
     limits: Limits,
     kept: bool,
     next: AtomicU64,
+    layout: Layout,
+    leases: Leases,
+    collecting: Mutex<()>,
+    node: state::Kept,
+    metrics: OnceLock<Metrics>,
     // Closed last, which gives the lock back.
     _lock: OwnedFd,
 }
@@ -137,12 +185,23 @@ impl Store {
         let root = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|errno| DiskError::new("open", &path, errno))?;
         let lock = lock(&path, &root)?;
-        check_format(&path)?;
-        for folder in ["tmp", "blobs/sha256", "blobs/sha512", "layers", "trees", "volumes", "readonly"] {
-            make_folder(&path.join(folder))?;
-        }
-        let store = Self { path, root, limits, kept: true, next: AtomicU64::new(0), _lock: lock };
+        format::take(&path)?;
+        let layout = Layout::new(&path);
+        let store = Self {
+            root,
+            limits,
+            kept: true,
+            next: AtomicU64::new(0),
+            leases: Leases::default(),
+            collecting: Mutex::default(),
+            node: state::Kept::read(&layout),
+            metrics: OnceLock::new(),
+            layout,
+            path,
+            _lock: lock,
+        };
         store.clear_unfinished()?;
+        store.forget_partials(FORGOTTEN_AFTER);
         Ok(store)
     }
 
@@ -169,19 +228,61 @@ impl Store {
         &self.limits
     }
 
+    /// A lease on nothing yet: what is added to it is not collected for as long as it lives.
+    pub fn lease(&self) -> Lease {
+        self.leases.lease()
+    }
+
+    /// All leases.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// The names of what is in it.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// When the store was made, or taken over from an older version, in seconds since 1970.
+    pub(crate) fn since(&self) -> u64 {
+        let made = std::fs::metadata(self.path.join("format")).and_then(|found| found.modified());
+        let made = made.ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
+        made.map_or(0, |made| made.as_secs())
+    }
+
+    /// Counts with these from now on.
+    pub(crate) fn count_with(&self, metrics: Metrics) {
+        let _ = self.metrics.set(metrics);
+    }
+
+    /// What counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        self.metrics.get_or_init(Metrics::default)
+    }
+
+    /// Held by the one collection that runs.
+    pub(crate) fn collecting(&self) -> &Mutex<()> {
+        &self.collecting
+    }
+
+    /// The folder as it is open.
+    pub(crate) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// Where trees are.
     pub(crate) fn trees(&self) -> PathBuf {
-        self.path.join("trees")
+        self.layout.trees()
     }
 
     /// Where trees are mounted read-only.
     pub(crate) fn readonly(&self) -> PathBuf {
-        self.path.join("readonly")
+        self.layout.readonly()
     }
 
     /// Where records of volumes are.
     pub(crate) fn volumes(&self) -> PathBuf {
-        self.path.join("volumes")
+        self.layout.volumes()
     }
 
     /// A name for something unfinished.
@@ -189,14 +290,17 @@ impl Store {
         self.path.join("tmp").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
-    /// Fails where `wanted` more bytes would leave less than the reserve.
+    /// Fails where `wanted` more bytes would leave less than the reserve, and where collecting what nobody uses
+    /// does not help either.
     pub(crate) fn check_room(&self, wanted: u64) -> Result<(), DiskError> {
-        let free = free_bytes(&self.root)?;
         let reserve = self.limits.reserve();
-        if wanted > 0 && free < wanted.saturating_add(reserve) {
-            return Err(DiskError::TooSmall { wanted, free, reserve });
+        let lacks = |free: u64| wanted > 0 && free < wanted.saturating_add(reserve);
+        if !lacks(free_bytes(&self.root)?) {
+            return Ok(());
         }
-        Ok(())
+        crate::collect::make_room(self, wanted.saturating_add(reserve))?;
+        let free = free_bytes(&self.root)?;
+        if lacks(free) { Err(DiskError::TooSmall { wanted, free, reserve }) } else { Ok(()) }
     }
 
     /// Brings everything written so far to the disk.
@@ -231,16 +335,9 @@ pub(crate) fn free_bytes(fd: impl AsFd) -> Result<u64, DiskError> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-fn make_folder(path: &Path) -> Result<(), DiskError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| DiskError::new("make the folder", path, error))
-}
-
 fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, StoreError> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // Not to be written to: a disk that is made read-only must not wait for us.
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let lock = rustix::fs::openat(root, "lock", flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| DiskError::new("open", path.join("lock"), errno))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -250,46 +347,13 @@ fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, StoreError> {
     }
 }
 
-/// Reads the version; writes it where the folder is new.
-fn check_format(path: &Path) -> Result<(), StoreError> {
-    let file = path.join("format");
-    match std::fs::read_to_string(&file) {
-        Ok(text) => {
-            let version =
-                text.trim_end().strip_prefix(FORMAT_WORDS).and_then(|text| text.parse::<u32>().ok());
-            match version {
-                Some(1..=FORMAT) => Ok(()),
-                Some(found) if found > FORMAT => Err(StoreError::Newer { path: path.to_owned(), found }),
-                _ => Err(StoreError::Format(file)),
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(found) = foreign_entry(path)? {
-                return Err(StoreError::NotAStore { path: path.to_owned(), found });
-            }
-            let new = path.join("format.new");
-            let write = || {
-                let mut written = std::fs::File::create(&new)?;
-                writeln!(written, "{FORMAT_WORDS}{FORMAT}")?;
-                written.sync_all()?;
-                std::fs::rename(&new, &file)
-            };
-            Ok(write().map_err(|error| DiskError::new("write", &file, error))?)
-        }
-        Err(error) => Err(DiskError::new("read", file, error).into()),
+/// Makes sure that there is a store in `path` which can be read without its lock.
+pub fn look_at(path: &Path) -> Result<Layout, StoreError> {
+    let path = path.canonicalize().map_err(|error| DiskError::new("find", path, error))?;
+    match format::read(&path)? {
+        Some(_) => Ok(Layout::new(path)),
+        None => Err(StoreError::Missing(path)),
     }
-}
-
-/// Something in the folder that no store has before its format is written.
-fn foreign_entry(path: &Path) -> Result<Option<String>, DiskError> {
-    let failed = |error| DiskError::new("list", path, error);
-    for entry in std::fs::read_dir(path).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if !["lock", "format.new", "lost+found"].iter().any(|known| name == *known) {
-            return Ok(Some(name.to_string_lossy().into_owned()));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

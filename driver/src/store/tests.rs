@@ -51,8 +51,8 @@ fn a_newer_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
     let format = folder.path().join("format");
-    assert_eq!(fs::read_to_string(&format).unwrap(), "oras-csi store 1\n");
-    for (text, words) in [("oras-csi store 2\n", "format 2"), ("", "no version"), ("garbage", "no version")] {
+    assert_eq!(fs::read_to_string(&format).unwrap(), "oras-csi store 2\n");
+    for (text, words) in [("oras-csi store 3\n", "format 3"), ("", "no version"), ("garbage", "no version")] {
         fs::write(&format, text).unwrap();
         let error = Store::open(folder.path(), Limits::default()).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");

@@ -1,4 +1,8 @@
 //! Layer trees and trees: folders that appear whole.
+//!
+//! Before a tree is mounted again it is looked at, in a time that does not grow with it: its description bears a
+//! checksum of itself, and says how long its largest files are. That finds what a power cut or a repaired file
+//! system leaves; single bits are found by the scrub.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,17 +10,22 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use oras_csi_core::digest::Digest;
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::layout::{FILES, LAYER, SUMS, TREE};
+use super::lease::Item;
+use super::read::Reader;
+use super::sums::{self, Which};
+use super::walk::Entry;
 use super::{DiskError, LayerKey, Store, TreeKey};
 use crate::unpack::Totals;
 use crate::unpack::write::DIRECTORY_MODE;
 
-const FILES: &str = "files";
-const TREE: &str = "tree.json";
-const LAYER: &str = "layer.json";
+/// How many of a tree's files are looked at before it is mounted: the largest.
+const LOOKED_AT: usize = 16;
 
 /// A tar layer that was unpacked.
 #[derive(Debug)]
@@ -71,9 +80,75 @@ pub struct Made {
     pub(crate) layers: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct LayerNote {
-    totals: Totals,
+/// How much is in a layer, for its `layer.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerNote {
+    pub(crate) totals: Totals,
+}
+
+/// A tree's `tree.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TreeNote {
+    #[serde(flatten)]
+    pub(crate) made: Made,
+    /// Its largest files. Format 1 had none.
+    #[serde(default)]
+    pub(crate) largest: Vec<Large>,
+}
+
+/// A file that is looked at before its tree is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Large {
+    path: String,
+    bytes: u64,
+}
+
+impl TreeNote {
+    pub(crate) fn totals(&self) -> Totals {
+        self.made.totals
+    }
+
+    /// What a tree that stays needs to be made again without a download. Its manifests are among it.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Item> + '_ {
+        let manifests = self.made.manifests.iter().cloned().map(Item::Blob);
+        manifests.chain(self.made.parts())
+    }
+
+    /// Whether it shares bytes with this.
+    pub(crate) fn has(&self, part: &Item) -> bool {
+        self.made.parts().any(|own| own == *part)
+    }
+}
+
+impl Made {
+    /// What its files are links to.
+    fn parts(&self) -> impl Iterator<Item = Item> + '_ {
+        let layers = self.layers.iter().cloned().map(Item::Layer);
+        self.blobs.iter().cloned().map(Item::Blob).chain(layers)
+    }
+}
+
+/// The note as text: JSON whose last field is a checksum of all before it.
+fn note_text(note: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(note)?;
+    // The brace that closes it.
+    text.pop();
+    let check = format!(",\"check\":\"{:016x}\"}}", xxh3_64(&text));
+    text.extend_from_slice(check.as_bytes());
+    Ok(text)
+}
+
+/// Reads a note; `None` if it is not what was written. One without a checksum is format 1's.
+pub(crate) fn parse_note<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Option<T> {
+    const CHECK: &[u8] = b",\"check\":\"";
+    let (content, end) = text.split_at(text.len().saturating_sub(CHECK.len() + 18));
+    if let Some(check) = end.strip_prefix(CHECK)
+        && check != format!("{:016x}\"}}", xxh3_64(content)).as_bytes()
+    {
+        return None;
+    }
+    serde_json::from_slice(text).ok()
 }
 
 /// A folder in `tmp` with a `files` folder in it; it goes when this is dropped, unless it was committed.
@@ -94,15 +169,42 @@ struct Unfinished {
 impl Store {
     /// The layer of this name, if it is there.
     pub fn layer(&self, key: &LayerKey) -> Result<Option<Layer>, DiskError> {
-        let path = self.path.join("layers").join(key.as_str());
-        let Some(note) = self.note::<LayerNote>(&path, LAYER)? else { return Ok(None) };
-        Ok(Some(Layer { files: open_folder(&path.join(FILES))?, totals: note.totals }))
+        let path = self.layout.layer(key.as_str());
+        let item = Item::Layer(key.to_string());
+        let Some(note) = self.note::<LayerNote>(&item, &path, LAYER)? else { return Ok(None) };
+        match open_folder(&path.join(FILES)) {
+            Ok(files) => Ok(Some(Layer { files, totals: note.totals })),
+            Err(error) if error.is_damage() => {
+                self.set_aside(&item, &error.to_string())?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// The tree of this name, if it is there.
+    /// The tree of this name, if it is there and, at a glance, what it was.
     pub fn tree(&self, key: &TreeKey) -> Result<Option<Tree>, DiskError> {
-        let made = self.note::<Made>(&self.trees().join(key.as_str()), TREE)?;
-        Ok(made.map(|made| Tree { key: key.clone(), totals: made.totals }))
+        let path = self.layout.tree(key);
+        let item = Item::Tree(key.clone());
+        let Some(note) = self.note::<TreeNote>(&item, &path, TREE)? else { return Ok(None) };
+        if let Err(found) = glance(&path.join(FILES), &note.largest) {
+            self.set_aside(&item, &found)?;
+            return Ok(None);
+        }
+        Ok(Some(Tree { key: key.clone(), totals: note.totals() }))
+    }
+
+    /// Notes that a tree was used just now: what was not for the longest time is collected first. One system call,
+    /// and nothing waits for the disk.
+    pub(crate) fn used(&self, key: &TreeKey) {
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let path = self.layout.tree(key).join(TREE);
+        if let Err(errno) = rustix::fs::utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)
+            && errno != Errno::NOENT
+        {
+            tracing::debug!(path = %path.display(), error = %io::Error::from(errno), "cannot note that a tree is used");
+        }
     }
 
     /// The files of a tree, for a copy.
@@ -123,26 +225,70 @@ impl Store {
 
     /// Reads what stands beside the files of a layer or a tree. One that cannot be read is set aside, so
     /// that it is made again.
-    fn note<T: for<'de> Deserialize<'de>>(&self, folder: &Path, name: &str) -> Result<Option<T>, DiskError> {
+    fn note<T: for<'de> Deserialize<'de>>(
+        &self,
+        item: &Item,
+        folder: &Path,
+        name: &str,
+    ) -> Result<Option<T>, DiskError> {
         let path = folder.join(name);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
+        let found = match std::fs::read(&path) {
+            Ok(bytes) => match parse_note(&bytes) {
+                Some(note) => return Ok(Some(note)),
+                None => format!("{name} is not what was written"),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if !folder.exists() {
                     return Ok(None);
                 }
-                Vec::new()
+                format!("{name} is missing")
             }
-            Err(error) => return Err(DiskError::new("read", path, error)),
+            Err(error) => {
+                let error = DiskError::new("read", path, error);
+                if !error.is_damage() {
+                    return Err(error);
+                }
+                error.to_string()
+            }
         };
-        if let Ok(note) = serde_json::from_slice(&bytes) {
-            return Ok(Some(note));
-        }
-        tracing::warn!(path = %path.display(), "damaged on the disk; set aside, and made again");
-        // Not removed yet: it may be mounted. The next start clears it away.
-        std::fs::rename(folder, self.unfinished())
-            .map_err(|error| DiskError::new("set aside", folder, error))?;
+        self.set_aside(item, &found)?;
         Ok(None)
+    }
+}
+
+/// Looks whether the files of a tree are there, without reading them.
+fn glance(files: &Path, largest: &[Large]) -> Result<(), String> {
+    let folder = open_folder(files).map_err(|error| error.to_string())?;
+    for large in largest {
+        match rustix::fs::statat(&folder, large.path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) if u64::try_from(found.st_size) == Ok(large.bytes) => {}
+            Ok(found) => {
+                let (path, wanted, found) = (&large.path, large.bytes, found.st_size);
+                return Err(format!("\"{path}\" has {found} bytes, and had {wanted}"));
+            }
+            Err(errno) => return Err(format!("\"{}\": {}", large.path, io::Error::from(errno))),
+        }
+    }
+    Ok(())
+}
+
+/// The largest files seen so far.
+#[derive(Default)]
+struct Largest(Vec<Large>);
+
+impl Largest {
+    fn see(&mut self, entry: &Entry<'_>) {
+        let (bytes, full) = (entry.size(), self.0.len() == LOOKED_AT);
+        if entry.kind != FileType::RegularFile
+            || (full && self.0.last().is_some_and(|last| last.bytes >= bytes))
+        {
+            return;
+        }
+        // A name that is no text cannot be written down in JSON; there are others.
+        let Ok(path) = std::str::from_utf8(entry.path.as_bytes()) else { return };
+        self.0.truncate(LOOKED_AT - 1);
+        let place = self.0.partition_point(|large| large.bytes >= bytes);
+        self.0.insert(place, Large { path: path.to_owned(), bytes });
     }
 }
 
@@ -152,32 +298,53 @@ impl Staging<'_> {
         &self.files
     }
 
-    /// Makes it the layer `key`.
+    /// Makes it the layer `key`, with the checksums of what is in it.
     pub(crate) fn commit_layer(self, key: &LayerKey, totals: Totals) -> Result<(), DiskError> {
-        let name = self.store.path.join("layers").join(key.as_str());
-        self.commit(&name, LAYER, &LayerNote { totals })
+        if self.store.kept {
+            let sums = self.folder.path.join(SUMS);
+            sums::write(&self.files, &sums, Which::All, &mut Reader::from_memory(), |_| {})?;
+        }
+        let name = self.store.layout.layer(key.as_str());
+        self.commit(&name, LAYER, &LayerNote { totals }, [])
     }
 
     /// Makes it the tree `key`.
     pub(crate) fn commit_tree(self, key: &TreeKey, made: &Made) -> Result<(), DiskError> {
-        let name = self.store.trees().join(key.as_str());
-        self.commit(&name, TREE, made)
+        let mut largest = Largest::default();
+        if self.store.kept {
+            let sums = self.folder.path.join(SUMS);
+            let look = |entry: &Entry<'_>| largest.see(entry);
+            sums::write(&self.files, &sums, Which::Own, &mut Reader::from_memory(), look)?;
+        }
+        let name = self.store.layout.tree(key);
+        let parts: Vec<Item> = made.parts().collect();
+        let note = TreeNote { made: made.clone(), largest: largest.0 };
+        self.commit(&name, TREE, &note, parts)
     }
 
-    fn commit(mut self, name: &Path, note: &str, content: &impl Serialize) -> Result<(), DiskError> {
+    fn commit(
+        mut self,
+        name: &Path,
+        note: &str,
+        content: &impl Serialize,
+        parts: impl IntoIterator<Item = Item>,
+    ) -> Result<(), DiskError> {
         let file = self.folder.path.join(note);
-        let text = serde_json::to_vec(content).map_err(|error| DiskError::new("describe", &file, error))?;
+        let text = note_text(content).map_err(|error| DiskError::new("describe", &file, error))?;
         std::fs::write(&file, text).map_err(|error| DiskError::new("write", &file, error))?;
         self.store.sync()?;
-        match rustix::fs::renameat_with(CWD, &self.folder.path, CWD, name, RenameFlags::NOREPLACE) {
-            Ok(()) => {
-                self.folder.renamed = true;
-                Ok(())
+        let (from, renamed) = (&self.folder.path, &mut self.folder.renamed);
+        self.store.leases.keep(parts, || {
+            match rustix::fs::renameat_with(CWD, from, CWD, name, RenameFlags::NOREPLACE) {
+                Ok(()) => {
+                    *renamed = true;
+                    Ok(())
+                }
+                // Somebody else made the same: theirs is as good.
+                Err(Errno::EXIST) => Ok(()),
+                Err(errno) => Err(DiskError::new("keep", name, errno)),
             }
-            // Somebody else made the same: theirs is as good.
-            Err(Errno::EXIST) => Ok(()),
-            Err(errno) => Err(DiskError::new("keep", name, errno)),
-        }
+        })
     }
 }
 

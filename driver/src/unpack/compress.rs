@@ -70,6 +70,35 @@ pub enum CompressionError {
     Io(#[from] io::Error),
 }
 
+/// A zstd frame that needs more memory than is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the layer was compressed with a zstd window of more than {} MiB: compress it without --ultra or --long",
+    1_u64 << (.limit - 20)
+)]
+pub struct Window {
+    limit: u32,
+}
+
+/// Tells the one failure of the zstd decoder that its user can do something about.
+struct Windowed<R> {
+    decoder: R,
+    limit: u32,
+}
+
+impl<R: Read> Read for Windowed<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(into).map_err(|error| {
+            // The library has a number for it, and the crate gives its text alone.
+            if error.to_string().contains("too much memory") {
+                io::Error::other(Window { limit: self.limit })
+            } else {
+                error
+            }
+        })
+    }
+}
+
 /// Opens a layer's stream uncompressed.
 ///
 /// A zstd frame whose window is larger than `window_log` allows fails when it is read.
@@ -98,7 +127,7 @@ pub fn open<'a, R: BufRead + 'a>(
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
             decoder.window_log_max(window_log)?;
-            Box::new(BufReader::with_capacity(BUFFER, decoder))
+            Box::new(BufReader::with_capacity(BUFFER, Windowed { decoder, limit: window_log }))
         }
     })
 }

@@ -2,21 +2,36 @@
 //!
 //! Works directory by directory with descriptors beneath the two roots, and holds only a few of them
 //! open at a time, however deep a tree is.
+//!
+//! Where entries meet:
+//!
+//! | | there is a directory | there is something else |
+//! |---|---|---|
+//! | a directory comes [beside](Laying::Beside) | they merge | refused |
+//! | a directory comes [over](Laying::Over) | they merge | it replaces |
+//! | something else comes beside | refused | refused |
+//! | something else comes over | it replaces, with all beneath | it replaces |
+//!
+//! What lies over honours whiteouts as well (OCI image-spec, layer.md): `.wh.NAME` takes away `NAME`, and
+//! `.wh..wh..opq` all that was in its directory, of what was laid before this layer. A whiteout stands for the
+//! paths that it hides: a filter lets it take away what the filter would let in, and nothing else.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use oras_csi_core::path::Glob;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, RenameFlags};
 use rustix::io::Errno;
 
+use super::entries::{Listed, is_directory, is_empty, list, remove, remove_kept};
+pub use super::filter::Filter;
 use super::name::{EntryPath, NameError};
 use super::write::{DIRECTORY_MODE, Totals, link_or_copy, open_beneath, set_time, too_long};
+use crate::settings::Limits;
 use crate::store::DiskError;
 
-/// OCI image-spec, layer.md, "Whiteouts".
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const RESERVED: &[u8] = b".wh..wh.";
@@ -30,14 +45,26 @@ pub enum GraftError {
         /// The path in the tree.
         path: EntryPath,
     },
-    /// A path that becomes too long beneath the path of its step.
+    /// A path that becomes too long or too deep beneath the path of its step.
     #[error(transparent)]
-    Long(NameError),
+    Name(NameError),
     /// A whiteout of nothing.
     #[error("the layer has the whiteout \"{path}\", which names no file")]
     Whiteout {
         /// Its path.
         path: EntryPath,
+    },
+    /// Too many files in the whole.
+    #[error("the volume would have more than {limit} entries in all its layers, the limit")]
+    TooManyEntries {
+        /// The limit.
+        limit: u64,
+    },
+    /// Too many bytes in the whole.
+    #[error("the volume would have more than {limit} bytes in all its layers, the limit")]
+    TooManyBytes {
+        /// The limit.
+        limit: u64,
     },
     /// The disk.
     #[error(transparent)]
@@ -46,56 +73,9 @@ pub enum GraftError {
 
 fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> GraftError {
     if errno == Errno::NAMETOOLONG {
-        return GraftError::Long(too_long(path));
+        return GraftError::Name(too_long(path));
     }
     GraftError::Disk(DiskError::new(step, PathBuf::from(OsStr::from_bytes(path.as_bytes())), errno))
-}
-
-/// Which paths of an artifact are kept.
-///
-/// A glob that names a directory stands for everything beneath it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Filter<'a> {
-    include: &'a [Glob],
-    exclude: &'a [Glob],
-}
-
-impl<'a> Filter<'a> {
-    /// Keeps what one of `include` names (all, if there is none), less what one of `exclude` names.
-    pub fn new(include: &'a [Glob], exclude: &'a [Glob]) -> Self {
-        Self { include, exclude }
-    }
-
-    /// Whether everything is kept.
-    pub fn is_empty(&self) -> bool {
-        self.include.is_empty() && self.exclude.is_empty()
-    }
-
-    fn included(&self, path: &EntryPath) -> bool {
-        self.include.is_empty() || self.include.iter().any(|glob| glob.matches(&path.to_text()))
-    }
-
-    fn excluded(&self, path: &EntryPath) -> bool {
-        self.exclude.iter().any(|glob| glob.matches(&path.to_text()))
-    }
-
-    /// Whether a file at this path is kept: it, or a directory above it, is named.
-    pub fn keeps(&self, path: &EntryPath) -> bool {
-        !self.prunes(path) && (self.include.is_empty() || from_here_up(path).any(|path| self.included(&path)))
-    }
-
-    /// Whether nothing at or beneath this path is kept.
-    fn prunes(&self, path: &EntryPath) -> bool {
-        !self.exclude.is_empty() && from_here_up(path).any(|path| self.excluded(&path))
-    }
-}
-
-/// A path and the directories above it, without the root.
-fn from_here_up(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
-    let named = |path: &EntryPath| !path.is_root();
-    std::iter::successors(Some(path.clone()).filter(named), move |path| {
-        path.split().map(|(parent, _)| parent).filter(named)
-    })
 }
 
 /// What an entry does where there is one already.
@@ -103,31 +83,53 @@ fn from_here_up(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
 pub enum Laying {
     /// It is an error; only directories merge.
     Beside,
-    /// It replaces it, and whiteouts take away: the layers of an image.
+    /// It replaces it, and whiteouts take away.
     Over,
+}
+
+/// Whether a name of this kind takes something away where it lies over.
+pub fn is_whiteout(path: &EntryPath) -> bool {
+    path.split().is_some_and(|(_, name)| name.starts_with(WHITEOUT))
 }
 
 /// A tree that is being put together.
 pub struct Grafter<'a> {
     root: &'a OwnedFd,
+    limits: &'a Limits,
+    /// Where in `root` the paths of an artifact begin.
+    base: EntryPath,
+    /// Where in the whole `root` will lie.
+    within: EntryPath,
     totals: Totals,
-}
-
-struct Listed {
-    name: Vec<u8>,
-    kind: FileType,
-    size: u64,
+    changes: u64,
 }
 
 impl<'a> Grafter<'a> {
     /// Puts together a tree in `root`, an empty directory.
-    pub fn new(root: &'a OwnedFd) -> Self {
-        Self { root, totals: Totals { bytes: 0, inodes: 1 } }
+    pub fn new(root: &'a OwnedFd, limits: &'a Limits) -> Self {
+        Self::apart(root, limits, EntryPath::root())
+    }
+
+    /// The same for a part that is merged into a whole at `within`.
+    pub fn apart(root: &'a OwnedFd, limits: &'a Limits, within: EntryPath) -> Self {
+        let totals = Totals { bytes: 0, inodes: 1 };
+        Self { root, limits, base: EntryPath::root(), within, totals, changes: 0 }
+    }
+
+    /// What is laid from now on lies beneath `base`.
+    pub fn enter(&mut self, base: EntryPath) {
+        self.base = base;
+        self.changes = 0;
     }
 
     /// How much is in it.
     pub fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// How many entries were laid or taken away since [`Self::enter`], also where nothing was there to take away.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Links the file `source_name` of `source`, which has `size` bytes, to `path`.
@@ -137,18 +139,18 @@ impl<'a> Grafter<'a> {
         source_name: &str,
         size: u64,
         path: &EntryPath,
+        laying: Laying,
     ) -> Result<(), GraftError> {
         let Some((parent, name)) = path.split() else { return Err(GraftError::Taken { path: path.clone() }) };
-        let folder = self.directories(&parent)?;
-        match link_or_copy(source, source_name.as_bytes(), &folder, name) {
-            Ok(()) => {
-                self.totals.bytes += size;
-                self.totals.inodes += 1;
-                Ok(())
-            }
-            Err(Errno::EXIST) => Err(GraftError::Taken { path: path.clone() }),
-            Err(errno) => Err(disk("link", path, errno)),
-        }
+        let folder = self.directories(&parent, laying)?;
+        self.link(source, source_name.as_bytes(), &folder, name, size, path, laying)
+    }
+
+    /// Takes away what a whiteout of this path hides.
+    pub fn whiteout(&mut self, path: &EntryPath, filter: Filter<'_>) -> Result<(), GraftError> {
+        let Some((parent, name)) = path.split() else { return Ok(()) };
+        let mut listed = vec![Listed { name: name.to_vec(), kind: FileType::RegularFile, size: 0 }];
+        self.white_out(&mut listed, &parent, filter)
     }
 
     /// Links everything of the tree `source` that `filter` keeps to beneath `at`.
@@ -168,11 +170,17 @@ impl<'a> Grafter<'a> {
             let place = at.join(&directory);
             let from = open_beneath(source, &directory).map_err(|errno| disk("open", &directory, errno))?;
             let mut listed = list(&from).map_err(|errno| disk("list", &directory, errno))?;
-            // Filters may leave nothing of a directory: then it is not made.
-            let mut into = if whole { Some(self.directories(&place)?) } else { None };
+            // Before anything of the layer is laid into this directory: only what was there loses something.
             if laying == Laying::Over {
-                self.white_out(&mut listed, &place)?;
+                self.white_out(&mut listed, &place, filter)?;
             }
+            // Filters may leave nothing of a directory: then it is not made.
+            let mut into = if whole {
+                self.changes += u64::from(!place.is_root());
+                Some(self.directories(&place, laying)?)
+            } else {
+                None
+            };
             for entry in listed {
                 let path = place.child(&entry.name);
                 if filter.excluded(&path) {
@@ -188,23 +196,9 @@ impl<'a> Grafter<'a> {
                 }
                 let folder = match &into {
                     Some(folder) => folder,
-                    None => into.insert(self.directories(&place)?),
+                    None => into.insert(self.directories(&place, laying)?),
                 };
-                let link = || link_or_copy(&from, &entry.name, folder, &entry.name);
-                match link() {
-                    Err(Errno::EXIST) if laying == Laying::Over => {
-                        let removed = remove(folder, &entry.name).map_err(|e| disk("replace", &path, e))?;
-                        self.forget(removed);
-                        link()
-                    }
-                    other => other,
-                }
-                .map_err(|errno| match errno {
-                    Errno::EXIST => GraftError::Taken { path: path.clone() },
-                    errno => disk("link", &path, errno),
-                })?;
-                self.totals.bytes += entry.size;
-                self.totals.inodes += 1;
+                self.link(&from, &entry.name, folder, &entry.name, entry.size, &path, laying)?;
             }
             if let (Some(folder), Ok(found)) = (&into, rustix::fs::fstat(&from)) {
                 set_time(folder, found.st_mtime);
@@ -215,15 +209,14 @@ impl<'a> Grafter<'a> {
 
     /// Moves everything of `other`, a tree that was put together apart, to beneath `at`.
     pub fn merge(&mut self, other: &OwnedFd, totals: Totals, at: &EntryPath) -> Result<(), GraftError> {
-        self.totals.bytes += totals.bytes;
-        self.totals.inodes += totals.inodes.saturating_sub(1);
+        self.enter(at.clone());
+        self.count(totals.inodes.saturating_sub(1), totals.bytes)?;
         let mut waiting = vec![EntryPath::root()];
         while let Some(directory) = waiting.pop() {
-            let place = at.join(&directory);
             let from = open_beneath(other, &directory).map_err(|errno| disk("open", &directory, errno))?;
-            let into = self.directories(&place)?;
+            let into = self.directories(&directory, Laying::Beside)?;
             for entry in list(&from).map_err(|errno| disk("list", &directory, errno))? {
-                let path = place.child(&entry.name);
+                let path = at.join(&directory).child(&entry.name);
                 let name = OsStr::from_bytes(&entry.name);
                 match rustix::fs::renameat_with(&from, name, &into, name, RenameFlags::NOREPLACE) {
                     Ok(()) => {}
@@ -239,64 +232,136 @@ impl<'a> Grafter<'a> {
         Ok(())
     }
 
+    /// Takes away everything whose path `glob` matches, a directory with all beneath, and says how many it matched.
+    pub fn remove(&mut self, glob: &Glob) -> Result<u64, GraftError> {
+        let mut matched = 0;
+        let mut waiting = vec![EntryPath::root()];
+        while let Some(directory) = waiting.pop() {
+            let folder =
+                open_beneath(self.root, &directory).map_err(|errno| disk("open", &directory, errno))?;
+            for entry in list(&folder).map_err(|errno| disk("list", &directory, errno))? {
+                let path = directory.child(&entry.name);
+                if glob.matches(&path.to_text()) {
+                    let removed =
+                        remove(&folder, &entry.name).map_err(|errno| disk("remove", &path, errno))?;
+                    self.forget(removed);
+                    matched += 1;
+                } else if entry.kind == FileType::Directory {
+                    waiting.push(path);
+                }
+            }
+        }
+        Ok(matched)
+    }
+
+    /// Whether the directory `path` of the tree has something in it.
+    pub fn has_something_at(&self, path: &EntryPath) -> Result<bool, GraftError> {
+        match open_beneath(self.root, path) {
+            Ok(folder) => is_empty(&folder).map(|empty| !empty).map_err(|errno| disk("list", path, errno)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(false),
+            Err(errno) => Err(disk("open", path, errno)),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a file, where it is, and where it goes")]
+    fn link(
+        &mut self,
+        from: &OwnedFd,
+        from_name: &[u8],
+        folder: &OwnedFd,
+        name: &[u8],
+        size: u64,
+        path: &EntryPath,
+        laying: Laying,
+    ) -> Result<(), GraftError> {
+        self.check_name(&self.base.join(path))?;
+        let link = || link_or_copy(from, from_name, folder, name);
+        match link() {
+            Err(Errno::EXIST) if laying == Laying::Over => {
+                let removed = remove(folder, name).map_err(|errno| disk("replace", path, errno))?;
+                self.forget(removed);
+                link()
+            }
+            other => other,
+        }
+        .map_err(|errno| match errno {
+            Errno::EXIST => GraftError::Taken { path: self.base.join(path) },
+            errno => disk("link", path, errno),
+        })?;
+        self.changes += 1;
+        self.count(1, size)
+    }
+
+    fn count(&mut self, inodes: u64, bytes: u64) -> Result<(), GraftError> {
+        self.totals.inodes = self.totals.inodes.saturating_add(inodes);
+        self.totals.bytes = self.totals.bytes.saturating_add(bytes);
+        if self.totals.inodes > self.limits.entries() {
+            return Err(GraftError::TooManyEntries { limit: self.limits.entries() });
+        }
+        if self.totals.bytes > self.limits.unpacked() {
+            return Err(GraftError::TooManyBytes { limit: self.limits.unpacked() });
+        }
+        Ok(())
+    }
+
+    fn check_name(&self, path: &EntryPath) -> Result<(), GraftError> {
+        self.within.join(path).check(self.limits).map_err(GraftError::Name)
+    }
+
     fn forget(&mut self, removed: Totals) {
         self.totals.bytes = self.totals.bytes.saturating_sub(removed.bytes);
         self.totals.inodes = self.totals.inodes.saturating_sub(removed.inodes);
     }
 
-    /// Opens the directory `path` of the tree; makes it and those above it where they are not.
+    /// Opens the directory `place` of the artifact; makes it and those above it where they are not.
     ///
-    /// Something else in its place is [`GraftError::Taken`]; [`Self::tree`] takes it away first where
-    /// layers replace.
-    fn directories(&mut self, path: &EntryPath) -> Result<OwnedFd, GraftError> {
-        match open_beneath(self.root, path) {
+    /// Something else in the place of one of them is [`GraftError::Taken`], or goes where layers replace.
+    fn directories(&mut self, place: &EntryPath, laying: Laying) -> Result<OwnedFd, GraftError> {
+        let path = self.base.join(place);
+        match open_beneath(self.root, &path) {
             Ok(folder) => return Ok(folder),
-            Err(Errno::NOENT) => {}
-            Err(Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
-                return Err(GraftError::Taken { path: path.clone() });
-            }
-            Err(errno) => return Err(disk("open", path, errno)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
+            Err(errno) => return Err(disk("open", &path, errno)),
         }
+        self.check_name(&path)?;
         let mut made = EntryPath::root();
         for segment in path.segments() {
-            let folder = open_beneath(self.root, &made).map_err(|errno| match errno {
-                Errno::NOTDIR | Errno::LOOP | Errno::XDEV => GraftError::Taken { path: made.clone() },
-                errno => disk("open", &made, errno),
-            })?;
+            let folder = open_beneath(self.root, &made).map_err(|errno| disk("open", &made, errno))?;
             made = made.child(segment);
             let name = OsStr::from_bytes(segment);
-            match rustix::fs::mkdirat(&folder, name, DIRECTORY_MODE) {
-                Ok(()) => {
-                    rustix::fs::chmodat(&folder, name, DIRECTORY_MODE, AtFlags::empty())
-                        .map_err(|errno| disk("set the mode of", &made, errno))?;
-                    self.totals.inodes += 1;
+            let make = || rustix::fs::mkdirat(&folder, name, DIRECTORY_MODE);
+            match make() {
+                Err(Errno::EXIST) if is_directory(&folder, name) => continue,
+                Err(Errno::EXIST) if laying == Laying::Over => {
+                    let removed = remove(&folder, segment).map_err(|errno| disk("replace", &made, errno))?;
+                    self.forget(removed);
+                    make()
                 }
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(disk("make the directory", &made, errno)),
+                other => other,
             }
+            .map_err(|errno| match errno {
+                Errno::EXIST => GraftError::Taken { path: made.clone() },
+                errno => disk("make the directory", &made, errno),
+            })?;
+            rustix::fs::chmodat(&folder, name, DIRECTORY_MODE, AtFlags::empty())
+                .map_err(|errno| disk("set the mode of", &made, errno))?;
+            self.count(1, 0)?;
         }
-        open_beneath(self.root, path).map_err(|errno| match errno {
-            Errno::NOTDIR | Errno::LOOP | Errno::XDEV => GraftError::Taken { path: path.clone() },
-            errno => disk("open", path, errno),
-        })
+        open_beneath(self.root, &path).map_err(|errno| disk("open", &path, errno))
     }
 
-    /// Takes from `listed` what is a whiteout, and from the tree what it hides or what a directory of
-    /// this layer replaces. Done before anything of the layer is laid into this directory, so that only
-    /// lower layers lose something.
-    fn white_out(&mut self, listed: &mut Vec<Listed>, place: &EntryPath) -> Result<(), GraftError> {
-        let folder = match open_beneath(self.root, place) {
-            Ok(folder) => Some(folder),
-            Err(Errno::NOENT) => None,
-            Err(errno) => return Err(disk("open", place, errno)),
-        };
+    /// Takes from `listed` what is a whiteout, and from the tree what it hides.
+    fn white_out(
+        &mut self,
+        listed: &mut Vec<Listed>,
+        place: &EntryPath,
+        filter: Filter<'_>,
+    ) -> Result<(), GraftError> {
         let mut hidden = Vec::new();
+        let mut opaque = false;
         for entry in listed.iter() {
             if entry.name == OPAQUE {
-                if let Some(folder) = &folder {
-                    let all = list(folder).map_err(|errno| disk("list", place, errno))?;
-                    hidden.extend(all.into_iter().map(|below| below.name));
-                }
+                opaque = true;
             } else if entry.name.starts_with(RESERVED) {
                 // Notes of an old union file system to itself.
             } else if let Some(name) = entry.name.strip_prefix(WHITEOUT) {
@@ -304,70 +369,31 @@ impl<'a> Grafter<'a> {
                     return Err(GraftError::Whiteout { path: place.child(&entry.name) });
                 }
                 hidden.push(name.to_vec());
-            } else if entry.kind == FileType::Directory
-                && let Some(folder) = &folder
-                && !is_directory(folder, OsStr::from_bytes(&entry.name))
-            {
-                hidden.push(entry.name.clone());
             }
         }
         listed.retain(|entry| !entry.name.starts_with(WHITEOUT));
-        if let Some(folder) = &folder {
-            for name in hidden {
-                let removed = remove(folder, &name).map_err(|e| disk("hide", &place.child(&name), e))?;
-                self.forget(removed);
-            }
+        if hidden.is_empty() && !opaque {
+            return Ok(());
+        }
+        let kept = hidden.iter().filter(|name| filter.keeps(&place.child(name))).count() as u64;
+        self.changes += kept + u64::from(opaque && !filter.prunes(place));
+        let path = self.base.join(place);
+        let folder = match open_beneath(self.root, &path) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(()),
+            Err(errno) => return Err(disk("open", &path, errno)),
+        };
+        if opaque {
+            let all = list(&folder).map_err(|errno| disk("list", &path, errno))?;
+            hidden.extend(all.into_iter().map(|below| below.name));
+        }
+        for name in hidden {
+            let below = place.child(&name);
+            let removed =
+                remove_kept(&folder, &below, filter).map_err(|errno| disk("hide", &below, errno))?;
+            self.changes += removed.inodes;
+            self.forget(removed);
         }
         Ok(())
     }
-}
-
-fn is_directory(folder: &OwnedFd, name: &OsStr) -> bool {
-    rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
-        .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
-}
-
-fn list(folder: &OwnedFd) -> Result<Vec<Listed>, Errno> {
-    let mut listed = Vec::new();
-    for entry in Dir::read_from(folder)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if matches!(name, b"." | b"..") {
-            continue;
-        }
-        let found = rustix::fs::statat(folder, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)?;
-        let kind = FileType::from_raw_mode(found.st_mode);
-        let size = if kind == FileType::RegularFile { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
-        listed.push(Listed { name: name.to_vec(), kind, size });
-    }
-    Ok(listed)
-}
-
-/// Removes an entry with everything beneath it, following nothing; what is not there is no error.
-fn remove(folder: impl AsFd, name: &[u8]) -> Result<Totals, Errno> {
-    let mut removed = Totals::default();
-    let os_name = OsStr::from_bytes(name);
-    match rustix::fs::statat(&folder, os_name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(removed),
-        Err(errno) => return Err(errno),
-        Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::Directory => {
-            removed.inodes = 1;
-            if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile {
-                removed.bytes = u64::try_from(found.st_size).unwrap_or(0);
-            }
-            rustix::fs::unlinkat(&folder, os_name, AtFlags::empty())?;
-            return Ok(removed);
-        }
-        Ok(_) => {}
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inside = rustix::fs::openat(&folder, os_name, flags, Mode::empty())?;
-    for entry in list(&inside)? {
-        let below = remove(&inside, &entry.name)?;
-        removed.bytes += below.bytes;
-        removed.inodes += below.inodes;
-    }
-    rustix::fs::unlinkat(&folder, os_name, AtFlags::REMOVEDIR)?;
-    removed.inodes += 1;
-    Ok(removed)
 }

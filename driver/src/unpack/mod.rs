@@ -24,7 +24,9 @@
 //! Architecture Invariant: nothing here makes a tree visible. Its caller does, after the digest of every
 //! layer has been verified over the whole of its stream.
 
+pub mod budget;
 pub mod compress;
+pub mod filter;
 pub mod graft;
 pub mod name;
 pub mod plan;
@@ -32,13 +34,16 @@ pub mod stream;
 pub mod tar;
 pub mod write;
 
+mod entries;
+
 use std::io::{self, BufRead};
 use std::os::fd::OwnedFd;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::text::Shown;
 
-use self::compress::CompressionError;
+use self::budget::Budget;
+use self::compress::{CompressionError, Window};
 use self::name::{EntryPath, NameError, stays_inside};
 use self::stream::{BlobReader, Metered, StreamFault};
 use self::tar::{Kind, TarError, TarReader};
@@ -64,19 +69,13 @@ pub enum UnpackError {
     #[error("the layer cannot be decompressed: {0}: it was damaged before it was pushed")]
     Corrupt(Shown),
     /// A zstd window above the limit.
-    #[error(
-        "the layer was compressed with a zstd window of more than {} MiB: compress it without --ultra or --long",
-        1_u64 << (.limit - 20)
-    )]
-    Window {
-        /// The logarithm of the largest window.
-        limit: u32,
-    },
+    #[error(transparent)]
+    Window(Window),
     /// The stream ended, was too long, or had the wrong digest.
     #[error(transparent)]
     Stream(#[from] StreamFault),
     /// Too many files.
-    #[error("the layer has more than {limit} entries, the limit")]
+    #[error("the layers of the volume have more than {limit} entries together, the limit")]
     TooManyEntries {
         /// The limit.
         limit: u64,
@@ -166,16 +165,13 @@ impl From<CompressionError> for UnpackError {
 impl UnpackError {
     /// An error that came out of the chain of readers: ours, or the decompressor's.
     pub(crate) fn from_stream(error: io::Error) -> Self {
-        match error.downcast::<StreamFault>() {
-            Ok(fault) => Self::Stream(fault),
-            Err(error) => {
-                let words = error.to_string();
-                if words.contains("too much memory") {
-                    Self::Window { limit: Limits::default().zstd_window_log() }
-                } else {
-                    Self::Corrupt(Shown::new(&words))
-                }
-            }
+        let error = match error.downcast::<StreamFault>() {
+            Ok(fault) => return Self::Stream(fault),
+            Err(error) => error,
+        };
+        match error.downcast::<Window>() {
+            Ok(window) => Self::Window(window),
+            Err(error) => Self::Corrupt(Shown::new(&error.to_string())),
         }
     }
 
@@ -203,6 +199,20 @@ pub enum Shape {
     Image,
 }
 
+/// How a layer is unpacked: what its entries are relative to, and what of the volume's limits it shares with others.
+#[derive(Clone, Debug)]
+pub struct Unpacking {
+    shape: Shape,
+    budget: Budget,
+}
+
+impl Unpacking {
+    /// A layer of this shape, beside others of the same budget.
+    pub fn new(shape: Shape, budget: Budget) -> Self {
+        Self { shape, budget }
+    }
+}
+
 /// What came out of a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
@@ -217,10 +227,11 @@ pub struct Unpacked {
 /// On an error the directory holds whatever was written up to it.
 pub fn unpack_layer(
     mut blob: BlobReader,
-    shape: &Shape,
+    unpacking: &Unpacking,
     root: &OwnedFd,
     limits: &Limits,
 ) -> Result<Unpacked, UnpackError> {
+    let Unpacking { shape, budget } = unpacking;
     let media_type = blob.media_type().to_owned();
     let content = match shape {
         Shape::Directory { content, .. } => content.as_ref(),
@@ -228,8 +239,8 @@ pub fn unpack_layer(
     };
     let (unpacked, found) = {
         let opened = compress::open(&mut blob, &media_type, limits.zstd_window_log())?;
-        let mut plain = Metered::new(opened, limits, root, content.map(Digest::algorithm));
-        let unpacked = unpack_archive(&mut plain, shape, root, limits)?;
+        let mut plain = Metered::new(opened, limits, budget, root, content.map(Digest::algorithm));
+        let unpacked = unpack_archive(&mut plain, unpacking, root, limits)?;
         // What follows the archive belongs to the stream, and its digests cover it.
         loop {
             let length = plain.fill_buf().map_err(UnpackError::from_stream)?.len();
@@ -252,12 +263,13 @@ pub fn unpack_layer(
 
 fn unpack_archive(
     stream: impl BufRead,
-    shape: &Shape,
+    unpacking: &Unpacking,
     root: &OwnedFd,
     limits: &Limits,
 ) -> Result<Unpacked, UnpackError> {
+    let Unpacking { shape, budget } = unpacking;
     let mut archive = TarReader::new(stream);
-    let mut writer = TreeWriter::new(root, limits);
+    let mut writer = TreeWriter::new(root, limits, budget);
     let mut left_out = 0;
     let image = *shape == Shape::Image;
     while let Some(entry) = archive.advance()? {
@@ -278,10 +290,8 @@ fn unpack_archive(
                 writer.hard_link(&path, &place(&existing, shape, limits)?, image)?;
             }
             Kind::Special => {
+                budget.entry(limits)?;
                 left_out += 1;
-                if left_out > limits.entries() {
-                    return Err(UnpackError::TooManyEntries { limit: limits.entries() });
-                }
             }
         }
     }

@@ -76,9 +76,7 @@ impl EntryPath {
         if bytes.contains(&0) {
             return Err(NameError::Control(shown(bytes)));
         }
-        if bytes.len() > limits.path() {
-            return Err(NameError::Long { shown: shown(bytes), length: bytes.len(), limit: limits.path() });
-        }
+        check_length(bytes, limits)?;
         let mut path = Vec::with_capacity(bytes.len());
         let mut depth = 0;
         for segment in bytes.split(|byte| *byte == b'/') {
@@ -96,10 +94,14 @@ impl EntryPath {
             path.extend_from_slice(segment);
             depth += 1;
         }
-        if depth > limits.depth() {
-            return Err(NameError::Deep { shown: shown(bytes), depth, limit: limits.depth() });
-        }
+        check_depth(bytes, depth, limits)?;
         Ok(Self(path))
+    }
+
+    /// Whether it is within the limits also where it came to lie, beneath the path of a step.
+    pub fn check(&self, limits: &Limits) -> Result<(), NameError> {
+        check_length(&self.0, limits)?;
+        check_depth(&self.0, self.depth(), limits)
     }
 
     /// A title of ORAS: as [`EntryPath::parse`], without control characters.
@@ -182,6 +184,20 @@ impl EntryPath {
     pub fn to_text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.0)
     }
+}
+
+fn check_length(bytes: &[u8], limits: &Limits) -> Result<(), NameError> {
+    if bytes.len() > limits.path() {
+        return Err(NameError::Long { shown: shown(bytes), length: bytes.len(), limit: limits.path() });
+    }
+    Ok(())
+}
+
+fn check_depth(bytes: &[u8], depth: usize, limits: &Limits) -> Result<(), NameError> {
+    if depth > limits.depth() {
+        return Err(NameError::Deep { shown: shown(bytes), depth, limit: limits.depth() });
+    }
+    Ok(())
 }
 
 impl From<&TreePath> for EntryPath {

@@ -72,6 +72,14 @@ pub enum PlanError {
         /// The media types there are.
         layers: String,
     },
+    /// More layers than the administrator lets a manifest have.
+    #[error("the manifest has {found} layers: the limit is {limit}")]
+    TooManyLayers {
+        /// How many there are.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A title that is no path within a tree.
     #[error("the title of layer {layer}: {source}")]
     Title {
@@ -125,6 +133,9 @@ pub fn plan(
     limits: &Limits,
 ) -> Result<Vec<Piece>, PlanError> {
     let layers = manifest.layers();
+    if layers.len() > limits.layers() {
+        return Err(PlanError::TooManyLayers { found: layers.len(), limit: limits.layers() });
+    }
     let wanted = |layer: &LayerDescriptor| {
         let found = essence(layer.descriptor().media_type());
         media_types.is_empty() || media_types.iter().any(|wanted| essence(wanted.as_str()) == found)

@@ -11,6 +11,7 @@ use oras_csi_core::digest::{Algorithm, Digest, Hasher};
 use oras_csi_core::registry::{Descriptor, RegistryError};
 use tokio::sync::mpsc;
 
+use super::budget::Budget;
 use crate::class::ErrorClass;
 use crate::settings::Limits;
 use crate::store::{DiskError, free_bytes};
@@ -50,8 +51,8 @@ pub enum StreamFault {
         /// What came.
         found: Digest,
     },
-    /// More than a layer may unpack to.
-    #[error("the layer unpacks to more than {limit} bytes, the limit")]
+    /// More than the layers of a volume may unpack to.
+    #[error("the layers of the volume unpack to more than {limit} bytes together, the limit")]
     Unpacked {
         /// The limit.
         limit: u64,
@@ -85,6 +86,15 @@ impl BlobReader {
     pub(crate) fn new(descriptor: Descriptor, pieces: mpsc::Receiver<Piece>) -> Self {
         let hasher = Hasher::new(descriptor.digest().algorithm());
         Self { pieces, current: Bytes::new(), descriptor, hasher, seen: 0, ended: false }
+    }
+
+    /// A blob that is there already, whole and as it says.
+    pub fn of_bytes(media_type: &str, bytes: Bytes) -> Self {
+        let descriptor = Descriptor::new(media_type, Digest::sha256_of(&bytes), bytes.len() as u64);
+        let (sender, pieces) = mpsc::channel(1);
+        // A channel of one takes one.
+        let _ = sender.try_send(Ok(bytes));
+        Self::new(descriptor, pieces)
     }
 
     /// The media type that the manifest gives it.
@@ -160,9 +170,11 @@ impl BufRead for BlobReader {
 pub struct Metered<'a, R> {
     input: R,
     limits: &'a Limits,
+    budget: &'a Budget,
     disk: &'a OwnedFd,
     hasher: Option<Hasher>,
     seen: u64,
+    counted: u64,
     next_look: u64,
 }
 
@@ -170,8 +182,15 @@ impl<'a, R: BufRead> Metered<'a, R> {
     const LOOK_EVERY: u64 = 64 << 20;
 
     /// Watches `input`, whose content lands on the file system of `disk`.
-    pub fn new(input: R, limits: &'a Limits, disk: &'a OwnedFd, algorithm: Option<Algorithm>) -> Self {
-        Self { input, limits, disk, hasher: algorithm.map(Hasher::new), seen: 0, next_look: Self::LOOK_EVERY }
+    pub fn new(
+        input: R,
+        limits: &'a Limits,
+        budget: &'a Budget,
+        disk: &'a OwnedFd,
+        algorithm: Option<Algorithm>,
+    ) -> Self {
+        let hasher = algorithm.map(Hasher::new);
+        Self { input, limits, budget, disk, hasher, seen: 0, counted: 0, next_look: Self::LOOK_EVERY }
     }
 
     /// The digest of everything that was consumed, if one was asked for.
@@ -180,9 +199,8 @@ impl<'a, R: BufRead> Metered<'a, R> {
     }
 
     fn check(&mut self) -> Result<(), StreamFault> {
-        if self.seen > self.limits.unpacked() {
-            return Err(StreamFault::Unpacked { limit: self.limits.unpacked() });
-        }
+        self.budget.bytes(self.seen - self.counted, self.limits)?;
+        self.counted = self.seen;
         if self.seen >= self.next_look {
             self.next_look = self.seen + Self::LOOK_EVERY;
             let free = free_bytes(self.disk)?;

@@ -87,7 +87,8 @@ fn unpack_with(bytes: &[u8], media_type: &str, shape: &Shape, limits: Limits) ->
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("tree");
     fs::create_dir(&inside).unwrap();
-    let result = unpack_layer(reader(bytes, bytes, media_type), shape, &open(&inside), &limits);
+    let unpacking = Unpacking::new(shape.clone(), Budget::default());
+    let result = unpack_layer(reader(bytes, bytes, media_type), &unpacking, &open(&inside), &limits);
     // Nothing ever lies beside the tree.
     let beside = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(beside.collect::<Vec<_>>(), ["tree"]);
@@ -342,7 +343,8 @@ fn other_bytes_than_announced_are_refused() {
     let unpack = |sent: &[u8]| {
         let inside = tempfile::tempdir_in(folder.path()).unwrap();
         let reader = reader(sent, &bytes, "application/x-tar");
-        unpack_layer(reader, &Shape::Image, &open(inside.path()), &Limits::default()).unwrap_err()
+        let unpacking = Unpacking::new(Shape::Image, Budget::default());
+        unpack_layer(reader, &unpacking, &open(inside.path()), &Limits::default()).unwrap_err()
     };
     assert!(matches!(unpack(&flipped), UnpackError::Stream(StreamFault::Digest { .. })));
     assert!(matches!(unpack(&longer), UnpackError::Stream(StreamFault::Size { found: None, .. })));

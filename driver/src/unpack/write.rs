@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timest
 use rustix::io::Errno;
 
 use super::UnpackError;
+use super::budget::Budget;
 use super::name::{EntryPath, NameError};
 use crate::settings::Limits;
 use crate::store::DiskError;
@@ -57,9 +58,9 @@ pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 pub struct TreeWriter<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
+    budget: &'a Budget,
     last: Option<(EntryPath, OwnedFd)>,
     times: Vec<(EntryPath, i64)>,
-    entries: u64,
     totals: Totals,
 }
 
@@ -73,23 +74,13 @@ fn name_of(bytes: &[u8]) -> &OsStr {
 
 impl<'a> TreeWriter<'a> {
     /// Fills `root`, which is empty.
-    pub fn new(root: &'a OwnedFd, limits: &'a Limits) -> Self {
-        Self {
-            root,
-            limits,
-            last: None,
-            times: Vec::new(),
-            entries: 0,
-            totals: Totals { bytes: 0, inodes: 1 },
-        }
+    pub fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
+        let totals = Totals { bytes: 0, inodes: 1 };
+        Self { root, limits, budget, last: None, times: Vec::new(), totals }
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
-        self.entries += 1;
-        if self.entries > self.limits.entries() {
-            return Err(UnpackError::TooManyEntries { limit: self.limits.entries() });
-        }
-        Ok(())
+        self.budget.entry(self.limits)
     }
 
     /// Makes a directory and those above it.

@@ -44,7 +44,16 @@ impl Running {
     }
 
     pub async fn start_in(folder: Arc<TempDir>, registry: Arc<Memory>, wait: Duration) -> Self {
-        let settings = settings(folder.path()).with_publish_wait(wait);
+        Self::start_with(folder, registry, |settings| settings.with_publish_wait(wait)).await
+    }
+
+    /// With other settings than the tests' own.
+    pub async fn start_with(
+        folder: Arc<TempDir>,
+        registry: Arc<Memory>,
+        change: impl FnOnce(Settings) -> Settings,
+    ) -> Self {
+        let settings = change(settings(folder.path()).with_publish_wait(Duration::from_secs(20)));
         let bound = bind(settings, registry.clone()).await.unwrap();
         let socket = bound.socket().to_owned();
         let registration = bound.registration().unwrap().to_owned();
@@ -99,8 +108,39 @@ impl Running {
         Ok((usage[0].used, usage[1].used))
     }
 
+    /// What Prometheus would read.
+    pub async fn metrics_text(&self) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(self.metrics).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// What is in a folder of the store.
+    pub fn names(&self, folder: &str) -> Vec<String> {
+        names(&self.store().join(folder))
+    }
+
     pub fn records(&self) -> usize {
         std::fs::read_dir(self.store().join("volumes")).unwrap().count()
+    }
+}
+
+pub fn names(folder: &Path) -> Vec<String> {
+    let listed = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Waits until something is so; a loaded machine gets its time.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < Duration::from_mins(1), "not in a minute: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -1,11 +1,29 @@
 //! The driver as its callers see it: over real sockets, on real mounts, from a registry in memory.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    unreachable_pub
+)]
 
 mod calls;
+mod collecting;
 mod crash;
+mod damage;
 mod directory;
+mod disks;
+mod kills;
+mod kubelet;
+mod many;
+mod model;
 mod namespace;
 mod pulls;
+mod recipes;
 mod registry;
+mod resumes;
+mod rights;
+mod scale;
 mod trees;
 mod volumes;

@@ -58,6 +58,29 @@ pub fn entered(name: &str) -> bool {
     false
 }
 
+/// The same in one kind of namespace alone: for what takes long and does not depend on the kind.
+pub fn entered_once(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if let Some(kind) = kinds().last() {
+        run("unshare", kind.flags(), name);
+    }
+    false
+}
+
+/// An empty file system in memory, with these options, which is there for as long as the test's namespace.
+pub fn in_memory(options: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    mount(&["-t", "tmpfs", "-o", options, "tmpfs"], folder.path());
+    folder
+}
+
+pub fn mount(arguments: &[&str], path: &std::path::Path) {
+    let output = Command::new("mount").args(arguments).arg(path).output().unwrap();
+    assert!(output.status.success(), "mount {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// The same, with the temporary directory on a file system that is mounted noexec, nosuid, nodev and
 /// noatime outside the user namespace that the test runs in: those flags are locked.
 pub fn entered_with_locked_flags(name: &str) -> bool {
@@ -74,8 +97,11 @@ pub fn entered_with_locked_flags(name: &str) -> bool {
 }
 
 fn run(program: &str, flags: &[&str], name: &str) {
+    // Gone afterwards with whatever was mounted on folders in it: the namespace is gone by then.
+    let temporary = tempfile::tempdir().unwrap();
     let output = Command::new(program)
         .args(flags)
+        .env("TMPDIR", temporary.path())
         .arg(this())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
@@ -85,6 +111,9 @@ fn run(program: &str, flags: &[&str], name: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} with {flags:?}:\n{text}\n{errors}");
     assert!(text.contains("1 passed"), "{name} is no test: {text}");
+    for (_, measured) in text.lines().filter_map(|line| line.split_once("measured: ")) {
+        println!("{name}: {measured}");
+    }
 }
 
 pub fn this() -> PathBuf {

@@ -1,7 +1,8 @@
 //! A registry in memory that counts what it is asked, and fails as it is told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,6 +30,56 @@ pub struct Memory {
     pub gate: Mutex<Option<Arc<Semaphore>>>,
     /// Hosts that give a few bytes every so often, for ever.
     pub dripping: Mutex<BTreeMap<String, (usize, Duration)>>,
+    /// Hosts whose manifests take so long.
+    pub silent: Mutex<BTreeMap<String, Duration>>,
+    /// Hosts that give other bytes.
+    pub lying: Mutex<BTreeSet<String>>,
+    /// Whether it gives parts of blobs.
+    pub gives_parts: AtomicBool,
+    /// Who may read what is in it; everybody, unless something is set.
+    pub let_in: Mutex<Option<Vec<Credential>>>,
+    /// Hosts that let everybody in and say that they have everything, but give nothing.
+    pub boasting: Mutex<BTreeSet<String>>,
+    /// How often it was asked who may read something.
+    pub questions: AtomicUsize,
+    /// How many bytes it gave, and how many streams there are and were at once.
+    pub sent: Arc<AtomicUsize>,
+    pub open: Arc<Load>,
+}
+
+/// How many at once, now and at most.
+#[derive(Default)]
+pub struct Load {
+    now: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+/// One of them.
+pub struct Loading(Arc<Load>);
+
+impl Load {
+    fn enter(self: &Arc<Self>) -> Loading {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak.fetch_max(now, Ordering::SeqCst);
+        Loading(self.clone())
+    }
+
+    pub fn peak(&self) -> usize {
+        self.peak.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The registry as one credential sees it.
+struct Seen(Arc<Memory>, Credential);
+
+fn refused(what: &str) -> RegistryError {
+    RegistryError::Refused { at: what.into(), status: 403, words: "denied".into() }
 }
 
 fn unreachable(what: &str) -> RegistryError {
@@ -78,63 +129,91 @@ impl Memory {
         gate
     }
 
-    fn ask(&self, digest: &Digest) -> Result<(), RegistryError> {
+    fn ask(&self, digest: &Digest, who: &Credential) -> Result<(), RegistryError> {
         *self.asked.lock().unwrap().entry(digest.to_string()).or_default() += 1;
-        if self.down.load(Ordering::SeqCst) { Err(unreachable("GET https://memory")) } else { Ok(()) }
+        self.judge(who)
     }
-}
 
-#[async_trait]
-impl Registry for Memory {
-    /// Who may read what is asked for. Not counted.
-    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let digest = reference.digest().expect("the driver never resolves a tag").clone();
+    fn judge(&self, who: &Credential) -> Result<(), RegistryError> {
         if self.down.load(Ordering::SeqCst) {
-            return Err(unreachable("HEAD https://memory"));
+            return Err(unreachable("GET https://memory"));
         }
-        Ok(Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest, 1))
+        match &*self.let_in.lock().unwrap() {
+            Some(let_in) if !let_in.contains(who) => Err(refused("GET https://memory")),
+            _ => Ok(()),
+        }
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    fn boasts(&self, host: &str) -> bool {
+        self.boasting.lock().unwrap().contains(host)
+    }
+
+    async fn manifest_for(
+        &self,
+        reference: &PinnedReference,
+        who: &Credential,
+    ) -> Result<ManifestDocument, RegistryError> {
         let digest = reference.digest();
-        self.ask(digest)?;
-        let found = self.manifests.lock().unwrap().get(digest).cloned();
         let at = || format!("GET https://{reference}").into();
+        let host = reference.registry().host();
+        self.ask(digest, who)?;
+        let silent = self.silent.lock().unwrap().get(host).copied();
+        tokio::time::sleep(silent.unwrap_or_default()).await;
+        let found = self.manifests.lock().unwrap().get(digest).cloned();
+        let found = found.filter(|_| !self.boasts(host));
         let bytes =
             found.ok_or_else(|| RegistryError::NotFound { at: at(), words: "manifest unknown".into() })?;
         ManifestDocument::verify(digest, None, bytes)
             .map_err(|error| RegistryError::Invalid { at: at(), words: error.to_string().into() })
     }
 
-    async fn blob(
+    fn range_for(
         &self,
         reference: &PinnedReference,
         blob: &Descriptor,
-        offset: u64,
+        range: Range<u64>,
+        who: &Credential,
     ) -> Result<BlobStream, RegistryError> {
-        self.ask(blob.digest())?;
+        self.ask(blob.digest(), who)?;
         let at = format!("GET https://{}/blobs/{}", reference.name(), blob.digest());
         let found = self.blobs.lock().unwrap().get(blob.digest()).cloned();
-        let bytes = found
-            .ok_or_else(|| RegistryError::NotFound { at: at.as_str().into(), words: "blob unknown".into() })?
-            .slice(usize::try_from(offset).unwrap()..);
-        if let Some((piece, pause)) = self.dripping.lock().unwrap().get(reference.registry().host()).copied()
-        {
+        let bytes = found.ok_or_else(|| RegistryError::NotFound {
+            at: at.as_str().into(),
+            words: "blob unknown".into(),
+        })?;
+        let end = usize::try_from(range.end).unwrap().min(bytes.len());
+        // One that has more than it says gives more.
+        let end = if range.end == blob.size() { bytes.len() } else { end };
+        let mut bytes = bytes.slice(usize::try_from(range.start).unwrap()..end);
+        let host = reference.registry().host();
+        if self.lying.lock().unwrap().contains(host) {
+            bytes = vec![b'!'; bytes.len()].into();
+        }
+        let loading = self.open.enter();
+        let sent = self.sent.clone();
+        let counted = move |piece: &Result<Bytes, RegistryError>| {
+            let _ = &loading;
+            if let Ok(piece) = piece {
+                sent.fetch_add(piece.len(), Ordering::SeqCst);
+            }
+        };
+        if let Some((piece, pause)) = self.dripping.lock().unwrap().get(host).copied() {
             let pieces = bytes.chunks(piece).map(Bytes::copy_from_slice).map(Ok).collect::<Vec<_>>();
             let slowly = move |piece| async move {
                 tokio::time::sleep(pause).await;
                 piece
             };
-            return Ok(futures_util::stream::iter(pieces).then(slowly).boxed());
+            return Ok(futures_util::stream::iter(pieces).then(slowly).inspect(counted).boxed());
         }
         let gate = self.gate.lock().unwrap().clone();
         let cut = self.cut_after.load(Ordering::SeqCst);
-        let pieces =
-            bytes.chunks(4_096.max(bytes.len() / 256)).map(Bytes::copy_from_slice).collect::<Vec<_>>();
-        let mut sent = 0;
-        let pieces = pieces.into_iter().map(move |piece| {
-            sent += piece.len();
-            if cut > 0 && sent > cut { Err(unreachable(&at)) } else { Ok(piece) }
+        let length = 4_096.max(bytes.len() / 256);
+        let pieces = (0..bytes.len()).step_by(length);
+        let pieces = pieces.map(move |at| bytes.slice(at..bytes.len().min(at + length)));
+        let mut given = 0;
+        let pieces = pieces.map(move |piece| {
+            given += piece.len();
+            if cut > 0 && given > cut { Err(unreachable(&at)) } else { Ok(piece) }
         });
         let waiting = move |piece| {
             let gate = gate.clone();
@@ -146,11 +225,85 @@ impl Registry for Memory {
                 piece
             }
         };
-        Ok(futures_util::stream::iter(pieces).then(waiting).boxed())
+        Ok(futures_util::stream::iter(pieces).then(waiting).inspect(counted).boxed())
+    }
+}
+
+#[async_trait]
+impl Registry for Seen {
+    /// Who may read what is asked for. Counted apart.
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        let digest = reference.digest().expect("the driver never resolves a tag").clone();
+        self.0.questions.fetch_add(1, Ordering::SeqCst);
+        if !self.0.boasts(reference.registry().host()) {
+            self.0.judge(&self.1)?;
+        }
+        Ok(Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest, 1))
     }
 
-    fn seen_by(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
-        self
+    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+        self.0.manifest_for(reference, &self.1).await
+    }
+
+    async fn blob(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        self.0.range_for(reference, blob, offset..blob.size(), &self.1)
+    }
+
+    async fn part(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        if !self.0.gives_parts.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        self.0.range_for(reference, blob, range, &self.1).map(Some)
+    }
+
+    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        Arc::new(Self(self.0.clone(), credential))
+    }
+}
+
+#[async_trait]
+impl Registry for Memory {
+    async fn resolve(&self, _: &Reference) -> Result<Descriptor, RegistryError> {
+        unimplemented!("somebody is always let in")
+    }
+
+    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+        self.manifest_for(reference, &Credential::Anonymous).await
+    }
+
+    async fn blob(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        self.range_for(reference, blob, offset..blob.size(), &Credential::Anonymous)
+    }
+
+    async fn part(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        if !self.gives_parts.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        self.range_for(reference, blob, range, &Credential::Anonymous).map(Some)
+    }
+
+    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        Arc::new(Seen(self, credential))
     }
 }
 

@@ -32,7 +32,11 @@ impl Bench {
     }
 
     pub fn with(limits: Limits) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::inside(tempfile::tempdir().unwrap(), limits)
+    }
+
+    /// With the store in this folder.
+    pub fn inside(folder: TempDir, limits: Limits) -> Self {
         let registry = Memory::new();
         let store = Store::open(&folder.path().join("store"), limits).unwrap();
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
@@ -56,6 +60,12 @@ impl Bench {
         result
     }
 
+    /// Why a pull fails, where there are other trees already.
+    pub async fn fetcher_error(&self, recipe: &PinnedRecipe) -> PullError {
+        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        self.fetcher.tree(recipe, &progress).await.unwrap_err()
+    }
+
     fn names(&self, folder: &str) -> Vec<String> {
         let listed = fs::read_dir(self.folder.path().join("store").join(folder)).unwrap();
         listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -66,7 +76,7 @@ impl Bench {
     }
 
     /// The files of a recipe, and what is in them.
-    async fn files(&self, recipe: &PinnedRecipe) -> BTreeMap<String, String> {
+    pub async fn files(&self, recipe: &PinnedRecipe) -> BTreeMap<String, String> {
         let tree = self.pull(recipe).await.unwrap();
         let root = self.root(&tree);
         let mut files = BTreeMap::new();
@@ -77,7 +87,7 @@ impl Bench {
         files
     }
 
-    async fn error(&self, recipe: &PinnedRecipe) -> (PullErrorKind, String) {
+    pub async fn error(&self, recipe: &PinnedRecipe) -> (PullErrorKind, String) {
         let error = self.pull(recipe).await.unwrap_err();
         (error.kind(), error.to_string())
     }
@@ -103,18 +113,18 @@ pub fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>)
     }
 }
 
-fn map(files: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub fn map(files: &[(&str, &str)]) -> BTreeMap<String, String> {
     files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
 }
 
-fn globs(texts: &[&str]) -> Vec<Glob> {
+pub fn globs(texts: &[&str]) -> Vec<Glob> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
 const TITLE: &str = "org.opencontainers.image.title";
-const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
-fn plain(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub fn plain(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar(&files.iter().map(|(name, data)| ((*name).to_owned(), *data)).collect::<Vec<_>>())
 }
 

@@ -81,6 +81,15 @@ impl Distribution {
         format!("{}://{}", self.configuration.scheme(), self.host())
     }
 
+    /// Writes other bytes to where it keeps a blob.
+    pub fn damage(&self, digest: &str, bytes: &[u8]) {
+        let hex = digest.strip_prefix("sha256:").expect("a sha256 digest");
+        let blob = format!("data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+        let blob = self.folder.path().join(blob);
+        assert!(blob.exists(), "{} is there", blob.display());
+        std::fs::write(blob, bytes).expect("writes");
+    }
+
     /// The requests that it got, as `GET /v2/java-app/manifests/v1 200`: what its access log says.
     pub fn requests(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.folder.path().join("registry.log")).unwrap_or_default();

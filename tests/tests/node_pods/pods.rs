@@ -5,7 +5,7 @@ use std::time::Instant;
 use oras_csi_core::digest::Digest;
 use oras_csi_tests::cluster::kubectl;
 use oras_csi_tests::node::{
-    Node, PRIVATE, apply, events, logs, logs_of_finished, mounts, phase, refused, until,
+    Node, PRIVATE, SLOW, apply, events, logs, logs_of_finished, mounts, phase, refused, until,
 };
 use oras_csi_tests::process::run;
 use oras_csi_tests::registry::Login;
@@ -175,4 +175,21 @@ fn a_registry_that_is_down_when_the_volume_is_mounted_is_told_in_an_event_and_th
     node.registry().start_again();
     assert_eq!(logs_of_finished("late").trim(), "late");
     delete("late");
+}
+
+#[test]
+fn a_pull_that_takes_long_is_told_in_the_pods_events_and_the_pod_starts_by_itself() {
+    let node = Node::get();
+    let large = "0123456789abcdef".repeat(2 << 20);
+    node.push("slow:v1", &[("file", &large)]);
+    let asks = json!({"oras.land/artifact": format!("{SLOW}/slow:v1")});
+    apply(&pod("slow", &asks, "sha256sum /mnt/oras/file"));
+    let words = until("an event that says how far it is", PATIENCE, || {
+        Some(events("slow")).filter(|words| words.contains("the pull goes on"))
+    });
+    eprintln!("{words}");
+    assert!(words.contains(" of 32.0 MiB (") && words.contains(" %), about "), "{words}");
+    let sum = Digest::sha256_of(large.as_bytes());
+    assert!(logs_of_finished("slow").starts_with(sum.hex()));
+    goes_without_a_trace("slow");
 }

@@ -117,7 +117,8 @@ impl Admission {
         case: &Case<'_>,
     ) -> Result<Wanted, Denial> {
         let written = &patched.reference;
-        let asked: Reference = digest.map_or_else(|| written.clone(), |digest| written.pin(digest.clone()).into());
+        let asked: Reference =
+            digest.map_or_else(|| written.clone(), |digest| written.pin(digest.clone()).into());
         let found = self.resolver.instructions(&asked, keyring, patched.past_cache, case.deadline).await;
         let (digest, said) = found.map_err(|failure| {
             let denial = failure.denial(patched.origin.at(), &asked);

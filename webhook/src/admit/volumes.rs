@@ -126,7 +126,9 @@ impl Settled {
     pub(super) fn pinned_patch(&self) -> Option<String> {
         let of_annotations = self.volumes.iter().find(|volume| volume.intent.of_annotations)?;
         match &of_annotations.intent.content {
-            Content::Wanted(Wanted { read_from: Some(from), .. }) => Some(line(&from.reference, &from.digest)),
+            Content::Wanted(Wanted { read_from: Some(from), .. }) => {
+                Some(line(&from.reference, &from.digest))
+            }
             _ => None,
         }
     }
@@ -285,23 +287,21 @@ impl Admission {
                 (&written, true)
             }
             Content::Patched(patched) => return Err(patched.unreadable("was not read")),
-            Content::Wanted(wanted) => match intent
-                .earlier
-                .as_ref()
-                .filter(|there| is_that(intent, wanted, there, case.notes))
-            {
-                Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
-                    return Ok(kept(intent, there, case.notes));
+            Content::Wanted(wanted) => {
+                match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
+                    Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
+                        return Ok(kept(intent, there, case.notes));
+                    }
+                    // `oras-csi render` wrote it, and somebody keeps its digests in Git.
+                    Some(there) if there.seal().is_none() => {
+                        let Wanted { recipe, .. } = Wanted::of_canonical(there, &intent.name);
+                        let (origins, read_from) = (wanted.origins.clone(), wanted.read_from.clone());
+                        written = Wanted { recipe, origins, label: None, past_cache: false, read_from };
+                        (&written, true)
+                    }
+                    _ => (wanted, false),
                 }
-                // `oras-csi render` wrote it, and somebody keeps its digests in Git.
-                Some(there) if there.seal().is_none() => {
-                    let Wanted { recipe, .. } = Wanted::of_canonical(there, &intent.name);
-                    let (origins, read_from) = (wanted.origins.clone(), wanted.read_from.clone());
-                    written = Wanted { recipe, origins, label: None, past_cache: false, read_from };
-                    (&written, true)
-                }
-                _ => (wanted, false),
-            },
+            }
         };
         let found = self.resolve(wanted, keyring, fixed, case).await?;
         let (digests, secret) = self.one_secret(intent, wanted, keyring, fixed, found, case).await?;
@@ -454,7 +454,12 @@ fn kept(intent: &Arc<VolumeIntent>, there: &CanonicalVolume, notes: &Notes) -> P
 
 /// Whether a volume is what annotations ask for: the same steps, each with the digest that is written, or noted
 /// beside the tag that is.
-pub(super) fn is_that(intent: &VolumeIntent, wanted: &Wanted, there: &CanonicalVolume, notes: &Notes) -> bool {
+pub(super) fn is_that(
+    intent: &VolumeIntent,
+    wanted: &Wanted,
+    there: &CanonicalVolume,
+    notes: &Notes,
+) -> bool {
     let mut references = there.recipe().references().enumerate();
     let again = wanted.recipe.pin(|written| {
         let (step, pinned) = references.next().ok_or(())?;

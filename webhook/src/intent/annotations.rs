@@ -238,7 +238,8 @@ impl<'a> Annotations<'a> {
         let Some(whole) = self.whole() else { return Ok(()) };
         let rule = format!("stands beside {}, which says all that is in the volume", whole.key);
         if let (Some(_), Some(patch)) = (self.recipe, self.patch) {
-            let instead = format!("write one of the two, or the base and the levels of {} as steps", patch.key);
+            let instead =
+                format!("write one of the two, or the base and the levels of {} as steps", patch.key);
             return Err(Denial::rewrite(patch.at(), Some(patch.value), rule, instead));
         }
         let is_recipe = self.recipe.is_some();

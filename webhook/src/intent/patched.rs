@@ -36,12 +36,7 @@ impl Patched {
     ///
     /// Where what is patched is written beside it, that is the base, as it is written: the patch may name the same
     /// bytes in a repository that nobody here can reach. That they are the same is known once they are resolved.
-    pub(crate) fn with_patch(
-        &self,
-        digest: Digest,
-        is_fresh: bool,
-        patch: &Patch,
-    ) -> Result<Wanted, Denial> {
+    pub(crate) fn with_patch(&self, digest: Digest, is_fresh: bool, patch: &Patch) -> Result<Wanted, Denial> {
         let (mut steps, mut origins) = (Vec::new(), Vec::new());
         for (part, step) in patch.steps(self.level.as_ref().map(|(level, _)| *level)) {
             match (&self.base, part) {
@@ -83,13 +78,7 @@ impl Patched {
         self.wanted(recipe, origins, self.from(digest, is_fresh, None, false))
     }
 
-    fn from(
-        &self,
-        digest: Digest,
-        is_fresh: bool,
-        unchecked: Option<Box<Patch>>,
-        is_bare: bool,
-    ) -> ReadFrom {
+    fn from(&self, digest: Digest, is_fresh: bool, unchecked: Option<Box<Patch>>, is_bare: bool) -> ReadFrom {
         let (reference, origin) = (self.reference.clone(), self.origin.clone());
         ReadFrom { reference, digest, origin, is_fresh, unchecked, is_bare }
     }

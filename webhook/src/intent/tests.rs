@@ -391,16 +391,21 @@ fn a_patch_is_named_with_all_that_goes_with_it() {
         "containers": "app", "pull-secret": "s", "pinned": "x", "pinned-patch": "y"}));
     let intent = read_pod(&pod).unwrap();
     assert_eq!((intent.volumes[0].mounts.len(), intent.volumes[0].secret.as_deref()), (1, Some("s")));
-    let names: Vec<String> = intent.volumes[0].names().iter().map(|named| named.reference.to_string()).collect();
+    let names: Vec<String> =
+        intent.volumes[0].names().iter().map(|named| named.reference.to_string()).collect();
     assert_eq!((names, intent.volumes[0].pinned()), (vec!["kind:443/app:p".to_owned()], None));
     let of_pod = patched(intent);
     let (level, origin) = of_pod.level.clone().unwrap();
-    assert_eq!((level.as_str(), origin.at().to_string().as_str()), ("critical", "annotation oras.land/patch-level"));
+    assert_eq!(
+        (level.as_str(), origin.at().to_string().as_str()),
+        ("critical", "annotation oras.land/patch-level")
+    );
 
     let attributes = json!({"oras.artifact.patch": "r.io/app:p", "oras.artifact.patch.level": "minor",
         "oras.artifact.reference": "r.io/app:1", "oras-csi.name": "mine", "oras.options.pullalways": "1"});
     let intent = read_pod(&inline(&attributes)).unwrap();
-    let names: Vec<String> = intent.volumes[0].names().iter().map(|named| named.origin.at().to_string()).collect();
+    let names: Vec<String> =
+        intent.volumes[0].names().iter().map(|named| named.origin.at().to_string()).collect();
     assert_eq!(
         names,
         ["volume in, attribute oras.artifact.patch", "volume in, attribute oras.artifact.reference"]

@@ -7,8 +7,9 @@
 use http::{HeaderMap, HeaderValue, Method, header};
 use url::Url;
 
+use super::Inner;
+use super::answer::{content_type, expect_ok};
 use super::request::Turn;
-use super::{Inner, content_type, expect_ok};
 use crate::digest::Digest;
 use crate::registry::manifest::{Document, IndexEntry, MOST_ENTRIES};
 use crate::registry::transport::{Answer, Place};
@@ -116,7 +117,8 @@ fn accept_index() -> HeaderMap {
 fn next_page(headers: &HeaderMap, turn: &Turn<'_>, below: &str) -> Result<Option<String>, &'static str> {
     let Some(link) = headers.get(header::LINK) else { return Ok(None) };
     let text = link.to_str().map_err(|_| "a Link header with odd characters")?;
-    let Some((target, parameters)) = text.trim_start().strip_prefix('<').and_then(|rest| rest.split_once('>'))
+    let Some((target, parameters)) =
+        text.trim_start().strip_prefix('<').and_then(|rest| rest.split_once('>'))
     else {
         return Err("a Link header that cannot be read");
     };

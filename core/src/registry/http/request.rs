@@ -326,11 +326,7 @@ impl Inner {
     }
 
     /// One try: with what was wanted the last time, if anything was; on 401 with what is wanted now.
-    async fn once(
-        &self,
-        turn: &Turn<'_>,
-        wish: &Wish,
-    ) -> Result<Answer, (Failure, Option<Duration>)> {
+    async fn once(&self, turn: &Turn<'_>, wish: &Wish) -> Result<Answer, (Failure, Option<Duration>)> {
         let asker = turn.asker();
         let token = self.tokens.known(&asker);
         let known = match &asker.credential {

@@ -18,7 +18,11 @@ use crate::registry::{RegistryError, RegistryErrorKind};
 
 impl HttpRegistry {
     /// Writes a blob of the repository, unless it is there.
-    pub(in crate::registry) async fn put_blob(&self, to: &Reference, bytes: &Bytes) -> Result<(), RegistryError> {
+    pub(in crate::registry) async fn put_blob(
+        &self,
+        to: &Reference,
+        bytes: &Bytes,
+    ) -> Result<(), RegistryError> {
         let route = self.inner.route(to.registry(), to.repository(), &self.credential).await?;
         let written = match first(&route) {
             Some(turn) => self.inner.put_blob(&turn, bytes).await,
@@ -96,7 +100,9 @@ impl Inner {
         let location = location.ok_or_else(|| place.untruthful("an upload without a Location"))?;
         let at = turn.own_address(&turn.address("blobs/uploads/"), location);
         let mut at: Url = at.ok_or_else(|| {
-            place.not_allowed("the upload is to go to another host or from https to http, which is not followed")
+            place.not_allowed(
+                "the upload is to go to another host or from https to http, which is not followed",
+            )
         })?;
         at.query_pairs_mut().append_pair("digest", &digest.to_string());
         drop((response, _permit));

@@ -159,3 +159,43 @@ async fn a_cut_blob_is_continued_where_it_ended() {
     }
     assert_eq!(Digest::sha256_of(&all), *blob.digest());
 }
+
+/// One part, of 1,000 to 70,000.
+async fn read_part(script: Vec<Part>) -> Result<Option<(Vec<u8>, Option<RegistryError>)>, RegistryError> {
+    let server = Server::start(move |_| script.clone()).await;
+    let content = content();
+    let blob = Descriptor::new("application/octet-stream", Digest::sha256_of(&content), content.len() as u64);
+    let pinned = pinned(&server, &Digest::sha256_of(b"manifest"));
+    let part = client(&server).part(&pinned, &blob, 1_000..70_000).await?;
+    assert_eq!(server.requests()[0].header("range"), "bytes=1000-69999");
+    match part {
+        Some(stream) => Ok(Some(collect(stream).await)),
+        None => Ok(None),
+    }
+}
+
+#[tokio::test]
+async fn a_part_is_the_bytes_that_were_asked_for() {
+    let right = answer(206, &[("Content-Range", "bytes 1000-69999/400000")], &content()[1_000..70_000]);
+    let (bytes, error) = read_part(right).await.unwrap().expect("a part");
+    assert_eq!(error, None);
+    assert!(bytes == content()[1_000..70_000]);
+    // All, because the server knows no ranges: it is told apart, and nothing of it is read.
+    assert!(read_part(answer(200, &[], &content())).await.unwrap().is_none());
+    // A shorter part is one that broke off.
+    let short = answer(206, &[("Content-Range", "bytes 1000-60999/400000")], &content()[1_000..61_000]);
+    let (bytes, error) = read_part(short).await.unwrap().expect("a part");
+    assert!(bytes == content()[1_000..61_000] && error.is_some_and(|error| error.is_transient()));
+}
+
+#[rstest]
+#[case::other_start("bytes 999-69998/400000")]
+#[case::longer("bytes 1000-70000/400000")]
+#[case::other_total("bytes 1000-69999/400001")]
+#[case::unreadable("bytes */400000")]
+#[tokio::test]
+async fn another_part_is_a_lie(#[case] range: &'static str) {
+    let script = answer(206, &[("Content-Range", range)], &content()[1_000..70_000]);
+    let error = read_part(script).await.err().expect("an error");
+    assert_eq!(error.kind(), Kind::Untruthful, "{error}");
+}

@@ -1,0 +1,209 @@
+//! Collection: what nobody uses makes room for what somebody wants.
+//!
+//! ```text
+//! set aside, not mounted ────────────────────────────► deleted, always
+//! trees that no record names, nothing mounts ┐
+//! blobs, layers, partial blobs of no tree    ├ least recently used first, ──► tmp ──► deleted, until there is room
+//!                                            ┘ older than the minimum age
+//! ```
+//!
+//! It runs every so often, above the high watermark down to the low one; when a pull finds no room, for what that
+//! pull needs, and not at all where everything that could go would not be enough; and by `oras-csi store gc`.
+//!
+//! With a tree go the blobs and layers that no tree that stays needs. What is leased stays, and what was leased
+//! while the collection ran (see the leases of [`crate::store`]).
+//!
+//! Architecture Invariant: a tree that is mounted, recorded or leased is never taken away. Where mounts or records
+//! cannot be read, nothing is.
+
+mod candidates;
+mod keeper;
+mod leaks;
+mod roots;
+mod watermarks;
+
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::CWD;
+
+use self::candidates::{Candidates, What};
+pub(crate) use self::keeper::keep;
+pub(crate) use self::leaks::forget_gone;
+pub use self::roots::{Roots, RootsError};
+pub use self::watermarks::{Percent, PercentError, Watermarks};
+use crate::store::{CollectionReport, DiskError, Inventory, Item, Store, free_bytes, now};
+
+/// How far a collection goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal<'a> {
+    /// Below the low watermark, if above the high one.
+    Watermarks(&'a Watermarks),
+    /// Until so many bytes are free.
+    Free(u64),
+    /// Until the store has no more bytes than this.
+    To(u64),
+    /// Until twice as much is free as at the beginning.
+    Twice,
+    /// All that may go.
+    All,
+}
+
+/// Takes away what may go, until `goal` is reached; what was used within `age` stays.
+pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<CollectionReport, RootsError> {
+    let _one = store.collecting().lock().unwrap_or_else(PoisonError::into_inner);
+    // Before records and mounts are read: what is leased from here on stays.
+    let _watch = store.leases().begin();
+    let roots = Roots::read(store.layout())?;
+    let mut done = CollectionReport::default();
+    sweep_aside(store, &roots, &mut done)?;
+    let mut gauge = Gauge { store, goal, bytes: None, twice: free_bytes(store.root())?.saturating_mul(2) };
+    if gauge.is_reached(true)? {
+        return Ok(finish(store, done));
+    }
+    let inventory = Inventory::read(store.layout())?;
+    gauge.bytes = Some(inventory.bytes());
+    if gauge.is_reached(true)? {
+        return Ok(finish(store, done));
+    }
+    let oldest = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+    let mut candidates = Candidates::of(&inventory, &roots, store.leases(), oldest);
+    if let Goal::Free(wanted) = goal
+        && free_bytes(store.root())?.saturating_add(candidates.bytes()) < wanted
+    {
+        // Nothing is lost for a pull that will not fit: a manifest may claim any size.
+        return Ok(finish(store, done));
+    }
+    while let Some(candidate) = candidates.pop() {
+        let freed = candidates.take(&candidate, |part| remove(store, part, &mut done))?;
+        done.bytes += freed;
+        gauge.bytes = gauge.bytes.map(|bytes| bytes.saturating_sub(freed));
+        if gauge.is_reached(false)? {
+            break;
+        }
+    }
+    Ok(finish(store, done))
+}
+
+/// After a pull that ran out of room in the middle: how much an archive unpacks to is not known before. Each time the
+/// next attempt finds twice as much room, for as long as there is something that nobody uses.
+pub(crate) fn make_more_room(store: &Store) {
+    if let Err(error) = collect(store, Goal::Twice, store.limits().minimum_age()) {
+        tracing::warn!(%error, "no more room can be made now");
+    }
+}
+
+/// Makes `wanted` bytes free, if that is possible by taking away what nobody uses. Whether it was is for the caller
+/// to look at.
+pub(crate) fn make_room(store: &Store, wanted: u64) -> Result<(), DiskError> {
+    let age = store.limits().minimum_age();
+    match collect(store, Goal::Free(wanted), age) {
+        Ok(_) => Ok(()),
+        Err(RootsError::Disk(error)) => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "nothing is collected, though there is no room: what is in use is not known");
+            Ok(())
+        }
+    }
+}
+
+fn finish(store: &Store, mut done: CollectionReport) -> CollectionReport {
+    done.ended = now();
+    let taken = done.trees + done.layers + done.blobs + done.aside;
+    if taken > 0 {
+        tracing::info!(
+            trees = done.trees,
+            layers = done.layers,
+            blobs = done.blobs,
+            set_aside = done.aside,
+            bytes = done.bytes,
+            "collected what nobody uses"
+        );
+        store.metrics().collected(&done);
+        let report = done.clone();
+        store.note_down(|record| record.collection = Some(report));
+    }
+    done
+}
+
+/// Deletes what was set aside and is not mounted any more.
+fn sweep_aside(store: &Store, roots: &Roots, done: &mut CollectionReport) -> Result<(), DiskError> {
+    let folder = store.layout().set_aside();
+    let failed = |error| DiskError::new("list", &folder, error);
+    for entry in std::fs::read_dir(&folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if roots.has_aside(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        delete(&entry.path());
+        done.aside += 1;
+    }
+    Ok(())
+}
+
+/// Takes one thing away, unless it is leased; says whether it did.
+fn remove(store: &Store, what: &What, done: &mut CollectionReport) -> Result<bool, DiskError> {
+    let layout = store.layout();
+    let (path, item, count): (PathBuf, Option<Item>, _) = match what {
+        What::Tree(key) => (layout.tree(key), Some(Item::Tree(key.clone())), &mut done.trees),
+        What::Layer(name) => (layout.layer(name), Some(Item::Layer(name.clone())), &mut done.layers),
+        What::Blob(digest) => (layout.blob(digest), Some(Item::Blob(digest.clone())), &mut done.blobs),
+        What::Partial(name, item) => (layout.partial().join(name), item.clone(), &mut done.blobs),
+    };
+    let grave = store.unfinished();
+    let away = || match rustix::fs::renameat(CWD, &path, CWD, &grave) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(errno) => Err(DiskError::new("take away", &path, errno)),
+    };
+    let gone = match &item {
+        Some(item) => store.leases().take_away(item, away)?,
+        None => away().map(|()| true)?,
+    };
+    if gone {
+        // Out of sight already: deleting a hundred thousand files holds nobody up.
+        delete(&grave);
+        *count += 1;
+    }
+    Ok(gone)
+}
+
+/// Deletes a file or a folder that nobody can see any more. What cannot be deleted now is at the next start.
+fn delete(path: &Path) {
+    let deleted = match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(_) => return,
+    };
+    if let Err(error) = deleted {
+        tracing::warn!(path = %path.display(), %error, "cannot delete what was collected; a later collection or the next start does");
+    }
+}
+
+/// How near the goal is.
+struct Gauge<'a> {
+    store: &'a Store,
+    goal: Goal<'a>,
+    /// How much the store has, once that was counted.
+    bytes: Option<u64>,
+    /// Twice of what was free at the beginning.
+    twice: u64,
+}
+
+impl Gauge<'_> {
+    /// Whether there is nothing (more) to do; `before` anything was taken away the high watermark counts.
+    fn is_reached(&self, before: bool) -> Result<bool, DiskError> {
+        Ok(match self.goal {
+            Goal::All => false,
+            Goal::Free(wanted) => free_bytes(self.store.root())? >= wanted,
+            Goal::Twice => free_bytes(self.store.root())? >= self.twice,
+            Goal::To(most) => self.bytes.is_some_and(|bytes| bytes <= most),
+            Goal::Watermarks(marks) => {
+                // A limit on the store itself can be looked at only once it was counted.
+                let counted = self.bytes.is_some() || marks.most_bytes().is_none();
+                let use_of = watermarks::Use::of(self.store.root())?;
+                counted && !marks.is_above(use_of, self.bytes, before)
+            }
+        })
+    }
+}

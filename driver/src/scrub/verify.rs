@@ -1,0 +1,124 @@
+//! Compares what is at rest with what it was.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use oras_csi_core::digest::{Digest, Hasher};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::store::{
+    Broken, Compared, DiskError, FILES, HeldTree, Layout, Pace, Reader, SUMS, compare_sums, walk,
+};
+use crate::unpack::Totals;
+
+/// What became of a comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is what it was.
+    Good,
+    /// It is not, in words.
+    Damaged(String),
+    /// It is gone: collected, or set aside by somebody else.
+    Gone,
+    /// It has no checksums: an earlier version of the driver made it.
+    NoSums,
+    /// It was told to end.
+    Stopped,
+}
+
+/// Compares a blob with its digest.
+pub fn blob(layout: &Layout, digest: &Digest, pace: &mut dyn Pace) -> Verdict {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let path = layout.blob(digest);
+    let mut reader = Reader::from_disk();
+    match reader.read(CWD, path.as_os_str(), pace, &mut |piece| hasher.update(piece)) {
+        Ok(_) => {
+            let found = hasher.finish();
+            if found == *digest {
+                Verdict::Good
+            } else {
+                Verdict::Damaged(format!("its bytes have the digest {found}"))
+            }
+        }
+        Err(Broken::Stopped) => Verdict::Stopped,
+        Err(Broken::Disk(Errno::NOENT)) => Verdict::Gone,
+        Err(Broken::Disk(errno)) => {
+            Verdict::Damaged(format!("it cannot be read: {}", io::Error::from(errno)))
+        }
+    }
+}
+
+/// Compares a layer with its checksums.
+pub fn layer(layout: &Layout, name: &str, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
+    compared(&layout.layer(name), pace)
+}
+
+/// Compares a tree with what its description says: how much is in it, and the checksums of what is its own. The
+/// bytes that it shares are those of its blobs and layers.
+pub fn tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
+    let folder = layout.tree(tree.key());
+    let Some(totals) = tree.totals() else {
+        let gone = !folder.exists();
+        return Ok(if gone {
+            Verdict::Gone
+        } else {
+            Verdict::Damaged("its description is not what was written".into())
+        });
+    };
+    let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(&folder)) };
+    match count(&root) {
+        Ok(found) if found == totals => {}
+        Ok(found) => {
+            return Ok(Verdict::Damaged(format!(
+                "it has {} bytes in {} files and directories, and had {} in {}",
+                found.bytes, found.inodes, totals.bytes, totals.inodes
+            )));
+        }
+        // It may have been taken away while it was counted.
+        Err(_) if !folder.exists() => return Ok(Verdict::Gone),
+        Err(error) => return Ok(Verdict::Damaged(error.to_string())),
+    }
+    Ok(match compared(&folder, pace)? {
+        // A tree of an earlier version: its files are other names of verified ones.
+        Verdict::NoSums => Verdict::Good,
+        other => other,
+    })
+}
+
+fn compared(folder: &std::path::Path, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
+    let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(folder)) };
+    Ok(match compare_sums(&root, &folder.join(SUMS), &mut Reader::from_disk(), pace)? {
+        Compared::Same => Verdict::Good,
+        // It may have been taken away while it was compared.
+        Compared::Differs(_) | Compared::NoSums if !folder.exists() => Verdict::Gone,
+        Compared::Differs(found) => Verdict::Damaged(found),
+        Compared::NoSums => Verdict::NoSums,
+        Compared::Stopped => Verdict::Stopped,
+    })
+}
+
+fn missing(folder: &std::path::Path) -> Verdict {
+    if folder.exists() { Verdict::Damaged("its files are missing".to_owned()) } else { Verdict::Gone }
+}
+
+fn open(path: &std::path::Path) -> Result<Option<OwnedFd>, DiskError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(root) => Ok(Some(root)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(DiskError::new("open", path, errno)),
+    }
+}
+
+fn count(root: &OwnedFd) -> Result<Totals, DiskError> {
+    let mut found = Totals { bytes: 0, inodes: 1 };
+    walk(root, |entry| {
+        found.inodes += 1;
+        if entry.kind == FileType::RegularFile {
+            found.bytes += entry.size();
+        }
+        Ok::<_, DiskError>(())
+    })?;
+    Ok(found)
+}

@@ -1,0 +1,90 @@
+//! Which bytes of a blob are there.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Ranges that neither touch nor overlap, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    /// Adds a range; what touches becomes one.
+    pub(super) fn add(&mut self, range: &Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let (mut start, mut end) = (range.start, range.end);
+        while let Some((&from, &to)) = self.0.range(..=end).next_back()
+            && to >= start
+        {
+            self.0.remove(&from);
+            (start, end) = (start.min(from), end.max(to));
+        }
+        self.0.insert(start, end);
+    }
+
+    /// Where the bytes end that are there from `at` on; `at` itself where there is none.
+    pub(super) fn end_from(&self, at: u64) -> u64 {
+        match self.0.range(..=at).next_back() {
+            Some((_, &end)) if end > at => end,
+            _ => at,
+        }
+    }
+
+    /// What is missing of so many bytes.
+    pub(super) fn missing(&self, size: u64) -> Vec<Range<u64>> {
+        let mut missing = Vec::new();
+        let mut at = 0;
+        for (&start, &end) in &self.0 {
+            if start > at {
+                missing.push(at..start.min(size));
+            }
+            at = end;
+        }
+        if at < size {
+            missing.push(at..size);
+        }
+        missing
+    }
+
+    /// How many bytes are there.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
+        self.0.iter().map(|(&start, &end)| start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn they_say_what_a_list_of_bytes_says(added in prop::collection::vec((0_u64..60, 0_u64..20), 0..12)) {
+            let size = 64_u64;
+            let mut ranges = Ranges::default();
+            let mut bytes = [false; 80];
+            for (start, length) in added {
+                ranges.add(&(start..start + length));
+                for at in start..start + length {
+                    bytes[usize::try_from(at).unwrap()] = true;
+                }
+            }
+            let is_there = |at: u64| bytes[usize::try_from(at).unwrap()];
+            prop_assert_eq!(ranges.bytes(), (0..80).filter(|at| is_there(*at)).count() as u64);
+            let missing: Vec<u64> = ranges.missing(size).into_iter().flatten().collect();
+            prop_assert_eq!(missing, (0..size).filter(|at| !is_there(*at)).collect::<Vec<_>>());
+            for at in 0..size {
+                let end = (at..80).find(|at| !is_there(*at)).unwrap_or(80);
+                prop_assert_eq!(ranges.end_from(at), end);
+            }
+            let all: Vec<_> = ranges.iter().collect();
+            prop_assert!(all.windows(2).all(|two| two[0].end < two[1].start));
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! What nobody uses goes, and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use oras_csi_core::digest::Digest;
+use oras_csi_driver::collect::{Goal, Watermarks, collect};
+use oras_csi_driver::mount::Target;
+use oras_csi_driver::pull::PullErrorKind;
+use oras_csi_driver::records::{Record, Records};
+use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::Tree;
+
+use crate::calls::{Running, mounts, names, request, until};
+use crate::namespace::{entered, entered_once, in_memory};
+use crate::registry::{Artifact, Memory, add, recipe};
+use crate::trees::Bench;
+
+/// Pulls an artifact with a file of its own and a directory that all share.
+async fn pull(bench: &Bench, name: &str, bytes: usize) -> (Digest, Tree) {
+    let own = vec![name.as_bytes()[0]; bytes];
+    let digest = Artifact::new(&bench.registry).file(name, &own).directory("shared", &[("s", b"s")]).push();
+    let tree = bench.pull(&recipe([add(&digest)])).await.unwrap();
+    (digest, tree)
+}
+
+/// As if it was last used so many hours ago.
+fn used(bench: &Bench, tree: &Tree, hours: u64) {
+    let note = bench.root(tree).parent().unwrap().join("tree.json");
+    let time = SystemTime::now() - Duration::from_hours(hours);
+    fs::File::open(note).unwrap().set_modified(time).unwrap();
+}
+
+fn all(bench: &Bench) -> (u64, u64, u64) {
+    let done = collect(bench.fetcher.store(), Goal::All, Duration::ZERO).unwrap();
+    (done.trees, done.layers, done.blobs)
+}
+
+#[tokio::test]
+async fn the_least_recently_used_goes_first_and_what_others_need_stays() {
+    let bench = Bench::new();
+    let (_, a) = pull(&bench, "a", 100_000).await;
+    let (_, b) = pull(&bench, "b", 200_000).await;
+    let (_, c) = pull(&bench, "c", 300_000).await;
+    for (tree, hours) in [(&a, 2), (&b, 3), (&c, 1)] {
+        used(&bench, tree, hours);
+    }
+    let store = bench.fetcher.store().clone();
+    let there = |tree: &Tree| store.tree(tree.key()).unwrap().is_some();
+    let done = collect(&store, Goal::To(550_000), Duration::ZERO).unwrap();
+    assert_eq!((done.trees, done.layers, done.blobs), (1, 0, 2), "a tree, its file and its manifest");
+    assert!(there(&a) && !there(&b) && there(&c));
+    assert!(done.bytes >= 200_000, "{done:?}");
+    // Under the minimum age nothing goes.
+    let done = collect(&store, Goal::To(0), Duration::from_hours(5)).unwrap();
+    assert_eq!((done.trees, done.blobs), (0, 0));
+    let done = collect(&store, Goal::To(0), Duration::from_mins(90)).unwrap();
+    assert_eq!(done.trees, 1);
+    assert!(!there(&a) && there(&c));
+    assert_eq!(fs::read(bench.root(&c).join("shared/s")).unwrap(), b"s");
+    assert_eq!(all(&bench), (1, 1, 2));
+    for folder in ["trees", "layers", "blobs/sha256", "tmp"] {
+        assert_eq!(names(&store.path().join(folder)), [""; 0], "{folder}");
+    }
+    assert_eq!(store.node_record().collection.unwrap().trees, 1);
+}
+
+#[tokio::test]
+async fn what_is_leased_or_recorded_stays() {
+    let bench = Bench::new();
+    let (_, leased) = pull(&bench, "a", 1_000).await;
+    let (_, recorded) = pull(&bench, "b", 1_000).await;
+    let store = bench.fetcher.store().clone();
+    let mut lease = store.lease();
+    lease.tree(leased.key());
+    let records = Records::new(store.clone());
+    let target = Target::parse("/pods/x/mount").unwrap();
+    records.put(&target, &Record::new("csi-1", &target, recorded.key(), "id", "default")).unwrap();
+    assert_eq!(all(&bench), (0, 0, 0));
+    drop(lease);
+    assert_eq!(all(&bench), (1, 0, 2));
+    assert_eq!(fs::read(bench.root(&recorded).join("b")).unwrap().len(), 1_000);
+    records.remove(&target).unwrap();
+    assert_eq!(all(&bench), (1, 1, 2));
+}
+
+#[tokio::test]
+async fn blobs_of_no_tree_and_parts_of_blobs_go_as_well() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry).file("ok", b"ok").file("lost", b"lost").push();
+    bench.registry.drop_blob(&Digest::sha256_of(b"lost"));
+    assert!(bench.pull(&recipe([add(&digest)])).await.is_err());
+    let store = bench.fetcher.store().clone();
+    let (leased, loose) = (Digest::sha256_of(b"leased"), Digest::sha256_of(b"loose"));
+    fs::create_dir_all(store.path().join("partial/sha256")).unwrap();
+    for path in [format!("partial/sha256/{}", leased.hex()), format!("partial/sha256-{}", loose.hex())] {
+        fs::write(store.path().join(path), "half").unwrap();
+    }
+    let mut lease = store.lease();
+    lease.blob(&leased);
+    assert!(all(&bench).2 >= 2, "what came of the broken pull, and the part that nobody waits for");
+    assert!(!store.path().join("partial").join(format!("sha256-{}", loose.hex())).exists());
+    assert_eq!(names(&store.path().join("blobs/sha256")), [""; 0]);
+    assert!(store.path().join("partial/sha256").join(leased.hex()).exists());
+    drop(lease);
+    assert_eq!(all(&bench).2, 1);
+}
+
+#[tokio::test]
+async fn room_is_made_for_a_pull_and_not_for_one_that_will_not_fit() {
+    if !entered("collecting::room_is_made_for_a_pull_and_not_for_one_that_will_not_fit") {
+        return;
+    }
+    let disk = in_memory("size=24m");
+    let limits = Limits::default().with_reserve(1 << 20).with_minimum_age(Duration::ZERO);
+    let bench = Bench::inside(disk, limits);
+    let (_, first) = pull(&bench, "a", 10 << 20).await;
+    // A manifest may claim what it likes.
+    let digest = Artifact::new(&bench.registry).file("b", &vec![7; 40 << 20]).push();
+    let error = bench.fetcher_error(&recipe([add(&digest)])).await;
+    assert_eq!(error.kind(), PullErrorKind::NoRoom, "{error}");
+    assert!(bench.root(&first).exists(), "nothing was thrown away for it");
+    // The second fits in the place of the first.
+    let (_, second) = pull(&bench, "c", 16 << 20).await;
+    assert!(!bench.root(&first).exists() && bench.root(&second).exists());
+}
+
+#[tokio::test]
+async fn above_the_watermark_the_driver_collects_by_itself() {
+    if !entered("collecting::above_the_watermark_the_driver_collects_by_itself") {
+        return;
+    }
+    let disk = Arc::new(in_memory("size=40m"));
+    let marks = Watermarks::default()
+        .with_marks("50".parse().unwrap(), "30".parse().unwrap())
+        .with_age(Duration::ZERO)
+        .with_every(Duration::from_millis(50));
+    let driver = Running::start_with(disk, Memory::new(), |settings| {
+        settings.with_limits(Limits::default().with_reserve(0)).with_watermarks(marks)
+    })
+    .await;
+    let mut digests = Vec::new();
+    for name in ["a", "b", "c"] {
+        digests.push(Artifact::new(&driver.registry).file(name, &vec![name.as_bytes()[0]; 8 << 20]).push());
+    }
+    let target = |name: &str| driver.target(name);
+    driver.publish(request("csi-a", &target("a"), &digests[0])).await.unwrap();
+    driver.publish(request("csi-b", &target("b"), &digests[1])).await.unwrap();
+    driver.unpublish("csi-b", &target("b")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(driver.names("trees").len(), 2, "below the high mark nothing goes");
+    driver.publish(request("csi-c", &target("c"), &digests[2])).await.unwrap();
+    until("what nobody uses is gone", async || driver.names("trees").len() == 2).await;
+    assert!(
+        fs::read(target("a").join("a")).unwrap().len() == 8 << 20,
+        "what is mounted stays, above the mark too"
+    );
+    let text = driver.metrics_text().await;
+    for line in [
+        "oras_csi_driver_evictions_total{kind=\"tree\"} 1",
+        "oras_csi_driver_evicted_bytes_total 838",
+        "oras_csi_driver_tree_lookups_total{result=\"miss\"} 3",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    until("the store is measured", async || {
+        let text = driver.metrics_text().await;
+        text.contains("oras_csi_driver_store_objects{kind=\"tree\"} 2")
+            && text.contains("oras_csi_driver_mounts 2")
+    })
+    .await;
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_whose_pod_is_gone_is_forgotten() {
+    if !entered("collecting::a_volume_whose_pod_is_gone_is_forgotten") {
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let driver = Running::start_in(folder.clone(), Memory::new(), Duration::from_secs(20)).await;
+    let digest = driver.artifact(b"jar");
+    let volume = |uid: &str| {
+        let parent = folder.path().join("kubelet/pods").join(uid).join("volumes/kubernetes.io~csi/v");
+        fs::create_dir_all(&parent).unwrap();
+        parent.join("mount")
+    };
+    let targets = [volume("gone"), volume("rebooted"), volume("here")];
+    for (number, target) in targets.iter().enumerate() {
+        driver.publish(request(&format!("csi-{number}"), target, &digest)).await.unwrap();
+    }
+    let registry = driver.registry.clone();
+    driver.stop().await.unwrap();
+    // A reboot; and one pod was deleted while the node was down.
+    for target in &targets[..2] {
+        assert!(std::process::Command::new("umount").arg(target).status().unwrap().success());
+    }
+    fs::remove_dir_all(folder.path().join("kubelet/pods/gone")).unwrap();
+    let driver = Running::start_in(folder.clone(), registry, Duration::from_secs(20)).await;
+    assert_eq!(driver.records(), 2, "the pod that is there gets its volume again");
+    assert_eq!(mounts(&targets[2]).len(), 1);
+    assert!(driver.metrics_text().await.contains("oras_csi_driver_volumes 2"));
+    driver.publish(request("csi-1", &targets[1], &digest)).await.unwrap();
+    for (number, target) in targets.iter().enumerate().skip(1) {
+        driver.unpublish(&format!("csi-{number}"), target).await.unwrap();
+    }
+    driver.stop().await.unwrap();
+}
+
+fn files(root: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(root, &path, found);
+        } else {
+            found.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
+        }
+    }
+}
+
+/// An artifact, and what its volume must hold.
+type Wanted = (Digest, BTreeMap<PathBuf, Vec<u8>>);
+
+fn artifacts(registry: &Memory) -> Vec<Wanted> {
+    let make = |number: u8| {
+        let own = vec![number; 20_000 + usize::from(number)];
+        let shared = [&b"shared by some "[..], &[number % 3]].concat();
+        let digest = Artifact::new(registry)
+            .file("own", &own)
+            .file("some", &shared)
+            .directory("all", &[("x", b"x"), ("y/z", b"z")])
+            .directory("few", &[("n", &shared)])
+            .push();
+        let files = [
+            ("own", own),
+            ("some", shared.clone()),
+            ("all/x", b"x".to_vec()),
+            ("all/y/z", b"z".to_vec()),
+            ("few/n", shared),
+        ];
+        (digest, files.into_iter().map(|(path, bytes)| (path.into(), bytes)).collect())
+    };
+    (0..8).map(make).collect()
+}
+
+/// Publishes, unpublishes and collects from many tasks at once; `ORAS_CSI_TEST_CHURN` says for how many seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_mounted_is_whole_whatever_is_collected_meanwhile() {
+    const TASKS: usize = 12;
+    if !entered_once("collecting::what_is_mounted_is_whole_whatever_is_collected_meanwhile") {
+        return;
+    }
+    let seconds = std::env::var("ORAS_CSI_TEST_CHURN").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let disk = Arc::new(in_memory("size=512m"));
+    let nothing = "0".parse().unwrap();
+    let marks = Watermarks::default()
+        .with_marks(nothing, nothing)
+        .with_age(Duration::ZERO)
+        .with_every(Duration::from_millis(1));
+    let driver = Running::start_with(disk, Memory::new(), |settings| settings.with_watermarks(marks)).await;
+    let driver = Arc::new(driver);
+    let wanted = Arc::new(artifacts(&driver.registry));
+    let (published, ends) = (Arc::new(AtomicUsize::new(0)), Instant::now() + Duration::from_secs(seconds));
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let (driver, wanted, published) = (driver.clone(), wanted.clone(), published.clone());
+        tasks.spawn(async move {
+            let (target, volume) = (driver.target(&format!("pod-{task}")), format!("csi-{task}"));
+            let mut turn = task;
+            loop {
+                turn += 7;
+                let (digest, files_wanted) = &wanted[turn % wanted.len()];
+                driver.publish(request(&volume, &target, digest)).await.unwrap();
+                published.fetch_add(1, Ordering::SeqCst);
+                let mut found = BTreeMap::new();
+                files(&target, &target, &mut found);
+                assert!(found == *files_wanted, "{volume} has other files than it should have");
+                if Instant::now() > ends {
+                    return (target, volume, turn % wanted.len());
+                }
+                driver.unpublish(&volume, &target).await.unwrap();
+            }
+        });
+    }
+    let last = tasks.join_all().await;
+    let text = driver.metrics_text().await;
+    let evicted =
+        text.lines().find(|line| line.starts_with("oras_csi_driver_evictions_total{kind=\"tree\"}"));
+    let evicted = evicted.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).unwrap_or(0);
+    println!(
+        "measured: {} publishes and {evicted} evicted trees in {seconds} s",
+        published.load(Ordering::SeqCst)
+    );
+    assert!(evicted > 20, "collecting must go on meanwhile: {evicted}");
+    // What is mounted in the end, against its digests.
+    for (target, _, number) in &last {
+        let mut found = BTreeMap::new();
+        files(target, target, &mut found);
+        assert!(found == wanted[*number].1);
+        assert!(fs::metadata(target.join("own")).unwrap().nlink() > 1, "the blob of a mounted tree stays");
+    }
+    for (target, volume, _) in &last {
+        driver.unpublish(volume, target).await.unwrap();
+    }
+    until("nothing is left of what nobody uses", async || {
+        ["trees", "layers", "blobs/sha256", "set-aside", "tmp"]
+            .iter()
+            .all(|folder| driver.names(folder).is_empty())
+    })
+    .await;
+    Arc::into_inner(driver).unwrap().stop().await.unwrap();
+}

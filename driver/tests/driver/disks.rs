@@ -1,0 +1,160 @@
+//! Disks that are full, read-only, out of inodes, or that give a file only so many names.
+
+use std::fs;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::Store;
+use tonic::Code;
+
+use crate::calls::{Running, mounts, request, until};
+use crate::namespace::{entered, in_memory, mount};
+use crate::registry::{Artifact, Memory, add, recipe};
+use crate::trees::Bench;
+
+async fn on(disk: tempfile::TempDir) -> Running {
+    let limits = Limits::default().with_reserve(64 << 10).with_minimum_age(Duration::ZERO);
+    Running::start_with(Arc::new(disk), Memory::new(), |settings| settings.with_limits(limits)).await
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_recovers_by_itself() {
+    if !entered("disks::a_full_disk_is_told_and_recovers_by_itself") {
+        return;
+    }
+    let driver = on(in_memory("size=8m")).await;
+    let (first, second) = (driver.target("a"), driver.target("b"));
+    let small = driver.artifact(b"jar");
+    driver.publish(request("csi-a", &first, &small)).await.unwrap();
+    // Somebody else's bytes.
+    let other = driver.folder.path().join("other");
+    let others = |bytes: usize| fs::write(&other, vec![0; bytes]).unwrap();
+    others(5 << 20);
+    let noise: Vec<u8> = (0..4_u32 << 20).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let file = Artifact::new(&driver.registry).file("f", &noise).push();
+    let directory = Artifact::new(&driver.registry).directory("d", &[("f", &noise)]).push();
+    for digest in [&file, &directory] {
+        let status = driver.publish(request("csi-b", &second, digest)).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        assert!(
+            status.message().contains("make room on it") || status.message().contains("Make room on it"),
+            "{status}"
+        );
+        assert!(!second.exists() && driver.records() == 1);
+        assert_eq!(fs::read(first.join("app.jar")).unwrap(), b"jar", "who has his volume keeps it");
+    }
+    // The very last block is gone: an unpublish still works.
+    let _ = fs::write(driver.folder.path().join("rest"), vec![0; 4 << 20]);
+    driver.unpublish("csi-a", &first).await.unwrap();
+    fs::remove_file(driver.folder.path().join("rest")).unwrap();
+    others(0);
+    for digest in [&file, &directory] {
+        // As kubelet does. An archive says only in the middle how much it holds: the next attempt finds more room.
+        until("there is room again", async || {
+            driver.publish(request("csi-b", &second, digest)).await.is_ok()
+        })
+        .await;
+        let path = if digest == &file { "f" } else { "d/f" };
+        assert!(fs::read(second.join(path)).unwrap() == noise);
+        driver.unpublish("csi-b", &second).await.unwrap();
+    }
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_without_inodes_is_told() {
+    if !entered("disks::a_disk_without_inodes_is_told") {
+        return;
+    }
+    let driver = on(in_memory("size=64m,nr_inodes=120")).await;
+    let target = driver.target("a");
+    let files: Vec<String> = (0..200).map(|number| format!("file-{number}")).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|name| (name.as_str(), name.as_bytes())).collect();
+    let many = Artifact::new(&driver.registry).directory("d", &files).push();
+    let few = Artifact::new(&driver.registry).directory("d", &files[..10]).push();
+    let status = driver.publish(request("csi-a", &target, &many)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("inodes are gone"), "{status}");
+    assert!(!target.exists() && driver.records() == 0);
+    driver.publish(request("csi-a", &target, &few)).await.unwrap();
+    assert_eq!(fs::read(target.join("d/file-9")).unwrap(), b"file-9");
+    // More inodes, and it goes on by itself.
+    driver.unpublish("csi-a", &target).await.unwrap();
+    mount(&["-o", "remount,nr_inodes=2000"], driver.folder.path());
+    driver.publish(request("csi-a", &target, &many)).await.unwrap();
+    assert_eq!(fs::read(target.join("d/file-199")).unwrap(), b"file-199");
+    driver.unpublish("csi-a", &target).await.unwrap();
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_became_read_only_is_told() {
+    if !entered("disks::a_disk_that_became_read_only_is_told") {
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    fs::create_dir(folder.path().join("store")).unwrap();
+    mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], &folder.path().join("store"));
+    let limits = Limits::default().with_reserve(0);
+    let driver = Running::start_with(folder, Memory::new(), |settings| settings.with_limits(limits)).await;
+    let (first, second) = (driver.target("a"), driver.target("b"));
+    let (one, two) = (driver.artifact(b"one"), driver.artifact(b"two"));
+    driver.publish(request("csi-a", &first, &one)).await.unwrap();
+    mount(&["-o", "remount,ro"], &driver.store());
+    let status = driver.publish(request("csi-b", &second, &two)).await.unwrap_err();
+    assert!(status.message().contains("the disk with the store is read-only"), "{status}");
+    assert!(!second.exists());
+    assert_eq!(fs::read(first.join("app.jar")).unwrap(), b"one");
+    assert_eq!(mounts(&first).len(), 1);
+    mount(&["-o", "remount,rw"], &driver.store());
+    driver.publish(request("csi-b", &second, &two)).await.unwrap();
+    assert_eq!(fs::read(second.join("app.jar")).unwrap(), b"two");
+    for (volume, target) in [("csi-a", &first), ("csi-b", &second)] {
+        driver.unpublish(volume, target).await.unwrap();
+    }
+    driver.stop().await.unwrap();
+
+    // What is there can be served, so it is opened; a new one cannot be made, in words.
+    let disk = in_memory("size=4m");
+    drop(Store::open(&disk.path().join("s"), Limits::default()).unwrap());
+    mount(&["-o", "remount,ro"], disk.path());
+    Store::open(&disk.path().join("s"), Limits::default()).unwrap();
+    let error = Store::open(&disk.path().join("new"), Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("read-only"), "{error}");
+}
+
+/// ext4 gives a file 65,000 names; where the temporary directory is on something that gives more, there is nothing
+/// to test.
+#[tokio::test]
+async fn a_blob_with_as_many_names_as_there_can_be_is_copied() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry).file("f", b"a file").push();
+    let first = bench.pull(&recipe([add(&digest)])).await.unwrap();
+    let blob = bench.root(&first).join("f");
+    let links = bench.folder.path().join("links");
+    fs::create_dir(&links).unwrap();
+    let refused = (0..66_000).any(|number| fs::hard_link(&blob, links.join(number.to_string())).is_err());
+    if !refused {
+        println!("SKIPPED: a file may have more than 66,000 names here");
+        return;
+    }
+    let other = recipe([add(&digest).at("beneath".parse().unwrap())]);
+    let second = bench.pull(&other).await.unwrap();
+    assert_eq!(fs::read(bench.root(&second).join("beneath/f")).unwrap(), b"a file");
+    // A copy is its tree's own, and compared as such.
+    let store = bench.fetcher.store().clone();
+    let copy = bench.root(&second).join("beneath/f");
+    let schedule = oras_csi_driver::scrub::Schedule::default();
+    let scrub = || {
+        let stop = tokio_util::sync::CancellationToken::new();
+        oras_csi_driver::scrub::scrub(&store, &schedule, stop, &|| ()).unwrap()
+    };
+    assert_eq!(scrub().damaged, 0);
+    assert!(Command::new("chmod").arg("644").arg(&copy).status().unwrap().success());
+    fs::write(&copy, "a fill").unwrap();
+    assert!(Command::new("chmod").arg("444").arg(&copy).status().unwrap().success());
+    assert_eq!(scrub().damaged, 1);
+    assert!(!bench.root(&second).exists() && bench.root(&first).exists());
+}

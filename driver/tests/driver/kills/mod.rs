@@ -1,0 +1,259 @@
+//! Killed at every system call that changes something, one run for each; started again; and the store is whole.
+
+mod trace;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use oras_csi_core::digest::Digest;
+use oras_csi_driver::collect::{Goal, collect};
+use oras_csi_driver::scrub::{self, Verdict};
+use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::{AtOnce, Inventory, Layout, Store};
+
+use self::trace::{Ended, READY};
+use crate::calls::{Running, mounts, names, request};
+use crate::namespace::{entered_once, in_memory, this};
+use crate::registry::{Artifact, Memory};
+
+/// Where the killed program works.
+const FOLDER: &str = "ORAS_CSI_TEST_KILLED";
+/// How many are killed at once.
+const AT_ONCE: u64 = 2;
+
+fn artifact(registry: &Memory) -> Digest {
+    Artifact::new(registry)
+        .file("app.jar", b"jar")
+        .directory("conf", &[("a.yaml", b"a"), ("b.yaml", b"b"), ("sub/c.yaml", b"c")])
+        .push()
+}
+
+/// A second one, which shares a layer with the first.
+fn other_artifact(registry: &Memory) -> Digest {
+    Artifact::new(registry)
+        .file("other.jar", b"other")
+        .directory("conf", &[("a.yaml", b"a"), ("b.yaml", b"b"), ("sub/c.yaml", b"c")])
+        .push()
+}
+
+/// In the killed program: waits until it is traced.
+fn wait_to_begin() -> Option<PathBuf> {
+    let folder = std::env::var_os(FOLDER)?;
+    println!("{READY}");
+    std::io::stdin().lock().read_line(&mut String::new()).unwrap();
+    Some(folder.into())
+}
+
+fn tempdir_at(path: &Path) -> Arc<tempfile::TempDir> {
+    fs::create_dir_all(path).unwrap();
+    // Kept: the one who looks at it afterwards is another process.
+    let folder = tempfile::Builder::new().prefix("driver").rand_bytes(0).tempdir_in(path);
+    let mut folder = folder.unwrap_or_else(|_| {
+        fs::rename(path.join("driver"), path.join("driver.kept")).unwrap();
+        let made = tempfile::Builder::new().prefix("driver").rand_bytes(0).tempdir_in(path).unwrap();
+        fs::remove_dir(made.path()).unwrap();
+        fs::rename(path.join("driver.kept"), made.path()).unwrap();
+        made
+    });
+    folder.disable_cleanup(true);
+    Arc::new(folder)
+}
+
+/// Not a test by itself: publishes and unpublishes.
+#[tokio::test]
+async fn a_process_that_publishes() {
+    let Some(folder) = wait_to_begin() else { return };
+    let registry = Memory::new();
+    let digest = artifact(&registry);
+    let driver = Running::start_in(tempdir_at(&folder), registry, Duration::from_secs(20)).await;
+    let target = driver.target("a");
+    driver.publish(request("csi-a", &target, &digest)).await.unwrap();
+    driver.unpublish("csi-a", &target).await.unwrap();
+    driver.stop().await.unwrap();
+}
+
+/// Not a test by itself: collects all there is.
+#[test]
+fn a_process_that_collects() {
+    let Some(folder) = wait_to_begin() else { return };
+    let store = Store::open(&folder.join("driver/store"), Limits::default()).unwrap();
+    let done = collect(&store, Goal::All, Duration::ZERO).unwrap();
+    assert_eq!((done.trees, done.layers), (2, 1));
+}
+
+fn killed(test: &str, folder: &Path, at: u64) -> Ended {
+    let mut command = Command::new(this());
+    command
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(FOLDER, folder)
+        .stderr(Stdio::null());
+    trace::run(&mut command, folder, at)
+}
+
+/// Every path of a store with its size, but for what tells of time.
+fn listing(store: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![store.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for name in names(&folder) {
+            let path = folder.join(name);
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            let size = if metadata.is_dir() { 0 } else { metadata.len() };
+            found.insert(path.strip_prefix(store).unwrap().to_owned(), size);
+            if metadata.is_dir() {
+                waiting.push(path);
+            }
+        }
+    }
+    found.remove(Path::new("state.json"));
+    found
+}
+
+/// Whether everything that can be seen is whole, before anything is repaired.
+fn check_whole(store: &Path, at: u64) {
+    let layout = Layout::new(store);
+    if !store.join("format").exists() {
+        return;
+    }
+    let inventory = Inventory::read(&layout).unwrap();
+    for blob in inventory.blobs() {
+        assert_eq!(scrub::blob(&layout, blob.digest(), &mut AtOnce), Verdict::Good, "killed at {at}");
+    }
+    for layer in inventory.layers() {
+        assert_eq!(
+            scrub::layer(&layout, layer.name(), &mut AtOnce).unwrap(),
+            Verdict::Good,
+            "killed at {at}"
+        );
+    }
+    for tree in inventory.trees() {
+        assert_eq!(scrub::tree(&layout, tree, &mut AtOnce).unwrap(), Verdict::Good, "killed at {at}");
+    }
+    let aside = store.join("set-aside");
+    assert!(!aside.exists() || names(&aside).is_empty(), "killed at {at}");
+}
+
+/// Runs `one` for every k, until it says that the program came to its end before; says how many calls it made.
+fn for_every_call(one: impl Fn(u64) -> Ended + Sync) -> u64 {
+    let calls = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for first in 1..=AT_ONCE {
+            let (one, calls) = (&one, &calls);
+            scope.spawn(move || {
+                let mut at = first;
+                loop {
+                    if let Ended::ByItself(count) = one(at) {
+                        calls.fetch_max(count, Ordering::SeqCst);
+                        return;
+                    }
+                    at += AT_ONCE;
+                }
+            });
+        }
+    });
+    calls.into_inner()
+}
+
+fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+/// Starts again what was killed while it published, and says what there is in the end.
+fn publish_after(folder: &Path, at: u64) -> BTreeMap<PathBuf, u64> {
+    check_whole(&folder.join("driver/store"), at);
+    on_a_runtime(async {
+        let registry = Memory::new();
+        let digest = artifact(&registry);
+        let driver = Running::start_in(tempdir_at(folder), registry, Duration::from_secs(20)).await;
+        let (store, target) = (driver.store(), driver.target("a"));
+        assert_eq!(driver.names("tmp"), [""; 0], "killed at {at}");
+        driver.publish(request("csi-a", &target, &digest)).await.unwrap();
+        assert_eq!(mounts(&target).len(), 1, "killed at {at}");
+        for (name, wanted) in
+            [("app.jar", "jar"), ("conf/a.yaml", "a"), ("conf/b.yaml", "b"), ("conf/sub/c.yaml", "c")]
+        {
+            assert_eq!(fs::read_to_string(target.join(name)).unwrap(), wanted, "killed at {at}");
+        }
+        driver.unpublish("csi-a", &target).await.unwrap();
+        assert!(mounts(&target).is_empty() && !target.exists() && driver.records() == 0, "killed at {at}");
+        driver.stop().await.unwrap();
+        listing(&store)
+    })
+}
+
+#[test]
+fn killed_at_every_call_of_a_publish() {
+    if !entered_once("kills::killed_at_every_call_of_a_publish") {
+        return;
+    }
+    let begun = Instant::now();
+    let disk = in_memory("size=512m");
+    let untouched = publish_after(&disk.path().join("untouched"), 0);
+    let calls = for_every_call(|at| {
+        let folder = disk.path().join(at.to_string());
+        fs::create_dir(&folder).unwrap();
+        let ended = killed("kills::a_process_that_publishes", &folder, at);
+        assert_eq!(
+            publish_after(&folder, at),
+            untouched,
+            "killed at {at}: it takes as much as one that was not"
+        );
+        fs::remove_dir_all(&folder).unwrap();
+        ended
+    });
+    println!("measured: killed at each of {calls} calls, in {:?}", begun.elapsed());
+    assert!(calls > 50, "{calls}");
+}
+
+#[test]
+fn killed_at_every_call_of_a_collection() {
+    if !entered_once("kills::killed_at_every_call_of_a_collection") {
+        return;
+    }
+    let begun = Instant::now();
+    let disk = in_memory("size=512m");
+    let registry = Memory::new();
+    let digests = [artifact(&registry), other_artifact(&registry)];
+    let full = disk.path().join("full");
+    let store = on_a_runtime(async {
+        let driver = Running::start_in(tempdir_at(&full), registry, Duration::from_secs(20)).await;
+        for digest in &digests {
+            let target = driver.target("a");
+            driver.publish(request("csi-a", &target, digest)).await.unwrap();
+            driver.unpublish("csi-a", &target).await.unwrap();
+        }
+        let store = driver.store();
+        driver.stop().await.unwrap();
+        store
+    });
+    let empty = ["blobs", "blobs/sha256", "blobs/sha512", "format", "layers", "lock", "partial", "readonly"];
+    let empty: Vec<_> = empty.into_iter().chain(["set-aside", "tmp", "trees", "volumes"]).collect();
+    let calls = for_every_call(|at| {
+        let folder = disk.path().join(at.to_string());
+        fs::create_dir_all(folder.join("driver")).unwrap();
+        // With its hard links.
+        let copied =
+            Command::new("cp").arg("-a").arg(&store).arg(folder.join("driver/store")).status().unwrap();
+        assert!(copied.success());
+        let ended = killed("kills::a_process_that_collects", &folder, at);
+        let path = folder.join("driver/store");
+        check_whole(&path, at);
+        let opened = Store::open(&path, Limits::default()).unwrap();
+        assert_eq!(names(&path.join("tmp")), [""; 0], "killed at {at}");
+        check_whole(&path, at);
+        collect(&opened, Goal::All, Duration::ZERO).unwrap();
+        let left: Vec<_> = listing(&path).into_keys().map(|path| path.to_str().unwrap().to_owned()).collect();
+        assert_eq!(left, empty, "killed at {at}: nothing leaks");
+        drop(opened);
+        fs::remove_dir_all(&folder).unwrap();
+        ended
+    });
+    println!("measured: killed at each of {calls} calls, in {:?}", begun.elapsed());
+    assert!(calls > 15, "{calls}");
+}

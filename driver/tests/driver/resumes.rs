@@ -1,0 +1,218 @@
+//! Big blobs: in parts, given up in the middle and gone on with, and the same from two registries at once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use oras_csi_core::digest::Digest;
+use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_driver::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
+use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::{Store, Tree};
+use rstest::rstest;
+
+use crate::registry::{Artifact, Memory, add, add_from, recipe};
+
+const MIB: usize = 1 << 20;
+
+/// Bytes that no compression makes smaller.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn open(folder: &Path, registry: &Arc<Memory>) -> Arc<Fetcher> {
+    let store = Store::open(&folder.join("store"), Limits::default().with_reserve(0)).unwrap();
+    Arc::new(Fetcher::new(Arc::new(store), registry.clone()))
+}
+
+async fn pull(fetcher: &Arc<Fetcher>, recipe: &PinnedRecipe) -> Result<Tree, PullError> {
+    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    fetcher.tree(recipe, &progress).await
+}
+
+fn file(folder: &Path, tree: &Tree, name: &str) -> Vec<u8> {
+    fs::read(folder.join("store/trees").join(tree.key().as_str()).join("files").join(name)).unwrap()
+}
+
+fn partials(folder: &Path) -> Vec<PathBuf> {
+    let entries =
+        fs::read_dir(folder.join("store/partial")).map(|entries| entries.map(|entry| entry.unwrap().path()));
+    entries.map(Iterator::collect).unwrap_or_default()
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(60), "not {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[rstest]
+#[case::in_parts(true)]
+#[case::in_one(false)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_big_blob_comes_in_parts_where_there_are_any(#[case] in_parts: bool) {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+    let bytes = noise(100 * MIB + 17);
+    let digest = Artifact::new(&registry).file("f", &bytes).push();
+    registry.gives_parts.store(in_parts, Ordering::SeqCst);
+    let tree = pull(&open(folder.path(), &registry), &recipe([add(&digest)])).await.unwrap();
+    assert!(file(folder.path(), &tree, "f") == bytes);
+    // A short one, and three that are not longer than 32 MiB.
+    let asked = registry.asked_for(&Digest::sha256_of(&bytes));
+    assert_eq!(asked, if in_parts { 5 } else { 1 });
+    assert_eq!(registry.sent.load(Ordering::SeqCst), bytes.len(), "no byte twice");
+    assert_eq!(registry.open.peak() > 1, in_parts);
+    assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_that_break_off_are_gone_on_with() {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+    let bytes = noise(80 * MIB);
+    let digest = Artifact::new(&registry).file("f", &bytes).push();
+    registry.gives_parts.store(true, Ordering::SeqCst);
+    registry.cut_after.store(9 * MIB, Ordering::SeqCst);
+    let tree = pull(&open(folder.path(), &registry), &recipe([add(&digest)])).await.unwrap();
+    assert!(file(folder.path(), &tree, "f") == bytes);
+    assert_eq!(registry.sent.load(Ordering::SeqCst), bytes.len(), "no byte twice");
+}
+
+#[rstest]
+#[case::a_file(40, false, false)]
+#[case::a_file_in_parts(80, false, true)]
+#[case::an_archive(40, true, false)]
+#[case::an_archive_in_parts(80, true, true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_before_the_end_of_a_run_does_not_come_again(
+    #[case] size: usize,
+    #[case] is_archive: bool,
+    #[case] in_parts: bool,
+) {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+    let bytes = noise(size * MIB);
+    let artifact = Artifact::new(&registry);
+    let artifact =
+        if is_archive { artifact.directory("d", &[("f", &bytes)]) } else { artifact.file("f", &bytes) };
+    let wanted = recipe([add(&artifact.push())]);
+    registry.gives_parts.store(in_parts, Ordering::SeqCst);
+    let gate = registry.close_gate();
+    // Pieces are a 256th of what is asked for: all of the first part, and some of those after it.
+    gate.add_permits(if in_parts { 450 } else { 150 });
+    let running = tokio::spawn({
+        let (fetcher, wanted) = (open(folder.path(), &registry), wanted.clone());
+        async move { pull(&fetcher, &wanted).await }
+    });
+    until("given half of it", || gate.available_permits() == 0).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    let before = registry.sent.load(Ordering::SeqCst);
+    assert!(before > 10 * MIB && before < size * MIB, "{before}");
+    until("written", || Store::open(&folder.path().join("store"), Limits::default()).is_ok()).await;
+
+    gate.add_permits(10_000);
+    let tree = pull(&open(folder.path(), &registry), &wanted).await.unwrap();
+    assert!(file(folder.path(), &tree, if is_archive { "d/f" } else { "f" }) == bytes);
+    let sent = registry.sent.load(Ordering::SeqCst);
+    // What the channel held, and what no note spoke of.
+    assert!(sent <= size * MIB + 12 * MIB, "{sent} bytes for {size} MiB");
+    assert!(sent < before + size * MIB / 2 + 20 * MIB, "{sent} after {before}");
+    assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
+}
+
+#[rstest]
+#[case::a_file(false)]
+#[case::an_archive(true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_damaged_meanwhile_is_fetched_anew(#[case] is_archive: bool) {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+    let bytes = noise(40 * MIB);
+    let artifact = Artifact::new(&registry);
+    let artifact =
+        if is_archive { artifact.directory("d", &[("f", &bytes)]) } else { artifact.file("f", &bytes) };
+    let wanted = recipe([add(&artifact.push())]);
+    registry.cut_after.store(20 * MIB, Ordering::SeqCst);
+    let fetcher = open(folder.path(), &registry);
+    let running = tokio::spawn({
+        let (fetcher, wanted, registry) = (fetcher.clone(), wanted.clone(), registry.clone());
+        async move {
+            let pulled = pull(&fetcher, &wanted);
+            tokio::select! {
+                pulled = pulled => pulled.map(drop),
+                // Down in the middle: what was cut is not there any more.
+                () = async {
+                    until("cut", || registry.sent.load(Ordering::SeqCst) >= 19 * MIB).await;
+                    registry.down.store(true, Ordering::SeqCst);
+                    std::future::pending::<()>().await;
+                } => Ok(()),
+            }
+        }
+    });
+    let error = running.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::Unavailable, "{error}");
+    registry.down.store(false, Ordering::SeqCst);
+    registry.cut_after.store(0, Ordering::SeqCst);
+    let partials = partials(folder.path());
+    let data = partials.iter().find(|path| path.extension().is_none()).expect("it is kept");
+    let mut damaged = fs::read(data).unwrap();
+    damaged[5 * MIB] ^= 1;
+    fs::write(data, damaged).unwrap();
+    let tree = pull(&fetcher, &wanted).await.unwrap();
+    assert!(file(folder.path(), &tree, if is_archive { "d/f" } else { "f" }) == bytes);
+}
+
+/// The honest registry's pull of bytes that another is asked for as well.
+#[rstest]
+#[case::small(100_000)]
+#[case::big(20 * MIB)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_registry_that_he_did_not_name(#[case] size: usize) {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+    let bytes = noise(size);
+    let digest = Artifact::new(&registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
+    registry.dripping.lock().unwrap().insert("slow".to_owned(), (4_096, Duration::from_millis(500)));
+    let fetcher = open(folder.path(), &registry);
+    let slow = tokio::spawn({
+        let (fetcher, wanted) = (fetcher.clone(), recipe([add_from("slow:5000", &digest)]));
+        async move { pull(&fetcher, &wanted).await }
+    });
+    until("asked for", || registry.asked() >= 3).await;
+    let began = Instant::now();
+    let honest = recipe([add(&digest)]);
+    let tree = tokio::time::timeout(Duration::from_secs(30), pull(&fetcher, &honest)).await.unwrap().unwrap();
+    assert!(file(folder.path(), &tree, "f") == bytes && file(folder.path(), &tree, "d/g") == bytes);
+    eprintln!("beside a slow registry: {:?}", began.elapsed());
+    // Whoever asked the slow one has them now as well.
+    let other = tokio::time::timeout(Duration::from_secs(30), slow).await.unwrap().unwrap().unwrap();
+    assert_eq!(other.key(), tree.key());
+    assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_lies_spoils_its_own_download_and_no_other() {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+    let bytes = noise(20 * MIB);
+    let digest = Artifact::new(&registry).file("f", &bytes).push();
+    registry.lying.lock().unwrap().insert("liar".to_owned());
+    let fetcher = open(folder.path(), &registry);
+    let lied = recipe([add_from("liar:5000", &digest)]);
+    let error = pull(&fetcher, &lied).await.unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::Corrupt, "{error}");
+    assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
+    let honest = recipe([add(&digest)]);
+    let (_, pulled) = tokio::join!(pull(&fetcher, &lied), pull(&fetcher, &honest));
+    assert!(file(folder.path(), &pulled.unwrap(), "f") == bytes);
+}

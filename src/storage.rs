@@ -1,0 +1,59 @@
+//! How much a node keeps, and how often that is looked through: options of the driver.
+
+use std::time::Duration;
+
+use clap::Args;
+use oras_csi_core::policy::ByteSize;
+use oras_csi_driver::collect::{Percent, Watermarks};
+use oras_csi_driver::scrub::Schedule;
+
+use crate::failure::Failure;
+
+#[derive(Debug, Args)]
+pub(crate) struct StorageOptions {
+    /// Take away what nobody uses once the file system of the store is fuller than this, in percent of its bytes or
+    /// of its inodes.
+    #[arg(long, value_name = "PERCENT", default_value = "85")]
+    gc_high_threshold: Percent,
+    /// And go on until it is no fuller than this.
+    #[arg(long, value_name = "PERCENT", default_value = "80")]
+    gc_low_threshold: Percent,
+    /// Keep what was used within this time.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    gc_minimum_age: u64,
+    /// Begin also when the store holds more than this, as 50Gi [default: as much as the file system takes].
+    #[arg(long, value_name = "BYTES")]
+    store_max_bytes: Option<ByteSize>,
+    /// Compare everything in the store with its digests this often; 0 is never.
+    #[arg(long, value_name = "HOURS", default_value_t = 168, value_parser = clap::value_parser!(u64).range(..=87_600))]
+    scrub_interval: u64,
+    /// Read at most so much a second for it.
+    #[arg(long, value_name = "BYTES", default_value = "20Mi")]
+    scrub_rate: ByteSize,
+}
+
+impl StorageOptions {
+    pub(crate) fn watermarks(&self) -> Result<Watermarks, Failure> {
+        let (high, low) = (self.gc_high_threshold, self.gc_low_threshold);
+        if low > high {
+            return Err(Failure::bad_input(format!(
+                "--gc-low-threshold {low} is above --gc-high-threshold {high}: collecting would end before it begins"
+            )));
+        }
+        Ok(Watermarks::default()
+            .with_marks(high, low)
+            .with_age(Duration::from_secs(self.gc_minimum_age))
+            .with_most_bytes(self.store_max_bytes.as_ref().map(ByteSize::bytes)))
+    }
+
+    pub(crate) fn scrubbing(&self) -> Result<Schedule, Failure> {
+        if self.scrub_rate.bytes() == 0 {
+            return Err(Failure::bad_input(
+                "--scrub-rate 0 would never end: for no scrub give --scrub-interval 0",
+            ));
+        }
+        Ok(Schedule::default()
+            .with_every(Duration::from_secs(self.scrub_interval * 3_600))
+            .with_bytes_per_second(self.scrub_rate.bytes()))
+    }
+}

@@ -1,0 +1,165 @@
+//! What a store has, for people and for programs.
+
+use std::time::SystemTime;
+
+use oras_csi_driver::collect::Roots;
+use oras_csi_driver::records::{Record, read_all};
+use oras_csi_driver::store::{HeldTree, Inventory, Layout, NodeRecord, State};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+
+struct Listed {
+    inventory: Inventory,
+    roots: Roots,
+    volumes: Vec<Record>,
+    record: NodeRecord,
+}
+
+pub(super) fn list(layout: &Layout, as_json: bool) -> Result<(), Failure> {
+    let listed = Listed {
+        inventory: Inventory::read(layout).map_err(Failure::failed)?,
+        roots: Roots::read(layout).map_err(Failure::failed)?,
+        volumes: read_all(&layout.volumes()).map_err(Failure::failed)?,
+        record: NodeRecord::read(layout),
+    };
+    if as_json {
+        let text = serde_json::to_string_pretty(&listed.to_json(layout)).map_err(Failure::failed)?;
+        println!("{text}");
+    } else {
+        listed.print(layout);
+    }
+    Ok(())
+}
+
+impl Listed {
+    fn volumes_of(&self, tree: &HeldTree) -> usize {
+        self.volumes.iter().filter(|record| record.tree().as_ref() == Some(tree.key())).count()
+    }
+
+    fn to_json(&self, layout: &Layout) -> Value {
+        let trees = self.inventory.trees().iter().map(|tree| {
+            json!({
+                "key": tree.key().as_str(),
+                "bytes": tree.totals().map(|totals| totals.bytes),
+                "inodes": tree.totals().map(|totals| totals.inodes),
+                "used": seconds(tree.used()),
+                "mounted": self.roots.is_mounted(tree.key()),
+                "volumes": self.volumes_of(tree),
+            })
+        });
+        let layers = self.inventory.layers().iter().map(|layer| {
+            json!({
+                "key": layer.name(),
+                "bytes": layer.totals().map(|totals| totals.bytes),
+                "inodes": layer.totals().map(|totals| totals.inodes),
+                "made": seconds(layer.made()),
+            })
+        });
+        let blobs = self.inventory.blobs().iter().map(
+            |blob| json!({"digest": blob.digest().to_string(), "bytes": blob.size(), "made": seconds(blob.made())}),
+        );
+        let aside = self.inventory.aside().iter().map(|entry| {
+            json!({"name": entry.name(), "bytes": entry.size(), "mounted": self.roots.has_aside(entry.name())})
+        });
+        let volumes = self.volumes.iter().map(|record| {
+            json!({
+                "volume": record.volume(),
+                "id": record.id(),
+                "namespace": record.namespace(),
+                "target": record.target().display().to_string(),
+                "tree": record.tree().map(|key| key.to_string()),
+            })
+        });
+        let sizes = self.inventory.sizes().into_iter();
+        json!({
+            "store": layout.path().display().to_string(),
+            "bytes": sizes.map(|(state, bytes)| (state.name().to_owned(), json!(bytes))).collect::<serde_json::Map<_, _>>(),
+            "trees": trees.collect::<Vec<_>>(),
+            "layers": layers.collect::<Vec<_>>(),
+            "blobs": blobs.collect::<Vec<_>>(),
+            "setAside": aside.collect::<Vec<_>>(),
+            "volumes": volumes.collect::<Vec<_>>(),
+            "scrub": self.record.scrub,
+            "collection": self.record.collection,
+            "damage": self.record.damage,
+        })
+    }
+
+    fn print(&self, layout: &Layout) {
+        println!("{}", layout.path().display());
+        println!("{:<18}{:>12}{:>10}  {:<14}USE", "TREE", "SIZE", "FILES", "LAST USED");
+        for tree in self.inventory.trees() {
+            let (size, files) = match tree.totals() {
+                Some(totals) => (amount(totals.bytes), totals.inodes.to_string()),
+                None => ("?".to_owned(), "?".to_owned()),
+            };
+            let mounted = if self.roots.is_mounted(tree.key()) { "mounted" } else { "not mounted" };
+            let short = tree.key().as_str().get(..16).unwrap_or_default();
+            let (used, volumes) = (ago(tree.used()), self.volumes_of(tree));
+            println!("{short:<18}{size:>12}{files:>10}  {used:<14}{mounted}, {volumes} volumes");
+        }
+        let counts = [
+            (State::Blobs, self.inventory.blobs().len()),
+            (State::Layers, self.inventory.layers().len()),
+            (State::Partial, self.inventory.partial().len()),
+            (State::SetAside, self.inventory.aside().len()),
+        ];
+        let sizes = self.inventory.sizes();
+        for (state, count) in counts {
+            println!("{:<12}{count:>6}{:>12}", state.name(), amount(sizes.get(&state).copied().unwrap_or(0)));
+        }
+        for record in &self.volumes {
+            let tree = record
+                .tree()
+                .map_or("?".to_owned(), |key| key.as_str().get(..16).unwrap_or_default().to_owned());
+            let (namespace, id, target) = (record.namespace(), record.id(), record.target().display());
+            println!("volume {} of {namespace}: {id}, tree {tree}, at {target}", record.volume());
+        }
+        if let Some(scrub) = &self.record.scrub {
+            let (bytes, damaged) = (amount(scrub.bytes), scrub.damaged);
+            println!("last scrub: {}, {bytes} read, {damaged} damaged", ago(time(scrub.ended)));
+        }
+        if let Some(collection) = &self.record.collection {
+            let (trees, bytes) = (collection.trees, amount(collection.bytes));
+            println!("last collection: {}, {trees} trees, {bytes}", ago(time(collection.ended)));
+        }
+        for damage in &self.record.damage {
+            let volumes = if damage.volumes.is_empty() {
+                "no volume had it mounted".to_owned()
+            } else {
+                format!("still mounted then: {}", damage.volumes.join(", "))
+            };
+            println!("damaged, found {}: {}: {}; {volumes}", ago(time(damage.at)), damage.what, damage.found);
+        }
+    }
+}
+
+fn time(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn ago(time: SystemTime) -> String {
+    let seconds = time.elapsed().map_or(0, |elapsed| elapsed.as_secs());
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7_200 => format!("{} min ago", seconds / 60),
+        7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+/// As `1.2 GiB`.
+pub(super) fn amount(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >> shift > 0 {
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{bytes} B")
+}

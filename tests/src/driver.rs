@@ -1,0 +1,172 @@
+//! The driver as a process, and kubelet's side of its socket.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_driver::proto::csi::node_client::NodeClient;
+use oras_csi_driver::proto::csi::volume_capability::{AccessMode, AccessType, MountVolume, access_mode};
+use oras_csi_driver::proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability};
+use serde_json::Value;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::parts::oras_csi;
+use crate::process::{Running, free_port};
+
+/// A driver with a kubelet's folder and a store of its own; it stands alone, so that no volume needs a seal.
+#[derive(Debug)]
+pub struct Driver {
+    folder: tempfile::TempDir,
+    arguments: Vec<String>,
+    metrics: u16,
+    running: Option<Running>,
+}
+
+/// Why a test that mounts cannot run, told loudly; nothing where it can.
+pub fn cannot_mount() -> Option<&'static str> {
+    let status = std::fs::read_to_string("/proc/self/status").expect("it is there");
+    if status.lines().any(|line| line.starts_with("Uid:\t0\t")) {
+        return None;
+    }
+    let why = "SKIPPED: the driver mounts, which needs root";
+    assert!(std::env::var("CI").is_err(), "{why}");
+    eprintln!("{why}");
+    Some(why)
+}
+
+impl Driver {
+    /// Starts one with a `certs.d` folder and more arguments.
+    pub async fn start(certs: &Path, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let metrics = free_port();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let own = [
+            "driver".to_owned(),
+            "--node-id=node1".to_owned(),
+            format!("--kubelet-dir={}", at("kubelet")),
+            format!("--store={}", at("store")),
+            format!("--certs-dir={}", certs.display()),
+            format!("--metrics-listen=127.0.0.1:{metrics}"),
+        ];
+        let arguments = own.into_iter().chain(arguments.iter().map(|&one| one.to_owned())).collect();
+        let mut driver = Self { folder, arguments, metrics, running: None };
+        driver.start_again().await;
+        driver
+    }
+
+    /// Starts it again, with the store that it had.
+    pub async fn start_again(&mut self) {
+        let mut command = Command::new(oras_csi());
+        let mut running = Running::start(command.args(&self.arguments), "driver", self.folder.path());
+        let socket = self.socket();
+        running.wait_until("listening", Duration::from_mins(1), || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        self.running = Some(running);
+    }
+
+    /// Kills it without a word.
+    pub fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.kill();
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("kubelet/plugins/csi.oras.land/csi.sock")
+    }
+
+    /// The folder of its store.
+    pub fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    /// All that it printed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("driver.log")).unwrap_or_default()
+    }
+
+    /// A metric's value, all of its series together; 0 where there is none.
+    pub fn metric(&self, name: &str) -> f64 {
+        let url = format!("127.0.0.1:{}", self.metrics);
+        let text = get(&url, "/metrics");
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{'))
+        });
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Where kubelet would want the volume of a pod; it makes the folder above.
+    pub fn target(&self, pod: &str) -> PathBuf {
+        let parent = self.folder.path().join(format!("kubelet/pods/{pod}/volumes/kubernetes.io~csi/v"));
+        std::fs::create_dir_all(&parent).expect("a folder");
+        parent.join("mount")
+    }
+
+    /// Publishes a recipe for a pod, as kubelet asks for an inline volume.
+    pub async fn publish(
+        &self,
+        pod: &str,
+        recipe: &PinnedRecipe,
+        secret: Option<&Value>,
+    ) -> Result<(), Status> {
+        let volume = CanonicalVolume::new(None, recipe.clone()).expect("it fits");
+        let ours = volume.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value));
+        let kubelets =
+            [("pod.namespace", "team"), ("pod.uid", pod), ("pod.name", pod), ("ephemeral", "true")]
+                .map(|(key, value)| (format!("csi.storage.k8s.io/{key}"), value.to_owned()));
+        let secrets = secret.map(|config| (".dockerconfigjson".to_owned(), config.to_string()));
+        let request = NodePublishVolumeRequest {
+            volume_id: format!("csi-{pod}"),
+            target_path: self.target(pod).display().to_string(),
+            volume_capability: Some(VolumeCapability {
+                access_mode: Some(AccessMode { mode: access_mode::Mode::SingleNodeWriter.into() }),
+                access_type: Some(AccessType::Mount(MountVolume::default())),
+            }),
+            volume_context: ours.chain(kubelets).collect::<HashMap<_, _>>(),
+            secrets: secrets.into_iter().collect(),
+            ..NodePublishVolumeRequest::default()
+        };
+        self.node().await.node_publish_volume(request).await.map(|_| ())
+    }
+
+    /// Unpublishes a pod's volume.
+    pub async fn unpublish(&self, pod: &str) -> Result<(), Status> {
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: format!("csi-{pod}"),
+            target_path: self.target(pod).display().to_string(),
+        };
+        self.node().await.node_unpublish_volume(request).await.map(|_| ())
+    }
+
+    async fn node(&self) -> NodeClient<Channel> {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket().display()));
+        NodeClient::new(endpoint.expect("an address").connect().await.expect("it listens"))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.kill();
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let ours = self.folder.path().display().to_string();
+        let paths: Vec<_> = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        for path in paths.iter().rev().filter(|path| path.starts_with(&ours)) {
+            let _ = Command::new("umount").arg(path).status();
+        }
+    }
+}
+
+fn get(host: &str, path: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(host).expect("it listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    text
+}
