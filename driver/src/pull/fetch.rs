@@ -20,7 +20,7 @@ use super::error::{PullError, UnsupportedStep};
 use super::locks::Locks;
 use super::progress::{Planned, Progress};
 use super::slots::{Pace, Slot, Slots, TooSlow};
-use crate::store::{DiskError, LayerKey, Store, Tree, TreeKey};
+use crate::store::{DiskError, Item, LayerKey, Store, Tree, TreeKey};
 use crate::unpack::graft::Filter;
 use crate::unpack::name::EntryPath;
 use crate::unpack::plan::{Content, Piece, plan};
@@ -254,7 +254,8 @@ impl Fetcher {
         self.blocking(move |store| {
             let mut missing = Vec::new();
             for (fetch, planned) in wanted.into_values() {
-                if !fetch.is_there(store)? {
+                // What is there may have been for long, on a disk that forgets.
+                if !fetch.is_there(store)? || !store.is_whole(&fetch.item())? {
                     missing.push((fetch, planned));
                 }
             }
@@ -406,6 +407,13 @@ impl Fetch {
         match &self.job {
             Job::Blob => format!("blob {}", self.descriptor.digest()),
             Job::Layer(key, _) => format!("layer {key}"),
+        }
+    }
+
+    fn item(&self) -> Item {
+        match &self.job {
+            Job::Blob => Item::Blob(self.descriptor.digest().clone()),
+            Job::Layer(key, _) => Item::Layer(key.to_string()),
         }
     }
 
