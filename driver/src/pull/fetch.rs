@@ -20,7 +20,7 @@ use super::locks::{Arrivals, Locks};
 use super::progress::{Planned, Progress};
 use super::slots::Slots;
 use super::steps::{Source, Work, mark_laid};
-use crate::store::{DiskError, LayerKey, Store, Tree, TreeKey};
+use crate::store::{DiskError, Item, LayerKey, Store, Tree, TreeKey};
 use crate::unpack::Unpacking;
 use crate::unpack::budget::Budget;
 use crate::unpack::graft::Laying;
@@ -287,12 +287,13 @@ impl Fetcher {
         self.blocking(move |store| {
             let mut missing = Vec::new();
             for (fetch, planned) in wanted.into_values() {
-                match &fetch.job {
-                    Job::Layer(key, _) if let Some(layer) = store.layer(key)? => {
-                        budget.charge(layer.totals());
-                    }
-                    _ if fetch.is_there(store)? => {}
-                    _ => missing.push((fetch, planned)),
+                // What is there may have been for long, on a disk that forgets.
+                if !fetch.is_there(store)? || !store.is_whole(&fetch.item())? {
+                    missing.push((fetch, planned));
+                } else if let Job::Layer(key, _) = &fetch.job
+                    && let Some(layer) = store.layer(key)?
+                {
+                    budget.charge(layer.totals());
                 }
             }
             Ok::<_, DiskError>(missing)
@@ -397,6 +398,13 @@ impl Fetch {
         match &self.job {
             Job::Blob => format!("blob {}", self.descriptor.digest()),
             Job::Layer(key, _) => format!("layer {key}"),
+        }
+    }
+
+    fn item(&self) -> Item {
+        match &self.job {
+            Job::Blob => Item::Blob(self.descriptor.digest().clone()),
+            Job::Layer(key, _) => Item::Layer(key.to_string()),
         }
     }
 

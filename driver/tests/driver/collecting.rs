@@ -82,8 +82,15 @@ async fn what_is_leased_or_recorded_stays() {
     let target = Target::parse("/pods/x/mount").unwrap();
     records.put(&target, &Record::new("csi-1", &target, recorded.key(), "id", "default")).unwrap();
     assert_eq!(all(&bench), (0, 0, 0));
+    // Also when it is found damaged meanwhile: whoever leased it may be about to attach it.
+    fs::write(bench.root(&leased).parent().unwrap().join("tree.json"), "").unwrap();
+    assert_eq!(store.tree(leased.key()).unwrap(), None);
+    all(&bench);
+    assert_eq!(names(&store.path().join("set-aside")), [format!("{}.0", leased.key())]);
     drop(lease);
-    assert_eq!(all(&bench), (1, 0, 2));
+    all(&bench);
+    assert_eq!(names(&store.path().join("set-aside")), [""; 0]);
+    assert_eq!(names(&store.path().join("trees")), [recorded.key().to_string()]);
     assert_eq!(fs::read(bench.root(&recorded).join("b")).unwrap().len(), 1_000);
     records.remove(&target).unwrap();
     assert_eq!(all(&bench), (1, 1, 2));
