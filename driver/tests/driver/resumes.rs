@@ -182,7 +182,7 @@ async fn nobody_waits_for_a_registry_that_he_did_not_name(#[case] size: usize) {
     let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
     let bytes = noise(size);
     let digest = Artifact::new(&registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
-    registry.dripping.lock().unwrap().insert("slow".to_owned(), (4_096, Duration::from_millis(500)));
+    registry.dripping.lock().unwrap().insert("slow".to_owned(), (1_024, Duration::from_millis(500)));
     let fetcher = open(folder.path(), &registry);
     let slow = tokio::spawn({
         let (fetcher, wanted) = (fetcher.clone(), recipe([add_from("slow:5000", &digest)]));
