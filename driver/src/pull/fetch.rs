@@ -141,9 +141,9 @@ impl Fetcher {
             .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
             .collect::<Vec<_>>();
         let room = move |store: &Store| {
-            let left = |(blob, host)| blob_size_left(store, blob, host);
-            store
-                .check_room(wanted.iter().map(|(blob, host)| left((blob, host))).fold(0, u64::saturating_add))
+            // What is on its way has its place on the disk already.
+            let left = wanted.iter().map(|(blob, host)| blob.size() - store.taken_for(blob, host));
+            store.check_room(left.fold(0, u64::saturating_add))
         };
         self.blocking(room).await.map_err(|error| match (error, steps.iter().find_map(Work::source)) {
             (PullError::Disk(source), Some(first)) => {
@@ -343,7 +343,11 @@ impl Fetcher {
                 () = expected.has_come() => {
                     tracing::info!(%digest, %host, "another registry was faster");
                     let (blob, host) = (fetch.descriptor.clone(), host.clone());
-                    self.blocking(move |store| Ok::<_, DiskError>(store.forget_partial(&blob, &host))).await?;
+                    let forget = move |store: &Store| {
+                        store.forget_partial(&blob, &host);
+                        Ok::<_, DiskError>(())
+                    };
+                    self.blocking(forget).await?;
                 }
             }
         }
@@ -364,11 +368,6 @@ impl Fetcher {
             Err(_) => Err(PullError::Stopped),
         }
     }
-}
-
-/// How much of a blob has no place on the disk yet.
-fn blob_size_left(store: &Store, blob: &Descriptor, host: &RegistryHost) -> u64 {
-    blob.size() - store.taken_for(blob, host)
 }
 
 /// Most that is remembered of who gave what.
