@@ -34,7 +34,7 @@ pub mod stream;
 pub mod tar;
 pub mod write;
 
-mod entries;
+pub(crate) mod entries;
 
 use std::io::{self, BufRead};
 use std::os::fd::OwnedFd;
