@@ -309,15 +309,20 @@ impl<'a> TreeWriter<'a> {
         let folder = self.folder();
         let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| disk("look at", path, errno))?;
-        let (flags, size) = match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => (AtFlags::REMOVEDIR, 0),
-            _ if found.st_nlink > 1 => (AtFlags::empty(), 0),
-            _ => (AtFlags::empty(), u64::try_from(found.st_size).unwrap_or(0)),
+        let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+        let (flags, gone) = match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }),
+            // It stays under its other names.
+            _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default()),
+            _ => {
+                let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
+                (AtFlags::empty(), Totals { bytes, inodes: 1 })
+            }
         };
         match rustix::fs::unlinkat(folder, name_of(name), flags) {
             Ok(()) => {
-                self.totals.bytes = self.totals.bytes.saturating_sub(size);
-                self.totals.inodes = self.totals.inodes.saturating_sub(1);
+                self.totals.bytes = self.totals.bytes.saturating_sub(gone.bytes);
+                self.totals.inodes = self.totals.inodes.saturating_sub(gone.inodes);
                 Ok(())
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
