@@ -20,7 +20,10 @@ pub(super) struct Listed {
 
 /// Directories that are still to be gone through: the names of siblings, and of their parents the paths. A stack of
 /// whole paths would hold a million times four kilobytes for an archive that was made for it.
-pub(crate) struct Walk<T>(Vec<(EntryPath, Vec<(Vec<u8>, T)>)>);
+pub(crate) struct Walk<T>(Vec<Siblings<T>>);
+
+/// A directory, and names in it.
+type Siblings<T> = (EntryPath, Vec<(Vec<u8>, T)>);
 
 impl<T> Walk<T> {
     pub(crate) fn new() -> Self {

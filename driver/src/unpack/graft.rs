@@ -341,13 +341,13 @@ impl<'a> Grafter<'a> {
             let folder = open_beneath(self.root, &made).map_err(|errno| disk("open", &made, errno))?;
             made = made.child(segment);
             let name = OsStr::from_bytes(segment);
-            let make = || rustix::fs::mkdirat(&folder, name, DIRECTORY_MODE);
-            match make() {
+            let create = || rustix::fs::mkdirat(&folder, name, DIRECTORY_MODE);
+            match create() {
                 Err(Errno::EXIST) if is_directory(&folder, name) => continue,
                 Err(Errno::EXIST) if laying == Laying::Over => {
                     let removed = remove(&folder, segment).map_err(|errno| disk("replace", &made, errno))?;
                     self.forget(removed);
-                    make()
+                    create()
                 }
                 other => other,
             }
