@@ -45,6 +45,7 @@ pub(crate) struct Arguments {
     metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     limits: LimitOptions,
+    #[command(flatten)]
     storage: StorageOptions,
     #[command(flatten)]
     registries: RegistryOptions,
