@@ -104,16 +104,17 @@ async fn blobs_of_no_tree_and_parts_of_blobs_go_as_well() {
     assert!(bench.pull(&recipe([add(&digest)])).await.is_err());
     let store = bench.fetcher.store().clone();
     let (leased, loose) = (Digest::sha256_of(b"leased"), Digest::sha256_of(b"loose"));
-    fs::create_dir_all(store.path().join("partial/sha256")).unwrap();
-    for path in [format!("partial/sha256/{}", leased.hex()), format!("partial/sha256-{}", loose.hex())] {
-        fs::write(store.path().join(path), "half").unwrap();
+    let partial =
+        |digest: &Digest| store.path().join(format!("partial/sha256-{}-0123456789abcdef", digest.hex()));
+    for digest in [&leased, &loose] {
+        fs::write(partial(digest), "half").unwrap();
     }
     let mut lease = store.lease();
     lease.blob(&leased);
     assert!(all(&bench).2 >= 2, "what came of the broken pull, and the part that nobody waits for");
-    assert!(!store.path().join("partial").join(format!("sha256-{}", loose.hex())).exists());
+    assert!(!partial(&loose).exists());
     assert_eq!(names(&store.path().join("blobs/sha256")), [""; 0]);
-    assert!(store.path().join("partial/sha256").join(leased.hex()).exists());
+    assert!(partial(&leased).exists());
     drop(lease);
     assert_eq!(all(&bench).2, 1);
 }

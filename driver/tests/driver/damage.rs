@@ -211,14 +211,18 @@ async fn a_store_of_format_one_is_taken_over() {
     driver.stop().await.unwrap();
     as_format_one(&store);
 
-    // What is there is served, and nobody is asked for it.
+    // What is there is served, and no byte of it fetched.
     registry.down.store(true, Ordering::SeqCst);
     let driver = Running::start_in(folder.clone(), registry.clone(), Duration::from_secs(20)).await;
     assert_eq!(fs::read_to_string(store.join("format")).unwrap(), "oras-csi store 2\n");
     assert_eq!(driver.records(), 1);
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
+    registry.down.store(false, Ordering::SeqCst);
+    let jar = Digest::sha256_of(b"jar");
+    let asked = registry.asked_for(&jar);
     driver.publish(request("csi-b", &second, &digest)).await.unwrap();
     assert_eq!(fs::read(second.join("app.jar")).unwrap(), b"jar");
+    assert_eq!((asked, registry.asked_for(&jar)), (1, 1));
     for (volume, target) in [("csi-a", &first), ("csi-b", &second)] {
         driver.unpublish(volume, target).await.unwrap();
     }
