@@ -42,6 +42,11 @@ impl Failure {
         Self::new(Status::BadInput, message)
     }
 
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> Status {
+        self.status
+    }
+
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status as u8)
     }

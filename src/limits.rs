@@ -7,6 +7,7 @@ use oras_csi_driver::settings::Limits;
 /// What a registry may make this machine do. Each has a message of its own when it is passed.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
+#[expect(clippy::struct_field_names, reason = "they are the names of the flags")]
 pub(crate) struct LimitOptions {
     /// The most layers of a manifest [default: 4096, which is also the most possible].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=4096))]

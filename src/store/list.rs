@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use oras_csi_core::text::Shown;
 use oras_csi_driver::collect::Roots;
 use oras_csi_driver::records::{Record, read_all};
 use oras_csi_driver::store::{HeldTree, Inventory, Layout, NodeRecord, State};
@@ -113,8 +114,10 @@ impl Listed {
             let tree = record
                 .tree()
                 .map_or("?".to_owned(), |key| key.as_str().get(..16).unwrap_or_default().to_owned());
-            let (namespace, id, target) = (record.namespace(), record.id(), record.target().display());
-            println!("volume {} of {namespace}: {id}, tree {tree}, at {target}", record.volume());
+            let volume = Shown::new(record.volume());
+            let (namespace, id) = (Shown::new(record.namespace()), Shown::new(record.id()));
+            let target = Shown::new(&record.target().to_string_lossy());
+            println!("volume {volume} of {namespace}: {id}, tree {tree}, at {target}");
         }
         if let Some(scrub) = &self.record.scrub {
             let (bytes, damaged) = (amount(scrub.bytes), scrub.damaged);
@@ -128,9 +131,14 @@ impl Listed {
             let volumes = if damage.volumes.is_empty() {
                 "no volume had it mounted".to_owned()
             } else {
-                format!("still mounted then: {}", damage.volumes.join(", "))
+                format!("still mounted then: {}", Shown::new(&damage.volumes.join(", ")))
             };
-            println!("damaged, found {}: {}: {}; {volumes}", ago(time(damage.at)), damage.what, damage.found);
+            println!(
+                "damaged, found {}: {}: {}; {volumes}",
+                ago(time(damage.at)),
+                Shown::new(&damage.what),
+                Shown::new(&damage.found)
+            );
         }
     }
 }

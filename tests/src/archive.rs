@@ -65,6 +65,15 @@ pub fn gzip_of(parts: &[&[u8]], zeros: u64) -> Vec<u8> {
     encoder.finish().expect("memory takes all")
 }
 
+/// Entries that are too many to be held at once, and the end of an archive.
+pub fn gzip_each(entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    for entry in entries.into_iter().chain([vec![0; 1_024]]) {
+        encoder.write_all(&entry).expect("memory takes all");
+    }
+    encoder.finish().expect("memory takes all")
+}
+
 /// The same for zstd.
 pub fn zstd_of(parts: &[&[u8]], zeros: u64) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("it starts");

@@ -40,7 +40,7 @@ pub fn cannot_mount() -> Option<&'static str> {
 
 impl Driver {
     /// Starts one with a `certs.d` folder and more arguments.
-    pub async fn start(certs: &Path, arguments: &[&str]) -> Self {
+    pub fn start(certs: &Path, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let metrics = free_port();
         let at = |name: &str| folder.path().join(name).display().to_string();
@@ -54,12 +54,12 @@ impl Driver {
         ];
         let arguments = own.into_iter().chain(arguments.iter().map(|&one| one.to_owned())).collect();
         let mut driver = Self { folder, arguments, metrics, running: None };
-        driver.start_again().await;
+        driver.start_again();
         driver
     }
 
     /// Starts it again, with the store that it had.
-    pub async fn start_again(&mut self) {
+    pub fn start_again(&mut self) {
         let mut command = Command::new(oras_csi());
         let mut running = Running::start(command.args(&self.arguments), "driver", self.folder.path());
         let socket = self.socket();

@@ -60,7 +60,7 @@ async fn a_hundred_pods_that_ask_at_once_cost_one_download() {
     let bytes = noise(2 << 20);
     let digest = push(&registry, "crowd", &bytes);
     let certs = registry.certs_d(&[NAME]);
-    let driver = Driver::start(certs.path(), &[]).await;
+    let driver = Driver::start(certs.path(), &[]);
     let (recipe, begun) = (recipe("crowd", &digest), Instant::now());
     let pods: Vec<String> = (0..100).map(|number| format!("crowd-{number}")).collect();
     let answers = join_all(pods.iter().map(|pod| driver.publish(pod, &recipe, None))).await;
@@ -89,7 +89,7 @@ async fn what_takes_long_is_told_with_how_far_it_is_and_goes_on_by_itself() {
     let line = Throttle::start("127.0.0.1", &registry.host(), 2 << 20);
     let certs = tempfile::tempdir().expect("a folder");
     oras_csi_tests::registry::write_hosts_toml(certs.path(), NAME, &format!("http://{}", line.host()));
-    let driver = Driver::start(certs.path(), &["--publish-wait=3"]).await;
+    let driver = Driver::start(certs.path(), &["--publish-wait=3"]);
     let recipe = recipe("slow", &digest);
     let status = driver.publish("slow", &recipe, None).await.expect_err("it takes longer");
     eprintln!("{status}");
@@ -127,12 +127,12 @@ async fn bytes_that_are_there_are_mounted_for_who_may_have_them_alone() {
     let (alice, bob) =
         (alice.docker_config(NAME), Login::password(users[1].0, users[1].1).docker_config(NAME));
     let recipe = recipe("private", &digest);
-    let mut driver = Driver::start(certs.path(), &[]).await;
+    let mut driver = Driver::start(certs.path(), &[]);
     driver.publish("alice", &recipe, Some(&alice)).await.expect("she may");
     assert_eq!(file(&driver.target("alice")), b"of alice");
 
     driver.kill();
-    driver.start_again().await;
+    driver.start_again();
     for (pod, secret) in [("bob", Some(&bob)), ("nobody", None)] {
         let status = driver.publish(pod, &recipe, secret).await.expect_err("they may not");
         eprintln!("{status}");
@@ -148,7 +148,7 @@ async fn bytes_that_are_there_are_mounted_for_who_may_have_them_alone() {
     let status = driver.publish("bob", &recipe, Some(&bob)).await.expect_err("he never had any");
     eprintln!("{status}");
     driver.kill();
-    driver.start_again().await;
+    driver.start_again();
     let status = driver.publish("alice-4", &recipe, Some(&alice)).await.expect_err("nothing is remembered");
     eprintln!("{status}");
     assert_eq!(status.code(), Code::Unavailable, "{status}");

@@ -1,6 +1,6 @@
 //! What an artifact has: whether anything can be mounted, and what policies ask about. Pure: it looks at manifests that somebody else fetched.
 //!
-//! The driver decides what each layer becomes; this must never refuse what the driver would mount.
+//! Which layers have files is decided in the core (`registry/layer.rs`), for the driver as well.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use oras_csi_core::media_type::{MediaType, essence};
 use oras_csi_core::patch::{self, Instructions, PatchError};
 use oras_csi_core::policy::Found;
 use oras_csi_core::reference::PinnedReference;
+use oras_csi_core::registry::LayerFiles;
 use oras_csi_core::registry::manifest::{Document, Index, LayerDescriptor};
 
 use crate::denial::listed;
@@ -59,15 +60,6 @@ pub(crate) enum Nothing {
     Patch,
 }
 
-/// The annotation that ORAS writes a file's name into (OCI image-spec, annotations.md).
-const TITLE: &str = "org.opencontainers.image.title";
-/// The annotation that ModelPack writes a file's path into, before and after the project moved.
-const MODEL_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
-/// How the media types of tar layers end (OCI's, Docker's, Helm's, ModelPack's), behind one of `./+-`.
-const TAR_ENDINGS: [&str; 7] = ["tar", "tar+gzip", "tar+zstd", "tar.gzip", "tar.gz", "tar.zstd", "tgz"];
-/// Media types of archives that do not end so.
-const TARS: [&str; 3] = ["application/gzip", "application/x-gzip", "application/x-gtar"];
-
 /// What a whole manifest of a few annotations weighs.
 const WHOLE: usize = 16;
 
@@ -112,18 +104,7 @@ impl Contents {
 
 /// The media type of a layer, and whether it has files.
 fn kind_of(layer: &LayerDescriptor) -> (String, bool) {
-    let media_type = essence(layer.descriptor().media_type());
-    let is_named = |key: &str| layer.annotations().get(key).is_some_and(|name| !name.is_empty());
-    let is_named = is_named(TITLE) || MODEL_PATHS.into_iter().any(is_named);
-    let has_files = is_named || is_tar(&media_type);
-    (media_type, has_files)
-}
-
-/// Whether the driver unpacks a layer of this type that has no title.
-fn is_tar(essence: &str) -> bool {
-    let ends =
-        |ending: &str| essence.strip_suffix(ending).is_some_and(|rest| rest.ends_with(['.', '/', '+', '-']));
-    TAR_ENDINGS.into_iter().any(ends) || TARS.contains(&essence)
+    (essence(layer.descriptor().media_type()), layer.files() != LayerFiles::Nothing)
 }
 
 impl Image {

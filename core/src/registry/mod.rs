@@ -16,6 +16,7 @@ pub mod error;
 pub mod guard;
 pub mod hosts;
 pub mod http;
+pub mod layer;
 pub mod manifest;
 pub mod publish;
 pub mod push;
@@ -44,6 +45,7 @@ pub use self::access::{Access, Anonymous, Candidate, Credentials, Keyring, Sourc
 pub use self::error::{Printable, RegistryError, RegistryErrorKind};
 pub use self::hosts::{Endpoint, HostsConfig, HostsError};
 pub use self::http::{HttpRegistry, Settings};
+pub use self::layer::LayerFiles;
 pub use self::manifest::{
     Document, EntryPlatform, ImageManifest, Index, IndexEntry, LayerDescriptor, ManifestError, SelectError,
 };

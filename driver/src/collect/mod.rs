@@ -33,7 +33,7 @@ pub(crate) use self::keeper::keep;
 pub(crate) use self::leaks::forget_gone;
 pub use self::roots::{Roots, RootsError};
 pub use self::watermarks::{Percent, PercentError, Watermarks};
-use crate::store::{CollectionReport, DiskError, Inventory, Item, Store, free_bytes, now};
+use crate::store::{CollectionReport, DiskError, Inventory, Item, Store, free_bytes, now, tree_of_name};
 
 /// How far a collection goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,9 +55,18 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
     let _one = store.collecting().lock().unwrap_or_else(PoisonError::into_inner);
     // Before records and mounts are read: what is leased from here on stays.
     let _watch = store.leases().begin();
+    // Before mounts are read, too: what is set aside afterwards would be mounted under another name there.
+    let aside = names_aside(store)?;
     let roots = Roots::read(store.layout())?;
     let mut done = CollectionReport::default();
-    sweep_aside(store, &roots, &mut done)?;
+    for name in aside {
+        // A publish may hold a clone of the tree that it has not attached yet.
+        let is_leased = tree_of_name(&name).is_some_and(|key| store.leases().is_taken(&Item::Tree(key)));
+        if !is_leased && !roots.has_aside(&name) {
+            delete(&store.layout().set_aside().join(name));
+            done.aside += 1;
+        }
+    }
     let mut gauge = Gauge { store, goal, bytes: None, twice: free_bytes(store.root())?.saturating_mul(2) };
     if gauge.is_reached(true)? {
         return Ok(finish(store, done));
@@ -127,19 +136,12 @@ fn finish(store: &Store, mut done: CollectionReport) -> CollectionReport {
     done
 }
 
-/// Deletes what was set aside and is not mounted any more.
-fn sweep_aside(store: &Store, roots: &Roots, done: &mut CollectionReport) -> Result<(), DiskError> {
+/// What is set aside.
+fn names_aside(store: &Store) -> Result<Vec<String>, DiskError> {
     let folder = store.layout().set_aside();
     let failed = |error| DiskError::new("list", &folder, error);
-    for entry in std::fs::read_dir(&folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if roots.has_aside(&entry.file_name().to_string_lossy()) {
-            continue;
-        }
-        delete(&entry.path());
-        done.aside += 1;
-    }
-    Ok(())
+    let listed = std::fs::read_dir(&folder).map_err(failed)?;
+    listed.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
 /// Takes one thing away, unless it is leased; says whether it did.

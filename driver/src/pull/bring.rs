@@ -19,8 +19,9 @@ use crate::store::{DiskError, LayerKey, Next, Partial, Store};
 use crate::unpack::stream::{BlobReader, PIECES, Piece, StreamFault};
 use crate::unpack::{UnpackError, Unpacking, unpack_layer};
 
-/// How much is read at once of what has come.
+/// How much is read at once of what has come, into one buffer, and into one of its own.
 const READ: usize = 256 << 10;
+const PIECE: usize = 64 << 10;
 
 /// What becomes of a blob.
 #[derive(Clone)]
@@ -262,7 +263,7 @@ fn hash(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault> {
 fn read(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskError> {
     let mut at = 0;
     loop {
-        let mut piece = bytes::BytesMut::zeroed(READ);
+        let mut piece = bytes::BytesMut::zeroed(PIECE);
         match partial.read(at, &mut piece)? {
             Next::Closed | Next::Bytes(0) => return Ok(()),
             Next::Bytes(count) => {

@@ -19,8 +19,9 @@ use super::fetch::Fetcher;
 use super::progress::Progress;
 use crate::class::ErrorClass;
 use crate::store::Tree;
+use crate::unpack::entries::Walk;
 use crate::unpack::name::EntryPath;
-use crate::unpack::write::{copy, open_beneath, set_time};
+use crate::unpack::write::{Times, copy, open_beneath, set_time};
 
 /// Why the files are not in the directory.
 #[derive(Debug, thiserror::Error)]
@@ -221,11 +222,13 @@ fn copy_tree(
     unfinished: &Unfinished,
     stop: &CancellationToken,
 ) -> Result<(), DirectoryError> {
-    let mut waiting = vec![EntryPath::root()];
-    let mut directories = Vec::new();
+    let mut walk = Walk::new();
+    let mut times = Times::default();
+    let mut next = Some((EntryPath::root(), ()));
     let mut moved = HashSet::new();
     let umask = umask();
-    while let Some(path) = waiting.pop() {
+    while let Some((path, ())) = next {
+        let mut directories = Vec::new();
         let shown = unfinished.path.join(OsStr::from_bytes(path.as_bytes()));
         let failed = |step, errno: Errno| failed(step, &shown, errno);
         let from = open_beneath(&source.files, &path).map_err(|errno| failed("open in the store", errno))?;
@@ -241,7 +244,7 @@ fn copy_tree(
                 FileType::Directory => {
                     rustix::fs::mkdirat(&into, os_name, Mode::from_raw_mode(0o755))
                         .map_err(|errno| failed("make a directory in", errno))?;
-                    waiting.push(path.child(&name));
+                    directories.push((name, ()));
                 }
                 FileType::Symlink => {
                     let target = rustix::fs::readlinkat(&from, os_name, Vec::new())
@@ -272,12 +275,10 @@ fn copy_tree(
                 }
             }
         }
-        directories.push((path, rustix::fs::fstat(&from).map_or(0, |found| found.st_mtime)));
+        times.remember(path.clone(), rustix::fs::fstat(&from).map_or(0, |found| found.st_mtime));
+        walk.push(path, directories);
+        next = walk.pop();
     }
-    for (path, mtime) in directories.iter().rev() {
-        if let Ok(folder) = open_beneath(&unfinished.folder, path) {
-            set_time(&folder, *mtime);
-        }
-    }
+    times.set(&unfinished.folder);
     Ok(())
 }

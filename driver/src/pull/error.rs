@@ -222,8 +222,8 @@ impl PullError {
             | Self::Emptied { .. }
             | Self::Conflict { .. }
             | Self::Filtered { .. }
-            | Self::Platform { .. } => ErrorClass::BadInput,
-            Self::Plan { source: PlanError::NoMediaType { .. }, .. }
+            | Self::Platform { .. }
+            | Self::Plan { source: PlanError::NoMediaType { .. }, .. }
             | Self::Registry { source: RegistryError::Misconfigured { .. }, .. } => ErrorClass::BadInput,
             _ => match self.kind() {
                 PullErrorKind::Corrupt | PullErrorKind::Refused => ErrorClass::Refused,

@@ -20,7 +20,7 @@ use super::locks::{Arrivals, Locks};
 use super::progress::{Planned, Progress};
 use super::slots::Slots;
 use super::steps::{Source, Work, mark_laid};
-use crate::store::{DiskError, LayerKey, Store, Tree, TreeKey};
+use crate::store::{DiskError, Item, LayerKey, Store, Tree, TreeKey};
 use crate::unpack::Unpacking;
 use crate::unpack::budget::Budget;
 use crate::unpack::graft::Laying;
@@ -141,9 +141,9 @@ impl Fetcher {
             .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
             .collect::<Vec<_>>();
         let room = move |store: &Store| {
-            let left = |(blob, host)| blob_size_left(store, blob, host);
-            store
-                .check_room(wanted.iter().map(|(blob, host)| left((blob, host))).fold(0, u64::saturating_add))
+            // What is on its way has its place on the disk already.
+            let left = wanted.iter().map(|(blob, host)| blob.size() - store.taken_for(blob, host));
+            store.check_room(left.fold(0, u64::saturating_add))
         };
         self.blocking(room).await.map_err(|error| match (error, steps.iter().find_map(Work::source)) {
             (PullError::Disk(source), Some(first)) => {
@@ -287,12 +287,13 @@ impl Fetcher {
         self.blocking(move |store| {
             let mut missing = Vec::new();
             for (fetch, planned) in wanted.into_values() {
-                match &fetch.job {
-                    Job::Layer(key, _) if let Some(layer) = store.layer(key)? => {
-                        budget.charge(layer.totals());
-                    }
-                    _ if fetch.is_there(store)? => {}
-                    _ => missing.push((fetch, planned)),
+                // What is there may have been for long, on a disk that forgets.
+                if !fetch.is_there(store)? || !store.is_whole(&fetch.item())? {
+                    missing.push((fetch, planned));
+                } else if let Job::Layer(key, _) = &fetch.job
+                    && let Some(layer) = store.layer(key)?
+                {
+                    budget.charge(layer.totals());
                 }
             }
             Ok::<_, DiskError>(missing)
@@ -342,7 +343,11 @@ impl Fetcher {
                 () = expected.has_come() => {
                     tracing::info!(%digest, %host, "another registry was faster");
                     let (blob, host) = (fetch.descriptor.clone(), host.clone());
-                    self.blocking(move |store| Ok::<_, DiskError>(store.forget_partial(&blob, &host))).await?;
+                    let forget = move |store: &Store| {
+                        store.forget_partial(&blob, &host);
+                        Ok::<_, DiskError>(())
+                    };
+                    self.blocking(forget).await?;
                 }
             }
         }
@@ -363,11 +368,6 @@ impl Fetcher {
             Err(_) => Err(PullError::Stopped),
         }
     }
-}
-
-/// How much of a blob has no place on the disk yet.
-fn blob_size_left(store: &Store, blob: &Descriptor, host: &RegistryHost) -> u64 {
-    blob.size() - store.taken_for(blob, host)
 }
 
 /// Most that is remembered of who gave what.
@@ -397,6 +397,13 @@ impl Fetch {
         match &self.job {
             Job::Blob => format!("blob {}", self.descriptor.digest()),
             Job::Layer(key, _) => format!("layer {key}"),
+        }
+    }
+
+    fn item(&self) -> Item {
+        match &self.job {
+            Job::Blob => Item::Blob(self.descriptor.digest().clone()),
+            Job::Layer(key, _) => Item::Layer(key.to_string()),
         }
     }
 

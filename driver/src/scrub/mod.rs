@@ -147,6 +147,9 @@ pub fn scrub(
     inventory.begin_at(report.began);
     for found in inventory.blobs() {
         let item = Item::Blob(found.digest().clone());
+        // While it is compared nobody takes it away, or puts another in its place.
+        let mut lease = store.lease();
+        lease.blob(found.digest());
         let verdict = blob(store.layout(), found.digest(), &mut pace);
         report.blobs += 1;
         if !settle(store, &item, verdict, &mut report)? {
@@ -155,6 +158,8 @@ pub fn scrub(
     }
     for found in inventory.layers() {
         let item = Item::Layer(found.name().to_owned());
+        let mut lease = store.lease();
+        lease.layer_of_name(found.name());
         let verdict = match layer(store.layout(), found.name(), &mut pace)? {
             Verdict::NoSums => begin_sums(store, found.name())?,
             verdict => verdict,
@@ -167,6 +172,8 @@ pub fn scrub(
     // Read again: those that are made of something damaged are aside by now.
     for found in Inventory::read(store.layout())?.trees() {
         let item = Item::Tree(found.key().clone());
+        let mut lease = store.lease();
+        lease.tree(found.key());
         let verdict = tree(store.layout(), found, &mut pace)?;
         report.trees += 1;
         if !settle(store, &item, verdict, &mut report)? {

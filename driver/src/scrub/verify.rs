@@ -8,7 +8,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::store::{
-    Broken, Compared, DiskError, FILES, HeldTree, Layout, Pace, Reader, SUMS, compare_sums, walk,
+    Broken, Compared, DiskError, FILES, HeldTree, Layout, Pace, Reader, SUMS, TREE, TreeNote, compare_sums,
+    parse_note, walk,
 };
 use crate::unpack::Totals;
 
@@ -58,13 +59,13 @@ pub fn layer(layout: &Layout, name: &str, pace: &mut dyn Pace) -> Result<Verdict
 /// bytes that it shares are those of its blobs and layers.
 pub fn tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
     let folder = layout.tree(tree.key());
-    let Some(totals) = tree.totals() else {
-        let gone = !folder.exists();
-        return Ok(if gone {
-            Verdict::Gone
-        } else {
-            Verdict::Damaged("its description is not what was written".into())
-        });
+    if !folder.exists() {
+        return Ok(Verdict::Gone);
+    }
+    // Not what the inventory has: it may have been read while the tree was taken away and made again.
+    let note = std::fs::read(folder.join(TREE)).ok().and_then(|text| parse_note::<TreeNote>(&text));
+    let Some(totals) = note.map(|note| note.totals()) else {
+        return Ok(Verdict::Damaged("its description is not what was written".to_owned()));
     };
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(&folder)) };
     match count(&root) {
@@ -87,6 +88,9 @@ pub fn tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Ver
 }
 
 fn compared(folder: &std::path::Path, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
+    if !folder.exists() {
+        return Ok(Verdict::Gone);
+    }
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(folder)) };
     Ok(match compare_sums(&root, &folder.join(SUMS), &mut Reader::from_disk(), pace)? {
         Compared::Same => Verdict::Good,

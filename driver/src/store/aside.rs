@@ -21,6 +21,7 @@ impl Store {
     ///
     /// Pods that have one of them mounted keep it; whoever asks next gets one that is made again.
     pub(crate) fn set_aside(&self, item: &Item, found: &str) -> Result<(), DiskError> {
+        self.distrust(item);
         // First the part, so that no tree is made of it any more; then the trees that were.
         self.move_aside(item)?;
         let mut trees = BTreeSet::new();

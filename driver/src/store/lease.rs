@@ -12,6 +12,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use oras_csi_core::digest::Digest;
 
@@ -33,8 +34,8 @@ struct Table {
     held: HashMap<Item, usize>,
     /// What was leased since a collection began.
     seen: Option<HashSet<Item>>,
-    /// What was found damaged while it was leased: nothing may be made of it.
-    damaged: HashSet<Item>,
+    /// What was found damaged while it was leased, and when: nothing may be visible that was begun before.
+    damaged: HashMap<Item, Instant>,
 }
 
 /// All leases on a store's things.
@@ -92,7 +93,7 @@ impl Leases {
         away().map(|()| true)
     }
 
-    /// Does `away` with something damaged, leased or not; whoever has it leased can make nothing of it any more.
+    /// Does `away` with something damaged, leased or not; what is being made of it comes to nothing.
     pub(crate) fn take_damaged(
         &self,
         item: &Item,
@@ -100,20 +101,23 @@ impl Leases {
     ) -> Result<(), DiskError> {
         let mut table = self.table();
         if table.held.contains_key(item) {
-            table.damaged.insert(item.clone());
+            table.damaged.insert(item.clone(), Instant::now());
         }
         away()
     }
 
-    /// Does `keep`, which makes something of `parts` visible, unless one of them was found damaged meanwhile.
+    /// Does `keep`, which makes something of `parts` visible that was begun at a time, unless one of them was found
+    /// damaged since: what was found before that is fetched again by now.
     pub(crate) fn keep(
         &self,
+        begun: Instant,
         parts: impl IntoIterator<Item = Item>,
         keep: impl FnOnce() -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
         let table = self.table();
         if !table.damaged.is_empty()
-            && let Some(part) = parts.into_iter().find(|part| table.damaged.contains(part))
+            && let Some(part) =
+                parts.into_iter().find(|part| table.damaged.get(part).is_some_and(|found| *found >= begun))
         {
             return Err(DiskError::Damaged { what: part.to_string() });
         }
@@ -136,6 +140,11 @@ impl Lease {
     /// Leases a layer as well.
     pub fn layer(&mut self, key: &LayerKey) -> &mut Self {
         self.add(Item::Layer(key.to_string()))
+    }
+
+    /// Leases a layer as well, by the name of its folder.
+    pub(crate) fn layer_of_name(&mut self, name: &str) -> &mut Self {
+        self.add(Item::Layer(name.to_owned()))
     }
 
     /// Leases a blob as well.
@@ -218,14 +227,16 @@ mod tests {
     fn nothing_is_made_of_what_was_damaged_meanwhile() {
         let leases = Leases::default();
         let digest = Digest::sha256_of(b"a");
-        let mut lease = leases.lease();
+        let (mut lease, begun) = (leases.lease(), Instant::now());
         lease.blob(&digest);
         leases.take_damaged(&item(b"a"), || Ok(())).unwrap();
         leases.take_damaged(&item(b"b"), || Ok(())).unwrap();
-        let error = leases.keep([item(b"b"), item(b"a")], || Ok(())).unwrap_err().to_string();
+        let error = leases.keep(begun, [item(b"b"), item(b"a")], || Ok(())).unwrap_err().to_string();
         assert!(error.contains(digest.hex()), "{error}");
-        leases.keep([item(b"b")], || Ok(())).unwrap();
+        leases.keep(begun, [item(b"b")], || Ok(())).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        leases.keep(Instant::now(), [item(b"a")], || Ok(())).unwrap();
         drop(lease);
-        leases.keep([item(b"a")], || Ok(())).unwrap();
+        leases.keep(begun, [item(b"a")], || Ok(())).unwrap();
     }
 }

@@ -71,8 +71,10 @@ mod read;
 mod state;
 mod sums;
 mod tree;
+mod trust;
 mod walk;
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,7 +89,7 @@ use self::format::{FORMAT, make_folder};
 pub use self::inventory::{HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State};
 pub use self::key::{LayerKey, TreeKey};
 pub use self::layout::Layout;
-pub(crate) use self::layout::{FILES, SUMS};
+pub(crate) use self::layout::{FILES, SUMS, TREE};
 pub use self::lease::{Item, Lease, Leases};
 pub(crate) use self::partial::{FORGOTTEN_AFTER, Next, Partial};
 pub use self::read::{AtOnce, Pace};
@@ -95,8 +97,8 @@ pub(crate) use self::read::{Broken, Reader};
 pub(crate) use self::state::now;
 pub use self::state::{CollectionReport, Damage, NodeRecord, ScrubReport};
 pub(crate) use self::sums::{Compared, Which, compare as compare_sums, write as write_sums};
-pub(crate) use self::tree::TreeNote;
 pub use self::tree::{Layer, Made, Staging, Tree};
+pub(crate) use self::tree::{TreeNote, parse_note};
 pub(crate) use self::walk::walk;
 use crate::class::ErrorClass;
 use crate::metrics::Metrics;
@@ -168,7 +170,10 @@ pub struct Store {
     layout: Layout,
     leases: Leases,
     collecting: Mutex<()>,
+    setting_aside: Mutex<()>,
     node: state::Kept,
+    /// What was compared with its digests by this process.
+    trusted: Mutex<HashSet<Item>>,
     metrics: OnceLock<Metrics>,
     // Closed last, which gives the lock back.
     _lock: OwnedFd,
@@ -194,7 +199,9 @@ impl Store {
             next: AtomicU64::new(0),
             leases: Leases::default(),
             collecting: Mutex::default(),
+            setting_aside: Mutex::default(),
             node: state::Kept::read(&layout),
+            trusted: Mutex::default(),
             metrics: OnceLock::new(),
             layout,
             path,

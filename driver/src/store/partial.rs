@@ -17,6 +17,7 @@
 //! **Locks.** Whoever writes has the file under `flock`, so that [`Store::forget_partials`] leaves it alone. That what
 //! is kept has been verified never follows from a note: all bytes are hashed before a blob gets its name.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::ops::Range;
@@ -116,7 +117,8 @@ impl Store {
                 return Err(failed("make room for", errno.into()));
             }
         }
-        let log = self.kept.then(|| begin_note(&note, size, &boot, &whole, self.unfinished())).transpose()?;
+        let log =
+            self.kept.then(|| begin_note(&note, size, &boot, &whole, &self.unfinished())).transpose()?;
         let resumed = whole.bytes();
         let state = State { whole, unnoted: Ranges::default(), unsynced: 0, log, is_closed: false };
         let (state, grown) = (Mutex::new(state), Condvar::new());
@@ -233,7 +235,10 @@ impl Partial {
 
     /// Brings to the disk what is written, a step behind, until nothing more is.
     pub(crate) fn sync_behind(&self) {
-        while self.kept {
+        if !self.kept {
+            return;
+        }
+        loop {
             let mut state = self.state();
             while state.unsynced < SYNC_EVERY && !state.is_closed && state.whole.bytes() < self.size {
                 state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -280,7 +285,12 @@ impl State {
 }
 
 fn lines(kind: char, ranges: &Ranges) -> String {
-    ranges.iter().map(|range| format!("{kind} {} {}\n", range.start, range.end)).collect()
+    let mut text = String::new();
+    for Range { start, end } in ranges.iter() {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{kind} {start} {end}");
+    }
+    text
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -349,11 +359,11 @@ fn begin_note(
     size: u64,
     boot: &str,
     whole: &Ranges,
-    unfinished: PathBuf,
+    unfinished: &Path,
 ) -> Result<File, DiskError> {
     // What counts now counted by this boot's word, or by the disk's: the weaker of the two is said again.
     let text = format!("{HEADER} {size} {boot}\n{}", lines('w', whole));
-    let written = std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, path));
+    let written = std::fs::write(unfinished, text).and_then(|()| std::fs::rename(unfinished, path));
     written.map_err(|error| DiskError::new("write", path, error))?;
     File::options().append(true).open(path).map_err(|error| DiskError::new("open", path, error))
 }

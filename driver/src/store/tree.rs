@@ -8,8 +8,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::Instant;
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::text::Shown;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -157,6 +160,7 @@ pub struct Staging<'a> {
     store: &'a Store,
     folder: Unfinished,
     files: OwnedFd,
+    begun: Instant,
 }
 
 /// A folder that is removed when this is dropped, unless it was renamed.
@@ -170,28 +174,55 @@ impl Store {
     /// The layer of this name, if it is there.
     pub fn layer(&self, key: &LayerKey) -> Result<Option<Layer>, DiskError> {
         let path = self.layout.layer(key.as_str());
-        let item = Item::Layer(key.to_string());
-        let Some(note) = self.note::<LayerNote>(&item, &path, LAYER)? else { return Ok(None) };
-        match open_folder(&path.join(FILES)) {
-            Ok(files) => Ok(Some(Layer { files, totals: note.totals })),
-            Err(error) if error.is_damage() => {
-                self.set_aside(&item, &error.to_string())?;
-                Ok(None)
+        self.look(&Item::Layer(key.to_string()), || {
+            let note: LayerNote = match look_at_note(&path, LAYER)? {
+                Looked::There(note) => note,
+                Looked::Absent => return Ok(Looked::Absent),
+                Looked::Damaged(found) => return Ok(Looked::Damaged(found)),
+            };
+            match open_folder(&path.join(FILES)) {
+                Ok(files) => Ok(Looked::There(Layer { files, totals: note.totals })),
+                Err(error) if error.is_damage() => Ok(Looked::Damaged(error.to_string())),
+                Err(error) => Err(error),
             }
-            Err(error) => Err(error),
-        }
+        })
     }
 
     /// The tree of this name, if it is there and, at a glance, what it was.
     pub fn tree(&self, key: &TreeKey) -> Result<Option<Tree>, DiskError> {
         let path = self.layout.tree(key);
-        let item = Item::Tree(key.clone());
-        let Some(note) = self.note::<TreeNote>(&item, &path, TREE)? else { return Ok(None) };
-        if let Err(found) = glance(&path.join(FILES), &note.largest) {
-            self.set_aside(&item, &found)?;
-            return Ok(None);
+        self.look(&Item::Tree(key.clone()), || {
+            let note: TreeNote = match look_at_note(&path, TREE)? {
+                Looked::There(note) => note,
+                Looked::Absent => return Ok(Looked::Absent),
+                Looked::Damaged(found) => return Ok(Looked::Damaged(found)),
+            };
+            Ok(match glance(&path.join(FILES), &note.largest) {
+                Ok(()) => Looked::There(Tree { key: key.clone(), totals: note.totals() }),
+                Err(found) => Looked::Damaged(found),
+            })
+        })
+    }
+
+    /// Looks for something; what is damaged is set aside, so that it is made again.
+    fn look<T>(
+        &self,
+        item: &Item,
+        look: impl Fn() -> Result<Looked<T>, DiskError>,
+    ) -> Result<Option<T>, DiskError> {
+        if let Looked::There(found) = look()? {
+            return Ok(Some(found));
         }
-        Ok(Some(Tree { key: key.clone(), totals: note.totals() }))
+        // Once more, with nobody else setting aside: they may have, and a good one may have come in its place.
+        let _one = self.setting_aside.lock().unwrap_or_else(PoisonError::into_inner);
+        match look()? {
+            Looked::There(found) => Ok(Some(found)),
+            Looked::Absent => Ok(None),
+            Looked::Damaged(found) => {
+                self.set_aside(item, &found)?;
+                Ok(None)
+            }
+        }
     }
 
     /// Notes that a tree was used just now: what was not for the longest time is collected first. One system call,
@@ -220,39 +251,31 @@ impl Store {
         let files = open_folder(&inner)?;
         rustix::fs::fchmod(&files, DIRECTORY_MODE)
             .map_err(|errno| DiskError::new("set the mode of", &inner, errno))?;
-        Ok(Staging { store: self, folder, files })
+        Ok(Staging { store: self, folder, files, begun: Instant::now() })
     }
+}
 
-    /// Reads what stands beside the files of a layer or a tree. One that cannot be read is set aside, so
-    /// that it is made again.
-    fn note<T: for<'de> Deserialize<'de>>(
-        &self,
-        item: &Item,
-        folder: &Path,
-        name: &str,
-    ) -> Result<Option<T>, DiskError> {
-        let path = folder.join(name);
-        let found = match std::fs::read(&path) {
-            Ok(bytes) => match parse_note(&bytes) {
-                Some(note) => return Ok(Some(note)),
-                None => format!("{name} is not what was written"),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if !folder.exists() {
-                    return Ok(None);
-                }
-                format!("{name} is missing")
-            }
-            Err(error) => {
-                let error = DiskError::new("read", path, error);
-                if !error.is_damage() {
-                    return Err(error);
-                }
-                error.to_string()
-            }
-        };
-        self.set_aside(item, &found)?;
-        Ok(None)
+/// What somebody found who looked.
+enum Looked<T> {
+    There(T),
+    Absent,
+    Damaged(String),
+}
+
+/// Reads what stands beside the files of a layer or a tree.
+fn look_at_note<T: for<'de> Deserialize<'de>>(folder: &Path, name: &str) -> Result<Looked<T>, DiskError> {
+    // First the folder: it comes with its note, and while it is leased it does not go.
+    if !folder.exists() {
+        return Ok(Looked::Absent);
+    }
+    let path = folder.join(name);
+    match std::fs::read(&path).map(|text| parse_note(&text)) {
+        Ok(Some(note)) => Ok(Looked::There(note)),
+        Ok(None) => Ok(Looked::Damaged(format!("{name} is not what was written"))),
+        Err(error) => {
+            let error = DiskError::new("read", path, error);
+            if error.is_damage() { Ok(Looked::Damaged(error.to_string())) } else { Err(error) }
+        }
     }
 }
 
@@ -263,10 +286,10 @@ fn glance(files: &Path, largest: &[Large]) -> Result<(), String> {
         match rustix::fs::statat(&folder, large.path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if u64::try_from(found.st_size) == Ok(large.bytes) => {}
             Ok(found) => {
-                let (path, wanted, found) = (&large.path, large.bytes, found.st_size);
+                let (path, wanted, found) = (Shown::new(&large.path), large.bytes, found.st_size);
                 return Err(format!("\"{path}\" has {found} bytes, and had {wanted}"));
             }
-            Err(errno) => return Err(format!("\"{}\": {}", large.path, io::Error::from(errno))),
+            Err(errno) => return Err(format!("\"{}\": {}", Shown::new(&large.path), io::Error::from(errno))),
         }
     }
     Ok(())
@@ -305,7 +328,10 @@ impl Staging<'_> {
             sums::write(&self.files, &sums, Which::All, &mut Reader::from_memory(), |_| {})?;
         }
         let name = self.store.layout.layer(key.as_str());
-        self.commit(&name, LAYER, &LayerNote { totals }, [])
+        let store = self.store;
+        self.commit(&name, LAYER, &LayerNote { totals }, [])?;
+        store.trust(Item::Layer(key.to_string()));
+        Ok(())
     }
 
     /// Makes it the tree `key`.
@@ -334,7 +360,7 @@ impl Staging<'_> {
         std::fs::write(&file, text).map_err(|error| DiskError::new("write", &file, error))?;
         self.store.sync()?;
         let (from, renamed) = (&self.folder.path, &mut self.folder.renamed);
-        self.store.leases.keep(parts, || {
+        self.store.leases.keep(self.begun, parts, || {
             match rustix::fs::renameat_with(CWD, from, CWD, name, RenameFlags::NOREPLACE) {
                 Ok(()) => {
                     *renamed = true;

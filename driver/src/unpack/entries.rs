@@ -18,6 +18,36 @@ pub(super) struct Listed {
     pub(super) size: u64,
 }
 
+/// Directories that are still to be gone through: the names of siblings, and of their parents the paths. A stack of
+/// whole paths would hold a million times four kilobytes for an archive that was made for it.
+pub(crate) struct Walk<T>(Vec<Siblings<T>>);
+
+/// A directory, and names in it.
+type Siblings<T> = (EntryPath, Vec<(Vec<u8>, T)>);
+
+impl<T> Walk<T> {
+    pub(crate) fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Goes to the directories of `parent` next.
+    pub(crate) fn push(&mut self, parent: EntryPath, directories: Vec<(Vec<u8>, T)>) {
+        if !directories.is_empty() {
+            self.0.push((parent, directories));
+        }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<(EntryPath, T)> {
+        loop {
+            let (parent, directories) = self.0.last_mut()?;
+            if let Some((name, with)) = directories.pop() {
+                return Some((parent.child(&name), with));
+            }
+            self.0.pop();
+        }
+    }
+}
+
 pub(super) fn is_directory(folder: &OwnedFd, name: &OsStr) -> bool {
     rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
         .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)

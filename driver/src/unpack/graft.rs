@@ -25,7 +25,7 @@ use oras_csi_core::path::Glob;
 use rustix::fs::{AtFlags, FileType, RenameFlags};
 use rustix::io::Errno;
 
-use super::entries::{Listed, is_directory, is_empty, list, remove, remove_kept};
+use super::entries::{Listed, Walk, is_directory, is_empty, list, remove, remove_kept};
 pub use super::filter::Filter;
 use super::name::{EntryPath, NameError};
 use super::write::{DIRECTORY_MODE, Totals, link_or_copy, open_beneath, set_time, too_long};
@@ -165,8 +165,10 @@ impl<'a> Grafter<'a> {
             return Ok(());
         }
         // Directories of the source that are still to be laid, and whether they are kept whole.
-        let mut waiting = vec![(EntryPath::root(), filter.keeps(at))];
-        while let Some((directory, whole)) = waiting.pop() {
+        let mut walk = Walk::new();
+        let mut next = Some((EntryPath::root(), filter.keeps(at)));
+        while let Some((directory, whole)) = next {
+            let mut directories = Vec::new();
             let place = at.join(&directory);
             let from = open_beneath(source, &directory).map_err(|errno| disk("open", &directory, errno))?;
             let mut listed = list(&from).map_err(|errno| disk("list", &directory, errno))?;
@@ -188,7 +190,7 @@ impl<'a> Grafter<'a> {
                 }
                 let kept = whole || filter.included(&path);
                 if entry.kind == FileType::Directory {
-                    waiting.push((directory.child(&entry.name), kept));
+                    directories.push((entry.name, kept));
                     continue;
                 }
                 if !kept {
@@ -203,6 +205,8 @@ impl<'a> Grafter<'a> {
             if let (Some(folder), Ok(found)) = (&into, rustix::fs::fstat(&from)) {
                 set_time(folder, found.st_mtime);
             }
+            walk.push(directory, directories);
+            next = walk.pop();
         }
         Ok(())
     }
@@ -211,8 +215,10 @@ impl<'a> Grafter<'a> {
     pub fn merge(&mut self, other: &OwnedFd, totals: Totals, at: &EntryPath) -> Result<(), GraftError> {
         self.enter(at.clone());
         self.count(totals.inodes.saturating_sub(1), totals.bytes)?;
-        let mut waiting = vec![EntryPath::root()];
-        while let Some(directory) = waiting.pop() {
+        let mut walk = Walk::new();
+        let mut next = Some((EntryPath::root(), ()));
+        while let Some((directory, ())) = next {
+            let mut directories = Vec::new();
             let from = open_beneath(other, &directory).map_err(|errno| disk("open", &directory, errno))?;
             let into = self.directories(&directory, Laying::Beside)?;
             for entry in list(&from).map_err(|errno| disk("list", &directory, errno))? {
@@ -222,12 +228,14 @@ impl<'a> Grafter<'a> {
                     Ok(()) => {}
                     Err(Errno::EXIST) if entry.kind == FileType::Directory && is_directory(&into, name) => {
                         self.totals.inodes = self.totals.inodes.saturating_sub(1);
-                        waiting.push(directory.child(&entry.name));
+                        directories.push((entry.name, ()));
                     }
                     Err(Errno::EXIST) => return Err(GraftError::Taken { path }),
                     Err(errno) => return Err(disk("move", &path, errno)),
                 }
             }
+            walk.push(directory, directories);
+            next = walk.pop();
         }
         Ok(())
     }
@@ -235,8 +243,10 @@ impl<'a> Grafter<'a> {
     /// Takes away everything whose path `glob` matches, a directory with all beneath, and says how many it matched.
     pub fn remove(&mut self, glob: &Glob) -> Result<u64, GraftError> {
         let mut matched = 0;
-        let mut waiting = vec![EntryPath::root()];
-        while let Some(directory) = waiting.pop() {
+        let mut walk = Walk::new();
+        let mut next = Some((EntryPath::root(), ()));
+        while let Some((directory, ())) = next {
+            let mut directories = Vec::new();
             let folder =
                 open_beneath(self.root, &directory).map_err(|errno| disk("open", &directory, errno))?;
             for entry in list(&folder).map_err(|errno| disk("list", &directory, errno))? {
@@ -247,9 +257,11 @@ impl<'a> Grafter<'a> {
                     self.forget(removed);
                     matched += 1;
                 } else if entry.kind == FileType::Directory {
-                    waiting.push(path);
+                    directories.push((entry.name, ()));
                 }
             }
+            walk.push(directory, directories);
+            next = walk.pop();
         }
         Ok(matched)
     }
@@ -329,13 +341,13 @@ impl<'a> Grafter<'a> {
             let folder = open_beneath(self.root, &made).map_err(|errno| disk("open", &made, errno))?;
             made = made.child(segment);
             let name = OsStr::from_bytes(segment);
-            let make = || rustix::fs::mkdirat(&folder, name, DIRECTORY_MODE);
-            match make() {
+            let create = || rustix::fs::mkdirat(&folder, name, DIRECTORY_MODE);
+            match create() {
                 Err(Errno::EXIST) if is_directory(&folder, name) => continue,
                 Err(Errno::EXIST) if laying == Laying::Over => {
                     let removed = remove(&folder, segment).map_err(|errno| disk("replace", &made, errno))?;
                     self.forget(removed);
-                    make()
+                    create()
                 }
                 other => other,
             }

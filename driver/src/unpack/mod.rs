@@ -7,7 +7,8 @@
 //! ```
 //!
 //! [`plan`] decides what a manifest's layers become, [`unpack_layer`] streams one tar layer into an empty
-//! directory, [`graft`] lays layer trees and files over each other by hard links.
+//! directory, [`graft`] lays layer trees and files over each other by hard links. The layers of a volume share a
+//! [`budget`] of entries and bytes.
 //!
 //! What happens to what an archive may hold:
 //!
@@ -17,7 +18,7 @@
 //! | symbolic link | kept if it stays inside, else the layer is refused | kept as it is |
 //! | hard link | to an earlier file of the same layer | also to an earlier link |
 //! | device, FIFO | left out, counted, logged (as ORAS does) | the same |
-//! | `.wh.` names | ordinary files | whiteouts of layers below |
+//! | `.wh.` names | ordinary files here; whiteouts once an `overlay` step lays them ([`graft`]) | whiteouts of layers below |
 //! | the same name twice | the last one counts; over a directory with something in it: refused | the same |
 //! | sparse file | refused | refused |
 //!
@@ -34,7 +35,7 @@ pub mod stream;
 pub mod tar;
 pub mod write;
 
-mod entries;
+pub(crate) mod entries;
 
 use std::io::{self, BufRead};
 use std::os::fd::OwnedFd;

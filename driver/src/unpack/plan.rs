@@ -4,22 +4,16 @@ use std::collections::BTreeMap;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::media_type::{MediaType, essence};
-use oras_csi_core::registry::{Descriptor, ImageManifest, LayerDescriptor};
+use oras_csi_core::registry::layer::TITLE;
+use oras_csi_core::registry::{Descriptor, ImageManifest, LayerDescriptor, LayerFiles};
 use oras_csi_core::text::Shown;
 
 use super::Shape;
 use super::name::{EntryPath, NameError};
 use crate::settings::Limits;
 
-/// The name of a layer's file or directory (OCI image-spec, annotations.md).
-pub const TITLE: &str = "org.opencontainers.image.title";
-/// ORAS: the layer is a directory, packed as tar and gzip.
-pub const UNPACK: &str = "io.deis.oras.content.unpack";
 /// ORAS: the digest of the uncompressed tar stream.
 pub const CONTENT_DIGEST: &str = "io.deis.oras.content.digest";
-/// ModelPack: the path of a model's file, before and after the project moved.
-pub const MODEL_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
-
 /// A layer and what it becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -175,44 +169,30 @@ fn list(layers: &[LayerDescriptor]) -> String {
 }
 
 fn content(layer: &LayerDescriptor, position: usize, limits: &Limits) -> Result<Option<Content>, PlanError> {
-    let annotation = |key: &str| layer.annotations().get(key).map(String::as_str);
-    let archive = is_archive(layer.descriptor().media_type());
     let titled = |title: &str| {
         EntryPath::from_title(title, limits).map_err(|source| PlanError::Title { layer: position, source })
     };
-    if let Some(title) = annotation(TITLE).filter(|title| !title.is_empty()) {
-        let path = titled(title)?;
-        if annotation(UNPACK) == Some("true") {
-            let content = annotation(CONTENT_DIGEST).filter(|text| !text.is_empty());
-            let content = content.map(|text| {
-                text.parse().map_err(|_| PlanError::ContentDigest { layer: position, value: text.into() })
+    Ok(Some(match layer.files() {
+        LayerFiles::File(name) => {
+            let path = titled(name)?;
+            if path.is_root() {
+                return Err(PlanError::Title { layer: position, source: NameError::Empty(name.into()) });
+            }
+            Content::File(path)
+        }
+        LayerFiles::Directory(title) => {
+            let path = titled(title)?;
+            let annotation = layer.annotations().get(CONTENT_DIGEST).filter(|text| !text.is_empty());
+            let content = annotation.map(|text| {
+                let value = Shown::new(text);
+                text.parse().map_err(|_| PlanError::ContentDigest { layer: position, value })
             });
             let shape = Shape::Directory { prefix: path.clone(), content: content.transpose()? };
-            return Ok(Some(Content::Archive { at: path, shape }));
+            Content::Archive { at: path, shape }
         }
-        if path.is_root() {
-            return Err(PlanError::Title { layer: position, source: NameError::Empty(title.into()) });
-        }
-        return Ok(Some(Content::File(path)));
-    }
-    if archive {
-        return Ok(Some(Content::Archive { at: EntryPath::root(), shape: Shape::Image }));
-    }
-    match MODEL_PATHS.iter().find_map(|key| annotation(key)).filter(|path| !path.is_empty()) {
-        Some(path) => Ok(Some(Content::File(titled(path)?))
-            .filter(|content| !matches!(content, Content::File(path) if path.is_root()))),
-        // A config, a signature, an empty layer: nothing that has a name.
-        None => Ok(None),
-    }
-}
-
-/// Whether an untitled layer of this type is a tar archive.
-fn is_archive(media_type: &str) -> bool {
-    let essence = essence(media_type);
-    let ending =
-        |ending: &str| essence.strip_suffix(ending).is_some_and(|rest| rest.ends_with(['.', '/', '+', '-']));
-    ["tar", "tar+gzip", "tar+zstd", "tar.gzip", "tar.gz", "tar.zstd", "tgz"].iter().any(|name| ending(name))
-        || matches!(essence.as_str(), "application/gzip" | "application/x-gzip" | "application/x-gtar")
+        LayerFiles::Archive => Content::Archive { at: EntryPath::root(), shape: Shape::Image },
+        LayerFiles::Nothing => return Ok(None),
+    }))
 }
 
 /// A blob is fetched once, and its length checked once.

@@ -254,6 +254,14 @@ fn the_last_of_a_name_counts() {
     // A file in the way of a directory that is only implied is refused, a named one replaces.
     assert!(case.error().contains("or a file"), "{}", case.error());
     assert_eq!(fs::read(case.path("a")).unwrap(), b"second!");
+    let counted = image(&[
+        entry("a", b'0', "", b"first"),
+        entry("h", b'1', "a", b""),
+        entry("a", b'0', "", b"second!"),
+        entry("l", b'2', "a-long-target", b""),
+        entry("l", b'0', "", b"x"),
+    ]);
+    assert_eq!(counted.totals(), Totals { bytes: 13, inodes: 4 }, "what stays under another name counts");
     assert_eq!(fs::read(case.path("h")).unwrap(), b"first");
     assert_eq!(fs::read(case.path("x")).unwrap(), b"file");
     assert_eq!(fs::read(case.path("e")).unwrap(), b"e");

@@ -23,6 +23,34 @@ use crate::store::DiskError;
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
+/// The times of directories, until nothing changes in them any more. They are a courtesy: one that cannot be set
+/// fails nothing, and those of a million directories of long paths, which would be gigabytes, are not all kept.
+#[derive(Default)]
+pub(crate) struct Times {
+    paths: Vec<(EntryPath, i64)>,
+    bytes: usize,
+}
+
+impl Times {
+    const MOST: usize = 8 << 20;
+
+    pub(crate) fn remember(&mut self, path: EntryPath, mtime: i64) {
+        self.bytes += path.as_bytes().len() + size_of::<(EntryPath, i64)>();
+        if self.bytes <= Self::MOST {
+            self.paths.push((path, mtime));
+        }
+    }
+
+    /// Sets them beneath `root`, the last first.
+    pub(crate) fn set(&self, root: &OwnedFd) {
+        for (path, mtime) in self.paths.iter().rev() {
+            if let Ok(folder) = open_beneath(root, path) {
+                set_time(&folder, *mtime);
+            }
+        }
+    }
+}
+
 /// What a tree holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Totals {
@@ -60,7 +88,7 @@ pub struct TreeWriter<'a> {
     limits: &'a Limits,
     budget: &'a Budget,
     last: Option<(EntryPath, OwnedFd)>,
-    times: Vec<(EntryPath, i64)>,
+    times: Times,
     totals: Totals,
 }
 
@@ -76,7 +104,7 @@ impl<'a> TreeWriter<'a> {
     /// Fills `root`, which is empty.
     pub fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
         let totals = Totals { bytes: 0, inodes: 1 };
-        Self { root, limits, budget, last: None, times: Vec::new(), totals }
+        Self { root, limits, budget, last: None, times: Times::default(), totals }
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
@@ -90,7 +118,7 @@ impl<'a> TreeWriter<'a> {
             self.enter(&parent)?;
             self.make_directory(&parent, name, path)?;
         }
-        self.times.push((path.clone(), mtime));
+        self.times.remember(path.clone(), mtime);
         Ok(())
     }
 
@@ -200,12 +228,7 @@ impl<'a> TreeWriter<'a> {
 
     /// Sets the times of directories, now that nothing changes in them, and says what was written.
     pub fn finish(self) -> Totals {
-        // Times are a courtesy; one that cannot be set fails nothing.
-        for (path, mtime) in self.times.iter().rev() {
-            if let Ok(folder) = open_beneath(self.root, path) {
-                set_time(&folder, *mtime);
-            }
-        }
+        self.times.set(self.root);
         self.totals
     }
 
@@ -286,15 +309,20 @@ impl<'a> TreeWriter<'a> {
         let folder = self.folder();
         let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| disk("look at", path, errno))?;
-        let (flags, size) = match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => (AtFlags::REMOVEDIR, 0),
-            _ if found.st_nlink > 1 => (AtFlags::empty(), 0),
-            _ => (AtFlags::empty(), u64::try_from(found.st_size).unwrap_or(0)),
+        let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+        let (flags, gone) = match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }),
+            // It stays under its other names.
+            _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default()),
+            _ => {
+                let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
+                (AtFlags::empty(), Totals { bytes, inodes: 1 })
+            }
         };
         match rustix::fs::unlinkat(folder, name_of(name), flags) {
             Ok(()) => {
-                self.totals.bytes = self.totals.bytes.saturating_sub(size);
-                self.totals.inodes = self.totals.inodes.saturating_sub(1);
+                self.totals.bytes = self.totals.bytes.saturating_sub(gone.bytes);
+                self.totals.inodes = self.totals.inodes.saturating_sub(gone.inodes);
                 Ok(())
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {

@@ -82,8 +82,15 @@ async fn what_is_leased_or_recorded_stays() {
     let target = Target::parse("/pods/x/mount").unwrap();
     records.put(&target, &Record::new("csi-1", &target, recorded.key(), "id", "default")).unwrap();
     assert_eq!(all(&bench), (0, 0, 0));
+    // Also when it is found damaged meanwhile: whoever leased it may be about to attach it.
+    fs::write(bench.root(&leased).parent().unwrap().join("tree.json"), "").unwrap();
+    assert_eq!(store.tree(leased.key()).unwrap(), None);
+    all(&bench);
+    assert_eq!(names(&store.path().join("set-aside")), [format!("{}.0", leased.key())]);
     drop(lease);
-    assert_eq!(all(&bench), (1, 0, 2));
+    all(&bench);
+    assert_eq!(names(&store.path().join("set-aside")), [""; 0]);
+    assert_eq!(names(&store.path().join("trees")), [recorded.key().to_string()]);
     assert_eq!(fs::read(bench.root(&recorded).join("b")).unwrap().len(), 1_000);
     records.remove(&target).unwrap();
     assert_eq!(all(&bench), (1, 1, 2));
@@ -97,16 +104,17 @@ async fn blobs_of_no_tree_and_parts_of_blobs_go_as_well() {
     assert!(bench.pull(&recipe([add(&digest)])).await.is_err());
     let store = bench.fetcher.store().clone();
     let (leased, loose) = (Digest::sha256_of(b"leased"), Digest::sha256_of(b"loose"));
-    fs::create_dir_all(store.path().join("partial/sha256")).unwrap();
-    for path in [format!("partial/sha256/{}", leased.hex()), format!("partial/sha256-{}", loose.hex())] {
-        fs::write(store.path().join(path), "half").unwrap();
+    let partial =
+        |digest: &Digest| store.path().join(format!("partial/sha256-{}-0123456789abcdef", digest.hex()));
+    for digest in [&leased, &loose] {
+        fs::write(partial(digest), "half").unwrap();
     }
     let mut lease = store.lease();
     lease.blob(&leased);
     assert!(all(&bench).2 >= 2, "what came of the broken pull, and the part that nobody waits for");
-    assert!(!store.path().join("partial").join(format!("sha256-{}", loose.hex())).exists());
+    assert!(!partial(&loose).exists());
     assert_eq!(names(&store.path().join("blobs/sha256")), [""; 0]);
-    assert!(store.path().join("partial/sha256").join(leased.hex()).exists());
+    assert!(partial(&leased).exists());
     drop(lease);
     assert_eq!(all(&bench).2, 1);
 }

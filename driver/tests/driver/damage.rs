@@ -10,6 +10,7 @@ use std::time::Duration;
 use oras_csi_core::digest::Digest;
 use oras_csi_driver::Settings;
 use oras_csi_driver::collect::Watermarks;
+use oras_csi_driver::pull::{Fetcher, Progress, Silent};
 use oras_csi_driver::scrub::{Schedule, scrub};
 use oras_csi_driver::settings::Limits;
 use oras_csi_driver::store::{Inventory, NodeRecord, Store};
@@ -26,14 +27,17 @@ type BreaksTreeOrLayer = fn(&Path, &Path);
 /// A bit of a file changes, and nothing else: not even its time.
 fn flip(path: &Path) {
     let found = fs::metadata(path).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    // Root may write to anything, and a changed mode would be seen as well.
+    if !rustix::process::geteuid().is_root() {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
     let file = fs::File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, found.len() / 2).unwrap();
     file.write_all_at(&[byte[0] ^ 4], found.len() / 2).unwrap();
     file.sync_all().unwrap();
     file.set_modified(found.modified().unwrap()).unwrap();
-    fs::set_permissions(path, found.permissions()).unwrap();
+    file.set_permissions(found.permissions()).unwrap();
 }
 
 fn watchful(settings: Settings) -> Settings {
@@ -207,14 +211,18 @@ async fn a_store_of_format_one_is_taken_over() {
     driver.stop().await.unwrap();
     as_format_one(&store);
 
-    // What is there is served, and nobody is asked for it.
+    // What is there is served, and no byte of it fetched.
     registry.down.store(true, Ordering::SeqCst);
     let driver = Running::start_in(folder.clone(), registry.clone(), Duration::from_secs(20)).await;
     assert_eq!(fs::read_to_string(store.join("format")).unwrap(), "oras-csi store 2\n");
     assert_eq!(driver.records(), 1);
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
+    registry.down.store(false, Ordering::SeqCst);
+    let jar = Digest::sha256_of(b"jar");
+    let asked = registry.asked_for(&jar);
     driver.publish(request("csi-b", &second, &digest)).await.unwrap();
     assert_eq!(fs::read(second.join("app.jar")).unwrap(), b"jar");
+    assert_eq!((asked, registry.asked_for(&jar)), (1, 1));
     for (volume, target) in [("csi-a", &first), ("csi-b", &second)] {
         driver.unpublish(volume, target).await.unwrap();
     }
@@ -269,6 +277,31 @@ async fn a_scrub_finds_every_kind_of_damage_and_only_that() {
     let tree = bench.pull(&wanted).await.unwrap();
     assert_eq!(fs::read(bench.root(&tree).join("d/g")).unwrap(), b"other");
     assert_eq!(fs::read(bench.root(&tree).join("f")).unwrap(), b"file");
+}
+
+#[tokio::test]
+async fn nothing_new_is_made_of_what_is_damaged() {
+    let Bench { folder, registry, fetcher } = Bench::new();
+    let digest = Artifact::new(&registry).file("f", b"file").directory("d", &[("g", b"other")]).push();
+    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    fetcher.tree(&recipe([add(&digest)]), &progress).await.unwrap();
+    let path = fetcher.store().path().to_owned();
+    drop(fetcher);
+    flip(&path.join("blobs/sha256").join(Digest::sha256_of(b"file").hex()));
+    flip(&the_only(&path.join("layers")).join("files/g"));
+
+    // As after a start of the driver: another recipe with the same bytes.
+    let store = Arc::new(Store::open(&path, Limits::default()).unwrap());
+    let fetcher = Arc::new(Fetcher::new(store.clone(), registry.clone()));
+    let elsewhere = recipe([add(&digest).at("beneath".parse().unwrap())]);
+    let tree = fetcher.tree(&elsewhere, &progress).await.unwrap();
+    let root = store.path().join("trees").join(tree.key().as_str()).join("files/beneath");
+    assert_eq!(fs::read(root.join("f")).unwrap(), b"file");
+    assert_eq!(fs::read(root.join("d/g")).unwrap(), b"other");
+    assert_eq!(registry.asked_for(&Digest::sha256_of(b"file")), 2);
+    assert_eq!(store.node_record().damage.len(), 2);
+    assert_eq!(names(&path.join("trees")), [tree.key().as_str()], "nor is the tree left that was made of it");
+    drop(folder);
 }
 
 #[tokio::test]

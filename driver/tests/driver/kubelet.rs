@@ -47,7 +47,7 @@ async fn of_two_calls_for_one_volume_one_is_told_to_wait() {
         return;
     }
     let driver = impatient(20_000).await;
-    let digest = Artifact::new(&driver.registry).file("f", &[7; 40_960]).push();
+    let digest = Artifact::new(&driver.registry).file("f", &vec![7; 40_960]).push();
     let gate = driver.registry.close_gate();
     let target = driver.target("a");
     let wanted = request("csi-1", &target, &digest);
@@ -98,7 +98,7 @@ async fn an_answer_that_is_not_final_is_followed_by_an_unpublish_that_works() {
         return;
     }
     let driver = impatient(300).await;
-    let digest = Artifact::new(&driver.registry).file("f", &[7; 40_960]).push();
+    let digest = Artifact::new(&driver.registry).file("f", &vec![7; 40_960]).push();
     let target = driver.target("a");
     let wanted = request("csi-1", &target, &digest);
     driver.registry.down.store(true, Ordering::SeqCst);

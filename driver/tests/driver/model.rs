@@ -159,13 +159,12 @@ fn hide(tree: &mut Model, base: &str, path: &str, filter: &Filter) -> bool {
     // The deepest first, so that a directory is looked at when nothing more goes from it.
     for known in meant.iter().rev() {
         let kept = filter.keeps(&within(known));
-        let goes = match &tree[known] {
-            Some(_) => kept,
-            None => {
-                let lost = gone.iter().any(|gone: &String| is_beneath(gone, known));
-                let empty = !tree.keys().any(|other| is_beneath(other, known));
-                (kept || lost) && empty
-            }
+        let goes = if tree[known].is_some() {
+            kept
+        } else {
+            let lost = gone.iter().any(|gone: &String| is_beneath(gone, known));
+            let empty = !tree.keys().any(|other| is_beneath(other, known));
+            (kept || lost) && empty
         };
         if goes {
             tree.remove(known);

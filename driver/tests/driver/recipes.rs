@@ -9,7 +9,10 @@ use oras_csi_driver::ErrorClass;
 use oras_csi_driver::pull::{PullError, PullErrorKind};
 use oras_csi_driver::settings::Limits;
 use rstest::rstest;
+use tonic::Code;
 
+use crate::calls::{Running, request_for};
+use crate::namespace::entered;
 use crate::registry::{Artifact, add, gzip};
 use crate::trees::{Bench, TAR, globs, map, plain};
 
@@ -211,14 +214,12 @@ async fn a_conflict_names_the_step_that_laid_the_file_last() {
     let said = bench.pull(&recipe).await.unwrap_err().to_string();
     assert!(said.contains("\"x\"") && said.contains("acme/two@") && said.contains("acme/three@"), "{said}");
     // One that filters it out has not laid it.
-    let filtered = named("two", &two).excluding(globs(&["x"]));
     let more = Artifact::new(&bench.registry).file("x", b"2").file("y", b"2").push();
     let more = named("more", &more).excluding(globs(&["x"]));
     let recipe =
         steps(vec![Step::Add(named("one", &one)), Step::Add(more), Step::Add(named("three", &three))]);
     let said = bench.pull(&recipe).await.unwrap_err().to_string();
     assert!(said.contains("acme/one@") && said.contains("acme/three@"), "{said}");
-    drop(filtered);
 }
 
 const BASE: &[(&str, &[u8])] = &[("etc/base", b"base"), ("etc/fixed", b"vulnerable")];
@@ -351,4 +352,31 @@ async fn what_is_laid_over_makes_another_tree_than_what_is_added() {
     assert_eq!(keys[1], key(vec![Step::Overlay(named("y", &base))]), "a repository is no part of it");
     let error = bench.pull(&steps(vec![Step::Add(named("x", &base)), remove("b")])).await.unwrap_err();
     assert!(matches!(error, PullError::RemovesNothing { .. }));
+}
+
+#[tokio::test]
+async fn a_pod_sees_what_is_laid_over_and_hears_what_is_wrong() {
+    if !entered("recipes::a_pod_sees_what_is_laid_over_and_hears_what_is_wrong") {
+        return;
+    }
+    let driver = Running::start().await;
+    let base = Artifact::new(&driver.registry).file("a", b"a").file("b", b"b").push();
+    let over = Artifact::new(&driver.registry).layer(TAR, &plain(&[(".wh.a", b""), ("b", b"B")]), &[]).push();
+    let target = driver.target("a");
+    let recipe = steps(vec![Step::Add(add(&base)), Step::Overlay(add(&over)), Step::Add(named("x", &over))]);
+    // The whiteout of what is added hides nothing of others, and its file is there already.
+    let status = driver.publish(request_for("csi-1", &target, recipe)).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("\"b\" is given by two steps"), "{status}");
+    let recipe = steps(vec![Step::Add(add(&base)), Step::Overlay(add(&over)), remove("c")]);
+    let status = driver.publish(request_for("csi-1", &target, recipe)).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("\"remove: c\" matches nothing"), "{status}");
+    assert!(!target.exists());
+    let recipe = steps(vec![Step::Add(add(&base)), Step::Overlay(add(&over))]);
+    driver.publish(request_for("csi-1", &target, recipe)).await.unwrap();
+    let names: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["b"]);
+    assert_eq!(fs::read(target.join("b")).unwrap(), b"B");
+    driver.stop().await.unwrap();
 }

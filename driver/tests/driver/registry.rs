@@ -274,7 +274,7 @@ impl Registry for Seen {
 #[async_trait]
 impl Registry for Memory {
     async fn resolve(&self, _: &Reference) -> Result<Descriptor, RegistryError> {
-        unimplemented!("somebody is always let in")
+        panic!("nobody asks in nobody's name")
     }
 
     async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {

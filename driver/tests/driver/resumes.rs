@@ -54,7 +54,7 @@ fn partials(folder: &Path) -> Vec<PathBuf> {
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(60), "not {what}");
+        assert!(began.elapsed() < Duration::from_mins(1), "not {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -120,7 +120,7 @@ async fn what_came_before_the_end_of_a_run_does_not_come_again(
     running.abort();
     assert!(running.await.unwrap_err().is_cancelled());
     let before = registry.sent.load(Ordering::SeqCst);
-    assert!(before > 10 * MIB && before < size * MIB, "{before}");
+    assert!(before > 16 * MIB && before < size * MIB, "{before}");
     until("written", || Store::open(&folder.path().join("store"), Limits::default()).is_ok()).await;
 
     gate.add_permits(10_000);
@@ -129,7 +129,6 @@ async fn what_came_before_the_end_of_a_run_does_not_come_again(
     let sent = registry.sent.load(Ordering::SeqCst);
     // What the channel held, and what no note spoke of.
     assert!(sent <= size * MIB + 12 * MIB, "{sent} bytes for {size} MiB");
-    assert!(sent < before + size * MIB / 2 + 20 * MIB, "{sent} after {before}");
     assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
 }
 
@@ -183,7 +182,7 @@ async fn nobody_waits_for_a_registry_that_he_did_not_name(#[case] size: usize) {
     let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
     let bytes = noise(size);
     let digest = Artifact::new(&registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
-    registry.dripping.lock().unwrap().insert("slow".to_owned(), (4_096, Duration::from_millis(500)));
+    registry.dripping.lock().unwrap().insert("slow".to_owned(), (1_024, Duration::from_millis(500)));
     let fetcher = open(folder.path(), &registry);
     let slow = tokio::spawn({
         let (fetcher, wanted) = (fetcher.clone(), recipe([add_from("slow:5000", &digest)]));

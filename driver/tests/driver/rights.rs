@@ -186,7 +186,7 @@ async fn a_pull_by_way_of_a_hostile_registry_holds_nobody_else_up() {
             .await,
     );
     let digest = driver.artifact(b"jar");
-    driver.registry.silent.lock().unwrap().insert("hostile".to_owned(), Duration::from_secs(3_600));
+    driver.registry.silent.lock().unwrap().insert("hostile".to_owned(), Duration::from_hours(1));
     driver.registry.dripping.lock().unwrap().insert("drips".to_owned(), (1, Duration::from_secs(3)));
     for (number, host) in ["hostile:5000", "drips:5000"].into_iter().enumerate() {
         let target = driver.target(&format!("evil-{number}"));

@@ -58,11 +58,11 @@ impl Raw {
 
     fn send(&self, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(&self.host).expect("the registry listens");
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.host);
-        for header in headers {
-            head.push_str(&format!("{header}\r\n"));
-        }
-        head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+        let first = format!("{method} {path} HTTP/1.1");
+        let more = [format!("Host: {}", self.host), "Connection: close".to_owned()];
+        let length = format!("Content-Length: {}\r\n\r\n", body.len());
+        let lines = [first].into_iter().chain(more).chain(headers.iter().map(|&line| line.to_owned()));
+        let head = lines.chain([length]).collect::<Vec<_>>().join("\r\n");
         stream.write_all(head.as_bytes()).expect("it reads");
         // It may have said no before it read all.
         let _ = stream.write_all(body);

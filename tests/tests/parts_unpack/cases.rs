@@ -94,11 +94,13 @@ impl End {
     }
 }
 
+type Then = Box<dyn Fn(&Distribution, &Raw)>;
+
 /// A manifest whose blobs are pushed, and what is done to the registry behind it.
 pub(crate) struct Pushed {
     pub(crate) manifest: Vec<u8>,
     pub(crate) media_type: &'static str,
-    pub(crate) then: Box<dyn Fn(&Distribution, &Raw)>,
+    pub(crate) then: Then,
 }
 
 pub(crate) struct Case {

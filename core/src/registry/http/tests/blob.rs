@@ -196,6 +196,6 @@ async fn a_part_is_the_bytes_that_were_asked_for() {
 #[tokio::test]
 async fn another_part_is_a_lie(#[case] range: &'static str) {
     let script = answer(206, &[("Content-Range", range)], &content()[1_000..70_000]);
-    let error = read_part(script).await.err().expect("an error");
+    let error = read_part(script).await.expect_err("an error");
     assert_eq!(error.kind(), Kind::Untruthful, "{error}");
 }
