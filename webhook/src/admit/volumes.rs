@@ -17,7 +17,7 @@ use tokio::time::Instant as Deadline;
 
 use super::expand::Expanded;
 use super::notes::{Notes, line};
-use super::revision::{Fixed, Fresh, Revision};
+use super::revision::{Fixed, Fresh, Revision, Writes};
 use super::{Admission, Outcome};
 use crate::denial::{At, Code, Denial};
 use crate::intent::{Content, Origin, ReadFrom, VolumeIntent, Wanted};
@@ -44,6 +44,8 @@ pub(super) struct Case<'a> {
     /// The revision that it belongs to, where it has one.
     pub(super) revision: Option<&'a Revision<'a>>,
     pub(super) notes: &'a Notes,
+    /// Whether anything may come of it but the answer.
+    pub(super) writes: Writes,
     pub(super) deadline: Deadline,
 }
 
@@ -73,15 +75,15 @@ pub(super) struct Settled {
 }
 
 /// A volume with its digests and its seal.
-struct Pinned {
-    intent: Arc<VolumeIntent>,
-    canonical: CanonicalVolume,
-    secret: NeededSecret,
+pub(super) struct Pinned {
+    pub(super) intent: Arc<VolumeIntent>,
+    pub(super) canonical: CanonicalVolume,
+    pub(super) secret: NeededSecret,
     /// Its references as `oras.land/pinned` shows them.
-    lines: Vec<String>,
-    warnings: Vec<String>,
+    pub(super) lines: Vec<String>,
+    pub(super) warnings: Vec<String>,
     /// The tags that were looked up.
-    fresh: Vec<Fresh>,
+    pub(super) fresh: Vec<Fresh>,
 }
 
 impl Pinned {
@@ -97,7 +99,7 @@ impl Pinned {
 }
 
 /// The Secret that the driver needs for a volume.
-enum NeededSecret {
+pub(super) enum NeededSecret {
     /// What the volume came with: nobody was asked.
     Kept,
     None,
@@ -159,16 +161,28 @@ impl Admission {
         volumes: Vec<Arc<VolumeIntent>>,
         case: &Case<'_>,
     ) -> Result<Settled, Denial> {
+        let volumes = self.look_up(volumes, case.namespace, case.deadline).await?;
         let mut findings = Findings::default();
         let book = self.policies.rulebook(case.namespace, case.deadline).await?;
         for named in volumes.iter().flat_map(|volume| volume.names()) {
             findings.check_name(&book, &named, &self.metrics)?;
         }
         tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
-        let named_secrets = volumes.iter().filter_map(|volume| volume.secret.as_deref());
-        let purse = self.credentials.open(case.pod, case.namespace, named_secrets, case.deadline).await;
-        let keyrings = volumes.iter().map(|one| purse.keyring(one.secret_at(), one.secret.as_deref()));
-        let keyrings = keyrings.collect::<Result<Vec<_>, _>>()?;
+        let volumes = self.claim_names(volumes, case).await?;
+        // A cluster set's bytes are whose pods may use it, whatever the pods' own Secrets.
+        let of_pod = || volumes.iter().filter(|volume| !volume.is_of_cluster_set());
+        let pod = case.pod.filter(|_| of_pod().next().is_some());
+        let named_secrets = of_pod().filter_map(|volume| volume.secret.as_deref());
+        let purse = self.credentials.open(pod, case.namespace, named_secrets, case.deadline).await;
+        let mut keyrings = Vec::new();
+        for volume in &volumes {
+            keyrings.push(match &volume.content {
+                Content::OfSet(of) if of.found.is_cluster_set() => {
+                    self.keyring_of_set(of, &book, case.deadline).await?
+                }
+                _ => purse.keyring(volume.secret_at(), volume.secret.as_deref())?,
+            });
+        }
         let problems = purse.problems();
         let credentials = Credentials { keyrings: &keyrings, problems: problems.as_deref() };
         let mut fixed = Fixed::new();
@@ -190,6 +204,7 @@ impl Admission {
                     continue;
                 }
             }
+            self.make_sets(&settled.volumes, case).await?;
             for pinned in &mut settled.volumes {
                 let at = At::Volume(&pinned.intent.name);
                 pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
@@ -208,7 +223,9 @@ impl Admission {
         case: &Case<'_>,
     ) -> Result<(), Denial> {
         let Some(revision) = case.revision else { return Ok(()) };
-        let written = volumes.iter().filter(|volume| !matches!(volume.content, Content::Canonical(_)));
+        let written = volumes
+            .iter()
+            .filter(|volume| matches!(volume.content, Content::Wanted(_) | Content::Patched(_)));
         let tags = written.flat_map(|volume| volume.names()).map(|named| (named.reference, named.origin));
         let tags: Vec<_> = tags.filter(|(reference, _)| !fixed.contains_key(reference)).collect();
         fixed.extend(revision.find(&tags).await?);
@@ -287,6 +304,10 @@ impl Admission {
                 (&written, true)
             }
             Content::Patched(patched) => return Err(patched.unreadable("was not read")),
+            Content::Set(set) => {
+                return Err(Denial::rewrite(set.origin.at(), Some(&set.name), "was not looked up", ""));
+            }
+            Content::OfSet(of) => return self.pin_set(intent, of, keyring, case),
             Content::Wanted(wanted) => {
                 match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
                     Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
@@ -343,7 +364,7 @@ impl Admission {
 
     /// Whether a canonical volume that came with a request stays as it is: it bears our word for this very holder.
     /// Where no seals are made there is no such word, and none is asked for but of a set's.
-    fn keeps(&self, there: &CanonicalVolume, holder: Holder<'_>) -> bool {
+    pub(super) fn keeps(&self, there: &CanonicalVolume, holder: Holder<'_>) -> bool {
         let needs_none = !self.sealer.is_sealing() && there.set().is_none();
         needs_none || self.sealer.believes(there, holder)
     }
@@ -439,7 +460,7 @@ impl Admission {
 }
 
 /// A volume that stays as it is, and of which nobody is asked.
-fn kept(intent: &Arc<VolumeIntent>, there: &CanonicalVolume, notes: &Notes) -> Pinned {
+pub(super) fn kept(intent: &Arc<VolumeIntent>, there: &CanonicalVolume, notes: &Notes) -> Pinned {
     let pinned = there.recipe().references().enumerate();
     let lines = pinned.map(|(step, pinned)| notes.line(&intent.name, step, pinned)).collect();
     Pinned {
