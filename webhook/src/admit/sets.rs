@@ -23,7 +23,7 @@ use crate::policy::judge::Findings;
 use crate::resolve::{Needs, Said};
 use crate::sets::object::{ArtifactSet, ArtifactSetSpec, SecretName};
 use crate::sets::recipe::{Part, SetRecipe, SetStep, steps_of};
-use crate::sets::{Resolved, SetBook, SetError, Taken, resolved_now};
+use crate::sets::{MemorySets, Resolved, SetBook, SetError, Taken, is_current, resolved_now, status_now};
 
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "oras-csi");
 
@@ -276,6 +276,30 @@ impl Admission {
         };
         let volume = volume.map_err(|error| Denial::rewrite(field, None, error, ""))?;
         Ok(Resolved { recipe: volume.recipe().to_json().to_owned(), id: volume.id().to_string(), references })
+    }
+
+    /// Says in the status of the sets of that name what they stand for now, where it does not yet: for streams of
+    /// manifests, of which nobody else keeps any status.
+    pub async fn resolve_stated(&self, sets: &MemorySets, name: &str, deadline: Deadline) {
+        for (_, mut set) in sets.cluster_sets().into_iter().filter(|(other, _)| other == name) {
+            let generation = set.metadata.generation.unwrap_or_default();
+            let secret = set.spec.pull_secret.as_ref().map(|secret| secret.name.as_str());
+            if !is_current(set.status.as_ref(), generation) {
+                let found = self.resolve_set(None, name, &set.spec.recipe, secret, deadline).await;
+                set.status = Some(status_now(set.status.as_ref(), generation, found));
+                sets.put_cluster(name.to_owned(), set);
+            }
+        }
+        for ((namespace, _), mut set) in sets.own_sets().into_iter().filter(|((_, other), _)| other == name) {
+            let generation = set.metadata.generation.unwrap_or_default();
+            let secret = set.spec.pull_secret.as_ref().map(|secret| secret.name.as_str());
+            if !is_current(set.status.as_ref(), generation) {
+                let found =
+                    self.resolve_set(Some(&namespace), name, &set.spec.recipe, secret, deadline).await;
+                set.status = Some(status_now(set.status.as_ref(), generation, found));
+                sets.put_own(namespace, name.to_owned(), set);
+            }
+        }
     }
 
     /// The steps that a patch, or the artifact of a recipe, stands for.

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::object::{ArtifactSet, ClusterArtifactSet, SetStatus};
 use super::recipe::SetStep;
 use super::status::{self, Due};
-use super::{SetPlace, nodes};
+use super::{SetPlace, nodes, status_now};
 use crate::FIELD_MANAGER;
 use crate::admit::Admission;
 
@@ -202,21 +202,17 @@ impl Keeper {
             .admission
             .resolve_set(namespace.as_deref(), &set.name_any(), set.steps(), set.secret(), deadline)
             .await;
-        let (next, again) = match found {
-            Ok(resolved) => {
+        let again = match &found {
+            Ok(_) => {
                 self.forget(&key(&set));
-                let again = set.interval().map_or_else(Action::await_change, Action::requeue);
-                (status::resolved(set.status(), generation, resolved, status::now()), again)
+                set.interval().map_or_else(Action::await_change, Action::requeue)
             }
             Err(denial) => {
-                let wait = self.failed(&key(&set));
                 tracing::warn!(set = %set.place(), reason = denial.message(), "a set cannot be resolved");
-                let reason = reason_of(denial.code());
-                let next = status::failed(set.status(), generation, reason, denial.message(), status::now());
-                (next, Action::requeue(wait))
+                Action::requeue(self.failed(&key(&set)))
             }
         };
-        self.write(&api, &set, next).await?;
+        self.write(&api, &set, status_now(set.status(), generation, found)).await?;
         Ok(again)
     }
 
@@ -287,18 +283,6 @@ fn is_overtaken(answer: &kube::core::Status) -> bool {
         // What breaks the schema has the same code, and must not pass for a test that failed.
         422 => !answer.message.contains("is invalid: status"),
         _ => false,
-    }
-}
-
-/// The reason of a condition: one word, as the API conventions want it.
-fn reason_of(code: crate::denial::Code) -> &'static str {
-    use crate::denial::Code;
-    match code {
-        Code::BadRequest | Code::Unprocessable => status::INVALID,
-        Code::Forbidden => "Refused",
-        Code::NotFound => "NotFound",
-        Code::TooManyRequests => "RegistryBusy",
-        Code::Unavailable => "RegistryUnavailable",
     }
 }
 

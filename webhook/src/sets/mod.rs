@@ -29,6 +29,7 @@ use oras_csi_core::text::Shown;
 use self::object::{ArtifactSet, ClusterArtifactSet, SetStatus};
 use self::recipe::{Part, SetRecipe, SetStep};
 use crate::credentials::{NoSecrets, Secrets};
+use crate::denial::Denial;
 use crate::intent::Registries;
 use crate::policy::{Labels, selector};
 
@@ -101,6 +102,26 @@ pub(crate) enum Taken {
 /// The status of a set that was resolved for the first time, at this moment.
 pub(crate) fn resolved_now(generation: i64, resolved: Resolved) -> SetStatus {
     status::resolved(None, generation, resolved, status::now())
+}
+
+/// Whether a status has the recipe of that generation.
+pub(crate) fn is_current(status: Option<&SetStatus>, generation: i64) -> bool {
+    status.is_some_and(|status| status.recipe.is_some() && status.recipe_generation == Some(generation))
+}
+
+/// The status once a set was looked up, at this moment.
+pub(crate) fn status_now(
+    before: Option<&SetStatus>,
+    generation: i64,
+    found: Result<Resolved, Denial>,
+) -> SetStatus {
+    match found {
+        Ok(resolved) => status::resolved(before, generation, resolved, status::now()),
+        Err(denial) => {
+            let reason = status::reason_of(denial.code());
+            status::failed(before, generation, reason, denial.message(), status::now())
+        }
+    }
 }
 
 impl SetBook {

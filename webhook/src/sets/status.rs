@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::object::{EarlierRecipe, SetNodes, SetStatus};
+use crate::denial::Code;
 
 /// The conditions of a set.
 pub(super) const READY: &str = "Ready";
@@ -166,6 +167,17 @@ pub(super) fn with_nodes(
         }
     }
     status
+}
+
+/// The reason of a condition: one word, as the API conventions want it.
+pub(super) fn reason_of(code: Code) -> &'static str {
+    match code {
+        Code::BadRequest | Code::Unprocessable => INVALID,
+        Code::Forbidden => "Refused",
+        Code::NotFound => "NotFound",
+        Code::TooManyRequests => "RegistryBusy",
+        Code::Unavailable => "RegistryUnavailable",
+    }
 }
 
 fn say(
