@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::{demo, driver, explain, pull, render, store, terminal, webhook};
+use crate::{demo, driver, explain, patch, pull, recipe, render, store, terminal, webhook};
 
 /// OCI artifacts as volumes in Kubernetes: an admission webhook and a CSI driver that share one contract.
 ///
@@ -23,6 +23,8 @@ enum Command {
     Render(render::Arguments),
     Explain(explain::Arguments),
     Pull(pull::Arguments),
+    Patch(patch::Arguments),
+    Recipe(recipe::Arguments),
     Store(store::Arguments),
     Demo(demo::Arguments),
 }
@@ -50,6 +52,14 @@ impl Cli {
             Command::Pull(arguments) => {
                 terminal::start_log("error");
                 block_on(pull::run(arguments))
+            }
+            Command::Patch(arguments) => {
+                terminal::start_log("error");
+                block_on(patch::run(arguments))
+            }
+            Command::Recipe(arguments) => {
+                terminal::start_log("error");
+                block_on(recipe::run(arguments))
             }
             Command::Store(arguments) => {
                 terminal::start_log("warn");

@@ -13,7 +13,7 @@ use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::text::Shown;
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_webhook::admit::{Admission, AskedVolume};
+use oras_csi_webhook::admit::{Admission, Asked, AskedVolume};
 use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
@@ -173,7 +173,7 @@ async fn explain_one(
         Ok(asked) => asked,
         Err(denial) => return Explained { denial: Some(denial), ..Explained::default() },
     };
-    let refused = asked.iter().flat_map(AskedVolume::references).find_map(|asked| asked.denial().cloned());
+    let refused = asked.iter().flat_map(AskedVolume::names).find_map(|asked| asked.denial().cloned());
     let volumes = asked.iter().map(|volume| volume.pinned().cloned()).collect();
     let explained = Explained { asked, volumes, denial: refused, ..Explained::default() };
     if arguments.offline || explained.denial.is_some() {
@@ -183,6 +183,11 @@ async fn explain_one(
     let deadline = arguments.asked.deadline();
     match asking.admit(admission, namespace, deadline).await {
         Ok(outcome) => Explained {
+            // What a patch says is known now.
+            asked: match admission.asked_in_all(&outcome, namespace, deadline).await {
+                Ok(asked) => asked,
+                Err(denial) => return Explained { denial: Some(denial), ..explained },
+            },
             volumes: outcome.volumes().iter().map(|(_, volume)| Some(volume.clone())).collect(),
             warnings: outcome.warnings().to_vec(),
             ..explained
@@ -192,31 +197,35 @@ async fn explain_one(
 }
 
 impl Explained {
-    /// Each volume with its keys, and the keys of its references.
-    fn volumes(&self) -> Vec<(Keys, Vec<Keys>)> {
+    /// Each volume with its keys, those of the patch that says what is in it, and those of its references.
+    fn volumes(&self) -> Vec<(Keys, Option<Keys>, Vec<Keys>)> {
         let explain = |(asked, volume): (&AskedVolume, &Option<CanonicalVolume>)| {
             let mut keys = Map::from_iter([("volume".to_owned(), json!(asked.name()))]);
             if let Some(volume) = volume {
                 keys.insert("id".into(), json!(volume.id().as_str()));
                 keys.insert("recipe".into(), json!(volume.recipe().to_json()));
             }
-            let mut digests = volume.iter().flat_map(|volume| volume.recipe().references());
-            let references = asked.references().iter().map(|asked| {
-                let reference = asked.reference();
-                let digest = digests.next().map(PinnedReference::digest);
-                let mut keys = parts(reference, digest.or(reference.digest()));
+            let explain = |asked: &Asked, digest: Option<&Digest>| {
+                let mut keys = parts(asked.reference(), digest);
                 keys.insert("at".into(), json!(asked.place()));
                 keys.extend(verdicts(asked.opinions(), self.has_asked));
                 keys
+            };
+            let patch = asked.patch().map(|asked| explain(asked, asked.digest()));
+            let mut digests = volume.iter().flat_map(|volume| volume.recipe().references());
+            let references = asked.references().iter().map(|asked| {
+                let digest = digests.next().map(PinnedReference::digest);
+                explain(asked, digest.or(asked.digest()))
             });
             let references = references.collect();
-            (keys, references)
+            (keys, patch, references)
         };
         self.asked.iter().zip(&self.volumes).map(explain).collect()
     }
 
     fn to_json(&self, name: &str, namespace: &str) -> String {
-        let volumes = self.volumes().into_iter().map(|(mut keys, references)| {
+        let volumes = self.volumes().into_iter().map(|(mut keys, patch, references)| {
+            keys.extend(patch.map(|patch| ("patch".to_owned(), Value::Object(patch))));
             keys.insert("references".into(), json!(references));
             keys
         });
@@ -233,9 +242,9 @@ impl Explained {
 
     fn to_lines(&self, name: &str, namespace: &str) -> String {
         let mut text = format!("{name} in namespace {}\n", Shown::new(namespace));
-        for (keys, references) in self.volumes() {
+        for (keys, patch, references) in self.volumes() {
             text.push_str(&lines(&keys, "  "));
-            for reference in references {
+            for reference in patch.into_iter().chain(references) {
                 text.push_str(&lines(&reference, "    "));
             }
         }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use oras_csi_core::registry::{RegistryError, RegistryErrorKind};
+use oras_csi_core::patch::PatchError;
+use oras_csi_core::registry::{PublishError, RegistryError, RegistryErrorKind};
 use oras_csi_driver::class::ErrorClass;
 use oras_csi_webhook::denial::{Code, Denial};
 
@@ -71,6 +72,34 @@ impl From<RegistryErrorKind> for Status {
 impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
         Self::new(Status::from(error.kind()), error)
+    }
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
+        let status = match &error {
+            PublishError::Registry { source, .. } => Status::from(source.kind()),
+            PublishError::Digest(_) => Status::BadInput,
+            PublishError::Contended { .. } | PublishError::TooMany(_) => Status::Failed,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<PatchError> for Failure {
+    fn from(error: PatchError) -> Self {
+        // What somebody names at the prompt is wrong; what an artifact says is refused.
+        let status = match &error {
+            PatchError::Index
+            | PatchError::Kind { .. }
+            | PatchError::NotPinned { .. }
+            | PatchError::OtherBase { .. }
+            | PatchError::NoLevels
+            | PatchError::BaseAgain { .. }
+            | PatchError::Nested { .. } => Status::BadInput,
+            _ => Status::Refused,
+        };
+        Self::new(status, error)
     }
 }
 

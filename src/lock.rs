@@ -1,7 +1,7 @@
 //! A lock file: what registries said once, so that the same is rendered again without asking them.
 //!
-//! It has the digest of each tag, and each manifest that was looked at. Manifests are checked against their
-//! digests when they are read; a tag's digest is what the file is there to keep.
+//! It has the digest of each tag, each manifest that was looked at, and the YAML of each recipe that was read. What has
+//! a digest is checked against it when the file is read; a tag's digest is what the file is there to keep.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -10,10 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::{TryStreamExt as _, stream};
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{BlobStream, Descriptor, ManifestDocument, Registry, RegistryError};
+use oras_csi_core::registry::{
+    BlobStream, Descriptor, IndexEntry, ManifestDocument, Registry, RegistryError,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -30,6 +34,9 @@ struct Content {
     references: BTreeMap<String, LockedDescriptor>,
     /// By pinned reference: who may read it in one repository need not be able to in another.
     manifests: BTreeMap<String, LockedManifest>,
+    /// The text of blobs that are recipes, by repository and digest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    recipes: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,7 +74,12 @@ impl Locked {
                 return Err(Failure::bad_input(format!("cannot read {}: {error}", path.display())));
             }
         };
-        let empty = || Content { version: VERSION, references: BTreeMap::new(), manifests: BTreeMap::new() };
+        let empty = || Content {
+            version: VERSION,
+            references: BTreeMap::new(),
+            manifests: BTreeMap::new(),
+            recipes: BTreeMap::new(),
+        };
         let content = Arc::new(Mutex::new(before.clone().unwrap_or_else(empty)));
         Ok(Self { registry, path: path.to_owned(), content, before: before.map(Arc::new) })
     }
@@ -112,6 +124,12 @@ fn parse(path: &Path, text: &str) -> Result<Content, Failure> {
         let pinned: PinnedReference = reference.parse().map_err(|error| wrong(&error))?;
         document(pinned.digest(), manifest)
             .map_err(|error| wrong(&format_args!("manifest {pinned}: {error}")))?;
+    }
+    for (reference, text) in &content.recipes {
+        let pinned: PinnedReference = reference.parse().map_err(|error| wrong(&error))?;
+        if !pinned.digest().matches(text.as_bytes()) {
+            return Err(wrong(&format_args!("recipe {pinned}: it has another digest")));
+        }
     }
     Ok(content)
 }
@@ -159,7 +177,25 @@ impl Registry for Locked {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
-        self.registry.blob(reference, blob, offset).await
+        if blob.media_type() != artifact::LAYER_TYPE || offset > 0 {
+            return self.registry.blob(reference, blob, offset).await;
+        }
+        let key = reference.with_digest(blob.digest().clone()).to_string();
+        if let Some(text) = self.with(|content| content.recipes.get(&key).cloned()) {
+            return Ok(Box::pin(stream::once(std::future::ready(Ok(text.into())))));
+        }
+        let pieces: Vec<Bytes> = self.registry.blob(reference, blob, 0).await?.try_collect().await?;
+        let bytes = pieces.concat();
+        if blob.digest().matches(&bytes)
+            && let Ok(text) = std::str::from_utf8(&bytes)
+        {
+            self.with(|content| content.recipes.insert(key, text.to_owned()));
+        }
+        Ok(Box::pin(stream::once(std::future::ready(Ok(bytes.into())))))
+    }
+
+    async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
+        self.registry.referrers(subject).await
     }
 
     /// What was learned in one name is written down for all: a lock says which bytes, never who may have them.

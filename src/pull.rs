@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
-use oras_csi_core::recipe::{Layer, PinnedRecipe, Recipe, Step};
+use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
@@ -20,7 +20,7 @@ use self::progress::Shown;
 use crate::documents::read_text;
 use crate::failure::{Failure, Status};
 use crate::limits::LimitOptions;
-use crate::registries::{RegistryOptions, access, digest_of, patient_client};
+use crate::registries::{RegistryOptions, access, patient_client, pin};
 use crate::runtime::interrupted;
 
 /// Fetches an artifact, or all that a recipe names, into a directory: by the driver's own store and unpacking.
@@ -139,20 +139,6 @@ fn wanted(arguments: &Arguments, hosts: &HostsConfig) -> Result<(Recipe, PathBuf
         }
         (None, _) => Err(Failure::bad_input("write a reference and a directory: oras-csi pull REF DIR")),
     }
-}
-
-async fn pin(registry: &dyn Registry, recipe: &Recipe) -> Result<PinnedRecipe, Failure> {
-    let mut digests = Vec::new();
-    for reference in recipe.references() {
-        digests.push(match reference.digest() {
-            Some(digest) => digest.clone(),
-            None => digest_of(registry, reference).await?,
-        });
-    }
-    let mut digests = digests.into_iter();
-    recipe.pin(|reference| {
-        digests.next().ok_or_else(|| Failure::failed(format!("{reference} was not resolved")))
-    })
 }
 
 /// A folder on the disk of `directory`: in the nearest folder above it that is there.

@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::Args;
 use oras_csi_core::credentials::{Administrator, AdministratorSettings, ProviderFiles};
 use oras_csi_core::digest::Digest;
+use oras_csi_core::recipe::{PinnedRecipe, Recipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
-use oras_csi_core::registry::{Access, Keyring, Registry};
+use oras_csi_core::registry::{Access, Keyring, Publisher, Registry};
 use oras_csi_webhook::ResolverSettings;
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::credentials::CredentialSources;
@@ -105,6 +106,26 @@ pub(crate) async fn digest_of(registry: &dyn Registry, reference: &Reference) ->
         Ok(found) => Ok(found.digest().clone()),
         Err(error) => Err(Failure::from(error).at(format_args!("{reference} could not be resolved"))),
     }
+}
+
+/// A recipe with what its tags stand for now.
+pub(crate) async fn pin(registry: &dyn Registry, recipe: &Recipe) -> Result<PinnedRecipe, Failure> {
+    let mut digests = Vec::new();
+    for reference in recipe.references() {
+        digests.push(match reference.digest() {
+            Some(digest) => digest.clone(),
+            None => digest_of(registry, reference).await?,
+        });
+    }
+    let mut digests = digests.into_iter();
+    recipe.pin(|reference| {
+        digests.next().ok_or_else(|| Failure::failed(format!("{reference} was not resolved")))
+    })
+}
+
+/// Writes for whoever has these credentials.
+pub(crate) fn publisher(registry: Arc<HttpRegistry>, credentials: Option<Administrator>) -> Publisher {
+    Publisher::new(registry, Arc::new(Keyring::new(credentials)))
 }
 
 /// What the webhook admits pods with; `render` and `explain` use the very same.

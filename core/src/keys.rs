@@ -37,9 +37,11 @@ pub mod annotation {
     pub const INJECT: &str = "oras.land/inject";
     /// Written by the webhook: what each volume was pinned to.
     pub const PINNED: &str = "oras.land/pinned";
+    /// Written by the webhook: what the patch was pinned to that gave the volume of the annotations.
+    pub const PINNED_PATCH: &str = "oras.land/pinned-patch";
 
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         ARTIFACT,
         RECIPE,
         ARTIFACT_SET,
@@ -52,6 +54,7 @@ pub mod annotation {
         PULL_SECRET,
         INJECT,
         PINNED,
+        PINNED_PATCH,
     ];
     /// Those that take `.NAME` behind them.
     pub const NAMED: [&str; 4] = [ARTIFACT, MOUNT_PATH, MEDIA_TYPES, PLATFORM];
@@ -80,6 +83,8 @@ pub mod attribute {
     pub const MEDIA_TYPE: &str = "oras.artifact.layers.mediatype";
     /// A patch artifact.
     pub const PATCH: &str = "oras.artifact.patch";
+    /// Up to which level of it.
+    pub const PATCH_LEVEL: &str = "oras.artifact.patch.level";
     /// Plain http to the registry.
     pub const PLAIN_HTTP: &str = "oras.options.plainhttp";
     /// A registry whose certificate is not verified.
@@ -94,8 +99,18 @@ pub mod attribute {
     pub const ACTIONS: &str = "oras-csi.actions";
 
     /// All of them.
-    pub const ALL: [&str; 9] =
-        [REFERENCE, MEDIA_TYPE, PATCH, PLAIN_HTTP, INSECURE, CONCURRENCY, PULL_ALWAYS, NAME, ACTIONS];
+    pub const ALL: [&str; 10] = [
+        REFERENCE,
+        MEDIA_TYPE,
+        PATCH,
+        PATCH_LEVEL,
+        PLAIN_HTTP,
+        INSECURE,
+        CONCURRENCY,
+        PULL_ALWAYS,
+        NAME,
+        ACTIONS,
+    ];
 }
 
 /// The known annotation that an unknown one was probably meant to be; a `.NAME` behind it is left out.

@@ -15,6 +15,7 @@ pub mod id;
 pub mod keys;
 pub mod media_type;
 pub mod name;
+pub mod patch;
 pub mod path;
 pub mod pattern;
 pub mod platform;

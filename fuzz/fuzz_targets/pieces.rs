@@ -4,7 +4,7 @@ use libfuzzer_sys::fuzzer_mutate;
 use serde_json::Value;
 
 /// What an object may gain, a list have one more of, and anything else be replaced by.
-const PIECES: [&str; 46] = [
+const PIECES: [&str; 51] = [
     "null",
     "{}",
     "[]",
@@ -36,6 +36,11 @@ const PIECES: [&str; 46] = [
     r#"{"oras.land/platform":"linux/arm64"}"#,
     r#"{"oras.land/inject":"false"}"#,
     r#"{"oras.land/pinned":"{\"oras-artifacts\":[\"r.io/a:v1@sha256:795195bdfdf5e2273b635138c0591959d7ea0601d16423927498fd42c09b2e4c\"]}"}"#,
+    r#"{"oras.land/patch":"r.io/patches:1"}"#,
+    r#"{"oras.land/patch-level":"minor"}"#,
+    r#"{"oras.land/pinned-patch":"r.io/patches:1@sha256:795195bdfdf5e2273b635138c0591959d7ea0601d16423927498fd42c09b2e4c"}"#,
+    r#"{"oras.artifact.patch":"r.io/patches:2"}"#,
+    r#"{"oras.artifact.patch.level":"major"}"#,
     r#"{"oras.artifact.reference":"r.io/b"}"#,
     r#"{"oras.artifact.layers.mediatype":"text/plain"}"#,
     r#"{"oras.options.pullalways":"true"}"#,

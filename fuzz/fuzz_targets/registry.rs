@@ -2,12 +2,16 @@
 //! that one input always takes the same way.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::patch;
+use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{
     BlobStream, Descriptor, ManifestDocument, Printable, Registry, RegistryError, media,
@@ -29,6 +33,11 @@ impl Registry for FakeRegistry {
         let hash = hash(&reference.to_string());
         trouble(hash % TAGS_PER_TROUBLE, &reference.to_string()).await?;
         let all = &SHELF.digests;
+        if reference.repository() == INSTRUCTIONS {
+            let all = &SHELF.instructions;
+            let number = usize::try_from(hash >> 32).unwrap_or_default() % all.len();
+            return Ok(Descriptor::new(media::OCI_MANIFEST, all[number].clone(), 1));
+        }
         // Those that can be mounted come first, and get the rest of the numbers.
         let number = usize::try_from(hash >> 32).unwrap_or_default() % (2 * all.len());
         let digest = all.get(number).unwrap_or(&all[number % MOUNTABLE]);
@@ -42,8 +51,19 @@ impl Registry for FakeRegistry {
         found.cloned().ok_or_else(|| RegistryError::NotFound { at: at(&text), words: words() })
     }
 
-    async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
-        panic!("a webhook reads no blobs")
+    /// A webhook reads no blobs but recipes.
+    async fn blob(
+        &self,
+        from: &PinnedReference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        assert_eq!((blob.media_type(), offset), (artifact::LAYER_TYPE, 0));
+        let text = from.to_string();
+        trouble(hash(&text) % DIGESTS_PER_TROUBLE, &text).await?;
+        let bytes = SHELF.recipes.get(blob.digest()).copied();
+        let bytes = bytes.ok_or_else(|| RegistryError::NotFound { at: at(&text), words: words() })?;
+        Ok(Box::pin(stream::once(ready(Ok(bytes.into())))))
     }
 
     fn seen_by(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
@@ -107,14 +127,32 @@ async fn trouble(kind: u64, text: &str) -> Result<(), RegistryError> {
 struct Shelf {
     /// Of what tags name.
     digests: Vec<Digest>,
+    /// Of what tags name in the repository [`INSTRUCTIONS`].
+    instructions: Vec<Digest>,
+    recipes: HashMap<Digest, &'static str>,
     manifests: HashMap<Digest, ManifestDocument>,
 }
+
+/// The repository that has patches and recipes, and nothing else.
+const INSTRUCTIONS: &str = "patches";
+/// What recipes say, some of which cannot be.
+const RECIPES: [&str; 4] = [
+    "- add: r.io/a\n- overlay: r.io/b:v1\n  path: p\n- remove: p/*\n",
+    "- {add: r.io/evil/a, include: [\"*\"]}\n- add: kind/b\n  path: b\n",
+    "- add: r.io/patches:1\n",
+    "- ad: r.io/a\n\u{202e}",
+];
 
 /// How many of the shelf's first have something to mount.
 const MOUNTABLE: usize = 7;
 
 static SHELF: LazyLock<Shelf> = LazyLock::new(|| {
-    let mut shelf = Shelf { digests: Vec::new(), manifests: HashMap::new() };
+    let mut shelf = Shelf {
+        digests: Vec::new(),
+        instructions: Vec::new(),
+        recipes: HashMap::new(),
+        manifests: HashMap::new(),
+    };
     let titled = |media_type: &str| layer(media_type, 1, &json!({TITLE: "a file"}));
     let jar = shelf.put(&image(&[titled("application/java-archive")]));
     let notes = shelf.put(&image(&[titled("application/java-archive"), titled("text/plain")]));
@@ -138,11 +176,42 @@ static SHELF: LazyLock<Shelf> = LazyLock::new(|| {
     shelf.put(&index(&[(None, &jar), (None, &notes)]));
     shelf.put(&index(&[(Some("linux/arm"), &notes); 70]));
     // Registries have been seen to give a digest that they then do not have.
-    shelf.digests.push(gone);
+    shelf.digests.push(gone.clone());
+    shelf.put_instructions(&jar, &notes, &gone);
     shelf
 });
 
 impl Shelf {
+    /// Patches that can be mounted and some that cannot, one in the earlier form, and recipes.
+    fn put_instructions(&mut self, base: &Digest, fix: &Digest, gone: &Digest) {
+        let known = self.digests.len();
+        let level = |level: &str| format!("org.opencontainers.image.patch.{level}.digest");
+        let subject = json!({"mediaType": media::OCI_MANIFEST, "digest": base, "size": 1});
+        let of = |annotations: Value| {
+            let mut patch = image(&[]);
+            patch["artifactType"] = json!(patch::ARTIFACT_TYPE);
+            patch["subject"] = subject.clone();
+            patch["annotations"] = annotations;
+            patch
+        };
+        let elsewhere = json!({"org.opencontainers.image.base.name": "r.io/a:v1", level("minor"): fix,
+            "land.oras.csi.patch.minor.ref": "other.example/team/b:latest", level("crit"): fix});
+        self.put(&of(json!({level("minor"): fix})));
+        self.put(&of(elsewhere));
+        self.put(&of(json!({level("critical"): gone})));
+        self.put(&of(json!({})));
+        self.put(&of(json!({level("major"): base})));
+        self.put(&of(json!({level("major"): fix, "land.oras.csi.patch.major.ref": "\u{202e}\u{1b}"})));
+        self.put(&json!({"mediaType": media::OCI_ARTIFACT, "artifactType": patch::ARTIFACT_TYPE, "refers": subject,
+            "annotations": {level("major"): fix}}));
+        for yaml in RECIPES {
+            self.recipes.insert(Digest::sha256_of(yaml.as_bytes()), yaml);
+            let manifest = serde_json::from_slice(&artifact::to_manifest(yaml)).expect("JSON");
+            self.put(&manifest);
+        }
+        self.instructions = self.digests.split_off(known);
+    }
+
     fn put(&mut self, manifest: &Value) -> Digest {
         let text = manifest.to_string();
         let digest = Digest::sha256_of(text.as_bytes());

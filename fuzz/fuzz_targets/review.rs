@@ -19,7 +19,7 @@ use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target};
 use oras_csi_core::keys::{DRIVER, VOLUME_NAME, annotation};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_webhook::ResolverSettings;
+use oras_csi_webhook::{Registries as _, ResolverSettings};
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
@@ -162,6 +162,7 @@ async fn check_admitted(admission: &Admission, namespace: &str, pod: &Value, res
     }
     check_mounts(&after, &ours);
     check_pinned(&after, &ours, response);
+    check_patch(pod, &after);
     assert_eq!(without_ours(pod, pod), without_ours(pod, &after), "only what is ours changes");
 
     // The API server may ask again, and somebody may copy the pod.
@@ -207,7 +208,11 @@ fn name(value: &Value) -> &str {
 /// Whether annotations ask for a volume.
 fn asks(annotations: &Value) -> bool {
     let keys = annotations.as_object().into_iter().flat_map(Map::keys);
-    let mut asking = keys.filter(|key| key.starts_with(annotation::ARTIFACT) || *key == annotation::RECIPE);
+    let is_asking = |key: &&String| {
+        key.starts_with(annotation::ARTIFACT)
+            || [annotation::RECIPE, annotation::PATCH].contains(&key.as_str())
+    };
+    let mut asking = keys.filter(is_asking);
     annotations[annotation::INJECT] != "false" && asking.next().is_some()
 }
 
@@ -258,6 +263,23 @@ fn check_pinned(pod: &Value, ours: &[(String, CanonicalVolume)], response: &Valu
     }
 }
 
+/// The note on the pod says which patch its annotations came to, and there is none without one.
+fn check_patch(before: &Value, after: &Value) {
+    let note = &after["metadata"]["annotations"][annotation::PINNED_PATCH];
+    let annotations = &before["metadata"]["annotations"];
+    match annotations.get(annotation::PATCH) {
+        Some(written) if asks(annotations) => {
+            let is_registry = |host: &str| Administrator.names(host);
+            let written = Reference::parse_knowing(written.as_str().expect("a string"), &is_registry);
+            let written = written.expect("it was let in");
+            let noted: Reference = note.as_str().expect("a note").parse().expect("a reference");
+            assert_eq!((noted.name(), noted.tag()), (written.name(), written.tag()));
+            assert!(written.digest().is_none_or(|digest| noted.digest() == Some(digest)), "{note}");
+        }
+        _ => assert!(note.is_null(), "{note}"),
+    }
+}
+
 /// `pod`, which may be a later one, without what may change of `before`.
 fn without_ours(before: &Value, pod: &Value) -> Value {
     let mut pod = pod.clone();
@@ -269,6 +291,7 @@ fn without_ours(before: &Value, pod: &Value) -> Value {
     if let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) {
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
             annotations.remove(annotation::PINNED);
+            annotations.remove(annotation::PINNED_PATCH);
         }
         remove_empty(metadata, "annotations");
     }

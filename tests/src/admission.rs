@@ -1,6 +1,7 @@
 //! A webhook on the API server with a real registry behind it, and pods to send there.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
@@ -9,7 +10,8 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::cluster::client;
-use crate::parts::repository;
+use crate::parts::{oras_csi, repository};
+use crate::process::run;
 use crate::registry::Distribution;
 use crate::webhook::Webhook;
 
@@ -71,11 +73,24 @@ pub fn push_examples(registry: &Distribution) -> String {
     std::fs::write(folder.path().join("notes.txt"), "notes").expect("writes");
     let files = ["HelloWorldServer.jar:application/java-archive", "notes.txt:text/plain"];
     let digest = registry.push("java-app:v1", folder.path(), &files);
-    for also in
-        ["java-app:latest", "acme/model:v1", "acme/tokenizer:v3", "acme/dataset:2024", "acme/config:v1"]
-    {
+    for also in ["java-app:latest", "acme/tokenizer:v3", "acme/dataset:2024"] {
         registry.push(also, folder.path(), &files);
     }
+    // What is laid over a base has another digest than that.
+    for (level, text) in [("acme/config:v1", "config"), ("acme/model:v1", "model")] {
+        std::fs::write(folder.path().join("notes.txt"), text).expect("writes");
+        registry.push(level, folder.path(), &files);
+    }
+    let certs = registry.certs_d(&["kind-registry:5000"]);
+    let mut patch = Command::new(oras_csi());
+    patch.args(["patch", "kind-registry:5000/java-app:v1", "--push", "kind-registry:5000/java-app:patched"]);
+    patch.args([
+        "--minor",
+        "kind-registry:5000/acme/config:v1",
+        "--major",
+        "kind-registry:5000/acme/model:v1",
+    ]);
+    run(patch.arg("--certs-dir").arg(certs.path()).env("DOCKER_CONFIG", "/nonexistent"));
     digest
 }
 

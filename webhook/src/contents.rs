@@ -3,9 +3,12 @@
 //! Which layers have files is decided in the core (`registry/layer.rs`), for the driver as well.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use oras_csi_core::media_type::{MediaType, essence};
+use oras_csi_core::patch::{self, Instructions, PatchError};
 use oras_csi_core::policy::Found;
+use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::LayerFiles;
 use oras_csi_core::registry::manifest::{Document, Index, LayerDescriptor};
 
@@ -25,6 +28,8 @@ pub(crate) enum Contents {
 pub(crate) struct Image {
     artifact_type: String,
     layers: Vec<LayerKind>,
+    /// The whole manifest, of a patch or of the artifact of a recipe.
+    instructions: Option<Arc<Document>>,
 }
 
 /// The layers of one media type, with or without files in them.
@@ -51,7 +56,12 @@ pub(crate) enum Nothing {
     NestedIndex,
     #[error("is an index of no manifests")]
     EmptyIndex,
+    #[error("is a patch, which has no files of its own")]
+    Patch,
 }
+
+/// What a whole manifest of a few annotations weighs.
+const WHOLE: usize = 16;
 
 impl Contents {
     pub(crate) fn of(document: &Document) -> Self {
@@ -65,15 +75,27 @@ impl Contents {
                 }
                 let kind = |((media_type, has_files), size)| LayerKind { media_type, has_files, size };
                 let layers = kinds.into_iter().map(kind).collect();
-                Self::Image(Image { artifact_type: image.kind().to_owned(), layers })
+                let instructions = Instructions::is_kind(image.kind()).then(|| Arc::new(document.clone()));
+                Self::Image(Image { artifact_type: image.kind().to_owned(), layers, instructions })
             }
+        }
+    }
+
+    /// What it says, where it is a patch or the artifact of a recipe.
+    pub(crate) fn instructions(&self, own: &PinnedReference) -> Result<Instructions, PatchError> {
+        match self {
+            Self::Index(_) => Err(PatchError::Index),
+            Self::Image(image) => match &image.instructions {
+                Some(document) => Instructions::read(own, document),
+                None => Err(PatchError::Kind { kind: image.artifact_type.as_str().into() }),
+            },
         }
     }
 
     /// How much memory it takes, roughly, in layers and index entries.
     pub(crate) fn weight(&self) -> u32 {
         let entries = match self {
-            Self::Image(image) => image.layers.len(),
+            Self::Image(image) => image.layers.len() + image.instructions.as_ref().map_or(0, |_| WHOLE),
             Self::Index(index) => index.entries().len(),
         };
         u32::try_from(entries).unwrap_or(u32::MAX).saturating_add(1)
@@ -95,6 +117,9 @@ impl Image {
 
     /// Whether a layer is left that has files, once `wanted` has chosen.
     pub(crate) fn check(&self, wanted: &[MediaType]) -> Result<(), Nothing> {
+        if self.artifact_type == patch::ARTIFACT_TYPE {
+            return Err(Nothing::Patch);
+        }
         if self.layers.is_empty() {
             return Err(Nothing::NoLayers);
         }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use oras_csi_core::patch::Part;
 use oras_csi_core::registry::RegistryErrorKind;
 use oras_csi_core::text::Shown;
 
@@ -64,12 +65,12 @@ pub enum At<'a> {
         /// The attribute's key.
         key: &'a str,
     },
-    /// A step of a recipe, counted from 1.
+    /// A step of a recipe, or a part of a patch.
     Step {
-        /// The annotation, or the volume with its attribute, that holds the recipe.
+        /// The annotation, or the volume with its attribute, that holds the recipe or names it.
         recipe: RecipeAt<'a>,
         /// Which step.
-        step: usize,
+        step: StepAt,
     },
     /// A namespace as a whole.
     Namespace(&'a str),
@@ -79,6 +80,24 @@ pub enum At<'a> {
     Volume(&'a str),
     /// A field of the pod, by its path as `kubectl explain` takes it.
     Field(&'a str),
+}
+
+/// Which of the artifacts that are named together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepAt {
+    /// A step of a recipe, counted from 1.
+    Number(usize),
+    /// The base or a level of a patch.
+    Part(Part),
+}
+
+impl fmt::Display for StepAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "step {number}"),
+            Self::Part(part) => write!(f, "{part} of the patch"),
+        }
+    }
 }
 
 /// Where a recipe is written.
@@ -111,7 +130,7 @@ impl fmt::Display for At<'_> {
             Self::Attribute { volume, key } => {
                 write!(f, "volume {}, attribute {}", Shown::new(volume), Shown::new(key))
             }
-            Self::Step { recipe, step } => write!(f, "{}, step {step}", recipe.at()),
+            Self::Step { recipe, step } => write!(f, "{}, {step}", recipe.at()),
             Self::Reference => f.write_str("reference"),
             Self::Namespace(name) => write!(f, "namespace {}", Shown::new(name)),
             Self::Volume(name) => write!(f, "volume {}", Shown::new(name)),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use json_patch::jsonptr::{PointerBuf, Token};
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
 use oras_csi_core::keys::{DRIVER, annotation};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::intent::NewMount;
 use crate::view::{Container, Csi, PersistentVolume, Pod};
@@ -40,14 +40,23 @@ pub(crate) enum PlannedSecret<'a> {
     Named(&'a str),
 }
 
-/// The operations that make `pod` have `volumes`, and say so in its annotation `oras.land/pinned`.
-pub(crate) fn plan(pod: &Pod<'_>, volumes: &[PlannedVolume<'_>], pinned: Option<&str>) -> Patch {
+/// What the pod's annotations say of its volumes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PlannedNotes<'a> {
+    /// `oras.land/pinned`.
+    pub(crate) pinned: Option<&'a str>,
+    /// `oras.land/pinned-patch`.
+    pub(crate) patch: Option<&'a str>,
+}
+
+/// The operations that make `pod` have `volumes`, and say so in its annotations.
+pub(crate) fn plan(pod: &Pod<'_>, volumes: &[PlannedVolume<'_>], notes: PlannedNotes<'_>) -> Patch {
     let mut plan = Plan(Vec::new());
     plan.volumes(pod, volumes);
     for (position, container) in pod.containers().iter().enumerate() {
         plan.mounts(position, container, volumes);
     }
-    plan.pinned(pod, pinned);
+    plan.notes(pod, [(annotation::PINNED, notes.pinned), (annotation::PINNED_PATCH, notes.patch)]);
     Patch(plan.0)
 }
 
@@ -174,26 +183,28 @@ impl Plan {
         }
     }
 
-    fn pinned(&mut self, pod: &Pod<'_>, pinned: Option<&str>) {
-        let there = pod.annotation(annotation::PINNED);
-        if there == pinned {
+    /// Makes annotations of ours what they shall be, whatever somebody wrote there.
+    fn notes<const N: usize>(&mut self, pod: &Pod<'_>, notes: [(&'static str, Option<&str>); N]) {
+        let at = |key| [token("metadata"), token("annotations"), token(key)];
+        let mut new = Map::new();
+        for (key, note) in notes {
+            match note {
+                note if pod.annotation(key) == note => {}
+                None => {
+                    let path = PointerBuf::from_tokens(at(key));
+                    self.0.push(PatchOperation::Remove(RemoveOperation { path }));
+                }
+                Some(note) if pod.has_annotations() => self.add(at(key), json!(note)),
+                Some(note) => _ = new.insert(key.to_owned(), json!(note)),
+            }
+        }
+        if new.is_empty() {
             return;
         }
-        let at = || [token("metadata"), token("annotations"), token(annotation::PINNED)];
-        match pinned {
-            None => {
-                let path = PointerBuf::from_tokens(at());
-                self.0.push(PatchOperation::Remove(RemoveOperation { path }));
-            }
-            Some(pinned) if pod.has_annotations() => self.add(at(), json!(pinned)),
-            Some(pinned) => {
-                let annotations = json!({annotation::PINNED: pinned});
-                if pod.has_metadata() {
-                    self.add([token("metadata"), token("annotations")], annotations);
-                } else {
-                    self.add([token("metadata")], json!({"annotations": annotations}));
-                }
-            }
+        if pod.has_metadata() {
+            self.add([token("metadata"), token("annotations")], Value::Object(new));
+        } else {
+            self.add([token("metadata")], json!({"annotations": new}));
         }
     }
 }

@@ -6,11 +6,14 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use oras_csi_core::digest::Digest;
+use oras_csi_core::patch::Level;
+use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_webhook::policy::{Entry, is_policy};
 use rstest::rstest;
 use serde_json::Value;
-use support::{Bench, manifest};
+use support::{Bench, default_manifest, manifest};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
@@ -29,6 +32,18 @@ fn pods(file: &str) -> Vec<Value> {
             },
         )
         .collect()
+}
+
+/// What `patch.yaml` says in its first lines.
+fn patch_java_app(bench: &Bench, base: &Digest) {
+    let at = |text: &str, digest: Digest| Reference::parse(text).unwrap().with_digest(digest);
+    let of = |text: &str| at(text, bench.registry.store(&default_manifest(text)));
+    let levels = [
+        (Level::Minor, of("kind-registry:5000/acme/config:v1")),
+        (Level::Major, of("kind-registry:5000/acme/model:v1")),
+    ];
+    let base = at("kind-registry:5000/java-app:v1", base.clone());
+    bench.registry.tag_patch("kind-registry:5000/java-app:patched", &base, &levels);
 }
 
 #[rstest]
@@ -53,6 +68,9 @@ fn pods(file: &str) -> Vec<Value> {
 #[case("inline-volume-plain-http.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[case("inline-volume-actions.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
     "kind-registry:5000/acme/model:v1@"])]
+#[case("patch.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@", "kind-registry:5000/acme/config:v1@"])]
+#[case("inline-volume-patch.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
+    "kind-registry:5000/acme/config:v1@", "kind-registry:5000/acme/model:v1@"])]
 #[case("inline-volume-named.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
 #[tokio::test]
 async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[case] references: &[&str]) {
@@ -70,7 +88,8 @@ async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[ca
     bench.policies.set_files(policies);
     let mut jar = manifest(&[("application/java-archive", Some("HelloWorldServer.jar"))]);
     jar["artifactType"] = "application/vnd.unknown.artifact.v1".into();
-    bench.registry.tag("kind-registry:5000/java-app:v1", &jar);
+    let digest = bench.registry.tag("kind-registry:5000/java-app:v1", &jar);
+    patch_java_app(&bench, &digest);
     assert_eq!(has_policies, file.starts_with("policy-"));
     for pod in pods(file) {
         let after = bench.admitted(&pod).await;

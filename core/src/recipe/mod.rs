@@ -7,6 +7,7 @@
 //! Architecture Invariant: [`PinnedRecipe`] is the only way to make or read canonical JSON. What it prints it
 //! reads, and it reads nothing else.
 
+pub mod artifact;
 mod raw;
 
 use crate::digest::Digest;
@@ -216,7 +217,8 @@ pub enum RecipeError {
 }
 
 impl RecipeError {
-    const LONGEST: usize = 64 * 1024;
+    /// The most bytes of a recipe's text.
+    pub const LONGEST: usize = 64 * 1024;
     const MOST_STEPS: usize = 256;
 }
 

@@ -170,6 +170,12 @@ impl Reference {
         format!("{}/{}", self.registry, self.repository)
     }
 
+    /// The same reference, with its tag, at `digest`.
+    #[must_use]
+    pub fn with_digest(&self, digest: Digest) -> Self {
+        Self { digest: Some(digest), ..self.clone() }
+    }
+
     /// The same repository at `digest`; the tag is left behind.
     pub fn pin(&self, digest: Digest) -> PinnedReference {
         PinnedReference { registry: self.registry.clone(), repository: self.repository.clone(), digest }

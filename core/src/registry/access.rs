@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{BlobStream, Descriptor, ManifestDocument, Registry, RegistryError, RegistryErrorKind};
+use super::{
+    BlobStream, Descriptor, IndexEntry, ManifestDocument, Registry, RegistryError, RegistryErrorKind,
+};
 use crate::credentials::{Administrator, Credential, DockerConfig};
 use crate::reference::{PinnedReference, Reference, RegistryHost};
 use crate::text::Shown;
@@ -253,6 +255,13 @@ impl Registry for Access {
     ) -> Result<BlobStream, RegistryError> {
         self.ask(reference.registry(), reference.repository(), |registry| async move {
             registry.blob(reference, blob, offset).await
+        })
+        .await
+    }
+
+    async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
+        self.ask(subject.registry(), subject.repository(), |registry| async move {
+            registry.referrers(subject).await
         })
         .await
     }

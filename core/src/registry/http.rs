@@ -6,9 +6,11 @@
 //! retries nor more than one mirror.
 
 mod answer;
+mod referrers;
 mod request;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +21,10 @@ use futures_util::{TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use url::Url;
 
-use self::answer::{check_part, content_type, described, expect_ok, head_may_lie, skipped, told_digest};
+use self::answer::{
+    MANIFESTS, check_part, content_type, described, expect_ok, head_may_lie, skipped, told_digest,
+};
+pub(in crate::registry) use self::referrers::referrers_tag;
 use self::request::{Capability, Discretion, Turn};
 use super::auth::Tokens;
 use super::body;
@@ -29,8 +34,8 @@ use super::proxy::Proxies;
 use super::retry;
 use super::transport::{Answer, Bounds, Place, Transport};
 use super::{
-    BlobStream, Descriptor, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
-    RegistryErrorKind, media,
+    BlobStream, Descriptor, IndexEntry, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
+    RegistryErrorKind,
 };
 use crate::credentials::Credential;
 use crate::digest::Digest;
@@ -162,6 +167,12 @@ impl HttpRegistry {
         let inner = Arc::new(Inner { hosts, settings, tokens: Tokens::default(), transport });
         Self { inner, credential: Credential::Anonymous }
     }
+
+    /// The same registries in the name of another credential.
+    #[must_use]
+    pub fn in_the_name_of(&self, credential: Credential) -> Self {
+        Self { inner: Arc::clone(&self.inner), credential }
+    }
 }
 
 impl std::fmt::Debug for HttpRegistry {
@@ -239,6 +250,18 @@ impl Registry for HttpRegistry {
             }
         }
         Err(outcome)
+    }
+
+    async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
+        let route = self.inner.route(subject.registry(), subject.repository(), &self.credential).await?;
+        let mut errors = Vec::new();
+        for turn in route.turns(Capability::Resolve) {
+            match self.inner.referrers(&turn, subject.digest()).await {
+                Ok(entries) => return Ok(entries),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(route.outcome(errors, Capability::Resolve))
     }
 
     async fn part(
@@ -402,6 +425,5 @@ fn any_type() -> HeaderMap {
 
 /// Everything that a reference may name, so that no registry converts anything.
 fn accept() -> HeaderMap {
-    let types = [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST];
-    types.into_iter().map(|media_type| (header::ACCEPT, HeaderValue::from_static(media_type))).collect()
+    MANIFESTS.into_iter().map(|media_type| (header::ACCEPT, HeaderValue::from_static(media_type))).collect()
 }

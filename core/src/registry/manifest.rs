@@ -3,6 +3,9 @@
 //! OCI image-spec 1.1 (manifest.md, image-index.md, descriptor.md) and Docker's schema 2 manifest and
 //! manifest list, which have the same shape. What a manifest says about itself must agree with how it
 //! came: a document that is an image to one reader and an index to another (CVE-2021-41190) is refused.
+//!
+//! The artifact manifest of image-spec 1.1's first candidates is read for patches alone ([`crate::patch`]), where
+//! earlier tools wrote it: as an image without layers, whose subject may be called `refers`.
 
 mod fields;
 #[cfg(test)]
@@ -16,6 +19,7 @@ use serde_json::Value;
 use self::fields::Object;
 use super::{Descriptor, Printable, json, media};
 use crate::digest::Digest;
+use crate::patch;
 use crate::platform::Platform;
 
 /// The most layers of an image, and the most manifests of an index.
@@ -145,11 +149,15 @@ impl Document {
         let kind = Kind::of(media_type, &top)?;
         match top.map.get("schemaVersion") {
             Some(Value::Number(version)) if version.as_u64() == Some(2) => {}
+            None if kind == Kind::Artifact => {}
             _ => return Err(top.problem("schemaVersion", "is not 2")),
         }
         let artifact_type = top.media_type("artifactType")?;
         let subject = top.descriptor_at("subject")?;
         let annotations = top.annotations()?;
+        if kind == Kind::Artifact {
+            return ImageManifest::earlier(&top, artifact_type, subject, annotations).map(Self::Image);
+        }
         if kind.is_index() {
             let entries = top.list("manifests", IndexEntry::read)?;
             Ok(Self::Index(Index {
@@ -177,6 +185,27 @@ impl Document {
 }
 
 impl ImageManifest {
+    /// A patch in the form of an artifact manifest, which has no config and, being a patch, nothing in it.
+    fn earlier(
+        top: &Object<'_>,
+        artifact_type: Option<String>,
+        subject: Option<Descriptor>,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Self, ManifestError> {
+        match top.map.get("blobs") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(blobs)) if blobs.is_empty() => {}
+            Some(_) => return Err(top.problem("blobs", "is not empty, and a patch has none")),
+        }
+        let refers = top.descriptor_at("refers")?;
+        if subject.is_some() && refers.is_some() && subject != refers {
+            return Err(ManifestError::Ambiguous("its subject and what it refers to differ".into()));
+        }
+        let config = Descriptor::new(media::EMPTY, Digest::sha256_of(b"{}"), 2);
+        let (media_type, layers) = (media::OCI_ARTIFACT, Vec::new());
+        Ok(Self { media_type, config, artifact_type, layers, subject: subject.or(refers), annotations })
+    }
+
     /// The config blob; the empty JSON object for most artifacts.
     pub fn config(&self) -> &Descriptor {
         &self.config
@@ -359,6 +388,8 @@ enum Kind {
     OciIndex,
     DockerManifest,
     DockerList,
+    /// The artifact manifest of the candidates for image-spec 1.1.
+    Artifact,
 }
 
 impl Kind {
@@ -368,6 +399,7 @@ impl Kind {
             Self::OciIndex => media::OCI_INDEX,
             Self::DockerManifest => media::DOCKER_MANIFEST,
             Self::DockerList => media::DOCKER_LIST,
+            Self::Artifact => media::OCI_ARTIFACT,
         }
     }
 
@@ -381,6 +413,7 @@ impl Kind {
             media::OCI_INDEX => Ok(Self::OciIndex),
             media::DOCKER_MANIFEST => Ok(Self::DockerManifest),
             media::DOCKER_LIST => Ok(Self::DockerList),
+            media::OCI_ARTIFACT => Ok(Self::Artifact),
             other => Err(ManifestError::Unsupported(other.into())),
         }
     }
@@ -402,7 +435,12 @@ impl Kind {
         };
         let has = |name: &str| top.map.get(name).is_some_and(|value| !value.is_null());
         let (image, index) = (has("layers") || has("config"), has("manifests"));
-        if (image && index) || has("fsLayers") || has("blobs") {
+        let is_artifact = kind == Some(Self::Artifact);
+        if is_artifact && top.text("artifactType")?.as_deref() != Some(patch::ARTIFACT_TYPE) {
+            return Err(ManifestError::Unsupported(media::OCI_ARTIFACT.into()));
+        }
+        let other = if is_artifact { image || index } else { has("blobs") };
+        if (image && index) || has("fsLayers") || other {
             return Err(ManifestError::Ambiguous(
                 "it has the fields of more than one kind of manifest".into(),
             ));

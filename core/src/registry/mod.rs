@@ -18,6 +18,7 @@ pub mod hosts;
 pub mod http;
 pub mod layer;
 pub mod manifest;
+pub mod publish;
 pub mod push;
 
 mod auth;
@@ -48,6 +49,7 @@ pub use self::layer::LayerFiles;
 pub use self::manifest::{
     Document, EntryPlatform, ImageManifest, Index, IndexEntry, LayerDescriptor, ManifestError, SelectError,
 };
+pub use self::publish::{Publication, PublishError, Publisher};
 pub use self::push::{Artifact, Content, PushError, PushLayer, Pusher};
 
 /// Media types of what a reference can name, in the order of the `Accept` header.
@@ -60,6 +62,8 @@ pub mod media {
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     /// Docker image manifest list.
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// The artifact manifest of the candidates for OCI image-spec 1.1: read for patches alone.
+    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
     /// OCI image-spec, manifest.md, "Guidance for an Empty Descriptor".
     pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 }
@@ -86,6 +90,15 @@ pub trait Registry: Send + Sync + 'static {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, RegistryError>;
+
+    /// The manifests that are attached to one (OCI distribution-spec, "Listing Referrers"): by the referrers API, or
+    /// by the referrers tag where a registry has no such API. Bounded, and of any artifact type.
+    async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
+        Err(RegistryError::NotAllowed {
+            at: Printable::new(&subject.to_string()),
+            words: "what is attached to it is not listed here".into(),
+        })
+    }
 
     /// The bytes `range` of a blob, and no others, so that several parts come side by side; `None` where the registry
     /// gives no parts (RFC 9110, 14.2, lets it answer with everything): then [`Self::blob`] is the way.

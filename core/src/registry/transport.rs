@@ -158,7 +158,7 @@ pub(super) struct Bounds {
     pub(super) redirects: u8,
 }
 
-/// A request. GET and HEAD may be redirected; one with a body, which carries a secret, may not.
+/// A request. GET and HEAD may be redirected; one with a body, which may carry a secret, may not.
 pub(super) struct Call<'a> {
     pub(super) method: Method,
     pub(super) url: Url,
@@ -168,6 +168,8 @@ pub(super) struct Call<'a> {
     pub(super) authorization: Option<HeaderValue>,
     /// A form (`application/x-www-form-urlencoded`).
     pub(super) form: Option<Bytes>,
+    /// Content to be kept, whose type is among `headers`.
+    pub(super) body: Option<Bytes>,
     /// Whose configuration is used. Its headers and its client certificate go to its own origin only.
     pub(super) endpoint: &'a Endpoint,
     /// Addresses that are dialled whatever they are.
@@ -286,14 +288,18 @@ impl Transport {
                 headers.insert(header::AUTHORIZATION, authorization.clone());
             }
             let permit = self.permit(&url, &place, call.deadline).await?;
-            let form = call.form.as_ref();
-            let hop = Hop { method: &call.method, url: &url, headers, form, own, place: &place };
+            let (form, body) = (call.form.as_ref(), call.body.as_ref());
+            let hop = Hop { method: &call.method, url: &url, headers, form, body, own, place: &place };
             let response = self.hop(hop, call.endpoint, call.named, call.deadline).await?;
             if !is_redirect(response.status()) {
                 return Ok(Answer { response, place, redirected, permit });
             }
             if call.form.is_some() {
                 let words = "redirected with a secret in the request, which is not followed";
+                return Err(Failure::last(place.not_allowed(words)));
+            }
+            if call.body.is_some() {
+                let words = "redirected while it is written to, which is not followed";
                 return Err(Failure::last(place.not_allowed(words)));
             }
             url = next_url(&url, &response, &place).map_err(Failure::last)?;
@@ -341,6 +347,9 @@ impl Transport {
         if let Some(form) = hop.form {
             let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
             request = request.header(header::CONTENT_TYPE, kind).body(form.clone());
+        }
+        if let Some(body) = hop.body {
+            request = request.body(body.clone());
         }
         let started = Instant::now();
         let until = deadline.min(started + self.bounds.answer);
@@ -405,6 +414,7 @@ struct Hop<'a> {
     url: &'a Url,
     headers: HeaderMap,
     form: Option<&'a Bytes>,
+    body: Option<&'a Bytes>,
     own: bool,
     place: &'a Place,
 }

@@ -1,5 +1,6 @@
 //! What a pod asks for, as far as it is known without asking anybody.
 
+use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 
@@ -13,19 +14,26 @@ use crate::policy::judge::{Findings, Opinion, opinions};
 #[derive(Clone, Debug)]
 pub struct AskedVolume {
     name: String,
+    patch: Option<Asked>,
     references: Vec<Asked>,
     pinned: Option<CanonicalVolume>,
 }
 
 impl AskedVolume {
     /// With what policies say of it.
-    pub(super) fn new(volume: VolumeIntent, book: &Rulebook, metrics: &Metrics) -> Self {
-        let ask = |named: Named| {
+    pub(super) fn new(volume: &VolumeIntent, book: &Rulebook, metrics: &Metrics) -> Self {
+        let ask = |named: Named, digest: Option<Digest>| {
             let denial = Findings::default().check_name(book, &named, metrics).err();
-            Asked { denial, opinions: opinions(book, &named.reference), named }
+            Asked { denial, opinions: opinions(book, &named.reference), named, digest }
         };
-        let references = volume.references().into_iter().map(ask).collect();
-        Self { references, pinned: volume.pinned(), name: volume.name }
+        let references = volume.references().into_iter();
+        let references = references.map(|named| {
+            let digest = named.reference.digest().cloned();
+            ask(named, digest)
+        });
+        let references = references.collect();
+        let patch = volume.patch().map(|named| ask(named, volume.patch_digest()));
+        Self { patch, references, pinned: volume.pinned(), name: volume.name.clone() }
     }
 
     /// Its name in the pod, or that of the `PersistentVolume`.
@@ -33,7 +41,17 @@ impl AskedVolume {
         &self.name
     }
 
-    /// Its references, in the order of their steps.
+    /// The patch, or the artifact of a recipe, that says what is in it.
+    pub fn patch(&self) -> Option<&Asked> {
+        self.patch.as_ref()
+    }
+
+    /// All that is named for it.
+    pub fn names(&self) -> impl Iterator<Item = &Asked> {
+        self.patch.iter().chain(&self.references)
+    }
+
+    /// Its references, in the order of their steps; of a patch that nobody has read yet, at most its base.
     pub fn references(&self) -> &[Asked] {
         &self.references
     }
@@ -48,6 +66,7 @@ impl AskedVolume {
 #[derive(Clone, Debug)]
 pub struct Asked {
     named: Named,
+    digest: Option<Digest>,
     denial: Option<Denial>,
     opinions: Vec<Opinion>,
 }
@@ -61,6 +80,11 @@ impl Asked {
     /// The reference.
     pub fn reference(&self) -> &Reference {
         &self.named.reference
+    }
+
+    /// Its digest, where it is known without asking again.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
     }
 
     /// The refusal of the policies, where they have one.

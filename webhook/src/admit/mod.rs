@@ -2,6 +2,7 @@
 //! what was found, patch. Nothing of a pod that policy refuses ever reaches a registry.
 
 mod asked;
+mod expand;
 mod notes;
 mod outcome;
 mod revision;
@@ -23,7 +24,7 @@ use crate::credentials::CredentialSources;
 use crate::denial::{At, Denial};
 use crate::intent::{self, Intent, Registries, VolumeIntent};
 use crate::metrics::{Metrics, RequestOutcome};
-use crate::patch;
+use crate::patch::{self, PlannedNotes};
 use crate::pins::Pins;
 use crate::policy::Policies;
 use crate::policy::judge::{Opinion, opinions, opinions_of_contents};
@@ -145,7 +146,7 @@ impl Admission {
     }
 
     fn answer(&self, review: &Review, outcome: Outcome) -> ReviewResponse {
-        let Outcome { patch, warnings, pinned, volumes: _, mut audit } = outcome;
+        let Outcome { patch, warnings, pinned, volumes: _, intents: _, mut audit } = outcome;
         self.metrics.request(match (&pinned, patch.0.is_empty()) {
             (_, false) => RequestOutcome::Patched,
             (Some(_), true) => RequestOutcome::Unchanged,
@@ -170,7 +171,8 @@ impl Admission {
             return Ok(Vec::new());
         }
         let intent = intent::read(&pod, self.registries.as_ref())?;
-        self.judge_names(intent.volumes, namespace, deadline).await
+        let volumes: Vec<_> = intent.volumes.into_iter().map(Arc::new).collect();
+        self.judge_names(&volumes, namespace, deadline).await
     }
 
     /// The same of a `PersistentVolume`.
@@ -182,12 +184,22 @@ impl Admission {
         let Some(volume) = PersistentVolume::read(volume)? else { return Ok(Vec::new()) };
         let (intent, namespace) =
             intent::read_persistent(&volume, self.registries.as_ref(), &mut Vec::new())?;
-        self.judge_names(vec![intent], namespace, deadline).await
+        self.judge_names(&[Arc::new(intent)], namespace, deadline).await
+    }
+
+    /// The same, once patches and the artifacts of recipes were read.
+    pub async fn asked_in_all(
+        &self,
+        outcome: &Outcome,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<AskedVolume>, Denial> {
+        self.judge_names(&outcome.intents, namespace, deadline).await
     }
 
     async fn judge_names(
         &self,
-        volumes: Vec<VolumeIntent>,
+        volumes: &[Arc<VolumeIntent>],
         namespace: &str,
         deadline: Deadline,
     ) -> Result<Vec<AskedVolume>, Denial> {
@@ -195,7 +207,7 @@ impl Admission {
             return Ok(Vec::new());
         }
         let book = self.policies.rulebook(namespace, deadline).await?;
-        Ok(volumes.into_iter().map(|volume| AskedVolume::new(volume, &book, &self.metrics)).collect())
+        Ok(volumes.iter().map(|volume| AskedVolume::new(volume, &book, &self.metrics)).collect())
     }
 
     /// What policies say of a reference in a namespace.
@@ -255,10 +267,14 @@ impl Admission {
         let revision = pins.and_then(|pins| Revision::of(pins, &pod, namespace, writes, deadline));
         let (holder, revision) = (Holder::pod(namespace), revision.as_ref());
         let case = Case { namespace, holder, pod: Some(&pod), revision, notes: &notes, deadline };
-        let settled =
-            if volumes.is_empty() { Settled::default() } else { self.settle(&volumes, &case).await? };
-        let pinned = settled.pinned();
-        let patch = patch::plan(&pod, &settled.planned(), pinned.as_deref());
+        let settled = if volumes.is_empty() {
+            Settled::default()
+        } else {
+            self.settle(volumes.into_iter().map(Arc::new).collect(), &case).await?
+        };
+        let (pinned, patch) = (settled.pinned(), settled.pinned_patch());
+        let noted = PlannedNotes { pinned: pinned.as_deref(), patch: patch.as_deref() };
+        let patch = patch::plan(&pod, &settled.planned(), noted);
         Ok(settled.outcome(patch, warnings, pinned))
     }
 
@@ -271,10 +287,10 @@ impl Admission {
         let Some(volume) = PersistentVolume::read(object)? else { return Ok(Outcome::untouched()) };
         let mut warnings = Vec::new();
         let (intent, namespace) = intent::read_persistent(&volume, self.registries.as_ref(), &mut warnings)?;
-        let (volumes, notes) = (vec![intent], Notes::default());
+        let (volumes, notes) = (vec![Arc::new(intent)], Notes::default());
         let holder = Holder::claim(namespace, volume.handle);
         let case = Case { namespace, holder, pod: None, revision: None, notes: &notes, deadline };
-        let settled = self.settle(&volumes, &case).await?;
+        let settled = self.settle(volumes, &case).await?;
         let pinned = settled.pinned();
         let planned = settled.planned();
         let patches = planned.iter().map(|planned| patch::plan_persistent(&volume, planned, namespace).0);

@@ -1,4 +1,5 @@
-//! `oras.land/pinned`: what each volume was pinned to, for people and for tools.
+//! `oras.land/pinned`: what each volume was pinned to, for people and for tools; and `oras.land/pinned-patch`: what the
+//! patch was pinned to that the annotations name.
 
 use std::collections::BTreeMap;
 
@@ -16,17 +17,29 @@ pub(super) fn line(reference: &Reference, digest: &Digest) -> String {
     }
 }
 
-/// What `oras.land/pinned` said when the pod came: of use only for the tags beside digests that the pod
-/// really has.
+/// What our annotations said when the pod came: of use only for the tags beside digests that the pod really has, and
+/// for a patch that says just that.
 #[derive(Default)]
-pub(super) struct Notes(BTreeMap<String, Vec<Option<Reference>>>);
+pub(super) struct Notes {
+    lines: BTreeMap<String, Vec<Option<Reference>>>,
+    patch: Option<Reference>,
+}
 
 impl Notes {
     pub(super) fn read(pod: &Pod<'_>) -> Self {
         let text = pod.annotation(annotation::PINNED).unwrap_or("{}");
         let written: BTreeMap<String, Vec<String>> = serde_json::from_str(text).unwrap_or_default();
         let parse = |lines: Vec<String>| lines.iter().map(|line| line.parse().ok()).collect();
-        Self(written.into_iter().map(|(volume, lines)| (volume, parse(lines))).collect())
+        let lines = written.into_iter().map(|(volume, lines)| (volume, parse(lines))).collect();
+        let patch = pod.annotation(annotation::PINNED_PATCH).and_then(|text| text.parse().ok());
+        Self { lines, patch }
+    }
+
+    /// What the patch that is written was pinned to before.
+    pub(super) fn patch(&self, written: &Reference) -> Option<&Digest> {
+        let noted = self.patch.as_ref()?;
+        let is_it = noted.name() == written.name() && noted.tag() == written.tag();
+        noted.digest().filter(|_| is_it)
     }
 
     /// The line of a step of a volume that has `pinned` there.
@@ -56,7 +69,7 @@ impl Notes {
                 && noted.repository() == pinned.repository()
                 && noted.digest() == Some(pinned.digest())
         };
-        let lines = self.0.get(volume).map(Vec::as_slice).unwrap_or_default();
+        let lines = self.lines.get(volume).map(Vec::as_slice).unwrap_or_default();
         lines.get(step).and_then(Option::as_ref).filter(is_it)
     }
 }

@@ -1,17 +1,22 @@
 //! What an admission comes to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use json_patch::Patch;
 use oras_csi_core::volume::CanonicalVolume;
 
+use crate::intent::VolumeIntent;
+
 /// What becomes of a pod or a `PersistentVolume` that is admitted.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     pub(super) patch: Patch,
     pub(super) warnings: Vec<String>,
     pub(super) pinned: Option<String>,
     pub(super) volumes: Vec<(String, CanonicalVolume)>,
+    /// What the volumes were asked with, patches and recipes read.
+    pub(super) intents: Vec<Arc<VolumeIntent>>,
     pub(super) audit: BTreeMap<String, String>,
 }
 
@@ -22,6 +27,7 @@ impl Outcome {
             warnings: Vec::new(),
             pinned: None,
             volumes: Vec::new(),
+            intents: Vec::new(),
             audit: BTreeMap::new(),
         }
     }

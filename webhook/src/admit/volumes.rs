@@ -1,6 +1,7 @@
 //! From what volumes shall hold to canonical volumes with their seals.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 use json_patch::Patch;
@@ -14,11 +15,12 @@ use oras_csi_core::volume::CanonicalVolume;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
+use super::expand::Expanded;
 use super::notes::{Notes, line};
 use super::revision::{Fixed, Fresh, Revision};
 use super::{Admission, Outcome};
 use crate::denial::{At, Code, Denial};
-use crate::intent::{Content, Origin, VolumeIntent, Wanted};
+use crate::intent::{Content, Origin, ReadFrom, VolumeIntent, Wanted};
 use crate::patch::{PlannedSecret, PlannedVolume};
 use crate::policy::Rulebook;
 use crate::policy::judge::Findings;
@@ -46,23 +48,33 @@ pub(super) struct Case<'a> {
 }
 
 /// Who may ask for volumes.
-struct Credentials<'a> {
+pub(super) struct Credentials<'a> {
     /// One a volume, in their order.
-    keyrings: &'a [Keyring],
+    pub(super) keyrings: &'a [Keyring],
     /// Why some may be missing.
     problems: Option<&'a str>,
 }
 
+impl Credentials<'_> {
+    /// A denial, with why credentials may be missing where that may be the reason.
+    pub(super) fn explain(&self, denial: Denial) -> Denial {
+        match self.problems {
+            Some(problems) if denial.is_of_rights() => denial.because(problems),
+            _ => denial,
+        }
+    }
+}
+
 /// Volumes that nothing stands in the way of any more.
 #[derive(Default)]
-pub(super) struct Settled<'a> {
-    volumes: Vec<Pinned<'a>>,
+pub(super) struct Settled {
+    volumes: Vec<Pinned>,
     findings: Findings,
 }
 
 /// A volume with its digests and its seal.
-struct Pinned<'a> {
-    intent: &'a VolumeIntent,
+struct Pinned {
+    intent: Arc<VolumeIntent>,
     canonical: CanonicalVolume,
     secret: NeededSecret,
     /// Its references as `oras.land/pinned` shows them.
@@ -72,7 +84,7 @@ struct Pinned<'a> {
     fresh: Vec<Fresh>,
 }
 
-impl Pinned<'_> {
+impl Pinned {
     fn planned(&self) -> PlannedVolume<'_> {
         PlannedVolume {
             name: &self.intent.name,
@@ -102,12 +114,23 @@ impl NeededSecret {
     }
 }
 
-impl Settled<'_> {
+impl Settled {
     /// The value of `oras.land/pinned`.
     pub(super) fn pinned(&self) -> Option<String> {
         let lines = self.volumes.iter().map(|volume| (volume.intent.name.clone(), volume.lines.clone()));
         let lines: BTreeMap<String, Vec<String>> = lines.collect();
         if lines.is_empty() { None } else { Some(Value::from_iter(lines).to_string()) }
+    }
+
+    /// The value of `oras.land/pinned-patch`: what is noted is the annotations' alone.
+    pub(super) fn pinned_patch(&self) -> Option<String> {
+        let of_annotations = self.volumes.iter().find(|volume| volume.intent.of_annotations)?;
+        match &of_annotations.intent.content {
+            Content::Wanted(Wanted { read_from: Some(from), .. }) => {
+                Some(line(&from.reference, &from.digest))
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn planned(&self) -> Vec<PlannedVolume<'_>> {
@@ -120,6 +143,7 @@ impl Settled<'_> {
         for volume in volumes {
             outcome.warnings.extend(volume.warnings);
             outcome.volumes.push((volume.intent.name.clone(), volume.canonical));
+            outcome.intents.push(volume.intent);
         }
         outcome.warnings.extend(findings.take_warnings());
         outcome.audit = findings.into_audit();
@@ -128,15 +152,16 @@ impl Settled<'_> {
 }
 
 impl Admission {
-    /// Policy on names, credentials, digests, policy on contents, seals: in this order.
-    pub(super) async fn settle<'a>(
+    /// Policy on names, credentials, patches, policy on what they name, digests, policy on contents, seals: in this
+    /// order.
+    pub(super) async fn settle(
         &self,
-        volumes: &'a [VolumeIntent],
+        volumes: Vec<Arc<VolumeIntent>>,
         case: &Case<'_>,
-    ) -> Result<Settled<'a>, Denial> {
+    ) -> Result<Settled, Denial> {
         let mut findings = Findings::default();
         let book = self.policies.rulebook(case.namespace, case.deadline).await?;
-        for named in volumes.iter().flat_map(VolumeIntent::references) {
+        for named in volumes.iter().flat_map(|volume| volume.names()) {
             findings.check_name(&book, &named, &self.metrics)?;
         }
         tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
@@ -147,17 +172,15 @@ impl Admission {
         let problems = purse.problems();
         let credentials = Credentials { keyrings: &keyrings, problems: problems.as_deref() };
         let mut fixed = Fixed::new();
-        if let Some(revision) = case.revision {
-            let tags = volumes.iter().filter_map(|volume| match &volume.content {
-                Content::Wanted(wanted) => Some(wanted.steps()),
-                Content::Canonical(_) => None,
-            });
-            let tags = tags.flatten().map(|(reference, origin)| (reference.clone(), origin.clone()));
-            fixed = revision.find(&tags.collect::<Vec<_>>()).await?;
-        }
+        self.find_pins(&volumes, &mut fixed, case).await?;
         for _ in 0..MOST_ROUNDS {
-            let findings = findings.clone();
-            let mut settled = self.round(volumes, &credentials, &book, &fixed, case, findings).await?;
+            let mut findings = findings.clone();
+            let volumes = self.expand(&volumes, &credentials, &mut fixed, case).await?;
+            for named in volumes.iter().filter_map(Expanded::new_names).flatten() {
+                findings.check_name(&book, &named, &self.metrics)?;
+            }
+            let volumes: Vec<_> = volumes.into_iter().map(Expanded::into_intent).collect();
+            let mut settled = self.round(&volumes, &credentials, &book, &fixed, case, findings).await?;
             if let Some(revision) = case.revision {
                 let fresh = settled.volumes.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
                 let others = revision.keep(&fresh.collect::<Vec<_>>()).await?;
@@ -177,24 +200,34 @@ impl Admission {
         Err(Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead))
     }
 
-    /// Each volume with its digests, and what policies say of those; no seals yet.
-    async fn round<'a>(
+    /// Looks for what the revision has for the tags of volumes.
+    pub(super) async fn find_pins(
         &self,
-        volumes: &'a [VolumeIntent],
+        volumes: &[Arc<VolumeIntent>],
+        fixed: &mut Fixed,
+        case: &Case<'_>,
+    ) -> Result<(), Denial> {
+        let Some(revision) = case.revision else { return Ok(()) };
+        let written = volumes.iter().filter(|volume| !matches!(volume.content, Content::Canonical(_)));
+        let tags = written.flat_map(|volume| volume.names()).map(|named| (named.reference, named.origin));
+        let tags: Vec<_> = tags.filter(|(reference, _)| !fixed.contains_key(reference)).collect();
+        fixed.extend(revision.find(&tags).await?);
+        Ok(())
+    }
+
+    /// Each volume with its digests, and what policies say of those; no seals yet.
+    async fn round(
+        &self,
+        volumes: &[Arc<VolumeIntent>],
         credentials: &Credentials<'_>,
         book: &Rulebook,
         fixed: &Fixed,
         case: &Case<'_>,
         mut findings: Findings,
-    ) -> Result<Settled<'a>, Denial> {
+    ) -> Result<Settled, Denial> {
         let lookups = volumes.iter().zip(credentials.keyrings).map(|(volume, keyring)| async move {
-            match self.pin(volume, keyring, fixed, case).await {
-                Ok(pinned) => Ok((pinned, keyring)),
-                Err(denial) => Err(match credentials.problems {
-                    Some(problems) if denial.is_of_rights() => denial.because(problems),
-                    _ => denial,
-                }),
-            }
+            let pinned = self.pin(volume, keyring, fixed, case).await;
+            pinned.map(|pinned| (pinned, keyring)).map_err(|denial| credentials.explain(denial))
         });
         // Collected first: a stream of closures that borrow is not `Send` to the compiler.
         let lookups: Vec<_> = lookups.collect();
@@ -214,7 +247,7 @@ impl Admission {
     async fn check_contents(
         &self,
         book: &Rulebook,
-        pinned: &Pinned<'_>,
+        pinned: &Pinned,
         keyring: &Keyring,
         findings: &mut Findings,
         deadline: Deadline,
@@ -235,13 +268,13 @@ impl Admission {
     }
 
     /// The canonical volume of an intent.
-    async fn pin<'a>(
+    async fn pin(
         &self,
-        intent: &'a VolumeIntent,
+        intent: &Arc<VolumeIntent>,
         keyring: &Keyring,
         fixed: &Fixed,
         case: &Case<'_>,
-    ) -> Result<Pinned<'a>, Denial> {
+    ) -> Result<Pinned, Denial> {
         let written;
         let (wanted, is_written) = match &intent.content {
             Content::Canonical(there) if self.keeps(there, case.holder) => {
@@ -253,27 +286,35 @@ impl Admission {
                 written = Wanted::of_canonical(there, &intent.name);
                 (&written, true)
             }
-            Content::Wanted(wanted) => match intent
-                .earlier
-                .as_ref()
-                .filter(|there| is_that(intent, wanted, there, case.notes))
-            {
-                Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
-                    return Ok(kept(intent, there, case.notes));
+            Content::Patched(patched) => return Err(patched.unreadable("was not read")),
+            Content::Wanted(wanted) => {
+                match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
+                    Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
+                        return Ok(kept(intent, there, case.notes));
+                    }
+                    // `oras-csi render` wrote it, and somebody keeps its digests in Git.
+                    Some(there) if there.seal().is_none() => {
+                        let Wanted { recipe, .. } = Wanted::of_canonical(there, &intent.name);
+                        let (origins, read_from) = (wanted.origins.clone(), wanted.read_from.clone());
+                        written = Wanted { recipe, origins, label: None, past_cache: false, read_from };
+                        (&written, true)
+                    }
+                    _ => (wanted, false),
                 }
-                // `oras-csi render` wrote it, and somebody keeps its digests in Git.
-                Some(there) if there.seal().is_none() => {
-                    let Wanted { recipe, .. } = Wanted::of_canonical(there, &intent.name);
-                    written =
-                        Wanted { recipe, origins: wanted.origins.clone(), label: None, past_cache: false };
-                    (&written, true)
-                }
-                _ => (wanted, false),
-            },
+            }
         };
         let found = self.resolve(wanted, keyring, fixed, case).await?;
         let (digests, secret) = self.one_secret(intent, wanted, keyring, fixed, found, case).await?;
         let (mut lines, mut warnings, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+        if let Some(from) = &wanted.read_from {
+            check_base(from, wanted, &digests)?;
+            from.tell(&mut warnings);
+            if from.is_fresh {
+                let (reference, digest, origin) =
+                    (from.reference.clone(), from.digest.clone(), from.origin.clone());
+                fresh.push(Fresh { reference, digest, origin });
+            }
+        }
         for (step, ((reference, origin), digest)) in wanted.steps().zip(&digests).enumerate() {
             let pinned = reference.pin(digest.clone());
             lines.push(if is_written {
@@ -296,6 +337,7 @@ impl Admission {
         let recipe = wanted.recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
         let canonical = CanonicalVolume::new(wanted.label.as_deref(), recipe)
             .map_err(|error| Denial::rewrite(at, None, error, ""))?;
+        let intent = Arc::clone(intent);
         Ok(Pinned { intent, canonical, secret, lines, warnings, fresh })
     }
 
@@ -397,11 +439,11 @@ impl Admission {
 }
 
 /// A volume that stays as it is, and of which nobody is asked.
-fn kept<'a>(intent: &'a VolumeIntent, there: &CanonicalVolume, notes: &Notes) -> Pinned<'a> {
+fn kept(intent: &Arc<VolumeIntent>, there: &CanonicalVolume, notes: &Notes) -> Pinned {
     let pinned = there.recipe().references().enumerate();
     let lines = pinned.map(|(step, pinned)| notes.line(&intent.name, step, pinned)).collect();
     Pinned {
-        intent,
+        intent: Arc::clone(intent),
         canonical: there.clone(),
         secret: NeededSecret::Kept,
         lines,
@@ -412,7 +454,12 @@ fn kept<'a>(intent: &'a VolumeIntent, there: &CanonicalVolume, notes: &Notes) ->
 
 /// Whether a volume is what annotations ask for: the same steps, each with the digest that is written, or noted
 /// beside the tag that is.
-fn is_that(intent: &VolumeIntent, wanted: &Wanted, there: &CanonicalVolume, notes: &Notes) -> bool {
+pub(super) fn is_that(
+    intent: &VolumeIntent,
+    wanted: &Wanted,
+    there: &CanonicalVolume,
+    notes: &Notes,
+) -> bool {
     let mut references = there.recipe().references().enumerate();
     let again = wanted.recipe.pin(|written| {
         let (step, pinned) = references.next().ok_or(())?;
@@ -420,6 +467,16 @@ fn is_that(intent: &VolumeIntent, wanted: &Wanted, there: &CanonicalVolume, note
         if agrees { Ok(pinned.digest().clone()) } else { Err(()) }
     });
     there.set().is_none() && again.as_ref() == Ok(there.recipe())
+}
+
+/// What is written beside a patch is its base.
+fn check_base(from: &ReadFrom, wanted: &Wanted, digests: &[Digest]) -> Result<(), Denial> {
+    let first = wanted.steps().zip(digests).next();
+    let (Some(patch), Some(((reference, origin), digest))) = (&from.unchecked, first) else { return Ok(()) };
+    patch.check_base(digest).map_err(|error| {
+        Denial::rewrite(origin.at(), Some(&reference.to_string()), error, "")
+            .because(&format!("the patch is {}", line(&from.reference, &from.digest)))
+    })
 }
 
 /// A set's volume is its set's alone to give.

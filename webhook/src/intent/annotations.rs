@@ -7,6 +7,7 @@ use oras_csi_core::keys::{
 };
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::name::ArtifactName;
+use oras_csi_core::patch::Level;
 use oras_csi_core::path::{MountPath, TreePath};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer, Recipe, Step};
@@ -14,7 +15,7 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 
 use super::mounts::{self, Target};
-use super::{Content, Intent, Origin, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
+use super::{Content, Intent, Origin, Patched, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
 use crate::denial::{At, Denial};
 use crate::view::Pod;
 
@@ -71,6 +72,9 @@ struct Annotations<'a> {
     named: BTreeMap<ArtifactName, Artifact<'a>>,
     /// A whole recipe, which stands in the place of all artifacts.
     recipe: Option<Written<'a>>,
+    /// A patch, or the artifact of a recipe, which does the same.
+    patch: Option<Written<'a>>,
+    patch_level: Option<Written<'a>>,
     containers: Option<Written<'a>>,
     pull_secret: Option<Written<'a>>,
 }
@@ -82,7 +86,7 @@ pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Inte
         return Ok(());
     }
     let annotations = Annotations::collect(pod)?;
-    annotations.check_recipe_alone()?;
+    annotations.check_whole_alone()?;
     annotations.check_modifiers()?;
     if annotations.is_empty() {
         if inject.is_some() {
@@ -98,12 +102,11 @@ pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Inte
         let rule = "has no containers that the artifacts of its annotations could be mounted in";
         return Err(Denial::rewrite(At::Field("spec"), None, rule, "write containers"));
     }
-    let wanted = annotations.wanted(registries)?;
+    let content = annotations.content(registries)?;
     let targets = annotations.targets()?;
     let chosen = annotations.containers.map(|written| written.value);
     let mounts = mounts::plan(pod, &targets, chosen)?;
     let (index, earlier) = own_volume(pod)?.unzip();
-    let content = Content::Wanted(wanted);
     let secret = annotations.pull_secret.map(|written| check_secret(written.at(), written.value));
     let (name, secret) = (VOLUME_NAME.to_owned(), secret.transpose()?);
     let (earlier, of_annotations) = (earlier.flatten(), true);
@@ -153,7 +156,7 @@ impl<'a> Annotations<'a> {
         let mut all = Self::default();
         for (key, value) in pod.annotations().filter(|(key, _)| is_ours(key)) {
             let written = Written { key, value };
-            if matches!(key, annotation::PINNED | annotation::INJECT) {
+            if matches!(key, annotation::PINNED | annotation::PINNED_PATCH | annotation::INJECT) {
                 continue;
             }
             let (base, name) = split_name(key);
@@ -181,6 +184,14 @@ impl<'a> Annotations<'a> {
                 }
                 annotation::RECIPE => {
                     all.recipe = Some(written);
+                    continue;
+                }
+                annotation::PATCH => {
+                    all.patch = Some(written);
+                    continue;
+                }
+                annotation::PATCH_LEVEL => {
+                    all.patch_level = Some(written);
                     continue;
                 }
                 annotation::PULL_SECRET => {
@@ -214,24 +225,40 @@ impl<'a> Annotations<'a> {
     }
 
     fn is_empty(&self) -> bool {
-        self.root.reference.is_none() && self.named.is_empty() && self.recipe.is_none()
+        self.root.reference.is_none() && self.named.is_empty() && self.whole().is_none()
     }
 
-    /// A recipe says all of what is in the volume.
-    fn check_recipe_alone(&self) -> Result<(), Denial> {
-        let Some(recipe) = self.recipe else { return Ok(()) };
+    /// What says by itself all that is in the volume.
+    fn whole(&self) -> Option<Written<'a>> {
+        self.recipe.or(self.patch)
+    }
+
+    /// A recipe says all of what is in the volume, and so does a patch.
+    fn check_whole_alone(&self) -> Result<(), Denial> {
+        let Some(whole) = self.whole() else { return Ok(()) };
+        let rule = format!("stands beside {}, which says all that is in the volume", whole.key);
+        if let (Some(_), Some(patch)) = (self.recipe, self.patch) {
+            let instead =
+                format!("write one of the two, or the base and the levels of {} as steps", patch.key);
+            return Err(Denial::rewrite(patch.at(), Some(patch.value), rule, instead));
+        }
+        let is_recipe = self.recipe.is_some();
         for (_, artifact) in self.artifacts() {
             if let Some(written) = artifact.reference {
-                let rule = format!("stands beside {}, which says all that is in the volume", recipe.key);
-                let instead = "make it a step of the recipe: - add: REFERENCE";
+                let instead = if is_recipe {
+                    "make it a step of the recipe: - add: REFERENCE"
+                } else {
+                    "remove it, or write a recipe that has it and the base and the levels of the patch as steps"
+                };
                 return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
             }
         }
         for (name, artifact) in self.artifacts() {
             let of_step = artifact.media_types.or(artifact.platform);
-            let instead = match of_step {
-                Some(_) => "write mediaTypes and platform in the steps of the recipe",
-                None => {
+            let instead = match (of_step, is_recipe) {
+                (_, false) => "write a recipe that has the base and the levels of the patch as steps",
+                (Some(_), true) => "write mediaTypes and platform in the steps of the recipe",
+                (None, true) => {
                     "write the directory as path in a step of the recipe, which is then below oras.land/mount-path"
                 }
             };
@@ -258,6 +285,9 @@ impl<'a> Annotations<'a> {
                 return refuse(modifier, &format!("{}.{name}", annotation::ARTIFACT));
             }
         }
+        if let (None, Some(level)) = (self.patch, self.patch_level) {
+            return refuse(level, annotation::PATCH);
+        }
         let of_root = self.root.media_types.or(self.root.platform);
         if let (None, Some(modifier)) = (self.root.reference, of_root) {
             return refuse(modifier, annotation::ARTIFACT);
@@ -274,11 +304,22 @@ impl<'a> Annotations<'a> {
         std::iter::once((None, &self.root)).chain(named)
     }
 
+    fn content(&self, registries: &dyn Registries) -> Result<Content, Denial> {
+        let Some(written) = self.patch else { return self.wanted(registries).map(Content::Wanted) };
+        let origin = |written: Written<'_>| Origin::Annotation { key: written.key.to_owned(), step: None };
+        let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
+            .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
+        let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, origin(level))));
+        let (level, origin) = (level.transpose()?, origin(written));
+        let patched = Patched { reference, origin, level, base: None, label: None, past_cache: false };
+        Ok(Content::Patched(patched))
+    }
+
     fn wanted(&self, registries: &dyn Registries) -> Result<Wanted, Denial> {
         if let Some(written) = self.recipe {
             let origin = Origin::Annotation { key: written.key.to_owned(), step: None };
             let (recipe, origins) = read_recipe(written.value, &origin, registries)?;
-            let wanted = Wanted { recipe, origins, label: None, past_cache: false };
+            let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: None };
             wanted.check_length(written.at())?;
             return Ok(wanted);
         }
@@ -304,7 +345,7 @@ impl<'a> Annotations<'a> {
         let first = origins.first().cloned();
         let at = first.as_ref().map_or(At::Annotation(annotation::ARTIFACT), Origin::at);
         let recipe = Recipe::new(steps).map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        let wanted = Wanted { recipe, origins, label: None, past_cache: false };
+        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: None };
         wanted.check_length(at)?;
         Ok(wanted)
     }

@@ -3,13 +3,14 @@
 
 use oras_csi_core::keys::{DRIVER, KUBELET_PREFIX, attribute, nearest_attribute};
 use oras_csi_core::media_type::MediaType;
+use oras_csi_core::patch::Level;
 use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::text::Shown;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
 use super::annotations::parse_list;
-use super::{Content, Origin, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
+use super::{Content, Origin, Patched, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
 use crate::denial::{At, Code, Denial};
 use crate::view::{Csi, Volume};
 
@@ -35,7 +36,7 @@ pub(super) fn read(
             return Err(Denial::rewrite(at(other), None, rule, instead));
         }
         (Some(_), None) => Content::Canonical(read_canonical(volume, csi)?),
-        (None, _) => Content::Wanted(Earlier { volume, csi, registries }.read(warnings)?),
+        (None, _) => Earlier { volume, csi, registries }.read(warnings)?,
     };
     let secret = csi.secret.map(|name| check_secret(At::Volume(volume.name), name)).transpose()?;
     let (name, index) = (volume.name.to_owned(), Some(volume.index));
@@ -83,8 +84,66 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    fn read(&self, warnings: &mut Vec<String>) -> Result<Wanted, Denial> {
+    fn read(&self, warnings: &mut Vec<String>) -> Result<Content, Denial> {
         self.check_keys()?;
+        if let Some(count) = self.value(attribute::CONCURRENCY)? {
+            warnings.push(self.check_concurrency(count)?);
+        }
+        match self.value(attribute::PATCH)? {
+            Some(text) => self.patched(text).map(Content::Patched),
+            None => self.wanted().map(Content::Wanted),
+        }
+    }
+
+    /// A patch, or the artifact of a recipe; with a reference, that is what has to be patched.
+    fn patched(&self, text: &'a str) -> Result<Patched, Denial> {
+        let key = attribute::PATCH;
+        let beside = [
+            (attribute::ACTIONS, "write one of the two, or the base and the levels of the patch as steps"),
+            (attribute::MEDIA_TYPE, "write a recipe that has the base and the levels of the patch as steps"),
+        ];
+        for (other, instead) in beside {
+            if let Some(value) = self.value(other)? {
+                let rule = format!("stands beside {key}, which says all that is in the volume");
+                return Err(Denial::rewrite(self.at(other), Some(value), rule, instead));
+            }
+        }
+        let parse = |key, text: &'a str| {
+            Reference::parse_knowing(text, &|host| self.registries.names(host))
+                .map_err(|error| Denial::rewrite(self.at(key), Some(text), error, ""))
+        };
+        let origin = |key| Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None };
+        let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
+        let level = self.value(attribute::PATCH_LEVEL)?.map(|text| {
+            let at = self.at(attribute::PATCH_LEVEL);
+            let level = text.parse::<Level>().map_err(|error| Denial::rewrite(at, Some(text), error, ""));
+            Ok((level?, origin(attribute::PATCH_LEVEL)))
+        });
+        let base = self.value(attribute::REFERENCE)?;
+        let base = base.map(|text| Ok((parse(attribute::REFERENCE, text)?, origin(attribute::REFERENCE))));
+        let patched = Patched {
+            reference: parse(key, text)?,
+            origin: origin(key),
+            level: level.transpose()?,
+            base: base.transpose()?,
+            label: label.map(str::to_owned),
+            past_cache: self.flag(attribute::PULL_ALWAYS)?,
+        };
+        self.check_weakening(&patched.reference)?;
+        if let Some((reference, _)) = &patched.base {
+            self.check_weakening(reference)?;
+        }
+        Ok(patched)
+    }
+
+    fn wanted(&self) -> Result<Wanted, Denial> {
+        if let Some(level) = self.value(attribute::PATCH_LEVEL)? {
+            let (rule, instead) = (
+                format!("has no {} to apply to", attribute::PATCH),
+                format!("add {}: REFERENCE, or remove it", attribute::PATCH),
+            );
+            return Err(Denial::rewrite(self.at(attribute::PATCH_LEVEL), Some(level), rule, instead));
+        }
         let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
         let reference = self.value(attribute::REFERENCE)?;
         let origin = |key| Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None };
@@ -107,11 +166,9 @@ impl<'a> Earlier<'a> {
         for reference in recipe.references() {
             self.check_weakening(reference)?;
         }
-        if let Some(count) = self.value(attribute::CONCURRENCY)? {
-            warnings.push(self.check_concurrency(count)?);
-        }
         let past_cache = self.flag(attribute::PULL_ALWAYS)?;
-        let wanted = Wanted { recipe, origins, label: label.map(str::to_owned), past_cache };
+        let label = label.map(str::to_owned);
+        let wanted = Wanted { recipe, origins, label, past_cache, read_from: None };
         wanted.check_length(self.at(key))?;
         Ok(wanted)
     }
@@ -147,18 +204,13 @@ impl<'a> Earlier<'a> {
         Ok(())
     }
 
-    /// No attribute that nobody knows, and none that this version cannot do.
+    /// No attribute that nobody knows.
     fn check_keys(&self) -> Result<(), Denial> {
-        for (key, value) in &self.csi.attributes {
+        for key in self.csi.attributes.keys() {
             if !attribute::ALL.contains(key) {
                 let rule = "is not an attribute of oras-csi";
                 let instead = format!("did you mean {}?", nearest_attribute(key));
                 return Err(Denial::rewrite(self.at(key), None, rule, instead));
-            }
-            if *key == attribute::PATCH {
-                let rule = "is not supported by this version of oras-csi";
-                let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
-                return Err(Denial::rewrite(self.at(key), Some(value), rule, instead));
             }
         }
         Ok(())

@@ -2,11 +2,13 @@
 //! are given as [`Registries`].
 //!
 //! Annotations give one volume ([`annotations`]), each inline volume with our driver gives one more
-//! ([`inline`]); [`mounts`] says where the first appears. A `PersistentVolume` ([`persistent`]) asks for one.
+//! ([`inline`]); [`mounts`] says where the first appears. A `PersistentVolume` ([`persistent`]) asks for one. What a
+//! patch or the artifact of a recipe comes to, once somebody has read it, is [`patched`]'s.
 
 mod annotations;
 mod inline;
 mod mounts;
+mod patched;
 mod persistent;
 #[cfg(test)]
 mod tests;
@@ -15,15 +17,17 @@ use std::collections::BTreeSet;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::keys::{DRIVER, annotation, canonical};
+use oras_csi_core::patch::{Part, Patch};
 use oras_csi_core::path::MountPath;
 use oras_csi_core::recipe::Recipe;
 use oras_csi_core::reference::{Reference, RegistryHost};
 use oras_csi_core::registry::HostsConfig;
 use oras_csi_core::volume::CanonicalVolume;
 
-use crate::denial::{At, Denial, RecipeAt};
+use crate::denial::{At, Denial, RecipeAt, StepAt};
 use crate::view::Pod;
 
+pub(crate) use patched::Patched;
 pub(crate) use persistent::read as read_persistent;
 
 /// What the administrator says of registries: the part of `certs.d` that has to be known before any
@@ -61,7 +65,7 @@ pub(crate) struct Intent {
 }
 
 /// One volume that is to be canonical.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct VolumeIntent {
     /// Its name in the pod.
     pub(crate) name: String,
@@ -81,17 +85,19 @@ pub(crate) struct VolumeIntent {
 }
 
 /// What a volume shall hold.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Content {
     /// Something to pin.
     Wanted(Wanted),
+    /// What a patch or the artifact of a recipe says, which has to be read before anything can be pinned.
+    Patched(Patched),
     /// Something pinned, from a canonical volume that came with the request. It is untrusted: it has
     /// been parsed, and policy looks at it like at anything else.
     Canonical(CanonicalVolume),
 }
 
 /// A recipe, where it was written, and how to treat it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     /// What to pin.
     pub(crate) recipe: Recipe,
@@ -101,6 +107,25 @@ pub(crate) struct Wanted {
     pub(crate) label: Option<String>,
     /// Resolve past the cache.
     pub(crate) past_cache: bool,
+    /// The patch or recipe that it was read from, where it was.
+    pub(crate) read_from: Option<ReadFrom>,
+}
+
+/// The patch or recipe that says what is wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadFrom {
+    /// As it is written.
+    pub(crate) reference: Reference,
+    /// What was read.
+    pub(crate) digest: Digest,
+    /// Where it is written.
+    pub(crate) origin: Origin,
+    /// Whether its tag was looked up for this very request.
+    pub(crate) is_fresh: bool,
+    /// The patch, where what is patched is written beside it and has yet to turn out to be its base.
+    pub(crate) unchecked: Option<Box<Patch>>,
+    /// Whether the level that is wanted leaves the base as it is.
+    pub(crate) is_bare: bool,
 }
 
 /// Where a reference was written.
@@ -110,8 +135,8 @@ pub(crate) enum Origin {
     Annotation {
         /// Which.
         key: String,
-        /// Which step of the recipe in it, counted from 1, where it holds one.
-        step: Option<usize>,
+        /// Which step of the recipe or part of the patch in it, where it holds one.
+        step: Option<StepAt>,
     },
     /// In an attribute of a volume.
     Attribute {
@@ -119,8 +144,8 @@ pub(crate) enum Origin {
         volume: String,
         /// The attribute.
         key: &'static str,
-        /// Which step of the recipe in it, counted from 1, where it holds one.
-        step: Option<usize>,
+        /// Which step of the recipe or part of the patch in it, where it holds one.
+        step: Option<StepAt>,
     },
 }
 
@@ -141,9 +166,18 @@ impl Origin {
 
     /// The same, for a step of the recipe that is written there.
     fn step(&self, number: usize) -> Self {
+        self.within(StepAt::Number(number))
+    }
+
+    /// The same, for a part of the patch that is named there.
+    fn part(&self, part: Part) -> Self {
+        self.within(StepAt::Part(part))
+    }
+
+    fn within(&self, inner: StepAt) -> Self {
         let mut origin = self.clone();
         match &mut origin {
-            Self::Annotation { step, .. } | Self::Attribute { step, .. } => *step = Some(number),
+            Self::Annotation { step, .. } | Self::Attribute { step, .. } => *step = Some(inner),
         }
         origin
     }
@@ -217,8 +251,15 @@ pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent,
             "remove the oras.land/ annotations and csi.oras.land volumes, or write oras.land/inject: \"false\"",
         ));
     }
+    check_count(intent.volumes.iter())?;
+    mounts::warn_of_mounts_below(pod, &mut intent);
+    Ok(intent)
+}
+
+/// Refuses more different artifacts than anybody means.
+pub(crate) fn check_count<'a>(volumes: impl Iterator<Item = &'a VolumeIntent>) -> Result<(), Denial> {
     let references: BTreeSet<Reference> =
-        intent.volumes.iter().flat_map(VolumeIntent::references).map(|named| named.reference).collect();
+        volumes.flat_map(VolumeIntent::names).map(|named| named.reference).collect();
     if references.len() > MOST_REFERENCES {
         return Err(Denial::rewrite(
             At::Field("spec.volumes"),
@@ -227,8 +268,7 @@ pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent,
             format_args!("use at most {MOST_REFERENCES} in one pod"),
         ));
     }
-    mounts::warn_of_mounts_below(pod, &mut intent);
-    Ok(intent)
+    Ok(())
 }
 
 /// One reference of a volume as policy sees it.
@@ -238,6 +278,8 @@ pub(crate) struct Named {
     pub(crate) origin: Origin,
     /// What was written.
     pub(crate) reference: Reference,
+    /// Whether it is what says what is mounted, and is not mounted itself.
+    pub(crate) is_patch: bool,
 }
 
 impl VolumeIntent {
@@ -250,13 +292,42 @@ impl VolumeIntent {
         }
     }
 
-    /// Every reference of the volume, pinned or not: policy asks about all of them.
+    /// The patch or recipe artifact that is named for it.
+    pub(crate) fn patch(&self) -> Option<Named> {
+        let (origin, reference) = match &self.content {
+            Content::Patched(patched) => (&patched.origin, &patched.reference),
+            Content::Wanted(Wanted { read_from: Some(from), .. }) => (&from.origin, &from.reference),
+            Content::Wanted(_) | Content::Canonical(_) => return None,
+        };
+        Some(Named { origin: origin.clone(), reference: reference.clone(), is_patch: true })
+    }
+
+    /// The digest of that, where it is written or was read.
+    pub(crate) fn patch_digest(&self) -> Option<Digest> {
+        match &self.content {
+            Content::Patched(patched) => patched.reference.digest().cloned(),
+            Content::Wanted(Wanted { read_from: Some(from), .. }) => Some(from.digest.clone()),
+            Content::Wanted(_) | Content::Canonical(_) => None,
+        }
+    }
+
+    /// All that is named for it: policy asks about all of them.
+    pub(crate) fn names(&self) -> Vec<Named> {
+        self.patch().into_iter().chain(self.references()).collect()
+    }
+
+    /// Every reference of the volume that is known without reading a patch, pinned or not.
     pub(crate) fn references(&self) -> Vec<Named> {
         match &self.content {
             Content::Wanted(wanted) => wanted
                 .steps()
-                .map(|(reference, origin)| Named { origin: origin.clone(), reference: reference.clone() })
+                .map(|(reference, origin)| Named {
+                    origin: origin.clone(),
+                    reference: reference.clone(),
+                    is_patch: false,
+                })
                 .collect(),
+            Content::Patched(patched) => patched.beside().into_iter().collect(),
             Content::Canonical(volume) => volume
                 .recipe()
                 .references()
@@ -267,6 +338,7 @@ impl VolumeIntent {
                         step: None,
                     },
                     reference: reference.clone().into(),
+                    is_patch: false,
                 })
                 .collect(),
         }
@@ -276,6 +348,7 @@ impl VolumeIntent {
     pub(crate) fn pinned(&self) -> Option<CanonicalVolume> {
         match &self.content {
             Content::Canonical(volume) => Some(volume.clone()),
+            Content::Patched(_) => None,
             Content::Wanted(wanted) => {
                 let recipe = wanted.recipe.pin(|reference| reference.digest().cloned().ok_or(())).ok()?;
                 CanonicalVolume::new(wanted.label.as_deref(), recipe).ok()
@@ -293,6 +366,7 @@ impl Wanted {
             origins: volume.recipe().references().map(attribute).collect(),
             label: Some(volume.id().slug().to_owned()),
             past_cache: false,
+            read_from: None,
         }
     }
 

@@ -38,7 +38,8 @@ pub(crate) fn read<'a>(
         ));
     }
     let is_asking = |key: &&&str| {
-        key.starts_with(ANNOTATION_PREFIX) && !matches!(**key, annotation::PINNED | annotation::INJECT)
+        let says_nothing = [annotation::PINNED, annotation::PINNED_PATCH, annotation::INJECT];
+        key.starts_with(ANNOTATION_PREFIX) && !says_nothing.contains(*key)
     };
     if let Some(key) = volume.annotations.iter().find(is_asking) {
         let rule = "does nothing on a PersistentVolume";

@@ -46,7 +46,7 @@ fn inline(attributes: &Value) -> Value {
 fn wanted(intent: &Intent) -> &Wanted {
     match &intent.volumes[0].content {
         Content::Wanted(wanted) => wanted,
-        Content::Canonical(_) => panic!("nothing canonical was written"),
+        Content::Canonical(_) | Content::Patched(_) => panic!("nothing else was written"),
     }
 }
 
@@ -151,8 +151,16 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"recipe": "- add: r.io/a\n- add: r.io/a"}), "steps 1 and 2 of the recipe add the same files at the same path")]
 #[case(json!({"recipe": "- add: r.io/a\n  include: []"}), "step 1 of the recipe: include is empty: ")]
 #[case(json!({"artifact-set": "x"}), "is not supported by this version")]
-#[case(json!({"patch": "r.io/a"}), "is not supported by this version")]
-#[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "is not supported by this version")]
+#[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "oras.land/patch-level: \"minor\" has no oras.land/patch to apply to: add oras.land/patch: REFERENCE")]
+#[case(json!({"patch-level": "minor"}), "has no oras.land/patch to apply to")]
+#[case(json!({"patch": "r.io/a", "patch-level": "high"}), "oras.land/patch-level: \"high\" is not a level of a patch: write minor, major or critical")]
+#[case(json!({"patch": "a b"}), "oras.land/patch: \"a b\" has blanks")]
+#[case(json!({"patch": "r.io/a", "recipe": "- add: r.io/a"}), "oras.land/patch: \"r.io/a\" stands beside oras.land/recipe, which says all that is in the volume: write one of the two")]
+#[case(json!({"patch": "r.io/a", "artifact": "r.io/b"}), "oras.land/artifact: \"r.io/b\" stands beside oras.land/patch, which says all that is in the volume: remove it")]
+#[case(json!({"patch": "r.io/a", "artifact.x": "r.io/b"}), "oras.land/artifact.x: \"r.io/b\" stands beside oras.land/patch")]
+#[case(json!({"patch": "r.io/a", "platform": "linux/amd64"}), "oras.land/platform: \"linux/amd64\" has no oras.land/artifact to apply to: write a recipe that has the base")]
+#[case(json!({"patch": "r.io/a", "mount-path.x": "/x"}), "oras.land/mount-path.x: \"/x\" has no oras.land/artifact.x to apply to")]
+#[case(json!({"pinned-patches": "x"}), "did you mean oras.land/pinned-patch?")]
 #[case(json!({"artifact": "r.io/a", "pull-secret": "No/Secret"}), "oras.land/pull-secret: \"No/Secret\" is not the name of a Secret")]
 #[case(json!({"pull-secret": "s"}), "has no oras.land/artifact to apply to")]
 fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words: &str) {
@@ -305,7 +313,15 @@ fn actions_are_a_recipe() {
 #[case(json!({"oras-csi.actions": "- add: team/app"}), 400, "docker.io/team/app")]
 #[case(json!({"oras-csi.actions": "- remove: a\n- add: x"}), 400, "begins with remove")]
 #[case(json!({"oras-csi.actions": "- add: x\n- add: r.io/y", "oras.options.plainhttp": "1"}), 403, "is not allowed for docker.io")]
-#[case(json!({"oras.artifact.patch": "r.io/a"}), 400, "is not supported by this version")]
+#[case(json!({"oras.artifact.patch": ""}), 400, "oras.artifact.patch: \"\" is empty")]
+#[case(json!({"oras.artifact.patch": "team/app"}), 400, "can be read in two ways")]
+#[case(json!({"oras.artifact.patch": "r.io/a", "oras-csi.actions": "- add: x"}), 400, "oras-csi.actions: \"- add: x\" stands beside oras.artifact.patch")]
+#[case(json!({"oras.artifact.patch": "r.io/a", "oras.artifact.layers.mediatype": "a/b"}), 400, "stands beside oras.artifact.patch")]
+#[case(json!({"oras.artifact.patch": "r.io/a", "oras.artifact.patch.level": "x"}), 400, "oras.artifact.patch.level: \"x\" is not a level")]
+#[case(json!({"oras.artifact.patch": "r.io/a", "oras.artifact.reference": "a b"}), 400, "oras.artifact.reference: \"a b\" has blanks")]
+#[case(json!({"oras.artifact.patch": "r.io/a", "oras.options.plainhttp": "true"}), 403, "oras.options.plainhttp: \"true\" is not allowed for r.io")]
+#[case(json!({"oras.artifact.patch": "plain.example/a", "oras.artifact.reference": "r.io/b", "oras.options.plainhttp": "1"}), 403, "is not allowed for r.io")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.artifact.patch.level": "minor"}), 400, "has no oras.artifact.patch to apply to")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "0"}), 400, "\"0\" is not a number from 1")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "-1"}), 400, "is not a number from 1")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "many"}), 400, "is not a number from 1")]
@@ -363,6 +379,40 @@ fn a_secret_is_named_where_it_is_written() {
         read_pod(&pod).unwrap().volumes[0].secret_at().to_string(),
         "annotation oras.land/pull-secret"
     );
+}
+
+#[test]
+fn a_patch_is_named_with_all_that_goes_with_it() {
+    let patched = |intent: Intent| match &intent.volumes[0].content {
+        Content::Patched(patched) => patched.clone(),
+        _ => panic!("a patch was written"),
+    };
+    let pod = annotated(&json!({"patch": "kind/app:p", "patch-level": "crit", "mount-path": "/srv",
+        "containers": "app", "pull-secret": "s", "pinned": "x", "pinned-patch": "y"}));
+    let intent = read_pod(&pod).unwrap();
+    assert_eq!((intent.volumes[0].mounts.len(), intent.volumes[0].secret.as_deref()), (1, Some("s")));
+    let names: Vec<String> =
+        intent.volumes[0].names().iter().map(|named| named.reference.to_string()).collect();
+    assert_eq!((names, intent.volumes[0].pinned()), (vec!["kind:443/app:p".to_owned()], None));
+    let of_pod = patched(intent);
+    let (level, origin) = of_pod.level.clone().unwrap();
+    assert_eq!(
+        (level.as_str(), origin.at().to_string().as_str()),
+        ("critical", "annotation oras.land/patch-level")
+    );
+
+    let attributes = json!({"oras.artifact.patch": "r.io/app:p", "oras.artifact.patch.level": "minor",
+        "oras.artifact.reference": "r.io/app:1", "oras-csi.name": "mine", "oras.options.pullalways": "1"});
+    let intent = read_pod(&inline(&attributes)).unwrap();
+    let names: Vec<String> =
+        intent.volumes[0].names().iter().map(|named| named.origin.at().to_string()).collect();
+    assert_eq!(
+        names,
+        ["volume in, attribute oras.artifact.patch", "volume in, attribute oras.artifact.reference"]
+    );
+    let of_volume = patched(intent);
+    assert_eq!((of_volume.label.as_deref(), of_volume.past_cache), (Some("mine"), true));
+    assert_eq!(of_volume.base.unwrap().0.to_string(), "r.io/app:1");
 }
 
 #[rstest]

@@ -22,6 +22,9 @@ const MOST_NOTES: usize = 32;
 const VIOLATIONS: &str = "violations";
 const WRITING_VIOLATIONS: &str = "writing-violations";
 const WRITING_VIOLATIONS_INLINE: &str = "writing-violations-inline";
+/// What rules say of a patch, which no second round finds at a volume that has become canonical.
+const PATCH_VIOLATIONS: &str = "patch-violations";
+const PATCH_VIOLATIONS_INLINE: &str = "patch-violations-inline";
 /// Artifacts that policies in mode Audit could not look at.
 const NOT_LOOKED_AT: &str = "not-looked-at";
 
@@ -199,10 +202,12 @@ impl Findings {
     }
 
     fn note(&mut self, policy: &Policy, named: &Named, violation: &Violation) {
-        let key = match (violation.rule().is_about_writing(), &named.origin) {
-            (false, _) => VIOLATIONS,
-            (true, Origin::Annotation { .. }) => WRITING_VIOLATIONS,
-            (true, Origin::Attribute { .. }) => WRITING_VIOLATIONS_INLINE,
+        let key = match (named.is_patch, violation.rule().is_about_writing(), &named.origin) {
+            (true, _, Origin::Annotation { .. }) => PATCH_VIOLATIONS,
+            (true, _, Origin::Attribute { .. }) => PATCH_VIOLATIONS_INLINE,
+            (false, false, _) => VIOLATIONS,
+            (false, true, Origin::Annotation { .. }) => WRITING_VIOLATIONS,
+            (false, true, Origin::Attribute { .. }) => WRITING_VIOLATIONS_INLINE,
         };
         // A rule on a name says the same of a tag and of the digest that replaces it.
         let note = json!({

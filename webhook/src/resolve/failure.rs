@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use oras_csi_core::patch::PatchError;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::manifest::SelectError;
 use oras_csi_core::registry::{RegistryError, RegistryErrorKind};
@@ -28,6 +29,8 @@ pub(crate) enum Failure {
     Busy { waiting: usize, silent: Duration },
     #[error("is an index of {0} manifests, more than policies are asked about ({MOST_CANDIDATES})")]
     TooManyCandidates(usize),
+    #[error("{0}")]
+    Patch(#[from] PatchError),
 }
 
 impl Failure {
@@ -40,6 +43,12 @@ impl Failure {
             Self::Nothing(Nothing::NoMatch { .. }) => {
                 (Code::Unprocessable, self.to_string(), "write media types that it has")
             }
+            Self::Nothing(Nothing::Patch) => (
+                Code::Unprocessable,
+                self.to_string(),
+                "name it with oras.land/patch or oras.artifact.patch; a step names content, as what the patch names",
+            ),
+            Self::Patch(_) => (Code::Unprocessable, self.to_string(), ""),
             Self::Nothing(_) => {
                 (Code::Unprocessable, self.to_string(), "push files, as `oras push REFERENCE FILE` does")
             }

@@ -7,6 +7,7 @@
 //! many who wait for it, and no more ([`waiting`]).
 
 mod failure;
+mod instructions;
 mod waiting;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::contents::{Contents, Nothing};
 use crate::metrics::{CacheOutcome, Metrics};
 
 pub(crate) use failure::Failure;
+pub(crate) use instructions::Said;
 use waiting::Waiting;
 
 /// How long things are remembered, and how many.
@@ -120,6 +122,8 @@ struct Shared {
     registry: Arc<dyn Registry>,
     tags: Cache<Tag, Tagged>,
     manifests: Cache<Manifest, Arc<Contents>>,
+    /// The YAML of recipe artifacts, by who may read it.
+    recipes: Cache<Manifest, Arc<str>>,
     longest_lookup: Duration,
     metrics: Arc<Metrics>,
     waiting: Waiting,
@@ -138,9 +142,15 @@ impl Resolver {
             .weigher(|_: &Manifest, contents: &Arc<Contents>| contents.weight())
             .time_to_live(settings.right_ttl)
             .build();
+        let recipes = Cache::builder()
+            .max_capacity(instructions::MOST_RECIPES)
+            .weigher(|_: &Manifest, yaml: &Arc<str>| u32::try_from(yaml.len()).unwrap_or(u32::MAX))
+            .time_to_live(settings.right_ttl)
+            .build();
         let longest_lookup = settings.longest_lookup;
         let waiting = Waiting::default();
-        Self { shared: Arc::new(Shared { registry, tags, manifests, longest_lookup, metrics, waiting }) }
+        let shared = Shared { registry, tags, manifests, recipes, longest_lookup, metrics, waiting };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The digest of what `reference` names, once it is clear that there is something in it to mount, and whose

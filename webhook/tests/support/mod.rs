@@ -12,6 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::patch::{Level, Patch};
+use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{
     BlobStream, Descriptor, ManifestDocument, Printable, Registry, RegistryError, media,
@@ -44,9 +46,13 @@ pub enum Behaviour {
 pub struct FakeRegistry {
     behaviour: Mutex<BTreeMap<String, Behaviour>>,
     manifests: Mutex<BTreeMap<Digest, Bytes>>,
+    blobs: Mutex<BTreeMap<Digest, Bytes>>,
     delay: Mutex<Duration>,
     pub resolves: AtomicUsize,
     pub manifest_requests: AtomicUsize,
+    pub blob_requests: AtomicUsize,
+    /// What was asked for, in order.
+    pub log: Mutex<Vec<String>>,
 }
 
 impl FakeRegistry {
@@ -65,6 +71,28 @@ impl FakeRegistry {
         let digest = Digest::sha256_of(&bytes);
         self.manifests.lock().unwrap().insert(digest.clone(), bytes);
         digest
+    }
+
+    /// Stores bytes as a manifest, and gives them a tag.
+    pub fn tag_bytes(&self, reference: &str, bytes: Vec<u8>) -> Digest {
+        let digest = Digest::sha256_of(&bytes);
+        self.manifests.lock().unwrap().insert(digest.clone(), bytes.into());
+        self.set(reference, Behaviour::Is(digest.clone()));
+        digest
+    }
+
+    /// Stores a patch of `base`, and gives it a tag.
+    pub fn tag_patch(&self, reference: &str, base: &Reference, levels: &[(Level, Reference)]) -> Digest {
+        let patch = Patch::new(base.clone(), levels.iter().cloned()).unwrap();
+        let base = Descriptor::new(media::OCI_MANIFEST, base.digest().unwrap().clone(), 1);
+        self.tag_bytes(reference, patch.to_manifest(&base, reference).unwrap())
+    }
+
+    /// Stores the artifact of a recipe, and gives it a tag.
+    pub fn tag_recipe(&self, reference: &str, yaml: &str) -> Digest {
+        let blob = Bytes::copy_from_slice(yaml.as_bytes());
+        self.blobs.lock().unwrap().insert(Digest::sha256_of(&blob), blob);
+        self.tag_bytes(reference, artifact::to_manifest(yaml))
     }
 
     pub fn tag(&self, reference: &str, manifest: &Value) -> Digest {
@@ -98,6 +126,7 @@ impl FakeRegistry {
 impl Registry for FakeRegistry {
     async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
         self.resolves.fetch_add(1, Ordering::SeqCst);
+        self.log.lock().unwrap().push(reference.to_string());
         let digest = self.behave(&reference.to_string()).await?;
         let digest = digest.unwrap_or_else(|| self.store(&default_manifest(&reference.to_string())));
         Ok(Descriptor::new(media::OCI_MANIFEST, digest, 1))
@@ -105,6 +134,7 @@ impl Registry for FakeRegistry {
 
     async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
         self.manifest_requests.fetch_add(1, Ordering::SeqCst);
+        self.log.lock().unwrap().push(reference.to_string());
         self.behave(&reference.to_string()).await?;
         let bytes = self.manifests.lock().unwrap().get(reference.digest()).cloned();
         let bytes = bytes.ok_or_else(|| not_found(&reference.to_string()))?;
@@ -112,8 +142,18 @@ impl Registry for FakeRegistry {
             .map_err(|error| RegistryError::Invalid { at: "GET".into(), words: error.to_string().into() })
     }
 
-    async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
-        panic!("a webhook reads no blobs")
+    /// A webhook reads no blobs but recipes.
+    async fn blob(
+        &self,
+        from: &PinnedReference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        self.blob_requests.fetch_add(1, Ordering::SeqCst);
+        assert_eq!((blob.media_type(), offset), (artifact::LAYER_TYPE, 0));
+        let bytes = self.blobs.lock().unwrap().get(blob.digest()).cloned();
+        let bytes = bytes.ok_or_else(|| not_found(&from.to_string()))?;
+        Ok(Box::pin(futures_util::stream::once(async move { Ok(bytes) })))
     }
 
     fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
@@ -155,8 +195,14 @@ impl Registry for Seen {
         self.check(reference.registry(), reference.repository()).map(|()| found)
     }
 
-    async fn blob(&self, _: &PinnedReference, _: &Descriptor, _: u64) -> Result<BlobStream, RegistryError> {
-        panic!("a webhook reads no blobs")
+    async fn blob(
+        &self,
+        from: &PinnedReference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        self.check(from.registry(), from.repository())?;
+        self.registry.blob(from, blob, offset).await
     }
 
     fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {

@@ -137,6 +137,10 @@ fn essence(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
+/// Types of manifests, those that are meant first.
+pub(super) const MANIFESTS: [&str; 5] =
+    [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST, media::OCI_ARTIFACT];
+
 fn is_manifest(essence: &str) -> bool {
-    [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST].contains(&essence)
+    MANIFESTS.contains(&essence)
 }

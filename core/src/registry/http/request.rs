@@ -27,6 +27,38 @@ const MOST_FOREIGN: usize = 4;
 pub(super) enum Capability {
     Pull,
     Resolve,
+    Push,
+}
+
+/// One request of a registry.
+#[derive(Clone, Debug)]
+pub(super) struct Wish {
+    pub(super) method: Method,
+    pub(super) target: Target,
+    pub(super) headers: HeaderMap,
+    /// What is to be kept.
+    pub(super) body: Option<Bytes>,
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    /// Behind the repository, perhaps with a query: `manifests/v1`.
+    Below(String),
+    /// An address of the endpoint's own origin, which it gave.
+    At(Url),
+}
+
+impl Wish {
+    /// Reads what is behind the repository.
+    pub(super) fn read(method: Method, path: &str, headers: HeaderMap) -> Self {
+        Self { method, target: Target::Below(path.to_owned()), headers, body: None }
+    }
+
+    /// What a token must allow for it.
+    fn actions(&self) -> &'static str {
+        if matches!(self.method, Method::GET | Method::HEAD) { "pull" } else { "pull,push" }
+    }
 }
 
 /// A registry's endpoints as they are configured right now, for one request of ours.
@@ -86,8 +118,10 @@ impl Route {
     /// The endpoints in order, each with its share of the time: one that is not the last may use half of
     /// what is left, so that a mirror that stalls leaves time for the next.
     pub(super) fn turns(&self, capability: Capability) -> impl Iterator<Item = Turn<'_>> {
-        let able = move |endpoint: &&Endpoint| {
-            endpoint.pulls() && (capability == Capability::Pull || endpoint.resolves())
+        let able = move |endpoint: &&Endpoint| match capability {
+            Capability::Pull => endpoint.pulls(),
+            Capability::Resolve => endpoint.pulls() && endpoint.resolves(),
+            Capability::Push => endpoint.pushes(),
         };
         let count = self.endpoints.iter().filter(able).count();
         self.endpoints.iter().filter(able).enumerate().map(move |(position, endpoint)| {
@@ -113,6 +147,7 @@ impl Route {
             let wanted = match capability {
                 Capability::Pull => "pull",
                 Capability::Resolve => "pull and resolve",
+                Capability::Push => "push",
             };
             self.place().not_allowed(format!("its hosts.toml has no host with the capability to {wanted}"))
         })
@@ -133,14 +168,34 @@ impl Discretion {
 }
 
 impl Turn<'_> {
-    fn url(&self, path: &str) -> Url {
+    fn url(&self, target: &Target) -> Url {
+        let path = match target {
+            Target::At(url) => return url.clone(),
+            Target::Below(path) => path.as_str(),
+        };
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         let mut url = self.endpoint.base().clone();
         let root = url.path().trim_end_matches('/').to_owned();
         url.set_path(&format!("{root}/{}/{path}", self.route.repository));
+        url.set_query(query);
         if self.endpoint.is_mirror() {
             url.query_pairs_mut().append_pair("ns", &self.route.registry.to_string());
         }
         url
+    }
+
+    /// The address that an answer names for what comes next: one of the endpoint's own origin, or none.
+    pub(super) fn own_address(&self, asked: &Url, text: &str) -> Option<Url> {
+        let next = asked.join(text).ok()?;
+        let is_own = origin(&next) == origin(self.endpoint.base())
+            && next.username().is_empty()
+            && next.password().is_none();
+        is_own.then_some(next)
+    }
+
+    /// Where something behind the repository is.
+    pub(super) fn address(&self, path: &str) -> Url {
+        self.url(&Target::Below(path.to_owned()))
     }
 
     /// A mirror does not get what was meant for the registry.
@@ -223,10 +278,15 @@ impl Inner {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Answer, RegistryError> {
+        self.grant(turn, &Wish::read(method.clone(), path, headers.clone())).await
+    }
+
+    /// The same of any request: all of them may be made twice.
+    pub(super) async fn grant(&self, turn: &Turn<'_>, wish: &Wish) -> Result<Answer, RegistryError> {
         let (mut done, mut asked_in_all) = (0, Duration::ZERO);
         loop {
             done += 1;
-            let (failure, asked) = match self.once(turn, method, path, headers).await {
+            let (failure, asked) = match self.once(turn, wish).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -266,13 +326,7 @@ impl Inner {
     }
 
     /// One try: with what was wanted the last time, if anything was; on 401 with what is wanted now.
-    async fn once(
-        &self,
-        turn: &Turn<'_>,
-        method: &Method,
-        path: &str,
-        headers: &HeaderMap,
-    ) -> Result<Answer, (Failure, Option<Duration>)> {
+    async fn once(&self, turn: &Turn<'_>, wish: &Wish) -> Result<Answer, (Failure, Option<Duration>)> {
         let asker = turn.asker();
         let token = self.tokens.known(&asker);
         let known = match &asker.credential {
@@ -286,18 +340,19 @@ impl Inner {
                 turn.route.is_sent(authorization);
             }
             let call = Call {
-                method: method.clone(),
-                url: turn.url(path),
-                headers: headers.clone(),
+                method: wish.method.clone(),
+                url: turn.url(&wish.target),
+                headers: wish.headers.clone(),
                 authorization,
                 form: None,
+                body: wish.body.clone(),
                 endpoint: turn.endpoint,
                 named: &turn.route.named,
                 deadline: turn.deadline,
             };
             self.transport.send(call).await.map_err(|failure| (failure, None))
         };
-        let ranged = headers.contains_key(header::RANGE);
+        let ranged = wish.headers.contains_key(header::RANGE);
         let answer = send(known.clone()).await?;
         // Somebody else's challenge is not for us: only who was asked may want to know who asks.
         if answer.response.status() != StatusCode::UNAUTHORIZED || answer.redirected {
@@ -306,7 +361,7 @@ impl Inner {
         if matches!(asker.credential, Credential::RegistryToken(_)) {
             return self.judged(answer, ranged, turn).await;
         }
-        let scope = format!("repository:{}:pull", turn.route.repository);
+        let scope = format!("repository:{}:{}", turn.route.repository, wish.actions());
         let wanted = Wanted::from_headers(answer.response.headers(), &scope, turn.endpoint.is_plain_http());
         let password =
             basic(&asker.credential).filter(|password| wanted.basic && known.as_ref() != Some(password));
@@ -413,6 +468,7 @@ impl Inner {
             headers: HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("application/json"))]),
             authorization,
             form,
+            body: None,
             endpoint: turn.endpoint,
             named: &named,
             deadline: turn.deadline,
@@ -434,6 +490,7 @@ impl Inner {
             headers: headers.clone(),
             authorization: None,
             form: None,
+            body: None,
             endpoint: turn.endpoint,
             named: &turn.route.named,
             deadline: turn.deadline,

@@ -13,7 +13,7 @@ const LARGEST: u64 = i64::MAX.unsigned_abs();
 /// RFC 6838, 4.2: type and subtype have at most 127 characters each.
 const LONGEST_MEDIA_TYPE: usize = 255;
 /// The names that mean something, so that one in another case is noticed.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "schemaVersion",
     "mediaType",
     "artifactType",
@@ -21,6 +21,7 @@ const NAMES: [&str; 17] = [
     "layers",
     "manifests",
     "subject",
+    "refers",
     "annotations",
     "digest",
     "size",

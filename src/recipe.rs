@@ -1,0 +1,164 @@
+//! `oras-csi recipe`: recipes as artifacts.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use futures_util::TryStreamExt as _;
+use oras_csi_core::patch::{Instructions, Patch, PatchError};
+use oras_csi_core::recipe::{Recipe, Step, artifact};
+use oras_csi_core::reference::{PinnedReference, Reference};
+use oras_csi_core::registry::hosts::HostsConfig;
+use oras_csi_core::registry::{Descriptor, Publication, Registry};
+
+use crate::documents::{read_text, write_out};
+use crate::failure::{Failure, Status};
+use crate::registries::{RegistryOptions, access, digest_of, patient_client, pin, publisher};
+
+/// Keeps recipes as artifacts, reads them, and resolves their tags.
+///
+/// What is pushed can be named wherever a patch can: oras.land/patch on a pod, oras.artifact.patch in a volume. Its
+/// steps are then read as if they stood in the pod.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Pushes a recipe, once it is clear that it can be read, and says what it is now.
+    Push {
+        /// The recipe in YAML; - is standard input.
+        #[arg(short, long = "filename", value_name = "FILE")]
+        file: PathBuf,
+        /// Where it goes.
+        #[arg(value_name = "REPO:TAG")]
+        to: String,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Writes the recipe that an artifact has; of a patch, the recipe that it comes to.
+    Show {
+        /// The artifact.
+        #[arg(value_name = "REF")]
+        reference: String,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Writes the canonical JSON of a recipe, with what its tags stand for now.
+    Pin {
+        /// The recipe in YAML; - is standard input.
+        #[arg(short, long = "filename", value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        options: Options,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// Speak plain http to the registries that are named, whatever their address: for a try at the prompt.
+    #[arg(long)]
+    plain_http: bool,
+    #[command(flatten)]
+    registries: RegistryOptions,
+}
+
+impl Options {
+    /// The configuration, in which what is named may be plain if that is wanted.
+    fn hosts<'a>(
+        &self,
+        mut hosts: HostsConfig,
+        named: impl IntoIterator<Item = &'a Reference>,
+    ) -> HostsConfig {
+        if self.plain_http {
+            for reference in named {
+                hosts = hosts.with_plain_http(reference.registry().clone());
+            }
+        }
+        hosts
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.action {
+        Action::Push { file, to, options } => push(&file, &to, &options).await,
+        Action::Show { reference, options } => show(&reference, &options).await,
+        Action::Pin { file, options } => {
+            let (hosts, _, recipe) = read(&file, &options)?;
+            let hosts = options.hosts(hosts, recipe.references());
+            let registry = access(patient_client(&hosts), options.registries.own_credentials()?);
+            let pinned = pin(registry.as_ref(), &recipe).await?;
+            write_out(&format!("{}\n", pinned.to_json()))
+        }
+    }
+}
+
+fn read(file: &Path, options: &Options) -> Result<(HostsConfig, String, Recipe), Failure> {
+    let hosts = options.registries.hosts()?;
+    let text = read_text(file)?;
+    let recipe = Recipe::from_yaml(&text, &|host| hosts.names(host));
+    let recipe = recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?;
+    Ok((hosts, text, recipe))
+}
+
+async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
+    let (hosts, text, _) = read(file, options)?;
+    let to = Reference::parse_knowing(to, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let hosts = options.hosts(hosts, [&to]);
+    let publisher = publisher(patient_client(&hosts), options.registries.own_credentials()?);
+    let pushed = publisher.publish(&to, to.tag(), &Publication::of_recipe(&text)).await?;
+    let tag = to.tag().map(|tag| format!(":{tag}")).unwrap_or_default();
+    write_out(&format!("{}{tag}@{}\n", to.name(), pushed.digest()))
+}
+
+async fn show(text: &str, options: &Options) -> Result<(), Failure> {
+    let hosts = options.registries.hosts()?;
+    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let hosts = options.hosts(hosts, [&reference]);
+    let registry: Arc<dyn Registry> = access(patient_client(&hosts), options.registries.own_credentials()?);
+    let digest = match reference.digest() {
+        Some(digest) => digest.clone(),
+        None => digest_of(registry.as_ref(), &reference).await?,
+    };
+    let pinned = reference.pin(digest);
+    let at = |failure: Failure| failure.at(&reference);
+    let document = registry.manifest(&pinned).await.map_err(|error| at(error.into()))?.into_document();
+    let instructions = Instructions::read(&pinned, &document).map_err(|error| at(error.into()))?;
+    write_out(&match instructions {
+        Instructions::Patch(patch) => steps(&patch),
+        Instructions::Recipe(layer) => {
+            let yaml = yaml(registry.as_ref(), &pinned, &layer).await.map_err(at)?;
+            if yaml.ends_with('\n') { yaml } else { format!("{yaml}\n") }
+        }
+    })
+}
+
+/// The recipe that a patch comes to.
+fn steps(patch: &Patch) -> String {
+    let mut text = String::new();
+    for (part, step) in patch.steps(None) {
+        let verb = if matches!(step, Step::Overlay(_)) { "overlay" } else { "add" };
+        if let Some(layer) = step.layer() {
+            // Writing into a string cannot fail.
+            let _ = writeln!(text, "- {verb}: {} # {part}", layer.reference());
+        }
+    }
+    text
+}
+
+async fn yaml(
+    registry: &dyn Registry,
+    pinned: &PinnedReference,
+    layer: &Descriptor,
+) -> Result<String, Failure> {
+    let pieces: Vec<bytes::Bytes> = registry.blob(pinned, layer, 0).await?.try_collect().await?;
+    let bytes = pieces.concat();
+    if !layer.digest().matches(&bytes) {
+        let words = format!("the blob {} has other bytes than its digest says", layer.digest());
+        return Err(Failure::new(Status::Refused, words));
+    }
+    Ok(artifact::text(bytes).map_err(PatchError::Recipe)?)
+}
