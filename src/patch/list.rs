@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use oras_csi_core::patch::{Instructions, Patch};
+use oras_csi_core::patch::{Instructions, Patch, PatchError};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{HttpRegistry, IndexEntry, Registry, media};
 use serde_json::{Map, Value, json};
@@ -75,9 +75,8 @@ async fn read(
             patch.check_base(subject.digest())?;
             Ok(Some(patch))
         }
-        Ok(Instructions::Recipe(_)) => Ok(None),
         // Whoever says nothing of its type may be anything.
-        Err(oras_csi_core::patch::PatchError::Kind { .. }) => Ok(None),
+        Ok(Instructions::Recipe(_)) | Err(PatchError::Kind { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

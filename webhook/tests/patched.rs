@@ -7,6 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use base64::Engine as _;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::patch::Level;
 use oras_csi_core::reference::Reference;
@@ -224,16 +225,15 @@ async fn a_recipe_goes_with_neither_base_nor_level() {
 async fn what_is_no_patch_is_told() {
     let (bench, _) = bench();
     let registry = &bench.registry;
+    let digest_of =
+        |text: &str| if text == "r.io/app:patched" { fill(registry) } else { default_digest(text) };
     let patch_of = |base: &str, fix: &str, tag: &str| {
         registry.tag_patch(
             tag,
-            &Reference::parse(base).unwrap().with_digest(digest_of(base, registry)),
+            &Reference::parse(base).unwrap().with_digest(digest_of(base)),
             &[(Level::Minor, at(fix))],
         );
     };
-    fn digest_of(text: &str, registry: &FakeRegistry) -> Digest {
-        if text == "r.io/app:patched" { fill(registry) } else { default_digest(text) }
-    }
     registry.tag("r.io/jar:1", &manifest(&[("application/java-archive", Some("a.jar"))]));
     let jar = default_digest(BASE);
     registry.tag("r.io/index:1", &index(&[("linux/amd64", &jar)]));
@@ -389,7 +389,7 @@ async fn a_patch_is_read_with_the_rights_of_the_pod() {
     for (secret, is_let_in) in
         [(secret(&["me", "fixes"]), true), (secret(&["me"]), false), (secret(&["fixes"]), false)]
     {
-        let bench = Bench::with_secrets(&[secret.clone()]);
+        let bench = Bench::with_secrets(std::slice::from_ref(&secret));
         for text in ["private.io/me/app:1", "private.io/fixes/app:1"] {
             bench.registry.store(&support::default_manifest(text));
         }
@@ -436,7 +436,6 @@ async fn a_revision_keeps_its_patch() {
         let read = Review::decode(Hook::Volumes, review.to_string().as_bytes()).unwrap();
         let answer = admission.review(&read, soon()).await;
         let answer = serde_json::to_value(&answer).unwrap();
-        use base64::Engine as _;
         let patch = answer["response"]["patch"].as_str().unwrap_or_else(|| panic!("{answer}"));
         let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
         let mut after = pod;

@@ -39,16 +39,14 @@ impl Patched {
     pub(crate) fn with_patch(&self, digest: Digest, is_fresh: bool, patch: &Patch) -> Result<Wanted, Denial> {
         let (mut steps, mut origins) = (Vec::new(), Vec::new());
         for (part, step) in patch.steps(self.level.as_ref().map(|(level, _)| *level)) {
-            match (&self.base, part) {
-                (Some((reference, origin)), Part::Base) => {
-                    steps.push(Step::Add(Layer::new(reference.clone())));
-                    origins.push(origin.clone());
+            let (step, origin) = match &self.base {
+                Some((reference, origin)) if part == Part::Base => {
+                    (Step::Add(Layer::new(reference.clone())), origin.clone())
                 }
-                _ => {
-                    steps.push(step);
-                    origins.push(self.origin.part(part));
-                }
-            }
+                _ => (step, self.origin.part(part)),
+            };
+            steps.push(step);
+            origins.push(origin);
         }
         let (is_bare, unchecked) = (steps.len() == 1, self.base.is_some().then(|| Box::new(patch.clone())));
         let recipe = Recipe::new(steps).map_err(|error| self.unreadable(error))?;
