@@ -55,11 +55,12 @@ pub(super) async fn run(
     })
 }
 
-/// What the list says, or leaves out: some clients write no type there, and the earlier form has none of its own.
+/// What the list says, or leaves out: some clients write no type there, the earlier form has none of its own, and
+/// go-containerregistry's registry has the type of the config in its place, which in a patch is the empty one.
 fn may_be_patch(entry: &IndexEntry) -> bool {
     match entry.artifact_type() {
-        Some(kind) => kind == KIND,
-        None => matches!(entry.descriptor().media_type(), media::OCI_MANIFEST | media::OCI_ARTIFACT),
+        Some(kind) if kind != media::EMPTY => kind == KIND,
+        _ => matches!(entry.descriptor().media_type(), media::OCI_MANIFEST | media::OCI_ARTIFACT),
     }
 }
 
