@@ -274,8 +274,8 @@ fn explain_says_what_a_patch_comes_to() {
     let explained: Value =
         serde_json::from_str(&bench.says(&["explain", "-o", "json", "-f", &file])).expect("JSON");
     let volume = &explained["volumes"][0];
-    assert_eq!(volume["patch"]["at"], "annotation oras.land/patch");
-    assert_eq!(volume["patch"]["digest"], digest_in(&pushed));
+    assert_eq!(volume["patches"][0]["at"], "annotation oras.land/patch");
+    assert_eq!(volume["patches"][0]["digest"], digest_in(&pushed));
     let places: Vec<&str> =
         volume["references"].as_array().unwrap().iter().map(|one| one["at"].as_str().unwrap()).collect();
     assert_eq!(
