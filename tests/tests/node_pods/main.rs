@@ -8,6 +8,7 @@ mod patches;
 mod pods;
 mod reboot;
 mod seals;
+mod sets;
 mod workloads;
 
 use std::time::Duration;
