@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kube::api::ObjectMeta;
 use oras_csi_core::policy::Source;
-use oras_csi_core::recipe::{Recipe, Step};
+use oras_csi_core::recipe::{PatchStep, RecipeError, Step, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::{Keyring, Source as CredentialSource};
 use oras_csi_core::volume::CanonicalVolume;
@@ -17,12 +17,12 @@ use super::revision::Writes;
 use super::volumes::{Case, NeededSecret, Pinned, is_that, kept};
 use crate::credentials::{Secret, Secrets};
 use crate::denial::{At, Code, Denial};
-use crate::intent::{Content, Named, OfSet, Origin, SetName, VolumeIntent, Wanted};
+use crate::intent::{Content, Named, NewSet, OfSet, Origin, SetName, VolumeIntent, Wanted};
 use crate::policy::Rulebook;
 use crate::policy::judge::Findings;
 use crate::resolve::{Needs, Said};
 use crate::sets::object::{ArtifactSet, ArtifactSetSpec, SecretName};
-use crate::sets::recipe::{Part, SetRecipe, SetStep, steps_of};
+use crate::sets::recipe::{self, SetStep, steps_of};
 use crate::sets::{MemorySets, Resolved, SetBook, SetError, Taken, is_current, resolved_now, status_now};
 
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "oras-csi");
@@ -64,16 +64,12 @@ impl Admission {
         let Some(book) = &self.sets else { return Ok(volumes) };
         let mut claimed: Vec<Arc<VolumeIntent>> = Vec::new();
         for volume in volumes {
-            let (Some(new), Content::Wanted(wanted)) = (&volume.makes, &volume.content) else {
+            let Some(new) = &volume.makes else {
                 claimed.push(volume);
                 continue;
             };
-            let of_pod = claimed.iter().find(|other| {
-                other.makes.as_ref().is_some_and(|other| other.name == new.name)
-                    && !matches!(&other.content, Content::Wanted(other) if other.recipe == wanted.recipe)
-                    && matches!(&other.content, Content::Wanted(_))
-            });
-            if of_pod.is_some() {
+            let mut others = claimed.iter().filter_map(|other| other.makes.as_ref());
+            if others.any(|other| other.name == new.name && other.recipe != new.recipe) {
                 let rule = "is the name of two recipes in this pod";
                 return Err(Denial::rewrite(
                     new.at(),
@@ -82,10 +78,15 @@ impl Admission {
                     "choose another for one of them",
                 ));
             }
-            let taken = book.taken(case.namespace, &new.name, &wanted.recipe, self.registries.as_ref());
+            let past_cache = match &volume.content {
+                Content::Wanted(wanted) => wanted.past_cache,
+                Content::Steps(steps) => steps.past_cache,
+                _ => false,
+            };
+            let taken = book.taken(case.namespace, &new.name, &new.recipe, self.registries.as_ref());
             let taken = timeout_at(case.deadline, taken).await.unwrap_or_else(|_| Err(too_late()));
             claimed.push(match taken.map_err(|error| error.denial(new.at(), &new.name))? {
-                Taken::Same(Some(found)) if !wanted.past_cache => {
+                Taken::Same(Some(found)) if !past_cache => {
                     let content =
                         Content::OfSet(Box::new(OfSet { found: *found, origin: new.origin.clone() }));
                     Arc::new(VolumeIntent { content, makes: None, ..VolumeIntent::clone(&volume) })
@@ -101,11 +102,9 @@ impl Admission {
     pub(super) async fn make_sets(&self, volumes: &[Pinned], case: &Case<'_>) -> Result<(), Denial> {
         let Some(book) = self.sets.as_ref().filter(|_| case.writes == Writes::Yes) else { return Ok(()) };
         for volume in volumes {
-            let (Some(new), Content::Wanted(wanted)) = (&volume.intent.makes, &volume.intent.content) else {
-                continue;
-            };
-            let set = new_set(&new.name, case.namespace, wanted, volume);
-            let make = book.make(case.namespace, &set, &wanted.recipe, self.registries.as_ref());
+            let Some(new) = &volume.intent.makes else { continue };
+            let set = new_set(new, case.namespace, volume);
+            let make = book.make(case.namespace, &set, &new.recipe, self.registries.as_ref());
             let made = timeout_at(case.deadline, make).await.unwrap_or_else(|_| Err(too_late()));
             made.map_err(|error| error.denial(new.at(), &new.name))?;
         }
@@ -155,7 +154,7 @@ impl Admission {
         }
         let Some(recipe) = of.found.written.plain() else { return false };
         let origins = vec![of.origin.clone(); recipe.references().count()];
-        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: None };
+        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: Vec::new() };
         is_that(intent, &wanted, there, case.notes)
     }
 
@@ -217,7 +216,7 @@ impl Admission {
         deadline: Deadline,
     ) -> Result<Resolved, Denial> {
         let field = At::Field("spec.recipe");
-        let written = SetRecipe::read(steps, self.registries.as_ref())
+        let written = recipe::read(steps, self.registries.as_ref())
             .map_err(|error| Denial::rewrite(field, None, error, ""))?;
         let (book, source) = match namespace {
             Some(namespace) => (self.policies.rulebook(namespace, deadline).await?, Source::Direct),
@@ -227,38 +226,28 @@ impl Admission {
             let named = Named { origin: origin.clone(), reference: reference.clone(), is_patch, source };
             Findings::default().check_name(&book, &named, &self.metrics)
         };
-        let origin = |index: usize| Origin::Field(format!("spec.recipe[{index}]"));
-        for (index, part) in written.parts().iter().enumerate() {
-            match part {
-                Part::Patch(reference) => check(reference, &origin(index), true)?,
-                Part::Step(step) => match step.layer() {
-                    Some(layer) => check(layer.reference(), &origin(index), false)?,
-                    None => {}
-                },
-            }
+        let origin = |number: usize| Origin::Field(format!("spec.recipe[{}]", number - 1));
+        let patches: Vec<usize> = written.patches().map(|(number, _)| number).collect();
+        for (number, reference) in written.references() {
+            check(reference, &origin(number), patches.contains(&number))?;
         }
         let keyring =
             self.keyring_with(At::Field("spec.pullSecret.name"), namespace, secret, deadline).await?;
-        let (mut all, mut origins) = (Vec::new(), Vec::new());
-        for (index, part) in written.parts().iter().enumerate() {
-            let origin = origin(index);
-            let steps = match part {
-                Part::Step(step) => vec![step.clone()],
-                Part::Patch(reference) => {
-                    let steps = self.steps_of_patch(reference, &origin, &keyring, deadline).await?;
-                    for layer in steps.iter().filter_map(Step::layer) {
-                        check(layer.reference(), &origin, false)?;
-                    }
-                    steps
-                }
-            };
-            origins.extend(steps.iter().filter(|step| step.layer().is_some()).map(|_| origin.clone()));
-            all.extend(steps);
+        let mut read = Vec::new();
+        for (number, patch) in written.patches() {
+            let steps = self.steps_of_patch(patch, &origin(number), &keyring, deadline).await?;
+            for layer in steps.iter().filter_map(Step::layer) {
+                check(layer.reference(), &origin(number), false)?;
+            }
+            read.push(steps);
         }
-        let recipe = Recipe::new(all).map_err(|error| Denial::rewrite(field, None, error, ""))?;
+        let mut read = read.into_iter();
+        let expanded = written.expand(|_, _| Ok::<_, RecipeError>(read.next().unwrap_or_default()));
+        let (recipe, numbers) = expanded.map_err(|error| Denial::rewrite(field, None, error, ""))?;
         let (mut digests, mut references) = (Vec::new(), Vec::new());
         let layers = recipe.steps().iter().filter_map(Step::layer);
-        for (layer, origin) in layers.zip(&origins) {
+        for (layer, number) in layers.zip(numbers) {
+            let origin = origin(number);
             let needs =
                 Needs { past_cache: true, platform: layer.platform(), media_types: layer.media_types() };
             let found = self.resolver.pin(layer.reference(), &keyring, needs, deadline).await;
@@ -305,20 +294,22 @@ impl Admission {
     /// The steps that a patch, or the artifact of a recipe, stands for.
     async fn steps_of_patch(
         &self,
-        reference: &Reference,
+        patch: &PatchStep,
         origin: &Origin,
         keyring: &Keyring,
         deadline: Deadline,
     ) -> Result<Vec<Step<Reference>>, Denial> {
+        let reference = patch.reference();
         let read = self.resolver.instructions(reference, keyring, true, deadline).await;
         let (_, said) = read.map_err(|failure| failure.denial(origin.at(), reference))?;
+        let text = reference.to_string();
         match said {
-            Said::Patch(patch) => Ok(patch.steps(None).into_iter().map(|(_, step)| step).collect()),
+            Said::Patch(said) => Ok(patch.steps(&said)),
             Said::Recipe(yaml) => {
-                let recipe = Recipe::from_yaml(&yaml, &|host| self.registries.names(host));
-                let text = reference.to_string();
+                let recipe = WrittenRecipe::from_yaml(&yaml, &|host| self.registries.names(host));
                 let recipe = recipe.map_err(|error| Denial::rewrite(origin.at(), Some(&text), error, ""))?;
-                Ok(recipe.steps().to_vec())
+                let steps = patch.steps_of(&recipe);
+                steps.map_err(|error| Denial::rewrite(origin.at(), Some(&text), error, ""))
             }
         }
     }
@@ -349,15 +340,15 @@ fn secret_for(intent: &VolumeIntent, of: &OfSet, keyring: &Keyring) -> NeededSec
 }
 
 /// The set of a volume that says what it holds and how that is called.
-fn new_set(name: &str, namespace: &str, wanted: &Wanted, volume: &Pinned) -> ArtifactSet {
+fn new_set(new: &NewSet, namespace: &str, volume: &Pinned) -> ArtifactSet {
     let pull_secret = match &volume.secret {
         NeededSecret::Named(name) => Some(SecretName { name: name.clone() }),
         NeededSecret::None | NeededSecret::Kept => None,
     };
-    let spec = ArtifactSetSpec { recipe: steps_of(&wanted.recipe), refresh_interval: None, pull_secret };
+    let spec = ArtifactSetSpec { recipe: steps_of(&new.recipe), refresh_interval: None, pull_secret };
     let (label, value) = MANAGED_BY;
     let metadata = ObjectMeta {
-        name: Some(name.to_owned()),
+        name: Some(new.name.clone()),
         namespace: Some(namespace.to_owned()),
         labels: Some([(label.to_owned(), value.to_owned())].into()),
         generation: Some(1),

@@ -15,7 +15,6 @@ use oras_csi_core::volume::CanonicalVolume;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
-use super::expand::Expanded;
 use super::notes::{Notes, line};
 use super::revision::{Fixed, Fresh, Revision, Writes};
 use super::{Admission, Outcome};
@@ -128,8 +127,9 @@ impl Settled {
     pub(super) fn pinned_patch(&self) -> Option<String> {
         let of_annotations = self.volumes.iter().find(|volume| volume.intent.of_annotations)?;
         match &of_annotations.intent.content {
-            Content::Wanted(Wanted { read_from: Some(from), .. }) => {
-                Some(line(&from.reference, &from.digest))
+            Content::Wanted(wanted) if !wanted.read_from.is_empty() => {
+                let lines = wanted.read_from.iter().map(|from| line(&from.reference, &from.digest));
+                Some(lines.collect::<Vec<_>>().join(" "))
             }
             _ => None,
         }
@@ -162,13 +162,13 @@ impl Admission {
         case: &Case<'_>,
     ) -> Result<Settled, Denial> {
         let volumes = self.look_up(volumes, case.namespace, case.deadline).await?;
+        let volumes = self.claim_names(volumes, case).await?;
         let mut findings = Findings::default();
         let book = self.policies.rulebook(case.namespace, case.deadline).await?;
         for named in volumes.iter().flat_map(|volume| volume.names()) {
             findings.check_name(&book, &named, &self.metrics)?;
         }
         tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
-        let volumes = self.claim_names(volumes, case).await?;
         // A cluster set's bytes are whose pods may use it, whatever the pods' own Secrets.
         let of_pod = || volumes.iter().filter(|volume| !volume.is_of_cluster_set());
         let pod = case.pod.filter(|_| of_pod().next().is_some());
@@ -189,11 +189,8 @@ impl Admission {
         self.find_pins(&volumes, &mut fixed, case).await?;
         for _ in 0..MOST_ROUNDS {
             let mut findings = findings.clone();
-            let volumes = self.expand(&volumes, &credentials, &mut fixed, case).await?;
-            for named in volumes.iter().filter_map(Expanded::new_names).flatten() {
-                findings.check_name(&book, &named, &self.metrics)?;
-            }
-            let volumes: Vec<_> = volumes.into_iter().map(Expanded::into_intent).collect();
+            let volumes =
+                self.expand(volumes.clone(), &credentials, (&book, &mut findings), &mut fixed, case).await?;
             let mut settled = self.round(&volumes, &credentials, &book, &fixed, case, findings).await?;
             if let Some(revision) = case.revision {
                 let fresh = settled.volumes.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
@@ -223,9 +220,9 @@ impl Admission {
         case: &Case<'_>,
     ) -> Result<(), Denial> {
         let Some(revision) = case.revision else { return Ok(()) };
-        let written = volumes
-            .iter()
-            .filter(|volume| matches!(volume.content, Content::Wanted(_) | Content::Patched(_)));
+        let written = volumes.iter().filter(|volume| {
+            matches!(volume.content, Content::Wanted(_) | Content::Patched(_) | Content::Steps(_))
+        });
         let tags = written.flat_map(|volume| volume.names()).map(|named| (named.reference, named.origin));
         let tags: Vec<_> = tags.filter(|(reference, _)| !fixed.contains_key(reference)).collect();
         fixed.extend(revision.find(&tags).await?);
@@ -308,6 +305,7 @@ impl Admission {
                 return Err(Denial::rewrite(set.origin.at(), Some(&set.name), "was not looked up", ""));
             }
             Content::OfSet(of) => return self.pin_set(intent, of, keyring, case),
+            Content::Steps(steps) => return Err(steps.unread()),
             Content::Wanted(wanted) => {
                 match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
                     Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
@@ -327,7 +325,7 @@ impl Admission {
         let found = self.resolve(wanted, keyring, fixed, case).await?;
         let (digests, secret) = self.one_secret(intent, wanted, keyring, fixed, found, case).await?;
         let (mut lines, mut warnings, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
-        if let Some(from) = &wanted.read_from {
+        for from in &wanted.read_from {
             check_base(from, wanted, &digests)?;
             from.tell(&mut warnings);
             if from.is_fresh {

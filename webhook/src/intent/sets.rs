@@ -1,6 +1,7 @@
 //! A volume that names a set, and what it comes to once that was looked up. Pure.
 
 use oras_csi_core::policy::Source;
+use oras_csi_core::recipe::WrittenRecipe;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
@@ -30,6 +31,7 @@ impl SetName {
 #[derive(Clone, Debug)]
 pub(crate) struct NewSet {
     pub(crate) name: String,
+    pub(crate) recipe: WrittenRecipe,
     pub(crate) origin: Origin,
 }
 
@@ -66,8 +68,8 @@ impl OfSet {
 
     /// The patches that say some of it.
     pub(super) fn patches(&self) -> Vec<Named> {
-        let named = |reference: &Reference| Named {
-            origin: self.origin.clone(),
+        let named = |(number, reference): (usize, &Reference)| Named {
+            origin: self.origin.step(number),
             reference: reference.clone(),
             is_patch: true,
             source: self.source(),

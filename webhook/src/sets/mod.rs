@@ -22,12 +22,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kube::core::SelectorExt as _;
-use oras_csi_core::recipe::{PinnedRecipe, Recipe};
+use oras_csi_core::recipe::{PinnedRecipe, Recipe, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::text::Shown;
 
 use self::object::{ArtifactSet, ClusterArtifactSet, SetStatus};
-use self::recipe::{Part, SetRecipe, SetStep};
+use self::recipe::SetStep;
 use crate::credentials::{NoSecrets, Secrets};
 use crate::denial::Denial;
 use crate::intent::Registries;
@@ -68,7 +68,7 @@ pub struct SetBook {
 pub(crate) struct FoundSet {
     pub(crate) place: SetPlace,
     pub(crate) name: String,
-    pub(crate) written: SetRecipe,
+    pub(crate) written: WrittenRecipe,
     /// What the steps of the recipe are to be told as, in their order: as they are written, or as status has them
     /// where a patch says what they are.
     pub(crate) references: Vec<Reference>,
@@ -83,11 +83,8 @@ impl FoundSet {
     }
 
     /// The patches that are written.
-    pub(crate) fn patches(&self) -> impl Iterator<Item = &Reference> {
-        self.written.parts().iter().filter_map(|part| match part {
-            Part::Patch(reference) => Some(reference),
-            Part::Step(_) => None,
-        })
+    pub(crate) fn patches(&self) -> impl Iterator<Item = (usize, &Reference)> {
+        self.written.patches().map(|(number, step)| (number, step.reference()))
     }
 }
 
@@ -173,7 +170,7 @@ impl SetBook {
         &self,
         namespace: &str,
         name: &str,
-        recipe: &Recipe,
+        recipe: &WrittenRecipe,
         registries: &dyn Registries,
     ) -> Result<Taken, SetError> {
         if let Some(set) = self.store.cluster_set(name).await?
@@ -199,7 +196,7 @@ impl SetBook {
         &self,
         namespace: &str,
         set: &ArtifactSet,
-        recipe: &Recipe,
+        recipe: &WrittenRecipe,
         registries: &dyn Registries,
     ) -> Result<(), SetError> {
         let name = set.metadata.name.as_deref().unwrap_or_default();
@@ -237,7 +234,7 @@ fn read(
     secret: Option<String>,
     registries: &dyn Registries,
 ) -> Result<FoundSet, SetError> {
-    let written = match SetRecipe::read(steps, registries) {
+    let written = match recipe::read(steps, registries) {
         Ok(written) => written,
         Err(error) => {
             return Err(SetError::Broken { place, words: Shown::new(&error.to_string()) });
@@ -294,10 +291,10 @@ fn compare(
     namespace: &str,
     name: &str,
     set: &ArtifactSet,
-    recipe: &Recipe,
+    recipe: &WrittenRecipe,
     registries: &dyn Registries,
 ) -> Result<(), SetError> {
-    let there = SetRecipe::read(&set.spec.recipe, registries).ok().and_then(|there| there.plain());
+    let there = recipe::read(&set.spec.recipe, registries).ok();
     if there.as_ref() == Some(recipe) {
         return Ok(());
     }

@@ -2,8 +2,8 @@
 
 use kube::core::Rule;
 use oras_csi_core::path::Glob;
-use oras_csi_core::recipe::{Layer, Recipe, RecipeError, Step};
-use oras_csi_core::reference::{Reference, ReferenceError};
+use oras_csi_core::recipe::{Layer, RecipeError, Step, WrittenRecipe, WrittenStep};
+use oras_csi_core::reference::Reference;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,10 @@ pub struct SetStep {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub patch: Option<String>,
+    /// Up to which level of the patch: minor, major or critical; left out, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub level: Option<String>,
     /// Which files of earlier steps are taken away, as a glob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
@@ -52,13 +56,13 @@ pub struct SetStep {
     pub platform: Option<String>,
 }
 
-fn verbs() -> [Rule; 2] {
+fn verbs() -> [Rule; 3] {
     let alone = "!has(self.path) && !has(self.include) && !has(self.exclude) && !has(self.mediaTypes) && !has(self.platform)";
     [
         Rule::new("[has(self.add), has(self.overlay), has(self.patch), has(self.remove)].filter(is, is).size() == 1")
             .message("a step has exactly one of add, overlay, patch and remove"),
-        Rule::new(format!("has(self.add) || has(self.overlay) || ({alone})"))
-            .message("path, include, exclude, mediaTypes and platform go with add and overlay alone"),
+        Rule::new("!has(self.level) || has(self.patch)").message("level stands beside patch alone"),
+        Rule::new(format!("!has(self.remove) || ({alone})")).message("remove stands alone"),
     ]
 }
 
@@ -68,77 +72,9 @@ fn list_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A recipe of a set that was read: what is written, where patches have yet to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SetRecipe(Vec<Part>);
-
-/// A step, or what stands for several.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    Step(Step<Reference>),
-    Patch(Reference),
-}
-
-/// Why the recipe of a set cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SetRecipeError {
-    #[error("{0}")]
-    Recipe(#[from] RecipeError),
-    #[error("step {step} of the recipe: {source}")]
-    Patch { step: usize, source: ReferenceError },
-    #[error(
-        "step {step} of the recipe needs exactly one of add, overlay, patch and remove, and nothing beside patch"
-    )]
-    Verb { step: usize },
-}
-
-impl SetRecipe {
-    /// Reads the steps of an object.
-    pub(crate) fn read(steps: &[SetStep], registries: &dyn Registries) -> Result<Self, SetRecipeError> {
-        let is_registry = |host: &str| registries.names(host);
-        if steps.iter().all(|step| step.patch.is_none()) {
-            // As a whole, so that errors know the number of their step.
-            let recipe = Recipe::from_yaml(&to_json(steps), &is_registry)?;
-            return Ok(Self(recipe.steps().iter().cloned().map(Part::Step).collect()));
-        }
-        let mut parts = Vec::new();
-        for (one, step) in steps.iter().zip(1..) {
-            match one {
-                SetStep { patch: Some(text), .. } => {
-                    if *one != (SetStep { patch: Some(text.clone()), ..SetStep::default() }) {
-                        return Err(SetRecipeError::Verb { step });
-                    }
-                    let reference = Reference::parse_knowing(text, &is_registry);
-                    let reference = reference.map_err(|source| SetRecipeError::Patch { step, source })?;
-                    parts.push(Part::Patch(reference));
-                }
-                SetStep { remove: Some(glob), add: None, overlay: None, .. } if !parts.is_empty() => {
-                    // `remove` may be no recipe's first step, so it is read by itself.
-                    let glob = glob.parse::<Glob>().map_err(|_| SetRecipeError::Verb { step })?;
-                    parts.push(Part::Step(Step::Remove(glob)));
-                }
-                other => {
-                    let recipe = Recipe::from_yaml(&to_json(std::slice::from_ref(other)), &is_registry)?;
-                    parts.extend(recipe.steps().iter().cloned().map(Part::Step));
-                }
-            }
-        }
-        Ok(Self(parts))
-    }
-
-    /// What is written, in order.
-    pub(crate) fn parts(&self) -> &[Part] {
-        &self.0
-    }
-
-    /// The recipe, where there is no patch in it.
-    pub(crate) fn plain(&self) -> Option<Recipe> {
-        let steps = self.0.iter().map(|part| match part {
-            Part::Step(step) => Some(step.clone()),
-            Part::Patch(_) => None,
-        });
-        Recipe::new(steps.collect::<Option<Vec<_>>>()?).ok()
-    }
+/// Reads the steps of an object.
+pub(crate) fn read(steps: &[SetStep], registries: &dyn Registries) -> Result<WrittenRecipe, RecipeError> {
+    WrittenRecipe::from_yaml(&to_json(steps), &|host| registries.names(host))
 }
 
 fn to_json(steps: &[SetStep]) -> String {
@@ -146,7 +82,7 @@ fn to_json(steps: &[SetStep]) -> String {
 }
 
 /// A recipe as an object has it.
-pub(crate) fn steps_of(recipe: &Recipe) -> Vec<SetStep> {
+pub(crate) fn steps_of(recipe: &WrittenRecipe) -> Vec<SetStep> {
     let texts = |list: &[Glob]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     let layer = |layer: &Layer<Reference>| SetStep {
         path: Some(layer.path().to_string()).filter(|path| !path.is_empty()),
@@ -156,10 +92,21 @@ pub(crate) fn steps_of(recipe: &Recipe) -> Vec<SetStep> {
         platform: layer.platform().map(ToString::to_string),
         ..SetStep::default()
     };
-    let step = |step: &Step<Reference>| match step {
-        Step::Add(one) => SetStep { add: Some(one.reference().to_string()), ..layer(one) },
-        Step::Overlay(one) => SetStep { overlay: Some(one.reference().to_string()), ..layer(one) },
-        Step::Remove(glob) => SetStep { remove: Some(glob.to_string()), ..SetStep::default() },
+    let step = |step: &WrittenStep| match step {
+        WrittenStep::Plain(Step::Add(one)) => {
+            SetStep { add: Some(one.reference().to_string()), ..layer(one) }
+        }
+        WrittenStep::Plain(Step::Overlay(one)) => {
+            SetStep { overlay: Some(one.reference().to_string()), ..layer(one) }
+        }
+        WrittenStep::Plain(Step::Remove(glob)) => {
+            SetStep { remove: Some(glob.to_string()), ..SetStep::default() }
+        }
+        WrittenStep::Patch(patch) => SetStep {
+            patch: Some(patch.reference().to_string()),
+            level: patch.level().map(|level| level.as_str().to_owned()),
+            ..layer(patch.layer())
+        },
     };
     recipe.steps().iter().map(step).collect()
 }
