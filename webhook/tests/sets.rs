@@ -11,6 +11,7 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::seal::SealKey;
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
+use oras_csi_webhook::pins::MemoryPins;
 use oras_csi_webhook::review::{Hook, Review};
 use oras_csi_webhook::seal::Sealer;
 use oras_csi_webhook::sets::MemorySets;
@@ -379,4 +380,66 @@ async fn a_sealed_volume_of_a_cluster_set_comes_back_as_it_was(#[case] pod: Valu
         }
     }
     assert_eq!(bench.registry.calls(), 0);
+}
+
+/// A pod of a controller, at one of its revisions.
+fn of_revision(mut pod: Value, revision: &str) -> Value {
+    pod["metadata"]["labels"]["pod-template-hash"] = json!(revision);
+    pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web",
+        "uid": "u-1", "controller": true}]);
+    pod
+}
+
+/// Moves a set to another tag, with the earlier recipe in its history, or without.
+fn moved(mut set: Value, from: &str, to: &str, knows: bool) -> Value {
+    set["status"] = status(to, 1);
+    set["spec"]["recipe"][0]["add"] = json!(to);
+    if knows {
+        set["status"]["history"] = json!([{"recipe": recipe(from), "since": "2026-01-01T00:00:00Z"}]);
+    }
+    set
+}
+
+#[rstest]
+#[case(set("model", TAG))]
+#[case(cluster_set("model", TAG, &json!({})))]
+#[tokio::test]
+async fn all_pods_of_a_revision_have_one_recipe_while_the_set_moves(#[case] set: Value) {
+    let (bench, sets) = Bench::new().with_sets(&[set.clone(), namespace("team")]);
+    let pins = Arc::new(MemoryPins::default());
+    let admission = Arc::into_inner(bench.admission).unwrap().with_pins(pins.clone());
+    let bench = Bench { admission: Arc::new(admission), ..bench };
+    let first = of_revision(by_annotation("model"), "1");
+    assert_eq!(reviewed(&bench, &first, true).await["allowed"], true);
+    assert_eq!(pins.count(), 0, "a dry run keeps nothing");
+    assert_eq!(reviewed(&bench, &first, false).await["allowed"], true);
+    assert_eq!(pins.count(), 1);
+
+    let next = "r.io/team/model:v2";
+    sets.take(&moved(set.clone(), TAG, next, true), "team").unwrap();
+    let has = async |revision: &str| {
+        let pod = of_revision(by_annotation("model"), revision);
+        let outcome = bench.admit(&pod).await.unwrap();
+        let warned = outcome.warnings().iter().any(|words| words.contains("no longer knows the recipe"));
+        (volume(&patched(&pod, &outcome)).recipe().to_json().to_owned(), warned)
+    };
+    assert_eq!(has("1").await, (recipe(TAG), false));
+    assert_eq!(has("2").await, (recipe(next), false));
+    // What the set has forgotten nobody gets: a pin is anybody's to write, the status of a set is not.
+    sets.take(&moved(set, TAG, next, false), "team").unwrap();
+    assert_eq!(has("1").await, (recipe(next), true));
+    assert_eq!(bench.registry.calls(), 0);
+}
+
+#[tokio::test]
+async fn policies_look_at_what_a_revision_keeps() {
+    let (bench, sets) = Bench::new().with_sets(&[set("model", "r.io/old/model:1"), namespace("team")]);
+    let admission = Arc::into_inner(bench.admission).unwrap().with_pins(Arc::new(MemoryPins::default()));
+    let bench = Bench { admission: Arc::new(admission), ..bench };
+    let pod = of_revision(by_annotation("model"), "1");
+    assert_eq!(reviewed(&bench, &pod, false).await["allowed"], true);
+    sets.take(&moved(set("model", TAG), "r.io/old/model:1", TAG, true), "team").unwrap();
+    bench.policies.set_files(entries(&[json!({"registries": {"deny": ["r.io/old/**"]}})]));
+    let denial = bench.admit(&pod).await.unwrap_err();
+    assert!(denial.message().contains("r.io/old/model@sha256"), "{denial}");
 }

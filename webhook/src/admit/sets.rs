@@ -17,7 +17,7 @@ use super::revision::Writes;
 use super::volumes::{Case, NeededSecret, Pinned, is_that, kept};
 use crate::credentials::{Secret, Secrets};
 use crate::denial::{At, Code, Denial};
-use crate::intent::{Content, Named, NewSet, OfSet, Origin, SetName, VolumeIntent, Wanted};
+use crate::intent::{Content, Kept, Named, NewSet, OfSet, Origin, SetName, VolumeIntent, Wanted};
 use crate::policy::Rulebook;
 use crate::policy::judge::Findings;
 use crate::resolve::{Needs, Said};
@@ -48,7 +48,8 @@ impl Admission {
             let find = async { self.book_of_sets()?.find(namespace, name, self.registries.as_ref()).await };
             let found = timeout_at(deadline, find).await.unwrap_or_else(|_| Err(too_late()));
             let found = found.map_err(|error| error.denial(origin.at(), name))?;
-            let content = Content::OfSet(Box::new(OfSet { found, origin: origin.clone() }));
+            let content =
+                Content::OfSet(Box::new(OfSet { found, origin: origin.clone(), kept: Kept::Nothing }));
             known.push(Arc::new(VolumeIntent { content, ..VolumeIntent::clone(&volume) }));
         }
         Ok(known)
@@ -86,9 +87,10 @@ impl Admission {
             let taken = book.taken(case.namespace, &new.name, &new.recipe, self.registries.as_ref());
             let taken = timeout_at(case.deadline, taken).await.unwrap_or_else(|_| Err(too_late()));
             claimed.push(match taken.map_err(|error| error.denial(new.at(), &new.name))? {
-                Taken::Same(Some(found)) if !past_cache => {
-                    let content =
-                        Content::OfSet(Box::new(OfSet { found: *found, origin: new.origin.clone() }));
+                // The pins of a revision are of its tags: the pod that made the set had no other.
+                Taken::Same(Some(found)) if !past_cache && case.revision.is_none() => {
+                    let (origin, kept) = (new.origin.clone(), Kept::Nothing);
+                    let content = Content::OfSet(Box::new(OfSet { found: *found, origin, kept }));
                     Arc::new(VolumeIntent { content, makes: None, ..VolumeIntent::clone(&volume) })
                 }
                 Taken::Same(_) => Arc::new(VolumeIntent { makes: None, ..VolumeIntent::clone(&volume) }),
@@ -96,6 +98,49 @@ impl Admission {
             });
         }
         Ok(claimed)
+    }
+
+    /// The volumes of sets as the revision of the pod has them: what its first pod had.
+    pub(super) async fn find_kept(
+        &self,
+        volumes: Vec<Arc<VolumeIntent>>,
+        case: &Case<'_>,
+    ) -> Result<Vec<Arc<VolumeIntent>>, Denial> {
+        let Some(revision) = case.revision else { return Ok(volumes) };
+        let mut kept = Vec::new();
+        for volume in volumes {
+            let Content::OfSet(of) = &volume.content else {
+                kept.push(volume);
+                continue;
+            };
+            let Some(digest) = revision.find_set(of).await? else {
+                kept.push(volume);
+                continue;
+            };
+            let of = match of.found.as_of(&digest) {
+                Some(found) => OfSet { found, origin: of.origin.clone(), kept: Kept::This },
+                None => OfSet { kept: Kept::Forgotten, ..OfSet::clone(of) },
+            };
+            let content = Content::OfSet(Box::new(of));
+            kept.push(Arc::new(VolumeIntent { content, ..VolumeIntent::clone(&volume) }));
+        }
+        Ok(kept)
+    }
+
+    /// Keeps for the revision what its first pod gets of sets. Says whether that is what these volumes have; if it is
+    /// not, another pod was first.
+    pub(super) async fn keep_sets(&self, volumes: &[Pinned], case: &Case<'_>) -> Result<bool, Denial> {
+        let Some(revision) = case.revision else { return Ok(true) };
+        let mut is_first = true;
+        for volume in volumes {
+            if let Content::OfSet(of) = &volume.intent.content
+                && of.kept == Kept::Nothing
+            {
+                let digest = volume.canonical.recipe().digest();
+                is_first &= revision.keep_set(of, &digest).await? == digest;
+            }
+        }
+        Ok(is_first)
     }
 
     /// Makes the sets that come to be with these volumes.
@@ -131,6 +176,13 @@ impl Admission {
         let lines = found.references.iter().zip(pinned).map(|(told, pinned)| line(told, pinned.digest()));
         let lines = lines.collect();
         let mut warnings = Vec::new();
+        if of.kept == Kept::Forgotten {
+            warnings.push(format!(
+                "{}: {} no longer knows the recipe that the first pod of this revision had, and this one has another",
+                of.origin.at(),
+                found.place
+            ));
+        }
         let secret = if found.is_cluster_set() {
             if let Some(name) = &intent.secret {
                 warnings.push(format!(

@@ -163,6 +163,23 @@ impl Admission {
     ) -> Result<Settled, Denial> {
         let volumes = self.look_up(volumes, case.namespace, case.deadline).await?;
         let volumes = self.claim_names(volumes, case).await?;
+        let looked_up = volumes;
+        for _ in 0..MOST_ROUNDS {
+            let volumes = self.find_kept(looked_up.clone(), case).await?;
+            if let Some(settled) = self.settle_known(volumes, case).await? {
+                return Ok(settled);
+            }
+        }
+        Err(unsettled())
+    }
+
+    /// The same, for volumes whose sets are known; `None` where another pod of the revision has had something else of a
+    /// set meanwhile.
+    async fn settle_known(
+        &self,
+        volumes: Vec<Arc<VolumeIntent>>,
+        case: &Case<'_>,
+    ) -> Result<Option<Settled>, Denial> {
         let mut findings = Findings::default();
         let book = self.policies.rulebook(case.namespace, case.deadline).await?;
         for named in volumes.iter().flat_map(|volume| volume.names()) {
@@ -201,15 +218,17 @@ impl Admission {
                     continue;
                 }
             }
+            if !self.keep_sets(&settled.volumes, case).await? {
+                return Ok(None);
+            }
             self.make_sets(&settled.volumes, case).await?;
             for pinned in &mut settled.volumes {
                 let at = At::Volume(&pinned.intent.name);
                 pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
             }
-            return Ok(settled);
+            return Ok(Some(settled));
         }
-        let (rule, instead) = ("have tags whose pins change while they are looked at", "try again");
-        Err(Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead))
+        Err(unsettled())
     }
 
     /// Looks for what the revision has for the tags of volumes.
@@ -455,6 +474,11 @@ impl Admission {
         }
         Ok(digests)
     }
+}
+
+fn unsettled() -> Denial {
+    let (rule, instead) = ("have tags whose pins change while they are looked at", "try again");
+    Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead)
 }
 
 /// A volume that stays as it is, and of which nobody is asked.

@@ -31,7 +31,7 @@ use crate::view::Pod;
 
 pub(crate) use patched::{Patched, Read, Steps};
 pub(crate) use persistent::read as read_persistent;
-pub(crate) use sets::{NewSet, OfSet, SetName};
+pub(crate) use sets::{Kept, NewSet, OfSet, SetName};
 
 /// What the administrator says of registries: the part of `certs.d` that has to be known before any
 /// network.

@@ -46,6 +46,20 @@ impl NewSet {
 pub(crate) struct OfSet {
     pub(crate) found: FoundSet,
     pub(crate) origin: Origin,
+    /// Whether the pods of the revision have a recipe of it by now.
+    pub(crate) kept: Kept,
+}
+
+/// What the revision of a pod has of a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// This very recipe.
+    This,
+    /// One that the set no longer knows.
+    Forgotten,
 }
 
 impl OfSet {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kube::core::SelectorExt as _;
+use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::{PinnedRecipe, Recipe, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::text::Shown;
@@ -73,6 +74,8 @@ pub(crate) struct FoundSet {
     /// where a patch says what they are.
     pub(crate) references: Vec<Reference>,
     pub(crate) pinned: PinnedRecipe,
+    /// What it was before, the newest first.
+    pub(crate) history: Vec<PinnedRecipe>,
     /// The pull secret that a cluster set names.
     pub(crate) secret: Option<String>,
 }
@@ -80,6 +83,19 @@ pub(crate) struct FoundSet {
 impl FoundSet {
     pub(crate) fn is_cluster_set(&self) -> bool {
         matches!(self.place, SetPlace::Cluster(_))
+    }
+
+    /// The kind of its object.
+    pub(crate) fn kind(&self) -> &'static str {
+        if self.is_cluster_set() { "ClusterArtifactSet" } else { "ArtifactSet" }
+    }
+
+    /// The set as it was when its recipe had that digest; `None` where it no longer knows.
+    pub(crate) fn as_of(&self, digest: &Digest) -> Option<Self> {
+        let mut recipes = std::iter::once(&self.pinned).chain(&self.history);
+        let pinned = recipes.find(|recipe| recipe.digest() == *digest)?.clone();
+        let references = told(&self.written, &pinned, &[]);
+        Some(Self { pinned, references, ..self.clone() })
     }
 
     /// The patches that are written.
@@ -254,12 +270,10 @@ fn read(
         Ok(pinned) => pinned,
         Err(error) => return Err(SetError::Broken { place, words: Shown::new(&error.to_string()) }),
     };
-    let references = match written.plain() {
-        Some(plain) if is_of(&plain, &pinned) => plain.references().cloned().collect(),
-        // A status is not what the spec of today says: whoever wrote it, the digests are what is mounted.
-        _ => told(&pinned, &status.references),
-    };
-    Ok(FoundSet { place, name: name.to_owned(), written, references, pinned, secret })
+    let references = told(&written, &pinned, &status.references);
+    // One that cannot be read counts as forgotten.
+    let history = status.history.iter().filter_map(|one| PinnedRecipe::from_json(&one.recipe).ok()).collect();
+    Ok(FoundSet { place, name: name.to_owned(), written, references, pinned, history, secret })
 }
 
 /// Whether `pinned` is `written` with digests.
@@ -273,8 +287,13 @@ fn is_of(written: &Recipe, pinned: &PinnedRecipe) -> bool {
     again.as_ref() == Ok(pinned)
 }
 
-/// The references of a pinned recipe, with the tags that are noted beside the very same digests.
-fn told(pinned: &PinnedRecipe, noted: &[String]) -> Vec<Reference> {
+/// The references of a pinned recipe: as they are written, where it is what is written with digests. Else it may be
+/// what a patch said, or an earlier spec, or forged, and its digests are what is mounted: with the tags that are noted
+/// beside the very same digests.
+fn told(written: &WrittenRecipe, pinned: &PinnedRecipe, noted: &[String]) -> Vec<Reference> {
+    if let Some(plain) = written.plain().filter(|plain| is_of(plain, pinned)) {
+        return plain.references().cloned().collect();
+    }
     let noted: Vec<Option<Reference>> = noted.iter().map(|text| text.parse().ok()).collect();
     let tell = |(step, pinned): (usize, &oras_csi_core::reference::PinnedReference)| {
         let noted = noted.get(step).and_then(Option::as_ref);
