@@ -7,6 +7,7 @@ mod notes;
 mod outcome;
 mod revision;
 mod sets;
+mod settle;
 mod volumes;
 
 use std::sync::Arc;

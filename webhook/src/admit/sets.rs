@@ -150,8 +150,8 @@ impl Admission {
             let Some(new) = &volume.intent.makes else { continue };
             let set = new_set(new, case.namespace, volume);
             let make = book.make(case.namespace, &set, &new.recipe, self.registries.as_ref());
-            let made = timeout_at(case.deadline, make).await.unwrap_or_else(|_| Err(too_late()));
-            made.map_err(|error| error.denial(new.at(), &new.name))?;
+            let outcome = timeout_at(case.deadline, make).await.unwrap_or_else(|_| Err(too_late()));
+            outcome.map_err(|error| error.denial(new.at(), &new.name))?;
         }
         Ok(())
     }
@@ -166,7 +166,7 @@ impl Admission {
     ) -> Result<Pinned, Denial> {
         if let Some(there) = intent.earlier.as_ref().filter(|there| there.seal().is_some())
             && self.keeps(there, case.holder)
-            && self.is_of(intent, of, there, case)
+            && is_of(intent, of, there, case)
         {
             return Ok(kept(intent, there, case.notes));
         }
@@ -197,17 +197,6 @@ impl Admission {
         };
         let (intent, fresh) = (Arc::clone(intent), Vec::new());
         Ok(Pinned { intent, canonical, secret, lines, warnings, fresh })
-    }
-
-    /// Whether a volume that bears our word is one that this set gave.
-    fn is_of(&self, intent: &VolumeIntent, of: &OfSet, there: &CanonicalVolume, case: &Case<'_>) -> bool {
-        if of.found.is_cluster_set() {
-            return there.set() == Some(of.found.name.as_str());
-        }
-        let Some(recipe) = of.found.written.plain() else { return false };
-        let origins = vec![of.origin.clone(); recipe.references().count()];
-        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: Vec::new() };
-        is_that(intent, &wanted, there, case.notes)
     }
 
     /// Who may look at what a cluster set holds, where a policy wants to.
@@ -365,6 +354,17 @@ impl Admission {
             }
         }
     }
+}
+
+/// Whether a volume that bears our word is one that this set gave.
+fn is_of(intent: &VolumeIntent, of: &OfSet, there: &CanonicalVolume, case: &Case<'_>) -> bool {
+    if of.found.is_cluster_set() {
+        return there.set() == Some(of.found.name.as_str());
+    }
+    let Some(recipe) = of.found.written.plain() else { return false };
+    let origins = vec![of.origin.clone(); recipe.references().count()];
+    let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: Vec::new() };
+    is_that(intent, &wanted, there, case.notes)
 }
 
 fn too_late() -> SetError {

@@ -18,7 +18,7 @@ use tokio::time::Instant as Deadline;
 use super::notes::{Notes, line};
 use super::revision::{Fixed, Fresh, Revision, Writes};
 use super::{Admission, Outcome};
-use crate::denial::{At, Code, Denial};
+use crate::denial::{At, Denial};
 use crate::intent::{Content, Origin, ReadFrom, VolumeIntent, Wanted};
 use crate::patch::{PlannedSecret, PlannedVolume};
 use crate::policy::Rulebook;
@@ -29,8 +29,6 @@ use crate::view::Pod;
 /// How many lookups of one volume, and how many volumes of one pod, may be under way.
 const LOOKUPS_AT_ONCE: usize = 8;
 const VOLUMES_AT_ONCE: usize = 4;
-/// How often another pod of the revision may come first: once a tag that is looked up.
-const MOST_ROUNDS: usize = 3;
 
 /// For whom volumes are.
 pub(super) struct Case<'a> {
@@ -53,7 +51,7 @@ pub(super) struct Credentials<'a> {
     /// One a volume, in their order.
     pub(super) keyrings: &'a [Keyring],
     /// Why some may be missing.
-    problems: Option<&'a str>,
+    pub(super) problems: Option<&'a str>,
 }
 
 impl Credentials<'_> {
@@ -69,7 +67,7 @@ impl Credentials<'_> {
 /// Volumes that nothing stands in the way of any more.
 #[derive(Default)]
 pub(super) struct Settled {
-    volumes: Vec<Pinned>,
+    pub(super) volumes: Vec<Pinned>,
     findings: Findings,
 }
 
@@ -154,83 +152,6 @@ impl Settled {
 }
 
 impl Admission {
-    /// Policy on names, credentials, patches, policy on what they name, digests, policy on contents, seals: in this
-    /// order.
-    pub(super) async fn settle(
-        &self,
-        volumes: Vec<Arc<VolumeIntent>>,
-        case: &Case<'_>,
-    ) -> Result<Settled, Denial> {
-        let volumes = self.look_up(volumes, case.namespace, case.deadline).await?;
-        let volumes = self.claim_names(volumes, case).await?;
-        let looked_up = volumes;
-        for _ in 0..MOST_ROUNDS {
-            let volumes = self.find_kept(looked_up.clone(), case).await?;
-            if let Some(settled) = self.settle_known(volumes, case).await? {
-                return Ok(settled);
-            }
-        }
-        Err(unsettled())
-    }
-
-    /// The same, for volumes whose sets are known; `None` where another pod of the revision has had something else of a
-    /// set meanwhile.
-    async fn settle_known(
-        &self,
-        volumes: Vec<Arc<VolumeIntent>>,
-        case: &Case<'_>,
-    ) -> Result<Option<Settled>, Denial> {
-        let mut findings = Findings::default();
-        let book = self.policies.rulebook(case.namespace, case.deadline).await?;
-        for named in volumes.iter().flat_map(|volume| volume.names()) {
-            findings.check_name(&book, &named, &self.metrics)?;
-        }
-        tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
-        // A cluster set's bytes are whose pods may use it, whatever the pods' own Secrets.
-        let of_pod = || volumes.iter().filter(|volume| !volume.is_of_cluster_set());
-        let pod = case.pod.filter(|_| of_pod().next().is_some());
-        let named_secrets = of_pod().filter_map(|volume| volume.secret.as_deref());
-        let purse = self.credentials.open(pod, case.namespace, named_secrets, case.deadline).await;
-        let mut keyrings = Vec::new();
-        for volume in &volumes {
-            keyrings.push(match &volume.content {
-                Content::OfSet(of) if of.found.is_cluster_set() => {
-                    self.keyring_of_set(of, &book, case.deadline).await?
-                }
-                _ => purse.keyring(volume.secret_at(), volume.secret.as_deref())?,
-            });
-        }
-        let problems = purse.problems();
-        let credentials = Credentials { keyrings: &keyrings, problems: problems.as_deref() };
-        let mut fixed = Fixed::new();
-        self.find_pins(&volumes, &mut fixed, case).await?;
-        for _ in 0..MOST_ROUNDS {
-            let mut findings = findings.clone();
-            let volumes =
-                self.expand(volumes.clone(), &credentials, (&book, &mut findings), &mut fixed, case).await?;
-            let mut settled = self.round(&volumes, &credentials, &book, &fixed, case, findings).await?;
-            if let Some(revision) = case.revision {
-                let fresh = settled.volumes.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
-                let others = revision.keep(&fresh.collect::<Vec<_>>()).await?;
-                if !others.is_empty() {
-                    // Another pod of the revision came first: what it has is what counts.
-                    fixed.extend(others);
-                    continue;
-                }
-            }
-            if !self.keep_sets(&settled.volumes, case).await? {
-                return Ok(None);
-            }
-            self.make_sets(&settled.volumes, case).await?;
-            for pinned in &mut settled.volumes {
-                let at = At::Volume(&pinned.intent.name);
-                pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
-            }
-            return Ok(Some(settled));
-        }
-        Err(unsettled())
-    }
-
     /// Looks for what the revision has for the tags of volumes.
     pub(super) async fn find_pins(
         &self,
@@ -249,7 +170,7 @@ impl Admission {
     }
 
     /// Each volume with its digests, and what policies say of those; no seals yet.
-    async fn round(
+    pub(super) async fn round(
         &self,
         volumes: &[Arc<VolumeIntent>],
         credentials: &Credentials<'_>,
@@ -474,11 +395,6 @@ impl Admission {
         }
         Ok(digests)
     }
-}
-
-fn unsettled() -> Denial {
-    let (rule, instead) = ("have tags whose pins change while they are looked at", "try again");
-    Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead)
 }
 
 /// A volume that stays as it is, and of which nobody is asked.

@@ -1,7 +1,7 @@
 //! Keeps in the status of each set what its tags stand for: when its spec changes, and again after its interval.
 //!
-//! Every replica of the webhook does so, and none has to lead. Before a look that is due by the clock each waits a
-//! random while and sees whether another was first. What is found is written only if the object is what it was before
+//! Every replica of the webhook does so, and none has to lead. Each waits a random while longer than the interval, and
+//! sees whether another was first. What is found is written only if the object is what it was before
 //! anybody asked a registry, so that no older answer ever replaces a newer one.
 
 use std::collections::HashMap;
@@ -30,7 +30,8 @@ use crate::FIELD_MANAGER;
 use crate::admit::Admission;
 
 /// How many sets of one kind are looked up at once.
-const AT_ONCE: u16 = 4;
+/// A registry that stalls holds up the sets that name it, and these are not all.
+const AT_ONCE: u16 = 32;
 /// How long looking up one set may take.
 const LONGEST_LOOK: Duration = Duration::from_mins(1);
 /// How long one request to the API server may take.
@@ -42,7 +43,9 @@ const JITTER_PART: u32 = 10;
 const SHORT_JITTER: Duration = Duration::from_millis(300);
 /// How soon a look that failed is tried again, at first and at last.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LAST_RETRY: Duration = Duration::from_mins(5);
+const LAST_RETRY: Duration = Duration::from_mins(1);
+/// How many sets may have failed before their failures are forgotten.
+const MOST_FAILURES: usize = 10_000;
 
 /// What both kinds of sets have.
 pub(super) trait Set:
@@ -164,8 +167,16 @@ enum KeepError {
 struct Keeper {
     client: Client,
     admission: Arc<Admission>,
-    /// How often a generation failed in a row.
-    failures: Mutex<HashMap<String, u32>>,
+    failures: Mutex<HashMap<String, Failed>>,
+}
+
+/// A generation that failed.
+#[derive(Clone, Copy)]
+struct Failed {
+    /// How often in a row.
+    times: u32,
+    /// When it is tried again.
+    until: Instant,
 }
 
 fn key<K: Set>(set: &K) -> String {
@@ -179,13 +190,16 @@ impl Keeper {
             return Ok(Action::await_change());
         }
         let generation = seen.meta().generation.unwrap_or_default();
-        let wait = match status::due(seen.status(), generation, seen.interval(), status::now()) {
+        match status::due(seen.status(), generation, seen.interval(), status::now()) {
             Due::Never => return Ok(Action::await_change()),
-            Due::In(left) => return Ok(Action::requeue(left)),
-            Due::Changed => SHORT_JITTER,
-            Due::Over => seen.interval().map_or(SHORT_JITTER, |interval| interval / JITTER_PART),
-        };
-        tokio::time::sleep(random(wait.min(LONGEST_JITTER))).await;
+            Due::In(left) => return Ok(later(seen, left)),
+            Due::Changed | Due::Over => {}
+        }
+        // What was written about a failure is a change as well.
+        if let Some(left) = self.held_back(&key(seen)) {
+            return Ok(Action::requeue(left));
+        }
+        tokio::time::sleep(random(SHORT_JITTER)).await;
         let api = seen.api(&self.client);
         let Some(set) = self.asked(api.get_opt(&seen.name_any())).await? else {
             return Ok(Action::await_change());
@@ -193,7 +207,7 @@ impl Keeper {
         let generation = set.meta().generation.unwrap_or_default();
         match status::due(set.status(), generation, set.interval(), status::now()) {
             Due::Never => return Ok(Action::await_change()),
-            Due::In(left) => return Ok(Action::requeue(left)),
+            Due::In(left) => return Ok(later(&set, left)),
             Due::Changed | Due::Over => {}
         }
         let namespace = set.namespace();
@@ -205,7 +219,7 @@ impl Keeper {
         let again = match &found {
             Ok(_) => {
                 self.forget(&key(&set));
-                set.interval().map_or_else(Action::await_change, Action::requeue)
+                set.interval().map_or_else(Action::await_change, |interval| later(&set, interval))
             }
             Err(denial) => {
                 tracing::warn!(set = %set.place(), reason = denial.message(), "a set cannot be resolved");
@@ -245,10 +259,22 @@ impl Keeper {
     /// Notes one failure more; says how long to wait.
     fn failed(&self, key: &str) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(key.to_owned()).or_default();
-        *count = count.saturating_add(1);
-        let wait = FIRST_RETRY.saturating_mul(1 << (*count - 1).min(10)).min(LAST_RETRY);
-        wait + random(wait / JITTER_PART)
+        if failures.len() > MOST_FAILURES {
+            failures.clear();
+        }
+        let times = failures.get(key).map_or(0, |failed| failed.times);
+        let wait = FIRST_RETRY.saturating_mul(1 << times.min(10)).min(LAST_RETRY);
+        let wait = wait + random(wait / JITTER_PART);
+        let failed = Failed { times: times.saturating_add(1), until: Instant::now() + wait };
+        failures.insert(key.to_owned(), failed);
+        wait
+    }
+
+    /// How long a generation that failed is left alone yet.
+    fn held_back(&self, key: &str) -> Option<Duration> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = failures.get(key)?.until.saturating_duration_since(Instant::now());
+        Some(left).filter(|left| !left.is_zero())
     }
 
     fn forget(&self, key: &str) {
@@ -286,8 +312,27 @@ fn is_overtaken(answer: &kube::core::Status) -> bool {
     }
 }
 
+/// Again after that time, and a random while.
+fn later<K: Set>(set: &K, wait: Duration) -> Action {
+    let jitter = set.interval().map_or(Duration::ZERO, |interval| interval / JITTER_PART);
+    Action::requeue(wait + random(jitter.min(LONGEST_JITTER)))
+}
+
 /// A while between nothing and `longest`.
 fn random(longest: Duration) -> Duration {
-    let random = RandomState::new().build_hasher().finish() % 1_000;
-    longest.mul_f64(random as f64 / 1_000.0)
+    let part = u32::try_from(RandomState::new().build_hasher().finish() % 1_000).unwrap_or_default();
+    longest * part / 1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_while_is_no_longer_than_it_may_be() {
+        assert_eq!(random(Duration::ZERO), Duration::ZERO);
+        let whiles: Vec<_> = (0..50).map(|_| random(Duration::from_secs(1))).collect();
+        assert!(whiles.iter().all(|one| *one < Duration::from_secs(1)));
+        assert!(whiles.iter().any(|one| *one != whiles[0]));
+    }
 }

@@ -95,7 +95,7 @@ impl FoundSet {
         let mut recipes = std::iter::once(&self.pinned).chain(&self.history);
         let pinned = recipes.find(|recipe| recipe.digest() == *digest)?.clone();
         let references = told(&self.written, &pinned, &[]);
-        Some(Self { pinned, references, ..self.clone() })
+        Some(Self { references, pinned, ..self.clone() })
     }
 
     /// The patches that are written.
