@@ -33,6 +33,7 @@ pub use self::seal::{SealRefusal, Seals};
 use crate::collect::make_more_room;
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
+use crate::preload::{SetSecretError, SetSecrets};
 use crate::pull::{Fetcher, PullError, PullErrorKind, Pulls, Reading, Waited};
 use crate::records::{Record, Records};
 use crate::store::{DiskError, Store, TreeKey};
@@ -86,6 +87,14 @@ pub enum PublishError {
     /// The pull failed.
     #[error("{0}")]
     Pull(Arc<PullError>),
+    /// The pull failed, and might not have with the pull secret of its set.
+    #[error("{error}; {secret}")]
+    PullWithoutSecret {
+        /// Why it failed.
+        error: Arc<PullError>,
+        /// Why without the secret.
+        secret: Box<SetSecretError>,
+    },
     /// Something else is mounted there.
     #[error(
         "{} has {found} mounted already: it has to be unpublished before another can take its place",
@@ -173,10 +182,11 @@ pub enum Done {
 /// Publishes and unpublishes.
 pub struct Publisher {
     disk: Arc<Disk>,
-    pulls: Pulls,
+    pulls: Arc<Pulls>,
     guards: Guards,
     keyring: Keyring,
     rights: Rights,
+    set_secrets: Option<SetSecrets>,
     wait: Duration,
 }
 
@@ -201,7 +211,7 @@ impl Publisher {
     /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull. `keyring` has
     /// what the administrator gave; `grace` is how long a right counts that cannot be asked for.
     pub fn new(
-        pulls: Pulls,
+        pulls: Arc<Pulls>,
         mounter: Mounter,
         seals: Seals,
         keyring: Keyring,
@@ -212,7 +222,14 @@ impl Publisher {
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
-        Self { disk, pulls, guards: Guards::default(), keyring, rights: Rights::new(grace), wait }
+        let (guards, rights) = (Guards::default(), Rights::new(grace));
+        Self { disk, pulls, guards, keyring, rights, set_secrets: None, wait }
+    }
+
+    /// The same, with the pull secrets of cluster sets for their volumes.
+    #[must_use]
+    pub fn with_set_secrets(self, set_secrets: Option<SetSecrets>) -> Self {
+        Self { set_secrets, ..self }
     }
 
     /// Makes the volume appear at its target. Doing it twice is doing it once.
@@ -256,6 +273,7 @@ impl Publisher {
         };
         self.disk.metrics.looked_up(is_there);
         if !is_there {
+            let (fetcher, without) = self.in_the_name_of_its_set(&request, fetcher).await;
             let wait = self.wait.saturating_sub(began.elapsed());
             match self.pulled(&request, &key, &fetcher, wait).await? {
                 Waited::Ready(_) => {}
@@ -272,7 +290,10 @@ impl Publisher {
                         Ok(())
                     })
                     .await?;
-                    return Err(PublishError::Pull(error));
+                    return Err(match without {
+                        Some(secret) => PublishError::PullWithoutSecret { error, secret },
+                        None => PublishError::Pull(error),
+                    });
                 }
             }
         }
@@ -291,6 +312,20 @@ impl Publisher {
             Some(secret) => self.keyring.clone().with_secret(Source::OfVolume, secret.clone()),
             None => self.keyring.clone(),
         }
+    }
+
+    /// With the pull secret of the volume's cluster set, where the seal says that it is one of a set; and why not.
+    async fn in_the_name_of_its_set(
+        &self,
+        request: &PublishRequest,
+        fetcher: Arc<Fetcher>,
+    ) -> (Arc<Fetcher>, Option<Box<SetSecretError>>) {
+        // A name without a checked seal could be anybody's wish.
+        let set = request.canonical().set().filter(|_| self.disk.seals.vouch_for(request));
+        let (Some(secrets), Some(set)) = (&self.set_secrets, set) else { return (fetcher, None) };
+        let (keyring, without) = secrets.add_to(&self.keyring_of(request), set).await;
+        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(keyring)));
+        (fetcher, without.map(Box::new))
     }
 
     /// Pulls until the tree is there. A pull that another call began may have ended just before this one leased the

@@ -3,6 +3,9 @@
 //! A node reads a few blobs at a time, and a registry decides how long each takes. So no host has more than half of
 //! the turns, and a stream that is slow gives its turn back and goes on aside, where there is room for a few. Where
 //! there is none, it fails once others have waited for long; and so does one so slow that it will never be done.
+//!
+//! Who fetches ahead, for nobody who waits, has what is left: at most half of the node's turns and all but one of a
+//! host's, while nobody is in want of one; and gives the turn back between two pieces of a blob when somebody is.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -11,20 +14,27 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use oras_csi_core::reference::RegistryHost;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
+use super::urgency::Urgency;
 use crate::settings::Limits;
 
 /// A stream with fewer bytes a second does not keep others waiting.
 const SLOW: u64 = 64 << 10;
 /// A stream with fewer bytes a second is given up: 1 GiB would take three days.
 const LEAST: u64 = 4 << 10;
+/// How often one who fetches ahead looks whether others want its turn, or whether there is one for it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The turns of a node.
 pub(super) struct Slots {
     node: Arc<Semaphore>,
     aside: Arc<Semaphore>,
+    /// Those of the node's turns that fetching ahead may have.
+    ahead: Arc<Semaphore>,
+    /// Somebody gave a turn back.
+    freed: Notify,
     hosts: Mutex<HashMap<String, Weak<Share>>>,
     share: usize,
     waiting: AtomicUsize,
@@ -33,51 +43,94 @@ pub(super) struct Slots {
 /// What one host has of the turns.
 struct Share {
     turns: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
 /// The right to read one blob, or a part of one.
 pub(super) struct Slot {
     slots: Arc<Slots>,
-    turn: OwnedSemaphorePermit,
-    is_aside: bool,
     share: Arc<Share>,
+    urgency: Urgency,
+    /// Not there only while it makes way.
+    turn: Option<Turn>,
+    is_aside: bool,
+}
+
+/// One of the node's turns, and of a host's.
+struct Turn {
+    of_node: OwnedSemaphorePermit,
     _of_host: OwnedSemaphorePermit,
+    _ahead: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 impl Slots {
     /// So many turns at once.
     pub(super) fn new(streams: usize) -> Self {
+        let share = (streams / 2).max(1);
         Self {
             node: Arc::new(Semaphore::new(streams)),
             aside: Arc::new(Semaphore::new(streams)),
+            ahead: Arc::new(Semaphore::new(share)),
+            freed: Notify::new(),
             hosts: Mutex::default(),
-            share: (streams / 2).max(1),
+            share,
             waiting: AtomicUsize::new(0),
         }
     }
 
     /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
-    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost) -> Option<Slot> {
+    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
         let share = self.share(host);
+        let turn = self.turn(&share, urgency).await?;
+        Some(self.slot(share, urgency, turn))
+    }
+
+    /// A turn that nobody else waits for, if there is one.
+    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
+        let share = self.share(host);
+        let turn = self.spare_turn(&share, urgency)?;
+        Some(self.slot(share, urgency, turn))
+    }
+
+    fn slot(self: &Arc<Self>, share: Arc<Share>, urgency: &Urgency, turn: Turn) -> Slot {
+        let (slots, urgency) = (Arc::clone(self), urgency.clone());
+        Slot { slots, share, urgency, turn: Some(turn), is_aside: false }
+    }
+
+    async fn turn(&self, share: &Share, urgency: &Urgency) -> Option<Turn> {
+        while !urgency.is_urgent() {
+            let freed = self.freed.notified();
+            if let Some(turn) = self.spare_turn(share, urgency) {
+                return Some(turn);
+            }
+            tokio::select! {
+                () = urgency.urgent() => {}
+                () = freed => {}
+                // Nobody says that he waits no more.
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
         let of_host = {
             let _waits = Waits::new(&share.waiting);
             Arc::clone(&share.turns).acquire_owned().await.ok()?
         };
         let _waits = Waits::new(&self.waiting);
-        let turn = Arc::clone(&self.node).acquire_owned().await.ok()?;
-        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, share, _of_host: of_host })
+        let of_node = Arc::clone(&self.node).acquire_owned().await.ok()?;
+        Some(Turn { of_node, _of_host: of_host, _ahead: None })
     }
 
-    /// A turn that nobody else waits for, if there is one.
-    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost) -> Option<Slot> {
-        let share = self.share(host);
+    fn spare_turn(&self, share: &Share, urgency: &Urgency) -> Option<Turn> {
         if share.waiting.load(Ordering::Relaxed) > 0 || self.waiting.load(Ordering::Relaxed) > 0 {
             return None;
         }
-        let of_host = Arc::clone(&share.turns).try_acquire_owned().ok()?;
-        let turn = Arc::clone(&self.node).try_acquire_owned().ok()?;
-        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, share, _of_host: of_host })
+        let one_of = |turns: &Arc<Semaphore>| Arc::clone(turns).try_acquire_owned().ok();
+        let ahead = if urgency.is_urgent() {
+            None
+        } else {
+            Some([one_of(&share.ahead)?, one_of(&self.ahead)?])
+        };
+        Some(Turn { _of_host: one_of(&share.turns)?, of_node: one_of(&self.node)?, _ahead: ahead })
     }
 
     fn share(&self, host: &RegistryHost) -> Arc<Share> {
@@ -87,7 +140,8 @@ impl Slots {
             return share;
         }
         let turns = Arc::new(Semaphore::new(self.share));
-        let share = Arc::new(Share { turns, waiting: AtomicUsize::new(0) });
+        let ahead = Arc::new(Semaphore::new((self.share - 1).max(1)));
+        let share = Arc::new(Share { turns, ahead, waiting: AtomicUsize::new(0) });
         hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
         share
     }
@@ -115,10 +169,21 @@ impl Slot {
         if self.is_aside {
             return true;
         }
+        let Some(turn) = &mut self.turn else { return false };
         let Ok(room) = Arc::clone(&self.slots.aside).try_acquire_owned() else { return false };
-        self.turn = room;
+        turn.of_node = room;
         self.is_aside = true;
+        self.slots.freed.notify_waiters();
         true
+    }
+
+    /// Gives its turn to whoever waits, and waits for another one, if nobody waits for what is read with it.
+    async fn make_way(&mut self) {
+        if self.turn.is_some() && (self.urgency.is_urgent() || !self.is_wanted()) {
+            return;
+        }
+        (self.turn, self.is_aside) = (None, false);
+        self.turn = self.slots.turn(&self.share, &self.urgency).await;
     }
 
     /// Whether somebody waits for a turn that this one keeps from them: the node's, or their host's.
@@ -128,6 +193,13 @@ impl Slot {
 
     fn others_wait(&self) -> bool {
         self.slots.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.turn = None;
+        self.slots.freed.notify_waiters();
     }
 }
 
@@ -195,9 +267,13 @@ impl Pace {
     ) -> Result<T, TooSlow> {
         let mut what = pin!(what);
         loop {
+            slot.make_way().await;
             self.judge(slot)?;
             let left = self.slow_after.saturating_sub(self.slow.waited);
-            let left = left.min(self.least_after.saturating_sub(self.least.waited));
+            let mut left = left.min(self.least_after.saturating_sub(self.least.waited));
+            if !slot.urgency.is_urgent() {
+                left = left.min(LOOK_EVERY);
+            }
             let asked = Instant::now();
             let done = timeout(left.max(Duration::from_millis(1)), what.as_mut()).await;
             let waited = asked.elapsed();
@@ -235,6 +311,7 @@ impl Pace {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use super::super::urgency::Rush;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -244,7 +321,7 @@ mod tests {
     }
 
     async fn is_there(slots: &Arc<Slots>, name: &str) -> Option<Slot> {
-        timeout(SECOND, slots.take(&host(name))).await.ok().flatten()
+        timeout(SECOND, slots.take(&host(name), &Urgency::default())).await.ok().flatten()
     }
 
     /// Waits for an hour for `rate` bytes a second.
@@ -274,19 +351,59 @@ mod tests {
         assert!(is_there(&one, "b").await.is_some());
     }
 
+    async fn ahead(slots: &Arc<Slots>, name: &str, rush: &Rush) -> Option<Slot> {
+        timeout(SECOND, slots.take(&host(name), &Urgency::until(rush))).await.ok().flatten()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_fetches_ahead_leaves_turns_to_those_who_wait() {
+        let (slots, rush) = (Arc::new(Slots::new(8)), Rush::default());
+        let mut held = Vec::new();
+        for name in ["a", "a", "a", "b"] {
+            held.push(ahead(&slots, name, &rush).await.unwrap());
+        }
+        assert!(ahead(&slots, "c", &rush).await.is_none(), "half of the node's");
+        held.pop();
+        assert!(ahead(&slots, "a", &rush).await.is_none(), "all but one of a host's");
+        assert!(is_there(&slots, "a").await.is_some());
+        let mut pods = Vec::new();
+        for name in ["a", "b", "b", "b", "b"] {
+            pods.push(is_there(&slots, name).await.unwrap());
+        }
+        assert!(ahead(&slots, "c", &rush).await.is_none(), "no turn is left");
+        // Somebody waits for what is fetched ahead: it waits as others do.
+        rush.call();
+        pods.pop();
+        assert!(ahead(&slots, "c", &rush).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_fetches_ahead_makes_way_in_the_middle_of_a_blob() {
+        let (slots, rush) = (Arc::new(Slots::new(1)), Rush::default());
+        let mut slow = ahead(&slots, "a", &rush).await.unwrap();
+        let reads = tokio::spawn(async move { read(&mut slow, 2 * SLOW).await });
+        tokio::time::sleep(10 * SECOND).await;
+        let pod = timeout(3 * SECOND, slots.take(&host("a"), &Urgency::default())).await.unwrap().unwrap();
+        tokio::time::sleep(300 * SECOND).await;
+        assert!(!reads.is_finished());
+        assert!(is_there(&slots, "b").await.is_none(), "the pod has the one turn");
+        drop(pod);
+        assert_eq!(reads.await.unwrap(), Ok(()), "it goes on, and its pause was no slowness");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_spare_turn_is_one_that_nobody_waits_for() {
         let slots = Arc::new(Slots::new(4));
         let first = is_there(&slots, "a").await.unwrap();
-        let spare = slots.spare(&host("a")).unwrap();
-        assert!(slots.spare(&host("a")).is_none(), "a host has its share and no more");
+        let spare = slots.spare(&host("a"), &Urgency::default()).unwrap();
+        assert!(slots.spare(&host("a"), &Urgency::default()).is_none(), "a host has its share and no more");
         assert!(!spare.is_wanted());
         let waits = tokio::spawn({
             let slots = slots.clone();
-            async move { slots.take(&host("a")).await.is_some() }
+            async move { slots.take(&host("a"), &Urgency::default()).await.is_some() }
         });
         tokio::task::yield_now().await;
-        assert!(spare.is_wanted() && slots.spare(&host("a")).is_none());
+        assert!(spare.is_wanted() && slots.spare(&host("a"), &Urgency::default()).is_none());
         drop(spare);
         assert!(waits.await.unwrap());
         drop(first);
@@ -315,7 +432,7 @@ mod tests {
         assert!(first.is_aside && !second.is_aside);
         let waits = tokio::spawn({
             let slots = slots.clone();
-            async move { slots.take(&host("c")).await.is_some() }
+            async move { slots.take(&host("c"), &Urgency::default()).await.is_some() }
         });
         let error = read(&mut second, LEAST).await.unwrap_err();
         assert_eq!((error.least, error.others_wait), (SLOW, true));
