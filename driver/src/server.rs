@@ -146,7 +146,13 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
             let (seals, wait) = (settings.seals().clone(), settings.publish_wait());
             let grace = settings.rights_grace();
             let preload = settings.cluster_sets().map(|sets| {
-                Preload::new(sets.clone(), settings.node_id(), pulls.clone(), keyring.clone(), metrics.clone())
+                Preload::new(
+                    sets.clone(),
+                    settings.node_id(),
+                    pulls.clone(),
+                    keyring.clone(),
+                    metrics.clone(),
+                )
             });
             if preload.is_none() {
                 // Nobody would ever let go of what sets wanted when there were any.

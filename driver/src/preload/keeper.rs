@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::errand::{Errand, Means, Standing};
 use super::object::{SetOnNode, SetState};
-use super::report::Reporter;
+use super::report::{LONGEST_CALL, Reporter, amount};
 use super::view::{self, ClusterSet};
 use super::wanted::{Labels, Wanted, What, as_before, wanted};
 use super::{ClusterSets, spread};
@@ -213,7 +213,7 @@ impl Keeper {
     async fn ask_for_labels(&mut self) {
         let from_memory = GetParams::any();
         let asked = self.nodes.get_metadata_with(&self.node, &from_memory);
-        match tokio::time::timeout(super::report::LONGEST_CALL, asked).await {
+        match tokio::time::timeout(LONGEST_CALL, asked).await {
             Ok(Ok(node)) => {
                 let node: PartialObjectMeta<Node> = node;
                 self.labels = Some(node.meta().labels.clone().unwrap_or_default());
@@ -222,7 +222,10 @@ impl Keeper {
                 tracing::warn!(node = self.node, %error, "the labels of the node cannot be asked for; the last ones count");
             }
             Err(_) => {
-                tracing::warn!(node = self.node, "the API server does not answer for the labels of the node; the last ones count");
+                tracing::warn!(
+                    node = self.node,
+                    "the API server does not answer for the labels of the node; the last ones count"
+                );
             }
         }
     }
@@ -285,7 +288,8 @@ impl Keeper {
         if !self.are_known {
             return;
         }
-        let sets: Vec<SetOnNode> = self.running.iter().map(|(name, running)| on_node(name, running)).collect();
+        let sets: Vec<SetOnNode> =
+            self.running.iter().map(|(name, running)| on_node(name, running)).collect();
         self.told.send_if_modified(|told| {
             let is_other = told.as_ref() != Some(&sets);
             *told = Some(sets);
@@ -301,8 +305,8 @@ fn on_node(name: &str, running: &Running) -> SetOnNode {
         id: running.id.clone(),
         state: standing.state,
         message: standing.message.chars().take(LONGEST_MESSAGE).collect(),
-        bytes: standing.bytes,
-        total_bytes: standing.total,
+        bytes: amount(standing.bytes),
+        total_bytes: amount(standing.total),
         since: seconds(standing.since),
     }
 }

@@ -24,24 +24,13 @@ use serde::{Deserialize, Serialize};
            is under way, and what failed. The driver writes it, and it goes with the node."
 )]
 #[kube(printcolumn(
-    name = "Sets",
+    name = "Ready",
     type_ = "string",
-    json_path = ".status.sets[*].name",
-    description = "The sets that select this node."
-))]
-#[kube(printcolumn(
-    name = "State",
-    type_ = "string",
-    json_path = ".status.sets[*].state",
-    description = "Whether each is there, in the same order."
+    json_path = ".status.ready",
+    description = "How many of the sets that select this node are on it."
 ))]
 #[kube(printcolumn(name = "Damaged", type_ = "integer", json_path = ".status.store.damaged"))]
-#[kube(printcolumn(
-    name = "Bytes",
-    type_ = "integer",
-    json_path = ".status.store.bytes",
-    priority = 1
-))]
+#[kube(printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.store.bytes", priority = 1))]
 #[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
 pub struct NodeArtifactsSpec {}
 
@@ -53,6 +42,10 @@ pub struct NodeArtifactsStatus {
     #[serde(default)]
     #[schemars(schema_with = "sets_schema")]
     pub sets: Vec<SetOnNode>,
+    /// How many of them are Ready, of how many, as 2/3.
+    #[serde(default)]
+    #[schemars(length(max = 23))]
+    pub ready: String,
     /// What the store of the node says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreOnNode>,
@@ -78,10 +71,10 @@ pub struct SetOnNode {
     pub message: String,
     /// How many bytes are there: of the unpacked files where it is ready, else of what has to be fetched.
     #[schemars(range(min = 0))]
-    pub bytes: u64,
+    pub bytes: i64,
     /// How many bytes there will be; 0 while that is not known.
     #[schemars(range(min = 0))]
-    pub total_bytes: u64,
+    pub total_bytes: i64,
     /// Since when it has been in this state.
     pub since: Time,
 }
@@ -105,16 +98,24 @@ pub enum SetState {
 pub struct StoreOnNode {
     /// How many bytes it has, when this was written.
     #[schemars(range(min = 0))]
-    pub bytes: u64,
+    pub bytes: i64,
     /// How many things were found damaged on the disk; the last hundred are counted.
     #[schemars(range(min = 0))]
-    pub damaged: u64,
+    pub damaged: i64,
     /// When something was found damaged last; `oras-csi store ls` on the node says what.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_damage: Option<Time>,
     /// When the last scrub ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_scrub: Option<Time>,
+}
+
+impl NodeArtifactsStatus {
+    /// What a node with these sets and this store has to tell.
+    pub(super) fn new(sets: Vec<SetOnNode>, store: StoreOnNode) -> Self {
+        let ready = sets.iter().filter(|set| set.state == SetState::Ready).count();
+        Self { ready: format!("{ready}/{}", sets.len()), sets, store: Some(store) }
+    }
 }
 
 fn sets_schema(generator: &mut SchemaGenerator) -> Schema {

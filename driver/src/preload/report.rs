@@ -11,7 +11,9 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::object::{NodeArtifacts, NodeArtifactsSpec, NodeArtifactsStatus, SetOnNode, SetState, StoreOnNode};
+use super::object::{
+    NodeArtifacts, NodeArtifactsSpec, NodeArtifactsStatus, SetOnNode, SetState, StoreOnNode,
+};
 use super::{ClusterSets, FIELD_MANAGER, Rhythm, spread};
 use crate::store::{Inventory, Store};
 
@@ -47,7 +49,7 @@ impl Reporter {
             let sets = heard.borrow_and_update().clone();
             let mut wait = self.rhythm.report();
             if let Some(sets) = sets {
-                let status = NodeArtifactsStatus { sets, store: Some(self.damage()) };
+                let status = NodeArtifactsStatus::new(sets, self.damage());
                 if self.is_due(&status) {
                     let status = self.with_bytes(status).await;
                     match tokio::time::timeout(LONGEST_CALL, self.write(&status)).await {
@@ -61,7 +63,11 @@ impl Reporter {
                                 _ => "no answer in time".to_owned(),
                             };
                             if words != trouble {
-                                tracing::warn!(node = self.node, error = words, "NodeArtifacts cannot be written");
+                                tracing::warn!(
+                                    node = self.node,
+                                    error = words,
+                                    "NodeArtifacts cannot be written"
+                                );
                                 trouble = words;
                             }
                             failures += 1;
@@ -88,7 +94,7 @@ impl Reporter {
         let record = self.store.node_record();
         StoreOnNode {
             bytes: 0,
-            damaged: record.damage.len() as u64,
+            damaged: amount(record.damage.len()),
             last_damage: record.damage.last().and_then(|last| time(last.at)),
             last_scrub: record.scrub.and_then(|scrub| time(scrub.ended)),
         }
@@ -98,7 +104,7 @@ impl Reporter {
         let store = self.store.clone();
         let read = tokio::task::spawn_blocking(move || Inventory::read(store.layout())).await;
         if let (Some(told), Ok(Ok(inventory))) = (&mut status.store, read) {
-            told.bytes = inventory.bytes();
+            told.bytes = amount(inventory.bytes());
         }
         status
     }
@@ -166,6 +172,11 @@ fn is_news(written: &NodeArtifactsStatus, status: &NodeArtifactsStatus) -> bool 
     without_progress(written) != without_progress(status)
 }
 
+/// A number as the API has it.
+pub(super) fn amount(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
+
 fn time(seconds: u64) -> Option<Time> {
     Timestamp::from_second(i64::try_from(seconds).ok()?).ok().map(Time)
 }
@@ -174,7 +185,7 @@ fn time(seconds: u64) -> Option<Time> {
 mod tests {
     use super::*;
 
-    fn status(state: SetState, bytes: u64, damaged: u64) -> NodeArtifactsStatus {
+    fn status(state: SetState, bytes: i64, damaged: i64) -> NodeArtifactsStatus {
         let set = SetOnNode {
             name: "models".to_owned(),
             id: "models-1".to_owned(),
@@ -185,7 +196,7 @@ mod tests {
             since: time(1).unwrap(),
         };
         let store = StoreOnNode { bytes, damaged, ..StoreOnNode::default() };
-        NodeArtifactsStatus { sets: vec![set], store: Some(store) }
+        NodeArtifactsStatus::new(vec![set], store)
     }
 
     #[test]

@@ -39,7 +39,9 @@ pub enum SetSecretError {
         words: Shown,
     },
     /// There is none.
-    #[error("the pull secret {secret} of the ClusterArtifactSet {set} is not in the namespace {namespace}: make it there")]
+    #[error(
+        "the pull secret {secret} of the ClusterArtifactSet {set} is not in the namespace {namespace}: make it there"
+    )]
     Missing {
         /// The set.
         set: Shown,

@@ -116,7 +116,8 @@ fn part<T: for<'de> Deserialize<'de>>(object: &DynamicObject, name: &str) -> Res
 }
 
 fn is_id(text: &str) -> bool {
-    text.len() <= 63 && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    text.len() <= 63
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 fn content(generation: i64, status: &Status) -> Content {

@@ -109,7 +109,12 @@ mod tests {
         WantedTree::new("models", volume.id().as_str(), volume.recipe(), &key)
     }
 
-    fn look(spec: &Value, status: &Value, labels: Option<&[(&str, &str)]>, before: &[WantedTree]) -> Vec<Wanted> {
+    fn look(
+        spec: &Value,
+        status: &Value,
+        labels: Option<&[(&str, &str)]>,
+        before: &[WantedTree],
+    ) -> Vec<Wanted> {
         let labels = labels.map(|labels| {
             labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Labels>()
         });
@@ -126,7 +131,11 @@ mod tests {
     #[case::labels_unknown(json!({"preload": true, "nodeSelector": {"gpu": "a100"}}), None, false)]
     #[case::none_needed(json!({"preload": true, "nodeSelector": null}), None, true)]
     #[case::unreadable(json!({"preload": "yes"}), Some(&[][..]), false)]
-    fn a_set_selects_nodes(#[case] spec: Value, #[case] labels: Option<&[(&str, &str)]>, #[case] is_wanted: bool) {
+    fn a_set_selects_nodes(
+        #[case] spec: Value,
+        #[case] labels: Option<&[(&str, &str)]>,
+        #[case] is_wanted: bool,
+    ) {
         let volume = volume('a');
         let found = look(&spec, &status(&volume, 2), labels, &[]);
         assert_eq!(found.len(), usize::from(is_wanted), "{found:?}");
@@ -147,7 +156,8 @@ mod tests {
         // A status of an earlier generation, none at all, and one that is wrong.
         let mut wrong = status(&new, 2);
         wrong["id"] = json!("models-0");
-        let mut failed = json!({"conditions": [{"type": "Ready", "status": "False", "message": "no such tag"}]});
+        let mut failed =
+            json!({"conditions": [{"type": "Ready", "status": "False", "message": "no such tag"}]});
         failed["conditions"][0]["reason"] = json!("NotFound");
         for (status, words) in [
             (status(&new, 1), "was changed and is being resolved"),
@@ -159,7 +169,8 @@ mod tests {
             assert_eq!(found[0].kept, Some(tree(&old)));
             assert_eq!(look(&spec, &status, gpu, &[])[0].kept, None);
         }
-        for broken in [wrong, json!({"id": "x", "recipe": "[]", "recipeGeneration": 2}), json!({"recipe": 7})] {
+        for broken in [wrong, json!({"id": "x", "recipe": "[]", "recipeGeneration": 2}), json!({"recipe": 7})]
+        {
             let found = look(&spec, &broken, gpu, &before);
             assert!(matches!(&found[0].what, What::Broken(_)), "{found:?}");
             assert_eq!(found[0].kept, Some(tree(&old)));

@@ -125,11 +125,8 @@ impl Slots {
             return None;
         }
         let one_of = |turns: &Arc<Semaphore>| Arc::clone(turns).try_acquire_owned().ok();
-        let ahead = if urgency.is_urgent() {
-            None
-        } else {
-            Some([one_of(&share.ahead)?, one_of(&self.ahead)?])
-        };
+        let ahead =
+            if urgency.is_urgent() { None } else { Some([one_of(&share.ahead)?, one_of(&self.ahead)?]) };
         Some(Turn { _of_host: one_of(&share.turns)?, of_node: one_of(&self.node)?, _ahead: ahead })
     }
 
