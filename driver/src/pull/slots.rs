@@ -52,6 +52,8 @@ pub(super) struct Slot {
     slots: Arc<Slots>,
     share: Arc<Share>,
     urgency: Urgency,
+    /// Kept while it makes way: no other begins meanwhile.
+    ahead: Option<Ahead>,
     /// Not there only while it makes way.
     turn: Option<Turn>,
     is_aside: bool,
@@ -61,8 +63,10 @@ pub(super) struct Slot {
 struct Turn {
     of_node: OwnedSemaphorePermit,
     _of_host: OwnedSemaphorePermit,
-    _ahead: Option<[OwnedSemaphorePermit; 2]>,
 }
+
+/// The right to be among those who fetch ahead: of the host's, and of the node's.
+type Ahead = [OwnedSemaphorePermit; 2];
 
 impl Slots {
     /// So many turns at once.
@@ -81,27 +85,39 @@ impl Slots {
 
     /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
     pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
-        let share = self.share(host);
-        let turn = self.turn(&share, urgency).await?;
-        Some(self.slot(share, urgency, turn))
+        let (share, mut ahead) = (self.share(host), None);
+        let turn = self.turn(&share, urgency, &mut ahead).await?;
+        Some(self.slot(share, urgency, ahead, turn))
     }
 
     /// A turn that nobody else waits for, if there is one.
     pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
         let share = self.share(host);
-        let turn = self.spare_turn(&share, urgency)?;
-        Some(self.slot(share, urgency, turn))
+        let ahead = if urgency.is_urgent() { None } else { Some(self.spare_ahead(&share)?) };
+        let turn = self.spare_turn(&share)?;
+        Some(self.slot(share, urgency, ahead, turn))
     }
 
-    fn slot(self: &Arc<Self>, share: Arc<Share>, urgency: &Urgency, turn: Turn) -> Slot {
+    fn slot(
+        self: &Arc<Self>,
+        share: Arc<Share>,
+        urgency: &Urgency,
+        ahead: Option<Ahead>,
+        turn: Turn,
+    ) -> Slot {
         let (slots, urgency) = (Arc::clone(self), urgency.clone());
-        Slot { slots, share, urgency, turn: Some(turn), is_aside: false }
+        Slot { slots, share, urgency, ahead, turn: Some(turn), is_aside: false }
     }
 
-    async fn turn(&self, share: &Share, urgency: &Urgency) -> Option<Turn> {
+    async fn turn(&self, share: &Share, urgency: &Urgency, ahead: &mut Option<Ahead>) -> Option<Turn> {
         while !urgency.is_urgent() {
             let freed = self.freed.notified();
-            if let Some(turn) = self.spare_turn(share, urgency) {
+            if ahead.is_none() {
+                *ahead = self.spare_ahead(share);
+            }
+            if ahead.is_some()
+                && let Some(turn) = self.spare_turn(share)
+            {
                 return Some(turn);
             }
             tokio::select! {
@@ -117,17 +133,18 @@ impl Slots {
         };
         let _waits = Waits::new(&self.waiting);
         let of_node = Arc::clone(&self.node).acquire_owned().await.ok()?;
-        Some(Turn { of_node, _of_host: of_host, _ahead: None })
+        Some(Turn { of_node, _of_host: of_host })
     }
 
-    fn spare_turn(&self, share: &Share, urgency: &Urgency) -> Option<Turn> {
+    fn spare_ahead(&self, share: &Share) -> Option<Ahead> {
+        Some([one_of(&share.ahead)?, one_of(&self.ahead)?])
+    }
+
+    fn spare_turn(&self, share: &Share) -> Option<Turn> {
         if share.waiting.load(Ordering::Relaxed) > 0 || self.waiting.load(Ordering::Relaxed) > 0 {
             return None;
         }
-        let one_of = |turns: &Arc<Semaphore>| Arc::clone(turns).try_acquire_owned().ok();
-        let ahead =
-            if urgency.is_urgent() { None } else { Some([one_of(&share.ahead)?, one_of(&self.ahead)?]) };
-        Some(Turn { _of_host: one_of(&share.turns)?, of_node: one_of(&self.node)?, _ahead: ahead })
+        Some(Turn { _of_host: one_of(&share.turns)?, of_node: one_of(&self.node)? })
     }
 
     fn share(&self, host: &RegistryHost) -> Arc<Share> {
@@ -142,6 +159,10 @@ impl Slots {
         hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
         share
     }
+}
+
+fn one_of(turns: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(turns).try_acquire_owned().ok()
 }
 
 /// Counts who waits, as long as they do.
@@ -180,7 +201,7 @@ impl Slot {
             return;
         }
         (self.turn, self.is_aside) = (None, false);
-        self.turn = self.slots.turn(&self.share, &self.urgency).await;
+        self.turn = self.slots.turn(&self.share, &self.urgency, &mut self.ahead).await;
     }
 
     /// Whether somebody waits for a turn that this one keeps from them: the node's, or their host's.
@@ -195,7 +216,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.turn = None;
+        (self.turn, self.ahead) = (None, None);
         self.slots.freed.notify_waiters();
     }
 }
@@ -305,147 +326,4 @@ impl Pace {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::super::urgency::Rush;
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn host(name: &str) -> RegistryHost {
-        name.parse().unwrap()
-    }
-
-    async fn is_there(slots: &Arc<Slots>, name: &str) -> Option<Slot> {
-        timeout(SECOND, slots.take(&host(name), &Urgency::default())).await.ok().flatten()
-    }
-
-    /// Waits for an hour for `rate` bytes a second.
-    async fn read(slot: &mut Slot, rate: u64) -> Result<(), TooSlow> {
-        let mut pace = Pace::new(&Limits::default());
-        for _ in 0..3_600 {
-            pace.wait(slot, tokio::time::sleep(SECOND)).await?;
-            pace.came(rate);
-        }
-        Ok(())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_host_has_half_of_the_turns_and_its_ports_are_one() {
-        let slots = Arc::new(Slots::new(8));
-        let mut held = Vec::new();
-        for name in ["a:1", "a:2", "a:3", "a:4"] {
-            held.push(is_there(&slots, name).await.unwrap());
-        }
-        assert!(is_there(&slots, "a:5").await.is_none());
-        assert!(is_there(&slots, "b").await.is_some());
-        held.pop();
-        assert!(is_there(&slots, "a:5").await.is_some());
-        drop(held);
-        let one = Arc::new(Slots::new(1));
-        assert!(is_there(&one, "a").await.is_some());
-        assert!(is_there(&one, "b").await.is_some());
-    }
-
-    async fn ahead(slots: &Arc<Slots>, name: &str, rush: &Rush) -> Option<Slot> {
-        timeout(SECOND, slots.take(&host(name), &Urgency::until(rush))).await.ok().flatten()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_fetches_ahead_leaves_turns_to_those_who_wait() {
-        let (slots, rush) = (Arc::new(Slots::new(8)), Rush::default());
-        let mut held = Vec::new();
-        for name in ["a", "a", "a", "b"] {
-            held.push(ahead(&slots, name, &rush).await.unwrap());
-        }
-        assert!(ahead(&slots, "c", &rush).await.is_none(), "half of the node's");
-        held.pop();
-        assert!(ahead(&slots, "a", &rush).await.is_none(), "all but one of a host's");
-        assert!(is_there(&slots, "a").await.is_some());
-        let mut pods = Vec::new();
-        for name in ["a", "b", "b", "b", "b"] {
-            pods.push(is_there(&slots, name).await.unwrap());
-        }
-        assert!(ahead(&slots, "c", &rush).await.is_none(), "no turn is left");
-        // Somebody waits for what is fetched ahead: it waits as others do.
-        rush.call();
-        pods.pop();
-        assert!(ahead(&slots, "c", &rush).await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_fetches_ahead_makes_way_in_the_middle_of_a_blob() {
-        let (slots, rush) = (Arc::new(Slots::new(1)), Rush::default());
-        let mut slow = ahead(&slots, "a", &rush).await.unwrap();
-        let reads = tokio::spawn(async move { read(&mut slow, 2 * SLOW).await });
-        tokio::time::sleep(10 * SECOND).await;
-        let pod = timeout(3 * SECOND, slots.take(&host("a"), &Urgency::default())).await.unwrap().unwrap();
-        tokio::time::sleep(300 * SECOND).await;
-        assert!(!reads.is_finished());
-        assert!(is_there(&slots, "b").await.is_none(), "the pod has the one turn");
-        drop(pod);
-        assert_eq!(reads.await.unwrap(), Ok(()), "it goes on, and its pause was no slowness");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_spare_turn_is_one_that_nobody_waits_for() {
-        let slots = Arc::new(Slots::new(4));
-        let first = is_there(&slots, "a").await.unwrap();
-        let spare = slots.spare(&host("a"), &Urgency::default()).unwrap();
-        assert!(slots.spare(&host("a"), &Urgency::default()).is_none(), "a host has its share and no more");
-        assert!(!spare.is_wanted());
-        let waits = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.take(&host("a"), &Urgency::default()).await.is_some() }
-        });
-        tokio::task::yield_now().await;
-        assert!(spare.is_wanted() && slots.spare(&host("a"), &Urgency::default()).is_none());
-        drop(spare);
-        assert!(waits.await.unwrap());
-        drop(first);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_slow_goes_on_aside_and_what_is_fast_keeps_its_turn() {
-        let slots = Arc::new(Slots::new(2));
-        let (mut slow, mut fast) =
-            (is_there(&slots, "a").await.unwrap(), is_there(&slots, "b").await.unwrap());
-        assert!(is_there(&slots, "c").await.is_none());
-        assert_eq!(read(&mut fast, 2 * SLOW).await, Ok(()));
-        assert!(!fast.is_aside);
-        assert_eq!(read(&mut slow, LEAST).await, Ok(()));
-        assert!(slow.is_aside);
-        assert!(is_there(&slots, "c").await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_room_aside_it_fails_only_while_others_wait() {
-        let slots = Arc::new(Slots::new(1));
-        let mut first = is_there(&slots, "a").await.unwrap();
-        assert_eq!(read(&mut first, LEAST).await, Ok(()));
-        let mut second = is_there(&slots, "b").await.unwrap();
-        assert_eq!(read(&mut second, LEAST).await, Ok(()));
-        assert!(first.is_aside && !second.is_aside);
-        let waits = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.take(&host("c"), &Urgency::default()).await.is_some() }
-        });
-        let error = read(&mut second, LEAST).await.unwrap_err();
-        assert_eq!((error.least, error.others_wait), (SLOW, true));
-        assert!(error.after <= Duration::from_secs(70), "{error:?}");
-        drop(second);
-        assert!(waits.await.unwrap());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_will_never_be_done_fails() {
-        let slots = Arc::new(Slots::new(8));
-        for rate in [0, 850, LEAST - 100] {
-            let mut slot = is_there(&slots, "a").await.unwrap();
-            let error = read(&mut slot, rate).await.unwrap_err();
-            assert_eq!((error.least, error.others_wait), (LEAST, false));
-            assert!(error.rate <= rate && error.after <= Duration::from_secs(130), "{error:?}");
-        }
-    }
-}
+mod tests;
