@@ -19,13 +19,7 @@ struct Listed {
 }
 
 pub(super) fn list(layout: &Layout, as_json: bool) -> Result<(), Failure> {
-    let listed = Listed {
-        inventory: Inventory::read(layout).map_err(Failure::failed)?,
-        roots: Roots::read(layout).map_err(Failure::failed)?,
-        volumes: read_all(&layout.volumes()).map_err(Failure::failed)?,
-        wanted: read_wanted(layout).map_err(Failure::failed)?,
-        record: NodeRecord::read(layout),
-    };
+    let listed = Listed::read(layout)?;
     if as_json {
         let text = serde_json::to_string_pretty(&listed.to_json(layout)).map_err(Failure::failed)?;
         println!("{text}");
@@ -36,6 +30,16 @@ pub(super) fn list(layout: &Layout, as_json: bool) -> Result<(), Failure> {
 }
 
 impl Listed {
+    fn read(layout: &Layout) -> Result<Self, Failure> {
+        Ok(Self {
+            inventory: Inventory::read(layout).map_err(Failure::failed)?,
+            roots: Roots::read(layout).map_err(Failure::failed)?,
+            volumes: read_all(&layout.volumes()).map_err(Failure::failed)?,
+            wanted: read_wanted(layout).map_err(Failure::failed)?,
+            record: NodeRecord::read(layout),
+        })
+    }
+
     fn volumes_of(&self, tree: &HeldTree) -> usize {
         self.volumes.iter().filter(|record| record.tree().as_ref() == Some(tree.key())).count()
     }
@@ -201,4 +205,41 @@ pub(super) fn amount(bytes: u64) -> String {
         }
     }
     format!("{bytes} B")
+}
+
+#[cfg(test)]
+mod tests {
+    use oras_csi_core::recipe::PinnedRecipe;
+    use oras_csi_driver::settings::Limits;
+    use oras_csi_driver::store::{Store, TreeKey};
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_for_a_set_is_named_with_it() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let store = Store::open(folder.path(), Limits::default())?;
+        let recipe = PinnedRecipe::from_json(&format!(
+            r#"[{{"add":"ghcr.io/acme/model@sha256:{}"}}]"#,
+            "a".repeat(64)
+        ))?;
+        let (here, absent) = ("ab".repeat(32), "cd".repeat(32));
+        let tree = std::path::Path::new("trees").join(&here);
+        std::fs::create_dir_all(folder.path().join(&tree).join("files"))?;
+        std::fs::write(folder.path().join(&tree).join("tree.json"), "{}")?;
+        let wanted = |set: &str, key: &str| {
+            let key = TreeKey::parse(key).ok_or("it is a key")?;
+            Ok::<_, &str>(WantedTree::new(set, "models-1", &recipe, &key))
+        };
+        store.want(&[wanted("models", &here)?, wanted("others", &absent)?])?;
+        let listed = Listed::read(store.layout()).map_err(|failure| failure.to_string())?;
+        let json = listed.to_json(store.layout());
+        assert_eq!(json["trees"][0]["sets"], json!(["models"]));
+        let there =
+            |number: usize| (json["sets"][number]["name"].clone(), json["sets"][number]["there"].clone());
+        assert_eq!(there(0), (json!("models"), json!(true)));
+        assert_eq!(there(1), (json!("others"), json!(false)));
+        listed.print(store.layout());
+        Ok(())
+    }
 }

@@ -14,6 +14,9 @@ use crate::metrics::Metrics;
 use crate::pull::{PullError, PullErrorKind, Pulls};
 use crate::store::{Lease, Tree, TreeKey};
 
+/// How often more room is made for a set than is known to be needed.
+const MOST_ROOM: u32 = 2;
+
 /// How a set stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Standing {
@@ -84,7 +87,8 @@ impl Errand {
                         let words = secret.map_or_else(|| error.to_string(), |why| format!("{error}; {why}"));
                         tracing::warn!(set = self.set, id = self.id, tree = %self.key, error = words, "a set cannot be fetched ahead; it is tried again");
                         told.failed(words);
-                        if error.kind() == PullErrorKind::NoRoom {
+                        // What will never fit shall not cost others all that they have.
+                        if error.kind() == PullErrorKind::NoRoom && failures < MOST_ROOM {
                             let store = means.pulls.fetcher().store().clone();
                             let _ = tokio::task::spawn_blocking(move || make_more_room(&store)).await;
                         }

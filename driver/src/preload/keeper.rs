@@ -77,6 +77,7 @@ pub(crate) async fn keep(preload: Preload, stop: CancellationToken) {
         are_known: false,
         labels: None,
         before,
+        is_noted: true,
         running: BTreeMap::new(),
         told,
     };
@@ -110,6 +111,8 @@ struct Keeper {
     are_known: bool,
     labels: Option<Labels>,
     before: Vec<WantedTree>,
+    /// Whether that is written down.
+    is_noted: bool,
     running: BTreeMap<String, Running>,
     told: watch::Sender<Option<Vec<SetOnNode>>>,
 }
@@ -133,8 +136,8 @@ impl Drop for Task {
 impl Keeper {
     async fn run(mut self, client: kube::Client) {
         let api: Api<DynamicObject> = Api::all_with(client, &view::resource());
-        let config = watcher::Config::default().any_semantic();
-        let mut events = pin!(watcher(api, config).default_backoff());
+        // The newest list, not one from a memory that lags behind: what is not on it is let go of.
+        let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
         let mut trouble = String::new();
         self.follow(as_before(&self.before)).await;
         let mut look = tokio::time::interval(spread(self.means.rhythm.look()));
@@ -157,7 +160,7 @@ impl Keeper {
                 },
                 () = self.means.news.notified() => false,
                 () = tokio::time::sleep(self.means.rhythm.report()) => false,
-                _ = look.tick(), if self.selects_by_label() => true,
+                _ = look.tick(), if self.selects_by_label() || !self.is_noted => true,
             };
             if is_news {
                 self.decide().await;
@@ -237,7 +240,9 @@ impl Keeper {
             tracing::info!(set = gone.set(), id = gone.id(), "no longer kept for a set");
         }
         let (store, noted) = (self.means.pulls.fetcher().store().clone(), kept.clone());
-        match tokio::task::spawn_blocking(move || store.want(&noted)).await {
+        let written = tokio::task::spawn_blocking(move || store.want(&noted)).await;
+        self.is_noted = matches!(written, Ok(Ok(())));
+        match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, "it cannot be written down what cluster sets want; it may be collected");

@@ -280,7 +280,7 @@ async fn a_driver_that_stands_alone_keeps_nothing_for_sets() {
 
 /// An artifact whose one layer is nobody else's; the layer's digest as well.
 fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
-    let bytes = [text.as_bytes(), &[7; 40_960]].concat();
+    let bytes = [text.as_bytes(), &vec![7; 40_960]].concat();
     let digest = Artifact::new(&bench.registry).file("f", &bytes).push();
     (volume(&digest), Digest::sha256_of(&bytes))
 }

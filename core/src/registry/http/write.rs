@@ -95,7 +95,7 @@ impl Inner {
             headers: HeaderMap::new(),
             body: Some(Bytes::new()),
         };
-        let Answer { response, place, permit: _permit, .. } = self.grant(turn, &begin).await?;
+        let Answer { response, place, permit, .. } = self.grant(turn, &begin).await?;
         let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
         let location = location.ok_or_else(|| place.untruthful("an upload without a Location"))?;
         let at = turn.own_address(&turn.address("blobs/uploads/"), location);
@@ -105,7 +105,7 @@ impl Inner {
             )
         })?;
         at.query_pairs_mut().append_pair("digest", &digest.to_string());
-        drop((response, _permit));
+        drop((response, permit));
         let put = Wish {
             method: Method::PUT,
             target: Target::At(at),
