@@ -5,7 +5,8 @@
 //! there is none, it fails once others have waited for long; and so does one so slow that it will never be done.
 //!
 //! Who fetches ahead, for nobody who waits, has what is left: at most half of the node's turns and all but one of a
-//! host's, while nobody is in want of one; and gives the turn back between two pieces of a blob when somebody is.
+//! host's, while nobody is in want of one; and gives the turn back between two pieces of a blob when somebody is. While
+//! pods have theirs, it leaves them the line as well, but for a few seconds now and then.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -26,6 +27,10 @@ const SLOW: u64 = 64 << 10;
 const LEAST: u64 = 4 << 10;
 /// How often one who fetches ahead looks whether others want its turn, or whether there is one for it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// While pods read, those who fetch ahead rest for so long and read for so long, all at once: so a pod whose registry
+/// takes for ever does not keep a node empty, and no registry gives up a connection that rests.
+const RESTS: Duration = Duration::from_secs(30);
+const READS: Duration = Duration::from_secs(5);
 
 /// The turns of a node.
 pub(super) struct Slots {
@@ -38,6 +43,13 @@ pub(super) struct Slots {
     hosts: Mutex<HashMap<String, Weak<Share>>>,
     share: usize,
     waiting: AtomicUsize,
+    busy: Mutex<Busy>,
+}
+
+/// How many turns pods have, but for those aside, and since when there are any.
+struct Busy {
+    turns: usize,
+    since: Instant,
 }
 
 /// What one host has of the turns.
@@ -57,6 +69,7 @@ pub(super) struct Slot {
     /// Not there only while it makes way.
     turn: Option<Turn>,
     is_aside: bool,
+    is_counted: bool,
 }
 
 /// One of the node's turns, and of a host's.
@@ -80,6 +93,7 @@ impl Slots {
             hosts: Mutex::default(),
             share,
             waiting: AtomicUsize::new(0),
+            busy: Mutex::new(Busy { turns: 0, since: Instant::now() }),
         }
     }
 
@@ -93,7 +107,11 @@ impl Slots {
     /// A turn that nobody else waits for, if there is one.
     pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
         let share = self.share(host);
-        let ahead = if urgency.is_urgent() { None } else { Some(self.spare_ahead(&share)?) };
+        let ahead = match urgency.is_urgent() {
+            true => None,
+            false if self.may_read_ahead() => Some(self.spare_ahead(&share)?),
+            false => return None,
+        };
         let turn = self.spare_turn(&share)?;
         Some(self.slot(share, urgency, ahead, turn))
     }
@@ -106,7 +124,22 @@ impl Slots {
         turn: Turn,
     ) -> Slot {
         let (slots, urgency) = (Arc::clone(self), urgency.clone());
-        Slot { slots, share, urgency, ahead, turn: Some(turn), is_aside: false }
+        let is_counted = urgency.is_urgent();
+        if is_counted {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            if busy.turns == 0 {
+                busy.since = Instant::now();
+            }
+            busy.turns += 1;
+        }
+        Slot { slots, share, urgency, ahead, turn: Some(turn), is_aside: false, is_counted }
+    }
+
+    /// Whether those who fetch ahead may read now: while no pod does, and a little between.
+    fn may_read_ahead(&self) -> bool {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let round = (RESTS + READS).as_secs();
+        busy.turns == 0 || busy.since.elapsed().as_secs() % round >= RESTS.as_secs()
     }
 
     async fn turn(&self, share: &Share, urgency: &Urgency, ahead: &mut Option<Ahead>) -> Option<Turn> {
@@ -116,6 +149,7 @@ impl Slots {
                 *ahead = self.spare_ahead(share);
             }
             if ahead.is_some()
+                && self.may_read_ahead()
                 && let Some(turn) = self.spare_turn(share)
             {
                 return Some(turn);
@@ -191,17 +225,28 @@ impl Slot {
         let Ok(room) = Arc::clone(&self.slots.aside).try_acquire_owned() else { return false };
         turn.of_node = room;
         self.is_aside = true;
+        self.counts_no_more();
         self.slots.freed.notify_waiters();
         true
     }
 
     /// Gives its turn to whoever waits, and waits for another one, if nobody waits for what is read with it.
     async fn make_way(&mut self) {
-        if self.turn.is_some() && (self.urgency.is_urgent() || !self.is_wanted()) {
+        if self.turn.is_some() && (self.urgency.is_urgent() || !self.has_to_make_way()) {
             return;
         }
         (self.turn, self.is_aside) = (None, false);
         self.turn = self.slots.turn(&self.share, &self.urgency, &mut self.ahead).await;
+    }
+
+    fn has_to_make_way(&self) -> bool {
+        self.is_wanted() || !self.slots.may_read_ahead()
+    }
+
+    fn counts_no_more(&mut self) {
+        if std::mem::take(&mut self.is_counted) {
+            self.slots.busy.lock().unwrap_or_else(PoisonError::into_inner).turns -= 1;
+        }
     }
 
     /// Whether somebody waits for a turn that this one keeps from them: the node's, or their host's.
@@ -217,6 +262,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         (self.turn, self.ahead) = (None, None);
+        self.counts_no_more();
         self.slots.freed.notify_waiters();
     }
 }

@@ -81,6 +81,47 @@ async fn who_fetches_ahead_makes_way_in_the_middle_of_a_blob() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_fetches_ahead_leaves_the_line_to_those_who_read_but_for_a_little() {
+    let (slots, rush) = (Arc::new(Slots::new(8)), Rush::default());
+    let mut slot = ahead(&slots, "a", &rush).await.unwrap();
+    let pod = is_there(&slots, "a").await.unwrap();
+    assert!(
+        ahead(&slots, "b", &rush).await.is_none()
+            && slots.spare(&host("b"), &Urgency::until(&rush)).is_none()
+    );
+    let seconds = Arc::new(AtomicUsize::new(0));
+    let counted = seconds.clone();
+    let reads = tokio::spawn(async move {
+        let mut pace = Pace::new(&Limits::default());
+        loop {
+            pace.wait(&mut slot, tokio::time::sleep(SECOND)).await?;
+            pace.came(2 * SLOW);
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        #[expect(unreachable_code, reason = "it says what the loop fails with")]
+        Ok::<(), TooSlow>(())
+    });
+    let in_a_minute = async || {
+        let before = seconds.load(Ordering::SeqCst);
+        tokio::time::sleep(60 * SECOND).await;
+        seconds.load(Ordering::SeqCst) - before
+    };
+    let little = in_a_minute().await;
+    assert!((3..=7).contains(&little), "{little} of 60 seconds");
+    drop(pod);
+    let all = in_a_minute().await;
+    assert!(all >= 55, "{all} of 60 seconds");
+    // A pod asks for it.
+    let pod = is_there(&slots, "a").await.unwrap();
+    tokio::time::sleep(10 * SECOND).await;
+    rush.call();
+    let all = in_a_minute().await;
+    assert!(all >= 55, "{all} of 60 seconds");
+    drop(pod);
+    reads.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_spare_turn_is_one_that_nobody_waits_for() {
     let slots = Arc::new(Slots::new(4));
     let first = is_there(&slots, "a").await.unwrap();
