@@ -58,7 +58,9 @@ impl Driver {
             format!("--certs-dir={}", certs.display()),
             format!("--metrics-listen=127.0.0.1:{metrics}"),
         ];
-        let arguments = own.into_iter().chain(arguments.iter().map(|&one| one.to_owned())).collect();
+        let names_node = arguments.iter().any(|argument| argument.starts_with("--node-id="));
+        let own = own.into_iter().filter(|argument| !names_node || !argument.starts_with("--node-id="));
+        let arguments = own.chain(arguments.iter().map(|&one| one.to_owned())).collect();
         let mut driver =
             Self { folder, arguments, kubeconfig: kubeconfig.map(Path::to_owned), metrics, running: None };
         driver.start_again();

@@ -4,7 +4,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::{Client, Config, ResourceExt as _};
@@ -17,7 +17,8 @@ use oras_csi_tests::cluster::{client, eventually, kubectl};
 use oras_csi_tests::driver::{Driver, cannot_mount};
 use oras_csi_tests::parts::{repository, testbed};
 use oras_csi_tests::process::run;
-use oras_csi_tests::registry::{Configuration, Distribution, Login, Oras};
+use oras_csi_tests::registry::{Configuration, Distribution, Login, Oras, write_hosts_toml};
+use oras_csi_tests::throttle::Throttle;
 use oras_csi_tests::webhook::install_definitions;
 use serde_json::{Value, json};
 
@@ -84,12 +85,12 @@ fn volume(repository: &str, digest: &str) -> CanonicalVolume {
     CanonicalVolume::new(Some("models"), recipe).expect("it fits")
 }
 
-/// Writes a set, and in its status what the webhook would.
-async fn put_set(client: &Client, name: &str, secret: &str, volume: &CanonicalVolume) {
+/// Writes a set for nodes with a label, and in its status what the webhook would.
+async fn put_set(client: &Client, name: &str, gpu: &str, secret: Option<&str>, volume: &CanonicalVolume) {
     apply(
         &json!({"apiVersion": "oras.land/v1alpha1", "kind": "ClusterArtifactSet", "metadata": {"name": name},
-            "spec": {"namespaceSelector": {}, "preload": true, "nodeSelector": {"gpu": "a100"},
-                "pullSecret": {"name": secret},
+            "spec": {"namespaceSelector": {}, "preload": true, "nodeSelector": {"gpu": gpu},
+                "pullSecret": secret.map(|name| json!({"name": name})),
                 "recipe": [{"add": format!("{NAME}/precious:v1")}]}})
         .to_string(),
     );
@@ -168,11 +169,11 @@ async fn a_set_is_on_its_nodes_before_a_pod_asks_and_starts_without_the_registry
     let mut driver = Driver::start_in_cluster(certs.path(), &flags, Some(&kubeconfig));
 
     // A secret that the chart does not name.
-    put_set(&client, "preload-models", "secret", &volume).await;
+    put_set(&client, "preload-models", "a100", Some("secret"), &volume).await;
     let failed = until_state(&client, "preload-models", SetState::Failed).await;
     eprintln!("{}", failed.message);
     assert!(failed.message.contains("clusterSets.pullSecrets"), "{}", failed.message);
-    put_set(&client, "preload-models", "robot", &volume).await;
+    put_set(&client, "preload-models", "a100", Some("robot"), &volume).await;
     let ready = until_state(&client, "preload-models", SetState::Ready).await;
     assert_eq!((ready.id.as_str(), ready.bytes, ready.message.as_str()), (volume.id().as_str(), 8, ""));
     let object = Api::<NodeArtifacts>::all(client.clone()).get(NODE).await.expect("it is there");
@@ -233,4 +234,73 @@ async fn a_set_is_on_its_nodes_before_a_pod_asks_and_starts_without_the_registry
     })
     .await;
     run(&mut kubectl(&["delete", "nodeartifacts", NODE]));
+}
+
+/// Bytes that no compression makes fewer.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ length as u64;
+    let next = |state: &mut u64| {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        state.to_le_bytes()
+    };
+    (0..length.div_ceil(8)).flat_map(|_| next(&mut state)).take(length).collect()
+}
+
+/// Turns and the line: a pod's pull takes as long beside one that fetches ahead as it does alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_has_the_line_while_a_set_is_being_fetched() {
+    if cannot_mount().is_some() {
+        return;
+    }
+    const LINE: usize = 8 << 20;
+    let client = client().await;
+    install();
+    install_definitions(&client).await;
+    apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node3", "labels": {"gpu": "slow"}}}).to_string());
+    let registry = Distribution::start();
+    let push = |name: &str, length: usize| {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("file"), noise(length)).expect("writes");
+        volume(name, &registry.push(&format!("{name}:v1"), folder.path(), &["file"]))
+    };
+    let (big, first, second) =
+        (push("big", 32 * LINE), push("first", 5 * LINE), push("second", 5 * LINE + 8));
+    let line = Throttle::start("127.0.0.1", &registry.host(), LINE as u64);
+    let certs = tempfile::tempdir().expect("a folder");
+    write_hosts_toml(certs.path(), NAME, &format!("http://{}", line.host()));
+    let kubeconfig = kubeconfig_of("node3", certs.path());
+    let flags = ["--node-id=node3", "--cluster-sets", &format!("--namespace={NAMESPACE}")];
+    let driver = Driver::start_in_cluster(certs.path(), &flags, Some(&kubeconfig));
+    let timed = async |pod: &str, volume: &CanonicalVolume| {
+        let begun = Instant::now();
+        driver.publish_volume(pod, volume, None).await.expect("it is mounted");
+        begun.elapsed()
+    };
+    let alone = timed("first", &first).await;
+    put_set(&client, "preload-slow", "slow", None, &big).await;
+    let before = line.came();
+    eventually("it is being fetched ahead", PATIENCE, async || match line.came() - before {
+        came if came > 2 * LINE as u64 => Ok(()),
+        came => Err(format!("{came} bytes")),
+    })
+    .await;
+    let beside = timed("second", &second).await;
+    eprintln!(
+        "measured: a pod's pull of 40 MiB over 8 MiB/s takes {alone:?} alone and {beside:?} beside a preload"
+    );
+    assert!(beside < alone * 2, "{beside:?} beside a preload, {alone:?} alone");
+    assert!(driver.metric("oras_csi_driver_preload_sets_ready") == 0.0, "it was under way all the while");
+    for pod in ["first", "second"] {
+        driver.unpublish(pod).await.expect("it goes");
+    }
+    eventually("it is there in the end", PATIENCE, async || {
+        match driver.metric("oras_csi_driver_preload_sets_ready") {
+            ready if ready > 0.0 => Ok(()),
+            ready => Err(format!("{ready}")),
+        }
+    })
+    .await;
+    run(&mut kubectl(&["delete", "clusterartifactset", "preload-slow"]));
 }
