@@ -11,6 +11,7 @@
 //! Each step can be the last before a crash: see [`crate::records`] for why the next call repairs it.
 //! A publish that fails leaves neither a directory nor a record; the pull that it waited for goes on.
 
+mod fetching;
 mod guard;
 mod request;
 mod rights;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use oras_csi_core::registry::{Keyring, Source};
+use oras_csi_core::registry::Keyring;
 use oras_csi_core::text::Shown;
 use oras_csi_core::volume::VolumeError;
 
@@ -34,7 +35,7 @@ use crate::collect::make_more_room;
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
 use crate::preload::{SetSecretError, SetSecrets};
-use crate::pull::{Fetcher, PullError, PullErrorKind, Pulls, Reading, Waited};
+use crate::pull::{PullError, PullErrorKind, Pulls, Reading, Waited};
 use crate::records::{Record, Records};
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
@@ -304,47 +305,6 @@ impl Publisher {
         })
         .await?;
         Ok(Done::Now)
-    }
-
-    /// The pod's secret, then what the administrator gave, then nobody's.
-    fn keyring_of(&self, request: &PublishRequest) -> Keyring {
-        match request.secret() {
-            Some(secret) => self.keyring.clone().with_secret(Source::OfVolume, secret.clone()),
-            None => self.keyring.clone(),
-        }
-    }
-
-    /// With the pull secret of the volume's cluster set, where the seal says that it is one of a set; and why not.
-    async fn in_the_name_of_its_set(
-        &self,
-        request: &PublishRequest,
-        fetcher: Arc<Fetcher>,
-    ) -> (Arc<Fetcher>, Option<Box<SetSecretError>>) {
-        // A name without a checked seal could be anybody's wish.
-        let set = request.canonical().set().filter(|_| self.disk.seals.vouch_for(request));
-        let (Some(secrets), Some(set)) = (&self.set_secrets, set) else { return (fetcher, None) };
-        let (keyring, without) = secrets.add_to(&self.keyring_of(request), set).await;
-        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(keyring)));
-        (fetcher, without.map(Box::new))
-    }
-
-    /// Pulls until the tree is there. A pull that another call began may have ended just before this one leased the
-    /// tree, and what it brought may be collected already: then it is pulled once more.
-    async fn pulled(
-        &self,
-        request: &PublishRequest,
-        key: &TreeKey,
-        fetcher: &Arc<Fetcher>,
-        wait: Duration,
-    ) -> Result<Waited, PublishError> {
-        let waited = self.pulls.wait_for(request.recipe(), fetcher, wait).await;
-        if matches!(waited, Waited::Ready(_)) {
-            let key = key.clone();
-            if !self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
-                return Ok(self.pulls.wait_for(request.recipe(), fetcher, wait).await);
-            }
-        }
-        Ok(waited)
     }
 
     /// Takes the volume away from its target. What is not there is gone already.
