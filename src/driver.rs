@@ -86,9 +86,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 /// Whom to ask for cluster sets; nobody is asked yet.
 async fn cluster_sets(wanted: bool, namespace: Option<String>) -> Result<Option<ClusterSets>, Failure> {
     let Some(namespace) = namespace.filter(|_| wanted) else { return Ok(None) };
-    let client = kube::Client::try_default().await;
-    let client = client.map_err(|error| {
-        Failure::bad_input(format!("--cluster-sets: how to reach the API server is not known: {error}"))
-    })?;
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::bad_input(format!(
+            "--cluster-sets: no way to the API server (in-cluster or KUBECONFIG): {error}"
+        ))
+    };
+    let mut config = kube::Config::infer().await.map_err(|error| failed(&error))?;
+    // A pod that waits hears of a refusal with its words; whoever can wait asks again by himself.
+    config.default_retry = false;
+    let client = kube::Client::try_from(config).map_err(|error| failed(&error))?;
     Ok(Some(ClusterSets::new(client, namespace)))
 }

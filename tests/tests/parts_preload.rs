@@ -26,6 +26,8 @@ const NAME: &str = "kind-registry:5000";
 const NAMESPACE: &str = "preload";
 const NODE: &str = "node1";
 const PATIENCE: Duration = Duration::from_mins(1);
+/// What a slow line carries a second.
+const LINE: usize = 8 << 20;
 
 fn apply(text: &str) {
     use std::io::Write as _;
@@ -254,7 +256,6 @@ async fn a_pod_has_the_line_while_a_set_is_being_fetched() {
     if cannot_mount().is_some() {
         return;
     }
-    const LINE: usize = 8 << 20;
     let client = client().await;
     install();
     install_definitions(&client).await;
