@@ -197,8 +197,8 @@ async fn explain_one(
 }
 
 impl Explained {
-    /// Each volume with its keys, those of the patch that says what is in it, and those of its references.
-    fn volumes(&self) -> Vec<(Keys, Option<Keys>, Vec<Keys>)> {
+    /// Each volume with its keys, those of the patches that say what is in it, and those of its references.
+    fn volumes(&self) -> Vec<(Keys, Vec<Keys>, Vec<Keys>)> {
         let explain = |(asked, volume): (&AskedVolume, &Option<CanonicalVolume>)| {
             let mut keys = Map::from_iter([("volume".to_owned(), json!(asked.name()))]);
             if let Some(volume) = volume {
@@ -211,21 +211,23 @@ impl Explained {
                 keys.extend(verdicts(asked.opinions(), self.has_asked));
                 keys
             };
-            let patch = asked.patch().map(|asked| explain(asked, asked.digest()));
+            let patches = asked.patches().iter().map(|asked| explain(asked, asked.digest())).collect();
             let mut digests = volume.iter().flat_map(|volume| volume.recipe().references());
             let references = asked.references().iter().map(|asked| {
                 let digest = digests.next().map(PinnedReference::digest);
                 explain(asked, digest.or(asked.digest()))
             });
             let references = references.collect();
-            (keys, patch, references)
+            (keys, patches, references)
         };
         self.asked.iter().zip(&self.volumes).map(explain).collect()
     }
 
     fn to_json(&self, name: &str, namespace: &str) -> String {
-        let volumes = self.volumes().into_iter().map(|(mut keys, patch, references)| {
-            keys.extend(patch.map(|patch| ("patch".to_owned(), Value::Object(patch))));
+        let volumes = self.volumes().into_iter().map(|(mut keys, patches, references)| {
+            if !patches.is_empty() {
+                keys.insert("patches".into(), json!(patches));
+            }
             keys.insert("references".into(), json!(references));
             keys
         });
@@ -242,9 +244,9 @@ impl Explained {
 
     fn to_lines(&self, name: &str, namespace: &str) -> String {
         let mut text = format!("{name} in namespace {}\n", Shown::new(namespace));
-        for (keys, patch, references) in self.volumes() {
+        for (keys, patches, references) in self.volumes() {
             text.push_str(&lines(&keys, "  "));
-            for reference in patch.into_iter().chain(references) {
+            for reference in patches.into_iter().chain(references) {
                 text.push_str(&lines(&reference, "    "));
             }
         }

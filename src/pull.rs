@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
-use oras_csi_core::recipe::{Layer, Recipe, Step};
+use oras_csi_core::recipe::{Layer, Recipe, Step, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
@@ -20,6 +20,7 @@ use self::progress::Shown;
 use crate::documents::read_text;
 use crate::failure::{Failure, Status};
 use crate::limits::LimitOptions;
+use crate::recipe::expanded;
 use crate::registries::{RegistryOptions, access, patient_client, pin};
 use crate::runtime::interrupted;
 
@@ -85,11 +86,12 @@ async fn pull(arguments: Arguments, behind: &mut Behind) -> Result<(), Failure> 
     let mut hosts = arguments.registries.hosts()?;
     let (recipe, directory) = wanted(&arguments, &hosts)?;
     if arguments.plain_http {
-        for reference in recipe.references() {
+        for (_, reference) in recipe.references() {
             hosts = hosts.with_plain_http(reference.registry().clone());
         }
     }
     let registry: Arc<dyn Registry> = access(patient_client(&hosts), arguments.registries.own_credentials()?);
+    let recipe = expanded(registry.as_ref(), &recipe, &hosts).await?;
     let recipe = pin(registry.as_ref(), &recipe).await?;
 
     let cannot = |path: &Path, error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
@@ -118,11 +120,11 @@ async fn pull(arguments: Arguments, behind: &mut Behind) -> Result<(), Failure> 
 }
 
 /// What is asked for, and where it goes.
-fn wanted(arguments: &Arguments, hosts: &HostsConfig) -> Result<(Recipe, PathBuf), Failure> {
+fn wanted(arguments: &Arguments, hosts: &HostsConfig) -> Result<(WrittenRecipe, PathBuf), Failure> {
     match (&arguments.recipe, arguments.words.as_slice()) {
         (Some(file), [directory]) => {
             let text = read_text(file)?;
-            let recipe = Recipe::from_yaml(&text, &|host| hosts.names(host));
+            let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.names(host));
             Ok((recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?, directory.into()))
         }
         (None, [reference, directory]) => {
@@ -132,7 +134,8 @@ fn wanted(arguments: &Arguments, hosts: &HostsConfig) -> Result<(Recipe, PathBuf
             if let Some(platform) = &arguments.platform {
                 layer = layer.for_platform(platform.clone());
             }
-            Ok((Recipe::new(vec![Step::Add(layer)]).map_err(Failure::bad_input)?, directory.into()))
+            let recipe = Recipe::new(vec![Step::Add(layer)]).map_err(Failure::bad_input)?;
+            Ok((recipe.into(), directory.into()))
         }
         (Some(_), _) => {
             Err(Failure::bad_input("with -f, write only the directory: oras-csi pull -f recipe.yaml DIR"))

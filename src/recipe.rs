@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use futures_util::TryStreamExt as _;
 use oras_csi_core::patch::{Instructions, Patch, PatchError};
-use oras_csi_core::recipe::{Recipe, Step, artifact};
+use oras_csi_core::recipe::{Recipe, RecipeError, Step, WrittenRecipe, artifact};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::{Descriptor, Publication, Registry};
@@ -88,18 +88,61 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Action::Show { reference, options } => show(&reference, &options).await,
         Action::Pin { file, options } => {
             let (hosts, _, recipe) = read(&file, &options)?;
-            let hosts = options.hosts(hosts, recipe.references());
+            let hosts = options.hosts(hosts, recipe.references().map(|(_, reference)| reference));
             let registry = access(patient_client(&hosts), options.registries.own_credentials()?);
+            let recipe = expanded(registry.as_ref(), &recipe, &hosts).await?;
             let pinned = pin(registry.as_ref(), &recipe).await?;
             write_out(&format!("{}\n", pinned.to_json()))
         }
     }
 }
 
-fn read(file: &Path, options: &Options) -> Result<(HostsConfig, String, Recipe), Failure> {
+/// The recipe with its patches read.
+pub(crate) async fn expanded(
+    registry: &dyn Registry,
+    written: &WrittenRecipe,
+    hosts: &HostsConfig,
+) -> Result<Recipe, Failure> {
+    let mut come = Vec::new();
+    for (number, step) in written.patches() {
+        let at = |failure: Failure| failure.at(format_args!("step {number}: {}", step.reference()));
+        let (pinned, instructions) = instructions(registry, step.reference()).await.map_err(at)?;
+        come.push(match instructions {
+            Instructions::Patch(patch) => step.steps(&patch),
+            Instructions::Recipe(layer) => {
+                let yaml = yaml(registry, &pinned, &layer).await.map_err(at)?;
+                let recipe = WrittenRecipe::from_yaml(&yaml, &|host| hosts.names(host));
+                let recipe = recipe.map_err(|error| at(Failure::bad_input(error)))?;
+                step.steps_of(&recipe).map_err(|error| at(Failure::bad_input(error)))?
+            }
+        });
+    }
+    let mut come = come.into_iter();
+    let (recipe, _) = written
+        .expand(|_, _| Ok::<_, RecipeError>(come.next().unwrap_or_default()))
+        .map_err(Failure::bad_input)?;
+    Ok(recipe)
+}
+
+/// What a patch or the artifact of a recipe says.
+async fn instructions(
+    registry: &dyn Registry,
+    reference: &Reference,
+) -> Result<(PinnedReference, Instructions), Failure> {
+    let digest = match reference.digest() {
+        Some(digest) => digest.clone(),
+        None => digest_of(registry, reference).await?,
+    };
+    let pinned = reference.pin(digest);
+    let document = registry.manifest(&pinned).await?.into_document();
+    let instructions = Instructions::read(&pinned, &document)?;
+    Ok((pinned, instructions))
+}
+
+fn read(file: &Path, options: &Options) -> Result<(HostsConfig, String, WrittenRecipe), Failure> {
     let hosts = options.registries.hosts()?;
     let text = read_text(file)?;
-    let recipe = Recipe::from_yaml(&text, &|host| hosts.names(host));
+    let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.names(host));
     let recipe = recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?;
     Ok((hosts, text, recipe))
 }
@@ -119,14 +162,8 @@ async fn show(text: &str, options: &Options) -> Result<(), Failure> {
     let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
     let hosts = options.hosts(hosts, [&reference]);
     let registry: Arc<dyn Registry> = access(patient_client(&hosts), options.registries.own_credentials()?);
-    let digest = match reference.digest() {
-        Some(digest) => digest.clone(),
-        None => digest_of(registry.as_ref(), &reference).await?,
-    };
-    let pinned = reference.pin(digest);
     let at = |failure: Failure| failure.at(&reference);
-    let document = registry.manifest(&pinned).await.map_err(|error| at(error.into()))?.into_document();
-    let instructions = Instructions::read(&pinned, &document).map_err(|error| at(error.into()))?;
+    let (pinned, instructions) = instructions(registry.as_ref(), &reference).await.map_err(at)?;
     write_out(&match instructions {
         Instructions::Patch(patch) => steps(&patch),
         Instructions::Recipe(layer) => {

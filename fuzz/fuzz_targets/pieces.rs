@@ -4,7 +4,7 @@ use libfuzzer_sys::fuzzer_mutate;
 use serde_json::Value;
 
 /// What an object may gain, a list have one more of, and anything else be replaced by.
-const PIECES: [&str; 51] = [
+const PIECES: [&str; 53] = [
     "null",
     "{}",
     "[]",
@@ -29,6 +29,8 @@ const PIECES: [&str; 51] = [
     r#"{"oras.land/artifact":"r.io/a"}"#,
     r#"{"oras.land/artifact.x":"r.io/b:v1"}"#,
     r#"{"oras.land/recipe":"- add: r.io/a\n- overlay: r.io/b\n  path: p\n- remove: p/*\n"}"#,
+    r#"{"oras.land/recipe":"- {patch: r.io/patches:1, path: p}\n- patch: r.io/patches:9\n  level: crit\n"}"#,
+    r#"{"oras-csi.actions":"- patch: r.io/patches:2\n"}"#,
     r#"{"oras.land/mount-path":"/a/"}"#,
     r#"{"oras.land/mount-path.x":"/b"}"#,
     r#"{"oras.land/containers":"app"}"#,

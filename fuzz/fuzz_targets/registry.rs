@@ -136,10 +136,11 @@ struct Shelf {
 /// The repository that has patches and recipes, and nothing else.
 const INSTRUCTIONS: &str = "patches";
 /// What recipes say, some of which cannot be.
-const RECIPES: [&str; 4] = [
+const RECIPES: [&str; 5] = [
     "- add: r.io/a\n- overlay: r.io/b:v1\n  path: p\n- remove: p/*\n",
     "- {add: r.io/evil/a, include: [\"*\"]}\n- add: kind/b\n  path: b\n",
     "- add: r.io/patches:1\n",
+    "- {add: r.io/a, path: a}\n- {patch: r.io/patches:1, path: p, level: minor}\n",
     "- ad: r.io/a\n\u{202e}",
 ];
 
@@ -202,8 +203,10 @@ impl Shelf {
         self.put(&of(json!({})));
         self.put(&of(json!({level("major"): base})));
         self.put(&of(json!({level("major"): fix, "land.oras.csi.patch.major.ref": "\u{202e}\u{1b}"})));
-        self.put(&json!({"mediaType": media::OCI_ARTIFACT, "artifactType": patch::ARTIFACT_TYPE, "refers": subject,
-            "annotations": {level("major"): fix}}));
+        self.put(
+            &json!({"mediaType": media::OCI_ARTIFACT, "artifactType": patch::ARTIFACT_TYPE, "refers": subject,
+            "annotations": {level("major"): fix}}),
+        );
         for yaml in RECIPES {
             self.recipes.insert(Digest::sha256_of(yaml.as_bytes()), yaml);
             let manifest = serde_json::from_slice(&artifact::to_manifest(yaml)).expect("JSON");

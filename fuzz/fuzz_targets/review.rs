@@ -17,13 +17,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target};
 use oras_csi_core::keys::{DRIVER, VOLUME_NAME, annotation};
+use oras_csi_core::recipe::WrittenRecipe;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_webhook::{Registries as _, ResolverSettings};
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
 use oras_csi_webhook::review::{Hook, Review};
+use oras_csi_webhook::{Registries as _, ResolverSettings};
 use registry::{Administrator, FakeRegistry};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -263,20 +264,28 @@ fn check_pinned(pod: &Value, ours: &[(String, CanonicalVolume)], response: &Valu
     }
 }
 
-/// The note on the pod says which patch its annotations came to, and there is none without one.
+/// The note on the pod says which patches its annotations came to, and there is none without one.
 fn check_patch(before: &Value, after: &Value) {
     let note = &after["metadata"]["annotations"][annotation::PINNED_PATCH];
     let annotations = &before["metadata"]["annotations"];
-    match annotations.get(annotation::PATCH) {
-        Some(written) if asks(annotations) => {
-            let is_registry = |host: &str| Administrator.names(host);
-            let written = Reference::parse_knowing(written.as_str().expect("a string"), &is_registry);
-            let written = written.expect("it was let in");
-            let noted: Reference = note.as_str().expect("a note").parse().expect("a reference");
-            assert_eq!((noted.name(), noted.tag()), (written.name(), written.tag()));
-            assert!(written.digest().is_none_or(|digest| noted.digest() == Some(digest)), "{note}");
-        }
-        _ => assert!(note.is_null(), "{note}"),
+    let is_registry = |host: &str| Administrator.names(host);
+    let text = |key: &str| annotations.get(key).and_then(Value::as_str).filter(|_| asks(annotations));
+    let mut written = Vec::new();
+    if let Some(patch) = text(annotation::PATCH) {
+        written.push(Reference::parse_knowing(patch, &is_registry).expect("it was let in"));
+    }
+    if let Some(recipe) = text(annotation::RECIPE) {
+        let recipe = WrittenRecipe::from_yaml(recipe, &is_registry).expect("it was let in");
+        written.extend(recipe.patches().map(|(_, step)| step.reference().clone()));
+    }
+    assert_eq!(note.is_null(), written.is_empty(), "{note}");
+    // The artifact of a recipe may name more.
+    let noted = note.as_str().unwrap_or_default().split_terminator(' ');
+    let noted: Vec<Reference> = noted.map(|line| line.parse().expect("a reference")).collect();
+    assert!(noted.len() >= written.len(), "{note}");
+    for (noted, written) in noted.iter().zip(&written) {
+        assert_eq!((noted.name(), noted.tag()), (written.name(), written.tag()));
+        assert!(written.digest().is_none_or(|digest| noted.digest() == Some(digest)), "{note}");
     }
 }
 

@@ -8,6 +8,8 @@ mod admission;
 mod artifact;
 mod namespace;
 mod narrator;
+mod node;
+mod patch;
 mod processes;
 mod tour;
 mod volume;

@@ -10,16 +10,19 @@ use serde_json::Value;
 use super::admission::ApiServer;
 use super::artifact::{self, Listing};
 use super::narrator::Narrator;
+use super::node::Node;
+use super::patch;
 use super::processes::{Process, free_port};
-use super::volume::Kubelet;
 use crate::documents;
 use crate::failure::Failure;
 use crate::runtime::interrupted;
 
 /// The pod that is admitted: the one that a newcomer copies first.
 const POD: &str = include_str!("../../examples/pod.yaml");
-const NAMESPACE: &str = "default";
-const REFERENCE: &str = "kind-registry:5000/java-app:v1";
+pub(super) const NAMESPACE: &str = "default";
+pub(super) const REFERENCE: &str = "kind-registry:5000/java-app:v1";
+const POD_NAME: &str = "java-app";
+const PUSHED: &str = "Byte for byte what was pushed.";
 
 pub(super) async fn run(mounts: Result<(), String>) -> Result<(), Failure> {
     let started = Instant::now();
@@ -113,10 +116,8 @@ async fn walk(folder: &Path, mounts: Result<(), String>) -> Result<(), Failure> 
     for warning in warnings {
         narrator.say(&format!("kubectl would print: Warning: {warning}"));
     }
-    let volume =
-        our_volume(&admitted).ok_or_else(|| Failure::failed("the webhook has added no volume"))?.clone();
-    let recipe =
-        volume["csi"]["volumeAttributes"]["csi.oras.land/recipe"].as_str().unwrap_or_default().to_owned();
+    let volume = our_volume(&admitted)?;
+    let recipe = volume["csi"]["volumeAttributes"]["csi.oras.land/recipe"].as_str().unwrap_or_default();
     if !recipe.contains(&digest.to_string()) {
         return Err(Failure::failed(format!("the volume is not pinned to what was pushed: {recipe}")));
     }
@@ -129,51 +130,39 @@ async fn walk(folder: &Path, mounts: Result<(), String>) -> Result<(), Failure> 
         Ok(_) => return Err(Failure::failed("a registry that is not allowed was admitted")),
     }
 
-    match mounts {
-        Ok(()) => mount(&mut narrator, folder, &certs, &hosts, &reference, &volume, &pushed).await,
-        Err(why) => lay_out(&mut narrator, folder, &certs, &recipe, &pushed, &why).await,
-    }
+    let (mut node, files) = match mounts {
+        Ok(()) => {
+            narrator.step("The driver mounts the volume");
+            let mut node = Node::mounting(folder, &certs).await?;
+            narrator.say(&node.introduction());
+            let files =
+                watch(&mut narrator, &mut node, (&hosts, &reference), volume, &pushed, folder).await?;
+            (node, files)
+        }
+        Err(why) => {
+            narrator.step("The files, without the mount");
+            narrator.say(&format!("Not mounted: {why}.\nWith root it is: sudo oras-csi demo"));
+            let mut node = Node::laying_out(folder, &certs);
+            narrator.say(&node.introduction());
+            let tree = node.bring(POD_NAME, volume).await?;
+            compare(&narrator, &tree, &pushed, PUSHED)?;
+            (node, pushed)
+        }
+    };
+    patch::step(&mut narrator, (&hosts, &certs), &api, &mut node, &files).await
 }
 
-/// The driver mounts the volume, and it stays what it is.
-async fn mount(
+/// A mounted volume stays what it is, whoever writes and whatever is pushed. Gives what the tag stands for in the end.
+async fn watch(
     narrator: &mut Narrator,
-    folder: &Path,
-    certs: &Path,
-    hosts: &HostsConfig,
-    reference: &Reference,
+    node: &mut Node,
+    (hosts, reference): (&HostsConfig, &Reference),
     volume: &Value,
     pushed: &Listing,
-) -> Result<(), Failure> {
-    narrator.step("The driver mounts the volume");
-    let kubelet_folder = folder.join("kubelet");
-    let socket = kubelet_folder.join("plugins/csi.oras.land/csi.sock");
-    let mut driver = Process::start(
-        "driver",
-        [
-            "driver",
-            "--node-id",
-            "demo",
-            "--kubelet-dir",
-            &kubelet_folder.display().to_string(),
-            "--store",
-            &folder.join("store").display().to_string(),
-            "--certs-dir",
-            &certs.display().to_string(),
-        ],
-        folder,
-    )?;
-    driver.until(async || Kubelet::finds(&socket).await).await?;
-    let mut kubelet = Kubelet::new(&socket, &kubelet_folder)?;
-    kubelet.publish(volume, NAMESPACE).await?;
-    let name = volume["name"].as_str().unwrap_or_default();
-    let target = kubelet.target(name);
-    narrator.say(&format!(
-        "The driver runs as process {}, in a namespace where this user may mount. Over its CSI socket it gets the volume\n\
-         from the pod above, fetches what is pinned, verifies it, and mounts it. In the mount:",
-        driver.id()
-    ));
-    compare(narrator, &target, pushed)?;
+    folder: &Path,
+) -> Result<Listing, Failure> {
+    let target = node.bring(POD_NAME, volume).await?;
+    compare(narrator, &target, pushed, PUSHED)?;
 
     narrator.step("Nobody can write to it");
     for (what, result) in [
@@ -196,51 +185,25 @@ async fn mount(
     narrator.say(&format!(
         "{reference} is {moved} now. The same volume, mounted again as after a restart of its pod:"
     ));
-    kubelet.unpublish(name).await?;
-    kubelet.publish(volume, NAMESPACE).await?;
-    compare(narrator, &target, pushed)?;
+    node.take_away(POD_NAME, volume).await?;
+    node.bring(POD_NAME, volume).await?;
+    compare(narrator, &target, pushed, PUSHED)?;
 
     narrator.step("The pod goes");
-    kubelet.unpublish(name).await?;
-    if target.exists() {
-        return Err(Failure::failed(format!("{} is still there", target.display())));
-    }
+    node.take_away(POD_NAME, volume).await?;
     narrator.say("Unmounted, and its directory removed.");
-    Ok(())
+    artifact::list(&files).map_err(disk)
 }
 
-/// Where mounts are forbidden: the same tree, as `oras-csi pull` lays it out.
-async fn lay_out(
-    narrator: &mut Narrator,
-    folder: &Path,
-    certs: &Path,
-    recipe: &str,
-    pushed: &Listing,
-    why: &str,
-) -> Result<(), Failure> {
-    narrator.step("The files, without the mount");
-    narrator.say(&format!(
-        "Not mounted: {why}.\nWith root it is: sudo oras-csi demo\nHere are the same files in a folder, from the same store and \
-         the same unpacking:"
-    ));
-    let (recipe_file, target) = (folder.join("recipe.json"), folder.join("tree"));
-    std::fs::write(&recipe_file, recipe).map_err(disk)?;
-    let pull = std::env::current_exe().map_err(disk)?;
-    let output = tokio::process::Command::new(pull)
-        .args(["pull", "-f"])
-        .arg(&recipe_file)
-        .arg("--certs-dir")
-        .arg(certs)
-        .arg("--store")
-        .arg(folder.join("store"))
-        .arg(&target)
-        .output()
-        .await
-        .map_err(disk)?;
+/// Runs `oras-csi WORDS…`, and gives what it writes.
+pub(super) async fn command(certs: &Path, words: &[&str]) -> Result<String, Failure> {
+    let program = std::env::current_exe().map_err(disk)?;
+    let mut command = tokio::process::Command::new(program);
+    let output = command.args(words).arg("--certs-dir").arg(certs).output().await.map_err(disk)?;
     if !output.status.success() {
         return Err(Failure::failed(String::from_utf8_lossy(&output.stderr).trim()));
     }
-    compare(narrator, &target, pushed)
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn name_registry(certs: &Path, port: u16) -> std::io::Result<()> {
@@ -249,9 +212,10 @@ fn name_registry(certs: &Path, port: u16) -> std::io::Result<()> {
     std::fs::write(folder.join("hosts.toml"), format!("server = \"http://127.0.0.1:{port}\"\n"))
 }
 
-fn our_volume(pod: &Value) -> Option<&Value> {
-    let volumes = pod["spec"]["volumes"].as_array()?;
-    volumes.iter().find(|volume| volume["csi"]["driver"] == oras_csi_core::keys::DRIVER)
+pub(super) fn our_volume(pod: &Value) -> Result<&Value, Failure> {
+    let mut volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let ours = volumes.find(|volume| volume["csi"]["driver"] == oras_csi_core::keys::DRIVER);
+    ours.ok_or_else(|| Failure::failed("the webhook has added no volume"))
 }
 
 fn show(narrator: &Narrator, listing: &Listing) {
@@ -260,18 +224,23 @@ fn show(narrator: &Narrator, listing: &Listing) {
     }
 }
 
-/// Shows what is in a folder, which has to be exactly what was pushed.
-fn compare(narrator: &Narrator, folder: &Path, pushed: &Listing) -> Result<(), Failure> {
+/// Shows what is in a folder, which has to be exactly what was pushed, and says so in `words`.
+pub(super) fn compare(
+    narrator: &Narrator,
+    folder: &Path,
+    pushed: &Listing,
+    words: &str,
+) -> Result<(), Failure> {
     let found = artifact::list(folder).map_err(disk)?;
     show(narrator, &found);
     if found != *pushed {
         return Err(Failure::failed(format!("that is not what was pushed: {pushed:?}")));
     }
-    narrator.say("Byte for byte what was pushed.");
+    narrator.say(words);
     Ok(())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err as it is")]
-fn disk(error: std::io::Error) -> Failure {
+pub(super) fn disk(error: std::io::Error) -> Failure {
     Failure::failed(format!("on disk: {error}"))
 }

@@ -30,14 +30,19 @@ impl Kubelet {
     }
 
     /// Where the volume of a pod is mounted, as kubelet lays its folder out.
-    pub(super) fn target(&self, volume: &str) -> PathBuf {
-        self.pods.join("3f8a3a5c").join("volumes/kubernetes.io~csi").join(volume).join("mount")
+    pub(super) fn target(&self, pod: &str, volume: &Value) -> PathBuf {
+        let volume = volume["name"].as_str().unwrap_or_default();
+        self.pods.join(pod).join("volumes/kubernetes.io~csi").join(volume).join("mount")
     }
 
     /// NodePublishVolume for an inline volume of an admitted pod.
-    pub(super) async fn publish(&mut self, volume: &Value, namespace: &str) -> Result<(), Failure> {
-        let name = volume["name"].as_str().unwrap_or_default();
-        let target = self.target(name);
+    pub(super) async fn publish(
+        &mut self,
+        pod: &str,
+        volume: &Value,
+        namespace: &str,
+    ) -> Result<(), Failure> {
+        let target = self.target(pod, volume);
         let parent = target.parent().unwrap_or(&self.pods);
         std::fs::create_dir_all(parent)
             .map_err(|error| Failure::failed(format!("cannot make {}: {error}", parent.display())))?;
@@ -46,16 +51,16 @@ impl Kubelet {
             .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
             .collect();
         for (key, value) in [
-            ("pod.name", "java-app"),
+            ("pod.name", pod),
             ("pod.namespace", namespace),
-            ("pod.uid", "3f8a3a5c"),
+            ("pod.uid", pod),
             ("serviceAccount.name", "default"),
             ("ephemeral", "true"),
         ] {
             context.insert(format!("csi.storage.k8s.io/{key}"), value.to_owned());
         }
         let request = csi::NodePublishVolumeRequest {
-            volume_id: format!("csi-{name}"),
+            volume_id: format!("csi-{pod}"),
             target_path: target.display().to_string(),
             volume_capability: Some(csi::VolumeCapability {
                 access_type: Some(csi::volume_capability::AccessType::Mount(
@@ -76,10 +81,10 @@ impl Kubelet {
     }
 
     /// NodeUnpublishVolume.
-    pub(super) async fn unpublish(&mut self, volume: &str) -> Result<(), Failure> {
+    pub(super) async fn unpublish(&mut self, pod: &str, volume: &Value) -> Result<(), Failure> {
         let request = csi::NodeUnpublishVolumeRequest {
-            volume_id: format!("csi-{volume}"),
-            target_path: self.target(volume).display().to_string(),
+            volume_id: format!("csi-{pod}"),
+            target_path: self.target(pod, volume).display().to_string(),
         };
         let answer = self.node.node_unpublish_volume(request).await;
         answer

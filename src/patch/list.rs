@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use oras_csi_core::patch::{Instructions, Patch};
+use oras_csi_core::patch::{Instructions, Patch, PatchError};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{HttpRegistry, IndexEntry, Registry, media};
 use serde_json::{Map, Value, json};
@@ -55,11 +55,12 @@ pub(super) async fn run(
     })
 }
 
-/// What the list says, or leaves out: some clients write no type there, and the earlier form has none of its own.
+/// What the list says, or leaves out: some clients write no type there, the earlier form has none of its own, and
+/// go-containerregistry's registry has the type of the config in its place, which in a patch is the empty one.
 fn may_be_patch(entry: &IndexEntry) -> bool {
     match entry.artifact_type() {
-        Some(kind) => kind == KIND,
-        None => matches!(entry.descriptor().media_type(), media::OCI_MANIFEST | media::OCI_ARTIFACT),
+        Some(kind) if kind != media::EMPTY => kind == KIND,
+        _ => matches!(entry.descriptor().media_type(), media::OCI_MANIFEST | media::OCI_ARTIFACT),
     }
 }
 
@@ -75,9 +76,8 @@ async fn read(
             patch.check_base(subject.digest())?;
             Ok(Some(patch))
         }
-        Ok(Instructions::Recipe(_)) => Ok(None),
         // Whoever says nothing of its type may be anything.
-        Err(oras_csi_core::patch::PatchError::Kind { .. }) => Ok(None),
+        Ok(Instructions::Recipe(_)) | Err(PatchError::Kind { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -1,6 +1,7 @@
 //! `oras-csi patch`.
 
 mod list;
+mod set;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::{Descriptor, Document, HttpRegistry, Publication, Registry};
 
+use self::set::SetOptions;
 use crate::documents::write_out;
 use crate::failure::Failure;
 use crate::registries::{RegistryOptions, access, patient_client, publisher};
@@ -38,10 +40,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "REPO[:TAG]")]
     push: Option<String>,
     /// Write the manifest to standard output, and push nothing.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["set", "cluster_set"])]
     dry_run: bool,
+    #[command(flatten)]
+    set: SetOptions,
     /// List the patches that are attached to the base, and make none.
-    #[arg(long, conflicts_with_all = ["minor", "major", "critical", "push", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["minor", "major", "critical", "push", "dry_run", "set", "cluster_set"])]
     list: bool,
     /// How to write the list.
     #[arg(short, long, value_enum, default_value_t = Format::Text, requires = "list")]
@@ -152,6 +156,7 @@ async fn make(
     if arguments.dry_run {
         return write_out(&format!("{}\n", String::from_utf8_lossy(&manifest)));
     }
+    let set = arguments.set.find().await?;
     eprintln!("{:<9} {}", "base", patch.base());
     for (level, reference) in patch.levels() {
         eprintln!("{level:<9} {reference}");
@@ -165,6 +170,9 @@ async fn make(
             patch.base().name(),
             pushed.name()
         );
+    }
+    if let Some(set) = set {
+        set.point_at(&pushed, target.tag.as_deref()).await?;
     }
     write_out(&format!("{}@{}\n", target.name(), pushed.digest()))
 }

@@ -8,8 +8,8 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use oras_csi_tests::parts::oras_csi;
@@ -19,6 +19,11 @@ use oras_csi_tests::registry::{Distribution, push, write_hosts_toml};
 const MIB: u64 = 1 << 20;
 /// What may come twice: what no note spoke of when it was killed, and what was in the sockets.
 const TWICE: u64 = 24 * MIB;
+
+/// What waits in a connection to be read.
+const UNDER_WAY: usize = 256 << 10;
+/// One at a time has the machine, so that readers keep up with what comes.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// How large the blob is; smaller for a try.
 fn size() -> u64 {
@@ -41,6 +46,8 @@ impl Counter {
         let counted = bytes.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().filter_map(Result::ok) {
+                // What waits here has not come: it is to be little.
+                rustix::net::sockopt::set_socket_send_buffer_size(&client, UNDER_WAY).expect("a buffer");
                 let Ok(server) = TcpStream::connect(&address) else { continue };
                 let (mut asks, mut hears) = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 std::thread::spawn(move || {
@@ -103,6 +110,7 @@ fn pull(folder: &Path, certs: &Path, reference: &str, into: &Path) -> Command {
 
 /// Kills a pull in the middle, and lets the second be; `name` is pushed, and has `size` bytes on the way.
 fn is_resumed(name: &str, made: &Path, is_folder: bool) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let registry = Distribution::start();
     // Slow enough to be killed in the middle, on any machine.
     let counter = Counter::start(registry.host(), 60 * MIB);

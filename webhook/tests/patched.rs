@@ -7,6 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use base64::Engine as _;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::patch::Level;
 use oras_csi_core::reference::Reference;
@@ -224,16 +225,15 @@ async fn a_recipe_goes_with_neither_base_nor_level() {
 async fn what_is_no_patch_is_told() {
     let (bench, _) = bench();
     let registry = &bench.registry;
+    let digest_of =
+        |text: &str| if text == "r.io/app:patched" { fill(registry) } else { default_digest(text) };
     let patch_of = |base: &str, fix: &str, tag: &str| {
         registry.tag_patch(
             tag,
-            &Reference::parse(base).unwrap().with_digest(digest_of(base, registry)),
+            &Reference::parse(base).unwrap().with_digest(digest_of(base)),
             &[(Level::Minor, at(fix))],
         );
     };
-    fn digest_of(text: &str, registry: &FakeRegistry) -> Digest {
-        if text == "r.io/app:patched" { fill(registry) } else { default_digest(text) }
-    }
     registry.tag("r.io/jar:1", &manifest(&[("application/java-archive", Some("a.jar"))]));
     let jar = default_digest(BASE);
     registry.tag("r.io/index:1", &index(&[("linux/amd64", &jar)]));
@@ -389,7 +389,7 @@ async fn a_patch_is_read_with_the_rights_of_the_pod() {
     for (secret, is_let_in) in
         [(secret(&["me", "fixes"]), true), (secret(&["me"]), false), (secret(&["fixes"]), false)]
     {
-        let bench = Bench::with_secrets(&[secret.clone()]);
+        let bench = Bench::with_secrets(std::slice::from_ref(&secret));
         for text in ["private.io/me/app:1", "private.io/fixes/app:1"] {
             bench.registry.store(&support::default_manifest(text));
         }
@@ -436,7 +436,6 @@ async fn a_revision_keeps_its_patch() {
         let read = Review::decode(Hook::Volumes, review.to_string().as_bytes()).unwrap();
         let answer = admission.review(&read, soon()).await;
         let answer = serde_json::to_value(&answer).unwrap();
-        use base64::Engine as _;
         let patch = answer["response"]["patch"].as_str().unwrap_or_else(|| panic!("{answer}"));
         let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
         let mut after = pod;
@@ -473,4 +472,83 @@ async fn a_forged_note_is_worth_nothing() {
     let mut alone = pod(&[("pinned-patch", "r.io/app:patched")]);
     alone = bench.admitted(&alone).await;
     assert_eq!(alone["metadata"]["annotations"], json!({}));
+}
+
+#[tokio::test]
+async fn a_recipe_has_patches_among_its_steps() {
+    let (bench, digest) = bench();
+    let yaml = "- {add: 'r.io/jar:1', path: jar}\n- {patch: 'r.io/app:patched', path: app, level: minor}\n- remove: app/x\n";
+    let wanted = pod(&[("recipe", yaml)]);
+    bench.registry.store(&support::default_manifest("r.io/jar:1"));
+    let outcome = bench.admit(&wanted).await.unwrap();
+    let after = patched(&wanted, &outcome);
+    let step = |verb: &str, text: &str, path: &str| {
+        format!("{{\"{verb}\":\"{}@{}\",\"path\":\"{path}\"}}", at(text).name(), default_digest(text))
+    };
+    let steps = [
+        step("add", "r.io/jar:1", "jar"),
+        step("add", BASE, "app"),
+        step("overlay", MINOR, "app"),
+        "{\"remove\":\"app/x\"}".to_owned(),
+    ];
+    assert_eq!(volume(&after).recipe().to_json(), format!("[{}]", steps.join(",")));
+    assert_eq!(
+        after["metadata"]["annotations"]["oras.land/pinned-patch"],
+        format!("r.io/app:patched@{digest}")
+    );
+    let warned = outcome.warnings().join("\n");
+    assert!(warned.contains("step 2: r.io/app:patched is pinned to"), "{warned}");
+    assert_eq!(bench.admitted(&after).await, after);
+
+    // A copy keeps what it has while the patch moves, and takes the new one where it says something else.
+    let moved = |bench: &Bench| bench.registry.tag_patch("r.io/app:patched", &at(BASE), &levels()[2..]);
+    let later = Bench::new();
+    fill(&later.registry);
+    later.registry.store(&support::default_manifest("r.io/jar:1"));
+    moved(&later);
+    assert_eq!(later.admitted(&after).await, after);
+    let mut edited = after.clone();
+    edited["metadata"]["annotations"]["oras.land/recipe"] = json!("- patch: r.io/app:patched");
+    let edited = later.admitted(&edited).await;
+    assert_eq!(volume(&edited).recipe().to_json(), recipe(&[BASE, CRITICAL]));
+}
+
+#[tokio::test]
+async fn a_recipe_artifact_may_have_patches_and_no_more_than_that() {
+    let (bench, _) = bench();
+    bench.registry.tag_recipe("r.io/recipes:1", "- patch: r.io/app:patched\n  level: minor\n");
+    let after = bench.admitted(&pod(&[("patch", "r.io/recipes:1")])).await;
+    assert_eq!(volume(&after).recipe().to_json(), recipe(&[BASE, MINOR]));
+    let noted = after["metadata"]["annotations"]["oras.land/pinned-patch"].as_str().unwrap();
+    assert_eq!(noted.split(' ').count(), 2, "{noted}");
+    assert_eq!(bench.admitted(&after).await, after);
+
+    bench.registry.tag_recipe("r.io/recipes:2", "- {add: 'r.io/app:1', path: x}\n- remove: x/y\n");
+    let after = bench.admitted(&pod(&[("recipe", "- {patch: 'r.io/recipes:2', path: sub}")])).await;
+    let steps = volume(&after).recipe().to_json().to_owned();
+    assert!(steps.contains("\"path\":\"sub/x\"") && steps.contains("\"remove\":\"sub/x/y\""), "{steps}");
+
+    // One that names itself, by itself and by another.
+    for (inner, words) in [("r.io/recipes:3", "a patch again"), ("r.io/recipes:4", "a patch again")] {
+        bench.registry.tag_recipe("r.io/recipes:3", &format!("- patch: {inner}"));
+        bench.registry.tag_recipe("r.io/recipes:4", "- patch: r.io/recipes:3");
+        let denial = bench.admit(&pod(&[("patch", "r.io/recipes:3")])).await.unwrap_err();
+        assert_eq!(denial.code().number(), 422, "{denial}");
+        assert!(denial.message().contains(words), "{denial}");
+    }
+}
+
+#[tokio::test]
+async fn policies_look_at_patches_in_recipes_before_they_are_read() {
+    let deny = json!({"registries": {"deny": ["r.io/app"]}});
+    let bench = Bench::under(&[deny]);
+    fill(&bench.registry);
+    bench.registry.tag_recipe("ok.io/recipes:1", "- patch: r.io/app:patched\n");
+    for asks in [pod(&[("recipe", "- patch: r.io/app:patched")]), pod(&[("patch", "ok.io/recipes:1")])] {
+        let denial = bench.admit(&asks).await.unwrap_err();
+        assert_eq!(denial.code().number(), 403, "{denial}");
+        assert!(denial.message().contains("r.io/app:patched"), "{denial}");
+    }
+    let asked = bench.registry.log.lock().unwrap().clone();
+    assert!(asked.iter().all(|reference| !reference.contains("r.io/app")), "{asked:?}");
 }

@@ -9,13 +9,17 @@
 
 pub mod artifact;
 mod raw;
+mod written;
 
 use crate::digest::Digest;
 use crate::media_type::{MediaType, MediaTypeError};
+use crate::patch::LevelError;
 use crate::path::{Glob, GlobError, TreePath, TreePathError};
 use crate::platform::{Platform, PlatformError};
 use crate::reference::{PinnedReference, PinnedReferenceError, Reference, ReferenceError};
 use crate::text::Shown;
+
+pub use written::{PatchStep, PatchStepError, WrittenRecipe, WrittenStep};
 
 /// One step of a recipe; `R` is [`Reference`] or [`PinnedReference`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,9 +179,23 @@ pub enum RecipeError {
     /// A `remove` with nothing before it.
     #[error("the recipe begins with remove, which takes away what earlier steps laid down: begin with add")]
     RemoveFirst,
-    /// None or several of `add`, `overlay` and `remove` in one step.
-    #[error("step {step} of the recipe needs exactly one of add, overlay and remove")]
+    /// None or several of `add`, `overlay`, `patch` and `remove` in one step.
+    #[error("step {step} of the recipe needs exactly one of add, overlay, patch and remove")]
     Verb {
+        /// Which step.
+        step: usize,
+    },
+    /// A `level` without `patch`.
+    #[error("step {step} of the recipe: level stands beside patch alone")]
+    LevelAlone {
+        /// Which step.
+        step: usize,
+    },
+    /// A `patch` where all has been read already, as in a canonical recipe.
+    #[error(
+        "step {step} of the recipe is a patch, and what it comes to has to stand here: `oras-csi recipe pin` writes that"
+    )]
+    Patch {
         /// Which step.
         step: usize,
     },
@@ -243,6 +261,9 @@ pub enum StepError {
     /// `platform`.
     #[error("platform: {0}")]
     Platform(#[from] PlatformError),
+    /// `level`.
+    #[error("level: {0}")]
+    Level(#[from] LevelError),
     /// A key with nothing behind it, which may mean everything or nothing.
     #[error("{key} is empty: write {key}: {value}, or leave it out")]
     Empty {
@@ -269,10 +290,12 @@ impl Recipe {
         Ok(Self(steps))
     }
 
-    /// Reads YAML (of which JSON is a part) as people write it; `is_registry` as in
+    /// Reads YAML (of which JSON is a part) as people write it, where there is no patch in it; `is_registry` as in
     /// [`Reference::parse_knowing`].
     pub fn from_yaml(text: &str, is_registry: &dyn Fn(&str) -> bool) -> Result<Self, RecipeError> {
-        Self::new(raw::read_yaml(text, &|text| Ok(Reference::parse_knowing(text, is_registry)?))?)
+        let written = WrittenRecipe::from_yaml(text, is_registry)?;
+        let patch = written.patches().next().map(|(step, _)| RecipeError::Patch { step });
+        written.plain().ok_or(patch.unwrap_or(RecipeError::Empty))
     }
 
     /// The steps, in order.

@@ -6,6 +6,7 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Layer, RecipeError, Step, StepError};
+use crate::patch::Level;
 use crate::path::TreePath;
 use crate::text::Shown;
 
@@ -19,6 +20,10 @@ struct RawStep {
     overlay: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     remove: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
+    patch: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
+    level: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     path: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "list")]
@@ -104,10 +109,17 @@ impl<'de> Visitor<'de> for ListVisitor {
 
 type ParseReference<'a, R> = &'a dyn Fn(&str) -> Result<R, StepError>;
 
+/// A step, as far as it can be read by itself.
+pub(super) enum Parsed<R> {
+    Step(Step<R>),
+    /// A patch, and up to which level.
+    Patch(Layer<R>, Option<Level>),
+}
+
 pub(super) fn read_yaml<R>(
     text: &str,
     reference: ParseReference<'_, R>,
-) -> Result<Vec<Step<R>>, RecipeError> {
+) -> Result<Vec<Parsed<R>>, RecipeError> {
     check_length(text)?;
     let raw = serde_saphyr::from_str::<Vec<RawStep>>(text);
     parse(&raw.map_err(|error| RecipeError::Syntax(Shown::yaml_error(&error.to_string())))?, reference)
@@ -119,7 +131,13 @@ pub(super) fn read_json<R>(
 ) -> Result<Vec<Step<R>>, RecipeError> {
     check_length(text)?;
     let raw = serde_json::from_str::<Vec<RawStep>>(text);
-    parse(&raw.map_err(|error| RecipeError::Syntax(Shown::new(&error.to_string())))?, reference)
+    let raw = raw.map_err(|error| RecipeError::Syntax(Shown::new(&error.to_string())))?;
+    let parsed = parse(&raw, reference)?.into_iter().zip(1..);
+    let steps = parsed.map(|(parsed, step)| match parsed {
+        Parsed::Step(step) => Ok(step),
+        Parsed::Patch(..) => Err(RecipeError::Patch { step }),
+    });
+    steps.collect()
 }
 
 pub(super) fn write_json<R: fmt::Display>(steps: &[Step<R>]) -> String {
@@ -132,7 +150,7 @@ fn check_length(text: &str) -> Result<(), RecipeError> {
     if text.len() > RecipeError::LONGEST { Err(RecipeError::TooLong { length: text.len() }) } else { Ok(()) }
 }
 
-fn parse<R>(raw: &[RawStep], reference: ParseReference<'_, R>) -> Result<Vec<Step<R>>, RecipeError> {
+fn parse<R>(raw: &[RawStep], reference: ParseReference<'_, R>) -> Result<Vec<Parsed<R>>, RecipeError> {
     if raw.len() > RecipeError::MOST_STEPS {
         return Err(RecipeError::TooManySteps { count: raw.len() });
     }
@@ -143,12 +161,21 @@ fn parse_step<R>(
     raw: &RawStep,
     step: usize,
     reference: ParseReference<'_, R>,
-) -> Result<Step<R>, RecipeError> {
+) -> Result<Parsed<R>, RecipeError> {
     let value = |source| RecipeError::Value { step, source };
-    match (&raw.add, &raw.overlay, &raw.remove) {
-        (Some(text), None, None) => Ok(Step::Add(parse_layer(text, raw, reference).map_err(value)?)),
-        (None, Some(text), None) => Ok(Step::Overlay(parse_layer(text, raw, reference).map_err(value)?)),
-        (None, None, Some(glob)) => {
+    let layer = |text| parse_layer(text, raw, reference).map_err(value);
+    if raw.level.is_some() && raw.patch.is_none() {
+        return Err(RecipeError::LevelAlone { step });
+    }
+    match (&raw.add, &raw.overlay, &raw.remove, &raw.patch) {
+        (Some(text), None, None, None) => Ok(Parsed::Step(Step::Add(layer(text)?))),
+        (None, Some(text), None, None) => Ok(Parsed::Step(Step::Overlay(layer(text)?))),
+        (None, None, None, Some(text)) => {
+            let level = raw.level.as_deref().map(str::parse).transpose();
+            let level = level.map_err(|error| value(StepError::Level(error)))?;
+            Ok(Parsed::Patch(layer(text)?, level))
+        }
+        (None, None, Some(glob), None) => {
             let beside = [
                 ("path", raw.path.is_some()),
                 ("include", raw.include.is_some()),
@@ -159,7 +186,8 @@ fn parse_step<R>(
             if let Some((key, _)) = beside.into_iter().find(|(_, there)| *there) {
                 return Err(RecipeError::BesideRemove { step, key });
             }
-            Ok(Step::Remove(glob.parse().map_err(|error| value(StepError::Glob(error)))?))
+            let glob = glob.parse().map_err(|error| value(StepError::Glob(error)))?;
+            Ok(Parsed::Step(Step::Remove(glob)))
         }
         _ => Err(RecipeError::Verb { step }),
     }

@@ -69,6 +69,8 @@ fn reads_canonical_json(#[case] template: &str) {
 #[case::absolute(r#"[{"add":"$A","path":"/etc"}]"#)]
 #[case::two_verbs(r#"[{"add":"$A","overlay":"$B"}]"#)]
 #[case::no_verb(r#"[{"path":"p"}]"#)]
+#[case::a_patch(r#"[{"patch":"$A"}]"#)]
+#[case::a_level(r#"[{"add":"$A","level":"minor"}]"#)]
 #[case::a_path_beside_remove(r#"[{"add":"$A"},{"remove":"a","path":"p"}]"#)]
 #[case::remove_first(r#"[{"remove":"a"}]"#)]
 #[case::empty("[]")]
@@ -115,6 +117,11 @@ fn takes_no_other_spelling(#[case] template: &str) {
     "- add: a\n- {remove: b, include: []}",
     "remove stands alone, without \"include\""
 )]
+#[case::a_patch("- add: a\n- patch: a\n", "step 2 of the recipe is a patch")]
+#[case::a_patch_and_more("- {add: a, patch: b}", "exactly one")]
+#[case::no_such_level("- {patch: a, level: huge}", "step 1 of the recipe: level: \"huge\" is not a level")]
+#[case::an_empty_level("- {patch: a, level: }", "is not a level")]
+#[case::a_level_alone("- {add: a, level: minor}", "step 1 of the recipe: level stands beside patch alone")]
 #[case::an_empty_platform("- {add: a, platform: ''}", "step 1")]
 #[case::twice_the_same(
     "- {add: a, path: x}\n- add: b\n- {add: 'a:latest', path: x}",
@@ -211,4 +218,80 @@ proptest! {
         let _ = PinnedRecipe::from_json(&text);
         let _ = Recipe::from_yaml(&text, &unknown);
     }
+}
+
+fn written(yaml: &str) -> WrittenRecipe {
+    WrittenRecipe::from_yaml(yaml, &unknown).unwrap()
+}
+
+fn read_patch() -> crate::patch::Patch {
+    use crate::patch::{Level, Patch};
+    let at = |name: &str| {
+        Reference::parse(&format!("r.io/{name}")).unwrap().with_digest(Digest::sha256_of(name.as_bytes()))
+    };
+    Patch::new(at("base"), [(Level::Minor, at("minor")), (Level::Critical, at("critical"))]).unwrap()
+}
+
+#[rstest]
+#[case::all("- patch: r.io/p", &["add base ''", "overlay minor ''", "overlay critical ''"], &[1, 1, 1])]
+#[case::a_level("- {patch: r.io/p, level: major}", &["add base ''", "overlay minor ''"], &[1, 1])]
+#[case::a_path_and_a_filter("- {patch: r.io/p, path: a/b, include: [x], level: minor}",
+    &["add base 'a/b' [x]", "overlay minor 'a/b' [x]"], &[1, 1])]
+#[case::among_others("- add: r.io/first\n- {patch: r.io/p, path: p, level: minor}\n- remove: x\n- overlay: r.io/last",
+    &["add first ''", "add base 'p'", "overlay minor 'p'", "remove x", "overlay last ''"], &[1, 2, 2, 4])]
+fn a_patch_in_a_recipe_becomes_its_base_and_its_levels(
+    #[case] yaml: &str,
+    #[case] steps: &[&str],
+    #[case] numbers: &[usize],
+) {
+    let written = written(yaml);
+    assert_eq!(written.plain(), None);
+    let (recipe, from) = written.expand(|_, step| Ok::<_, RecipeError>(step.steps(&read_patch()))).unwrap();
+    assert_eq!(recipe.steps().iter().map(shown).collect::<Vec<_>>(), steps);
+    assert_eq!(from, numbers);
+}
+
+fn shown(step: &Step<Reference>) -> String {
+    let verb = match step {
+        Step::Add(_) => "add",
+        Step::Overlay(_) => "overlay",
+        Step::Remove(glob) => return format!("remove {glob}"),
+    };
+    let layer = step.layer().unwrap();
+    let globs: Vec<_> = layer.include().iter().map(ToString::to_string).collect();
+    let globs = if globs.is_empty() { String::new() } else { format!(" [{}]", globs.join(",")) };
+    format!("{verb} {} '{}'{globs}", layer.reference().repository(), layer.path())
+}
+
+#[test]
+fn the_artifact_of_a_recipe_in_a_recipe_goes_below_its_path() {
+    let inner = written("- {add: r.io/a, path: x}\n- remove: x/**\n- overlay: r.io/b");
+    let outer = written("- {patch: r.io/recipe, path: sub}");
+    let (recipe, _) =
+        outer.expand(|_, step| Ok::<_, PatchStepError>(step.steps_of(&inner).unwrap())).unwrap();
+    let steps: Vec<_> = recipe.steps().iter().map(shown).collect();
+    assert_eq!(steps, ["add a 'sub/x'", "remove sub/x/**", "overlay b 'sub'"]);
+}
+
+#[rstest]
+#[case("- {patch: r.io/r, level: minor}", "- add: r.io/a", "remove level")]
+#[case("- {patch: r.io/r, include: [x]}", "- add: r.io/a", "remove include")]
+#[case("- {patch: r.io/r, platform: linux/arm64}", "- add: r.io/a", "remove platform")]
+#[case("- patch: r.io/r", "- patch: r.io/p", "a patch again")]
+fn what_cannot_be_said_of_a_recipe_in_a_recipe(
+    #[case] outer: &str,
+    #[case] inner: &str,
+    #[case] words: &str,
+) {
+    let outer = written(outer);
+    let (_, step) = outer.patches().next().unwrap();
+    let error = step.steps_of(&written(inner)).unwrap_err().to_string();
+    assert!(error.contains(words), "{error}");
+}
+
+#[test]
+fn patches_that_come_to_the_same_twice_are_an_error() {
+    let twice = written("- patch: r.io/p\n- add: r.io/x\n- {add: r.io/x}");
+    let error = twice.expand(|_, step| Ok::<_, RecipeError>(step.steps(&read_patch()))).unwrap_err();
+    assert!(matches!(error, RecipeError::Twice { .. }), "{error}");
 }

@@ -34,7 +34,7 @@ impl Make {
         let port = free_port();
         match self {
             Self::Distribution => Made(Held::Distribution(Box::new(Distribution::start()))),
-            Self::GoContainerRegistry => in_memory("ggcr-registry", &["-port", &port.to_string()], port),
+            Self::GoContainerRegistry => in_memory("ggcr-registry", &[&format!("127.0.0.1:{port}")], port),
             Self::Ociserver => in_memory("ociserver", &[&format!("127.0.0.1:{port}")], port),
         }
     }

@@ -10,13 +10,15 @@ tool (
 	github.com/containernetworking/plugins/plugins/main/loopback
 	github.com/containernetworking/plugins/plugins/main/ptp
 	github.com/distribution/distribution/v3/cmd/registry
-	github.com/google/go-containerregistry/cmd/registry
 	github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 	go.etcd.io/etcd/server/v3
 	oras.land/oras/cmd/oras
 )
 
-require cuelabs.dev/go/oci/ociregistry v0.0.0-20251212221603-3adeb8663819
+require (
+	cuelabs.dev/go/oci/ociregistry v0.0.0-20251212221603-3adeb8663819
+	github.com/google/go-containerregistry v0.22.1
+)
 
 require (
 	cel.dev/expr v0.25.2 // indirect
@@ -110,7 +112,6 @@ require (
 	github.com/google/certtostore v1.0.7 // indirect
 	github.com/google/deck v1.1.0 // indirect
 	github.com/google/go-cmp v0.7.0 // indirect
-	github.com/google/go-containerregistry v0.22.1 // indirect
 	github.com/google/pprof v0.0.0-20260402051712-545e8a4df936 // indirect
 	github.com/google/s2a-go v0.1.9 // indirect
 	github.com/google/uuid v1.6.0 // indirect

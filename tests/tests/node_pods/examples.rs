@@ -1,17 +1,33 @@
 //! Every manifest of `examples/`.
 
+use std::process::Command;
+
 use oras_csi_tests::cluster::kubectl;
 use oras_csi_tests::node::{Node, apply, on_this_node, until};
-use oras_csi_tests::parts::repository;
+use oras_csi_tests::parts::{oras_csi, repository};
 use oras_csi_tests::process::{run, try_run};
 use serde_json::{Value, json};
 
 use super::PATIENCE;
 
+/// What `patch.yaml` says in its first lines.
+fn patch(certs: &tempfile::TempDir) {
+    let at = |name: &str| format!("kind-registry:5000/{name}");
+    let mut patch = Command::new(oras_csi());
+    patch.args([
+        "patch",
+        &at("java-app:v1"),
+        "--minor",
+        &at("acme/config:v1"),
+        "--major",
+        &at("acme/model:v1"),
+    ]);
+    run(patch.args(["--push", &at("java-app:patched"), "--certs-dir"]).arg(certs.path()));
+}
+
 #[test]
 fn every_example_runs() {
     let node = Node::get();
-    let files = [("HelloWorldServer.jar", "PK jar"), ("notes.txt", "notes")];
     for artifact in [
         "java-app:v1",
         "java-app:latest",
@@ -20,8 +36,10 @@ fn every_example_runs() {
         "acme/dataset:2024",
         "acme/config:v1",
     ] {
-        node.push(artifact, &files);
+        // A patch does not lay its base over itself.
+        node.push(artifact, &[("HelloWorldServer.jar", "PK jar"), ("notes.txt", artifact)]);
     }
+    patch(&node.registry().certs_d(&["kind-registry:5000"]));
     let mut files: Vec<_> = std::fs::read_dir(repository().join("examples"))
         .expect("examples")
         .map(|entry| entry.expect("a file").path())

@@ -4,9 +4,11 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod examples;
+mod patches;
 mod pods;
 mod reboot;
 mod seals;
+mod sets;
 mod workloads;
 
 use std::time::Duration;

@@ -21,7 +21,7 @@ fn printed(app: &str) -> Vec<String> {
 }
 
 /// Waits until the running pods of `app` have printed exactly this.
-fn have_printed(app: &str, wanted: &[&str]) {
+pub(crate) fn have_printed(app: &str, wanted: &[&str]) {
     until(&format!("{app}: {wanted:?}"), PATIENCE, || (printed(app) == wanted).then_some(()));
 }
 

@@ -14,7 +14,7 @@ use crate::policy::judge::{Findings, Opinion, opinions};
 #[derive(Clone, Debug)]
 pub struct AskedVolume {
     name: String,
-    patch: Option<Asked>,
+    patches: Vec<Asked>,
     references: Vec<Asked>,
     pinned: Option<CanonicalVolume>,
 }
@@ -32,8 +32,8 @@ impl AskedVolume {
             ask(named, digest)
         });
         let references = references.collect();
-        let patch = volume.patch().map(|named| ask(named, volume.patch_digest()));
-        Self { patch, references, pinned: volume.pinned(), name: volume.name.clone() }
+        let patches = volume.patches().into_iter().map(|(named, digest)| ask(named, digest)).collect();
+        Self { patches, references, pinned: volume.pinned(), name: volume.name.clone() }
     }
 
     /// Its name in the pod, or that of the `PersistentVolume`.
@@ -41,14 +41,14 @@ impl AskedVolume {
         &self.name
     }
 
-    /// The patch, or the artifact of a recipe, that says what is in it.
-    pub fn patch(&self) -> Option<&Asked> {
-        self.patch.as_ref()
+    /// The patches, and artifacts of recipes, that say what is in it.
+    pub fn patches(&self) -> &[Asked] {
+        &self.patches
     }
 
     /// All that is named for it.
     pub fn names(&self) -> impl Iterator<Item = &Asked> {
-        self.patch.iter().chain(&self.references)
+        self.patches.iter().chain(&self.references)
     }
 
     /// Its references, in the order of their steps; of a patch that nobody has read yet, at most its base.

@@ -1,7 +1,8 @@
 //! From what names a patch, or the artifact of a recipe, to what that says.
 //!
-//! One step, and no more: what a patch or a recipe names is content. Policies have looked at the name before, and look
-//! at each of the names in it before any of those is asked for.
+//! What a patch names is content, and is not read again. The artifact of a recipe may have patches in its steps, and
+//! these may name artifacts of recipes, and that is all: whatever is named, it ends. Policies have looked at a name
+//! before anybody reads what is there.
 
 use std::sync::Arc;
 
@@ -13,32 +14,13 @@ use super::Admission;
 use super::revision::Fixed;
 use super::volumes::{Case, Credentials, is_that};
 use crate::denial::Denial;
-use crate::intent::{Content, Named, Patched, ReadFrom, VolumeIntent, Wanted, check_count};
+use crate::intent::{Content, Origin, Patched, Read, ReadFrom, Steps, VolumeIntent, Wanted, check_count};
+use crate::policy::Rulebook;
+use crate::policy::judge::Findings;
 use crate::resolve::Said;
 
-/// A volume of which it is known what it shall hold.
-pub(super) enum Expanded {
-    /// It was known without reading anything.
-    Before(Arc<VolumeIntent>),
-    /// It was read.
-    Now(Arc<VolumeIntent>),
-}
-
-impl Expanded {
-    /// What policies have not seen yet.
-    pub(super) fn new_names(&self) -> Option<Vec<Named>> {
-        match self {
-            Self::Before(_) => None,
-            Self::Now(intent) => Some(intent.references()),
-        }
-    }
-
-    pub(super) fn into_intent(self) -> Arc<VolumeIntent> {
-        match self {
-            Self::Before(intent) | Self::Now(intent) => intent,
-        }
-    }
-}
+/// How often something is read because something was read: an artifact of a recipe, then the patches in it.
+const ROUNDS: usize = 2;
 
 impl ReadFrom {
     /// What the user is told of the patch itself.
@@ -56,82 +38,149 @@ impl ReadFrom {
     }
 }
 
+/// A name that is read.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    reference: &'a Reference,
+    origin: &'a Origin,
+    past_cache: bool,
+}
+
 impl Admission {
     /// Reads the patches and recipes that volumes name, and finds what the revision has for the tags in them.
     pub(super) async fn expand(
         &self,
-        volumes: &[Arc<VolumeIntent>],
+        mut volumes: Vec<Arc<VolumeIntent>>,
         credentials: &Credentials<'_>,
+        (book, findings): (&Rulebook, &mut Findings),
         fixed: &mut Fixed,
         case: &Case<'_>,
-    ) -> Result<Vec<Expanded>, Denial> {
-        let mut expanded = Vec::new();
-        let mut read = Vec::new();
-        for (volume, keyring) in volumes.iter().zip(credentials.keyrings) {
-            let Content::Patched(patched) = &volume.content else {
-                expanded.push(Expanded::Before(Arc::clone(volume)));
-                continue;
-            };
-            let wanted = self.read(volume, patched, keyring, fixed, case).await;
-            let wanted = wanted.map_err(|denial| credentials.explain(denial))?;
-            let intent = VolumeIntent { content: Content::Wanted(wanted), ..VolumeIntent::clone(volume) };
-            let intent = Arc::new(intent);
-            read.push(Arc::clone(&intent));
-            expanded.push(Expanded::Now(intent));
-        }
-        if !read.is_empty() {
+    ) -> Result<Vec<Arc<VolumeIntent>>, Denial> {
+        for _ in 0..ROUNDS {
+            let mut read = Vec::new();
+            for (volume, keyring) in volumes.iter_mut().zip(credentials.keyrings) {
+                let content = match &volume.content {
+                    Content::Patched(patched) => self.patched(volume, patched, keyring, fixed, case).await,
+                    Content::Steps(steps) => {
+                        self.steps(volume, steps, keyring, fixed, case).await.map(Content::Wanted)
+                    }
+                    Content::Wanted(_) | Content::Canonical(_) => continue,
+                };
+                let content = content.map_err(|denial| credentials.explain(denial))?;
+                *volume = Arc::new(VolumeIntent { content, ..VolumeIntent::clone(volume) });
+                read.push(Arc::clone(volume));
+            }
+            if read.is_empty() {
+                break;
+            }
             check_count(read.iter().map(AsRef::as_ref))?;
+            for named in read.iter().flat_map(|volume| volume.unseen()) {
+                findings.check_name(book, &named, &self.metrics)?;
+            }
             self.find_pins(&read, fixed, case).await?;
         }
-        Ok(expanded)
+        Ok(volumes)
     }
 
     /// What is wanted by the patch or recipe that is named: by what it was when the volume that came along was made,
     /// where that is what it says, else by what it is now.
-    async fn read(
+    async fn patched(
         &self,
         volume: &VolumeIntent,
         patched: &Patched,
         keyring: &Keyring,
         fixed: &Fixed,
         case: &Case<'_>,
-    ) -> Result<Wanted, Denial> {
+    ) -> Result<Content, Denial> {
+        let (origin, past_cache) = (&patched.origin, patched.past_cache);
+        let written = Written { reference: &patched.reference, origin, past_cache };
+        let content = |read: Read| match read.said {
+            Said::Patch(patch) => patched.with_patch(read.digest, read.is_fresh, &patch).map(Content::Wanted),
+            Said::Recipe(yaml) => {
+                patched.with_recipe(read.digest, read.is_fresh, &yaml, self.registries.as_ref())
+            }
+        };
         if let Some(there) = &volume.earlier
             && let Some(digest) = case.notes.patch(&patched.reference)
-            && let Ok(wanted) = self.read_at(patched, Some(digest), false, keyring, case).await
+            && let Ok(read) = self.read_at(written, Some(digest), keyring, case).await
+            && let Ok(Content::Wanted(wanted)) = content(read)
             && is_that(volume, &wanted, there, case.notes)
         {
-            return Ok(wanted);
+            return Ok(Content::Wanted(wanted));
         }
-        let fixed = fixed.get(&patched.reference);
-        let is_fresh = fixed.is_none() && patched.reference.digest().is_none();
-        self.read_at(patched, fixed, is_fresh, keyring, case).await
+        content(self.read(written, keyring, fixed, case).await?)
+    }
+
+    /// The same for a recipe with patches in it.
+    async fn steps(
+        &self,
+        volume: &VolumeIntent,
+        steps: &Steps,
+        keyring: &Keyring,
+        fixed: &Fixed,
+        case: &Case<'_>,
+    ) -> Result<Wanted, Denial> {
+        let written: Vec<_> = steps.patches().map(|(origin, step)| (origin, step.reference())).collect();
+        let past_cache = steps.past_cache;
+        if let Some(there) = &volume.earlier {
+            let mut read = Vec::new();
+            for (origin, reference) in &written {
+                let Some(digest) = case.notes.patch(reference) else { break };
+                let Ok(one) = self
+                    .read_at(Written { reference, origin, past_cache }, Some(digest), keyring, case)
+                    .await
+                else {
+                    break;
+                };
+                read.push(one);
+            }
+            if read.len() == written.len()
+                && let Ok(wanted) = steps.with(read, self.registries.as_ref())
+                && is_that(volume, &wanted, there, case.notes)
+            {
+                return Ok(wanted);
+            }
+        }
+        let mut read = Vec::new();
+        for (origin, reference) in &written {
+            read.push(self.read(Written { reference, origin, past_cache }, keyring, fixed, case).await?);
+        }
+        steps.with(read, self.registries.as_ref())
+    }
+
+    /// What is named, by what the revision has for its tag.
+    async fn read(
+        &self,
+        written: Written<'_>,
+        keyring: &Keyring,
+        fixed: &Fixed,
+        case: &Case<'_>,
+    ) -> Result<Read, Denial> {
+        let fixed = fixed.get(written.reference);
+        let is_fresh = fixed.is_none() && written.reference.digest().is_none();
+        Ok(Read { is_fresh, ..self.read_at(written, fixed, keyring, case).await? })
     }
 
     async fn read_at(
         &self,
-        patched: &Patched,
+        written: Written<'_>,
         digest: Option<&Digest>,
-        is_fresh: bool,
         keyring: &Keyring,
         case: &Case<'_>,
-    ) -> Result<Wanted, Denial> {
-        let written = &patched.reference;
+    ) -> Result<Read, Denial> {
+        let Written { reference, origin, past_cache } = written;
         let asked: Reference =
-            digest.map_or_else(|| written.clone(), |digest| written.pin(digest.clone()).into());
-        let found = self.resolver.instructions(&asked, keyring, patched.past_cache, case.deadline).await;
+            digest.map_or_else(|| reference.clone(), |digest| reference.pin(digest.clone()).into());
+        let found = self.resolver.instructions(&asked, keyring, past_cache, case.deadline).await;
         let (digest, said) = found.map_err(|failure| {
-            let denial = failure.denial(patched.origin.at(), &asked);
-            match case.revision.and_then(|revision| revision.place(written)) {
-                Some(place) if asked != *written => denial.because(&format!(
-                    "that is what {written} was for the first pod of this revision: delete {place} to have what it is now"
+            let denial = failure.denial(origin.at(), &asked);
+            match case.revision.and_then(|revision| revision.place(reference)) {
+                Some(place) if asked != *reference => denial.because(&format!(
+                    "that is what {reference} was for the first pod of this revision: delete {place} to have what it is now"
                 )),
                 _ => denial,
             }
         })?;
-        match said {
-            Said::Patch(patch) => patched.with_patch(digest, is_fresh, &patch),
-            Said::Recipe(yaml) => patched.with_recipe(digest, is_fresh, &yaml, self.registries.as_ref()),
-        }
+        Ok(Read { digest, is_fresh: false, said })
     }
 }

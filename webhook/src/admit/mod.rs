@@ -273,8 +273,8 @@ impl Admission {
             self.settle(volumes.into_iter().map(Arc::new).collect(), &case).await?
         };
         let (pinned, patch) = (settled.pinned(), settled.pinned_patch());
-        let noted = PlannedNotes { pinned: pinned.as_deref(), patch: patch.as_deref() };
-        let patch = patch::plan(&pod, &settled.planned(), noted);
+        let notes = PlannedNotes { pinned: pinned.as_deref(), patch: patch.as_deref() };
+        let patch = patch::plan(&pod, &settled.planned(), notes);
         Ok(settled.outcome(patch, warnings, pinned))
     }
 

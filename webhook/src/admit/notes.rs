@@ -1,5 +1,5 @@
 //! `oras.land/pinned`: what each volume was pinned to, for people and for tools; and `oras.land/pinned-patch`: what the
-//! patch was pinned to that the annotations name.
+//! patches were pinned to that the annotations name, or their recipe, with a space between two.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ pub(super) fn line(reference: &Reference, digest: &Digest) -> String {
 #[derive(Default)]
 pub(super) struct Notes {
     lines: BTreeMap<String, Vec<Option<Reference>>>,
-    patch: Option<Reference>,
+    patches: Vec<Reference>,
 }
 
 impl Notes {
@@ -31,15 +31,15 @@ impl Notes {
         let written: BTreeMap<String, Vec<String>> = serde_json::from_str(text).unwrap_or_default();
         let parse = |lines: Vec<String>| lines.iter().map(|line| line.parse().ok()).collect();
         let lines = written.into_iter().map(|(volume, lines)| (volume, parse(lines))).collect();
-        let patch = pod.annotation(annotation::PINNED_PATCH).and_then(|text| text.parse().ok());
-        Self { lines, patch }
+        let patches = pod.annotation(annotation::PINNED_PATCH).unwrap_or_default().split(' ');
+        let patches = patches.filter_map(|text| text.parse().ok()).collect();
+        Self { lines, patches }
     }
 
     /// What the patch that is written was pinned to before.
     pub(super) fn patch(&self, written: &Reference) -> Option<&Digest> {
-        let noted = self.patch.as_ref()?;
-        let is_it = noted.name() == written.name() && noted.tag() == written.tag();
-        noted.digest().filter(|_| is_it)
+        let is_it = |noted: &&Reference| noted.name() == written.name() && noted.tag() == written.tag();
+        self.patches.iter().find(is_it)?.digest()
     }
 
     /// The line of a step of a volume that has `pinned` there.

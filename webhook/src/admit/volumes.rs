@@ -15,7 +15,6 @@ use oras_csi_core::volume::CanonicalVolume;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
-use super::expand::Expanded;
 use super::notes::{Notes, line};
 use super::revision::{Fixed, Fresh, Revision};
 use super::{Admission, Outcome};
@@ -126,8 +125,9 @@ impl Settled {
     pub(super) fn pinned_patch(&self) -> Option<String> {
         let of_annotations = self.volumes.iter().find(|volume| volume.intent.of_annotations)?;
         match &of_annotations.intent.content {
-            Content::Wanted(Wanted { read_from: Some(from), .. }) => {
-                Some(line(&from.reference, &from.digest))
+            Content::Wanted(wanted) if !wanted.read_from.is_empty() => {
+                let lines = wanted.read_from.iter().map(|from| line(&from.reference, &from.digest));
+                Some(lines.collect::<Vec<_>>().join(" "))
             }
             _ => None,
         }
@@ -175,11 +175,8 @@ impl Admission {
         self.find_pins(&volumes, &mut fixed, case).await?;
         for _ in 0..MOST_ROUNDS {
             let mut findings = findings.clone();
-            let volumes = self.expand(&volumes, &credentials, &mut fixed, case).await?;
-            for named in volumes.iter().filter_map(Expanded::new_names).flatten() {
-                findings.check_name(&book, &named, &self.metrics)?;
-            }
-            let volumes: Vec<_> = volumes.into_iter().map(Expanded::into_intent).collect();
+            let volumes =
+                self.expand(volumes.clone(), &credentials, (&book, &mut findings), &mut fixed, case).await?;
             let mut settled = self.round(&volumes, &credentials, &book, &fixed, case, findings).await?;
             if let Some(revision) = case.revision {
                 let fresh = settled.volumes.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
@@ -287,6 +284,7 @@ impl Admission {
                 (&written, true)
             }
             Content::Patched(patched) => return Err(patched.unreadable("was not read")),
+            Content::Steps(steps) => return Err(steps.unread()),
             Content::Wanted(wanted) => {
                 match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
                     Some(there) if there.seal().is_some() && self.keeps(there, case.holder) => {
@@ -306,7 +304,7 @@ impl Admission {
         let found = self.resolve(wanted, keyring, fixed, case).await?;
         let (digests, secret) = self.one_secret(intent, wanted, keyring, fixed, found, case).await?;
         let (mut lines, mut warnings, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
-        if let Some(from) = &wanted.read_from {
+        for from in &wanted.read_from {
             check_base(from, wanted, &digests)?;
             from.tell(&mut warnings);
             if from.is_fresh {

@@ -15,7 +15,9 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 
 use super::mounts::{self, Target};
-use super::{Content, Intent, Origin, Patched, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
+use super::{
+    Content, Intent, Origin, Patched, Registries, Steps, VolumeIntent, Wanted, check_secret, read_recipe,
+};
 use crate::denial::{At, Denial};
 use crate::view::Pod;
 
@@ -305,23 +307,22 @@ impl<'a> Annotations<'a> {
     }
 
     fn content(&self, registries: &dyn Registries) -> Result<Content, Denial> {
-        let Some(written) = self.patch else { return self.wanted(registries).map(Content::Wanted) };
+        let Some(written) = self.patch else { return self.wanted(registries) };
         let origin = |written: Written<'_>| Origin::Annotation { key: written.key.to_owned(), step: None };
         let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
             .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
         let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, origin(level))));
         let (level, origin) = (level.transpose()?, origin(written));
         let patched = Patched { reference, origin, level, base: None, label: None, past_cache: false };
-        Ok(Content::Patched(patched))
+        Ok(Content::Patched(Box::new(patched)))
     }
 
-    fn wanted(&self, registries: &dyn Registries) -> Result<Wanted, Denial> {
+    fn wanted(&self, registries: &dyn Registries) -> Result<Content, Denial> {
         if let Some(written) = self.recipe {
             let origin = Origin::Annotation { key: written.key.to_owned(), step: None };
-            let (recipe, origins) = read_recipe(written.value, &origin, registries)?;
-            let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: None };
-            wanted.check_length(written.at())?;
-            return Ok(wanted);
+            let recipe = read_recipe(written.value, &origin, registries)?;
+            let read_from = Vec::new();
+            return Steps { recipe, origin, label: None, past_cache: false, read_from }.into_content();
         }
         let (mut steps, mut origins) = (Vec::new(), Vec::new());
         for (name, artifact) in self.artifacts() {
@@ -345,9 +346,9 @@ impl<'a> Annotations<'a> {
         let first = origins.first().cloned();
         let at = first.as_ref().map_or(At::Annotation(annotation::ARTIFACT), Origin::at);
         let recipe = Recipe::new(steps).map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: None };
+        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: Vec::new() };
         wanted.check_length(at)?;
-        Ok(wanted)
+        Ok(Content::Wanted(wanted))
     }
 
     fn targets(&self) -> Result<Vec<Target>, Denial> {

@@ -10,7 +10,7 @@ use oras_csi_core::text::Shown;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
 use super::annotations::parse_list;
-use super::{Content, Origin, Patched, Registries, VolumeIntent, Wanted, check_secret, read_recipe};
+use super::{Content, Origin, Patched, Registries, Steps, VolumeIntent, Wanted, check_secret, read_recipe};
 use crate::denial::{At, Code, Denial};
 use crate::view::{Csi, Volume};
 
@@ -90,8 +90,8 @@ impl<'a> Earlier<'a> {
             warnings.push(self.check_concurrency(count)?);
         }
         match self.value(attribute::PATCH)? {
-            Some(text) => self.patched(text).map(Content::Patched),
-            None => self.wanted().map(Content::Wanted),
+            Some(text) => self.patched(text).map(|patched| Content::Patched(Box::new(patched))),
+            None => self.wanted(),
         }
     }
 
@@ -136,7 +136,7 @@ impl<'a> Earlier<'a> {
         Ok(patched)
     }
 
-    fn wanted(&self) -> Result<Wanted, Denial> {
+    fn wanted(&self) -> Result<Content, Denial> {
         if let Some(level) = self.value(attribute::PATCH_LEVEL)? {
             let (rule, instead) = (
                 format!("has no {} to apply to", attribute::PATCH),
@@ -147,30 +147,35 @@ impl<'a> Earlier<'a> {
         let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
         let reference = self.value(attribute::REFERENCE)?;
         let origin = |key| Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None };
-        let (key, (recipe, origins)) = match (reference, self.value(attribute::ACTIONS)?) {
+        let past_cache = self.flag(attribute::PULL_ALWAYS)?;
+        let (label, read_from) = (label.map(str::to_owned), Vec::new());
+        match (reference, self.value(attribute::ACTIONS)?) {
             (Some(text), None) => {
                 let key = attribute::REFERENCE;
-                (key, (self.one_artifact(text)?, vec![origin(key)]))
+                let recipe = self.one_artifact(text)?;
+                for reference in recipe.references() {
+                    self.check_weakening(reference)?;
+                }
+                let wanted = Wanted { recipe, origins: vec![origin(key)], label, past_cache, read_from };
+                wanted.check_length(self.at(key))?;
+                Ok(Content::Wanted(wanted))
             }
             (None, Some(yaml)) => {
                 self.check_actions_alone()?;
-                (attribute::ACTIONS, read_recipe(yaml, &origin(attribute::ACTIONS), self.registries)?)
+                let origin = origin(attribute::ACTIONS);
+                let recipe = read_recipe(yaml, &origin, self.registries)?;
+                for (_, reference) in recipe.references() {
+                    self.check_weakening(reference)?;
+                }
+                Steps { recipe, origin, label, past_cache, read_from }.into_content()
             }
             (Some(text), Some(_)) => {
                 let rule = format!("stands beside {}, and a volume has one or the other", attribute::ACTIONS);
                 let instead = "make it a step of the recipe: - add: REFERENCE";
-                return Err(Denial::rewrite(self.at(attribute::REFERENCE), Some(text), rule, instead));
+                Err(Denial::rewrite(self.at(attribute::REFERENCE), Some(text), rule, instead))
             }
-            (None, None) => return Err(self.nothing_named(label)),
-        };
-        for reference in recipe.references() {
-            self.check_weakening(reference)?;
+            (None, None) => Err(self.nothing_named(label.as_deref())),
         }
-        let past_cache = self.flag(attribute::PULL_ALWAYS)?;
-        let label = label.map(str::to_owned);
-        let wanted = Wanted { recipe, origins, label, past_cache, read_from: None };
-        wanted.check_length(self.at(key))?;
-        Ok(wanted)
     }
 
     fn nothing_named(&self, label: Option<&str>) -> Denial {

@@ -19,7 +19,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::keys::{DRIVER, annotation, canonical};
 use oras_csi_core::patch::{Part, Patch};
 use oras_csi_core::path::MountPath;
-use oras_csi_core::recipe::Recipe;
+use oras_csi_core::recipe::{Recipe, WrittenRecipe};
 use oras_csi_core::reference::{Reference, RegistryHost};
 use oras_csi_core::registry::HostsConfig;
 use oras_csi_core::volume::CanonicalVolume;
@@ -27,7 +27,7 @@ use oras_csi_core::volume::CanonicalVolume;
 use crate::denial::{At, Denial, RecipeAt, StepAt};
 use crate::view::Pod;
 
-pub(crate) use patched::Patched;
+pub(crate) use patched::{Patched, Read, Steps};
 pub(crate) use persistent::read as read_persistent;
 
 /// What the administrator says of registries: the part of `certs.d` that has to be known before any
@@ -90,7 +90,9 @@ pub(crate) enum Content {
     /// Something to pin.
     Wanted(Wanted),
     /// What a patch or the artifact of a recipe says, which has to be read before anything can be pinned.
-    Patched(Patched),
+    Patched(Box<Patched>),
+    /// A recipe with patches in it, which have to be read as well.
+    Steps(Steps),
     /// Something pinned, from a canonical volume that came with the request. It is untrusted: it has
     /// been parsed, and policy looks at it like at anything else.
     Canonical(CanonicalVolume),
@@ -107,8 +109,8 @@ pub(crate) struct Wanted {
     pub(crate) label: Option<String>,
     /// Resolve past the cache.
     pub(crate) past_cache: bool,
-    /// The patch or recipe that it was read from, where it was.
-    pub(crate) read_from: Option<ReadFrom>,
+    /// The patches and recipes that it was read from, in the order in which they were.
+    pub(crate) read_from: Vec<ReadFrom>,
 }
 
 /// The patch or recipe that says what is wanted.
@@ -183,18 +185,10 @@ impl Origin {
     }
 }
 
-/// A recipe in YAML, with the place of each of its references.
-fn read_recipe(
-    yaml: &str,
-    origin: &Origin,
-    registries: &dyn Registries,
-) -> Result<(Recipe, Vec<Origin>), Denial> {
-    let recipe = Recipe::from_yaml(yaml, &|host| registries.names(host))
-        .map_err(|error| Denial::rewrite(origin.at(), None, error, ""))?;
-    let numbered = recipe.steps().iter().zip(1..);
-    let origins = numbered.filter(|(step, _)| step.layer().is_some()).map(|(_, number)| origin.step(number));
-    let origins = origins.collect();
-    Ok((recipe, origins))
+/// A recipe in YAML.
+fn read_recipe(yaml: &str, origin: &Origin, registries: &dyn Registries) -> Result<WrittenRecipe, Denial> {
+    let recipe = WrittenRecipe::from_yaml(yaml, &|host| registries.names(host));
+    recipe.map_err(|error| Denial::rewrite(origin.at(), None, error, ""))
 }
 
 /// The name of a Secret (an RFC 1123 subdomain, as Kubernetes has it).
@@ -292,28 +286,37 @@ impl VolumeIntent {
         }
     }
 
-    /// The patch or recipe artifact that is named for it.
-    pub(crate) fn patch(&self) -> Option<Named> {
-        let (origin, reference) = match &self.content {
-            Content::Patched(patched) => (&patched.origin, &patched.reference),
-            Content::Wanted(Wanted { read_from: Some(from), .. }) => (&from.origin, &from.reference),
-            Content::Wanted(_) | Content::Canonical(_) => return None,
+    /// The patches and recipe artifacts that are named for it, each with its digest where that is written or was read.
+    pub(crate) fn patches(&self) -> Vec<(Named, Option<Digest>)> {
+        let name = |reference: &Reference, origin: Origin, digest: Option<&Digest>| {
+            let digest = digest.or(reference.digest()).cloned();
+            (Named { origin, reference: reference.clone(), is_patch: true }, digest)
         };
-        Some(Named { origin: origin.clone(), reference: reference.clone(), is_patch: true })
-    }
-
-    /// The digest of that, where it is written or was read.
-    pub(crate) fn patch_digest(&self) -> Option<Digest> {
+        let read = |from: &ReadFrom| name(&from.reference, from.origin.clone(), Some(&from.digest));
         match &self.content {
-            Content::Patched(patched) => patched.reference.digest().cloned(),
-            Content::Wanted(Wanted { read_from: Some(from), .. }) => Some(from.digest.clone()),
-            Content::Wanted(_) | Content::Canonical(_) => None,
+            Content::Patched(patched) => vec![name(&patched.reference, patched.origin.clone(), None)],
+            Content::Steps(steps) => {
+                let written = steps.patches().map(|(origin, step)| name(step.reference(), origin, None));
+                steps.read_from.iter().map(read).chain(written).collect()
+            }
+            Content::Wanted(wanted) => wanted.read_from.iter().map(read).collect(),
+            Content::Canonical(_) => Vec::new(),
         }
     }
 
     /// All that is named for it: policy asks about all of them.
     pub(crate) fn names(&self) -> Vec<Named> {
-        self.patch().into_iter().chain(self.references()).collect()
+        self.patches().into_iter().map(|(named, _)| named).chain(self.references()).collect()
+    }
+
+    /// What is named in what was read just now: policy has seen no more than where that was named.
+    pub(crate) fn unseen(&self) -> Vec<Named> {
+        let patches = match &self.content {
+            Content::Steps(steps) => steps.patches().count(),
+            _ => 0,
+        };
+        let named = self.patches().into_iter().map(|(named, _)| named).rev().take(patches);
+        named.chain(self.references()).collect()
     }
 
     /// Every reference of the volume that is known without reading a patch, pinned or not.
@@ -328,6 +331,7 @@ impl VolumeIntent {
                 })
                 .collect(),
             Content::Patched(patched) => patched.beside().into_iter().collect(),
+            Content::Steps(steps) => steps.plain_references(),
             Content::Canonical(volume) => volume
                 .recipe()
                 .references()
@@ -348,7 +352,7 @@ impl VolumeIntent {
     pub(crate) fn pinned(&self) -> Option<CanonicalVolume> {
         match &self.content {
             Content::Canonical(volume) => Some(volume.clone()),
-            Content::Patched(_) => None,
+            Content::Patched(_) | Content::Steps(_) => None,
             Content::Wanted(wanted) => {
                 let recipe = wanted.recipe.pin(|reference| reference.digest().cloned().ok_or(())).ok()?;
                 CanonicalVolume::new(wanted.label.as_deref(), recipe).ok()
@@ -366,7 +370,7 @@ impl Wanted {
             origins: volume.recipe().references().map(attribute).collect(),
             label: Some(volume.id().slug().to_owned()),
             past_cache: false,
-            read_from: None,
+            read_from: Vec::new(),
         }
     }
 

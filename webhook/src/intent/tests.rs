@@ -46,7 +46,7 @@ fn inline(attributes: &Value) -> Value {
 fn wanted(intent: &Intent) -> &Wanted {
     match &intent.volumes[0].content {
         Content::Wanted(wanted) => wanted,
-        Content::Canonical(_) | Content::Patched(_) => panic!("nothing else was written"),
+        Content::Canonical(_) | Content::Patched(_) | Content::Steps(_) => panic!("nothing else was written"),
     }
 }
 

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use self::server::{Part, Request, Server, answer, chunk, head};
 use super::*;
-use crate::registry::RegistryErrorKind as Kind;
+use crate::registry::{RegistryErrorKind as Kind, media};
 
 const SHORT: Duration = Duration::from_millis(300);
 
