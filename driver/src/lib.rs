@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! kubelet ── NodePublishVolume ──► node ──► publish ──► pull ──► store ◄── collect, scrub
-//!    │                              │          │          └──► unpack
+//!    │                              │          │          ▲└──► unpack
+//!    │                              │          │          └──── preload ◄── cluster sets
 //!    │                              │          ├──► records
 //!    │                           status        └──► mount ──► /var/lib/kubelet/pods/…/mount
 //!    └── plugin registration ──► registration
@@ -34,6 +35,7 @@ pub mod collect;
 pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
+pub mod preload;
 pub mod proto;
 pub mod publish;
 pub mod pull;

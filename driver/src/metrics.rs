@@ -2,6 +2,7 @@
 //! registry ever becomes one.
 
 mod holdings;
+mod preloads;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use self::holdings::Holdings;
+use self::preloads::Preloads;
 use crate::pull::PullErrorKind;
 
 /// How a call ended.
@@ -123,6 +125,7 @@ struct Inner {
     publish_seconds: Histogram,
     volumes: Gauge,
     holdings: Holdings,
+    preloads: Preloads,
 }
 
 impl Default for Metrics {
@@ -138,6 +141,7 @@ impl Default for Metrics {
         registry.register("publish_seconds", "Time of a NodePublishVolume call", publish_seconds.clone());
         registry.register("volumes", "Published volumes", Gauge::clone(&volumes));
         let holdings = Holdings::register(&mut registry);
+        let preloads = Preloads::register(&mut registry);
         Self(Arc::new(Inner {
             registry,
             publishes,
@@ -147,6 +151,7 @@ impl Default for Metrics {
             publish_seconds,
             volumes,
             holdings,
+            preloads,
         }))
     }
 }

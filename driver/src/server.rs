@@ -30,6 +30,7 @@ use crate::identity::IdentityService;
 use crate::metrics::Metrics;
 use crate::mount::{MountError, Mounter};
 use crate::node::NodeService;
+use crate::preload::{self, ClusterSets, Preload};
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
@@ -111,6 +112,7 @@ pub struct Bound {
     store: Arc<Store>,
     watermarks: Watermarks,
     scrubbing: Schedule,
+    preload: Option<Preload>,
     metrics: Metrics,
     stop: CancellationToken,
 }
@@ -132,20 +134,34 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     }
     let metrics = Metrics::default();
     let stop = CancellationToken::new();
-    let (publisher, store) = {
+    let (publisher, store, preload) = {
         let (settings, metrics, stop) = (settings.clone(), metrics.clone(), stop.clone());
-        let prepare = move || -> Result<(Publisher, Arc<Store>), RunError> {
+        let prepare = move || -> Result<(Publisher, Arc<Store>, Option<Preload>), RunError> {
             let store = Arc::new(Store::open(settings.store(), *settings.limits())?);
             store.count_with(metrics.clone());
             let mounter = Mounter::prepare(&store)?;
             let fetcher = Arc::new(Fetcher::new(store.clone(), registry));
-            let pulls = Pulls::new(fetcher, metrics.clone(), stop);
+            let pulls = Arc::new(Pulls::new(fetcher, metrics.clone(), stop));
             let keyring = Keyring::new(settings.administrator().cloned());
             let (seals, wait) = (settings.seals().clone(), settings.publish_wait());
             let grace = settings.rights_grace();
-            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, grace, metrics);
+            let preload = settings.cluster_sets().map(|sets| {
+                Preload::new(
+                    sets.clone(),
+                    settings.node_id(),
+                    pulls.clone(),
+                    keyring.clone(),
+                    metrics.clone(),
+                )
+            });
+            if preload.is_none() {
+                // Nobody would ever let go of what sets wanted when there were any.
+                store.want(&[]).map_err(StoreError::from)?;
+            }
+            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, grace, metrics)
+                .with_set_secrets(settings.cluster_sets().map(ClusterSets::secrets));
             publisher.take_over().map_err(RunError::TakeOver)?;
-            Ok((publisher, store))
+            Ok((publisher, store, preload))
         };
         tokio::task::spawn_blocking(prepare).await.map_err(|_| RunError::Interrupted)??
     };
@@ -167,6 +183,7 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         store,
         watermarks: *settings.watermarks(),
         scrubbing: *settings.scrubbing(),
+        preload,
         metrics,
         stop,
     })
@@ -226,15 +243,29 @@ impl Bound {
         result
     }
 
-    /// What goes on by itself: collecting and scrubbing. Both end with `stop`.
-    fn keeping(&self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
+    /// What goes on by itself: collecting, scrubbing, and fetching ahead. All end with `stop`.
+    fn keeping(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let collecting = collect::keep(self.store.clone(), self.watermarks, move || publisher.tidy(), stop);
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let runtime = tokio::runtime::Handle::current();
         // On another thread than the runtime's.
-        let heal = move || drop(runtime.spawn(publisher.clone().heal()));
+        let preload = self.preload.take();
+        let damage = preload.as_ref().map(Preload::damage_notice);
+        let heal = move || {
+            if let Some(tell) = &damage {
+                tell();
+            }
+            drop(runtime.spawn(publisher.clone().heal()));
+        };
         let scrubbing = scrub::keep(self.store.clone(), self.scrubbing, heal, stop);
+        if let Some(preload) = preload {
+            let fetching = preload::keep(preload, self.stop.clone());
+            tasks.spawn(async move {
+                Box::pin(fetching).await;
+                Ok(())
+            });
+        }
         tasks.spawn(async move {
             collecting.await;
             Ok(())

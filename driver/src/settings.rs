@@ -8,6 +8,7 @@ use oras_csi_core::credentials::Administrator;
 use oras_csi_core::keys::DRIVER;
 
 use crate::collect::Watermarks;
+use crate::preload::ClusterSets;
 use crate::publish::Seals;
 use crate::scrub::Schedule;
 
@@ -195,6 +196,7 @@ pub struct Settings {
     seals: Seals,
     watermarks: Watermarks,
     scrubbing: Schedule,
+    cluster_sets: Option<ClusterSets>,
 }
 
 impl Settings {
@@ -223,6 +225,7 @@ impl Settings {
             seals: Seals::NotNeeded,
             watermarks: Watermarks::default(),
             scrubbing: Schedule::default(),
+            cluster_sets: None,
         }
     }
 
@@ -296,6 +299,19 @@ impl Settings {
     pub fn with_scrubbing(mut self, scrubbing: Schedule) -> Self {
         self.scrubbing = scrubbing;
         self
+    }
+
+    /// Fetches ahead what the cluster's sets want on this node, and reads their pull secrets. Without it the driver asks
+    /// Kubernetes nothing.
+    #[must_use]
+    pub fn with_cluster_sets(mut self, cluster_sets: Option<ClusterSets>) -> Self {
+        self.cluster_sets = cluster_sets;
+        self
+    }
+
+    /// How it hears of cluster sets, if it does.
+    pub fn cluster_sets(&self) -> Option<&ClusterSets> {
+        self.cluster_sets.as_ref()
     }
 
     /// When what nobody uses is taken away.

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | a field missing, not canonical, no namespace, a block volume | `INVALID_ARGUMENT` | yes |
 //! | another call for the target, a pull or a question in progress, the driver stops | `ABORTED` | no |
-//! | the registry fails or cannot be reached | `UNAVAILABLE` | no |
+//! | the registry fails or cannot be reached, or says no without the secret of a set | `UNAVAILABLE` | no |
 //! | the disk is full | `RESOURCE_EXHAUSTED` | no |
 //! | no such artifact, or no such volume | `NOT_FOUND` | yes |
 //! | the registry or our rules say no, no seal that counts | `PERMISSION_DENIED` | yes |
@@ -97,6 +97,11 @@ impl Coded for PublishError {
             Self::Seal(SealRefusal::Seal(_) | SealRefusal::Forged { .. }) => Code::PermissionDenied,
             Self::Busy(_) | Self::Pulling { .. } | Self::Asking { .. } | Self::Interrupted => Code::Aborted,
             Self::Pull(error) | Self::Right(RightError::Refused(error)) => of_pull(error.kind()),
+            // It may be let in once the secret can be read.
+            Self::PullWithoutSecret { error, .. } => match error.kind() {
+                PullErrorKind::Denied | PullErrorKind::NotFound => Code::Unavailable,
+                kind => of_pull(kind),
+            },
             Self::Right(RightError::NotAsked { .. }) => Code::Unavailable,
             Self::Conflict { .. } => Code::AlreadyExists,
             Self::Mount(error) => error.code(),

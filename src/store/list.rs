@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use oras_csi_core::text::Shown;
 use oras_csi_driver::collect::Roots;
 use oras_csi_driver::records::{Record, read_all};
-use oras_csi_driver::store::{HeldTree, Inventory, Layout, NodeRecord, State};
+use oras_csi_driver::store::{HeldTree, Inventory, Layout, NodeRecord, State, WantedTree, read_wanted};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -14,16 +14,12 @@ struct Listed {
     inventory: Inventory,
     roots: Roots,
     volumes: Vec<Record>,
+    wanted: Vec<WantedTree>,
     record: NodeRecord,
 }
 
 pub(super) fn list(layout: &Layout, as_json: bool) -> Result<(), Failure> {
-    let listed = Listed {
-        inventory: Inventory::read(layout).map_err(Failure::failed)?,
-        roots: Roots::read(layout).map_err(Failure::failed)?,
-        volumes: read_all(&layout.volumes()).map_err(Failure::failed)?,
-        record: NodeRecord::read(layout),
-    };
+    let listed = Listed::read(layout)?;
     if as_json {
         let text = serde_json::to_string_pretty(&listed.to_json(layout)).map_err(Failure::failed)?;
         println!("{text}");
@@ -34,8 +30,28 @@ pub(super) fn list(layout: &Layout, as_json: bool) -> Result<(), Failure> {
 }
 
 impl Listed {
+    fn read(layout: &Layout) -> Result<Self, Failure> {
+        Ok(Self {
+            inventory: Inventory::read(layout).map_err(Failure::failed)?,
+            roots: Roots::read(layout).map_err(Failure::failed)?,
+            volumes: read_all(&layout.volumes()).map_err(Failure::failed)?,
+            wanted: read_wanted(layout).map_err(Failure::failed)?,
+            record: NodeRecord::read(layout),
+        })
+    }
+
     fn volumes_of(&self, tree: &HeldTree) -> usize {
         self.volumes.iter().filter(|record| record.tree().as_ref() == Some(tree.key())).count()
+    }
+
+    /// The cluster sets for which a tree is kept.
+    fn sets_of(&self, tree: &HeldTree) -> Vec<String> {
+        let wanted = self.wanted.iter().filter(|wanted| wanted.tree().as_ref() == Some(tree.key()));
+        wanted.map(|wanted| Shown::new(wanted.set()).to_string()).collect()
+    }
+
+    fn has(&self, wanted: &WantedTree) -> bool {
+        self.inventory.trees().iter().any(|tree| wanted.tree().as_ref() == Some(tree.key()))
     }
 
     fn to_json(&self, layout: &Layout) -> Value {
@@ -47,6 +63,7 @@ impl Listed {
                 "used": seconds(tree.used()),
                 "mounted": self.roots.is_mounted(tree.key()),
                 "volumes": self.volumes_of(tree),
+                "sets": self.sets_of(tree),
             })
         });
         let layers = self.inventory.layers().iter().map(|layer| {
@@ -72,6 +89,14 @@ impl Listed {
                 "tree": record.tree().map(|key| key.to_string()),
             })
         });
+        let sets = self.wanted.iter().map(|wanted| {
+            json!({
+                "name": wanted.set(),
+                "id": wanted.id(),
+                "tree": wanted.tree().map(|key| key.to_string()),
+                "there": self.has(wanted),
+            })
+        });
         let sizes = self.inventory.sizes().into_iter();
         json!({
             "store": layout.path().display().to_string(),
@@ -81,6 +106,7 @@ impl Listed {
             "blobs": blobs.collect::<Vec<_>>(),
             "setAside": aside.collect::<Vec<_>>(),
             "volumes": volumes.collect::<Vec<_>>(),
+            "sets": sets.collect::<Vec<_>>(),
             "scrub": self.record.scrub,
             "collection": self.record.collection,
             "damage": self.record.damage,
@@ -98,7 +124,11 @@ impl Listed {
             let mounted = if self.roots.is_mounted(tree.key()) { "mounted" } else { "not mounted" };
             let short = tree.key().as_str().get(..16).unwrap_or_default();
             let (used, volumes) = (ago(tree.used()), self.volumes_of(tree));
-            println!("{short:<18}{size:>12}{files:>10}  {used:<14}{mounted}, {volumes} volumes");
+            let kept = match self.sets_of(tree) {
+                sets if sets.is_empty() => String::new(),
+                sets => format!(", kept for {}", sets.join(", ")),
+            };
+            println!("{short:<18}{size:>12}{files:>10}  {used:<14}{mounted}, {volumes} volumes{kept}");
         }
         let counts = [
             (State::Blobs, self.inventory.blobs().len()),
@@ -118,6 +148,11 @@ impl Listed {
             let (namespace, id) = (Shown::new(record.namespace()), Shown::new(record.id()));
             let target = Shown::new(&record.target().to_string_lossy());
             println!("volume {volume} of {namespace}: {id}, tree {tree}, at {target}");
+        }
+        for wanted in &self.wanted {
+            let (set, id) = (Shown::new(wanted.set()), Shown::new(wanted.id()));
+            let there = if self.has(wanted) { "is there" } else { "is not there yet" };
+            println!("set {set}: {id} {there}");
         }
         if let Some(scrub) = &self.record.scrub {
             let (bytes, damaged) = (amount(scrub.bytes), scrub.damaged);
@@ -170,4 +205,41 @@ pub(super) fn amount(bytes: u64) -> String {
         }
     }
     format!("{bytes} B")
+}
+
+#[cfg(test)]
+mod tests {
+    use oras_csi_core::recipe::PinnedRecipe;
+    use oras_csi_driver::settings::Limits;
+    use oras_csi_driver::store::{Store, TreeKey};
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_for_a_set_is_named_with_it() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let store = Store::open(folder.path(), Limits::default())?;
+        let recipe = PinnedRecipe::from_json(&format!(
+            r#"[{{"add":"ghcr.io/acme/model@sha256:{}"}}]"#,
+            "a".repeat(64)
+        ))?;
+        let (here, absent) = ("ab".repeat(32), "cd".repeat(32));
+        let tree = std::path::Path::new("trees").join(&here);
+        std::fs::create_dir_all(folder.path().join(&tree).join("files"))?;
+        std::fs::write(folder.path().join(&tree).join("tree.json"), "{}")?;
+        let wanted = |set: &str, key: &str| {
+            let key = TreeKey::parse(key).ok_or("it is a key")?;
+            Ok::<_, &str>(WantedTree::new(set, "models-1", &recipe, &key))
+        };
+        store.want(&[wanted("models", &here)?, wanted("others", &absent)?])?;
+        let listed = Listed::read(store.layout()).map_err(|failure| failure.to_string())?;
+        let json = listed.to_json(store.layout());
+        assert_eq!(json["trees"][0]["sets"], json!(["models"]));
+        let there =
+            |number: usize| (json["sets"][number]["name"].clone(), json["sets"][number]["there"].clone());
+        assert_eq!(there(0), (json!("models"), json!(true)));
+        assert_eq!(there(1), (json!("others"), json!(false)));
+        listed.print(store.layout());
+        Ok(())
+    }
 }

@@ -22,6 +22,7 @@ use crate::process::{Running, free_port};
 pub struct Driver {
     folder: tempfile::TempDir,
     arguments: Vec<String>,
+    kubeconfig: Option<PathBuf>,
     metrics: u16,
     running: Option<Running>,
 }
@@ -41,6 +42,11 @@ pub fn cannot_mount() -> Option<&'static str> {
 impl Driver {
     /// Starts one with a `certs.d` folder and more arguments.
     pub fn start(certs: &Path, arguments: &[&str]) -> Self {
+        Self::start_in_cluster(certs, arguments, None)
+    }
+
+    /// The same with the rights of a kubeconfig.
+    pub fn start_in_cluster(certs: &Path, arguments: &[&str], kubeconfig: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let metrics = free_port();
         let at = |name: &str| folder.path().join(name).display().to_string();
@@ -52,8 +58,11 @@ impl Driver {
             format!("--certs-dir={}", certs.display()),
             format!("--metrics-listen=127.0.0.1:{metrics}"),
         ];
-        let arguments = own.into_iter().chain(arguments.iter().map(|&one| one.to_owned())).collect();
-        let mut driver = Self { folder, arguments, metrics, running: None };
+        let names_node = arguments.iter().any(|argument| argument.starts_with("--node-id="));
+        let own = own.into_iter().filter(|argument| !names_node || !argument.starts_with("--node-id="));
+        let arguments = own.chain(arguments.iter().map(|&one| one.to_owned())).collect();
+        let mut driver =
+            Self { folder, arguments, kubeconfig: kubeconfig.map(Path::to_owned), metrics, running: None };
         driver.start_again();
         driver
     }
@@ -61,6 +70,10 @@ impl Driver {
     /// Starts it again, with the store that it had.
     pub fn start_again(&mut self) {
         let mut command = Command::new(oras_csi());
+        match &self.kubeconfig {
+            Some(path) => command.env("KUBECONFIG", path),
+            None => command.env_remove("KUBECONFIG"),
+        };
         let mut running = Running::start(command.args(&self.arguments), "driver", self.folder.path());
         let socket = self.socket();
         running.wait_until("listening", Duration::from_mins(1), || {
@@ -115,6 +128,16 @@ impl Driver {
         secret: Option<&Value>,
     ) -> Result<(), Status> {
         let volume = CanonicalVolume::new(None, recipe.clone()).expect("it fits");
+        self.publish_volume(pod, &volume, secret).await
+    }
+
+    /// Publishes a volume for a pod of the namespace `team`.
+    pub async fn publish_volume(
+        &self,
+        pod: &str,
+        volume: &CanonicalVolume,
+        secret: Option<&Value>,
+    ) -> Result<(), Status> {
         let ours = volume.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value));
         let kubelets =
             [("pod.namespace", "team"), ("pod.uid", pod), ("pod.name", pod), ("ephemeral", "true")]

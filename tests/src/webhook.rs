@@ -171,7 +171,7 @@ pub fn chart() -> Vec<Value> {
 
 /// Installs the chart's custom resource definitions, where another test has not done so, and waits until the API
 /// server serves them.
-async fn install_definitions(client: &Client) {
+pub async fn install_definitions(client: &Client) {
     let api = Api::<CustomResourceDefinition>::all(client.clone());
     for definition in chart().into_iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
         let definition: CustomResourceDefinition = serde_json::from_value(definition).expect("a definition");

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! set aside, not mounted ────────────────────────────► deleted, always
-//! trees that no record names, nothing mounts ┐
+//! trees that no record names, no cluster set ┐
+//!   wants, nothing mounts                    │
 //! blobs, layers, partial blobs of no tree    ├ least recently used first, ──► tmp ──► deleted, until there is room
 //!                                            ┘ older than the minimum age
 //! ```
@@ -13,8 +14,8 @@
 //! With a tree go the blobs and layers that no tree that stays needs. What is leased stays, and what was leased
 //! while the collection ran (see the leases of [`crate::store`]).
 //!
-//! Architecture Invariant: a tree that is mounted, recorded or leased is never taken away. Where mounts or records
-//! cannot be read, nothing is.
+//! Architecture Invariant: a tree that is mounted, recorded, leased or wanted by a cluster set is never taken away.
+//! Where mounts, records or what sets want cannot be read, nothing is.
 
 mod candidates;
 mod keeper;

@@ -1,10 +1,10 @@
-//! What must stay: what records name, and what is mounted.
+//! What must stay: what records name, what cluster sets want, and what is mounted.
 
 use std::collections::HashSet;
 
 use crate::mount::{MountError, mounted};
 use crate::records;
-use crate::store::{DiskError, Layout, TreeKey};
+use crate::store::{DiskError, Layout, TreeKey, WantedTree, read_wanted};
 
 /// Why it is not known what must stay: then everything does.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,7 @@ pub enum RootsError {
 #[derive(Clone, Debug, Default)]
 pub struct Roots {
     recorded: HashSet<TreeKey>,
+    wanted: HashSet<TreeKey>,
     mounted: HashSet<TreeKey>,
     aside: HashSet<String>,
     mounts: usize,
@@ -32,7 +33,8 @@ impl Roots {
         // Records first: a publish writes its record before it mounts, an unpublish removes it afterwards.
         let recorded =
             records::read_all(&layout.volumes())?.iter().filter_map(records::Record::tree).collect();
-        let mut roots = Self { recorded, ..Self::default() };
+        let wanted = read_wanted(layout)?.iter().filter_map(WantedTree::tree).collect();
+        let mut roots = Self { recorded, wanted, ..Self::default() };
         for mount in mounted()? {
             roots.mounts += 1;
             match mount.aside() {
@@ -45,7 +47,7 @@ impl Roots {
 
     /// Whether a tree must stay.
     pub fn has(&self, key: &TreeKey) -> bool {
-        self.recorded.contains(key) || self.mounted.contains(key)
+        self.recorded.contains(key) || self.wanted.contains(key) || self.mounted.contains(key)
     }
 
     /// Whether a tree is mounted.

@@ -11,6 +11,7 @@
 //! Each step can be the last before a crash: see [`crate::records`] for why the next call repairs it.
 //! A publish that fails leaves neither a directory nor a record; the pull that it waited for goes on.
 
+mod fetching;
 mod guard;
 mod request;
 mod rights;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use oras_csi_core::registry::{Keyring, Source};
+use oras_csi_core::registry::Keyring;
 use oras_csi_core::text::Shown;
 use oras_csi_core::volume::VolumeError;
 
@@ -33,7 +34,8 @@ pub use self::seal::{SealRefusal, Seals};
 use crate::collect::make_more_room;
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
-use crate::pull::{Fetcher, PullError, PullErrorKind, Pulls, Reading, Waited};
+use crate::preload::{SetSecretError, SetSecrets};
+use crate::pull::{PullError, PullErrorKind, Pulls, Reading, Waited};
 use crate::records::{Record, Records};
 use crate::store::{DiskError, Store, TreeKey};
 use crate::unpack::Totals;
@@ -86,6 +88,14 @@ pub enum PublishError {
     /// The pull failed.
     #[error("{0}")]
     Pull(Arc<PullError>),
+    /// The pull failed, and might not have with the pull secret of its set.
+    #[error("{error}; {secret}")]
+    PullWithoutSecret {
+        /// Why it failed.
+        error: Arc<PullError>,
+        /// Why without the secret.
+        secret: Box<SetSecretError>,
+    },
     /// Something else is mounted there.
     #[error(
         "{} has {found} mounted already: it has to be unpublished before another can take its place",
@@ -173,10 +183,11 @@ pub enum Done {
 /// Publishes and unpublishes.
 pub struct Publisher {
     disk: Arc<Disk>,
-    pulls: Pulls,
+    pulls: Arc<Pulls>,
     guards: Guards,
     keyring: Keyring,
     rights: Rights,
+    set_secrets: Option<SetSecrets>,
     wait: Duration,
 }
 
@@ -201,7 +212,7 @@ impl Publisher {
     /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull. `keyring` has
     /// what the administrator gave; `grace` is how long a right counts that cannot be asked for.
     pub fn new(
-        pulls: Pulls,
+        pulls: Arc<Pulls>,
         mounter: Mounter,
         seals: Seals,
         keyring: Keyring,
@@ -212,7 +223,14 @@ impl Publisher {
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
-        Self { disk, pulls, guards: Guards::default(), keyring, rights: Rights::new(grace), wait }
+        let (guards, rights) = (Guards::default(), Rights::new(grace));
+        Self { disk, pulls, guards, keyring, rights, set_secrets: None, wait }
+    }
+
+    /// The same, with the pull secrets of cluster sets for their volumes.
+    #[must_use]
+    pub fn with_set_secrets(self, set_secrets: Option<SetSecrets>) -> Self {
+        Self { set_secrets, ..self }
     }
 
     /// Makes the volume appear at its target. Doing it twice is doing it once.
@@ -256,6 +274,7 @@ impl Publisher {
         };
         self.disk.metrics.looked_up(is_there);
         if !is_there {
+            let (fetcher, without) = self.in_the_name_of_its_set(&request, fetcher).await;
             let wait = self.wait.saturating_sub(began.elapsed());
             match self.pulled(&request, &key, &fetcher, wait).await? {
                 Waited::Ready(_) => {}
@@ -272,7 +291,10 @@ impl Publisher {
                         Ok(())
                     })
                     .await?;
-                    return Err(PublishError::Pull(error));
+                    return Err(match without {
+                        Some(secret) => PublishError::PullWithoutSecret { error, secret },
+                        None => PublishError::Pull(error),
+                    });
                 }
             }
         }
@@ -283,33 +305,6 @@ impl Publisher {
         })
         .await?;
         Ok(Done::Now)
-    }
-
-    /// The pod's secret, then what the administrator gave, then nobody's.
-    fn keyring_of(&self, request: &PublishRequest) -> Keyring {
-        match request.secret() {
-            Some(secret) => self.keyring.clone().with_secret(Source::OfVolume, secret.clone()),
-            None => self.keyring.clone(),
-        }
-    }
-
-    /// Pulls until the tree is there. A pull that another call began may have ended just before this one leased the
-    /// tree, and what it brought may be collected already: then it is pulled once more.
-    async fn pulled(
-        &self,
-        request: &PublishRequest,
-        key: &TreeKey,
-        fetcher: &Arc<Fetcher>,
-        wait: Duration,
-    ) -> Result<Waited, PublishError> {
-        let waited = self.pulls.wait_for(request.recipe(), fetcher, wait).await;
-        if matches!(waited, Waited::Ready(_)) {
-            let key = key.clone();
-            if !self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
-                return Ok(self.pulls.wait_for(request.recipe(), fetcher, wait).await);
-            }
-        }
-        Ok(waited)
     }
 
     /// Takes the volume away from its target. What is not there is gone already.

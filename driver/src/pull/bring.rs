@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::download::{Broken, Download, KEPT_FROM, Patience, too_slow};
 use super::progress::Progress;
 use super::slots::{Pace, Slot, Slots};
+use super::urgency::Urgency;
 use crate::store::{DiskError, LayerKey, Next, Partial, Store};
 use crate::unpack::stream::{BlobReader, PIECES, Piece, StreamFault};
 use crate::unpack::{UnpackError, Unpacking, unpack_layer};
@@ -36,6 +37,7 @@ pub(super) struct Bring<'a> {
     pub(super) store: &'a Arc<Store>,
     pub(super) registry: &'a dyn Registry,
     pub(super) slots: &'a Arc<Slots>,
+    pub(super) urgency: &'a Urgency,
     pub(super) job: &'a Job,
     pub(super) blob: &'a Descriptor,
     pub(super) reference: &'a PinnedReference,
@@ -62,7 +64,8 @@ impl Bring<'_> {
             // What an earlier run left was wrong: a power cut may have changed it.
             Err((error, 1..)) if is_about_the_bytes(&error) => {
                 tracing::warn!(digest = %self.blob.digest(), "what an earlier run left of a blob is damaged; it is fetched anew");
-                let slot = self.slots.take(self.reference.registry()).await.ok_or(StreamFault::Stopped)?;
+                let slot = self.slots.take(self.reference.registry(), self.urgency).await;
+                let slot = slot.ok_or(StreamFault::Stopped)?;
                 self.on_its_way(slot).await.map_err(|(error, _)| error)
             }
             ended => ended.map_err(|(error, _)| error),
@@ -95,6 +98,7 @@ impl Bring<'_> {
             reference: self.reference,
             blob: self.blob,
             slots: self.slots,
+            urgency: self.urgency,
             limits: self.store.limits(),
             progress: self.progress,
         };

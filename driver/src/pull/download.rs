@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 
 use super::progress::Progress;
 use super::slots::{Pace, Slot, Slots, TooSlow};
+use super::urgency::Urgency;
 use crate::settings::Limits;
 use crate::store::{DiskError, Partial};
 use crate::unpack::stream::{PIECES, StreamFault};
@@ -57,6 +58,7 @@ pub(super) struct Download<'a> {
     pub(super) reference: &'a PinnedReference,
     pub(super) blob: &'a Descriptor,
     pub(super) slots: &'a Arc<Slots>,
+    pub(super) urgency: &'a Urgency,
     pub(super) limits: &'a Limits,
     pub(super) progress: &'a Arc<dyn Progress>,
 }
@@ -233,7 +235,7 @@ impl Download<'_> {
                     Some(has_failed) = further.next(), if !further.is_empty() => failed += u32::from(has_failed),
                     _ = look.tick() => {
                         while further.len() < most && failed < MOST_FAILED && !queue.is_empty() {
-                            let Some(spare) = self.slots.spare(self.reference.registry()) else { break };
+                            let Some(spare) = self.slots.spare(self.reference.registry(), self.urgency) else { break };
                             further.push(self.helping(queue, spare, sender));
                         }
                     }

@@ -20,6 +20,7 @@ use super::locks::{Arrivals, Locks};
 use super::progress::{Planned, Progress};
 use super::slots::Slots;
 use super::steps::{Source, Work, mark_laid};
+use super::urgency::Urgency;
 use crate::store::{DiskError, Item, LayerKey, Store, Tree, TreeKey};
 use crate::unpack::Unpacking;
 use crate::unpack::budget::Budget;
@@ -34,6 +35,7 @@ pub struct Fetcher {
     /// The same, where it asks in somebody's name.
     access: Option<Arc<Access>>,
     node: Platform,
+    urgency: Urgency,
     shared: Arc<Shared>,
 }
 
@@ -58,7 +60,7 @@ impl Fetcher {
         let slots = Arc::new(Slots::new(store.limits().streams()));
         let (locks, arrivals, given) = Default::default();
         let shared = Arc::new(Shared { locks, arrivals, slots, given });
-        Self { store, registry, access: None, node: Platform::node(), shared }
+        Self { store, registry, access: None, node: Platform::node(), urgency: Urgency::default(), shared }
     }
 
     /// The same in somebody's name; what one fetches, the others find.
@@ -70,6 +72,19 @@ impl Fetcher {
             registry: access.clone(),
             access: Some(access),
             node: self.node.clone(),
+            urgency: self.urgency.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+
+    /// The same, no faster than somebody waits for it.
+    pub(super) fn as_urgent_as(&self, urgency: Urgency) -> Self {
+        Self {
+            store: self.store.clone(),
+            registry: self.registry.clone(),
+            access: self.access.clone(),
+            node: self.node.clone(),
+            urgency,
             shared: self.shared.clone(),
         }
     }
@@ -112,7 +127,7 @@ impl Fetcher {
         let key = self.key(recipe);
         // Whoever has the same from another registry does not wait for this one.
         let names = recipe.references().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let _held = self.shared.locks.hold(&format!("tree {key} of {names}")).await;
+        let held = self.shared.locks.hold(&format!("tree {key} of {names}"), &self.urgency).await;
         // Nothing of it is collected before it is in use.
         let mut lease = self.store.lease();
         lease.tree(&key);
@@ -153,7 +168,7 @@ impl Fetcher {
         })?;
         let at_once = self.store.limits().streams_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
-            .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, progress))
+            .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, held.urgency(), progress))
             .await?;
         let assembled = {
             let key = key.clone();
@@ -303,11 +318,16 @@ impl Fetcher {
 
     /// Brings one blob or layer into the store. Whoever wants the same of the same registry waits for it; whoever
     /// wants it of another brings it as well, until one of the two has it.
-    async fn fetch(self: &Arc<Self>, fetch: Fetch, progress: &Arc<dyn Progress>) -> Result<(), PullError> {
+    async fn fetch(
+        self: &Arc<Self>,
+        fetch: Fetch,
+        urgency: &Urgency,
+        progress: &Arc<dyn Progress>,
+    ) -> Result<(), PullError> {
         let digest = fetch.descriptor.digest();
         let name = fetch.name();
         let host = fetch.reference.registry();
-        let _held = self.shared.locks.hold(&format!("{name} from {host}")).await;
+        let held = self.shared.locks.hold(&format!("{name} from {host}"), urgency).await;
         loop {
             let expected = self.shared.arrivals.expect(&name);
             let look = fetch.clone();
@@ -317,11 +337,14 @@ impl Fetcher {
                 return Ok(());
             }
             let bring = async {
-                let Some(slot) = self.shared.slots.take(host).await else { return Err(PullError::Stopped) };
+                let Some(slot) = self.shared.slots.take(host, held.urgency()).await else {
+                    return Err(PullError::Stopped);
+                };
                 let bring = Bring {
                     store: &self.store,
                     registry: self.registry.as_ref(),
                     slots: &self.shared.slots,
+                    urgency: held.urgency(),
                     job: &fetch.job,
                     blob: &fetch.descriptor,
                     reference: &fetch.reference,

@@ -4,6 +4,9 @@
 //! publish finds the tree or waits again. A failure that nobody was waiting for is told to the next one
 //! who asks, once: otherwise a pull that always fails after the wait would look like one in progress.
 //!
+//! One that fetches ahead ([`Pulls::ahead`]) is the same pull, for nobody who waits: whoever publishes the recipe joins
+//! it, and from then on it is as urgent as any. Where nobody did, it ends with the one who began it.
+//!
 //! A pull is that of a recipe with all its references, not that of the tree that it gives: whoever has the same bytes
 //! from another registry depends on its own, and hears nothing of others' repositories.
 
@@ -19,17 +22,22 @@ use tokio_util::task::TaskTracker;
 use super::error::{PullError, PullErrorKind};
 use super::fetch::Fetcher;
 use super::progress::{Meter, Progress, Reading};
+use super::urgency::{Rush, Urgency};
 use crate::metrics::Metrics;
 use crate::store::Tree;
 
 /// How long a failure is kept for the next one who asks.
 const FAILURE_KEPT: Duration = Duration::from_mins(10);
 
-type Outcome = Result<Tree, Arc<PullError>>;
+/// What became of a pull.
+pub type Outcome = Result<Tree, Arc<PullError>>;
 
 struct Flight {
     meter: Arc<Meter>,
     outcome: watch::Receiver<Option<(Outcome, Instant)>>,
+    /// Called once a publish waits for it.
+    rush: Rush,
+    stop: CancellationToken,
 }
 
 /// How a wait for a pull ended.
@@ -41,6 +49,13 @@ pub enum Waited {
     Failed(Arc<PullError>),
     /// The pull goes on.
     Pulling(Reading),
+}
+
+/// A pull that fetches ahead. Dropped, it ends, unless a publish has joined it.
+pub struct Ahead<'a> {
+    pulls: &'a Pulls,
+    recipe: PinnedRecipe,
+    flight: Arc<Flight>,
 }
 
 /// All pulls of a node.
@@ -68,16 +83,22 @@ impl Pulls {
     /// ([`Fetcher::check_right`]).
     pub async fn wait_for(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>, wait: Duration) -> Waited {
         let until = Instant::now() + wait;
-        let (flight, is_own) = self.join(recipe, fetcher);
+        let (flight, is_own) = self.join(recipe, fetcher, true);
         let ended = self.ride(recipe, &flight, until).await;
         match &ended {
             // Somebody else was not let in any more. Whoever asks was, a moment ago.
             Waited::Failed(error) if !is_own && is_about_rights(error.kind()) => {
-                let (flight, _) = self.join(recipe, fetcher);
+                let (flight, _) = self.join(recipe, fetcher, true);
                 self.ride(recipe, &flight, until).await
             }
             _ => ended,
         }
+    }
+
+    /// Begins to pull for nobody who waits, or goes along with a pull that is under way.
+    pub fn ahead(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>) -> Ahead<'_> {
+        let (flight, _) = self.join(recipe, fetcher, false);
+        Ahead { pulls: self, recipe: recipe.clone(), flight }
     }
 
     async fn ride(&self, recipe: &PinnedRecipe, flight: &Arc<Flight>, until: Instant) -> Waited {
@@ -103,7 +124,7 @@ impl Pulls {
     }
 
     /// The pull of this recipe: the one under way, or a new one; whether it is new.
-    fn join(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>) -> (Arc<Flight>, bool) {
+    fn join(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>, is_urgent: bool) -> (Arc<Flight>, bool) {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| {
             flight
@@ -113,16 +134,23 @@ impl Pulls {
                 .is_none_or(|(outcome, ended)| outcome.is_err() && ended.elapsed() < FAILURE_KEPT)
         });
         if let Some(flight) = flights.get(recipe) {
+            if is_urgent {
+                flight.rush.call();
+            }
             return (flight.clone(), false);
         }
         let (sender, outcome) = watch::channel(None);
         let meter = Arc::new(Meter::default());
-        let flight = Arc::new(Flight { meter: meter.clone(), outcome });
+        let (rush, stop) = (Rush::default(), self.stop.child_token());
+        if is_urgent {
+            rush.call();
+        }
+        let fetcher = Arc::new(fetcher.as_urgent_as(Urgency::until(&rush)));
+        let flight = Arc::new(Flight { meter: meter.clone(), outcome, rush, stop: stop.clone() });
         flights.insert(recipe.clone(), flight.clone());
         let progress: Arc<dyn Progress> = Arc::new(Counted { meter, metrics: self.metrics.clone() });
         let (metrics, key) = (self.metrics.clone(), fetcher.key(recipe));
-        let (recipe, stop) = (recipe.clone(), self.stop.clone());
-        let fetcher = fetcher.clone();
+        let recipe = recipe.clone();
         self.tasks.spawn(async move {
             let begun = Instant::now();
             let outcome = tokio::select! {
@@ -149,6 +177,34 @@ impl Pulls {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if flights.get(recipe).is_some_and(|found| Arc::ptr_eq(found, flight)) {
             flights.remove(recipe);
+        }
+    }
+}
+
+impl Ahead<'_> {
+    /// How far it is.
+    pub fn reading(&self) -> Reading {
+        self.flight.meter.read()
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&self) -> Outcome {
+        let mut outcome = self.flight.outcome.clone();
+        let ended = outcome.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
+        self.pulls.leave(&self.recipe, &self.flight);
+        ended.map_or_else(|| Err(Arc::new(PullError::Stopped)), |(outcome, _)| outcome)
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        // Whoever joins does so under the same lock.
+        let mut flights = self.pulls.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.flight.rush.is_called()
+            && flights.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.flight))
+        {
+            flights.remove(&self.recipe);
+            self.flight.stop.cancel();
         }
     }
 }

@@ -14,9 +14,10 @@ mod locks;
 mod progress;
 mod slots;
 mod steps;
+mod urgency;
 
 pub use self::directory::{DirectoryError, into_directory};
 pub use self::error::{PullError, PullErrorKind};
 pub use self::fetch::Fetcher;
-pub use self::flight::{Pulls, Waited};
+pub use self::flight::{Ahead, Outcome, Pulls, Waited};
 pub use self::progress::{Meter, Planned, Progress, Reading, Silent};

@@ -3,6 +3,10 @@
 //! A node reads a few blobs at a time, and a registry decides how long each takes. So no host has more than half of
 //! the turns, and a stream that is slow gives its turn back and goes on aside, where there is room for a few. Where
 //! there is none, it fails once others have waited for long; and so does one so slow that it will never be done.
+//!
+//! Who fetches ahead, for nobody who waits, has what is left: at most half of the node's turns and all but one of a
+//! host's, while nobody is in want of one; and gives the turn back between two pieces of a blob when somebody is. While
+//! pods have theirs, it leaves them the line as well, but for a few seconds now and then.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -11,73 +15,170 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use oras_csi_core::reference::RegistryHost;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
+use super::urgency::Urgency;
 use crate::settings::Limits;
 
 /// A stream with fewer bytes a second does not keep others waiting.
 const SLOW: u64 = 64 << 10;
 /// A stream with fewer bytes a second is given up: 1 GiB would take three days.
 const LEAST: u64 = 4 << 10;
+/// How often one who fetches ahead looks whether others want its turn, or whether there is one for it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// While pods read, those who fetch ahead rest for so long and read for so long, all at once: so a pod whose registry
+/// takes for ever does not keep a node empty, and no registry gives up a connection that rests.
+const RESTS: Duration = Duration::from_secs(30);
+const READS: Duration = Duration::from_secs(5);
 
 /// The turns of a node.
 pub(super) struct Slots {
     node: Arc<Semaphore>,
     aside: Arc<Semaphore>,
+    /// Those of the node's turns that fetching ahead may have.
+    ahead: Arc<Semaphore>,
+    /// Somebody gave a turn back.
+    freed: Notify,
     hosts: Mutex<HashMap<String, Weak<Share>>>,
     share: usize,
     waiting: AtomicUsize,
+    busy: Mutex<Busy>,
+}
+
+/// How many turns pods have, but for those aside, and since when there are any.
+struct Busy {
+    turns: usize,
+    since: Instant,
 }
 
 /// What one host has of the turns.
 struct Share {
     turns: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
 /// The right to read one blob, or a part of one.
 pub(super) struct Slot {
     slots: Arc<Slots>,
-    turn: OwnedSemaphorePermit,
-    is_aside: bool,
     share: Arc<Share>,
+    urgency: Urgency,
+    /// Kept while it makes way: no other begins meanwhile.
+    ahead: Option<Ahead>,
+    /// Not there only while it makes way.
+    turn: Option<Turn>,
+    is_aside: bool,
+    is_counted: bool,
+}
+
+/// One of the node's turns, and of a host's.
+struct Turn {
+    of_node: OwnedSemaphorePermit,
     _of_host: OwnedSemaphorePermit,
 }
+
+/// The right to be among those who fetch ahead: of the host's, and of the node's.
+type Ahead = [OwnedSemaphorePermit; 2];
 
 impl Slots {
     /// So many turns at once.
     pub(super) fn new(streams: usize) -> Self {
+        let share = (streams / 2).max(1);
         Self {
             node: Arc::new(Semaphore::new(streams)),
             aside: Arc::new(Semaphore::new(streams)),
+            ahead: Arc::new(Semaphore::new(share)),
+            freed: Notify::new(),
             hosts: Mutex::default(),
-            share: (streams / 2).max(1),
+            share,
             waiting: AtomicUsize::new(0),
+            busy: Mutex::new(Busy { turns: 0, since: Instant::now() }),
         }
     }
 
     /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
-    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost) -> Option<Slot> {
+    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
+        let (share, mut ahead) = (self.share(host), None);
+        let turn = self.turn(&share, urgency, &mut ahead).await?;
+        Some(self.slot(share, urgency, ahead, turn))
+    }
+
+    /// A turn that nobody else waits for, if there is one.
+    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
         let share = self.share(host);
+        let ahead = match urgency.is_urgent() {
+            true => None,
+            false if self.may_read_ahead() => Some(self.spare_ahead(&share)?),
+            false => return None,
+        };
+        let turn = self.spare_turn(&share)?;
+        Some(self.slot(share, urgency, ahead, turn))
+    }
+
+    fn slot(
+        self: &Arc<Self>,
+        share: Arc<Share>,
+        urgency: &Urgency,
+        ahead: Option<Ahead>,
+        turn: Turn,
+    ) -> Slot {
+        let (slots, urgency) = (Arc::clone(self), urgency.clone());
+        let is_counted = urgency.is_urgent();
+        if is_counted {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            if busy.turns == 0 {
+                busy.since = Instant::now();
+            }
+            busy.turns += 1;
+        }
+        Slot { slots, share, urgency, ahead, turn: Some(turn), is_aside: false, is_counted }
+    }
+
+    /// Whether those who fetch ahead may read now: while no pod does, and a little between.
+    fn may_read_ahead(&self) -> bool {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let round = (RESTS + READS).as_secs();
+        busy.turns == 0 || busy.since.elapsed().as_secs() % round >= RESTS.as_secs()
+    }
+
+    async fn turn(&self, share: &Share, urgency: &Urgency, ahead: &mut Option<Ahead>) -> Option<Turn> {
+        while !urgency.is_urgent() {
+            let freed = self.freed.notified();
+            if ahead.is_none() {
+                *ahead = self.spare_ahead(share);
+            }
+            if ahead.is_some()
+                && self.may_read_ahead()
+                && let Some(turn) = self.spare_turn(share)
+            {
+                return Some(turn);
+            }
+            tokio::select! {
+                () = urgency.urgent() => {}
+                () = freed => {}
+                // Nobody says that he waits no more.
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
         let of_host = {
             let _waits = Waits::new(&share.waiting);
             Arc::clone(&share.turns).acquire_owned().await.ok()?
         };
         let _waits = Waits::new(&self.waiting);
-        let turn = Arc::clone(&self.node).acquire_owned().await.ok()?;
-        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, share, _of_host: of_host })
+        let of_node = Arc::clone(&self.node).acquire_owned().await.ok()?;
+        Some(Turn { of_node, _of_host: of_host })
     }
 
-    /// A turn that nobody else waits for, if there is one.
-    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost) -> Option<Slot> {
-        let share = self.share(host);
+    fn spare_ahead(&self, share: &Share) -> Option<Ahead> {
+        Some([one_of(&share.ahead)?, one_of(&self.ahead)?])
+    }
+
+    fn spare_turn(&self, share: &Share) -> Option<Turn> {
         if share.waiting.load(Ordering::Relaxed) > 0 || self.waiting.load(Ordering::Relaxed) > 0 {
             return None;
         }
-        let of_host = Arc::clone(&share.turns).try_acquire_owned().ok()?;
-        let turn = Arc::clone(&self.node).try_acquire_owned().ok()?;
-        Some(Slot { slots: Arc::clone(self), turn, is_aside: false, share, _of_host: of_host })
+        Some(Turn { _of_host: one_of(&share.turns)?, of_node: one_of(&self.node)? })
     }
 
     fn share(&self, host: &RegistryHost) -> Arc<Share> {
@@ -87,10 +188,15 @@ impl Slots {
             return share;
         }
         let turns = Arc::new(Semaphore::new(self.share));
-        let share = Arc::new(Share { turns, waiting: AtomicUsize::new(0) });
+        let ahead = Arc::new(Semaphore::new((self.share - 1).max(1)));
+        let share = Arc::new(Share { turns, ahead, waiting: AtomicUsize::new(0) });
         hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
         share
     }
+}
+
+fn one_of(turns: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(turns).try_acquire_owned().ok()
 }
 
 /// Counts who waits, as long as they do.
@@ -115,10 +221,32 @@ impl Slot {
         if self.is_aside {
             return true;
         }
+        let Some(turn) = &mut self.turn else { return false };
         let Ok(room) = Arc::clone(&self.slots.aside).try_acquire_owned() else { return false };
-        self.turn = room;
+        turn.of_node = room;
         self.is_aside = true;
+        self.counts_no_more();
+        self.slots.freed.notify_waiters();
         true
+    }
+
+    /// Gives its turn to whoever waits, and waits for another one, if nobody waits for what is read with it.
+    async fn make_way(&mut self) {
+        if self.turn.is_some() && (self.urgency.is_urgent() || !self.has_to_make_way()) {
+            return;
+        }
+        (self.turn, self.is_aside) = (None, false);
+        self.turn = self.slots.turn(&self.share, &self.urgency, &mut self.ahead).await;
+    }
+
+    fn has_to_make_way(&self) -> bool {
+        self.is_wanted() || !self.slots.may_read_ahead()
+    }
+
+    fn counts_no_more(&mut self) {
+        if std::mem::take(&mut self.is_counted) {
+            self.slots.busy.lock().unwrap_or_else(PoisonError::into_inner).turns -= 1;
+        }
     }
 
     /// Whether somebody waits for a turn that this one keeps from them: the node's, or their host's.
@@ -128,6 +256,14 @@ impl Slot {
 
     fn others_wait(&self) -> bool {
         self.slots.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        (self.turn, self.ahead) = (None, None);
+        self.counts_no_more();
+        self.slots.freed.notify_waiters();
     }
 }
 
@@ -195,9 +331,13 @@ impl Pace {
     ) -> Result<T, TooSlow> {
         let mut what = pin!(what);
         loop {
+            slot.make_way().await;
             self.judge(slot)?;
             let left = self.slow_after.saturating_sub(self.slow.waited);
-            let left = left.min(self.least_after.saturating_sub(self.least.waited));
+            let mut left = left.min(self.least_after.saturating_sub(self.least.waited));
+            if !slot.urgency.is_urgent() {
+                left = left.min(LOOK_EVERY);
+            }
             let asked = Instant::now();
             let done = timeout(left.max(Duration::from_millis(1)), what.as_mut()).await;
             let waited = asked.elapsed();
@@ -232,106 +372,4 @@ impl Pace {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn host(name: &str) -> RegistryHost {
-        name.parse().unwrap()
-    }
-
-    async fn is_there(slots: &Arc<Slots>, name: &str) -> Option<Slot> {
-        timeout(SECOND, slots.take(&host(name))).await.ok().flatten()
-    }
-
-    /// Waits for an hour for `rate` bytes a second.
-    async fn read(slot: &mut Slot, rate: u64) -> Result<(), TooSlow> {
-        let mut pace = Pace::new(&Limits::default());
-        for _ in 0..3_600 {
-            pace.wait(slot, tokio::time::sleep(SECOND)).await?;
-            pace.came(rate);
-        }
-        Ok(())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_host_has_half_of_the_turns_and_its_ports_are_one() {
-        let slots = Arc::new(Slots::new(8));
-        let mut held = Vec::new();
-        for name in ["a:1", "a:2", "a:3", "a:4"] {
-            held.push(is_there(&slots, name).await.unwrap());
-        }
-        assert!(is_there(&slots, "a:5").await.is_none());
-        assert!(is_there(&slots, "b").await.is_some());
-        held.pop();
-        assert!(is_there(&slots, "a:5").await.is_some());
-        drop(held);
-        let one = Arc::new(Slots::new(1));
-        assert!(is_there(&one, "a").await.is_some());
-        assert!(is_there(&one, "b").await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_spare_turn_is_one_that_nobody_waits_for() {
-        let slots = Arc::new(Slots::new(4));
-        let first = is_there(&slots, "a").await.unwrap();
-        let spare = slots.spare(&host("a")).unwrap();
-        assert!(slots.spare(&host("a")).is_none(), "a host has its share and no more");
-        assert!(!spare.is_wanted());
-        let waits = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.take(&host("a")).await.is_some() }
-        });
-        tokio::task::yield_now().await;
-        assert!(spare.is_wanted() && slots.spare(&host("a")).is_none());
-        drop(spare);
-        assert!(waits.await.unwrap());
-        drop(first);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_slow_goes_on_aside_and_what_is_fast_keeps_its_turn() {
-        let slots = Arc::new(Slots::new(2));
-        let (mut slow, mut fast) =
-            (is_there(&slots, "a").await.unwrap(), is_there(&slots, "b").await.unwrap());
-        assert!(is_there(&slots, "c").await.is_none());
-        assert_eq!(read(&mut fast, 2 * SLOW).await, Ok(()));
-        assert!(!fast.is_aside);
-        assert_eq!(read(&mut slow, LEAST).await, Ok(()));
-        assert!(slow.is_aside);
-        assert!(is_there(&slots, "c").await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_room_aside_it_fails_only_while_others_wait() {
-        let slots = Arc::new(Slots::new(1));
-        let mut first = is_there(&slots, "a").await.unwrap();
-        assert_eq!(read(&mut first, LEAST).await, Ok(()));
-        let mut second = is_there(&slots, "b").await.unwrap();
-        assert_eq!(read(&mut second, LEAST).await, Ok(()));
-        assert!(first.is_aside && !second.is_aside);
-        let waits = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.take(&host("c")).await.is_some() }
-        });
-        let error = read(&mut second, LEAST).await.unwrap_err();
-        assert_eq!((error.least, error.others_wait), (SLOW, true));
-        assert!(error.after <= Duration::from_secs(70), "{error:?}");
-        drop(second);
-        assert!(waits.await.unwrap());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_will_never_be_done_fails() {
-        let slots = Arc::new(Slots::new(8));
-        for rate in [0, 850, LEAST - 100] {
-            let mut slot = is_there(&slots, "a").await.unwrap();
-            let error = read(&mut slot, rate).await.unwrap_err();
-            assert_eq!((error.least, error.others_wait), (LEAST, false));
-            assert!(error.rate <= rate && error.after <= Duration::from_secs(130), "{error:?}");
-        }
-    }
-}
+mod tests;

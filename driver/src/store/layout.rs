@@ -81,6 +81,11 @@ impl Layout {
         self.path.join("partial")
     }
 
+    /// Where it is written down what cluster sets want.
+    pub(crate) fn preload(&self) -> PathBuf {
+        self.path.join("preload.json")
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.path.join("state.json")
     }

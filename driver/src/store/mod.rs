@@ -19,6 +19,7 @@
 //! │   └── tree.json         how much is in it, what it is made of; its mtime is when it was last used
 //! ├── volumes/HASH.json     one published volume each (see `records`)
 //! ├── state.json            what the store tells of itself: damage, the last scrub and collection (see `state`)
+//! ├── preload.json          which trees cluster sets want here, whoever uses them (see `wanted`); may be absent
 //! └── readonly/             where `trees` is mounted once more, read-only (see `mount`)
 //! ```
 //!
@@ -38,6 +39,8 @@
 //! | after a tree was renamed away | its folder in `tmp`, blobs that no tree needs | deleted at start; collected |
 //! | while something damaged is set aside | the part aside, some of its trees not yet | the scrub finds the trees' bytes wrong, or they go as others do |
 //! | between a record and its mount | a record too many | see `records` |
+//! | while `preload.json` is written | the old one, and a file in `tmp` | written again once the sets are known |
+//! | after it, before what it names is there | a name of nothing | fetched ahead |
 //!
 //! A crash of the machine leaves the same. Nothing in `blobs`, `layers` or `trees` is ever written to again, but
 //! for the time of a `tree.json`.
@@ -47,9 +50,9 @@
 //! to make the same, either is as good. The mutex of the leases (`lease`) is held for each rename that takes
 //! something away and for that which makes a tree visible; one collection at a time holds `collecting`.
 //!
-//! **Roots** of a collector ([`crate::collect`]): the trees that records in `volumes` name, the trees that are
-//! mounted anywhere (mountinfo), and whatever is leased; from a tree, the blobs and layers in its
-//! `tree.json`. A name of a file that a tree shares is another link to the same inode: removing a blob
+//! **Roots** of a collector ([`crate::collect`]): the trees that records in `volumes` name, the trees that
+//! `preload.json` names, the trees that are mounted anywhere (mountinfo), and whatever is leased; from a tree, the
+//! blobs and layers in its `tree.json`. A name of a file that a tree shares is another link to the same inode: removing a blob
 //! or a layer frees nothing that a tree still has, and harms none.
 //!
 //! Architecture Invariant: nothing is visible under `blobs`, `layers` or `trees` before it is whole and
@@ -73,6 +76,7 @@ mod sums;
 mod tree;
 mod trust;
 mod walk;
+mod wanted;
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -100,6 +104,7 @@ pub(crate) use self::sums::{Compared, Which, compare as compare_sums, write as w
 pub use self::tree::{Layer, Made, Staging, Tree};
 pub(crate) use self::tree::{TreeNote, parse_note};
 pub(crate) use self::walk::walk;
+pub use self::wanted::{WantedTree, read_wanted};
 use crate::class::ErrorClass;
 use crate::metrics::Metrics;
 use crate::settings::Limits;

@@ -9,6 +9,7 @@
 )]
 
 mod calls;
+mod cluster;
 mod collecting;
 mod crash;
 mod damage;
@@ -19,6 +20,7 @@ mod kubelet;
 mod many;
 mod model;
 mod namespace;
+mod preload;
 mod pulls;
 mod recipes;
 mod registry;

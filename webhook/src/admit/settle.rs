@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-
 use super::Admission;
 use super::revision::Fixed;
 use super::volumes::{Case, Credentials, Settled};

@@ -2,25 +2,26 @@
 
 mod trace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::platform::Platform;
 use oras_csi_driver::collect::{Goal, collect};
 use oras_csi_driver::scrub::{self, Verdict};
 use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{AtOnce, Inventory, Layout, Store};
+use oras_csi_driver::store::{AtOnce, Inventory, Layout, Store, TreeKey, WantedTree, read_wanted};
 
 use self::trace::{Ended, READY};
 use crate::calls::{Running, mounts, names, request};
 use crate::namespace::{entered_once, in_memory, this};
-use crate::registry::{Artifact, Memory};
+use crate::registry::{Artifact, Memory, add, recipe};
 
 /// Where the killed program works.
 const FOLDER: &str = "ORAS_CSI_TEST_KILLED";
@@ -85,6 +86,22 @@ fn a_process_that_collects() {
     let store = Store::open(&folder.join("driver/store"), Limits::default()).unwrap();
     let done = collect(&store, Goal::All, Duration::ZERO).unwrap();
     assert_eq!((done.trees, done.layers), (2, 1));
+}
+
+fn wanted(set: &str) -> WantedTree {
+    let recipe = recipe([add(&artifact(&Memory::new()))]);
+    let key = TreeKey::of(&recipe, &Platform::node());
+    WantedTree::new(set, "models-1", &recipe, &key)
+}
+
+/// Not a test by itself: writes down what sets want, three times.
+#[test]
+fn a_process_that_wants() {
+    let Some(folder) = wait_to_begin() else { return };
+    let store = Store::open(&folder.join("driver/store"), Limits::default()).unwrap();
+    store.want(&[wanted("first")]).unwrap();
+    store.want(&[wanted("first"), wanted("second")]).unwrap();
+    store.want(&[]).unwrap();
 }
 
 fn killed(test: &str, folder: &Path, at: u64) -> Ended {
@@ -256,4 +273,38 @@ fn killed_at_every_call_of_a_collection() {
     });
     println!("measured: killed at each of {calls} calls, in {:?}", begun.elapsed());
     assert!(calls > 15, "{calls}");
+}
+
+#[test]
+fn killed_at_every_call_of_writing_what_sets_want() {
+    if !entered_once("kills::killed_at_every_call_of_writing_what_sets_want") {
+        return;
+    }
+    let disk = in_memory("size=64m");
+    let found = Mutex::new(BTreeSet::new());
+    let calls = for_every_call(|at| {
+        let folder = disk.path().join(at.to_string());
+        fs::create_dir_all(folder.join("driver")).unwrap();
+        let ended = killed("kills::a_process_that_wants", &folder, at);
+        let path = folder.join("driver/store");
+        let file = path.join("preload.json");
+        if file.exists() {
+            // Whole, whichever it is.
+            serde_json::from_slice::<serde_json::Value>(&fs::read(&file).unwrap()).unwrap();
+        }
+        let before = read_wanted(&Layout::new(&path)).unwrap();
+        let opened = Store::open(&path, Limits::default()).unwrap();
+        assert_eq!(names(&path.join("tmp")), [""; 0], "killed at {at}");
+        assert_eq!(read_wanted(opened.layout()).unwrap(), before, "killed at {at}");
+        found.lock().unwrap().insert(before.iter().map(|wanted| wanted.set().to_owned()).collect::<Vec<_>>());
+        drop(opened);
+        fs::remove_dir_all(&folder).unwrap();
+        ended
+    });
+    println!("measured: killed at each of {calls} calls");
+    let states: [&[&str]; 3] = [&[], &["first"], &["first", "second"]];
+    assert_eq!(
+        found.into_inner().unwrap(),
+        states.map(|sets| sets.iter().map(ToString::to_string).collect()).into()
+    );
 }

@@ -1,0 +1,40 @@
+//! What is fetched ahead.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::{Metrics, Pull, PullOutcome};
+use crate::pull::PullErrorKind;
+
+#[derive(Clone, Debug)]
+pub(super) struct Preloads {
+    attempts: Family<Pull, Counter>,
+    wanted: Gauge,
+    ready: Gauge,
+}
+
+impl Preloads {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let new = Self { attempts: Family::default(), wanted: Gauge::default(), ready: Gauge::default() };
+        let it = new.clone();
+        registry.register("preloads", "Attempts to fetch a cluster set ahead", it.attempts);
+        registry.register("preload_sets_wanted", "Cluster sets that this node is to have", it.wanted);
+        registry.register("preload_sets_ready", "Those of them that are there", it.ready);
+        new
+    }
+}
+
+impl Metrics {
+    pub(crate) fn preloaded(&self, failure: Option<PullErrorKind>) {
+        let outcome = failure.map_or(PullOutcome::Done, PullOutcome::from);
+        self.0.preloads.attempts.get_or_create(&Pull { outcome }).inc();
+    }
+
+    pub(crate) fn sets(&self, wanted: usize, ready: usize) {
+        let amount = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.0.preloads.wanted.set(amount(wanted));
+        self.0.preloads.ready.set(amount(ready));
+    }
+}

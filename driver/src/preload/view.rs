@@ -1,0 +1,143 @@
+//! What the driver reads of a `ClusterArtifactSet`; the type and its definition are the webhook's.
+
+use std::collections::BTreeMap;
+
+use kube::ResourceExt as _;
+use kube::api::{ApiResource, DynamicObject};
+use kube::core::GroupVersionKind;
+use oras_csi_core::id::VolumeId;
+use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::text::Shown;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The resource.
+pub(super) fn resource() -> ApiResource {
+    let kind = GroupVersionKind::gvk("oras.land", "v1alpha1", "ClusterArtifactSet");
+    ApiResource::from_gvk_with_plural(&kind, "clusterartifactsets")
+}
+
+/// A cluster set that is to be fetched ahead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ClusterSet {
+    /// Labels that a node must have.
+    pub(super) node_selector: BTreeMap<String, String>,
+    /// Of its spec.
+    pub(super) generation: i64,
+    /// The id in its status; empty where there is none.
+    pub(super) id: String,
+    pub(super) content: Content,
+}
+
+/// What a set holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// This.
+    Recipe(PinnedRecipe),
+    /// Nothing for its present generation, in words.
+    Unresolved(String),
+    /// Something that is no recipe, in words.
+    Broken(String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(default)]
+    preload: bool,
+    #[serde(default)]
+    node_selector: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    pull_secret: Option<SecretName>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct SecretName {
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    id: String,
+    recipe: Option<String>,
+    recipe_generation: i64,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Reads a set; `None` where it is not to be fetched ahead, or says nothing that can be read about that.
+pub(super) fn read(object: &DynamicObject) -> Option<ClusterSet> {
+    let spec = part::<Spec>(object, "spec");
+    let spec = match spec {
+        Ok(spec) if spec.preload => spec,
+        Ok(_) => return None,
+        Err(error) => {
+            tracing::warn!(set = object.name_any(), %error, "the spec of a ClusterArtifactSet cannot be read; it is not fetched ahead");
+            return None;
+        }
+    };
+    let (id, content) = match part::<Status>(object, "status") {
+        Ok(status) => {
+            let content = content(object.metadata.generation.unwrap_or_default(), &status);
+            (status.id, content)
+        }
+        Err(error) => {
+            let words = format!("its status cannot be read: {}", Shown::new(&error.to_string()));
+            (String::new(), Content::Broken(words))
+        }
+    };
+    // What is no id goes nowhere.
+    let id = if matches!(content, Content::Recipe(_)) || is_id(&id) { id } else { String::new() };
+    Some(ClusterSet {
+        node_selector: spec.node_selector.unwrap_or_default(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        id,
+        content,
+    })
+}
+
+/// The name of a set's pull secret.
+pub(super) fn pull_secret(object: &DynamicObject) -> Result<Option<String>, serde_json::Error> {
+    Ok(part::<Spec>(object, "spec")?.pull_secret.map(|secret| secret.name))
+}
+
+fn part<T: for<'de> Deserialize<'de>>(object: &DynamicObject, name: &str) -> Result<T, serde_json::Error> {
+    let part = object.data.get(name).filter(|part| !part.is_null()).cloned();
+    serde_json::from_value(part.unwrap_or_else(|| Value::Object(serde_json::Map::new())))
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() <= 63
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+fn content(generation: i64, status: &Status) -> Content {
+    let Some(recipe) = status.recipe.as_deref().filter(|_| status.recipe_generation == generation) else {
+        let not_ready = status.conditions.iter().find(|one| one.kind == "Ready" && one.status == "False");
+        let words = match (not_ready, &status.recipe) {
+            (Some(condition), _) if !condition.message.is_empty() => {
+                format!("the set is not ready: {}", Shown::new(&condition.message))
+            }
+            (_, Some(_)) => "the set was changed and is being resolved".to_owned(),
+            (_, None) => "the set is not resolved yet".to_owned(),
+        };
+        return Content::Unresolved(words);
+    };
+    let recipe = match PinnedRecipe::from_json(recipe) {
+        Ok(recipe) => recipe,
+        Err(error) => return Content::Broken(format!("the recipe in its status is none: {error}")),
+    };
+    match VolumeId::check(&status.id, &recipe) {
+        Ok(_) => Content::Recipe(recipe),
+        Err(error) => Content::Broken(format!("the id in its status is not its recipe's: {error}")),
+    }
+}

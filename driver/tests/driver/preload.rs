@@ -1,0 +1,371 @@
+//! What cluster sets want is there before a pod asks, and stays as long as they want it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use oras_csi_core::credentials::Credential;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::seal::{Holder, SealKey};
+use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_driver::Settings;
+use oras_csi_driver::collect::{Goal, Watermarks, collect};
+use oras_csi_driver::metrics::Metrics;
+use oras_csi_driver::proto::csi::NodePublishVolumeRequest;
+use oras_csi_driver::publish::Seals;
+use oras_csi_driver::pull::{Pulls, Waited};
+use oras_csi_driver::settings::Limits;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use crate::calls::{Running, request_for, until};
+use crate::cluster::Cluster;
+use crate::namespace::entered_once;
+use crate::registry::{Artifact, Memory, add, recipe};
+use crate::trees::Bench;
+
+const UID: &str = "c0ffee";
+
+/// A cluster, a registry, a driver between them, and the webhook's key.
+struct Scene {
+    cluster: Cluster,
+    key: SealKey,
+    driver: Running,
+}
+
+fn settings(settings: Settings, cluster: &Cluster, folder: &TempDir) -> Settings {
+    // All that may go goes at once.
+    let nothing = "0".parse().unwrap();
+    let marks = Watermarks::default()
+        .with_marks(nothing, nothing)
+        .with_age(Duration::ZERO)
+        .with_every(Duration::from_millis(50));
+    settings
+        .with_seals(Seals::Needed(folder.path().join("keys")))
+        .with_watermarks(marks)
+        .with_cluster_sets(Some(cluster.sets()))
+}
+
+impl Scene {
+    async fn open() -> Self {
+        let (cluster, key) = (Cluster::default(), SealKey::generate().unwrap());
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        fs::create_dir(folder.path().join("keys")).unwrap();
+        fs::write(folder.path().join("keys/key.pem"), key.public().to_pem()).unwrap();
+        Self::begin(cluster, key, folder, Memory::new()).await
+    }
+
+    async fn begin(cluster: Cluster, key: SealKey, folder: Arc<TempDir>, registry: Arc<Memory>) -> Self {
+        let at = folder.clone();
+        let driver = Running::start_with(folder, registry, |before| settings(before, &cluster, &at)).await;
+        Self { cluster, key, driver }
+    }
+
+    async fn restarted(self) -> Self {
+        let (folder, registry) = (self.driver.folder.clone(), self.driver.registry.clone());
+        self.driver.stop().await.unwrap();
+        Self::begin(self.cluster, self.key, folder, registry).await
+    }
+
+    fn artifact(&self, text: &str) -> CanonicalVolume {
+        volume(&self.driver.artifact(text.as_bytes()))
+    }
+
+    fn put(&self, set: &str, spec: &Value, volume: &CanonicalVolume) {
+        self.cluster.put_set(set, 1, spec, &status(volume, 1));
+    }
+
+    fn trees(&self) -> usize {
+        self.driver.names("trees").len()
+    }
+
+    /// What kubelet sends for a volume of a set.
+    fn request(&self, name: &str, set: &str, volume: &CanonicalVolume) -> NodePublishVolumeRequest {
+        let volume = self.key.seal(volume.clone().with_set(set).unwrap(), Holder::pod("default"));
+        let mut request = request_for("csi-1", &self.target(name), volume.recipe().clone());
+        let ours = volume.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value));
+        request.volume_context.extend(ours);
+        request
+    }
+
+    fn target(&self, name: &str) -> PathBuf {
+        let parent =
+            self.driver.folder.path().join(format!("kubelet/pods/{UID}/volumes/kubernetes.io~csi/{name}"));
+        fs::create_dir_all(&parent).unwrap();
+        parent.join("mount")
+    }
+}
+
+fn volume(digest: &Digest) -> CanonicalVolume {
+    CanonicalVolume::new(Some("models"), recipe([add(digest)])).unwrap()
+}
+
+fn status(volume: &CanonicalVolume, generation: i64) -> Value {
+    json!({"id": volume.id().as_str(), "recipe": volume.recipe().to_json(), "recipeGeneration": generation})
+}
+
+#[tokio::test]
+async fn what_a_set_wants_starts_with_registry_and_api_server_gone() {
+    if !entered_once("preload::what_a_set_wants_starts_with_registry_and_api_server_gone") {
+        return;
+    }
+    let scene = Scene::open().await;
+    let wanted = scene.artifact("precious");
+    let other = scene.artifact("not asked for");
+    scene.put("models", &json!({"preload": true}), &wanted);
+    scene.put("others", &json!({}), &other);
+    let cluster = scene.cluster.clone();
+    until("the node has it", async || cluster.has_told("models", "Ready")).await;
+    let told = cluster.told("models").unwrap();
+    assert_eq!((told["id"].as_str().unwrap(), &told["bytes"]), (wanted.id().as_str(), &json!(12)));
+    assert_eq!(told["bytes"], told["totalBytes"]);
+    let artifacts = cluster.artifacts().unwrap();
+    assert_eq!(artifacts["metadata"]["ownerReferences"][0]["uid"], "uid-of-node-1");
+    assert_eq!(
+        (&artifacts["status"]["ready"], &artifacts["status"]["store"]["damaged"]),
+        (&json!("1/1"), &json!(0))
+    );
+    assert_eq!((scene.trees(), cluster.told("others")), (1, None));
+    let text = scene.driver.metrics_text().await;
+    for line in ["preloads_total{outcome=\"done\"} 1", "preload_sets_wanted 1", "preload_sets_ready 1"] {
+        assert!(text.contains(&format!("oras_csi_driver_{line}")), "{line}\n{text}");
+    }
+    // Nothing is new: nothing is written.
+    let writes = cluster.writes();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(cluster.writes(), writes);
+
+    cluster.go_down();
+    scene.driver.registry.down.store(true, Ordering::SeqCst);
+    let scene = scene.restarted().await;
+    // Collections go on all the while.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    scene.driver.publish(scene.request("v", "models", &wanted)).await.unwrap();
+    assert_eq!(fs::read(scene.target("v").join("app.jar")).unwrap(), b"precious");
+    scene.driver.unpublish("csi-1", &scene.target("v")).await.unwrap();
+    assert_eq!(scene.trees(), 1);
+    let status = scene.driver.publish(scene.request("v", "others", &other)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+
+    // The set went meanwhile: nobody else wants it.
+    cluster.drop_set("models");
+    cluster.come_back();
+    let driver = &scene.driver;
+    until("it is collected", async || driver.names("trees").is_empty()).await;
+    until("and that is told", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([])).await;
+    scene.driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_kept_follows_the_set_and_the_labels_of_the_node() {
+    if !entered_once("preload::what_is_kept_follows_the_set_and_the_labels_of_the_node") {
+        return;
+    }
+    let scene = Scene::open().await;
+    let (cluster, driver) = (scene.cluster.clone(), &scene.driver);
+    let (first, second) = (scene.artifact("first"), scene.artifact("second"));
+    let spec = json!({"preload": true, "nodeSelector": {"gpu": "a100"}});
+    scene.put("models", &spec, &first);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(
+        (scene.trees(), cluster.artifacts()),
+        (0, None),
+        "a node that no set selects has nothing to tell"
+    );
+    cluster.label("gpu", "a100");
+    until("it is there by now", async || cluster.has_told("models", "Ready")).await;
+
+    // Changed, and not resolved yet: what was there stays.
+    cluster.put_set("models", 2, &spec, &status(&first, 1));
+    until("it waits", async || cluster.has_told("models", "Waiting")).await;
+    assert!(cluster.told("models").unwrap()["message"].as_str().unwrap().contains("is being resolved"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(scene.trees(), 1);
+    cluster.put_set("models", 2, &spec, &status(&second, 2));
+    until("the new one is there", async || {
+        let told = cluster.told("models").unwrap();
+        told["state"] == "Ready" && told["id"] == second.id().as_str()
+    })
+    .await;
+    until("and the old one is not", async || driver.names("trees").len() == 1).await;
+
+    // A disk that lost it: it is fetched again.
+    let tree = driver.store().join("trees").join(&driver.names("trees")[0]);
+    fs::remove_dir_all(&tree).unwrap();
+    until("it is back", async || tree.join("tree.json").exists()).await;
+
+    cluster.label("gpu", "none");
+    until("it is collected", async || driver.names("trees").is_empty()).await;
+    until("and that is told", async || cluster.told("models").is_none()).await;
+    scene.driver.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_set_is_read_with_its_own_secret() {
+    if !entered_once("preload::a_set_is_read_with_its_own_secret") {
+        return;
+    }
+    let scene = Scene::open().await;
+    let (cluster, driver) = (scene.cluster.clone(), &scene.driver);
+    let (wanted, other) = (scene.artifact("private"), scene.artifact("private as well"));
+    let credential = Credential::basic("robot".to_owned(), "of today".to_owned()).unwrap();
+    *driver.registry.let_in.lock().unwrap() = Some(vec![credential]);
+    let spec = json!({"preload": true, "pullSecret": {"name": "robot"}});
+    scene.put("models", &spec, &wanted);
+    let message = || cluster.told("models").unwrap()["message"].as_str().unwrap().to_owned();
+    until("it fails", async || cluster.has_told("models", "Failed")).await;
+    assert!(
+        message().contains(
+            "pull secret robot of the ClusterArtifactSet models is not in the namespace oras-csi-system"
+        ),
+        "{}",
+        message()
+    );
+    cluster.put_secret("robot", "robot", "of yesterday");
+    until("the secret is read", async || !message().contains("is not in the namespace")).await;
+    assert!(!message().contains("yesterday") && message().contains("denied"), "{}", message());
+    // Rotated.
+    cluster.put_secret("robot", "robot", "of today");
+    until("it is there", async || cluster.has_told("models", "Ready")).await;
+
+    // A pod's volume of a set that is not fetched ahead.
+    scene.put("others", &json!({"pullSecret": {"name": "robot"}}), &other);
+    cluster.go_down();
+    let wish = scene.request("v", "others", &other);
+    let status = driver.publish(wish.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("the API server cannot be asked for the pull secret"), "{status}");
+    cluster.come_back();
+    driver.publish(wish).await.unwrap();
+    assert_eq!(fs::read(scene.target("v").join("app.jar")).unwrap(), b"private as well");
+    driver.unpublish("csi-1", &scene.target("v")).await.unwrap();
+    // Who only says that his volume is a set's gets nothing of it.
+    let mut forged = scene.request("v", "models", &wanted);
+    forged.volume_context.remove("csi.oras.land/seal");
+    let asked = cluster.asked().len();
+    let status = driver.publish(forged).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let secrets = |asked: &[String]| asked.iter().filter(|line| line.contains("/secrets/")).count();
+    assert_eq!(secrets(&cluster.asked()[asked..]), 0);
+    scene.driver.stop().await.unwrap();
+}
+
+/// Without `--cluster-sets` nobody would let go of what sets wanted.
+#[tokio::test]
+async fn a_driver_that_stands_alone_keeps_nothing_for_sets() {
+    if !entered_once("preload::a_driver_that_stands_alone_keeps_nothing_for_sets") {
+        return;
+    }
+    let scene = Scene::open().await;
+    let wanted = scene.artifact("precious");
+    scene.put("models", &json!({"preload": true}), &wanted);
+    let cluster = scene.cluster.clone();
+    until("the node has it", async || cluster.has_told("models", "Ready")).await;
+    let (folder, registry, at) =
+        (scene.driver.folder.clone(), scene.driver.registry.clone(), scene.driver.folder.clone());
+    scene.driver.stop().await.unwrap();
+    let asked = cluster.asked().len();
+    let driver = Running::start_with(folder, registry, |before| {
+        settings(before, &cluster, &at).with_cluster_sets(None)
+    })
+    .await;
+    until("it is collected", async || driver.names("trees").is_empty()).await;
+    assert_eq!(cluster.asked().len(), asked, "Kubernetes is asked nothing");
+    driver.stop().await.unwrap();
+}
+
+/// An artifact whose one layer is nobody else's; the layer's digest as well.
+fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
+    let bytes = [text.as_bytes(), &vec![7; 40_960]].concat();
+    let digest = Artifact::new(&bench.registry).file("f", &bytes).push();
+    (volume(&digest), Digest::sha256_of(&bytes))
+}
+
+#[tokio::test]
+async fn a_pod_overtakes_what_is_fetched_ahead() {
+    let bench = Bench::new();
+    let pulls = Arc::new(Pulls::new(bench.fetcher.clone(), Metrics::default(), CancellationToken::new()));
+    let gate = bench.registry.close_gate();
+    // A host has four turns, of which three may be had by those who fetch ahead.
+    let ahead: Vec<_> = (0..8).map(|number| of_one(&bench, &format!("ahead {number}"))).collect();
+    let begun = || ahead.iter().filter(|(_, layer)| bench.registry.asked_for(layer) > 0).count();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (volume, _) in &ahead {
+        let (pulls, fetcher, recipe) = (pulls.clone(), bench.fetcher.clone(), volume.recipe().clone());
+        tasks.spawn(async move { pulls.ahead(&recipe, &fetcher).ended().await });
+    }
+    until("three are under way", async || begun() == 3).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(begun(), 3);
+    // A pod that asks for something else has the fourth.
+    let (other, layer) = of_one(&bench, "a pod's");
+    let wait = Duration::from_millis(100);
+    let waited = pulls.wait_for(other.recipe(), &bench.fetcher, wait).await;
+    assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
+    until("it is asked for", async || bench.registry.asked_for(&layer) == 1).await;
+    // One that asks for what waits to be fetched ahead takes the turn of what nobody waits for.
+    let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.asked_for(layer) == 0).unwrap();
+    let waited = pulls.wait_for(last.recipe(), &bench.fetcher, wait).await;
+    assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
+    until("it is asked for", async || bench.registry.asked_for(layer) == 1).await;
+    assert_eq!(begun(), 4);
+    gate.add_permits(1_000);
+    for (volume, layer) in ahead.iter().map(|(volume, layer)| (volume, layer)) {
+        let waited = pulls.wait_for(volume.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
+        assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
+        assert_eq!(bench.registry.asked_for(layer), 1, "each is fetched once");
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
+    let bench = Bench::new();
+    let pulls = Pulls::new(bench.fetcher.clone(), Metrics::default(), CancellationToken::new());
+    let gate = bench.registry.close_gate();
+    let ((dropped, first), (joined, second)) = (of_one(&bench, "dropped"), of_one(&bench, "joined"));
+    let ahead = (pulls.ahead(dropped.recipe(), &bench.fetcher), pulls.ahead(joined.recipe(), &bench.fetcher));
+    until("both are under way", async || {
+        [&first, &second].iter().all(|layer| bench.registry.asked_for(layer) == 1)
+    })
+    .await;
+    let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::ZERO).await;
+    assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
+    drop(ahead);
+    gate.add_permits(1_000);
+    let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
+    assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
+    assert_eq!(bench.registry.asked_for(&second), 1);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let store = bench.fetcher.store();
+    assert_eq!(store.tree(&bench.fetcher.key(dropped.recipe())).unwrap(), None);
+    // Whoever asks for it now begins anew, and hears of no failure.
+    let waited = pulls.wait_for(dropped.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
+    assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
+}
+
+#[tokio::test]
+async fn roots_are_what_is_written_down() {
+    let bench = Bench::with(Limits::default());
+    let (wanted, _) = of_one(&bench, "wanted");
+    let tree = bench.pull(wanted.recipe()).await.unwrap();
+    let store = bench.fetcher.store();
+    let root =
+        oras_csi_driver::store::WantedTree::new("models", wanted.id().as_str(), wanted.recipe(), tree.key());
+    store.want(&[root]).unwrap();
+    assert_eq!(collect(store, Goal::All, Duration::ZERO).unwrap().trees, 0);
+    // What cannot be read, as on a disk that fails, keeps everything; a file that means nothing keeps nothing.
+    let file = store.path().join("preload.json");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(collect(store, Goal::All, Duration::ZERO).is_err());
+    fs::remove_dir(&file).unwrap();
+    fs::write(&file, "from the future").unwrap();
+    assert_eq!(collect(store, Goal::All, Duration::ZERO).unwrap().trees, 1);
+}
