@@ -25,6 +25,7 @@ use crate::documents::{AskedAs, describe, read_manifests, write_out};
 use crate::failure::{Failure, Status};
 use crate::policies::{PolicyOptions, stated, stated_secrets};
 use crate::registries::{RegistryOptions, access, admission, client, digest_of};
+use crate::sets::StatedSets;
 
 /// Says how a reference, or each one that the pods of manifests ask for, is read: host, repository, tag and
 /// digest, the recipe and id of its volume, and what policies say of it.
@@ -127,6 +128,11 @@ async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) -> Result<(),
         administrator: arguments.registries.own_credentials()?,
     };
     let admission = admission(client(hosts), hosts, policies, credentials, &Arc::new(Metrics::new()));
+    let sets = StatedSets::read(&objects, &arguments.asked)?;
+    let admission = admission.with_sets(sets.book(&objects, &arguments.asked));
+    if !arguments.offline {
+        sets.resolve(&admission, &arguments.asked).await;
+    }
     let mut first = None;
     for object in &mut objects {
         let (name, namespace) = (describe(object), arguments.asked.namespace_of(object));

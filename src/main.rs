@@ -19,6 +19,7 @@ mod registries;
 mod registry;
 mod render;
 mod runtime;
+mod sets;
 mod storage;
 mod store;
 mod terminal;

@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::lock::Locked;
 use crate::policies::{PolicyOptions, stated, stated_secrets};
 use crate::registries::{RegistryOptions, admission, client};
+use crate::sets::StatedSets;
 
 /// Writes manifests as the webhook would have them: tags resolved, volumes canonical, mounts read-only.
 ///
@@ -26,7 +27,8 @@ use crate::registries::{RegistryOptions, admission, client};
 /// where it asks for artifacts) and writes it to standard output. ArtifactPolicy objects of the stream are obeyed,
 /// beside those of --policy; Namespace objects say which of them select a namespace, and one of which nothing is
 /// said has them all; two that differ about one namespace are an error, so that a stream cannot take itself
-/// out of a policy. Pull secrets are taken from the Secrets of the stream; for one that is not there, the
+/// out of a policy. ArtifactSet and ClusterArtifactSet objects of the stream are those that its pods may ask for; one
+/// whose status is not that of its spec is resolved. Pull secrets are taken from the Secrets of the stream; for one that is not there, the
 /// docker config of whoever runs this stands in. Comments are lost.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -77,7 +79,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(file) => Sealer::with_key(seal::read_key(file).map_err(Failure::bad_input)?),
     };
     let admission = admission(registry, &hosts, policies, credentials, &Arc::new(Metrics::new()));
-    let admission = admission.with_sealer(sealer);
+    let sets = StatedSets::read(&objects, &arguments.asked)?;
+    let admission = admission.with_sealer(sealer).with_sets(sets.book(&objects, &arguments.asked));
+    sets.resolve(&admission, &arguments.asked).await;
     for object in &mut objects {
         render(&admission, object, &arguments).await?;
     }

@@ -12,6 +12,7 @@ use oras_csi_webhook::pins::ClusterPins;
 use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
 use oras_csi_webhook::seal::{self, Sealer};
 use oras_csi_webhook::server::{self, App, ServerSettings};
+use oras_csi_webhook::sets::{self, ClusterSets, SetBook};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,6 +52,10 @@ pub(crate) struct Arguments {
     /// Keep what tags stand for as ArtifactPin objects, so that all pods of one revision of a workload have the same.
     #[arg(long)]
     keep_pins: bool,
+    /// Know the ArtifactSet and ClusterArtifactSet objects of the cluster, and keep in their status what they stand
+    /// for. NAMESPACE has the pull secrets that cluster sets name.
+    #[arg(long, value_name = "NAMESPACE")]
+    sets: Option<String>,
     /// Ask registries in the name of the pull secrets that pods and their service accounts name, where the
     /// webhook has the right to read them.
     #[arg(long)]
@@ -92,6 +97,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         || arguments.watch_policies
         || arguments.read_pull_secrets
         || arguments.keep_pins
+        || arguments.sets.is_some()
         || arguments.seal_secret.is_some();
     let cluster = if needs_cluster { Some(cluster().await?) } else { None };
     let policies = policies(&arguments, cluster.as_ref(), &stop, &tasks)?;
@@ -108,6 +114,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(pins) => admission.with_pins(Arc::new(pins)),
         None => admission,
     };
+    let admission = Arc::new(match cluster.as_ref().zip(arguments.sets.as_ref()) {
+        Some((client, namespace)) => {
+            let book = SetBook::new(Arc::new(ClusterSets::new(client.clone())));
+            admission.with_sets(book.with_secrets(Arc::new(ClusterSecrets::new(client.clone())), namespace))
+        }
+        None => admission,
+    });
+    if let Some(client) = cluster.as_ref().filter(|_| arguments.sets.is_some()) {
+        sets::keep(client, &admission, &stop, &tasks);
+    }
     let settings = certificate_settings(&arguments)?;
     let certificates =
         oras_csi_certs::start(settings, cluster, stop.clone(), &tasks).await.map_err(Failure::failed)?;

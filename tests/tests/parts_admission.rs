@@ -70,7 +70,8 @@ async fn every_example_is_admitted_and_render_says_what_the_server_stores() {
         assert_eq!(without_server_fields(defaulted), without_server_fields(stored), "{file}");
     }
     // Whole files, workloads and all that stands beside them: both forms say the same.
-    for file in example_files() {
+    // Which set the second pod of issue 25 means, a cluster alone knows.
+    for file in example_files().into_iter().filter(|file| !file.ends_with("issue-25-second.yaml")) {
         let render = |format: &str| {
             let mut render = Command::new(oras_csi());
             render.args(["render", "-o", format, "-f"]).arg(&file);

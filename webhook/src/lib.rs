@@ -19,6 +19,7 @@ pub mod policy;
 pub mod review;
 pub mod seal;
 pub mod server;
+pub mod sets;
 pub mod workload;
 
 mod contents;

@@ -83,7 +83,7 @@ impl Default for ServerSettings {
 
 /// Everything that the handlers share.
 pub struct App {
-    admission: Admission,
+    admission: Arc<Admission>,
     health: Box<dyn Health>,
     metrics: Arc<Metrics>,
     settings: ServerSettings,
@@ -94,13 +94,14 @@ pub struct App {
 impl App {
     /// `metrics` are those that `admission` counts in.
     pub fn new(
-        admission: Admission,
+        admission: impl Into<Arc<Admission>>,
         health: impl Health,
         metrics: Arc<Metrics>,
         settings: ServerSettings,
     ) -> Arc<Self> {
         let slots = Semaphore::new(settings.most_requests);
         let draining = AtomicBool::new(false);
+        let admission = admission.into();
         Arc::new(Self { admission, health: Box::new(health), metrics, settings, slots, draining })
     }
 

@@ -7,13 +7,14 @@ use std::path::Path;
 use kube::CustomResourceExt as _;
 use oras_csi_webhook::pins::object::ArtifactPin;
 use oras_csi_webhook::policy::object::ArtifactPolicy;
+use oras_csi_webhook::sets::object::{ArtifactSet, ClusterArtifactSet};
 use serde_json::Value;
 
 const REMEDY: &str = "is not what the code has: run `UPDATE_CRDS=1 cargo test -p oras-csi-webhook --test crds` and look at the change";
 
 /// The definitions and the files of their types, with descriptions as `kubectl explain` wants them: it wraps lines
 /// itself and keeps the breaks that are there.
-fn crds() -> [(Value, &'static str); 2] {
+fn crds() -> [(Value, &'static str); 4] {
     fn unfold(value: &mut Value) {
         match value {
             Value::Array(items) => items.iter_mut().for_each(unfold),
@@ -28,7 +29,12 @@ fn crds() -> [(Value, &'static str); 2] {
             _ => {}
         }
     }
-    let crds = [(ArtifactPolicy::crd(), "policy/object.rs"), (ArtifactPin::crd(), "pins/object.rs")];
+    let crds = [
+        (ArtifactPolicy::crd(), "policy/object.rs"),
+        (ArtifactPin::crd(), "pins/object.rs"),
+        (ArtifactSet::crd(), "sets/object.rs"),
+        (ClusterArtifactSet::crd(), "sets/object.rs"),
+    ];
     crds.map(|(crd, source)| {
         let mut crd = serde_json::to_value(crd).unwrap();
         unfold(&mut crd);

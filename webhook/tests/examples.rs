@@ -11,9 +11,11 @@ use oras_csi_core::patch::Level;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_webhook::policy::{Entry, is_policy};
+use oras_csi_webhook::review::{Hook, Review};
+use oras_csi_webhook::sets::is_set;
 use rstest::rstest;
 use serde_json::Value;
-use support::{Bench, default_manifest, manifest};
+use support::{Bench, default_manifest, manifest, review, soon};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
@@ -25,7 +27,9 @@ fn pods(file: &str) -> Vec<Value> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
     documents
         .into_iter()
-        .filter(|document| document["kind"] != "ArtifactPolicy" && document["kind"] != "Secret")
+        .filter(|document| {
+            document["kind"] != "ArtifactPolicy" && document["kind"] != "Secret" && !is_set(document)
+        })
         .map(
             |document| {
                 if document["kind"] == "Pod" { document } else { document["spec"]["template"].clone() }
@@ -72,9 +76,21 @@ fn patch_java_app(bench: &Bench, base: &Digest) {
 #[case("inline-volume-patch.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
     "kind-registry:5000/acme/config:v1@", "kind-registry:5000/acme/model:v1@"])]
 #[case("inline-volume-named.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
+#[case("artifact-set.yaml", &["/srv/models"], &["kind-registry:5000/acme/model:v1@",
+    "kind-registry:5000/acme/tokenizer:v3@"])]
+#[case("cluster-artifact-set.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@"])]
+#[case("issue-25-first.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
+    "kind-registry:5000/acme/model:v1@"])]
+#[case("issue-25-second.yaml", &["/mnt/oras"], &["kind-registry:5000/java-app:v1@",
+    "kind-registry:5000/acme/model:v1@"])]
 #[tokio::test]
 async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[case] references: &[&str]) {
-    let bench = Bench::new();
+    // Its own sets are there, or those that another pod has made.
+    let sets = if file == "issue-25-second.yaml" { "issue-25-first.yaml" } else { file };
+    let text = std::fs::read_to_string(folder().join(sets)).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let sets: Vec<Value> = documents.into_iter().filter(is_set).collect();
+    let (bench, stated) = Bench::new().with_sets(&sets);
     // Its own policies are in force, whatever namespaces they select.
     let path = folder().join(file);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -91,6 +107,18 @@ async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[ca
     let digest = bench.registry.tag("kind-registry:5000/java-app:v1", &jar);
     patch_java_app(&bench, &digest);
     assert_eq!(has_policies, file.starts_with("policy-"));
+    for set in &sets {
+        let name = set["metadata"]["name"].as_str().unwrap();
+        bench.admission.resolve_stated(&stated, name, soon()).await;
+    }
+    if file == "issue-25-second.yaml" {
+        let first = review(&pods("issue-25-first.yaml")[0]);
+        let first = Review::decode(Hook::Volumes, first.to_string().as_bytes()).unwrap();
+        assert!(bench.admission.review(&first, soon()).await.is_allowed());
+        let calls = bench.registry.calls();
+        bench.admitted(&pods(file)[0]).await;
+        assert_eq!(bench.registry.calls(), calls, "the name is all that is needed");
+    }
     for pod in pods(file) {
         let after = bench.admitted(&pod).await;
         let volumes = after["spec"]["volumes"].as_array().unwrap();
@@ -140,7 +168,8 @@ fn all_examples_are_tested_and_listed() {
     let tests = include_str!("examples.rs");
     for entry in std::fs::read_dir(folder()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        if name != "README.md" {
+        // What drives sets from outside is tested on the node (tests/tests/node_pods/sets.rs).
+        if !["README.md", "workflows"].contains(&name.as_str()) {
             assert!(readme.contains(&format!("]({name})")), "{name} is not in the README");
             assert!(tests.contains(&format!("#[case(\"{name}\"")), "{name} has no case here");
         }

@@ -137,6 +137,11 @@ impl PatchStep {
         self.layer.reference()
     }
 
+    /// Which files of it go where.
+    pub fn layer(&self) -> &Layer<Reference> {
+        &self.layer
+    }
+
     /// Up to which level; all of them where it is `None`.
     pub fn level(&self) -> Option<Level> {
         self.level

@@ -118,6 +118,14 @@ impl Keyring {
         self
     }
 
+    /// The pull secrets with an entry for a repository, in their order. Nobody is asked.
+    pub fn secrets_for(&self, registry: &RegistryHost, repository: &str) -> impl Iterator<Item = &Source> {
+        let has_entry = move |(_, secret): &&(Source, Arc<DockerConfig>)| {
+            !secret.credentials_for(registry, repository).is_empty()
+        };
+        self.secrets.iter().filter(has_entry).map(|(source, _)| source)
+    }
+
     /// With one pull secret more, behind those that are there.
     #[must_use]
     pub fn with_secret(mut self, source: Source, secret: Arc<DockerConfig>) -> Self {

@@ -24,7 +24,7 @@ impl AskedVolume {
     pub(super) fn new(volume: &VolumeIntent, book: &Rulebook, metrics: &Metrics) -> Self {
         let ask = |named: Named, digest: Option<Digest>| {
             let denial = Findings::default().check_name(book, &named, metrics).err();
-            Asked { denial, opinions: opinions(book, &named.reference), named, digest }
+            Asked { denial, opinions: opinions(book, &named.reference, named.source), named, digest }
         };
         let references = volume.references().into_iter();
         let references = references.map(|named| {

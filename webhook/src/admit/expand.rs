@@ -64,7 +64,7 @@ impl Admission {
                     Content::Steps(steps) => {
                         self.steps(volume, steps, keyring, fixed, case).await.map(Content::Wanted)
                     }
-                    Content::Wanted(_) | Content::Canonical(_) => continue,
+                    _ => continue,
                 };
                 let content = content.map_err(|denial| credentials.explain(denial))?;
                 *volume = Arc::new(VolumeIntent { content, ..VolumeIntent::clone(volume) });

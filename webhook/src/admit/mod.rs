@@ -6,11 +6,14 @@ mod expand;
 mod notes;
 mod outcome;
 mod revision;
+mod sets;
+mod settle;
 mod volumes;
 
 use std::sync::Arc;
 
 use json_patch::Patch;
+use oras_csi_core::policy::Source;
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{Keyring, Registry};
 use oras_csi_core::seal::Holder;
@@ -31,6 +34,7 @@ use crate::policy::judge::{Opinion, opinions, opinions_of_contents};
 use crate::resolve::{Needs, Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
 use crate::seal::Sealer;
+use crate::sets::SetBook;
 use crate::view::{PersistentVolume, Pod};
 use crate::workload;
 
@@ -51,6 +55,7 @@ pub struct Admission {
     credentials: CredentialSources,
     sealer: Sealer,
     pins: Option<Arc<dyn Pins>>,
+    sets: Option<SetBook>,
 }
 
 impl Admission {
@@ -64,7 +69,7 @@ impl Admission {
     ) -> Self {
         let resolver = Resolver::new(registry, settings, Arc::clone(&metrics));
         let (credentials, sealer) = (CredentialSources::default(), Sealer::none());
-        Self { resolver, registries, policies, metrics, credentials, sealer, pins: None }
+        Self { resolver, registries, policies, metrics, credentials, sealer, pins: None, sets: None }
     }
 
     /// With credentials; without any, everything is asked for in nobody's name.
@@ -83,6 +88,12 @@ impl Admission {
     #[must_use]
     pub fn with_pins(self, pins: Arc<dyn Pins>) -> Self {
         Self { pins: Some(pins), ..self }
+    }
+
+    /// With sets; without, whoever names one is denied.
+    #[must_use]
+    pub fn with_sets(self, sets: SetBook) -> Self {
+        Self { sets: Some(sets), ..self }
     }
 
     /// The policies.
@@ -108,7 +119,10 @@ impl Admission {
                 let writes = if review.is_dry_run() { Writes::No } else { Writes::Yes };
                 self.admit(pod, review.namespace(), writes, deadline).await
             }
-            Subject::NewPersistentVolume(volume) => self.admit_persistent_volume(volume, deadline).await,
+            Subject::NewPersistentVolume(volume) => {
+                let writes = if review.is_dry_run() { Writes::No } else { Writes::Yes };
+                self.admit_volume(volume, writes, deadline).await
+            }
         };
         self.metrics.slack(deadline.saturating_duration_since(Deadline::now()));
         match admitted {
@@ -171,7 +185,8 @@ impl Admission {
             return Ok(Vec::new());
         }
         let intent = intent::read(&pod, self.registries.as_ref())?;
-        let volumes: Vec<_> = intent.volumes.into_iter().map(Arc::new).collect();
+        let volumes = intent.volumes.into_iter().map(Arc::new).collect();
+        let volumes = self.look_up(volumes, namespace, deadline).await?;
         self.judge_names(&volumes, namespace, deadline).await
     }
 
@@ -184,7 +199,8 @@ impl Admission {
         let Some(volume) = PersistentVolume::read(volume)? else { return Ok(Vec::new()) };
         let (intent, namespace) =
             intent::read_persistent(&volume, self.registries.as_ref(), &mut Vec::new())?;
-        self.judge_names(&[Arc::new(intent)], namespace, deadline).await
+        let volumes = self.look_up(vec![Arc::new(intent)], namespace, deadline).await?;
+        self.judge_names(&volumes, namespace, deadline).await
     }
 
     /// The same, once patches and the artifacts of recipes were read.
@@ -217,7 +233,7 @@ impl Admission {
         namespace: &str,
         deadline: Deadline,
     ) -> Result<Vec<Opinion>, Denial> {
-        Ok(opinions(&self.policies.rulebook(namespace, deadline).await?, reference))
+        Ok(opinions(&self.policies.rulebook(namespace, deadline).await?, reference, Source::Direct))
     }
 
     /// The same, of what a registry has under a reference: the opinions of policies that look at contents.
@@ -266,7 +282,7 @@ impl Admission {
         let pins = self.pins.as_deref();
         let revision = pins.and_then(|pins| Revision::of(pins, &pod, namespace, writes, deadline));
         let (holder, revision) = (Holder::pod(namespace), revision.as_ref());
-        let case = Case { namespace, holder, pod: Some(&pod), revision, notes: &notes, deadline };
+        let case = Case { namespace, holder, pod: Some(&pod), revision, notes: &notes, writes, deadline };
         let settled = if volumes.is_empty() {
             Settled::default()
         } else {
@@ -278,10 +294,19 @@ impl Admission {
         Ok(settled.outcome(patch, warnings, pinned))
     }
 
-    /// What becomes of a `PersistentVolume`, for the namespace of its claim.
+    /// What becomes of a `PersistentVolume`, for the namespace of its claim. No set is made.
     pub async fn admit_persistent_volume(
         &self,
         object: &Value,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        self.admit_volume(object, Writes::No, deadline).await
+    }
+
+    async fn admit_volume(
+        &self,
+        object: &Value,
+        writes: Writes,
         deadline: Deadline,
     ) -> Result<Outcome, Denial> {
         let Some(volume) = PersistentVolume::read(object)? else { return Ok(Outcome::untouched()) };
@@ -289,7 +314,7 @@ impl Admission {
         let (intent, namespace) = intent::read_persistent(&volume, self.registries.as_ref(), &mut warnings)?;
         let (volumes, notes) = (vec![Arc::new(intent)], Notes::default());
         let holder = Holder::claim(namespace, volume.handle);
-        let case = Case { namespace, holder, pod: None, revision: None, notes: &notes, deadline };
+        let case = Case { namespace, holder, pod: None, revision: None, notes: &notes, writes, deadline };
         let settled = self.settle(volumes, &case).await?;
         let pinned = settled.pinned();
         let planned = settled.planned();

@@ -8,7 +8,7 @@ use oras_csi_core::reference::Reference;
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::denial::Denial;
-use crate::intent::Origin;
+use crate::intent::{OfSet, Origin};
 use crate::pins::{PinError, PinKey, PinPlace, Pins};
 use crate::view::Pod;
 
@@ -82,6 +82,29 @@ impl<'a> Revision<'a> {
             fixed.extend(found?);
         }
         Ok(fixed)
+    }
+
+    /// The digest that is kept of a set's recipe.
+    pub(super) async fn find_set(&self, of: &OfSet) -> Result<Option<Digest>, Denial> {
+        let Some(key) = self.key_of_set(of) else { return Ok(None) };
+        let found = timeout_at(self.deadline, self.pins.find(self.namespace, &key)).await;
+        let found = found.unwrap_or(Err(PinError::TooLate));
+        found.map_err(|error| error.denial(of.origin.at(), key.subject()))
+    }
+
+    /// Keeps one, unless one is kept already; gives the one that is kept then.
+    pub(super) async fn keep_set(&self, of: &OfSet, digest: &Digest) -> Result<Digest, Denial> {
+        let Some(key) = self.key_of_set(of).filter(|_| self.writes == Writes::Yes) else {
+            return Ok(digest.clone());
+        };
+        let kept = timeout_at(self.deadline, self.pins.keep(self.namespace, &key, digest)).await;
+        let kept = kept.unwrap_or(Err(PinError::TooLate));
+        kept.map_err(|error| error.denial(of.origin.at(), key.subject()))
+    }
+
+    fn key_of_set(&self, of: &OfSet) -> Option<PinKey> {
+        let owner = self.pod.controller()?;
+        Some(PinKey::of_set(owner, self.pod.revision(), of.found.kind(), &of.found.name))
     }
 
     /// Keeps what was looked up; gives what others have kept before, where that is something else.

@@ -16,9 +16,9 @@ use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
 use super::notes::{Notes, line};
-use super::revision::{Fixed, Fresh, Revision};
+use super::revision::{Fixed, Fresh, Revision, Writes};
 use super::{Admission, Outcome};
-use crate::denial::{At, Code, Denial};
+use crate::denial::{At, Denial};
 use crate::intent::{Content, Origin, ReadFrom, VolumeIntent, Wanted};
 use crate::patch::{PlannedSecret, PlannedVolume};
 use crate::policy::Rulebook;
@@ -29,8 +29,6 @@ use crate::view::Pod;
 /// How many lookups of one volume, and how many volumes of one pod, may be under way.
 const LOOKUPS_AT_ONCE: usize = 8;
 const VOLUMES_AT_ONCE: usize = 4;
-/// How often another pod of the revision may come first: once a tag that is looked up.
-const MOST_ROUNDS: usize = 3;
 
 /// For whom volumes are.
 pub(super) struct Case<'a> {
@@ -43,6 +41,8 @@ pub(super) struct Case<'a> {
     /// The revision that it belongs to, where it has one.
     pub(super) revision: Option<&'a Revision<'a>>,
     pub(super) notes: &'a Notes,
+    /// Whether anything may come of it but the answer.
+    pub(super) writes: Writes,
     pub(super) deadline: Deadline,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Credentials<'a> {
     /// One a volume, in their order.
     pub(super) keyrings: &'a [Keyring],
     /// Why some may be missing.
-    problems: Option<&'a str>,
+    pub(super) problems: Option<&'a str>,
 }
 
 impl Credentials<'_> {
@@ -67,20 +67,20 @@ impl Credentials<'_> {
 /// Volumes that nothing stands in the way of any more.
 #[derive(Default)]
 pub(super) struct Settled {
-    volumes: Vec<Pinned>,
+    pub(super) volumes: Vec<Pinned>,
     findings: Findings,
 }
 
 /// A volume with its digests and its seal.
-struct Pinned {
-    intent: Arc<VolumeIntent>,
-    canonical: CanonicalVolume,
-    secret: NeededSecret,
+pub(super) struct Pinned {
+    pub(super) intent: Arc<VolumeIntent>,
+    pub(super) canonical: CanonicalVolume,
+    pub(super) secret: NeededSecret,
     /// Its references as `oras.land/pinned` shows them.
-    lines: Vec<String>,
-    warnings: Vec<String>,
+    pub(super) lines: Vec<String>,
+    pub(super) warnings: Vec<String>,
     /// The tags that were looked up.
-    fresh: Vec<Fresh>,
+    pub(super) fresh: Vec<Fresh>,
 }
 
 impl Pinned {
@@ -96,7 +96,7 @@ impl Pinned {
 }
 
 /// The Secret that the driver needs for a volume.
-enum NeededSecret {
+pub(super) enum NeededSecret {
     /// What the volume came with: nobody was asked.
     Kept,
     None,
@@ -152,51 +152,6 @@ impl Settled {
 }
 
 impl Admission {
-    /// Policy on names, credentials, patches, policy on what they name, digests, policy on contents, seals: in this
-    /// order.
-    pub(super) async fn settle(
-        &self,
-        volumes: Vec<Arc<VolumeIntent>>,
-        case: &Case<'_>,
-    ) -> Result<Settled, Denial> {
-        let mut findings = Findings::default();
-        let book = self.policies.rulebook(case.namespace, case.deadline).await?;
-        for named in volumes.iter().flat_map(|volume| volume.names()) {
-            findings.check_name(&book, &named, &self.metrics)?;
-        }
-        tracing::debug!(namespace = case.namespace, volumes = volumes.len(), "intent is allowed");
-        let named_secrets = volumes.iter().filter_map(|volume| volume.secret.as_deref());
-        let purse = self.credentials.open(case.pod, case.namespace, named_secrets, case.deadline).await;
-        let keyrings = volumes.iter().map(|one| purse.keyring(one.secret_at(), one.secret.as_deref()));
-        let keyrings = keyrings.collect::<Result<Vec<_>, _>>()?;
-        let problems = purse.problems();
-        let credentials = Credentials { keyrings: &keyrings, problems: problems.as_deref() };
-        let mut fixed = Fixed::new();
-        self.find_pins(&volumes, &mut fixed, case).await?;
-        for _ in 0..MOST_ROUNDS {
-            let mut findings = findings.clone();
-            let volumes =
-                self.expand(volumes.clone(), &credentials, (&book, &mut findings), &mut fixed, case).await?;
-            let mut settled = self.round(&volumes, &credentials, &book, &fixed, case, findings).await?;
-            if let Some(revision) = case.revision {
-                let fresh = settled.volumes.iter().flat_map(|pinned| pinned.fresh.iter().cloned());
-                let others = revision.keep(&fresh.collect::<Vec<_>>()).await?;
-                if !others.is_empty() {
-                    // Another pod of the revision came first: what it has is what counts.
-                    fixed.extend(others);
-                    continue;
-                }
-            }
-            for pinned in &mut settled.volumes {
-                let at = At::Volume(&pinned.intent.name);
-                pinned.canonical = self.sealer.seal(at, pinned.canonical.clone(), case.holder)?;
-            }
-            return Ok(settled);
-        }
-        let (rule, instead) = ("have tags whose pins change while they are looked at", "try again");
-        Err(Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead))
-    }
-
     /// Looks for what the revision has for the tags of volumes.
     pub(super) async fn find_pins(
         &self,
@@ -205,7 +160,9 @@ impl Admission {
         case: &Case<'_>,
     ) -> Result<(), Denial> {
         let Some(revision) = case.revision else { return Ok(()) };
-        let written = volumes.iter().filter(|volume| !matches!(volume.content, Content::Canonical(_)));
+        let written = volumes.iter().filter(|volume| {
+            matches!(volume.content, Content::Wanted(_) | Content::Patched(_) | Content::Steps(_))
+        });
         let tags = written.flat_map(|volume| volume.names()).map(|named| (named.reference, named.origin));
         let tags: Vec<_> = tags.filter(|(reference, _)| !fixed.contains_key(reference)).collect();
         fixed.extend(revision.find(&tags).await?);
@@ -213,7 +170,7 @@ impl Admission {
     }
 
     /// Each volume with its digests, and what policies say of those; no seals yet.
-    async fn round(
+    pub(super) async fn round(
         &self,
         volumes: &[Arc<VolumeIntent>],
         credentials: &Credentials<'_>,
@@ -284,6 +241,10 @@ impl Admission {
                 (&written, true)
             }
             Content::Patched(patched) => return Err(patched.unreadable("was not read")),
+            Content::Set(set) => {
+                return Err(Denial::rewrite(set.origin.at(), Some(&set.name), "was not looked up", ""));
+            }
+            Content::OfSet(of) => return self.pin_set(intent, of, keyring, case),
             Content::Steps(steps) => return Err(steps.unread()),
             Content::Wanted(wanted) => {
                 match intent.earlier.as_ref().filter(|there| is_that(intent, wanted, there, case.notes)) {
@@ -341,7 +302,7 @@ impl Admission {
 
     /// Whether a canonical volume that came with a request stays as it is: it bears our word for this very holder.
     /// Where no seals are made there is no such word, and none is asked for but of a set's.
-    fn keeps(&self, there: &CanonicalVolume, holder: Holder<'_>) -> bool {
+    pub(super) fn keeps(&self, there: &CanonicalVolume, holder: Holder<'_>) -> bool {
         let needs_none = !self.sealer.is_sealing() && there.set().is_none();
         needs_none || self.sealer.believes(there, holder)
     }
@@ -437,7 +398,7 @@ impl Admission {
 }
 
 /// A volume that stays as it is, and of which nobody is asked.
-fn kept(intent: &Arc<VolumeIntent>, there: &CanonicalVolume, notes: &Notes) -> Pinned {
+pub(super) fn kept(intent: &Arc<VolumeIntent>, there: &CanonicalVolume, notes: &Notes) -> Pinned {
     let pinned = there.recipe().references().enumerate();
     let lines = pinned.map(|(step, pinned)| notes.line(&intent.name, step, pinned)).collect();
     Pinned {

@@ -16,7 +16,8 @@ use oras_csi_core::volume::CanonicalVolume;
 
 use super::mounts::{self, Target};
 use super::{
-    Content, Intent, Origin, Patched, Registries, Steps, VolumeIntent, Wanted, check_secret, read_recipe,
+    Content, Intent, Origin, Patched, Registries, SetName, Steps, VolumeIntent, Wanted, check_secret,
+    read_recipe,
 };
 use crate::denial::{At, Denial};
 use crate::view::Pod;
@@ -77,6 +78,8 @@ struct Annotations<'a> {
     /// A patch, or the artifact of a recipe, which does the same.
     patch: Option<Written<'a>>,
     patch_level: Option<Written<'a>>,
+    /// A set, which does the same.
+    set: Option<Written<'a>>,
     containers: Option<Written<'a>>,
     pull_secret: Option<Written<'a>>,
 }
@@ -112,7 +115,17 @@ pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Inte
     let secret = annotations.pull_secret.map(|written| check_secret(written.at(), written.value));
     let (name, secret) = (VOLUME_NAME.to_owned(), secret.transpose()?);
     let (earlier, of_annotations) = (earlier.flatten(), true);
-    intent.volumes.push(VolumeIntent { name, index, earlier, content, of_annotations, secret, mounts });
+    let makes = None;
+    intent.volumes.push(VolumeIntent {
+        name,
+        index,
+        earlier,
+        content,
+        of_annotations,
+        secret,
+        mounts,
+        makes,
+    });
     Ok(())
 }
 
@@ -192,6 +205,10 @@ impl<'a> Annotations<'a> {
                     all.patch = Some(written);
                     continue;
                 }
+                annotation::ARTIFACT_SET => {
+                    all.set = Some(written);
+                    continue;
+                }
                 annotation::PATCH_LEVEL => {
                     all.patch_level = Some(written);
                     continue;
@@ -232,7 +249,7 @@ impl<'a> Annotations<'a> {
 
     /// What says by itself all that is in the volume.
     fn whole(&self) -> Option<Written<'a>> {
-        self.recipe.or(self.patch)
+        self.recipe.or(self.patch).or(self.set)
     }
 
     /// A recipe says all of what is in the volume, and so does a patch.
@@ -244,10 +261,16 @@ impl<'a> Annotations<'a> {
                 format!("write one of the two, or the base and the levels of {} as steps", patch.key);
             return Err(Denial::rewrite(patch.at(), Some(patch.value), rule, instead));
         }
+        if let (Some(set), Some(_)) = (self.set, self.recipe.or(self.patch)) {
+            return Err(Denial::rewrite(set.at(), Some(set.value), rule, "write one of the two"));
+        }
         let is_recipe = self.recipe.is_some();
+        let is_set = self.set.is_some();
         for (_, artifact) in self.artifacts() {
             if let Some(written) = artifact.reference {
-                let instead = if is_recipe {
+                let instead = if is_set {
+                    "remove it, or write a recipe that has all of it, or an inline volume beside the annotation"
+                } else if is_recipe {
                     "make it a step of the recipe: - add: REFERENCE"
                 } else {
                     "remove it, or write a recipe that has it and the base and the levels of the patch as steps"
@@ -258,6 +281,7 @@ impl<'a> Annotations<'a> {
         for (name, artifact) in self.artifacts() {
             let of_step = artifact.media_types.or(artifact.platform);
             let instead = match (of_step, is_recipe) {
+                _ if is_set => "remove it: the steps of the set say it",
                 (_, false) => "write a recipe that has the base and the levels of the patch as steps",
                 (Some(_), true) => "write mediaTypes and platform in the steps of the recipe",
                 (None, true) => {
@@ -307,8 +331,11 @@ impl<'a> Annotations<'a> {
     }
 
     fn content(&self, registries: &dyn Registries) -> Result<Content, Denial> {
-        let Some(written) = self.patch else { return self.wanted(registries) };
         let origin = |written: Written<'_>| Origin::Annotation { key: written.key.to_owned(), step: None };
+        if let Some(written) = self.set {
+            return SetName::new(written.value, origin(written)).map(Content::Set);
+        }
+        let Some(written) = self.patch else { return self.wanted(registries) };
         let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
             .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
         let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, origin(level))));

@@ -10,7 +10,10 @@ use oras_csi_core::text::Shown;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
 use super::annotations::parse_list;
-use super::{Content, Origin, Patched, Registries, Steps, VolumeIntent, Wanted, check_secret, read_recipe};
+use super::{
+    Content, NewSet, Origin, Patched, Registries, SetName, Steps, VolumeIntent, Wanted, check_secret,
+    read_recipe,
+};
 use crate::denial::{At, Code, Denial};
 use crate::view::{Csi, Volume};
 
@@ -29,6 +32,7 @@ pub(super) fn read(
     let is_canonical = |key: &str| key.starts_with(DRIVER);
     let canonical_key = csi.attributes.keys().find(|key| is_canonical(key));
     let earlier_key = csi.attributes.keys().find(|key| !is_canonical(key));
+    let mut makes = None;
     let content = match (canonical_key, earlier_key) {
         (Some(ours), Some(other)) => {
             let rule = format!("stands beside {}, which only the webhook writes", Shown::new(ours));
@@ -36,12 +40,17 @@ pub(super) fn read(
             return Err(Denial::rewrite(at(other), None, rule, instead));
         }
         (Some(_), None) => Content::Canonical(read_canonical(volume, csi)?),
-        (None, _) => Earlier { volume, csi, registries }.read(warnings)?,
+        (None, _) => {
+            let earlier = Earlier { volume, csi, registries };
+            let content = earlier.read(warnings)?;
+            makes = earlier.makes()?;
+            content
+        }
     };
     let secret = csi.secret.map(|name| check_secret(At::Volume(volume.name), name)).transpose()?;
     let (name, index) = (volume.name.to_owned(), Some(volume.index));
     let (earlier, of_annotations, mounts) = (None, false, Vec::new());
-    Ok(VolumeIntent { name, index, earlier, content, of_annotations, secret, mounts })
+    Ok(VolumeIntent { name, index, earlier, content, of_annotations, secret, mounts, makes })
 }
 
 /// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.
@@ -91,8 +100,43 @@ impl<'a> Earlier<'a> {
         }
         match self.value(attribute::PATCH)? {
             Some(text) => self.patched(text).map(|patched| Content::Patched(Box::new(patched))),
+            None if self.names_a_set() => self.set().map(Content::Set),
             None => self.wanted(),
         }
+    }
+
+    /// Whether a name stands there and nothing that it could be the name of.
+    fn names_a_set(&self) -> bool {
+        let says = |key: &str| self.csi.attributes.contains_key(key);
+        says(attribute::NAME) && !says(attribute::REFERENCE) && !says(attribute::ACTIONS)
+    }
+
+    /// A set, which says by itself all that is in the volume and how to get it.
+    fn set(&self) -> Result<SetName, Denial> {
+        let beside = self.csi.attributes.keys().copied();
+        let mut beside = beside.filter(|key| !matches!(*key, attribute::NAME | attribute::CONCURRENCY));
+        if let Some(other) = beside.next() {
+            let rule = format!("stands beside {} alone, which names a set", attribute::NAME);
+            let instead = format!("remove it, or write {} or {}", attribute::ACTIONS, attribute::REFERENCE);
+            return Err(Denial::rewrite(self.at(other), self.value(other)?, rule, instead));
+        }
+        let name = self.value(attribute::NAME)?.unwrap_or_default();
+        SetName::new(name, self.origin(attribute::NAME))
+    }
+
+    /// The set that a name with a recipe makes.
+    fn makes(&self) -> Result<Option<NewSet>, Denial> {
+        let (Some(name), Some(yaml), None) =
+            (self.value(attribute::NAME)?, self.value(attribute::ACTIONS)?, self.value(attribute::PATCH)?)
+        else {
+            return Ok(None);
+        };
+        let recipe = read_recipe(yaml, &self.origin(attribute::ACTIONS), self.registries)?;
+        Ok(Some(NewSet { name: name.to_owned(), recipe, origin: self.origin(attribute::NAME) }))
+    }
+
+    fn origin(&self, key: &'static str) -> Origin {
+        Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None }
     }
 
     /// A patch, or the artifact of a recipe; with a reference, that is what has to be patched.
@@ -174,18 +218,13 @@ impl<'a> Earlier<'a> {
                 let instead = "make it a step of the recipe: - add: REFERENCE";
                 Err(Denial::rewrite(self.at(attribute::REFERENCE), Some(text), rule, instead))
             }
-            (None, None) => Err(self.nothing_named(label.as_deref())),
+            (None, None) => Err(self.nothing_named()),
         }
     }
 
-    fn nothing_named(&self, label: Option<&str>) -> Denial {
-        let rule = if label.is_some() {
-            format!("names a set with {} alone, and this version of oras-csi has none", attribute::NAME)
-        } else {
-            "names no artifact".to_owned()
-        };
+    fn nothing_named(&self) -> Denial {
         let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
-        Denial::rewrite(At::Volume(self.volume.name), None, rule, instead)
+        Denial::rewrite(At::Volume(self.volume.name), None, "names no artifact", instead)
     }
 
     fn one_artifact(&self, text: &'a str) -> Result<Recipe, Denial> {

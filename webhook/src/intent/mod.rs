@@ -10,6 +10,7 @@ mod inline;
 mod mounts;
 mod patched;
 mod persistent;
+mod sets;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::keys::{DRIVER, annotation, canonical};
 use oras_csi_core::patch::{Part, Patch};
 use oras_csi_core::path::MountPath;
+use oras_csi_core::policy::Source;
 use oras_csi_core::recipe::{Recipe, WrittenRecipe};
 use oras_csi_core::reference::{Reference, RegistryHost};
 use oras_csi_core::registry::HostsConfig;
@@ -29,6 +31,7 @@ use crate::view::Pod;
 
 pub(crate) use patched::{Patched, Read, Steps};
 pub(crate) use persistent::read as read_persistent;
+pub(crate) use sets::{Kept, NewSet, OfSet, SetName};
 
 /// What the administrator says of registries: the part of `certs.d` that has to be known before any
 /// network.
@@ -82,6 +85,8 @@ pub(crate) struct VolumeIntent {
     pub(crate) secret: Option<String>,
     /// Mounts to add.
     pub(crate) mounts: Vec<NewMount>,
+    /// The set that comes to be with it, where there is none of that name.
+    pub(crate) makes: Option<NewSet>,
 }
 
 /// What a volume shall hold.
@@ -96,6 +101,10 @@ pub(crate) enum Content {
     /// Something pinned, from a canonical volume that came with the request. It is untrusted: it has
     /// been parsed, and policy looks at it like at anything else.
     Canonical(CanonicalVolume),
+    /// A set, which has to be looked up before anything is known of it.
+    Set(SetName),
+    /// A set that was looked up.
+    OfSet(Box<OfSet>),
 }
 
 /// A recipe, where it was written, and how to treat it.
@@ -149,12 +158,15 @@ pub(crate) enum Origin {
         /// Which step of the recipe or part of the patch in it, where it holds one.
         step: Option<StepAt>,
     },
+    /// In a field of an object of its own.
+    Field(String),
 }
 
 impl Origin {
     /// For a denial.
     pub(crate) fn at(&self) -> At<'_> {
         match self {
+            Self::Field(path) => At::Field(path),
             Self::Annotation { key, step: None } => At::Annotation(key),
             Self::Annotation { key, step: Some(step) } => {
                 At::Step { recipe: RecipeAt::Annotation(key), step: *step }
@@ -180,6 +192,7 @@ impl Origin {
         let mut origin = self.clone();
         match &mut origin {
             Self::Annotation { step, .. } | Self::Attribute { step, .. } => *step = Some(inner),
+            Self::Field(_) => {}
         }
         origin
     }
@@ -191,13 +204,18 @@ fn read_recipe(yaml: &str, origin: &Origin, registries: &dyn Registries) -> Resu
     recipe.map_err(|error| Denial::rewrite(origin.at(), None, error, ""))
 }
 
-/// The name of a Secret (an RFC 1123 subdomain, as Kubernetes has it).
-fn check_secret(at: At<'_>, name: &str) -> Result<String, Denial> {
+/// Whether it is an RFC 1123 subdomain, as the names of most objects are.
+fn is_subdomain(name: &str) -> bool {
     let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let is_label = |label: &str| {
         !label.is_empty() && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
     };
-    if name.len() <= 253 && name.split('.').all(is_label) {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// The name of a Secret.
+fn check_secret(at: At<'_>, name: &str) -> Result<String, Denial> {
+    if is_subdomain(name) {
         return Ok(name.to_owned());
     }
     let rule = "is not the name of a Secret";
@@ -274,9 +292,20 @@ pub(crate) struct Named {
     pub(crate) reference: Reference,
     /// Whether it is what says what is mounted, and is not mounted itself.
     pub(crate) is_patch: bool,
+    /// Who says that it shall be mounted.
+    pub(crate) source: Source,
 }
 
 impl VolumeIntent {
+    /// Whether a cluster set gives it.
+    pub(crate) fn is_of_cluster_set(&self) -> bool {
+        match &self.content {
+            Content::OfSet(of) => of.found.is_cluster_set(),
+            Content::Canonical(volume) => volume.set().is_some(),
+            _ => false,
+        }
+    }
+
     /// Where its pull secret is named.
     pub(crate) fn secret_at(&self) -> At<'_> {
         if self.of_annotations && self.secret.is_some() {
@@ -290,7 +319,8 @@ impl VolumeIntent {
     pub(crate) fn patches(&self) -> Vec<(Named, Option<Digest>)> {
         let name = |reference: &Reference, origin: Origin, digest: Option<&Digest>| {
             let digest = digest.or(reference.digest()).cloned();
-            (Named { origin, reference: reference.clone(), is_patch: true }, digest)
+            let source = Source::Direct;
+            (Named { origin, reference: reference.clone(), is_patch: true, source }, digest)
         };
         let read = |from: &ReadFrom| name(&from.reference, from.origin.clone(), Some(&from.digest));
         match &self.content {
@@ -300,13 +330,18 @@ impl VolumeIntent {
                 steps.read_from.iter().map(read).chain(written).collect()
             }
             Content::Wanted(wanted) => wanted.read_from.iter().map(read).collect(),
-            Content::Canonical(_) => Vec::new(),
+            Content::Canonical(_) | Content::Set(_) | Content::OfSet(_) => Vec::new(),
         }
     }
 
     /// All that is named for it: policy asks about all of them.
     pub(crate) fn names(&self) -> Vec<Named> {
-        self.patches().into_iter().map(|(named, _)| named).chain(self.references()).collect()
+        let of_set = match &self.content {
+            Content::OfSet(of) => of.patches(),
+            _ => Vec::new(),
+        };
+        let patches = self.patches().into_iter().map(|(named, _)| named);
+        patches.chain(of_set).chain(self.references()).collect()
     }
 
     /// What is named in what was read just now: policy has seen no more than where that was named.
@@ -328,9 +363,12 @@ impl VolumeIntent {
                     origin: origin.clone(),
                     reference: reference.clone(),
                     is_patch: false,
+                    source: Source::Direct,
                 })
                 .collect(),
             Content::Patched(patched) => patched.beside().into_iter().collect(),
+            Content::Set(_) => Vec::new(),
+            Content::OfSet(of) => of.references(),
             Content::Steps(steps) => steps.plain_references(),
             Content::Canonical(volume) => volume
                 .recipe()
@@ -343,6 +381,8 @@ impl VolumeIntent {
                     },
                     reference: reference.clone().into(),
                     is_patch: false,
+                    // Without a seal that says so it is refused, policy or not.
+                    source: if volume.set().is_some() { Source::ClusterSet } else { Source::Direct },
                 })
                 .collect(),
         }
@@ -352,7 +392,8 @@ impl VolumeIntent {
     pub(crate) fn pinned(&self) -> Option<CanonicalVolume> {
         match &self.content {
             Content::Canonical(volume) => Some(volume.clone()),
-            Content::Patched(_) | Content::Steps(_) => None,
+            Content::Patched(_) | Content::Steps(_) | Content::Set(_) => None,
+            Content::OfSet(of) => of.canonical().ok(),
             Content::Wanted(wanted) => {
                 let recipe = wanted.recipe.pin(|reference| reference.digest().cloned().ok_or(())).ok()?;
                 CanonicalVolume::new(wanted.label.as_deref(), recipe).ok()

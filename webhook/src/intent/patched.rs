@@ -3,6 +3,7 @@
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::patch::{Level, Part, Patch};
+use oras_csi_core::policy::Source;
 use oras_csi_core::recipe::{Layer, PatchStep, Recipe, RecipeError, Step, WrittenRecipe, WrittenStep};
 use oras_csi_core::reference::Reference;
 
@@ -31,7 +32,8 @@ impl Patched {
     /// What is named beside it as its base.
     pub(super) fn beside(&self) -> Option<Named> {
         let (reference, origin) = self.base.as_ref()?;
-        Some(Named { origin: origin.clone(), reference: reference.clone(), is_patch: false })
+        let (origin, reference) = (origin.clone(), reference.clone());
+        Some(Named { origin, reference, is_patch: false, source: Source::Direct })
     }
 
     /// What is wanted, by a patch.
@@ -145,6 +147,7 @@ impl Steps {
     /// What is named in it besides.
     pub(super) fn plain_references(&self) -> Vec<Named> {
         let named = |number, reference: &Reference| Named {
+            source: Source::Direct,
             origin: self.origin.step(number),
             reference: reference.clone(),
             is_patch: false,

@@ -46,7 +46,7 @@ fn inline(attributes: &Value) -> Value {
 fn wanted(intent: &Intent) -> &Wanted {
     match &intent.volumes[0].content {
         Content::Wanted(wanted) => wanted,
-        Content::Canonical(_) | Content::Patched(_) | Content::Steps(_) => panic!("nothing else was written"),
+        _ => panic!("nothing else was written"),
     }
 }
 
@@ -150,7 +150,6 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"recipe": "- add: r.io/a\n  path: b", "platform.b": "linux/amd64"}), "has no oras.land/artifact.b to apply to: write mediaTypes and platform in the steps of the recipe")]
 #[case(json!({"recipe": "- add: r.io/a\n- add: r.io/a"}), "steps 1 and 2 of the recipe add the same files at the same path")]
 #[case(json!({"recipe": "- add: r.io/a\n  include: []"}), "step 1 of the recipe: include is empty: ")]
-#[case(json!({"artifact-set": "x"}), "is not supported by this version")]
 #[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "oras.land/patch-level: \"minor\" has no oras.land/patch to apply to: add oras.land/patch: REFERENCE")]
 #[case(json!({"patch-level": "minor"}), "has no oras.land/patch to apply to")]
 #[case(json!({"patch": "r.io/a", "patch-level": "high"}), "oras.land/patch-level: \"high\" is not a level of a patch: write minor, major or critical")]
@@ -302,7 +301,8 @@ fn actions_are_a_recipe() {
 #[case(json!({"oras.artifact.ref": "r.io/a"}), 400, "did you mean oras.artifact.reference?")]
 #[case(json!({"oras.artifact.reference": ""}), 400, "attribute oras.artifact.reference: \"\" is empty")]
 #[case(json!({"oras.artifact.reference": "a b"}), 400, "has blanks")]
-#[case(json!({"oras-csi.name": "x"}), 400, "names a set with oras-csi.name alone")]
+#[case(json!({"oras-csi.name": "x", "oras.options.insecure": "1"}), 400, "oras.options.insecure: \"1\" stands beside oras-csi.name alone")]
+#[case(json!({"oras-csi.name": "X"}), 400, "\"X\" is not the name of a set")]
 #[case(json!({"oras-csi.name": "X", "oras.artifact.reference": "r.io/a"}), 400, "\"X\" is not a DNS label")]
 #[case(json!({"oras-csi.name": "-x", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]
 #[case(json!({"oras-csi.name": "a.b", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]

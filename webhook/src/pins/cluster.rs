@@ -58,7 +58,7 @@ impl Pins for ClusterPins {
             let made = timeout(LONGEST_REQUEST, api.create(&params, &pin)).await;
             match made.map_err(|_| PinError::TooLate)? {
                 Ok(made) => {
-                    tracing::info!(namespace, pin = name, reference = %key.reference(), %digest, "pinned");
+                    tracing::info!(namespace, pin = name, reference = %key.subject(), %digest, "pinned");
                     return believed(&made, namespace, &name, key);
                 }
                 Err(Error::Api(status)) if status.reason == reason::ALREADY_EXISTS => {}

@@ -6,7 +6,6 @@ use std::fmt;
 
 use kube::core::Status;
 use kube::core::response::reason;
-use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Printable;
 use oras_csi_core::text::Shown;
 
@@ -176,7 +175,7 @@ impl PinError {
 
     /// What the user is told, with the code that says whose turn it is: 503 where nothing in the user's namespace
     /// is wrong.
-    pub fn denial(&self, at: At<'_>, reference: &Reference) -> Denial {
+    pub fn denial(&self, at: At<'_>, subject: &impl fmt::Display) -> Denial {
         let (code, instead): (Code, Cow<'static, str>) = match self {
             Self::Forbidden { .. } => (
                 Code::Unavailable,
@@ -219,7 +218,7 @@ impl PinError {
             Self::Unavailable { retry_after, .. } => *retry_after,
             _ => None,
         };
-        Denial::new(code, at, Some(&reference.to_string()), rule, instead).with_retry_after(retry_after)
+        Denial::new(code, at, Some(&subject.to_string()), rule, instead).with_retry_after(retry_after)
     }
 }
 

@@ -1,20 +1,47 @@
 //! Which pin is a pod's: by its controller, the revision of that, and what it asks for. No I/O.
 
+use std::fmt;
+
 use oras_csi_core::digest::Digest;
 use oras_csi_core::id::slug;
 use oras_csi_core::reference::Reference;
+use oras_csi_core::text::Shown;
 use serde_json::json;
 
 use super::object::PinOwner;
 
 const HASH_LENGTH: usize = 32;
 
+/// What is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PinSubject {
+    /// The digest of a tag.
+    Reference(Reference),
+    /// The digest of a set's recipe.
+    Set {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The blank stands in no reference.
+impl fmt::Display for PinSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reference(reference) => reference.fmt(f),
+            Self::Set { kind, name } => write!(f, "{kind} {}", Shown::new(name)),
+        }
+    }
+}
+
 /// What a pin is found by. All pods of one revision have the same, and no others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PinKey {
     owner: PinOwner,
     revision: Option<String>,
-    reference: Reference,
+    subject: PinSubject,
 }
 
 impl PinKey {
@@ -25,7 +52,18 @@ impl PinKey {
             return None;
         }
         let revision = revision.filter(|revision| !revision.is_empty()).map(str::to_owned);
-        Some(Self { owner: owner.into(), revision, reference: reference.clone() })
+        Some(Self { owner: owner.into(), revision, subject: PinSubject::Reference(reference.clone()) })
+    }
+
+    /// The key for a set in those pods.
+    pub fn of_set(
+        owner: impl Into<PinOwner>,
+        revision: Option<&str>,
+        kind: &'static str,
+        name: &str,
+    ) -> Self {
+        let revision = revision.filter(|revision| !revision.is_empty()).map(str::to_owned);
+        Self { owner: owner.into(), revision, subject: PinSubject::Set { kind, name: name.to_owned() } }
     }
 
     /// The controller of the pods.
@@ -38,17 +76,22 @@ impl PinKey {
         self.revision.as_deref()
     }
 
-    /// What they ask for, by tag.
-    pub fn reference(&self) -> &Reference {
-        &self.reference
+    /// What they ask for.
+    pub fn subject(&self) -> &PinSubject {
+        &self.subject
     }
 
     /// The name of the pin: what a person recognises of the repository, and a hash of uid, revision and reference.
     /// A DNS label.
     pub fn object_name(&self) -> String {
-        let repository = self.reference.repository();
-        let last = repository.rsplit('/').next().unwrap_or(repository);
-        let identity = json!([self.owner.uid, self.revision, self.reference]).to_string();
+        let last = match &self.subject {
+            PinSubject::Reference(reference) => {
+                let repository = reference.repository();
+                repository.rsplit('/').next().unwrap_or(repository)
+            }
+            PinSubject::Set { name, .. } => name,
+        };
+        let identity = json!([self.owner.uid, self.revision, self.subject.to_string()]).to_string();
         let hash = Digest::sha256_of(identity.as_bytes());
         format!("{}-{}", slug(last), &hash.hex()[..HASH_LENGTH])
     }

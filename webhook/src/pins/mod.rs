@@ -18,7 +18,7 @@ use oras_csi_core::digest::Digest;
 
 pub use cluster::ClusterPins;
 pub use error::{PinAction, PinError, PinPlace};
-pub use key::PinKey;
+pub use key::{PinKey, PinSubject};
 pub use memory::MemoryPins;
 pub use object::PinMismatch;
 

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::key::PinKey;
 use crate::view::Owner;
 
+/// A tag, or a set.
+const REFERENCE: &str = "^([^@]+/[^@]+:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|(Cluster)?ArtifactSet [a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)$";
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "oras-csi");
 
 /// Which digest a tag stands for, and for whose pods. It never changes: whoever wants another digest deletes the pin,
@@ -44,10 +46,11 @@ const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "oras-csi");
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = fixed()))]
 pub struct ArtifactPinSpec {
-    /// The reference as the pods have it, in its canonical form: HOST[:PORT]/REPOSITORY:TAG.
-    #[schemars(length(min = 1, max = 1_024), extend("pattern" = "^[^@]+/[^@]+:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"))]
+    /// The reference as the pods have it, in its canonical form: HOST[:PORT]/REPOSITORY:TAG. For a set its kind and its
+    /// name: ArtifactSet NAME.
+    #[schemars(length(min = 1, max = 1_024), extend("pattern" = REFERENCE))]
     pub reference: String,
-    /// The digest of the manifest that the tag stands for in these pods.
+    /// The digest of the manifest that the tag stands for in these pods; of a set, of the recipe in its status.
     #[schemars(length(max = 135), extend("pattern" = "^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"))]
     pub digest: String,
     /// The controller of the pods.
@@ -131,7 +134,7 @@ impl ArtifactPin {
             ..ObjectMeta::default()
         };
         let spec = ArtifactPinSpec {
-            reference: key.reference().to_string(),
+            reference: key.subject().to_string(),
             digest: digest.to_string(),
             owner,
             revision: key.revision().map(str::to_owned),
@@ -143,7 +146,7 @@ impl ArtifactPin {
     /// pins may have chosen it.
     pub(super) fn digest_for(&self, key: &PinKey) -> Result<Digest, PinMismatch> {
         let spec = &self.spec;
-        let reference = key.reference().to_string();
+        let reference = key.subject().to_string();
         let parts = [
             ("spec.reference", spec.reference.as_str(), reference.as_str()),
             ("spec.owner.uid", spec.owner.uid.as_str(), key.owner().uid.as_str()),

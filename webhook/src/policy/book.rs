@@ -238,6 +238,13 @@ impl Policies {
     }
 }
 
+impl Policies {
+    /// What holds for the administrator's own objects, which are in no namespace: the option alone.
+    pub(crate) fn rulebook_of_cluster(&self) -> Rulebook {
+        Rulebook { policies: Vec::new(), option: self.option.clone() }
+    }
+}
+
 impl Rulebook {
     fn refuse_broken(&self, at: At<'_>) -> Result<(), Denial> {
         for entry in &self.policies {

@@ -330,7 +330,9 @@ mod tests {
                 Err(denial) => return Some(denial.message().to_owned()),
             };
             let reference = oras_csi_core::reference::Reference::parse(reference).unwrap();
-            let broken = opinions(&book, &reference).into_iter().find(Opinion::is_broken);
+            let broken = opinions(&book, &reference, oras_csi_core::policy::Source::Direct)
+                .into_iter()
+                .find(Opinion::is_broken);
             broken.map(|opinion| opinion.rule().unwrap().to_string())
         }
 

@@ -81,10 +81,10 @@ impl Opinion {
 }
 
 /// What each policy says of a reference's name.
-pub(crate) fn opinions(book: &Rulebook, reference: &Reference) -> Vec<Opinion> {
+pub(crate) fn opinions(book: &Rulebook, reference: &Reference, source: Source) -> Vec<Opinion> {
     book.policies()
         .map(|policy| {
-            let (rule, component, is_broken) = match policy.check_name(reference, Source::Direct) {
+            let (rule, component, is_broken) = match policy.check_name(reference, source) {
                 Ok(None) => (None, None, false),
                 Ok(Some(pattern)) => (Some(Rule::RegistriesAllow), Some(pattern.to_string()), false),
                 Err(violation) => (Some(violation.rule()), Some(violation.component().to_owned()), true),
@@ -128,7 +128,7 @@ impl Findings {
         named: &Named,
         metrics: &Metrics,
     ) -> Result<(), Denial> {
-        let check = |policy: &Policy| policy.check_name(&named.reference, Source::Direct).map(|_| ());
+        let check = |policy: &Policy| policy.check_name(&named.reference, named.source).map(|_| ());
         self.check(book, named, metrics, check)
     }
 
@@ -204,10 +204,10 @@ impl Findings {
     fn note(&mut self, policy: &Policy, named: &Named, violation: &Violation) {
         let key = match (named.is_patch, violation.rule().is_about_writing(), &named.origin) {
             (true, _, Origin::Annotation { .. }) => PATCH_VIOLATIONS,
-            (true, _, Origin::Attribute { .. }) => PATCH_VIOLATIONS_INLINE,
+            (true, _, Origin::Attribute { .. } | Origin::Field(_)) => PATCH_VIOLATIONS_INLINE,
             (false, false, _) => VIOLATIONS,
             (false, true, Origin::Annotation { .. }) => WRITING_VIOLATIONS,
-            (false, true, Origin::Attribute { .. }) => WRITING_VIOLATIONS_INLINE,
+            (false, true, Origin::Attribute { .. } | Origin::Field(_)) => WRITING_VIOLATIONS_INLINE,
         };
         // A rule on a name says the same of a tag and of the digest that replaces it.
         let note = json!({

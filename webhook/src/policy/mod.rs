@@ -13,7 +13,7 @@ mod entry;
 mod files;
 pub(crate) mod judge;
 pub mod object;
-mod selector;
+pub(crate) mod selector;
 
 pub use book::{
     Labels, Namespaces, NamespacesError, NoPolicy, Policies, Rulebook, StatedError, StatedNamespaces,

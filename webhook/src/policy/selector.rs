@@ -14,7 +14,7 @@ const KEY: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]
 const VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 
 /// Reads a selector.
-pub(super) fn read(selector: LabelSelector) -> Result<Selector, SpecError> {
+pub(crate) fn read(selector: LabelSelector) -> Result<Selector, SpecError> {
     for (key, value) in selector.match_labels.iter().flatten() {
         check(&format!("{FIELD}.matchLabels"), key, [value])?;
     }
@@ -71,7 +71,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// A label selector that can be read: of one that cannot, nobody could say which namespaces it selects.
-pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn schema(_: &mut SchemaGenerator) -> Schema {
     let rule = Rule::new("(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)")
         .message("In and NotIn need values, Exists and DoesNotExist take none");
     let value = json_schema!({"type": "string", "maxLength": 63, "pattern": VALUE});

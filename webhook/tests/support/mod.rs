@@ -22,8 +22,11 @@ use oras_csi_webhook::admit::{Admission, Outcome};
 use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
-use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
+use oras_csi_webhook::policy::{
+    Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies, StatedNamespaces,
+};
 use oras_csi_webhook::server::{App, Health, ServerSettings};
+use oras_csi_webhook::sets::{MemorySets, SetBook};
 use oras_csi_webhook::{Registries, ResolverSettings};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -345,6 +348,20 @@ impl Bench {
         let bench = Self::new();
         let admission = Arc::into_inner(bench.admission).unwrap().with_credentials(credentials);
         Self { admission: Arc::new(admission), ..bench }
+    }
+
+    /// With these sets and Namespaces, as manifests have them.
+    pub fn with_sets(self, manifests: &[Value]) -> (Self, Arc<MemorySets>) {
+        let mut namespaces = StatedNamespaces::default();
+        for manifest in manifests {
+            namespaces.take(manifest).unwrap();
+        }
+        let sets = Arc::new(MemorySets::new(namespaces));
+        for manifest in manifests {
+            sets.take(manifest, "team").unwrap();
+        }
+        let admission = Arc::into_inner(self.admission).unwrap().with_sets(SetBook::new(sets.clone()));
+        (Self { admission: Arc::new(admission), ..self }, sets)
     }
 
     pub async fn admit(&self, pod: &Value) -> Result<Outcome, Denial> {

@@ -193,7 +193,7 @@ async fn the_wait_that_the_api_server_asks_for_is_passed_on_within_bounds() {
         let details = json!({"retryAfterSeconds": asked});
         api.say(Method::GET, 429, &status(429, "TooManyRequests", "too many requests", &details));
         let error = ClusterPins::new(api.client()).find("team", &key()).await.unwrap_err();
-        let denial = error.denial(At::Reference, key().reference());
+        let denial = error.denial(At::Reference, key().subject());
         assert_eq!((denial.code().number(), denial.retry_after()), (503, told), "{denial}");
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 use rstest::rstest;
 
 use super::*;
-use crate::registry::Limits;
+use crate::registry::{Limits, media};
 
 #[tokio::test]
 async fn a_tag_is_resolved_by_one_head() {
