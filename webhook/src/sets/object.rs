@@ -170,10 +170,13 @@ pub struct EarlierRecipe {
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetNodes {
     /// How many fetch it.
+    #[schemars(with = "i32", range(min = 0))]
     pub desired: u32,
     /// How many have it.
+    #[schemars(with = "i32", range(min = 0))]
     pub ready: u32,
     /// How many failed to get it.
+    #[schemars(with = "i32", range(min = 0))]
     pub failed: u32,
 }
 
