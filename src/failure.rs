@@ -91,6 +91,7 @@ impl From<PatchError> for Failure {
         // What somebody names at the prompt is wrong; what an artifact says is refused.
         let status = match &error {
             PatchError::Index
+            | PatchError::TooLong { .. }
             | PatchError::Kind { .. }
             | PatchError::NotPinned { .. }
             | PatchError::OtherBase { .. }

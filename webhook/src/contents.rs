@@ -10,7 +10,7 @@ use oras_csi_core::patch::{self, Instructions, PatchError};
 use oras_csi_core::policy::Found;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::LayerFiles;
-use oras_csi_core::registry::manifest::{Document, Index, LayerDescriptor};
+use oras_csi_core::registry::manifest::{Document, Index, IndexEntry, LayerDescriptor};
 
 use crate::denial::listed;
 
@@ -28,8 +28,8 @@ pub(crate) enum Contents {
 pub(crate) struct Image {
     artifact_type: String,
     layers: Vec<LayerKind>,
-    /// The whole manifest, of a patch or of the artifact of a recipe.
-    instructions: Option<Arc<Document>>,
+    /// The whole manifest, of a patch or of the artifact of a recipe; how long it is, where it is too long.
+    instructions: Option<Result<Arc<Document>, usize>>,
 }
 
 /// The layers of one media type, with or without files in them.
@@ -60,13 +60,14 @@ pub(crate) enum Nothing {
     Patch,
 }
 
-/// What a whole manifest of a few annotations weighs.
-const WHOLE: usize = 16;
+/// What one layer or entry takes beside its texts, and what counts as one, in bytes.
+const UNIT: usize = 256;
 
 impl Contents {
-    pub(crate) fn of(document: &Document) -> Self {
+    /// Of a manifest of `length` bytes.
+    pub(crate) fn of(document: &Document, length: usize) -> Self {
         match document {
-            Document::Index(index) => Self::Index(index.clone()),
+            Document::Index(index) => Self::Index(index.without_annotations()),
             Document::Image(image) => {
                 let mut kinds: BTreeMap<(String, bool), u64> = BTreeMap::new();
                 for layer in image.layers() {
@@ -75,7 +76,9 @@ impl Contents {
                 }
                 let kind = |((media_type, has_files), size)| LayerKind { media_type, has_files, size };
                 let layers = kinds.into_iter().map(kind).collect();
-                let instructions = Instructions::is_kind(image.kind()).then(|| Arc::new(document.clone()));
+                let instructions = Instructions::is_kind(image.kind()).then(|| {
+                    if length <= PatchError::LONGEST { Ok(Arc::new(document.clone())) } else { Err(length) }
+                });
                 Self::Image(Image { artifact_type: image.kind().to_owned(), layers, instructions })
             }
         }
@@ -86,19 +89,31 @@ impl Contents {
         match self {
             Self::Index(_) => Err(PatchError::Index),
             Self::Image(image) => match &image.instructions {
-                Some(document) => Instructions::read(own, document),
+                Some(Ok(document)) => Instructions::read(own, document),
+                Some(Err(length)) => Err(PatchError::TooLong { length: *length }),
                 None => Err(PatchError::Kind { kind: image.artifact_type.as_str().into() }),
             },
         }
     }
 
-    /// How much memory it takes, roughly, in layers and index entries.
+    /// How much memory it takes, roughly, in pieces of [`UNIT`] bytes.
     pub(crate) fn weight(&self) -> u32 {
-        let entries = match self {
-            Self::Image(image) => image.layers.len() + image.instructions.as_ref().map_or(0, |_| WHOLE),
-            Self::Index(index) => index.entries().len(),
+        let (entries, bytes) = match self {
+            Self::Image(image) => {
+                let texts: usize = image.layers.iter().map(|layer| layer.media_type.len()).sum();
+                let whole = if let Some(Ok(_)) = image.instructions { PatchError::LONGEST } else { 0 };
+                (image.layers.len(), image.artifact_type.len() + texts + whole)
+            }
+            Self::Index(index) => {
+                let texts = |entry: &IndexEntry| {
+                    let platform = entry.platform().map_or(0, |platform| platform.to_string().len());
+                    entry.descriptor().media_type().len() + entry.artifact_type().map_or(0, str::len) + platform
+                };
+                (index.entries().len(), index.entries().iter().map(texts).sum())
+            }
         };
-        u32::try_from(entries).unwrap_or(u32::MAX).saturating_add(1)
+        let pieces = entries.saturating_add(bytes / UNIT).saturating_add(1);
+        u32::try_from(pieces).unwrap_or(u32::MAX)
     }
 }
 
@@ -154,7 +169,7 @@ mod tests {
                 .replace("TYPE(", r#"{"mediaType":""#)
                 .replace(')', &format!(r#","digest":"{digest}","size":1}}"#))
         );
-        match Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap()) {
+        match Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap(), manifest.len()) {
             Contents::Image(image) => image,
             Contents::Index(_) => panic!("an image was written"),
         }

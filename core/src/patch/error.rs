@@ -14,6 +14,12 @@ pub enum PatchError {
         "is an image index, which is neither a patch nor a recipe: to mount it, name it with oras.land/artifact"
     )]
     Index,
+    /// More than names and digests.
+    #[error("is a manifest of {length} bytes: of a patch or a recipe at most {} are read", PatchError::LONGEST)]
+    TooLong {
+        /// What it has.
+        length: usize,
+    },
     /// Another artifact.
     #[error(
         "is an artifact of type \"{kind}\", which is neither a patch nor a recipe: to mount it, name it with \
@@ -134,4 +140,9 @@ pub enum PatchError {
     /// An artifact of a recipe that has none.
     #[error(transparent)]
     Recipe(#[from] ArtifactError),
+}
+
+impl PatchError {
+    /// The most bytes of a manifest that is read as a patch or a recipe: names and digests are short.
+    pub const LONGEST: usize = 64 * 1024;
 }

@@ -265,6 +265,15 @@ impl LayerDescriptor {
 }
 
 impl Index {
+    /// The same for whoever only chooses: annotations may be anything, and much.
+    #[must_use]
+    pub fn without_annotations(&self) -> Self {
+        let bare = |entry: &IndexEntry| IndexEntry { annotations: BTreeMap::new(), ..entry.clone() };
+        let entries = self.entries.iter().map(bare).collect();
+        let (media_type, artifact_type) = (self.media_type, self.artifact_type.clone());
+        Self { media_type, artifact_type, entries, subject: self.subject.clone(), annotations: BTreeMap::new() }
+    }
+
     /// The manifests, in order.
     pub fn entries(&self) -> &[IndexEntry] {
         &self.entries

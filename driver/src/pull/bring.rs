@@ -39,6 +39,8 @@ pub(super) struct Bring<'a> {
     pub(super) slots: &'a Arc<Slots>,
     pub(super) urgency: &'a Urgency,
     pub(super) job: &'a Job,
+    /// It is there already: whoever names it only shows that it has it.
+    pub(super) is_proof: bool,
     pub(super) blob: &'a Descriptor,
     pub(super) reference: &'a PinnedReference,
     pub(super) progress: &'a Arc<dyn Progress>,
@@ -55,8 +57,8 @@ impl Drop for Closing {
 
 impl Bring<'_> {
     pub(super) async fn run(self, slot: Slot) -> Result<(), UnpackError> {
-        // A layer of a store that is not kept is not gone on with.
-        let is_kept = matches!(self.job, Job::Blob) || self.store.is_kept();
+        // A layer of a store that is not kept is not gone on with, and neither is what is only read.
+        let is_kept = !self.is_proof && (matches!(self.job, Job::Blob) || self.store.is_kept());
         if self.blob.size() < KEPT_FROM || !is_kept {
             return self.straight(slot).await;
         }
@@ -128,12 +130,22 @@ impl Bring<'_> {
         let (sender, receiver) = mpsc::channel(PIECES);
         let reader = BlobReader::new(self.blob.clone(), receiver);
         let (store, job, blob) = (self.store.clone(), self.job.clone(), self.blob.clone());
+        let is_proof = self.is_proof;
         let written = tokio::task::spawn_blocking(move || match &job {
+            _ if is_proof => read_through(reader),
             Job::Blob => store.write_blob(&blob, reader),
             Job::Layer(key, unpacking) => unpack(&store, key, unpacking, &blob, reader),
         });
         self.feed(&mut slot, sender).await;
         written.await.unwrap_or(Err(StreamFault::Stopped.into()))
+    }
+
+    /// Whether a registry that has the blob gives it under this name: its bytes begin to come, and are not wanted.
+    pub(super) async fn is_opened(&self, mut slot: Slot) -> Result<(), UnpackError> {
+        let mut pace = Pace::new(self.store.limits());
+        let opened = pace.wait(&mut slot, self.registry.blob(self.reference, self.blob, 0)).await;
+        let opened = opened.map_err(|late| StreamFault::Registry(too_slow(self.reference, late)))?;
+        opened.map(drop).map_err(|error| StreamFault::Registry(error).into())
     }
 
     /// Sends a blob's bytes; asks again from where it broke off.
@@ -209,6 +221,12 @@ fn is_about_the_bytes(error: &UnpackError) -> bool {
         UnpackError::Disk(_) => false,
         _ => true,
     }
+}
+
+/// Reads a blob to its end, which has to have its digest.
+fn read_through(mut reader: BlobReader) -> Result<(), UnpackError> {
+    while !reader.piece()?.is_empty() {}
+    Ok(reader.finish()?)
 }
 
 /// Makes of a blob what it becomes, right behind the bytes as they come; in a thread that may block.

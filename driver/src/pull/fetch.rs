@@ -1,13 +1,13 @@
 //! A recipe becomes a tree: manifests, then blobs and layers a few at a time, then hard links.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
-use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
+use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{
     Access, Credentials, Descriptor, Document, ImageManifest, Limits as RegistryLimits, ManifestDocument,
     Registry, Source as Asker,
@@ -16,12 +16,12 @@ use oras_csi_core::registry::{
 use super::assemble::assemble;
 use super::bring::{Bring, Job};
 use super::error::PullError;
-use super::locks::{Arrivals, Locks};
+use super::locks::Locks;
 use super::progress::{Planned, Progress};
 use super::slots::Slots;
 use super::steps::{Source, Work, mark_laid};
 use super::urgency::Urgency;
-use crate::store::{DiskError, Item, LayerKey, Store, Tree, TreeKey};
+use crate::store::{DiskError, Given, Item, LayerKey, Store, Tree, TreeKey};
 use crate::unpack::Unpacking;
 use crate::unpack::budget::Budget;
 use crate::unpack::graft::Laying;
@@ -42,9 +42,7 @@ pub struct Fetcher {
 /// What all who fetch into one store share.
 struct Shared {
     locks: Locks,
-    arrivals: Arrivals,
     slots: Arc<Slots>,
-    given: Given,
 }
 
 #[derive(Clone)]
@@ -52,14 +50,15 @@ struct Fetch {
     job: Job,
     descriptor: Descriptor,
     reference: PinnedReference,
+    /// It is there, and only has to be given.
+    is_proof: bool,
 }
 
 impl Fetcher {
     /// Fetches from `registry` into `store`, for nodes of this machine's platform.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
         let slots = Arc::new(Slots::new(store.limits().streams()));
-        let (locks, arrivals, given) = Default::default();
-        let shared = Arc::new(Shared { locks, arrivals, slots, given });
+        let shared = Arc::new(Shared { locks: Locks::default(), slots });
         Self { store, registry, access: None, node: Platform::node(), urgency: Urgency::default(), shared }
     }
 
@@ -95,9 +94,11 @@ impl Fetcher {
     /// says that it has what somebody else's registry keeps to itself would let everybody in.
     pub async fn check_right(&self, reference: &PinnedReference) -> Result<(), PullError> {
         let failed = |source| PullError::Registry { reference: reference.clone().into(), source };
-        if self.shared.given.has(reference) {
+        if self.store.given(reference, reference.digest()) != Given::No {
             let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
-            return asked.map(drop).map_err(failed);
+            asked.map_err(failed)?;
+            self.store.note_given(reference, reference.digest());
+            return Ok(());
         }
         let manifest = self.registry.manifest(reference).await.map_err(failed)?;
         self.keep(reference, &manifest).await
@@ -131,14 +132,11 @@ impl Fetcher {
         // Nothing of it is collected before it is in use.
         let mut lease = self.store.lease();
         lease.tree(&key);
-        if let Some(tree) = self
-            .blocking({
-                let key = key.clone();
-                move |store| store.tree(&key)
-            })
-            .await?
-        {
-            return Ok(tree);
+        if self.store.is_from(&key, recipe) {
+            let key = key.clone();
+            if let Some(tree) = self.blocking(move |store| store.tree(&key)).await? {
+                return Ok(tree);
+            }
         }
         let steps = self.read_steps(recipe).await?;
         for piece in steps.iter().filter_map(Work::source).flat_map(Source::pieces) {
@@ -153,6 +151,7 @@ impl Fetcher {
         progress.planned(&announced);
         let wanted = fetches
             .iter()
+            .filter(|(fetch, _)| !fetch.is_proof)
             .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
             .collect::<Vec<_>>();
         let room = move |store: &Store| {
@@ -173,11 +172,15 @@ impl Fetcher {
         let assembled = {
             let key = key.clone();
             self.blocking(move |store| {
+                if let Some(tree) = store.tree(&key)? {
+                    return Ok(Some(tree));
+                }
                 assemble(store, &key, &steps)?;
                 Ok::<_, PullError>(store.tree(&key)?)
             })
             .await?
         };
+        self.store.note_from(&key, recipe);
         let vanished = || DiskError::new("find the tree just made", key.as_str(), rustix::io::Errno::NOENT);
         Ok(assembled.ok_or_else(vanished)?)
     }
@@ -250,7 +253,10 @@ impl Fetcher {
         let refused = |source| PullError::Manifest { reference: reference.clone().into(), source };
         let wanted = digest.clone();
         let longest = RegistryLimits::default().manifest();
-        if let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await? {
+        // What is there is nobody's who does not have it.
+        if self.is_given(reference, &digest).await?
+            && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await?
+        {
             return ManifestDocument::verify(&digest, None, bytes.into()).map_err(refused);
         }
         let manifest = self
@@ -262,9 +268,25 @@ impl Fetcher {
         Ok(manifest)
     }
 
+    /// Whether the manifest `digest` is to be had where `reference` says.
+    async fn is_given(&self, reference: &PinnedReference, digest: &Digest) -> Result<bool, PullError> {
+        match self.store.given(reference, digest) {
+            Given::Here => Ok(true),
+            Given::No => Ok(false),
+            Given::Elsewhere => {
+                let asked = Reference::from(reference.with_digest(digest.clone()));
+                let asked = self.registry.resolve(&asked).await;
+                asked
+                    .map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
+                self.store.note_given(reference, digest);
+                Ok(true)
+            }
+        }
+    }
+
     /// Keeps a manifest that its registry gave.
     async fn keep(&self, reference: &PinnedReference, manifest: &ManifestDocument) -> Result<(), PullError> {
-        self.shared.given.note(reference);
+        self.store.note_given(reference, reference.digest());
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
         if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
@@ -295,7 +317,8 @@ impl Fetcher {
                 };
                 let descriptor = piece.descriptor().clone();
                 let planned = Planned::new(descriptor.clone(), shown);
-                let fetch = Fetch { job, descriptor, reference: step.reference().clone() };
+                let reference = step.reference().clone();
+                let fetch = Fetch { job, descriptor, reference, is_proof: false };
                 wanted.entry(name).or_insert((fetch, planned));
             }
         }
@@ -305,10 +328,15 @@ impl Fetcher {
                 // What is there may have been for long, on a disk that forgets.
                 if !fetch.is_there(store)? || !store.is_whole(&fetch.item())? {
                     missing.push((fetch, planned));
-                } else if let Job::Layer(key, _) = &fetch.job
+                    continue;
+                }
+                if let Job::Layer(key, _) = &fetch.job
                     && let Some(layer) = store.layer(key)?
                 {
                     budget.charge(layer.totals());
+                }
+                if store.given(&fetch.reference, fetch.descriptor.digest()) != Given::Here {
+                    missing.push((Fetch { is_proof: true, ..fetch }, planned));
                 }
             }
             Ok::<_, DiskError>(missing)
@@ -316,8 +344,8 @@ impl Fetcher {
         .await
     }
 
-    /// Brings one blob or layer into the store. Whoever wants the same of the same registry waits for it; whoever
-    /// wants it of another brings it as well, until one of the two has it.
+    /// Brings one blob or layer into the store, and has it given by the registry that is named. Whoever wants the same
+    /// of the same registry waits for it; whoever wants it of another brings it as well.
     async fn fetch(
         self: &Arc<Self>,
         fetch: Fetch,
@@ -325,55 +353,45 @@ impl Fetcher {
         progress: &Arc<dyn Progress>,
     ) -> Result<(), PullError> {
         let digest = fetch.descriptor.digest();
-        let name = fetch.name();
         let host = fetch.reference.registry();
-        let held = self.shared.locks.hold(&format!("{name} from {host}"), urgency).await;
-        loop {
-            let expected = self.shared.arrivals.expect(&name);
-            let look = fetch.clone();
-            if self.blocking(move |store| look.is_there(store)).await? {
-                progress.found(digest, fetch.descriptor.size());
-                progress.finished(digest);
-                return Ok(());
-            }
-            let bring = async {
-                let Some(slot) = self.shared.slots.take(host, held.urgency()).await else {
-                    return Err(PullError::Stopped);
-                };
-                let bring = Bring {
-                    store: &self.store,
-                    registry: self.registry.as_ref(),
-                    slots: &self.shared.slots,
-                    urgency: held.urgency(),
-                    job: &fetch.job,
-                    blob: &fetch.descriptor,
-                    reference: &fetch.reference,
-                    progress,
-                };
-                bring.run(slot).await.map_err(|source| PullError::Layer {
-                    reference: fetch.reference.clone().into(),
-                    layer: digest.clone(),
-                    source,
-                })
-            };
-            tokio::select! {
-                brought = bring => {
-                    brought?;
-                    expected.tell();
-                    progress.finished(digest);
-                    return Ok(());
-                }
-                () = expected.has_come() => {
-                    tracing::info!(%digest, %host, "another registry was faster");
-                    let (blob, host) = (fetch.descriptor.clone(), host.clone());
-                    let forget = move |store: &Store| {
-                        store.forget_partial(&blob, &host);
-                        Ok::<_, DiskError>(())
-                    };
-                    self.blocking(forget).await?;
-                }
-            }
+        let held = self.shared.locks.hold(&format!("{} from {host}", fetch.name()), urgency).await;
+        // The same bytes, however they are laid out: who waits for them takes nobody's turn.
+        let held = self.shared.locks.hold(&format!("bytes {digest} from {host}"), held.urgency()).await;
+        let look = fetch.clone();
+        let is_there = self.blocking(move |store| look.is_there(store)).await?;
+        if is_there && self.store.given(&fetch.reference, digest) == Given::Here {
+            progress.found(digest, fetch.descriptor.size());
+            progress.finished(digest);
+            return Ok(());
         }
+        let failed = |source| PullError::Layer {
+            reference: fetch.reference.clone().into(),
+            layer: digest.clone(),
+            source,
+        };
+        let Some(slot) = self.shared.slots.take(host, held.urgency()).await else {
+            return Err(PullError::Stopped);
+        };
+        let bring = Bring {
+            store: &self.store,
+            registry: self.registry.as_ref(),
+            slots: &self.shared.slots,
+            urgency: held.urgency(),
+            job: &fetch.job,
+            is_proof: is_there,
+            blob: &fetch.descriptor,
+            reference: &fetch.reference,
+            progress,
+        };
+        if is_there && self.store.given(&fetch.reference, digest) == Given::Elsewhere {
+            bring.is_opened(slot).await.map_err(failed)?;
+            progress.found(digest, fetch.descriptor.size());
+        } else {
+            bring.run(slot).await.map_err(failed)?;
+        }
+        self.store.note_given(&fetch.reference, digest);
+        progress.finished(digest);
+        Ok(())
     }
 
     /// Runs what blocks on the disk where it may.
@@ -390,28 +408,6 @@ impl Fetcher {
             Ok(done) => done.map_err(Into::into),
             Err(_) => Err(PullError::Stopped),
         }
-    }
-}
-
-/// Most that is remembered of who gave what.
-const MOST_GIVEN: usize = 10_000;
-
-/// Which registry gave which manifest since this process began: whoever gave the bytes has them.
-#[derive(Debug, Default)]
-struct Given(Mutex<BTreeSet<(RegistryHost, Digest)>>);
-
-impl Given {
-    fn has(&self, reference: &PinnedReference) -> bool {
-        let given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        given.contains(&(reference.registry().clone(), reference.digest().clone()))
-    }
-
-    fn note(&self, reference: &PinnedReference) {
-        let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if given.len() >= MOST_GIVEN {
-            given.clear();
-        }
-        given.insert((reference.registry().clone(), reference.digest().clone()));
     }
 }
 

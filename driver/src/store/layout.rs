@@ -86,6 +86,10 @@ impl Layout {
         self.path.join("preload.json")
     }
 
+    pub(super) fn given(&self) -> PathBuf {
+        self.path.join("given")
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.path.join("state.json")
     }

@@ -64,6 +64,7 @@ mod aside;
 mod blob;
 mod disk;
 mod format;
+mod givers;
 mod inventory;
 mod key;
 mod layout;
@@ -90,6 +91,7 @@ use rustix::io::Errno;
 pub(crate) use self::aside::tree_of_name;
 pub use self::disk::DiskError;
 use self::format::{FORMAT, make_folder};
+pub(crate) use self::givers::Given;
 pub use self::inventory::{HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State};
 pub use self::key::{LayerKey, TreeKey};
 pub use self::layout::Layout;
@@ -179,6 +181,7 @@ pub struct Store {
     node: state::Kept,
     /// What was compared with its digests by this process.
     trusted: Mutex<HashSet<Item>>,
+    givers: givers::Givers,
     metrics: OnceLock<Metrics>,
     // Closed last, which gives the lock back.
     _lock: OwnedFd,
@@ -207,6 +210,7 @@ impl Store {
             setting_aside: Mutex::default(),
             node: state::Kept::read(&layout),
             trusted: Mutex::default(),
+            givers: givers::Givers::read(&layout.given()),
             metrics: OnceLock::new(),
             layout,
             path,

@@ -29,8 +29,7 @@ use std::time::Duration;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::RegistryHost;
 use oras_csi_core::registry::Descriptor;
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::ranges::Ranges;
 use super::{DiskError, Store};
@@ -110,13 +109,7 @@ impl Store {
             tracing::warn!(path = %path.display(), "a blob on its way is shorter than its note says; it begins anew");
             whole = Ranges::default();
         }
-        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
-            Err(errno) => {
-                let _ = std::fs::remove_file(&path);
-                return Err(failed("make room for", errno.into()));
-            }
-        }
+        // Its place is taken as it comes: what a manifest says of a size costs whoever says it as many bytes.
         let log =
             self.kept.then(|| begin_note(&note, size, &boot, &whole, &self.unfinished())).transpose()?;
         let resumed = whole.bytes();
@@ -140,13 +133,6 @@ impl Store {
         }
         let _ = std::fs::remove_file(&partial.note);
         Ok(())
-    }
-
-    /// Removes a blob on its way from `host`: it is there already.
-    pub(crate) fn forget_partial(&self, blob: &Descriptor, host: &RegistryHost) {
-        let path = self.partial_path(blob.digest(), host);
-        let _ = std::fs::remove_file(with_suffix(&path, NOTE));
-        let _ = std::fs::remove_file(path);
     }
 
     /// Removes what nobody has gone on with for `age`, and notes without bytes.

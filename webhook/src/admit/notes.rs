@@ -38,7 +38,11 @@ impl Notes {
 
     /// What the patch that is written was pinned to before.
     pub(super) fn patch(&self, written: &Reference) -> Option<&Digest> {
-        let is_it = |noted: &&Reference| noted.name() == written.name() && noted.tag() == written.tag();
+        let is_it = |noted: &&Reference| {
+            noted.name() == written.name()
+                && noted.tag() == written.tag()
+                && written.digest().is_none_or(|digest| noted.digest() == Some(digest))
+        };
         self.patches.iter().find(is_it)?.digest()
     }
 

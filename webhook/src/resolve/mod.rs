@@ -428,7 +428,7 @@ impl Shared {
     ) -> Result<Arc<Contents>, RegistryError> {
         let lookup = registry.manifest(pinned);
         let document = self.bounded(pinned.registry(), &pinned.name(), lookup).await?;
-        Ok(Arc::new(Contents::of(document.document())))
+        Ok(Arc::new(Contents::of(document.document(), document.bytes().len())))
     }
 
     /// No lookup lasts for ever, also when nobody waits for it any more.

@@ -1,0 +1,225 @@
+//! Who gave what: which registry this node has had which bytes from.
+//!
+//! The store holds bytes without saying whose they are. That they are there must not give them to whoever knows their
+//! digest: a manifest, a child of an index, a blob or a whole tree counts as there only for repositories that gave these
+//! very bytes, once, to this node.
+//!
+//! ```text
+//! STORE/given        a line a fact: 32 hex digits of a SHA-256, only ever added to
+//! ```
+//!
+//! A fact that is lost costs one more download, so nothing here waits for the disk, and a line that is cut short by a
+//! crash is none. What is known of content that is long gone is harmless: that is fetched anyway.
+//!
+//! Architecture Invariant: a fact is noted after all its bytes came from that repository and had the right digest, and
+//! never before.
+
+use std::collections::{HashSet, VecDeque};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use oras_csi_core::digest::Digest;
+use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::reference::{PinnedReference, RegistryHost};
+
+use super::{Store, TreeKey};
+
+/// More facts are not kept: the older half goes.
+const MOST: usize = 200_000;
+const HEX: usize = 32;
+
+/// Half a SHA-256 in hex.
+type Fact = [u8; HEX];
+
+/// The facts.
+#[derive(Debug, Default)]
+pub(super) struct Givers(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    facts: HashSet<Fact>,
+    order: VecDeque<Fact>,
+    /// Where they are kept, where they are.
+    path: Option<PathBuf>,
+    file: Option<File>,
+}
+
+fn fact(words: &[&str]) -> Fact {
+    let digest = Digest::sha256_of(words.join("\n").as_bytes());
+    let mut fact = [0; HEX];
+    fact.copy_from_slice(&digest.hex().as_bytes()[..HEX]);
+    fact
+}
+
+impl Givers {
+    /// What an earlier run noted.
+    pub(super) fn read(path: &Path) -> Self {
+        let mut known = Known { path: Some(path.to_owned()), ..Known::default() };
+        match std::fs::read(path) {
+            Ok(text) => {
+                let whole = text.split_inclusive(|byte| *byte == b'\n');
+                let lines = whole.filter_map(|line| Fact::try_from(line.strip_suffix(b"\n")?).ok());
+                for fact in lines.filter(|fact| fact.iter().all(u8::is_ascii_hexdigit)) {
+                    if known.facts.insert(fact) {
+                        known.order.push_back(fact);
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "who gave what cannot be read; it is asked for again");
+            }
+        }
+        Self(Mutex::new(known))
+    }
+
+    fn has(&self, fact: &Fact) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).facts.contains(fact)
+    }
+
+    fn note(&self, facts: &[Fact], is_kept: bool) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = Vec::new();
+        for fact in facts {
+            if known.facts.insert(*fact) {
+                known.order.push_back(*fact);
+                lines.extend_from_slice(fact);
+                lines.push(b'\n');
+            }
+        }
+        if !is_kept || lines.is_empty() {
+            return;
+        }
+        let written = if known.facts.len() > MOST { known.halve() } else { known.append(&lines) };
+        if let Err(error) = written {
+            tracing::warn!(%error, "who gave what is not written down; after a start it is asked for again");
+            known.file = None;
+        }
+    }
+}
+
+impl Known {
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        if self.file.is_none() {
+            let mut file = File::options().create(true).append(true).mode(0o600).open(path)?;
+            // Behind a line that was cut short.
+            file.write_all(b"\n")?;
+            self.file = Some(file);
+        }
+        self.file.as_mut().map_or(Ok(()), |file| file.write_all(lines))
+    }
+
+    /// Forgets the older half, and writes the rest anew.
+    fn halve(&mut self) -> io::Result<()> {
+        for fact in self.order.drain(..MOST / 2) {
+            self.facts.remove(&fact);
+        }
+        let Some(path) = &self.path else { return Ok(()) };
+        let text: Vec<u8> = self.order.iter().flat_map(|fact| fact.iter().copied().chain([b'\n'])).collect();
+        self.file = None;
+        std::fs::remove_file(path)?;
+        let mut file = File::options().create_new(true).append(true).mode(0o600).open(path)?;
+        file.write_all(&text)?;
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+/// What is known of one content and one repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// It gave these bytes.
+    Here,
+    /// Another repository of the same registry did: it has them, and may or may not give them here.
+    Elsewhere,
+    /// Nobody knows.
+    No,
+}
+
+fn of_host(host: &RegistryHost, content: &Digest) -> Fact {
+    fact(&["host", &host.to_string(), &content.to_string()])
+}
+
+fn of_repository(name: &str, content: &Digest) -> Fact {
+    fact(&["repository", name, &content.to_string()])
+}
+
+fn of_tree(key: &TreeKey, recipe: &PinnedRecipe) -> Fact {
+    let names: Vec<String> = recipe.references().map(PinnedReference::name).collect();
+    let mut words = vec!["tree", key.as_str()];
+    words.extend(names.iter().map(String::as_str));
+    fact(&words)
+}
+
+impl Store {
+    /// Whether the repository of `reference` gave content of that digest.
+    pub(crate) fn given(&self, reference: &PinnedReference, content: &Digest) -> Given {
+        if self.givers.has(&of_repository(&reference.name(), content)) {
+            Given::Here
+        } else if self.givers.has(&of_host(reference.registry(), content)) {
+            Given::Elsewhere
+        } else {
+            Given::No
+        }
+    }
+
+    /// The repository of `reference` gave all bytes of `content`.
+    pub(crate) fn note_given(&self, reference: &PinnedReference, content: &Digest) {
+        let facts = [of_repository(&reference.name(), content), of_host(reference.registry(), content)];
+        self.givers.note(&facts, self.kept);
+    }
+
+    /// Whether all of a tree was given by the repositories that this recipe names.
+    pub(crate) fn is_from(&self, key: &TreeKey, recipe: &PinnedRecipe) -> bool {
+        self.givers.has(&of_tree(key, recipe))
+    }
+
+    /// All of a tree was given by the repositories that this recipe names.
+    pub(crate) fn note_from(&self, key: &TreeKey, recipe: &PinnedRecipe) {
+        self.givers.note(&[of_tree(key, recipe)], self.kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(count: usize) -> Vec<Fact> {
+        (0..count).map(|number| fact(&["t", &number.to_string()])).collect()
+    }
+
+    #[test]
+    fn facts_outlive_the_process_and_a_line_cut_short_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("given");
+        let all = facts(3);
+        Givers::read(&path).note(&all[..2], true);
+        let mut text = std::fs::read(&path).unwrap();
+        text.extend_from_slice(&all[2][..20]);
+        std::fs::write(&path, text).unwrap();
+        let again = Givers::read(&path);
+        assert_eq!(all.iter().map(|fact| again.has(fact)).collect::<Vec<_>>(), [true, true, false]);
+        again.note(&all, true);
+        let again = Givers::read(&path);
+        assert!(all.iter().all(|fact| again.has(fact)));
+        again.note(&facts(5), false);
+        assert!(again.has(&facts(5)[4]) && !Givers::read(&path).has(&facts(5)[4]), "only in memory");
+    }
+
+    #[test]
+    fn the_older_half_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("given");
+        let all = facts(MOST + 1);
+        let givers = Givers::read(&path);
+        givers.note(&all[..MOST], true);
+        givers.note(&all[MOST..], true);
+        for givers in [givers, Givers::read(&path)] {
+            assert!(!givers.has(&all[0]) && givers.has(&all[MOST]) && givers.has(&all[MOST / 2]));
+        }
+    }
+}
