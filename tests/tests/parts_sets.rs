@@ -14,7 +14,10 @@ use oras_csi_tests::process::run;
 use oras_csi_tests::registry::Distribution;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Every webhook looks after all sets of its API server, and to each of these tests `kind-registry:5000` is another one.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+const PATIENCE: Duration = Duration::from_secs(40);
 
 fn sets_flag(name: &str) -> String {
     format!("--sets={name}")
@@ -97,6 +100,7 @@ async fn until_recipe_has(api: &Api<DynamicObject>, name: &str, digest: &str) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_is_enough_with_the_registry_gone_and_the_webhook_restarted() {
+    let _alone = ALONE.lock().await;
     let name = "sets-offline";
     let mut cluster = start(name).await;
     let started = Instant::now();
@@ -129,6 +133,7 @@ async fn a_name_is_enough_with_the_registry_gone_and_the_webhook_restarted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_in_git_and_a_tag_that_moves_reach_the_status_and_apply_stays_free_of_drift() {
+    let _alone = ALONE.lock().await;
     let cluster = start("sets-git").await;
     let api = sets(&cluster, "ArtifactSet");
     let (one, two) =
@@ -159,6 +164,7 @@ async fn a_change_in_git_and_a_tag_that_moves_reach_the_status_and_apply_stays_f
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_two_pods_of_issue_25() {
+    let _alone = ALONE.lock().await;
     let cluster = start("sets-issue").await;
     let read = |file: &str| -> Value {
         let text = std::fs::read_to_string(repository().join("examples").join(file)).expect("reads");
@@ -200,6 +206,7 @@ async fn the_two_pods_of_issue_25() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_use_a_cluster_set_is_said_by_its_selector() {
+    let _alone = ALONE.lock().await;
     let name = "sets-cluster";
     let cluster = start(name).await;
     let api = sets(&cluster, "ClusterArtifactSet");
@@ -250,6 +257,7 @@ async fn who_may_use_a_cluster_set_is_said_by_its_selector() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_do_one_refresh_and_never_go_back() {
+    let _alone = ALONE.lock().await;
     let name = "sets-replicas";
     let cluster = start(name).await;
     let seal = format!("--seal-secret={name}/oras-csi-seal");
@@ -281,6 +289,7 @@ async fn two_replicas_do_one_refresh_and_never_go_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_a_revision_have_one_recipe_while_the_set_moves() {
+    let _alone = ALONE.lock().await;
     let name = "sets-pins";
     let cluster = start(name).await;
     let api = sets(&cluster, "ArtifactSet");
@@ -314,6 +323,7 @@ async fn pods_of_a_revision_have_one_recipe_while_the_set_moves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sets_of_the_examples_become_ready_and_their_pods_are_admitted() {
+    let _alone = ALONE.lock().await;
     let name = "sets-examples";
     let cluster = start(name).await;
     for (file, what) in [
