@@ -170,13 +170,13 @@ pub struct EarlierRecipe {
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetNodes {
     /// How many fetch it.
-    #[schemars(schema_with = "count_schema")]
+    #[schemars(with = "i32", range(min = 0))]
     pub desired: u32,
     /// How many have it.
-    #[schemars(schema_with = "count_schema")]
+    #[schemars(with = "i32", range(min = 0))]
     pub ready: u32,
     /// How many failed to get it.
-    #[schemars(schema_with = "count_schema")]
+    #[schemars(with = "i32", range(min = 0))]
     pub failed: u32,
 }
 
@@ -203,10 +203,6 @@ fn node_selector_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object", "maxProperties": 32, "additionalProperties": {"type": "string", "maxLength": 63},
     })
-}
-
-fn count_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "integer", "minimum": 0})
 }
 
 fn time_schema(_: &mut SchemaGenerator) -> Schema {
