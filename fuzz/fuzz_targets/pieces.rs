@@ -47,6 +47,7 @@ const PIECES: [&str; 53] = [
     r#"{"oras.artifact.layers.mediatype":"text/plain"}"#,
     r#"{"oras.options.pullalways":"true"}"#,
     r#"{"oras-csi.name":"n"}"#,
+    r#"{"oras.land/artifact-set":"n"}"#,
     r#"{"oras-csi.actions":"- {add: r.io/a, include: [\"*\"]}\n"}"#,
     r#"{"csi.oras.land/seal":"v1.a.b"}"#,
     r#"{"readOnly":false}"#,

@@ -24,6 +24,7 @@ use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
 use oras_csi_webhook::review::{Hook, Review};
+use oras_csi_webhook::sets::{MemorySets, SetBook};
 use oras_csi_webhook::{Registries as _, ResolverSettings};
 use registry::{Administrator, FakeRegistry};
 use serde::Deserialize;
@@ -70,7 +71,8 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
         Arc::clone(&POLICIES),
         ResolverSettings::default(),
         Arc::clone(&METRICS),
-    );
+    )
+    .with_sets(SetBook::new(Arc::new(sets(review.namespace()))));
     let response = answer(&admission, &review).await;
     let is_allowed = response["allowed"] == true;
     match hook {
@@ -83,6 +85,19 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
         Hook::Volumes => assert!(response.get("patch").is_none(), "{response}"),
     }
     true
+}
+
+/// The namespace of the request has one set, `n`. A cluster set's volume comes back with a seal alone, and here nobody
+/// seals: those are in `webhook/tests/sets.rs`.
+fn sets(namespace: &str) -> MemorySets {
+    let reference = "r.io/set:v1";
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let recipe = format!("[{{\"add\":\"r.io/set@{digest}\"}}]");
+    let set = json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactSet", "metadata": {"name": "n"},
+        "spec": {"recipe": [{"add": reference}]}, "status": {"recipe": recipe, "recipeGeneration": 0}});
+    let sets = MemorySets::default();
+    assert_eq!(sets.take(&set, namespace), Ok(true));
+    sets
 }
 
 /// What the webhook reads of a body, in the same order: serde takes a list for a struct. Nothing else is looked at,

@@ -14,7 +14,10 @@ use oras_csi_tests::process::run;
 use oras_csi_tests::registry::Distribution;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Every webhook looks after all sets of its API server, and to each of these tests `kind-registry:5000` is another one.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+const PATIENCE: Duration = Duration::from_secs(40);
 
 fn sets_flag(name: &str) -> String {
     format!("--sets={name}")
@@ -22,7 +25,7 @@ fn sets_flag(name: &str) -> String {
 
 async fn start(name: &str) -> Cluster {
     let seal = format!("--seal-secret={name}/oras-csi-seal");
-    let cluster = Cluster::start(name, &[&sets_flag(name), &seal]).await;
+    let cluster = Cluster::start(name, &[&sets_flag(name), &seal, "--keep-pins"]).await;
     let probe = pod("sealed", &json!({"oras.land/artifact": "kind-registry:5000/java-app:v1"}));
     let dry = PostParams { dry_run: true, ..PostParams::default() };
     eventually("the webhook has a key", PATIENCE, async || {
@@ -97,6 +100,7 @@ async fn until_recipe_has(api: &Api<DynamicObject>, name: &str, digest: &str) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_is_enough_with_the_registry_gone_and_the_webhook_restarted() {
+    let _alone = ALONE.lock().await;
     let name = "sets-offline";
     let mut cluster = start(name).await;
     let started = Instant::now();
@@ -129,6 +133,7 @@ async fn a_name_is_enough_with_the_registry_gone_and_the_webhook_restarted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_in_git_and_a_tag_that_moves_reach_the_status_and_apply_stays_free_of_drift() {
+    let _alone = ALONE.lock().await;
     let cluster = start("sets-git").await;
     let api = sets(&cluster, "ArtifactSet");
     let (one, two) =
@@ -159,6 +164,7 @@ async fn a_change_in_git_and_a_tag_that_moves_reach_the_status_and_apply_stays_f
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_two_pods_of_issue_25() {
+    let _alone = ALONE.lock().await;
     let cluster = start("sets-issue").await;
     let read = |file: &str| -> Value {
         let text = std::fs::read_to_string(repository().join("examples").join(file)).expect("reads");
@@ -200,6 +206,7 @@ async fn the_two_pods_of_issue_25() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_use_a_cluster_set_is_said_by_its_selector() {
+    let _alone = ALONE.lock().await;
     let name = "sets-cluster";
     let cluster = start(name).await;
     let api = sets(&cluster, "ClusterArtifactSet");
@@ -250,11 +257,14 @@ async fn who_may_use_a_cluster_set_is_said_by_its_selector() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_do_one_refresh_and_never_go_back() {
+    let _alone = ALONE.lock().await;
     let name = "sets-replicas";
     let cluster = start(name).await;
     let seal = format!("--seal-secret={name}/oras-csi-seal");
-    let other =
-        cluster.webhook.start_other(&cluster.client, cluster.certs.path(), &[&sets_flag(name), &seal]).await;
+    let other = cluster
+        .webhook
+        .start_other(&cluster.client, cluster.certs.path(), &[&sets_flag(name), &seal, "--keep-pins"])
+        .await;
     let api = sets(&cluster, "ArtifactSet");
     push(&cluster.registry, "raced:v1", "0");
     apply_own(&cluster, "raced", "raced:v1").await;
@@ -275,4 +285,62 @@ async fn two_replicas_do_one_refresh_and_never_go_back() {
     eprintln!("two replicas looked {looks} times in {:?} at an interval of 10 s", began.elapsed());
     assert!((1..=8).contains(&looks), "{looks} looks");
     other.uninstall(&cluster.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_a_revision_have_one_recipe_while_the_set_moves() {
+    let _alone = ALONE.lock().await;
+    let name = "sets-pins";
+    let cluster = start(name).await;
+    let api = sets(&cluster, "ArtifactSet");
+    let (one, two) =
+        (push(&cluster.registry, "pinned:v1", "one"), push(&cluster.registry, "pinned:v2", "two"));
+    apply_own(&cluster, "pinned", "pinned:v1").await;
+    until_recipe_has(&api, "pinned", &one).await;
+    let of = |pod_name: &str, revision: &str| {
+        let mut pod = by_annotation(pod_name, "pinned");
+        pod["metadata"]["labels"] = json!({"pod-template-hash": revision});
+        pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "example.org/v1", "kind": "Trainer",
+            "name": "trainer", "uid": "00000000-0000-0000-0000-000000000001", "controller": true}]);
+        pod
+    };
+    let recipe = |pod: &Value| attribute(pod, "csi.oras.land/recipe").expect("a recipe").to_owned();
+    assert!(recipe(&cluster.create(&of("a", "1")).await.expect("admitted")).contains(&one));
+    apply_own(&cluster, "pinned", "pinned:v2").await;
+    until_recipe_has(&api, "pinned", &two).await;
+    assert!(recipe(&cluster.create(&of("b", "1")).await.expect("admitted")).contains(&one));
+    assert!(recipe(&cluster.create(&of("c", "2")).await.expect("admitted")).contains(&two));
+    let pins = run(&mut kubectl(&[
+        "get",
+        "artifactpins",
+        "--namespace",
+        name,
+        "-o",
+        "jsonpath={.items[*].spec.reference}",
+    ]));
+    assert_eq!(pins, "ArtifactSet pinned ArtifactSet pinned");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sets_of_the_examples_become_ready_and_their_pods_are_admitted() {
+    let _alone = ALONE.lock().await;
+    let name = "sets-examples";
+    let cluster = start(name).await;
+    for (file, what) in [
+        ("artifact-set.yaml", "artifactset/models"),
+        ("cluster-artifact-set.yaml", "clusterartifactset/java-app"),
+    ] {
+        let text = std::fs::read_to_string(repository().join("examples").join(file)).expect("reads");
+        let mut documents: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
+        let (pod, set) = (documents.pop().expect("a pod"), documents.pop().expect("a set"));
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("set.json");
+        std::fs::write(&path, set.to_string()).expect("writes");
+        let path = path.display().to_string();
+        run(&mut kubectl(&["apply", "--validate=strict", "--namespace", name, "-f", &path]));
+        wait_ready(name, what);
+        let stored = cluster.create(&pod).await.unwrap_or_else(|status| panic!("{file}: {}", status.message));
+        assert_eq!(attribute(&stored, "csi.oras.land/set").is_some(), what.starts_with("cluster"));
+        run(&mut kubectl(&["delete", "--namespace", name, "-f", &path]));
+    }
 }

@@ -443,3 +443,42 @@ async fn policies_look_at_what_a_revision_keeps() {
     let denial = bench.admit(&pod).await.unwrap_err();
     assert!(denial.message().contains("r.io/old/model@sha256"), "{denial}");
 }
+
+/// A set of which nobody has looked up anything.
+fn unresolved(recipe: &Value) -> Value {
+    json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactSet",
+        "metadata": {"name": "model", "namespace": "team", "generation": 1}, "spec": {"recipe": recipe}})
+}
+
+#[tokio::test]
+async fn no_registry_is_asked_about_a_set_before_the_policies_of_its_namespace() {
+    let (bench, sets) = Bench::new().with_sets(&[unresolved(&json!([{"add": "evil.io/a:1"}]))]);
+    bench.policies.set_files(entries(&[json!({"registries": {"deny": ["evil.io"]}})]));
+    bench.admission.resolve_stated(&sets, "model", soon()).await;
+    assert_eq!(bench.registry.calls(), 0);
+    let denial = bench.admit(&by_annotation("model")).await.unwrap_err();
+    assert!(denial.message().contains("Refused: spec.recipe[0]: \"evil.io/a:1\" is refused by"), "{denial}");
+}
+
+#[tokio::test]
+async fn a_patch_in_a_set_is_pinned_with_all_its_levels() {
+    use oras_csi_core::patch::Level;
+    let at = |text: &str| Reference::parse(text).unwrap().with_digest(default_digest(text));
+    let recipe = json!([{"patch": "r.io/base:patched", "path": "p", "level": "minor"}]);
+    let (bench, sets) = Bench::new().with_sets(&[unresolved(&recipe)]);
+    for text in ["r.io/base:1", "r.io/fix:minor", "r.io/fix:major"] {
+        bench.registry.store(&support::default_manifest(text));
+    }
+    let levels = [(Level::Minor, at("r.io/fix:minor")), (Level::Major, at("r.io/fix:major"))];
+    bench.registry.tag_patch("r.io/base:patched", &at("r.io/base:1"), &levels);
+    bench.admission.resolve_stated(&sets, "model", soon()).await;
+    let calls = bench.registry.calls();
+    let after = bench.admitted(&by_annotation("model")).await;
+    let expected = format!(
+        "[{{\"add\":\"r.io/base@{}\",\"path\":\"p\"}},{{\"overlay\":\"r.io/fix@{}\",\"path\":\"p\"}}]",
+        default_digest("r.io/base:1"),
+        default_digest("r.io/fix:minor")
+    );
+    assert_eq!(volume(&after).recipe().to_json(), expected);
+    assert_eq!(bench.registry.calls(), calls);
+}
