@@ -107,7 +107,9 @@ impl Contents {
             Self::Index(index) => {
                 let texts = |entry: &IndexEntry| {
                     let platform = entry.platform().map_or(0, |platform| platform.to_string().len());
-                    entry.descriptor().media_type().len() + entry.artifact_type().map_or(0, str::len) + platform
+                    entry.descriptor().media_type().len()
+                        + entry.artifact_type().map_or(0, str::len)
+                        + platform
                 };
                 (index.entries().len(), index.entries().iter().map(texts).sum())
             }

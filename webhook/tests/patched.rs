@@ -552,3 +552,21 @@ async fn policies_look_at_patches_in_recipes_before_they_are_read() {
     let asked = bench.registry.log.lock().unwrap().clone();
     assert!(asked.iter().all(|reference| !reference.contains("r.io/app")), "{asked:?}");
 }
+
+/// A digest that is written is what is read, whatever the note beside it says.
+#[rstest]
+#[case("patch", "")]
+#[case("recipe", "- patch: ")]
+#[tokio::test]
+async fn a_patch_that_is_named_by_another_digest_is_another(#[case] key: &str, #[case] before: &str) {
+    let bench = Bench::new();
+    let first = fill(&bench.registry);
+    let second = bench.registry.tag_patch("r.io/app:patched", &at(BASE), &levels()[2..]);
+    let asks = |digest: &Digest| pod(&[(key, &format!("{before}r.io/app@{digest}"))]);
+    let mut again = bench.admitted(&asks(&first)).await;
+    assert_eq!(volume(&again).recipe().to_json(), recipe(&[BASE, MINOR, MAJOR, CRITICAL]));
+    again["metadata"]["annotations"][format!("oras.land/{key}")] =
+        json!(format!("{before}r.io/app@{second}"));
+    let again = bench.admitted(&again).await;
+    assert_eq!(volume(&again).recipe().to_json(), recipe(&[BASE, CRITICAL]));
+}

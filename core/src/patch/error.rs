@@ -15,7 +15,10 @@ pub enum PatchError {
     )]
     Index,
     /// More than names and digests.
-    #[error("is a manifest of {length} bytes: of a patch or a recipe at most {} are read", PatchError::LONGEST)]
+    #[error(
+        "is a manifest of {length} bytes: of a patch or a recipe at most {} are read",
+        PatchError::LONGEST
+    )]
     TooLong {
         /// What it has.
         length: usize,

@@ -271,7 +271,13 @@ impl Index {
         let bare = |entry: &IndexEntry| IndexEntry { annotations: BTreeMap::new(), ..entry.clone() };
         let entries = self.entries.iter().map(bare).collect();
         let (media_type, artifact_type) = (self.media_type, self.artifact_type.clone());
-        Self { media_type, artifact_type, entries, subject: self.subject.clone(), annotations: BTreeMap::new() }
+        Self {
+            media_type,
+            artifact_type,
+            entries,
+            subject: self.subject.clone(),
+            annotations: BTreeMap::new(),
+        }
     }
 
     /// The manifests, in order.

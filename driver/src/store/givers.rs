@@ -44,7 +44,8 @@ struct Known {
     order: VecDeque<Fact>,
     /// Where they are kept, where they are.
     path: Option<PathBuf>,
-    file: Option<File>,
+    /// This process has written there.
+    has_begun: bool,
 }
 
 fn fact(words: &[&str]) -> Fact {
@@ -96,7 +97,6 @@ impl Givers {
         let written = if known.facts.len() > MOST { known.halve() } else { known.append(&lines) };
         if let Err(error) = written {
             tracing::warn!(%error, "who gave what is not written down; after a start it is asked for again");
-            known.file = None;
         }
     }
 }
@@ -104,13 +104,14 @@ impl Givers {
 impl Known {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        if self.file.is_none() {
-            let mut file = File::options().create(true).append(true).mode(0o600).open(path)?;
-            // Behind a line that was cut short.
+        // Not held open: a disk with a file open for writing cannot become read-only.
+        let mut file = File::options().create(true).append(true).mode(0o600).open(path)?;
+        if !self.has_begun {
+            // There may be a line that was cut short.
             file.write_all(b"\n")?;
-            self.file = Some(file);
+            self.has_begun = true;
         }
-        self.file.as_mut().map_or(Ok(()), |file| file.write_all(lines))
+        file.write_all(lines)
     }
 
     /// Forgets the older half, and writes the rest anew.
@@ -120,12 +121,8 @@ impl Known {
         }
         let Some(path) = &self.path else { return Ok(()) };
         let text: Vec<u8> = self.order.iter().flat_map(|fact| fact.iter().copied().chain([b'\n'])).collect();
-        self.file = None;
-        std::fs::remove_file(path)?;
-        let mut file = File::options().create_new(true).append(true).mode(0o600).open(path)?;
-        file.write_all(&text)?;
-        self.file = Some(file);
-        Ok(())
+        // Facts are what may be lost, so it need not be whole at every moment.
+        std::fs::write(path, text)
     }
 }
 

@@ -194,10 +194,9 @@ async fn nobody_waits_for_a_registry_that_he_did_not_name(#[case] size: usize) {
     let tree = tokio::time::timeout(Duration::from_secs(30), pull(&fetcher, &honest)).await.unwrap().unwrap();
     assert!(file(folder.path(), &tree, "f") == bytes && file(folder.path(), &tree, "d/g") == bytes);
     eprintln!("beside a slow registry: {:?}", began.elapsed());
-    // Whoever asked the slow one has them now as well.
-    let other = tokio::time::timeout(Duration::from_secs(30), slow).await.unwrap().unwrap().unwrap();
-    assert_eq!(other.key(), tree.key());
-    assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
+    // Whoever asked the slow one has none of them before that one gave them.
+    assert!(!slow.is_finished());
+    slow.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ use rstest::rstest;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::registry::{Artifact, Memory, add, gzip, recipe, tar};
+use crate::registry::{Artifact, Memory, add, add_from, gzip, recipe, tar};
 
 pub struct Bench {
     pub folder: TempDir,
@@ -39,6 +39,15 @@ impl Bench {
     pub fn inside(folder: TempDir, limits: Limits) -> Self {
         let registry = Memory::new();
         let store = Store::open(&folder.path().join("store"), limits).unwrap();
+        let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
+        Self { folder, registry, fetcher }
+    }
+
+    /// The same folder and registry, as the next process has them.
+    pub fn reopened(self) -> Self {
+        let Self { folder, registry, fetcher } = self;
+        drop(fetcher);
+        let store = Store::open(&folder.path().join("store"), Limits::default()).unwrap();
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
         Self { folder, registry, fetcher }
     }
@@ -414,7 +423,13 @@ async fn the_same_bytes_from_two_registries_are_one_tree() {
     let asked = bench.registry.asked();
     let second = bench.pull(&from("quay.io")).await.unwrap();
     assert_eq!(first, second);
-    assert_eq!(bench.registry.asked(), asked, "a tree that is there asks no registry");
+    assert!(bench.registry.asked() > asked, "the other registry has to have it as well");
+    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"a")), 2);
+    let asked = bench.registry.asked();
+    for host in ["ghcr.io", "quay.io"] {
+        bench.pull(&from(host)).await.unwrap();
+    }
+    assert_eq!(bench.registry.asked(), asked, "a tree that both gave asks no registry");
 }
 
 #[tokio::test]
@@ -428,4 +443,46 @@ async fn a_blob_is_one_file_however_often_it_is_used() {
     let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
     assert_eq!(inode(bench.root(&first).join("a")), inode(bench.root(&second).join("b")));
     assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"the same")), 1);
+}
+
+#[tokio::test]
+async fn what_is_there_is_nobodys_who_does_not_have_it() {
+    let bench = Bench::new();
+    let (secret, blob) = (b"weights of a", Digest::sha256_of(b"weights of a"));
+    let owned = Artifact::new(&bench.registry).file("model", secret).push();
+    let of_owner = recipe([add_from("a.example", &owned)]);
+    bench.pull(&of_owner).await.unwrap();
+
+    // Whoever knows the digests makes a manifest and an index of his own.
+    let named = Artifact::new(&bench.registry).file("mine", secret).push();
+    let size = bench.registry.size_of(&owned);
+    let index = bench.registry.put_manifest(&serde_json::json!({"schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": owned, "size": size}]}));
+    for lacked in [&blob, &owned] {
+        bench.registry.lacking.lock().unwrap().insert(("b.example".to_owned(), lacked.clone()));
+    }
+    let stolen = [&named, &index, &owned].map(|digest| recipe([add_from("b.example", digest)]));
+    for wanted in &stolen {
+        let error = bench.fetcher_error(wanted).await;
+        assert_eq!(error.kind(), PullErrorKind::NotFound, "{error}");
+    }
+    // Nor does it help to ask again, or another process of the same node.
+    let again = bench.reopened();
+    for wanted in &stolen {
+        assert_eq!(again.fetcher_error(wanted).await.kind(), PullErrorKind::NotFound);
+    }
+    let asked = again.registry.asked_for(&blob);
+    again.pull(&of_owner).await.unwrap();
+    assert_eq!(again.registry.asked_for(&blob), asked, "who gave it need not give it again");
+
+    // One that has it gives it, once, and it stays one file.
+    again.registry.lacking.lock().unwrap().clear();
+    for wanted in &stolen {
+        let tree = again.pull(wanted).await.unwrap();
+        let file = if *wanted == stolen[0] { "mine" } else { "model" };
+        assert_eq!(fs::read(again.root(&tree).join(file)).unwrap(), secret);
+    }
+    assert_eq!(again.registry.asked_for(&blob), asked + 1);
+    assert_eq!(again.names("blobs/sha256").iter().filter(|name| *name == blob.hex()).count(), 1);
 }
