@@ -11,6 +11,7 @@ mod narrator;
 mod node;
 mod patch;
 mod processes;
+mod set;
 mod tour;
 mod volume;
 

@@ -13,6 +13,7 @@ use super::narrator::Narrator;
 use super::node::Node;
 use super::patch;
 use super::processes::{Process, free_port};
+use super::set;
 use crate::documents;
 use crate::failure::Failure;
 use crate::runtime::interrupted;
@@ -149,6 +150,7 @@ async fn walk(folder: &Path, mounts: Result<(), String>) -> Result<(), Failure> 
             (node, pushed)
         }
     };
+    set::step(&mut narrator, (folder, &certs), &mut node, &files).await?;
     patch::step(&mut narrator, (&hosts, &certs), &api, &mut node, &files).await
 }
 

@@ -31,7 +31,11 @@ fn it_ends_well_with_and_without_the_mount_and_leaves_nothing() {
         let output = start(arguments, &folder).wait_with_output().expect("it ends");
         let words = words(&output);
         assert!(output.status.success(), "{words}");
-        assert!(words.contains("Byte for byte what was pushed."), "{words}");
+        for step in
+            ["Byte for byte what was pushed.", "What the name stands for.", "that the patch replaces."]
+        {
+            assert!(words.contains(step), "{step}: {words}");
+        }
         assert!(is_empty(&folder), "{words}");
     }
 }

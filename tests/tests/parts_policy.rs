@@ -410,10 +410,10 @@ async fn the_examples_are_policies_that_can_be_read() {
     let mut found = 0;
     for entry in std::fs::read_dir(repository().join("examples")).expect("examples") {
         let path = entry.expect("a file").path();
-        let text = std::fs::read_to_string(&path).expect("reads");
         if path.extension().is_none_or(|extension| extension != "yaml") {
             continue;
         }
+        let text = std::fs::read_to_string(&path).expect("reads");
         for document in serde_saphyr::from_multiple::<Value>(&text).expect("YAML") {
             if document["kind"] == "ArtifactPolicy" {
                 let policy: ArtifactPolicy = serde_json::from_value(document).expect("a policy");
