@@ -19,6 +19,7 @@
 //! │   └── tree.json         how much is in it, what it is made of; its mtime is when it was last used
 //! ├── volumes/HASH.json     one published volume each (see `records`)
 //! ├── state.json            what the store tells of itself: damage, the last scrub and collection (see `state`)
+//! ├── given                 which registries gave which of it (see `givers`); may be absent
 //! ├── preload.json          which trees cluster sets want here, whoever uses them (see `wanted`); may be absent
 //! └── readonly/             where `trees` is mounted once more, read-only (see `mount`)
 //! ```
@@ -46,7 +47,8 @@
 //! for the time of a `tree.json`.
 //!
 //! **Locks.** Between processes: `lock`; `oras-csi store ls` and `verify` read without it. Within one: whoever makes
-//! a blob, a layer or a tree holds the lock of its name in [`crate::pull`], so that one download serves all; were two
+//! a blob, a layer or a tree holds the lock of its name and of its registry in [`crate::pull`], so that one download
+//! serves all who name the same; were two
 //! to make the same, either is as good. The mutex of the leases (`lease`) is held for each rename that takes
 //! something away and for that which makes a tree visible; one collection at a time holds `collecting`.
 //!
