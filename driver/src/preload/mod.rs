@@ -18,6 +18,7 @@
 //! being fetched ahead makes that as urgent as its own.
 
 mod errand;
+mod events;
 mod keeper;
 pub mod object;
 mod report;

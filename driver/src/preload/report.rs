@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::events::Teller;
 use super::object::{
     NodeArtifacts, NodeArtifactsSpec, NodeArtifactsStatus, SetOnNode, SetState, StoreOnNode,
 };
@@ -26,6 +27,7 @@ pub(super) struct Reporter {
     nodes: Api<Node>,
     node: String,
     store: Arc<Store>,
+    teller: Teller,
     rhythm: Rhythm,
     written: Option<(NodeArtifactsStatus, Instant)>,
 }
@@ -36,6 +38,7 @@ impl Reporter {
             objects: Api::all(cluster.client.clone()),
             nodes: Api::all(cluster.client.clone()),
             node: node.to_owned(),
+            teller: Teller::new(cluster, node, &store),
             store,
             rhythm: cluster.rhythm,
             written: None,
@@ -48,6 +51,7 @@ impl Reporter {
         loop {
             let sets = heard.borrow_and_update().clone();
             let mut wait = self.rhythm.report();
+            let _ = tokio::time::timeout(LONGEST_CALL, self.teller.tell(&self.store)).await;
             if let Some(sets) = sets {
                 let status = NodeArtifactsStatus::new(sets, self.damage());
                 if self.is_due(&status) {

@@ -22,6 +22,7 @@ struct Objects {
     watching: Vec<mpsc::UnboundedSender<Bytes>>,
     is_down: bool,
     writes: usize,
+    events: Vec<Value>,
     asked: Vec<String>,
 }
 
@@ -31,6 +32,7 @@ pub struct Cluster(Arc<Mutex<Objects>>);
 
 const SETS: &str = "/apis/oras.land/v1alpha1/clusterartifactsets";
 const ARTIFACTS: &str = "/apis/oras.land/v1alpha1/nodeartifacts";
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 const SECRETS: &str = "/api/v1/namespaces/oras-csi-system/secrets/";
 
 impl Cluster {
@@ -116,6 +118,11 @@ impl Cluster {
         self.get().writes
     }
 
+    /// The events of the node.
+    pub fn events(&self) -> Vec<Value> {
+        self.get().events.clone()
+    }
+
     /// All that was asked.
     pub fn asked(&self) -> Vec<String> {
         self.get().asked.clone()
@@ -130,6 +137,10 @@ impl Cluster {
         objects.asked.push(format!("{} {path}", parts.method));
         if objects.is_down {
             return Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused"));
+        }
+        if path == EVENTS && parts.method == Method::POST {
+            objects.events.push(body.clone());
+            return Ok(Response::new(Body::from(body.to_string())));
         }
         if path == SETS && query.contains("watch=true") {
             let (sender, receiver) = mpsc::unbounded_channel();

@@ -369,3 +369,37 @@ async fn roots_are_what_is_written_down() {
     fs::write(&file, "from the future").unwrap();
     assert_eq!(collect(store, Goal::All, Duration::ZERO).unwrap().trees, 1);
 }
+
+#[tokio::test]
+async fn damage_is_told_as_an_event_of_the_node_and_in_its_object() {
+    if !entered_once("preload::damage_is_told_as_an_event_of_the_node_and_in_its_object") {
+        return;
+    }
+    let scene = Scene::open().await;
+    let wanted = scene.artifact("precious");
+    scene.put("models", &json!({"preload": true}), &wanted);
+    let cluster = scene.cluster.clone();
+    until("the node has it", async || cluster.has_told("models", "Ready")).await;
+    let name = scene.driver.names("trees").remove(0);
+    fs::write(scene.driver.store().join("trees").join(&name).join("tree.json"), "no description").unwrap();
+    // Whoever looks for it finds the damage.
+    until("damage is told", async || {
+        let _ = scene.driver.publish(scene.request("v", "models", &wanted)).await;
+        let _ = scene.driver.unpublish("csi-1", &scene.target("v")).await;
+        !cluster.events().is_empty()
+    })
+    .await;
+    let event = cluster.events().remove(0);
+    assert_eq!((&event["reason"], &event["type"]), (&json!("ArtifactsDamaged"), &json!("Warning")));
+    assert_eq!(
+        (&event["regarding"]["kind"], &event["regarding"]["name"]),
+        (&json!("Node"), &json!("node-1"))
+    );
+    assert!(event["note"].as_str().unwrap().contains(&name), "{event}");
+    until("its object counts it", async || {
+        cluster.artifacts().is_some_and(|artifacts| artifacts["status"]["store"]["damaged"] == json!(1))
+    })
+    .await;
+    assert_eq!(cluster.events().len(), 1, "once");
+    scene.driver.stop().await.unwrap();
+}
