@@ -140,7 +140,7 @@ impl Said<'_> {
 
     fn level(&self, level: Level, base: &Noted) -> Result<Option<Reference>, PatchError> {
         let part = Part::Level(level);
-        let mut found: Option<(String, Reference)> = None;
+        let mut found: Option<(String, Reference, bool)> = None;
         for spelling in level.spellings() {
             let (key, reference) = (digest_key(spelling), reference_key(spelling));
             let Some(digest) = self.digest(&key)? else {
@@ -150,15 +150,20 @@ impl Said<'_> {
                 }
                 continue;
             };
+            let is_placed = self.text(&reference).is_some();
             let one = self.noted(part, &reference, digest, &base.reference)?;
+            // Two spellings of one level say the same where one of them leaves out where it is.
             match &found {
-                Some((first, other)) if *other != one => {
+                Some((_, other, true)) if !is_placed && other.digest() == one.digest() => {}
+                Some((first, other, was_placed))
+                    if *other != one && (*was_placed || other.digest() != one.digest()) =>
+                {
                     let (first, second) = (first.as_str().into(), key.as_str().into());
                     return Err(PatchError::Twice { level, first, second });
                 }
-                _ => found = Some((key, one)),
+                _ => found = Some((key, one, is_placed)),
             }
         }
-        Ok(found.map(|(_, reference)| reference))
+        Ok(found.map(|(_, reference, _)| reference))
     }
 }

@@ -359,3 +359,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn two_spellings_of_a_level_may_differ_in_whether_they_say_where_it_is() {
+    let key = |level: &str, what: &str| match what {
+        "digest" => format!("org.opencontainers.image.patch.{level}.digest"),
+        _ => format!("land.oras.csi.patch.{level}.ref"),
+    };
+    let fix = digest("r.io/fix");
+    let other = |level: &str| (key(level, "ref"), format!("other.io/fix:1@{fix}"));
+    for placed in ["crit", "critical"] {
+        let mut text = manifest(&patch(&[(Level::Minor, "r.io/x/y:2")]));
+        for level in ["crit", "critical"] {
+            text["annotations"][key(level, "digest")] = json!(fix);
+        }
+        let (name, place) = other(placed);
+        text["annotations"][name] = json!(place);
+        let read = read(&text).unwrap();
+        let critical = read.levels().find(|(level, _)| *level == Level::Critical).unwrap().1.to_string();
+        assert_eq!(critical, place, "{placed}");
+    }
+}
