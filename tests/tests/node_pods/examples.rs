@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use oras_csi_tests::cluster::kubectl;
-use oras_csi_tests::node::{Node, apply, on_this_node, until};
+use oras_csi_tests::node::{Node, apply, on_this_node, try_apply, until};
 use oras_csi_tests::parts::{oras_csi, repository};
 use oras_csi_tests::process::{run, try_run};
 use serde_json::{Value, json};
@@ -49,9 +49,15 @@ fn every_example_runs() {
     {
         let text = std::fs::read_to_string(&file).expect("reads");
         for mut document in serde_saphyr::from_multiple::<Value>(&text).expect("YAML") {
-            let namespace = format!("example-{}", file.file_stem().expect("a name").to_string_lossy());
+            let stem = file.file_stem().expect("a name").to_string_lossy();
+            // The second pod asks for what the first has named.
+            let is_second = stem == "issue-25-second";
+            let namespace = format!("example-{}", if is_second { "issue-25-first" } else { &stem });
             let _ = try_run(&mut kubectl(&["create", "namespace", &namespace]));
-            if document["kind"] == "ArtifactPolicy" {
+            if is_second {
+                run(&mut kubectl(&["delete", "pods", "--all", "-n", &namespace, "--wait=true"]));
+            }
+            if matches!(document["kind"].as_str(), Some("ArtifactPolicy" | "ClusterArtifactSet")) {
                 eprint!("{}: {}", file.display(), apply(&document));
                 continue;
             }
@@ -60,11 +66,20 @@ fn every_example_runs() {
                 let found = try_run(&mut kubectl(&["get", "serviceaccount", "default", "-n", &namespace]));
                 found.status.success().then_some(())
             });
-            if document["kind"] == "Secret" {
+            if matches!(document["kind"].as_str(), Some("Secret" | "ArtifactSet")) {
                 apply(&document);
                 continue;
             }
-            eprint!("{}: {}", file.display(), apply(&on_this_node(document)));
+            let document = on_this_node(document);
+            // A set that was applied a moment ago is being resolved.
+            let applied = until(&format!("{} is let in", file.display()), PATIENCE, || {
+                let applied = try_apply(&document);
+                let words = String::from_utf8_lossy(&applied.stderr).into_owned();
+                let is_waited_for = words.contains("is being resolved");
+                assert!(applied.status.success() || is_waited_for, "{words}");
+                applied.status.success().then_some(words)
+            });
+            eprint!("{}: {applied}", file.display());
             until(&format!("{} runs", file.display()), PATIENCE, || {
                 let phases = run(&mut kubectl(&[
                     "get",
@@ -79,8 +94,11 @@ fn every_example_runs() {
                 (!phases.is_empty() && phases.iter().all(|phase| matches!(*phase, "Running" | "Succeeded")))
                     .then_some(())
             });
-            run(&mut kubectl(&["delete", "namespace", &namespace, "--wait=false"]));
+            if stem != "issue-25-first" {
+                run(&mut kubectl(&["delete", "namespace", &namespace, "--wait=false"]));
+            }
         }
+        run(&mut kubectl(&["delete", "clusterartifactsets", "--all"]));
         run(&mut kubectl(&["delete", "artifactpolicies", "--all"]));
     }
 }

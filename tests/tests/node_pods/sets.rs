@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use oras_csi_tests::node::{Node, apply, logs, logs_of_finished, on_this_node, until};
+use oras_csi_tests::node::{Node, apply, logs, logs_of_finished, on_this_node, phase, until};
 use oras_csi_tests::parts::{oras_csi, repository};
 use oras_csi_tests::process::run;
 use serde_json::{Value, json};
@@ -49,6 +49,7 @@ fn a_change_in_git_rolls_a_deployment_while_running_pods_keep_their_bytes() {
     have_printed("site", &["one"]);
     let watches = "while true; do cat /mnt/oras/file; echo; sleep 1; done";
     apply(&pod("site-watcher", &json!({"oras.land/artifact-set": "site"}), watches));
+    until("the watcher runs", PATIENCE, || (phase("site-watcher") == "Running").then_some(()));
     until("the watcher reads", PATIENCE, || logs("site-watcher").ends_with("one\n").then_some(()));
 
     // The same again is no change, to anybody.
