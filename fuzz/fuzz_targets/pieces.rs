@@ -4,7 +4,7 @@ use libfuzzer_sys::fuzzer_mutate;
 use serde_json::Value;
 
 /// What an object may gain, a list have one more of, and anything else be replaced by.
-const PIECES: [&str; 53] = [
+const PIECES: [&str; 54] = [
     "null",
     "{}",
     "[]",
