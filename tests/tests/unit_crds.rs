@@ -1,20 +1,20 @@
 //! The custom resource definitions in the chart are those that the code has.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
-
-use std::path::Path;
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, missing_docs)]
 
 use kube::CustomResourceExt as _;
+use oras_csi_driver::preload::object::NodeArtifacts;
+use oras_csi_tests::parts::repository;
 use oras_csi_webhook::pins::object::ArtifactPin;
 use oras_csi_webhook::policy::object::ArtifactPolicy;
 use oras_csi_webhook::sets::object::{ArtifactSet, ClusterArtifactSet};
 use serde_json::Value;
 
-const REMEDY: &str = "is not what the code has: run `UPDATE_CRDS=1 cargo test -p oras-csi-webhook --test crds` and look at the change";
+const REMEDY: &str = "is not what the code has: run `UPDATE_CRDS=1 cargo test -p oras-csi-tests --test unit_crds` and look at the change";
 
 /// The definitions and the files of their types, with descriptions as `kubectl explain` wants them: it wraps lines
 /// itself and keeps the breaks that are there.
-fn crds() -> [(Value, &'static str); 4] {
+fn crds() -> [(Value, &'static str); 5] {
     fn unfold(value: &mut Value) {
         match value {
             Value::Array(items) => items.iter_mut().for_each(unfold),
@@ -30,10 +30,11 @@ fn crds() -> [(Value, &'static str); 4] {
         }
     }
     let crds = [
-        (ArtifactPolicy::crd(), "policy/object.rs"),
-        (ArtifactPin::crd(), "pins/object.rs"),
-        (ArtifactSet::crd(), "sets/object.rs"),
-        (ClusterArtifactSet::crd(), "sets/object.rs"),
+        (ArtifactPolicy::crd(), "webhook/src/policy/object.rs"),
+        (ArtifactPin::crd(), "webhook/src/pins/object.rs"),
+        (ArtifactSet::crd(), "webhook/src/sets/object.rs"),
+        (ClusterArtifactSet::crd(), "webhook/src/sets/object.rs"),
+        (NodeArtifacts::crd(), "driver/src/preload/object.rs"),
     ];
     crds.map(|(crd, source)| {
         let mut crd = serde_json::to_value(crd).unwrap();
@@ -44,26 +45,26 @@ fn crds() -> [(Value, &'static str); 4] {
 
 #[test]
 fn the_chart_has_what_the_code_has() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/files/crds");
+    let folder = repository().join("deploy/chart/files/crds");
     for (crd, source) in crds() {
         let path = folder.join(format!("{}.yaml", crd["metadata"]["name"].as_str().unwrap()));
         if std::env::var_os("UPDATE_CRDS").is_some() {
             let text = serde_saphyr::to_string(&crd).unwrap();
             std::fs::create_dir_all(&folder).unwrap();
-            let header = format!("# Made from webhook/src/{source}; a test keeps it in step.");
+            let header = format!("# Made from {source}; a test keeps it in step.");
             std::fs::write(&path, format!("{header}\n{text}")).unwrap();
         }
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let there: Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(there, crd, "{} {REMEDY}", path.display());
     }
-    // The driver's own are looked at in driver/tests/crds.rs.
-    let is_ours = |text: &String| text.starts_with("# Made from webhook/");
-    let texts = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
-    let files = texts.filter(is_ours).count();
+    let files = std::fs::read_dir(&folder).unwrap().count();
     assert_eq!(files, crds().len(), "{} has definitions that the code has not", folder.display());
+}
+
+fn definition(kind: &str) -> Value {
+    let (crd, _) = crds().into_iter().find(|(crd, _)| crd["spec"]["names"]["kind"] == kind).unwrap();
+    crd
 }
 
 /// Every field has words, which is what `kubectl explain` shows.
@@ -90,9 +91,17 @@ fn every_field_is_described() {
 /// Else nobody would believe the digest of a pin: who may update pins could move them.
 #[test]
 fn a_pin_never_changes() {
-    let (crd, _) = crds().into_iter().find(|(crd, _)| crd["spec"]["names"]["kind"] == "ArtifactPin").unwrap();
+    let crd = definition("ArtifactPin");
     assert_eq!(crd["spec"]["scope"], "Namespaced");
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     assert_eq!(schema["required"], serde_json::json!(["spec"]));
     assert_eq!(schema["properties"]["spec"]["x-kubernetes-validations"][0]["rule"], "self == oldSelf");
+}
+
+#[test]
+fn a_node_tells_of_its_sets_in_an_object_of_the_cluster() {
+    let crd = definition("NodeArtifacts");
+    assert_eq!(crd["spec"]["scope"], "Cluster");
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    assert!(schema["properties"]["status"]["properties"]["sets"]["items"]["properties"]["since"].is_object());
 }
