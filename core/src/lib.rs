@@ -12,6 +12,7 @@
 pub mod credentials;
 pub mod digest;
 pub mod id;
+pub mod jitter;
 pub mod keys;
 pub mod media_type;
 pub mod name;

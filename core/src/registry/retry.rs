@@ -1,10 +1,10 @@
 //! When to ask again: how long a registry wants us to wait, and how long we would wait on our own.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header};
+
+use crate::jitter;
 
 /// The first wait; each next one is twice as long.
 const FIRST: Duration = Duration::from_millis(200);
@@ -29,13 +29,7 @@ pub(super) fn pause(tries: u32, asked: Option<Duration>) -> Duration {
     }
     let whole = FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(LONGEST);
     let half = whole / 2;
-    half + half.mul_f64(fraction())
-}
-
-/// A number from 0 to 1 that differs between processes and calls; nothing secret hangs on it.
-fn fraction() -> f64 {
-    let random = RandomState::new().hash_one(0_u8);
-    f64::from(u32::try_from(random >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+    half + jitter::up_to(half)
 }
 
 #[cfg(test)]

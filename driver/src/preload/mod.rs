@@ -29,6 +29,8 @@ mod wanted;
 use std::fmt;
 use std::time::Duration;
 
+use oras_csi_core::jitter;
+
 pub(crate) use self::keeper::{Preload, keep};
 pub use self::secrets::{SetSecretError, SetSecrets};
 
@@ -103,9 +105,7 @@ impl Rhythm {
 
 /// The time, up to a quarter less: nodes shall not all come at once.
 fn spread(time: Duration) -> Duration {
-    use std::hash::BuildHasher as _;
-    let part = u32::try_from(std::hash::RandomState::new().hash_one(0) % 256).unwrap_or(0);
-    time.saturating_sub(time / 1_024 * part)
+    time.saturating_sub(jitter::up_to(time / 4))
 }
 
 #[cfg(test)]

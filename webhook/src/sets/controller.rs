@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,13 +15,16 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
+use oras_csi_core::jitter;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::object::{ArtifactSet, ClusterArtifactSet, SetStatus};
+use super::object::{
+    ArtifactSet, ArtifactSetSpec, ClusterArtifactSet, ClusterArtifactSetSpec, SecretName, SetStatus,
+};
 use super::recipe::SetStep;
 use super::status::{self, Due};
 use super::{SetPlace, nodes, status_now};
@@ -53,16 +55,32 @@ pub(super) trait Set:
 {
     /// Where it is.
     fn place(&self) -> SetPlace;
-    /// Its steps.
-    fn steps(&self) -> &[SetStep];
-    /// Its interval.
-    fn interval(&self) -> Option<Duration>;
-    /// The Secret that it names.
-    fn secret(&self) -> Option<&str>;
-    /// Its status.
-    fn status(&self) -> Option<&SetStatus>;
+    /// What is written in it.
+    fn written(&self) -> Written<'_>;
     /// The API for the one object.
     fn api(&self, client: &Client) -> Api<Self>;
+}
+
+/// What is written in a set, and what the webhook has made of that.
+#[derive(Clone, Copy)]
+pub(super) struct Written<'a> {
+    pub(super) steps: &'a [SetStep],
+    /// How often its tags are looked up; `None` is only when it changes.
+    pub(super) interval: Option<Duration>,
+    pub(super) secret: Option<&'a str>,
+    pub(super) status: Option<&'a SetStatus>,
+}
+
+impl<'a> Written<'a> {
+    fn new(
+        steps: &'a [SetStep],
+        interval: Option<&str>,
+        secret: Option<&'a SecretName>,
+        status: Option<&'a SetStatus>,
+    ) -> Self {
+        let secret = secret.map(|secret| secret.name.as_str());
+        Self { steps, interval: status::interval(interval), secret, status }
+    }
 }
 
 impl Set for ArtifactSet {
@@ -71,20 +89,9 @@ impl Set for ArtifactSet {
         SetPlace::Own { namespace: namespace.as_str().into(), name: self.name_any().as_str().into() }
     }
 
-    fn steps(&self) -> &[SetStep] {
-        &self.spec.recipe
-    }
-
-    fn interval(&self) -> Option<Duration> {
-        status::interval(self.spec.refresh_interval.as_deref())
-    }
-
-    fn secret(&self) -> Option<&str> {
-        self.spec.pull_secret.as_ref().map(|secret| secret.name.as_str())
-    }
-
-    fn status(&self) -> Option<&SetStatus> {
-        self.status.as_ref()
+    fn written(&self) -> Written<'_> {
+        let ArtifactSetSpec { recipe, refresh_interval, pull_secret } = &self.spec;
+        Written::new(recipe, refresh_interval.as_deref(), pull_secret.as_ref(), self.status.as_ref())
     }
 
     fn api(&self, client: &Client) -> Api<Self> {
@@ -97,20 +104,9 @@ impl Set for ClusterArtifactSet {
         SetPlace::Cluster(self.name_any().as_str().into())
     }
 
-    fn steps(&self) -> &[SetStep] {
-        &self.spec.recipe
-    }
-
-    fn interval(&self) -> Option<Duration> {
-        status::interval(self.spec.refresh_interval.as_deref())
-    }
-
-    fn secret(&self) -> Option<&str> {
-        self.spec.pull_secret.as_ref().map(|secret| secret.name.as_str())
-    }
-
-    fn status(&self) -> Option<&SetStatus> {
-        self.status.as_ref()
+    fn written(&self) -> Written<'_> {
+        let ClusterArtifactSetSpec { recipe, refresh_interval, pull_secret, .. } = &self.spec;
+        Written::new(recipe, refresh_interval.as_deref(), pull_secret.as_ref(), self.status.as_ref())
     }
 
     fn api(&self, client: &Client) -> Api<Self> {
@@ -180,7 +176,7 @@ struct Failed {
 }
 
 fn key<K: Set>(set: &K) -> String {
-    format!("{} {}", set.uid().unwrap_or_default(), set.meta().generation.unwrap_or_default())
+    format!("{} {}", set.uid().unwrap_or_default(), generation_of(set))
 }
 
 impl Keeper {
@@ -189,44 +185,38 @@ impl Keeper {
         if seen.meta().deletion_timestamp.is_some() {
             return Ok(Action::await_change());
         }
-        let generation = seen.meta().generation.unwrap_or_default();
-        match status::due(seen.status(), generation, seen.interval(), status::now()) {
-            Due::Never => return Ok(Action::await_change()),
-            Due::In(left) => return Ok(later(seen, left)),
-            Due::Changed | Due::Over => {}
+        if let Some(later) = not_due(seen) {
+            return Ok(later);
         }
         // What was written about a failure is a change as well.
         if let Some(left) = self.held_back(&key(seen)) {
             return Ok(Action::requeue(left));
         }
-        tokio::time::sleep(random(SHORT_JITTER)).await;
+        tokio::time::sleep(jitter::up_to(SHORT_JITTER)).await;
         let api = seen.api(&self.client);
         let Some(set) = self.asked(api.get_opt(&seen.name_any())).await? else {
             return Ok(Action::await_change());
         };
-        let generation = set.meta().generation.unwrap_or_default();
-        match status::due(set.status(), generation, set.interval(), status::now()) {
-            Due::Never => return Ok(Action::await_change()),
-            Due::In(left) => return Ok(later(&set, left)),
-            Due::Changed | Due::Over => {}
+        // Another replica may have been first.
+        if let Some(later) = not_due(&set) {
+            return Ok(later);
         }
+        let Written { steps, interval, secret, status } = set.written();
         let namespace = set.namespace();
         let deadline = Instant::now() + LONGEST_LOOK;
-        let found = self
-            .admission
-            .resolve_set(namespace.as_deref(), &set.name_any(), set.steps(), set.secret(), deadline)
-            .await;
+        let found =
+            self.admission.resolve_set(namespace.as_deref(), &set.name_any(), steps, secret, deadline).await;
         let again = match &found {
             Ok(_) => {
                 self.forget(&key(&set));
-                set.interval().map_or_else(Action::await_change, |interval| later(&set, interval))
+                interval.map_or_else(Action::await_change, |interval| later(&set, interval))
             }
             Err(denial) => {
                 tracing::warn!(set = %set.place(), reason = denial.message(), "a set cannot be resolved");
                 Action::requeue(self.failed(&key(&set)))
             }
         };
-        self.write(&api, &set, status_now(set.status(), generation, found)).await?;
+        self.write(&api, &set, status_now(status, generation_of(&set), found)).await?;
         Ok(again)
     }
 
@@ -237,10 +227,11 @@ impl Keeper {
 
     /// Writes a status, if the object is what it was. If it is not, whoever changed it has another look made.
     async fn write<K: Set>(&self, api: &Api<K>, set: &K, next: SetStatus) -> Result<(), KeepError> {
-        if set.status() == Some(&next) {
+        let before = set.written().status;
+        if before == Some(&next) {
             return Ok(());
         }
-        let changed = set.status().and_then(|before| before.recipe.as_ref()) != next.recipe.as_ref();
+        let changed = before.and_then(|before| before.recipe.as_ref()) != next.recipe.as_ref();
         match self.asked(write_status(api, set, &next)).await {
             Ok(true) => {
                 let id = next.id.as_deref().unwrap_or_default();
@@ -264,7 +255,7 @@ impl Keeper {
         }
         let times = failures.get(key).map_or(0, |failed| failed.times);
         let wait = FIRST_RETRY.saturating_mul(1 << times.min(10)).min(LAST_RETRY);
-        let wait = wait + random(wait / JITTER_PART);
+        let wait = wait + jitter::up_to(wait / JITTER_PART);
         let failed = Failed { times: times.saturating_add(1), until: Instant::now() + wait };
         failures.insert(key.to_owned(), failed);
         wait
@@ -312,27 +303,22 @@ fn is_overtaken(answer: &kube::core::Status) -> bool {
     }
 }
 
+fn generation_of<K: Set>(set: &K) -> i64 {
+    set.meta().generation.unwrap_or_default()
+}
+
+/// When to look at a set again that is not due now.
+fn not_due<K: Set>(set: &K) -> Option<Action> {
+    let Written { interval, status, .. } = set.written();
+    match status::due(status, generation_of(set), interval, status::now()) {
+        Due::Never => Some(Action::await_change()),
+        Due::In(left) => Some(later(set, left)),
+        Due::Changed | Due::Over => None,
+    }
+}
+
 /// Again after that time, and a random while.
 fn later<K: Set>(set: &K, wait: Duration) -> Action {
-    let jitter = set.interval().map_or(Duration::ZERO, |interval| interval / JITTER_PART);
-    Action::requeue(wait + random(jitter.min(LONGEST_JITTER)))
-}
-
-/// A while between nothing and `longest`.
-fn random(longest: Duration) -> Duration {
-    let part = u32::try_from(RandomState::new().build_hasher().finish() % 1_000).unwrap_or_default();
-    longest * part / 1_000
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_while_is_no_longer_than_it_may_be() {
-        assert_eq!(random(Duration::ZERO), Duration::ZERO);
-        let whiles: Vec<_> = (0..50).map(|_| random(Duration::from_secs(1))).collect();
-        assert!(whiles.iter().all(|one| *one < Duration::from_secs(1)));
-        assert!(whiles.iter().any(|one| *one != whiles[0]));
-    }
+    let longest = set.written().interval.map_or(Duration::ZERO, |interval| interval / JITTER_PART);
+    Action::requeue(wait + jitter::up_to(longest.min(LONGEST_JITTER)))
 }
