@@ -16,7 +16,7 @@ use super::object::{
     NodeArtifacts, NodeArtifactsSpec, NodeArtifactsStatus, SetOnNode, SetState, StoreOnNode,
 };
 use super::{ClusterSets, FIELD_MANAGER, Rhythm, spread};
-use crate::store::{Inventory, Store};
+use crate::store::{Inventory, NodeRecord, Store};
 
 /// How long the API server may take for one answer.
 pub(super) const LONGEST_CALL: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ impl Reporter {
             objects: Api::all(cluster.client.clone()),
             nodes: Api::all(cluster.client.clone()),
             node: node.to_owned(),
-            teller: Teller::new(cluster, node, &store),
+            teller: Teller::new(cluster, node, store.node_record()),
             store,
             rhythm: cluster.rhythm,
             written: None,
@@ -51,9 +51,10 @@ impl Reporter {
         loop {
             let sets = heard.borrow_and_update().clone();
             let mut wait = self.rhythm.report();
-            let _ = tokio::time::timeout(LONGEST_CALL, self.teller.tell(&self.store)).await;
+            let record = self.store.node_record();
+            let _ = tokio::time::timeout(LONGEST_CALL, self.teller.tell(&record)).await;
             if let Some(sets) = sets {
-                let status = NodeArtifactsStatus::new(sets, self.damage());
+                let status = NodeArtifactsStatus::new(sets, damage(&record));
                 if self.is_due(&status) {
                     let status = self.with_bytes(status).await;
                     match tokio::time::timeout(LONGEST_CALL, self.write(&status)).await {
@@ -92,16 +93,6 @@ impl Reporter {
         age >= self.rhythm.renew()
             || is_news(written, status)
             || (age >= self.rhythm.progress() && written.sets != status.sets)
-    }
-
-    fn damage(&self) -> StoreOnNode {
-        let record = self.store.node_record();
-        StoreOnNode {
-            bytes: 0,
-            damaged: amount(record.damage.len()),
-            last_damage: record.damage.last().and_then(|last| time(last.at)),
-            last_scrub: record.scrub.and_then(|scrub| time(scrub.ended)),
-        }
     }
 
     async fn with_bytes(&self, mut status: NodeArtifactsStatus) -> NodeArtifactsStatus {
@@ -174,6 +165,15 @@ fn is_news(written: &NodeArtifactsStatus, status: &NodeArtifactsStatus) -> bool 
         status
     };
     without_progress(written) != without_progress(status)
+}
+
+fn damage(record: &NodeRecord) -> StoreOnNode {
+    StoreOnNode {
+        bytes: 0,
+        damaged: amount(record.damage.len()),
+        last_damage: record.damage.last().and_then(|last| time(last.at)),
+        last_scrub: record.scrub.as_ref().and_then(|scrub| time(scrub.ended)),
+    }
 }
 
 /// A number as the API has it.

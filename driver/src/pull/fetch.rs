@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
-use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
@@ -93,15 +92,18 @@ impl Fetcher {
     /// A registry that has given us these bytes is asked whether they are there; any other has to give them: whoever
     /// says that it has what somebody else's registry keeps to itself would let everybody in.
     pub async fn check_right(&self, reference: &PinnedReference) -> Result<(), PullError> {
-        let failed = |source| PullError::Registry { reference: reference.clone().into(), source };
-        if self.store.given(reference, reference.digest()) != Given::No {
-            let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
-            asked.map_err(failed)?;
-            self.store.note_given(reference, reference.digest());
-            return Ok(());
+        match self.store.given(reference, reference.digest()) {
+            Given::Here | Given::Elsewhere => self.is_to_be_had(reference).await,
+            Given::No => self.get_manifest(reference).await.map(drop),
         }
-        let manifest = self.registry.manifest(reference).await.map_err(failed)?;
-        self.keep(reference, &manifest).await
+    }
+
+    /// Asks a registry that gave a manifest whether it is to be had under this name.
+    async fn is_to_be_had(&self, reference: &PinnedReference) -> Result<(), PullError> {
+        let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
+        asked.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
+        self.store.note_given(reference, reference.digest());
+        Ok(())
     }
 
     /// Whose credential was let in to the repository of a reference, once it was asked for.
@@ -254,45 +256,30 @@ impl Fetcher {
         let wanted = digest.clone();
         let longest = RegistryLimits::default().manifest();
         // What is there is nobody's who does not have it.
-        if self.is_given(reference, &digest).await?
+        let given = self.store.given(reference, &digest);
+        if given == Given::Elsewhere {
+            self.is_to_be_had(reference).await?;
+        }
+        if given != Given::No
             && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await?
         {
             return ManifestDocument::verify(&digest, None, bytes.into()).map_err(refused);
         }
-        let manifest = self
-            .registry
-            .manifest(reference)
-            .await
-            .map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.keep(reference, &manifest).await?;
-        Ok(manifest)
+        self.get_manifest(reference).await
     }
 
-    /// Whether the manifest `digest` is to be had where `reference` says.
-    async fn is_given(&self, reference: &PinnedReference, digest: &Digest) -> Result<bool, PullError> {
-        match self.store.given(reference, digest) {
-            Given::Here => Ok(true),
-            Given::No => Ok(false),
-            Given::Elsewhere => {
-                let asked = Reference::from(reference.with_digest(digest.clone()));
-                let asked = self.registry.resolve(&asked).await;
-                asked
-                    .map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-                self.store.note_given(reference, digest);
-                Ok(true)
-            }
-        }
-    }
-
-    /// Keeps a manifest that its registry gave.
-    async fn keep(&self, reference: &PinnedReference, manifest: &ManifestDocument) -> Result<(), PullError> {
+    /// A manifest as its registry gives it, which is then kept.
+    async fn get_manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
+        let manifest = self.registry.manifest(reference).await;
+        let manifest =
+            manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
         self.store.note_given(reference, reference.digest());
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
         if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
             self.blocking(move |store| store.put_blob(&digest, &bytes)).await?;
         }
-        Ok(())
+        Ok(manifest)
     }
 
     /// What is not in the store yet, each blob and layer once.
@@ -359,7 +346,8 @@ impl Fetcher {
         let held = self.shared.locks.hold(&format!("bytes {digest} from {host}"), held.urgency()).await;
         let look = fetch.clone();
         let is_there = self.blocking(move |store| look.is_there(store)).await?;
-        if is_there && self.store.given(&fetch.reference, digest) == Given::Here {
+        let given = self.store.given(&fetch.reference, digest);
+        if is_there && given == Given::Here {
             progress.found(digest, fetch.descriptor.size());
             progress.finished(digest);
             return Ok(());
@@ -383,7 +371,7 @@ impl Fetcher {
             reference: &fetch.reference,
             progress,
         };
-        if is_there && self.store.given(&fetch.reference, digest) == Given::Elsewhere {
+        if is_there && given == Given::Elsewhere {
             bring.is_opened(slot).await.map_err(failed)?;
             progress.found(digest, fetch.descriptor.size());
         } else {

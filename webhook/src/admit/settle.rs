@@ -22,8 +22,7 @@ impl Admission {
         case: &Case<'_>,
     ) -> Result<Settled, Denial> {
         let volumes = self.look_up(volumes, case.namespace, case.deadline).await?;
-        let volumes = self.claim_names(volumes, case).await?;
-        let looked_up = volumes;
+        let looked_up = self.claim_names(volumes, case).await?;
         for _ in 0..MOST_ROUNDS {
             let volumes = self.find_kept(looked_up.clone(), case).await?;
             if let Some(settled) = self.settle_known(volumes, case).await? {
