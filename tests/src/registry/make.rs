@@ -34,15 +34,16 @@ impl Make {
         let port = free_port();
         match self {
             Self::Distribution => Made(Held::Distribution(Box::new(Distribution::start()))),
-            Self::GoContainerRegistry => in_memory("ggcr-registry", &[&format!("127.0.0.1:{port}")], port),
-            Self::Ociserver => in_memory("ociserver", &[&format!("127.0.0.1:{port}")], port),
+            Self::GoContainerRegistry => in_memory("ggcr", port),
+            Self::Ociserver => in_memory("ociserver", port),
         }
     }
 }
 
-fn in_memory(program: &str, arguments: &[&str], port: u16) -> Made {
+fn in_memory(make: &str, port: u16) -> Made {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut running = Running::start(Command::new(testbed(program)).args(arguments), program, folder.path());
+    let mut program = Command::new(testbed("memory-registry"));
+    let mut running = Running::start(program.arg(make).arg(format!("127.0.0.1:{port}")), make, folder.path());
     running.wait_until("listening", Duration::from_secs(20), || listens(port));
     Made(Held::InMemory { _running: running, _folder: folder, port })
 }
