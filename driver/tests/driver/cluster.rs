@@ -19,6 +19,8 @@ struct Objects {
     secrets: BTreeMap<String, Value>,
     labels: BTreeMap<String, String>,
     artifacts: Option<Value>,
+    /// What became of sets, and the version since which it is so.
+    news: Vec<(u64, Bytes)>,
     watching: Vec<mpsc::UnboundedSender<Bytes>>,
     is_down: bool,
     writes: usize,
@@ -144,6 +146,12 @@ impl Cluster {
         }
         if path == SETS && query.contains("watch=true") {
             let (sender, receiver) = mpsc::unbounded_channel();
+            // What happened between the list and the watch is told as well.
+            let version = query.split('&').find_map(|word| word.strip_prefix("resourceVersion="));
+            let listed: u64 = version.and_then(|version| version.parse().ok()).unwrap_or_default();
+            for (_, event) in objects.news.iter().filter(|(version, _)| *version > listed) {
+                sender.send(event.clone()).unwrap();
+            }
             objects.watching.push(sender);
             let events = stream::unfold(receiver, async |mut receiver| {
                 receiver.recv().await.map(|event| (Ok::<_, std::io::Error>(event), receiver))
@@ -182,6 +190,7 @@ impl Cluster {
 impl Objects {
     fn tell(&mut self, kind: &str, set: &Value) {
         let event = Bytes::from(format!("{}\n", json!({"type": kind, "object": set})));
+        self.news.push((self.version, event.clone()));
         self.watching.retain(|watching| watching.send(event.clone()).is_ok());
     }
 
