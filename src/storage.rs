@@ -6,6 +6,7 @@ use clap::Args;
 use oras_csi_core::policy::ByteSize;
 use oras_csi_driver::collect::{Percent, Watermarks};
 use oras_csi_driver::scrub::Schedule;
+use oras_csi_driver::store::Reserve;
 
 use crate::failure::Failure;
 
@@ -21,6 +22,10 @@ pub(crate) struct StorageOptions {
     /// Keep what was used within this time.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     gc_minimum_age: u64,
+    /// Fetch and unpack nothing that would leave less of the file system free than this, once what nobody uses was
+    /// taken away. Kubelet begins to evict pods below 10.
+    #[arg(long, value_name = "PERCENT", default_value = "10")]
+    keep_free: Percent,
     /// Begin also when the store holds more than this, as 50Gi [default: as much as the file system takes].
     #[arg(long, value_name = "BYTES")]
     store_max_bytes: Option<ByteSize>,
@@ -44,6 +49,10 @@ impl StorageOptions {
             .with_marks(high, low)
             .with_age(Duration::from_secs(self.gc_minimum_age))
             .with_most_bytes(self.store_max_bytes.as_ref().map(ByteSize::bytes)))
+    }
+
+    pub(crate) fn reserve(&self) -> Reserve {
+        Reserve::percent(self.keep_free)
     }
 
     pub(crate) fn scrubbing(&self) -> Result<Schedule, Failure> {

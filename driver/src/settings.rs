@@ -7,10 +7,11 @@ use std::time::Duration;
 use oras_csi_core::credentials::Administrator;
 use oras_csi_core::keys::DRIVER;
 
-use crate::collect::Watermarks;
+use crate::collect::{Percent, Watermarks};
 use crate::preload::ClusterSets;
 use crate::publish::Seals;
 use crate::scrub::Schedule;
+use crate::store::Reserve;
 
 /// Limits on what is unpacked. Each has its own message when it is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Limits {
     depth: usize,
     unpacked: u64,
     zstd_window_log: u32,
-    reserve: u64,
+    reserve: Reserve,
     streams: usize,
     streams_per_artifact: usize,
     slow_after: Duration,
@@ -38,7 +39,7 @@ impl Default for Limits {
             depth: 256,
             unpacked: 100 << 30,
             zstd_window_log: 27,
-            reserve: 256 << 20,
+            reserve: Reserve::percent(Percent::A_TENTH).at_most(256 << 20),
             streams: 8,
             streams_per_artifact: 4,
             slow_after: Duration::from_secs(10),
@@ -79,8 +80,8 @@ impl Limits {
         self.zstd_window_log
     }
 
-    /// How many bytes of the disk stay free whatever is asked for: 256 MiB.
-    pub fn reserve(&self) -> u64 {
+    /// How much of the disk stays free whatever is asked for: a tenth, and no more than 256 MiB.
+    pub fn reserve(&self) -> Reserve {
         self.reserve
     }
 
@@ -168,8 +169,8 @@ impl Limits {
 
     /// The same limits with another reserve of free space.
     #[must_use]
-    pub fn with_reserve(mut self, bytes: u64) -> Self {
-        self.reserve = bytes;
+    pub fn with_reserve(mut self, reserve: Reserve) -> Self {
+        self.reserve = reserve;
         self
     }
 

@@ -18,6 +18,7 @@ use std::path::Path;
 use bytes::Bytes;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::Reserve;
 use oras_csi_driver::unpack::budget::Budget;
 use oras_csi_driver::unpack::name::EntryPath;
 use oras_csi_driver::unpack::stream::BlobReader;
@@ -61,7 +62,11 @@ fn unpack(bytes: &Bytes, media_type: &str, shape: &Shape) {
     fs::create_dir(&root).expect("makes");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let opened = rustix::fs::open(&root, flags, Mode::empty()).expect("opens");
-    let limits = Limits::default().with_reserve(0).with_unpacked(1 << 20).with_entries(300).with_depth(32);
+    let limits = Limits::default()
+        .with_reserve(Reserve::bytes(0))
+        .with_unpacked(1 << 20)
+        .with_entries(300)
+        .with_depth(32);
     let unpacking = Unpacking::new(shape.clone(), Budget::default());
     let result = unpack_layer(BlobReader::of_bytes(media_type, bytes.clone()), &unpacking, &opened, &limits);
     let beside = fs::read_dir(folder.path()).expect("reads").count();

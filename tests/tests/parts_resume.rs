@@ -108,16 +108,20 @@ fn pull(folder: &Path, certs: &Path, reference: &str, into: &Path) -> Command {
     command
 }
 
-/// Kills a pull in the middle, and lets the second be; `name` is pushed, and has `size` bytes on the way.
-fn is_resumed(name: &str, made: &Path, is_folder: bool) {
+/// Kills a pull in the middle, and lets the second be; `name` is pushed, which is `file` or a folder with it alone.
+fn is_resumed(name: &str, file: &str) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = tempfile::tempdir().expect("a folder");
+    let original = made.path().join(file);
+    fs::create_dir_all(original.parent().expect("it has one")).unwrap();
+    write_noise(&original, size());
     let registry = Distribution::start();
     // Slow enough to be killed in the middle, on any machine.
     let counter = Counter::start(registry.host(), 60 * MIB);
     let folder = tempfile::tempdir().expect("a folder");
     let certs = tempfile::tempdir().expect("a folder");
     write_hosts_toml(certs.path(), "big.example:5000", &format!("http://127.0.0.1:{}", counter.port));
-    let digest = push(&format!("{}/big:v1", registry.host()), made, &[name]);
+    let digest = push(&format!("{}/big:v1", registry.host()), made.path(), &[name]);
     let reference = format!("big.example:5000/big@{digest}");
     let into = folder.path().join("out");
 
@@ -147,24 +151,17 @@ fn is_resumed(name: &str, made: &Path, is_folder: bool) {
     );
     assert!(came >= wanted && came < wanted + TWICE, "{came} bytes for {wanted}");
     assert!(highest < 64 * 1024, "{highest} KiB");
-    let compared = if is_folder { into.join(name).join("f") } else { into.join(name) };
-    let original = if is_folder { made.join(name).join("f") } else { made.join(name) };
-    run(Command::new("cmp").arg(compared).arg(original));
+    run(Command::new("cmp").arg(into.join(file)).arg(original));
     let left = fs::read_dir(folder.path().join("store/partial")).map(Iterator::count).unwrap_or_default();
     assert_eq!(left, 0, "nothing is left on its way");
 }
 
 #[test]
 fn a_killed_pull_of_a_file_goes_on() {
-    let made = tempfile::tempdir().expect("a folder");
-    write_noise(&made.path().join("model.bin"), size());
-    is_resumed("model.bin", made.path(), false);
+    is_resumed("model.bin", "model.bin");
 }
 
 #[test]
 fn a_killed_pull_of_an_archive_goes_on() {
-    let made = tempfile::tempdir().expect("a folder");
-    fs::create_dir(made.path().join("model")).unwrap();
-    write_noise(&made.path().join("model/f"), size());
-    is_resumed("model", made.path(), true);
+    is_resumed("model", "model/f");
 }

@@ -199,4 +199,32 @@ mod tests {
             Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),
         }
     }
+
+    fn patch_of(annotation: usize) -> (Contents, usize) {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": patch::ARTIFACT_TYPE,
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest, "size": 2},
+            "layers": [],
+            "annotations": {"a": "x".repeat(annotation)},
+        })
+        .to_string();
+        (Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap(), manifest.len()), manifest.len())
+    }
+
+    #[test]
+    fn a_patch_weighs_as_much_as_it_may_hold_and_a_longer_one_is_not_held() {
+        let own = format!("a.example/b@sha256:{}", "0".repeat(64)).parse().unwrap();
+        let (short, _) = patch_of(100);
+        assert!(short.weight() as usize * UNIT >= PatchError::LONGEST);
+        assert!(!matches!(short.instructions(&own), Err(PatchError::TooLong { .. })));
+        let (long, length) = patch_of(PatchError::LONGEST);
+        assert!((long.weight() as usize) * UNIT < 4_096, "{}", long.weight());
+        match long.instructions(&own) {
+            Err(PatchError::TooLong { length: found }) => assert_eq!(found, length),
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Goal, Roots, Watermarks, collect};
-use crate::store::{Inventory, Store, free_bytes};
+use crate::store::{Inventory, Room, Store};
 
 /// Collects and measures until `stop`; `tidy` comes first each time.
 pub(crate) async fn keep(
@@ -37,7 +37,7 @@ fn look(store: &Store, marks: &Watermarks) {
     }
     let metrics = store.metrics();
     match Inventory::read(store.layout()) {
-        Ok(inventory) => metrics.holds(&inventory, free_bytes(store.root()).unwrap_or(0)),
+        Ok(inventory) => metrics.holds(&inventory, Room::of(store.root()).map_or(0, Room::free)),
         Err(error) => tracing::warn!(%error, "the store cannot be measured"),
     }
     metrics.leases(store.leases().count());

@@ -34,7 +34,7 @@ pub(crate) use self::keeper::keep;
 pub(crate) use self::leaks::forget_gone;
 pub use self::roots::{Roots, RootsError};
 pub use self::watermarks::{Percent, PercentError, Watermarks};
-use crate::store::{CollectionReport, DiskError, Inventory, Item, Store, free_bytes, now, tree_of_name};
+use crate::store::{CollectionReport, DiskError, Inventory, Item, Room, Store, now, tree_of_name};
 
 /// How far a collection goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,7 +68,8 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
             done.aside += 1;
         }
     }
-    let mut gauge = Gauge { store, goal, bytes: None, twice: free_bytes(store.root())?.saturating_mul(2) };
+    let mut gauge =
+        Gauge { store, goal, bytes: None, twice: Room::of(store.root())?.free().saturating_mul(2) };
     if gauge.is_reached(true)? {
         return Ok(finish(store, done));
     }
@@ -80,7 +81,7 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
     let oldest = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut candidates = Candidates::of(&inventory, &roots, store.leases(), oldest);
     if let Goal::Free(wanted) = goal
-        && free_bytes(store.root())?.saturating_add(candidates.bytes()) < wanted
+        && Room::of(store.root())?.free().saturating_add(candidates.bytes()) < wanted
     {
         // Nothing is lost for a pull that will not fit: a manifest may claim any size.
         return Ok(finish(store, done));
@@ -198,8 +199,8 @@ impl Gauge<'_> {
     fn is_reached(&self, before: bool) -> Result<bool, DiskError> {
         Ok(match self.goal {
             Goal::All => false,
-            Goal::Free(wanted) => free_bytes(self.store.root())? >= wanted,
-            Goal::Twice => free_bytes(self.store.root())? >= self.twice,
+            Goal::Free(wanted) => Room::of(self.store.root())?.free() >= wanted,
+            Goal::Twice => Room::of(self.store.root())?.free() >= self.twice,
             Goal::To(most) => self.bytes.is_some_and(|bytes| bytes <= most),
             Goal::Watermarks(marks) => {
                 // A limit on the store itself can be looked at only once it was counted.

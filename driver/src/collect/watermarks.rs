@@ -11,6 +11,18 @@ use crate::store::DiskError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(u8);
 
+impl Percent {
+    /// 100.
+    pub(crate) const ALL: Self = Self(100);
+    /// 10.
+    pub(crate) const A_TENTH: Self = Self(10);
+
+    /// Of a number of bytes.
+    pub(crate) fn of(self, all: u64) -> u64 {
+        u64::try_from(u128::from(all) * u128::from(self.0) / 100).unwrap_or(all)
+    }
+}
+
 /// Why a text is no percentage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is no percentage: write a whole number from 0 to 100")]

@@ -74,6 +74,7 @@ mod lease;
 mod partial;
 mod ranges;
 mod read;
+mod room;
 mod state;
 mod sums;
 mod tree;
@@ -82,7 +83,7 @@ mod walk;
 mod wanted;
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -102,6 +103,8 @@ pub use self::lease::{Item, Lease, Leases};
 pub(crate) use self::partial::{FORGOTTEN_AFTER, Next, Partial};
 pub use self::read::{AtOnce, Pace};
 pub(crate) use self::read::{Broken, Reader};
+pub use self::room::Reserve;
+pub(crate) use self::room::Room;
 pub(crate) use self::state::now;
 pub use self::state::{CollectionReport, Damage, NodeRecord, ScrubReport};
 pub(crate) use self::sums::{Compared, Which, compare as compare_sums, write as write_sums};
@@ -312,13 +315,12 @@ impl Store {
     /// does not help either.
     pub(crate) fn check_room(&self, wanted: u64) -> Result<(), DiskError> {
         let reserve = self.limits.reserve();
-        let lacks = |free: u64| wanted > 0 && free < wanted.saturating_add(reserve);
-        if !lacks(free_bytes(&self.root)?) {
+        let room = Room::of(&self.root)?;
+        if wanted == 0 || room.check(wanted, reserve).is_ok() {
             return Ok(());
         }
-        crate::collect::make_room(self, wanted.saturating_add(reserve))?;
-        let free = free_bytes(&self.root)?;
-        if lacks(free) { Err(DiskError::TooSmall { wanted, free, reserve }) } else { Ok(()) }
+        crate::collect::make_room(self, room.needed(wanted, reserve))?;
+        Room::of(&self.root)?.check(wanted, reserve)
     }
 
     /// Brings everything written so far to the disk.
@@ -344,13 +346,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// How many bytes a process without privileges could still write on the file system of `fd`.
-pub(crate) fn free_bytes(fd: impl AsFd) -> Result<u64, DiskError> {
-    let found = rustix::fs::fstatvfs(fd)
-        .map_err(|errno| DiskError::new("look at the free space of", "the store", errno))?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, StoreError> {

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::budget::Budget;
 use crate::class::ErrorClass;
 use crate::settings::Limits;
-use crate::store::{DiskError, free_bytes};
+use crate::store::{DiskError, Room};
 
 /// How many pieces wait between network and disk.
 pub(crate) const PIECES: usize = 16;
@@ -203,10 +203,9 @@ impl<'a, R: BufRead> Metered<'a, R> {
         self.counted = self.seen;
         if self.seen >= self.next_look {
             self.next_look = self.seen + Self::LOOK_EVERY;
-            let free = free_bytes(self.disk)?;
-            if free < self.limits.reserve() {
-                let wanted = Self::LOOK_EVERY;
-                return Err(DiskError::TooSmall { wanted, free, reserve: self.limits.reserve() }.into());
+            let (room, reserve) = (Room::of(self.disk)?, self.limits.reserve());
+            if room.check(0, reserve).is_err() {
+                return Err(room.lacks(Self::LOOK_EVERY, reserve).into());
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::store::Reserve;
 
 /// A raw entry: header, data, padding.
 pub(super) fn entry(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
@@ -320,7 +321,7 @@ fn limits_have_words() {
         (archive(&[long, entry("a", b'5', "", b"")]), limits, "5000 bytes"),
         (bomb.clone(), limits.with_unpacked(1 << 20), "more than 1048576 bytes"),
         (tail, limits.with_unpacked(1 << 20), "more than 1048576 bytes"),
-        (gzip(&vec![0; 80 << 20]), limits.with_reserve(u64::MAX), "free"),
+        (gzip(&vec![0; 80 << 20]), limits.with_reserve(Reserve::bytes(u64::MAX)), "free"),
     ] {
         let case = unpack_with(&bytes, "application/x-tar", &Shape::Image, limits);
         assert!(case.error().contains(word), "{} / {word}", case.error());

@@ -14,7 +14,7 @@ use oras_csi_driver::mount::Target;
 use oras_csi_driver::pull::PullErrorKind;
 use oras_csi_driver::records::{Record, Records};
 use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::Tree;
+use oras_csi_driver::store::{Reserve, Tree};
 
 use crate::calls::{Running, mounts, names, request, until};
 use crate::namespace::{entered, entered_once, in_memory};
@@ -125,7 +125,7 @@ async fn room_is_made_for_a_pull_and_not_for_one_that_will_not_fit() {
         return;
     }
     let disk = in_memory("size=24m");
-    let limits = Limits::default().with_reserve(1 << 20).with_minimum_age(Duration::ZERO);
+    let limits = Limits::default().with_reserve(Reserve::bytes(1 << 20)).with_minimum_age(Duration::ZERO);
     let bench = Bench::inside(disk, limits);
     let (_, first) = pull(&bench, "a", 10 << 20).await;
     // A manifest may claim what it likes.
@@ -149,7 +149,7 @@ async fn above_the_watermark_the_driver_collects_by_itself() {
         .with_age(Duration::ZERO)
         .with_every(Duration::from_millis(50));
     let driver = Running::start_with(disk, Memory::new(), |settings| {
-        settings.with_limits(Limits::default().with_reserve(0)).with_watermarks(marks)
+        settings.with_limits(Limits::default().with_reserve(Reserve::bytes(0))).with_watermarks(marks)
     })
     .await;
     let mut digests = Vec::new();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::Store;
+use oras_csi_driver::store::{Reserve, Store};
 use tonic::Code;
 
 use crate::calls::{Running, mounts, request, until};
@@ -15,7 +15,7 @@ use crate::registry::{Artifact, Memory, add, recipe};
 use crate::trees::Bench;
 
 async fn on(disk: tempfile::TempDir) -> Running {
-    let limits = Limits::default().with_reserve(64 << 10).with_minimum_age(Duration::ZERO);
+    let limits = Limits::default().with_reserve(Reserve::bytes(64 << 10)).with_minimum_age(Duration::ZERO);
     Running::start_with(Arc::new(disk), Memory::new(), |settings| settings.with_limits(limits)).await
 }
 
@@ -97,7 +97,7 @@ async fn a_disk_that_became_read_only_is_told() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     fs::create_dir(folder.path().join("store")).unwrap();
     mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], &folder.path().join("store"));
-    let limits = Limits::default().with_reserve(0);
+    let limits = Limits::default().with_reserve(Reserve::bytes(0));
     let driver = Running::start_with(folder, Memory::new(), |settings| settings.with_limits(limits)).await;
     let (first, second) = (driver.target("a"), driver.target("b"));
     let (one, two) = (driver.artifact(b"one"), driver.artifact(b"two"));

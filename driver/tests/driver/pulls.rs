@@ -7,8 +7,9 @@ use std::time::Duration;
 use oras_csi_core::digest::Digest;
 use oras_csi_driver::pull::{Progress, PullErrorKind, Silent};
 use oras_csi_driver::settings::Limits;
+use serde_json::json;
 
-use crate::registry::{Artifact, add, add_from, recipe};
+use crate::registry::{Artifact, add, add_from, gzip, recipe, tar};
 use crate::trees::Bench;
 
 fn noise(length: usize) -> Vec<u8> {
@@ -132,6 +133,40 @@ async fn a_registry_that_drips_costs_only_those_who_ask_it() {
 async fn registries_that_drip_make_way_for_those_that_do_not() {
     let limits = Limits::default().with_patience(Duration::from_millis(300), Duration::from_mins(2));
     assert!(is_served_beside(&Bench::with(limits), &["slow-a:5000", "slow-b:5000"]).await);
+}
+
+/// However many layers, and artifacts, are made of it: who waits for the same bytes takes no turn.
+#[tokio::test]
+async fn one_blob_that_drips_takes_one_turn() {
+    let bench = Bench::new();
+    let archive = gzip(&tar(&[("f".to_owned(), &noise(50_000))]));
+    let digest = bench.registry.put_blob(&archive);
+    let layer = |title: &str| {
+        json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": digest.to_string(),
+            "size": archive.len(),
+            "annotations": {"org.opencontainers.image.title": title, "io.deis.oras.content.unpack": "true"},
+        })
+    };
+    let mut manifest = Artifact::new(&bench.registry).manifest();
+    manifest["layers"] = ["a", "b", "c", "d"].map(layer).into_iter().collect();
+    let dripping = bench.registry.put_manifest(&manifest);
+    bench.registry.dripping.lock().unwrap().insert("one".to_owned(), (17, Duration::from_millis(20)));
+    let wanted = recipe([add_from("one:5000", &dripping)]);
+    let fetcher = bench.fetcher.clone();
+    let waiting = tokio::spawn(async move {
+        let progress: std::sync::Arc<dyn Progress> = std::sync::Arc::new(Silent);
+        fetcher.tree(&wanted, &progress).await
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    bench.registry.dripping.lock().unwrap().clear();
+    assert_eq!(bench.registry.asked_for(&digest), 1, "of four layers of it");
+    // The same host serves somebody else.
+    let honest = recipe([add_from("one:5000", &of_four(&bench, "honest"))]);
+    let served = tokio::time::timeout(Duration::from_secs(5), bench.pull(&honest)).await;
+    assert!(served.is_ok_and(|tree| tree.is_ok()));
+    assert!(!waiting.is_finished());
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_driver::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
 use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{Store, Tree};
+use oras_csi_driver::store::{Reserve, Store, Tree};
 use rstest::rstest;
 
 use crate::registry::{Artifact, Memory, add, add_from, recipe};
@@ -32,7 +32,8 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 fn open(folder: &Path, registry: &Arc<Memory>) -> Arc<Fetcher> {
-    let store = Store::open(&folder.join("store"), Limits::default().with_reserve(0)).unwrap();
+    let store =
+        Store::open(&folder.join("store"), Limits::default().with_reserve(Reserve::bytes(0))).unwrap();
     Arc::new(Fetcher::new(Arc::new(store), registry.clone()))
 }
 

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::settings::Limits;
+use crate::store::Reserve;
 
 const SIZE: u64 = 4 << 20;
 
@@ -18,7 +19,7 @@ fn blob() -> Descriptor {
 }
 
 fn store(folder: &Path) -> Store {
-    Store::open(folder, Limits::default().with_reserve(0)).unwrap()
+    Store::open(folder, Limits::default().with_reserve(Reserve::bytes(0))).unwrap()
 }
 
 fn missing(partial: &Partial) -> Vec<(u64, u64)> {
@@ -61,6 +62,18 @@ fn what_was_written_is_there_for_the_next_run() {
     assert!(store.has_blob(&blob).unwrap());
     assert!(names(folder.path()).iter().all(|name| !name.contains(&partial.path.display().to_string())));
     assert!(!partial.note.exists() && !partial.path.exists());
+}
+
+#[test]
+fn a_size_that_is_claimed_takes_no_room_before_its_bytes_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let claimed = Descriptor::new("application/octet-stream", Digest::sha256_of(b"x"), 1 << 30);
+    let partial = store.partial(&claimed, &host("a:5000")).unwrap();
+    assert_eq!(store.taken_for(&claimed, &host("a:5000")), 0);
+    partial.write(0, &[1; 4096]).unwrap();
+    let taken = store.taken_for(&claimed, &host("a:5000"));
+    assert!((4_096..1 << 20).contains(&taken), "{taken} bytes");
 }
 
 #[test]
