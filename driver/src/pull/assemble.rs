@@ -25,7 +25,7 @@ pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[Work]) -> Result<(
     for (position, work) in steps.iter().enumerate() {
         match work {
             Work::Lay(source) if source.laying() == Laying::Over => lay_over(store, source, &mut tree)?,
-            Work::Lay(source) => lay_beside(store, source, &steps[..position], &mut tree)?,
+            Work::Lay(source) => lay_beside(store, source, &steps[..position], steps.len() == 1, &mut tree)?,
             Work::Remove(glob) => {
                 if tree.remove(glob).map_err(of_whole)? == 0 {
                     return Err(PullError::RemovesNothing { glob: glob.clone() });
@@ -59,7 +59,7 @@ fn of_whole(error: GraftError) -> PullError {
 
 fn lay_over(store: &Store, source: &Source, tree: &mut Grafter<'_>) -> Result<(), PullError> {
     tree.enter(source.at());
-    lay(store, source, tree)?;
+    lay(store, source, Handover::Linked, tree)?;
     // What an earlier step has laid already is there.
     if tree.changes() == 0 && !source.has_laid_before() {
         return Err(nothing(source));
@@ -71,11 +71,12 @@ fn lay_beside(
     store: &Store,
     source: &Source,
     earlier: &[Work],
+    is_alone: bool,
     tree: &mut Grafter<'_>,
 ) -> Result<(), PullError> {
     let apart = store.stage()?;
     let mut step = Grafter::apart(apart.files(), store.limits(), source.at());
-    lay(store, source, &mut step)?;
+    lay(store, source, Handover::of(store, source, is_alone), &mut step)?;
     if step.totals().inodes <= 1 {
         return Err(nothing(source));
     }
@@ -114,8 +115,28 @@ fn needed(source: &Source) -> impl Iterator<Item = &Piece> {
     source.pieces().iter().filter(|piece| source.needs(piece))
 }
 
+/// What becomes of the layers of a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Handover {
+    /// They stay, for other trees.
+    Linked,
+    /// They are the tree from now on.
+    Taken,
+}
+
+impl Handover {
+    /// They may be taken where nobody comes after: not this step, which would have to lay one twice or only a part of
+    /// it, and no other.
+    fn of(store: &Store, source: &Source, is_alone: bool) -> Self {
+        let mut seen = BTreeSet::new();
+        let once = layers(source).all(|layer| seen.insert(layer));
+        let whole = source.filter().is_empty() && source.at().is_root() && source.laying() == Laying::Beside;
+        if !store.is_kept() && is_alone && once && whole { Self::Taken } else { Self::Linked }
+    }
+}
+
 /// Lays one step's pieces, in the order of the manifest.
-fn lay(store: &Store, source: &Source, tree: &mut Grafter<'_>) -> Result<(), PullError> {
+fn lay(store: &Store, source: &Source, handover: Handover, tree: &mut Grafter<'_>) -> Result<(), PullError> {
     let filter = source.filter();
     let mut files = BTreeSet::new();
     for piece in source.pieces() {
@@ -136,6 +157,11 @@ fn lay(store: &Store, source: &Source, tree: &mut Grafter<'_>) -> Result<(), Pul
                 let key = LayerKey::of(digest, shape);
                 let gone = || DiskError::new("find the layer", key.as_str(), Errno::NOENT);
                 let layer = store.layer(&key)?.ok_or_else(gone)?;
+                if *shape != Shape::Image && handover == Handover::Taken {
+                    let taken = tree.take(layer.files(), layer.totals(), at);
+                    taken.map_err(|error| source.failed(error))?;
+                    continue;
+                }
                 let laying = if *shape == Shape::Image { Laying::Over } else { source.laying() };
                 tree.tree(layer.files(), at, filter, laying).map_err(|error| source.failed(error))?;
             }

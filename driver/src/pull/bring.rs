@@ -20,10 +20,6 @@ use crate::store::{DiskError, LayerKey, Next, Partial, Store};
 use crate::unpack::stream::{BlobReader, PIECES, Piece, StreamFault};
 use crate::unpack::{UnpackError, Unpacking, unpack_layer};
 
-/// How much is read at once of what has come, into one buffer, and into one of its own.
-const READ: usize = 256 << 10;
-const PIECE: usize = 64 << 10;
-
 /// What becomes of a blob.
 #[derive(Clone)]
 pub(super) enum Job {
@@ -261,15 +257,14 @@ fn make(store: &Store, partial: &Arc<Partial>, job: &Job, blob: &Descriptor) -> 
 
 fn hash(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault> {
     let mut hasher = Hasher::new(blob.digest().algorithm());
-    let mut buffer = vec![0; READ];
     let mut at = 0;
     loop {
-        match partial.read(at, &mut buffer)? {
+        match partial.next(at)? {
             Next::Closed => return Err(StreamFault::Stopped),
-            Next::Bytes(0) => break,
-            Next::Bytes(count) => {
-                hasher.update(&buffer[..count]);
-                at += count as u64;
+            Next::Bytes(piece) if piece.is_empty() => break,
+            Next::Bytes(piece) => {
+                hasher.update(&piece);
+                at += piece.len() as u64;
             }
         }
     }
@@ -285,13 +280,12 @@ fn hash(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault> {
 fn read(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskError> {
     let mut at = 0;
     loop {
-        let mut piece = bytes::BytesMut::zeroed(PIECE);
-        match partial.read(at, &mut piece)? {
-            Next::Closed | Next::Bytes(0) => return Ok(()),
-            Next::Bytes(count) => {
-                piece.truncate(count);
-                at += count as u64;
-                if sender.blocking_send(Ok(piece.freeze())).is_err() {
+        match partial.next(at)? {
+            Next::Closed => return Ok(()),
+            Next::Bytes(piece) if piece.is_empty() => return Ok(()),
+            Next::Bytes(piece) => {
+                at += piece.len() as u64;
+                if sender.blocking_send(Ok(piece)).is_err() {
                     return Ok(());
                 }
             }

@@ -21,7 +21,7 @@ use crate::class::ErrorClass;
 use crate::store::Tree;
 use crate::unpack::entries::Walk;
 use crate::unpack::name::EntryPath;
-use crate::unpack::write::{Times, copy, open_beneath, set_time};
+use crate::unpack::write::{DIRECTORY_MODE, Times, copy, open_beneath, set_time, umask};
 
 /// Why the files are not in the directory.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,9 @@ fn copy_to(source: &Source, destination: &Path, stop: &CancellationToken) -> Res
         }
     };
     let unfinished = Unfinished::create(&beside)?;
-    copy_tree(source, &unfinished, stop)?;
+    if !source.given_away || !move_tree(&source.files, &unfinished, stop)? {
+        copy_tree(&source.files, &unfinished, stop)?;
+    }
     if stop.is_cancelled() {
         return Err(DirectoryError::Interrupted);
     }
@@ -210,28 +212,120 @@ fn names(folder: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(names)
 }
 
-/// The bits that this process takes from the mode of what it makes. Asking the kernel would set them first.
-fn umask() -> u32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok()).unwrap_or(0o022)
+/// What the owner of a file may do with it; the umask has its say.
+fn own_mode(mode: u32, umask: Mode) -> Mode {
+    Mode::from_raw_mode((mode & 0o111) | 0o644).difference(umask)
+}
+
+/// Moves the files out of a store in which nobody needs them any more; `false` where they lie on another file system.
+fn move_tree(
+    source: &OwnedFd,
+    unfinished: &Unfinished,
+    stop: &CancellationToken,
+) -> Result<bool, DirectoryError> {
+    let mtime = rustix::fs::fstat(source).map(|found| found.st_mtime);
+    for name in names(source).map_err(|errno| failed("list for", &unfinished.path, errno))? {
+        let name = OsStr::from_bytes(&name);
+        match rustix::fs::renameat_with(source, name, &unfinished.folder, name, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            // Then it is so with the first of them.
+            Err(Errno::XDEV) => return Ok(false),
+            Err(errno) => return Err(failed("move a file to", &unfinished.path.join(name), errno)),
+        }
+    }
+    take_over(unfinished, stop)?;
+    if let Ok(mtime) = mtime {
+        set_time(&unfinished.folder, mtime);
+    }
+    Ok(true)
+}
+
+/// Makes what was moved the user's: the modes that he would have given it, and no file under two names.
+fn take_over(unfinished: &Unfinished, stop: &CancellationToken) -> Result<(), DirectoryError> {
+    let umask = umask().unwrap_or(Mode::WGRP | Mode::WOTH);
+    let directory_mode = DIRECTORY_MODE.difference(umask);
+    let mut walk = Walk::new();
+    let mut next = Some((EntryPath::root(), ()));
+    let mut seen = HashSet::new();
+    while let Some((path, ())) = next {
+        let mut directories = Vec::new();
+        let shown = unfinished.path.join(OsStr::from_bytes(path.as_bytes()));
+        let failed = |step, errno: Errno| failed(step, &shown, errno);
+        let folder = open_beneath(&unfinished.folder, &path).map_err(|errno| failed("open", errno))?;
+        let before = rustix::fs::fstat(&folder).map_err(|errno| failed("look at", errno))?;
+        if Mode::from_raw_mode(before.st_mode) != directory_mode {
+            rustix::fs::fchmod(&folder, directory_mode).map_err(|errno| failed("set the mode of", errno))?;
+        }
+        let mut has_changed = false;
+        for name in names(&folder).map_err(|errno| failed("list", errno))? {
+            if stop.is_cancelled() {
+                return Err(DirectoryError::Interrupted);
+            }
+            let os_name = OsStr::from_bytes(&name);
+            let found = rustix::fs::statat(&folder, os_name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|errno| failed("look at a file in", errno))?;
+            let mode = own_mode(found.st_mode, umask);
+            match FileType::from_raw_mode(found.st_mode) {
+                FileType::Directory => directories.push((name, ())),
+                FileType::Symlink => {}
+                // One file under two names becomes two files: a change of one is none of the other.
+                _ if found.st_nlink > 1 && !seen.insert(found.st_ino) => {
+                    let source =
+                        open_file(&folder, os_name).map_err(|errno| failed("open a file in", errno))?;
+                    rustix::fs::unlinkat(&folder, os_name, AtFlags::empty())
+                        .map_err(|errno| failed("part two names of a file in", errno))?;
+                    copy_file(&source, &folder, os_name, mode, found.st_mtime)
+                        .map_err(|(step, errno)| failed(step, errno))?;
+                    has_changed = true;
+                }
+                _ if Mode::from_raw_mode(found.st_mode) == mode => {}
+                _ => rustix::fs::chmodat(&folder, os_name, mode, AtFlags::empty())
+                    .map_err(|errno| failed("set the mode of a file in", errno))?,
+            }
+        }
+        if has_changed {
+            set_time(&folder, before.st_mtime);
+        }
+        walk.push(path, directories);
+        next = walk.pop();
+    }
+    Ok(())
+}
+
+fn open_file(folder: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(folder, name, flags, Mode::empty())
+}
+
+/// Copies a file to a new one.
+fn copy_file(
+    source: &OwnedFd,
+    folder: impl AsFd,
+    name: &OsStr,
+    mode: Mode,
+    mtime: i64,
+) -> Result<(), (&'static str, Errno)> {
+    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(folder, name, create, mode).map_err(|errno| ("make a file in", errno))?;
+    copy(source, &file).map_err(|errno| ("copy a file to", errno))?;
+    set_time(&file, mtime);
+    Ok(())
 }
 
 fn copy_tree(
-    source: &Source,
+    source: &OwnedFd,
     unfinished: &Unfinished,
     stop: &CancellationToken,
 ) -> Result<(), DirectoryError> {
     let mut walk = Walk::new();
     let mut times = Times::default();
     let mut next = Some((EntryPath::root(), ()));
-    let mut moved = HashSet::new();
-    let umask = umask();
+    let umask = umask().unwrap_or(Mode::WGRP | Mode::WOTH);
     while let Some((path, ())) = next {
         let mut directories = Vec::new();
         let shown = unfinished.path.join(OsStr::from_bytes(path.as_bytes()));
         let failed = |step, errno: Errno| failed(step, &shown, errno);
-        let from = open_beneath(&source.files, &path).map_err(|errno| failed("open in the store", errno))?;
+        let from = open_beneath(source, &path).map_err(|errno| failed("open in the store", errno))?;
         let into = open_beneath(&unfinished.folder, &path).map_err(|errno| failed("open", errno))?;
         for name in names(&from).map_err(|errno| failed("list in the store", errno))? {
             if stop.is_cancelled() {
@@ -253,25 +347,10 @@ fn copy_tree(
                         .map_err(|errno| failed("make a symbolic link in", errno))?;
                 }
                 _ => {
-                    // The owner may write to what is his; the umask has its say.
-                    let mode = Mode::from_raw_mode(((found.st_mode & 0o111) | 0o644) & !umask);
-                    // One file under two names becomes two files: a change of one is none of the other.
-                    if source.given_away
-                        && moved.insert(found.st_ino)
-                        && rustix::fs::renameat(&from, os_name, &into, os_name).is_ok()
-                    {
-                        rustix::fs::chmodat(&into, os_name, mode, AtFlags::empty())
-                            .map_err(|errno| failed("set the mode of a file in", errno))?;
-                        continue;
-                    }
-                    let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    let source = rustix::fs::openat(&from, os_name, OFlags::RDONLY | nofollow, Mode::empty())
+                    let source = open_file(&from, os_name)
                         .map_err(|errno| failed("open a file in the store for", errno))?;
-                    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
-                    let file = rustix::fs::openat(&into, os_name, create, mode)
-                        .map_err(|errno| failed("make a file in", errno))?;
-                    copy(&source, &file).map_err(|errno| failed("copy a file to", errno))?;
-                    set_time(&file, found.st_mtime);
+                    copy_file(&source, &into, os_name, own_mode(found.st_mode, umask), found.st_mtime)
+                        .map_err(|(step, errno)| failed(step, errno))?;
                 }
             }
         }

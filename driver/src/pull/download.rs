@@ -22,6 +22,7 @@ use futures_util::stream::FuturesUnordered;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::{Descriptor, Registry, RegistryError, RegistryErrorKind};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::progress::Progress;
 use super::slots::{Pace, Slot, Slots, TooSlow};
@@ -46,8 +47,10 @@ const STALL: u32 = RESUMES;
 const PROGRESS: u64 = 16 << 10;
 /// How many further workers may fail before there are no more.
 const MOST_FAILED: u32 = 4;
-/// How often it is looked for a spare turn.
+/// How often it is looked for a spare turn, and when for the first time: where one stream gives more than is written,
+/// others would only take the registry's time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_FIRST: Duration = Duration::from_millis(100);
 
 /// Bytes and their place.
 type Piece = (u64, Bytes);
@@ -151,7 +154,7 @@ impl Download<'_> {
             let partial = partial.clone();
             tokio::task::spawn_blocking(move || -> Result<(), DiskError> {
                 while let Some((offset, bytes)) = receiver.blocking_recv() {
-                    partial.write(offset, &bytes)?;
+                    partial.write(offset, bytes)?;
                 }
                 Ok(())
             })
@@ -220,7 +223,7 @@ impl Download<'_> {
         }
         let most = self.limits.streams_per_artifact().max(1) - 1;
         let mut failed = 0;
-        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut look = tokio::time::interval_at(Instant::now() + LOOK_FIRST, LOOK_EVERY);
         let mut further = FuturesUnordered::new();
         while !queue.is_empty() || !further.is_empty() {
             let leading = self.leading(queue, slot, &mut pace, sender, &mut patience);
@@ -234,7 +237,8 @@ impl Download<'_> {
                     }
                     Some(has_failed) = further.next(), if !further.is_empty() => failed += u32::from(has_failed),
                     _ = look.tick() => {
-                        while further.len() < most && failed < MOST_FAILED && !queue.is_empty() {
+                        let is_slow = sender.capacity() > PIECES / 2;
+                        while is_slow && further.len() < most && failed < MOST_FAILED && !queue.is_empty() {
                             let Some(spare) = self.slots.spare(self.reference.registry(), self.urgency) else { break };
                             further.push(self.helping(queue, spare, sender));
                         }

@@ -74,6 +74,7 @@ mod lease;
 mod partial;
 mod ranges;
 mod read;
+mod recent;
 mod room;
 mod state;
 mod sums;

@@ -26,12 +26,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::RegistryHost;
 use oras_csi_core::registry::Descriptor;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::ranges::Ranges;
+use super::recent::Recent;
 use super::{DiskError, Store};
 
 const FOLDER: &str = "partial";
@@ -42,6 +44,8 @@ const NOTE_EVERY: u64 = 1 << 20;
 /// How many bytes may have come that are not on the disk yet: what a power cut costs. It also keeps the last wait for
 /// the disk short.
 const SYNC_EVERY: u64 = 64 << 20;
+/// How much is read at once of what was written a while ago.
+const READ: usize = 64 << 10;
 /// What nobody went on with for so long is removed.
 pub(crate) const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
 
@@ -65,13 +69,14 @@ struct State {
     unsynced: u64,
     log: Option<File>,
     is_closed: bool,
+    recent: Recent,
 }
 
 /// What a reader finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// So many bytes; none at the end of the blob.
-    Bytes(usize),
+    /// Some bytes; none at the end of the blob.
+    Bytes(Bytes),
     /// Nobody writes any more.
     Closed,
 }
@@ -113,7 +118,8 @@ impl Store {
         let log =
             self.kept.then(|| begin_note(&note, size, &boot, &whole, &self.unfinished())).transpose()?;
         let resumed = whole.bytes();
-        let state = State { whole, unnoted: Ranges::default(), unsynced: 0, log, is_closed: false };
+        let recent = Recent::default();
+        let state = State { whole, unnoted: Ranges::default(), unsynced: 0, log, is_closed: false, recent };
         let (state, grown) = (Mutex::new(state), Condvar::new());
         Ok(Partial { path, note, size, file, kept: self.kept, resumed, state, grown })
     }
@@ -174,14 +180,15 @@ impl Partial {
     }
 
     /// Writes bytes to their place.
-    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let written = self.file.write_all_at(bytes, offset);
+    pub(crate) fn write(&self, offset: u64, bytes: Bytes) -> Result<(), DiskError> {
+        let written = self.file.write_all_at(&bytes, offset);
         written.map_err(|error| DiskError::new("write", &self.path, error))?;
         let range = offset..offset + bytes.len() as u64;
         let mut state = self.state();
         state.whole.add(&range);
         state.unnoted.add(&range);
         state.unsynced += bytes.len() as u64;
+        state.recent.push(offset, bytes);
         if state.unnoted.bytes() >= NOTE_EVERY {
             state.note(&self.note);
         }
@@ -199,10 +206,11 @@ impl Partial {
         self.grown.notify_all();
     }
 
-    /// Waits for the bytes at `at` and reads some of them. Not to be called from async code.
-    pub(crate) fn read(&self, at: u64, into: &mut [u8]) -> Result<Next, DiskError> {
+    /// Waits for the bytes at `at` and gives some of them. For one reader, which goes forward. Not to be called from
+    /// async code.
+    pub(crate) fn next(&self, at: u64) -> Result<Next, DiskError> {
         if at >= self.size {
-            return Ok(Next::Bytes(0));
+            return Ok(Next::Bytes(Bytes::new()));
         }
         let mut state = self.state();
         let end = loop {
@@ -212,11 +220,14 @@ impl Partial {
                 _ => state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         };
+        if let Some(piece) = state.recent.take(at) {
+            return Ok(Next::Bytes(piece));
+        }
         drop(state);
-        let length = into.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-        let into = &mut into[..length];
-        self.file.read_exact_at(into, at).map_err(|error| DiskError::new("read", &self.path, error))?;
-        Ok(Next::Bytes(length))
+        let length = READ.min(usize::try_from(end - at).unwrap_or(READ));
+        let mut piece = BytesMut::zeroed(length);
+        self.file.read_exact_at(&mut piece, at).map_err(|error| DiskError::new("read", &self.path, error))?;
+        Ok(Next::Bytes(piece.freeze()))
     }
 
     /// Brings to the disk what is written, a step behind, until nothing more is.

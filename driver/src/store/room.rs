@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn numbers_do_not_overflow() {
-        let room = Room { used: u64::MAX, free: u64::MAX };
-        assert!(room.check(u64::MAX, Reserve::bytes(1)).is_err());
+        let room = Room { used: u64::MAX, free: u64::MAX - 1 };
+        assert!(room.check(u64::MAX, Reserve::bytes(u64::MAX)).is_err());
         assert!(room.check(1, Reserve::percent(percent("50"))).is_ok());
     }
 }

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use super::entries::{Listed, Walk, is_directory, is_empty, list, remove, remove_kept};
 pub use super::filter::Filter;
 use super::name::{EntryPath, NameError};
-use super::write::{DIRECTORY_MODE, Totals, link_or_copy, open_beneath, set_time, too_long};
+use super::write::{DIRECTORY_MODE, Times, Totals, link_or_copy, open_beneath, set_time, too_long};
 use crate::settings::Limits;
 use crate::store::DiskError;
 
@@ -166,6 +166,7 @@ impl<'a> Grafter<'a> {
         }
         // Directories of the source that are still to be laid, and whether they are kept whole.
         let mut walk = Walk::new();
+        let mut times = Times::default();
         let mut next = Some((EntryPath::root(), filter.keeps(at)));
         while let Some((directory, whole)) = next {
             let mut directories = Vec::new();
@@ -202,11 +203,24 @@ impl<'a> Grafter<'a> {
                 };
                 self.link(&from, &entry.name, folder, &entry.name, entry.size, &path, laying)?;
             }
-            if let (Some(folder), Ok(found)) = (&into, rustix::fs::fstat(&from)) {
-                set_time(folder, found.st_mtime);
+            if let (Some(_), Ok(found)) = (&into, rustix::fs::fstat(&from)) {
+                times.remember(self.base.join(&place), found.st_mtime);
             }
             walk.push(directory, directories);
             next = walk.pop();
+        }
+        times.set(self.root);
+        Ok(())
+    }
+
+    /// Moves everything of `source`, a tree that nobody needs where it is, to beneath `at`. For what lies beside, with
+    /// names that were checked as they will be.
+    pub fn take(&mut self, source: &OwnedFd, totals: Totals, at: &EntryPath) -> Result<(), GraftError> {
+        let mtime = rustix::fs::fstat(source).map(|found| found.st_mtime);
+        self.merge(source, totals, at)?;
+        self.enter(EntryPath::root());
+        if let (Ok(mtime), Ok(folder)) = (mtime, open_beneath(self.root, at)) {
+            set_time(folder, mtime);
         }
         Ok(())
     }

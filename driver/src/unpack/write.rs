@@ -82,11 +82,19 @@ pub(crate) fn file_mode(mode: u32) -> Mode {
 
 pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
+/// The bits that this process takes from the mode of what it makes. Asking the kernel would set them first.
+pub(crate) fn umask() -> Option<Mode> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(umask.trim(), 8).ok().map(Mode::from_raw_mode)
+}
+
 /// A directory that is being filled.
 pub struct TreeWriter<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
     budget: &'a Budget,
+    umask: Mode,
     last: Option<(EntryPath, OwnedFd)>,
     times: Times,
     totals: Totals,
@@ -104,7 +112,8 @@ impl<'a> TreeWriter<'a> {
     /// Fills `root`, which is empty.
     pub fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
         let totals = Totals { bytes: 0, inodes: 1 };
-        Self { root, limits, budget, last: None, times: Times::default(), totals }
+        let umask = umask().unwrap_or(Mode::RWXU | Mode::RWXG | Mode::RWXO);
+        Self { root, limits, budget, umask, last: None, times: Times::default(), totals }
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
@@ -135,12 +144,12 @@ impl<'a> TreeWriter<'a> {
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
         self.enter(&parent)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let private = Mode::RUSR | Mode::WUSR;
+        let mode = file_mode(mode);
         let folder = self.folder();
-        let file = match rustix::fs::openat(folder, name_of(name), flags, private) {
+        let file = match rustix::fs::openat(folder, name_of(name), flags, mode) {
             Err(Errno::EXIST) => {
                 self.make_way(name, path)?;
-                rustix::fs::openat(self.folder(), name_of(name), flags, private)
+                rustix::fs::openat(self.folder(), name_of(name), flags, mode)
             }
             other => other,
         };
@@ -164,7 +173,9 @@ impl<'a> TreeWriter<'a> {
         if written != size {
             return Err(UnpackError::Tar(super::tar::TarError::Truncated("a file")));
         }
-        rustix::fs::fchmod(&file, file_mode(mode)).map_err(|errno| disk("set the mode of", path, errno))?;
+        if self.umask.intersects(mode) {
+            rustix::fs::fchmod(&file, mode).map_err(|errno| disk("set the mode of", path, errno))?;
+        }
         set_time(&file, mtime);
         self.totals.bytes += written;
         self.totals.inodes += 1;
@@ -292,9 +303,10 @@ impl<'a> TreeWriter<'a> {
             }
             Err(errno) => return Err(disk("make the directory", path, errno)),
         }
-        // The umask may have taken bits away.
-        rustix::fs::chmodat(self.folder(), name_of(name), DIRECTORY_MODE, AtFlags::empty())
-            .map_err(|errno| disk("set the mode of", path, errno))?;
+        if self.umask.intersects(DIRECTORY_MODE) {
+            rustix::fs::chmodat(self.folder(), name_of(name), DIRECTORY_MODE, AtFlags::empty())
+                .map_err(|errno| disk("set the mode of", path, errno))?;
+        }
         self.totals.inodes += 1;
         Ok(())
     }

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_driver::ErrorClass;
-use oras_csi_driver::pull::{DirectoryError, Progress, Silent, into_directory};
+use oras_csi_driver::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
+use oras_csi_driver::settings::Limits;
+use oras_csi_driver::store::Store;
 
-use crate::registry::{Artifact, add, recipe};
+use crate::registry::{Artifact, Memory, add, gzip, recipe};
 use crate::trees::Bench;
 
 async fn pull(bench: &Bench, recipe: &PinnedRecipe, path: &Path) -> Result<(), DirectoryError> {
@@ -55,4 +57,97 @@ async fn nothing_is_overwritten() {
     }
     assert_eq!(bench.registry.asked(), 0, "it is said before anything is fetched");
     assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
+}
+
+/// A directory with what makes a difference: links of both kinds, and modes and times of its own.
+fn directory(registry: &Memory, title: &str) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut entry =
+        |kind: tar::EntryType, name: &str, mode: u32, mtime: u64, link: Option<&str>, data: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_mtime(mtime);
+            header.set_size(data.len() as u64);
+            let name = format!("{title}/{name}");
+            match link {
+                Some(link) => builder.append_link(&mut header, name, link).unwrap(),
+                None => builder.append_data(&mut header, name, data).unwrap(),
+            }
+        };
+    use tar::EntryType as Type;
+    entry(Type::Directory, "", 0o700, 1_000, None, b"");
+    entry(Type::Regular, "run", 0o4555, 2_000, None, b"#!");
+    entry(Type::Directory, "deep", 0o777, 3_000, None, b"");
+    entry(Type::Regular, "deep/secret", 0o400, 4_000, None, b"one");
+    entry(Type::Link, "deep/again", 0, 0, Some(&format!("{title}/deep/secret")), b"");
+    entry(Type::Link, "again", 0, 0, Some(&format!("{title}/deep/secret")), b"");
+    entry(Type::Symlink, "link", 0, 0, Some("deep/secret"), b"");
+    entry(Type::Directory, "empty", 0o755, 5_000, None, b"");
+    let archive = gzip(&builder.into_inner().unwrap());
+    registry.put_blob(&archive);
+    archive
+}
+
+/// Everything that a user sees of a directory.
+fn seen(root: &Path, folder: &Path, lines: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let found = fs::symlink_metadata(&path).unwrap();
+        let name = path.strip_prefix(root).unwrap().display();
+        let mode = found.permissions().mode();
+        if found.is_dir() {
+            lines.push(format!("{name}/ {mode:o} {}", found.mtime()));
+            seen(root, &path, lines);
+        } else if found.is_symlink() {
+            lines.push(format!("{name} -> {}", fs::read_link(&path).unwrap().display()));
+        } else {
+            let text = fs::read_to_string(&path).unwrap();
+            lines.push(format!("{name} {mode:o} {} {} {text}", found.mtime(), found.nlink()));
+        }
+    }
+    lines.sort();
+}
+
+#[tokio::test]
+async fn files_that_are_moved_out_of_a_store_are_as_those_that_are_copied() {
+    let bench = Bench::new();
+    let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let unpack = |title| [("org.opencontainers.image.title", title), ("io.deis.oras.content.unpack", "true")];
+    let (one, two) = (directory(&bench.registry, "one"), directory(&bench.registry, "two/deep"));
+    let artifact = || Artifact::new(&bench.registry);
+    let full = artifact()
+        .layer(tar, &one, &unpack("one"))
+        .layer(tar, &two, &unpack("two/deep"))
+        .file("a", b"hello")
+        .file("two/b", b"hello")
+        .file("one/deep/more", b"more")
+        .push();
+    let twice = artifact().layer(tar, &one, &unpack("one")).push();
+    let image = artifact().layer(tar, &one, &[]).push();
+    let at = |digest, path: &str| add(digest).at(path.parse().unwrap());
+    let recipes = [
+        recipe([add(&full)]),
+        recipe([at(&full, "below/here")]),
+        recipe([at(&twice, "x"), at(&twice, "y")]),
+        recipe([add(&image)]),
+        recipe([add(&full).including(crate::trees::globs(&["**/deep/**"]))]),
+    ];
+    for (number, recipe) in recipes.iter().enumerate() {
+        let copied = bench.folder.path().join(format!("copied-{number}"));
+        pull(&bench, recipe, &copied).await.unwrap();
+        let folder = bench.folder.path().join(format!("store-{number}"));
+        let store = Store::open(&folder, Limits::default()).unwrap().for_one_pull();
+        let fetcher = Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()));
+        let moved = bench.folder.path().join(format!("moved-{number}"));
+        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        into_directory(&fetcher, recipe, &moved, &progress).await.unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        let (mut wanted, mut found) = (Vec::new(), Vec::new());
+        seen(&copied, &copied, &mut wanted);
+        seen(&moved, &moved, &mut found);
+        assert!(wanted.len() > 3, "{wanted:#?}");
+        assert_eq!(found, wanted, "{recipe:?}");
+        assert!(!found.iter().any(|line| line.contains(" 2 ")), "no file has two names: {found:#?}");
+    }
 }

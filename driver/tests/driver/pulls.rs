@@ -139,7 +139,7 @@ async fn registries_that_drip_make_way_for_those_that_do_not() {
 #[tokio::test]
 async fn one_blob_that_drips_takes_one_turn() {
     let bench = Bench::new();
-    let archive = gzip(&tar(&[("f".to_owned(), &noise(50_000))]));
+    let archive = gzip(&tar(&[("a/b/c/d/f".to_owned(), &noise(50_000))]));
     let digest = bench.registry.put_blob(&archive);
     let layer = |title: &str| {
         json!({
@@ -150,7 +150,7 @@ async fn one_blob_that_drips_takes_one_turn() {
         })
     };
     let mut manifest = Artifact::new(&bench.registry).manifest();
-    manifest["layers"] = ["a", "b", "c", "d"].map(layer).into_iter().collect();
+    manifest["layers"] = ["a", "a/b", "a/b/c", "a/b/c/d"].map(layer).into_iter().collect();
     let dripping = bench.registry.put_manifest(&manifest);
     bench.registry.dripping.lock().unwrap().insert("one".to_owned(), (17, Duration::from_millis(20)));
     let wanted = recipe([add_from("one:5000", &dripping)]);
