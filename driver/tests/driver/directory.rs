@@ -10,6 +10,7 @@ use oras_csi_driver::ErrorClass;
 use oras_csi_driver::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
 use oras_csi_driver::settings::Limits;
 use oras_csi_driver::store::Store;
+use tar::EntryType;
 
 use crate::registry::{Artifact, Memory, add, gzip, recipe};
 use crate::trees::Bench;
@@ -62,28 +63,26 @@ async fn nothing_is_overwritten() {
 /// A directory with what makes a difference: links of both kinds, and modes and times of its own.
 fn directory(registry: &Memory, title: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
-    let mut entry =
-        |kind: tar::EntryType, name: &str, mode: u32, mtime: u64, link: Option<&str>, data: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(kind);
-            header.set_mode(mode);
-            header.set_mtime(mtime);
-            header.set_size(data.len() as u64);
-            let name = format!("{title}/{name}");
-            match link {
-                Some(link) => builder.append_link(&mut header, name, link).unwrap(),
-                None => builder.append_data(&mut header, name, data).unwrap(),
-            }
-        };
-    use tar::EntryType as Type;
-    entry(Type::Directory, "", 0o700, 1_000, None, b"");
-    entry(Type::Regular, "run", 0o4555, 2_000, None, b"#!");
-    entry(Type::Directory, "deep", 0o777, 3_000, None, b"");
-    entry(Type::Regular, "deep/secret", 0o400, 4_000, None, b"one");
-    entry(Type::Link, "deep/again", 0, 0, Some(&format!("{title}/deep/secret")), b"");
-    entry(Type::Link, "again", 0, 0, Some(&format!("{title}/deep/secret")), b"");
-    entry(Type::Symlink, "link", 0, 0, Some("deep/secret"), b"");
-    entry(Type::Directory, "empty", 0o755, 5_000, None, b"");
+    let mut entry = |kind: EntryType, name: &str, mode: u32, mtime: u64, link: Option<&str>, data: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_mtime(mtime);
+        header.set_size(data.len() as u64);
+        let name = format!("{title}/{name}");
+        match link {
+            Some(link) => builder.append_link(&mut header, name, link).unwrap(),
+            None => builder.append_data(&mut header, name, data).unwrap(),
+        }
+    };
+    entry(EntryType::Directory, "", 0o700, 1_000, None, b"");
+    entry(EntryType::Regular, "run", 0o4555, 2_000, None, b"#!");
+    entry(EntryType::Directory, "deep", 0o777, 3_000, None, b"");
+    entry(EntryType::Regular, "deep/secret", 0o400, 4_000, None, b"one");
+    entry(EntryType::Link, "deep/again", 0, 0, Some(&format!("{title}/deep/secret")), b"");
+    entry(EntryType::Link, "again", 0, 0, Some(&format!("{title}/deep/secret")), b"");
+    entry(EntryType::Symlink, "link", 0, 0, Some("deep/secret"), b"");
+    entry(EntryType::Directory, "empty", 0o755, 5_000, None, b"");
     let archive = gzip(&builder.into_inner().unwrap());
     registry.put_blob(&archive);
     archive
