@@ -95,14 +95,16 @@ fn seen(root: &Path, folder: &Path, lines: &mut Vec<String>) {
         let found = fs::symlink_metadata(&path).unwrap();
         let name = path.strip_prefix(root).unwrap().display();
         let mode = found.permissions().mode();
+        // What no archive has a time for is as old as its pull, and one pull is after the other.
+        let mtime = if found.mtime() <= 5_000 { found.mtime().to_string() } else { "now".to_owned() };
         if found.is_dir() {
-            lines.push(format!("{name}/ {mode:o} {}", found.mtime()));
+            lines.push(format!("{name}/ {mode:o} {mtime}"));
             seen(root, &path, lines);
         } else if found.is_symlink() {
             lines.push(format!("{name} -> {}", fs::read_link(&path).unwrap().display()));
         } else {
             let text = fs::read_to_string(&path).unwrap();
-            lines.push(format!("{name} {mode:o} {} {} {text}", found.mtime(), found.nlink()));
+            lines.push(format!("{name} {mode:o} {mtime} {} {text}", found.nlink()));
         }
     }
     lines.sort();
