@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 /// How much of it is held.
-const MOST: usize = 4 << 20;
+const MOST: usize = 1 << 20;
+/// In how many pieces: a registry may send them byte by byte, and each is looked at.
+const MOST_PIECES: usize = 64;
 
 /// Pieces and their places, the latest last.
 #[derive(Debug, Default)]
@@ -19,7 +21,7 @@ impl Recent {
     pub(super) fn push(&mut self, at: u64, piece: Bytes) {
         self.bytes += piece.len();
         self.pieces.push_back((at, piece));
-        while self.bytes > MOST {
+        while self.bytes > MOST || self.pieces.len() > MOST_PIECES {
             self.pop();
         }
     }
@@ -59,13 +61,24 @@ mod tests {
         assert_eq!(recent.take(3).unwrap(), "def");
         assert_eq!(recent.take(6), None);
         assert_eq!(recent.take(101).unwrap(), "yz");
+        let piece = MOST / 4;
         for at in 0..6 {
-            recent.push(at << 20, Bytes::from(vec![0; 1 << 20]));
+            recent.push((at * piece) as u64, Bytes::from(vec![0; piece]));
         }
         assert!(recent.bytes <= MOST && recent.pieces.len() == 4);
-        assert_eq!(recent.take(1 << 20), None);
-        assert_eq!(recent.take((2 << 20) + 1).unwrap().len(), (1 << 20) - 1);
-        recent.take(6 << 20);
+        assert_eq!(recent.take(piece as u64), None);
+        assert_eq!(recent.take((2 * piece + 1) as u64).unwrap().len(), piece - 1);
+        recent.take((6 * piece) as u64);
         assert_eq!((recent.bytes, recent.pieces.len()), (0, 0));
+    }
+
+    #[test]
+    fn small_pieces_are_few() {
+        let mut recent = Recent::default();
+        for at in 0..1_000 {
+            recent.push(at, Bytes::from_static(b"x"));
+        }
+        assert_eq!(recent.pieces.len(), MOST_PIECES);
+        assert_eq!((recent.take(0), recent.take(999).unwrap().len()), (None, 1));
     }
 }
