@@ -205,8 +205,8 @@ impl Gauge<'_> {
             Goal::Watermarks(marks) => {
                 // A limit on the store itself can be looked at only once it was counted.
                 let counted = self.bytes.is_some() || marks.most_bytes().is_none();
-                let use_of = watermarks::Use::of(self.store.root())?;
-                counted && !marks.is_above(use_of, self.bytes, before)
+                let room = Room::of(self.store.root())?;
+                counted && !marks.is_above(room, self.bytes, before)
             }
         })
     }

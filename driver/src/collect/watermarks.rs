@@ -1,11 +1,10 @@
 //! When collecting begins, and when it ends.
 
 use std::fmt;
-use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::store::DiskError;
+use crate::store::Room;
 
 /// 0 to 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +19,11 @@ impl Percent {
     /// Of a number of bytes.
     pub(crate) fn of(self, all: u64) -> u64 {
         u64::try_from(u128::from(all) * u128::from(self.0) / 100).unwrap_or(all)
+    }
+
+    /// Whether `part` is more of `all`.
+    pub(crate) fn is_passed_by(self, part: u64, all: u128) -> bool {
+        all > 0 && u128::from(part) * 100 > all * u128::from(self.0)
     }
 }
 
@@ -107,7 +111,7 @@ impl Watermarks {
     }
 
     /// Whether there is too much, on this file system and in this store.
-    pub(super) fn is_above(&self, used: Use, bytes: Option<u64>, before: bool) -> bool {
+    pub(super) fn is_above(&self, room: Room, bytes: Option<u64>, before: bool) -> bool {
         let mark = if before { self.high } else { self.low };
         let most = self.most_bytes.map(|most| {
             // Down to the same part of the limit that the low mark is of the high one.
@@ -115,33 +119,7 @@ impl Watermarks {
             if before { most } else { u64::try_from(u128::from(most) * low / high).unwrap_or(most) }
         });
         let too_many = bytes.zip(most).is_some_and(|(bytes, most)| bytes > most);
-        used.is_above(mark) || too_many
-    }
-}
-
-/// How full a file system is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Use {
-    bytes: (u64, u64),
-    inodes: (u64, u64),
-}
-
-impl Use {
-    /// As `df` reckons: what only root may take counts as taken.
-    pub(super) fn of(fd: impl AsFd) -> Result<Self, DiskError> {
-        let found = rustix::fs::fstatvfs(fd)
-            .map_err(|errno| DiskError::new("look at the free space of", "the store", errno))?;
-        let blocks = found.f_blocks.saturating_sub(found.f_bfree);
-        let inodes = found.f_files.saturating_sub(found.f_ffree);
-        Ok(Self { bytes: (blocks, found.f_bavail), inodes: (inodes, found.f_favail) })
-    }
-
-    fn is_above(self, mark: Percent) -> bool {
-        let above = |(used, free): (u64, u64)| {
-            let all = u128::from(used) + u128::from(free);
-            all > 0 && u128::from(used) * 100 > all * u128::from(mark.0)
-        };
-        above(self.bytes) || above(self.inodes)
+        room.is_above(mark) || too_many
     }
 }
 
@@ -166,7 +144,7 @@ mod tests {
     #[test]
     fn marks_are_of_bytes_inodes_and_the_store() {
         let marks = Watermarks::default();
-        let full = |bytes, inodes| Use { bytes: (bytes, 100 - bytes), inodes: (inodes, 100 - inodes) };
+        let full = |bytes, inodes| Room::new((bytes, 100 - bytes), (inodes, 100 - inodes));
         for (bytes, inodes, before, after) in [
             (85, 85, false, true),
             (86, 0, true, true),
@@ -178,7 +156,7 @@ mod tests {
             assert_eq!(marks.is_above(full(bytes, inodes), None, false), after, "{bytes} {inodes}");
         }
         // A file system that makes inodes as it needs them.
-        assert!(!marks.is_above(Use { bytes: (1, 99), inodes: (0, 0) }, None, true));
+        assert!(!marks.is_above(Room::new((1, 99), (0, 0)), None, true));
         let limited = marks.with_most_bytes(Some(850));
         let empty = full(0, 0);
         assert!(limited.is_above(empty, Some(851), true) && !limited.is_above(empty, Some(850), true));

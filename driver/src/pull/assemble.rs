@@ -125,12 +125,12 @@ enum Handover {
 }
 
 impl Handover {
-    /// They may be taken where nobody comes after: not this step, which would have to lay one twice or only a part of
-    /// it, and no other.
+    /// Of a step that is laid beside. They may be taken where nobody comes after: not this step, which would have to lay
+    /// one twice or only a part of it, and no other.
     fn of(store: &Store, source: &Source, is_alone: bool) -> Self {
         let mut seen = BTreeSet::new();
         let once = layers(source).all(|layer| seen.insert(layer));
-        let whole = source.filter().is_empty() && source.at().is_root() && source.laying() == Laying::Beside;
+        let whole = source.filter().is_empty() && source.at().is_root();
         if !store.is_kept() && is_alone && once && whole { Self::Taken } else { Self::Linked }
     }
 }

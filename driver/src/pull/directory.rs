@@ -212,9 +212,14 @@ fn names(folder: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(names)
 }
 
+/// A mode less what the user's umask takes from it.
+fn less_umask(mode: Mode) -> Mode {
+    mode.difference(umask().unwrap_or(Mode::WGRP | Mode::WOTH))
+}
+
 /// What the owner of a file may do with it; the umask has its say.
-fn own_mode(mode: u32, umask: Mode) -> Mode {
-    Mode::from_raw_mode((mode & 0o111) | 0o644).difference(umask)
+fn own_mode(mode: u32) -> Mode {
+    less_umask(Mode::from_raw_mode((mode & 0o111) | 0o644))
 }
 
 /// Moves the files out of a store in which nobody needs them any more; `false` where they lie on another file system.
@@ -242,8 +247,7 @@ fn move_tree(
 
 /// Makes what was moved the user's: the modes that he would have given it, and no file under two names.
 fn take_over(unfinished: &Unfinished, stop: &CancellationToken) -> Result<(), DirectoryError> {
-    let umask = umask().unwrap_or(Mode::WGRP | Mode::WOTH);
-    let directory_mode = DIRECTORY_MODE.difference(umask);
+    let directory_mode = less_umask(DIRECTORY_MODE);
     let mut walk = Walk::new();
     let mut next = Some((EntryPath::root(), ()));
     let mut seen = HashSet::new();
@@ -264,7 +268,7 @@ fn take_over(unfinished: &Unfinished, stop: &CancellationToken) -> Result<(), Di
             let os_name = OsStr::from_bytes(&name);
             let found = rustix::fs::statat(&folder, os_name, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| failed("look at a file in", errno))?;
-            let mode = own_mode(found.st_mode, umask);
+            let mode = own_mode(found.st_mode);
             match FileType::from_raw_mode(found.st_mode) {
                 FileType::Directory => directories.push((name, ())),
                 FileType::Symlink => {}
@@ -320,7 +324,6 @@ fn copy_tree(
     let mut walk = Walk::new();
     let mut times = Times::default();
     let mut next = Some((EntryPath::root(), ()));
-    let umask = umask().unwrap_or(Mode::WGRP | Mode::WOTH);
     while let Some((path, ())) = next {
         let mut directories = Vec::new();
         let shown = unfinished.path.join(OsStr::from_bytes(path.as_bytes()));
@@ -349,7 +352,7 @@ fn copy_tree(
                 _ => {
                     let source = open_file(&from, os_name)
                         .map_err(|errno| failed("open a file in the store for", errno))?;
-                    copy_file(&source, &into, os_name, own_mode(found.st_mode, umask), found.st_mtime)
+                    copy_file(&source, &into, os_name, own_mode(found.st_mode), found.st_mtime)
                         .map_err(|(step, errno)| failed(step, errno))?;
                 }
             }

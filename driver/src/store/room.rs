@@ -30,15 +30,28 @@ impl Reserve {
     }
 
     fn of(self, room: Room) -> u64 {
-        self.percent.of(room.used.saturating_add(room.free)).min(self.most)
+        self.percent.of(room.bytes.used.saturating_add(room.bytes.free)).min(self.most)
     }
 }
 
-/// A file system as `df` reckons: what only root may take counts as taken.
+/// How full a file system is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
+    bytes: Share,
+    inodes: Share,
+}
+
+/// What is taken of something, and what is left: as `df` reckons, what only root may take counts as taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share {
     used: u64,
     free: u64,
+}
+
+impl Share {
+    fn is_above(self, mark: Percent) -> bool {
+        mark.is_passed_by(self.used, u128::from(self.used) + u128::from(self.free))
+    }
 }
 
 impl Room {
@@ -47,22 +60,34 @@ impl Room {
             .map_err(|errno| DiskError::new("look at the free space of", "the store", errno))?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         let used = bytes(found.f_blocks.saturating_sub(found.f_bfree));
-        Ok(Self { used, free: bytes(found.f_bavail) })
+        let inodes = found.f_files.saturating_sub(found.f_ffree);
+        Ok(Self::new((used, bytes(found.f_bavail)), (inodes, found.f_favail)))
+    }
+
+    /// Bytes and inodes, of each what is used and what is free.
+    pub(crate) fn new(bytes: (u64, u64), inodes: (u64, u64)) -> Self {
+        let share = |(used, free)| Share { used, free };
+        Self { bytes: share(bytes), inodes: share(inodes) }
+    }
+
+    /// Whether more of its bytes, or of its inodes, is used than this.
+    pub(crate) fn is_above(self, mark: Percent) -> bool {
+        self.bytes.is_above(mark) || self.inodes.is_above(mark)
     }
 
     /// How many bytes a process without privileges could still write.
     pub(crate) fn free(self) -> u64 {
-        self.free
+        self.bytes.free
     }
 
     /// Fails where `wanted` more bytes would leave less than the reserve.
     pub(crate) fn check(self, wanted: u64, reserve: Reserve) -> Result<(), DiskError> {
-        if self.free < self.needed(wanted, reserve) { Err(self.lacks(wanted, reserve)) } else { Ok(()) }
+        if self.free() < self.needed(wanted, reserve) { Err(self.lacks(wanted, reserve)) } else { Ok(()) }
     }
 
     /// What is said where there is no room for `wanted` more bytes.
     pub(crate) fn lacks(self, wanted: u64, reserve: Reserve) -> DiskError {
-        DiskError::TooSmall { wanted, free: self.free, reserve: reserve.of(self) }
+        DiskError::TooSmall { wanted, free: self.free(), reserve: reserve.of(self) }
     }
 
     /// How much has to be free for `wanted` bytes.
@@ -93,14 +118,14 @@ mod tests {
     #[case::on_a_large_disk_and_one(Reserve::percent(percent("10")).at_most(50), 451, false)]
     #[case::on_a_small_disk(Reserve::percent(percent("10")).at_most(1 << 28), 400, true)]
     fn what_may_be_written(#[case] reserve: Reserve, #[case] wanted: u64, #[case] may: bool) {
-        let room = Room { used: 500, free: 500 };
+        let room = Room::new((500, 500), (0, 0));
         assert_eq!(room.check(wanted, reserve).is_ok(), may);
         assert_eq!(room.needed(wanted, reserve) <= room.free(), may);
     }
 
     #[test]
     fn numbers_do_not_overflow() {
-        let room = Room { used: u64::MAX, free: u64::MAX - 1 };
+        let room = Room::new((u64::MAX, u64::MAX - 1), (0, 0));
         assert!(room.check(u64::MAX, Reserve::bytes(u64::MAX)).is_err());
         assert!(room.check(1, Reserve::percent(percent("50"))).is_ok());
     }

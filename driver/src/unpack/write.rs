@@ -10,6 +10,7 @@ use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -82,11 +83,15 @@ pub(crate) fn file_mode(mode: u32) -> Mode {
 
 pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// The bits that this process takes from the mode of what it makes. Asking the kernel would set them first.
+/// The bits that this process takes from the mode of what it makes, as it was started. Asking the kernel would set
+/// them first.
 pub(crate) fn umask() -> Option<Mode> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
-    u32::from_str_radix(umask.trim(), 8).ok().map(Mode::from_raw_mode)
+    static UMASK: OnceLock<Option<Mode>> = OnceLock::new();
+    *UMASK.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+        u32::from_str_radix(umask.trim(), 8).ok().map(Mode::from_raw_mode)
+    })
 }
 
 /// A directory that is being filled.
