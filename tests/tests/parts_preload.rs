@@ -36,8 +36,10 @@ fn apply(text: &str) {
     assert!(child.wait().expect("it ends").success(), "{text}");
 }
 
-/// What the chart gives the driver, and the definition of sets where the chart of this build has none yet.
-fn install() {
+/// What the chart gives the driver. Both tests need it, and two `kubectl apply` at once would both create it.
+async fn install(client: &Client) {
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = ONE_AT_A_TIME.lock().await;
     apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}).to_string());
     let mut helm = Command::new(testbed("helm"));
     helm.args(["template", "oras-csi"]).arg(repository().join("deploy/chart"));
@@ -46,16 +48,7 @@ fn install() {
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
         "metadata": {"name": "oras-csi-driver", "namespace": NAMESPACE}});
     apply(&account.to_string());
-    if !repository().join("deploy/chart/files/crds/clusterartifactsets.oras.land.yaml").exists() {
-        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let version = json!({"name": "v1alpha1", "served": true, "storage": true, "subresources": {"status": {}},
-            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": anything, "status": anything}}}});
-        let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": "clusterartifactsets.oras.land"},
-            "spec": {"group": "oras.land", "scope": "Cluster", "versions": [version],
-                "names": {"kind": "ClusterArtifactSet", "plural": "clusterartifactsets"}}});
-        apply(&definition.to_string());
-    }
+    install_definitions(client).await;
 }
 
 /// A kubeconfig with the token that the driver's pod on a node has.
@@ -129,8 +122,7 @@ async fn a_set_is_on_its_nodes_before_a_pod_asks_and_starts_without_the_registry
         return;
     }
     let client = client().await;
-    install();
-    install_definitions(&client).await;
+    install(&client).await;
     for (name, gpu) in [(NODE, "a100"), ("node2", "none")] {
         apply(
             &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"gpu": gpu}}})
@@ -257,8 +249,7 @@ async fn a_pod_has_the_line_while_a_set_is_being_fetched() {
         return;
     }
     let client = client().await;
-    install();
-    install_definitions(&client).await;
+    install(&client).await;
     apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node3", "labels": {"gpu": "slow"}}}).to_string());
     let registry = Distribution::start();
     let push = |name: &str, length: usize| {
