@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::Reference;
-use oras_csi_core::seal::SealKey;
+use oras_csi_core::seal::{Holder, PublicKeys, SealKey};
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
 use oras_csi_webhook::pins::MemoryPins;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use support::{Bench, default_digest, entries, inline, patched, pod, review, soon};
 
 const TAG: &str = "r.io/team/model:v1";
+const NEXT: &str = "r.io/team/model:v2";
 
 /// The canonical JSON of one `add`.
 fn recipe(text: &str) -> String {
@@ -370,16 +371,77 @@ async fn a_sealed_volume_of_a_cluster_set_comes_back_as_it_was(#[case] pod: Valu
     let again = bench.admit(&after).await.unwrap();
     assert!(again.patch().0.is_empty(), "{:?}", again.patch());
     assert_ne!(volume(&bench.admitted(&pod).await), volume(&after), "a new pod has what it is now");
-    // For another namespace the seal is worth nothing.
-    let elsewhere = bench.admit_in("other", &after).await;
-    match elsewhere {
-        Err(denial) => assert_eq!(denial.code().number(), 400, "{denial}"),
-        Ok(outcome) => {
-            let volume = volume(&patched(&after, &outcome));
-            assert!(volume.recipe().to_json().contains(&default_digest("r.io/team/model:v2").to_string()));
+    assert_eq!(bench.registry.calls(), 0);
+}
+
+/// What came to a volume of the set `model` that has the recipe of [`TAG`]: its recipe, or the code and the words.
+async fn comes_back(namespace_: &str, pod: &Value, manifests: &[Value]) -> Result<String, (u16, String)> {
+    let (bench, _) = Bench::new().with_sets(&[manifests, &[namespace("team"), namespace("other")]].concat());
+    let key = SealKey::generate().unwrap();
+    let public = PublicKeys::from_iter([key.public().clone()]);
+    let admission = Arc::into_inner(bench.admission).unwrap().with_sealer(Sealer::with_key(key));
+    let bench = Bench { admission: Arc::new(admission), ..bench };
+    let admitted = bench.admit_in(namespace_, pod).await;
+    assert_eq!(bench.registry.calls(), 0);
+    let after =
+        patched(pod, &admitted.map_err(|denial| (denial.code().number(), denial.message().to_owned()))?);
+    let volume = volume(&after);
+    assert_eq!(public.check(&volume, Holder::pod(namespace_)), Ok(()));
+    assert_eq!(volume.set(), Some("model"));
+    let note: Value =
+        serde_json::from_str(after["metadata"]["annotations"]["oras.land/pinned"].as_str().unwrap()).unwrap();
+    let lines = note.as_object().unwrap().values().next().unwrap();
+    let text = if volume.recipe().to_json() == recipe(TAG) { TAG } else { NEXT };
+    assert_eq!(*lines, json!([format!("{text}@{}", default_digest(text))]));
+    Ok(text.to_owned())
+}
+
+/// A volume of a cluster set without our word for it, as `render` writes it, and as a copy from another namespace has
+/// it: it counts for what it says, where the set is for the namespace and says or said the same.
+#[rstest]
+#[case::rendered("team", false)]
+#[case::of_another_cluster("team", true)]
+#[case::copied("other", true)]
+#[tokio::test]
+async fn an_unsealed_volume_of_a_cluster_set_is_asked_for_anew(
+    #[case] into: &str,
+    #[case] is_sealed: bool,
+    #[values(by_annotation("model"), by_name("model"))] pod: Value,
+) {
+    let set = cluster_set("model", TAG, &json!({}));
+    let (mut bench, _) = Bench::new().with_sets(&[set.clone(), namespace("team")]);
+    if is_sealed {
+        let admission = Arc::into_inner(bench.admission).unwrap();
+        bench.admission = Arc::new(admission.with_sealer(Sealer::with_key(SealKey::generate().unwrap())));
+    }
+    let after = bench.admitted(&pod).await;
+    let by_annotation = pod["metadata"]["annotations"].get("oras.land/artifact-set").is_some();
+    let keeps = !is_sealed || !by_annotation;
+
+    assert_eq!(comes_back(into, &after, &[set.clone()]).await, Ok(TAG.into()));
+    let known = moved(set.clone(), TAG, NEXT, true);
+    let written = if keeps { TAG } else { NEXT };
+    assert_eq!(comes_back(into, &after, &[known.clone()]).await, Ok(written.into()));
+    let forgotten = moved(set.clone(), TAG, NEXT, false);
+    match comes_back(into, &after, &[forgotten]).await {
+        Ok(text) => assert!(by_annotation && text == NEXT, "{text}"),
+        Err((code, words)) => {
+            assert!(
+                !by_annotation && code == 400 && words.contains("has another recipe than the volume"),
+                "{words}"
+            );
         }
     }
-    assert_eq!(bench.registry.calls(), 0);
+    let mut theirs = set;
+    theirs["spec"]["namespaceSelector"] = of_team("nobody");
+    let (code, words) = comes_back(into, &after, &[theirs]).await.unwrap_err();
+    assert!(code == 403 && words.contains("does not select namespace"), "{words}");
+    if !by_annotation {
+        let mut own = self::set("model", TAG);
+        own["metadata"]["namespace"] = json!(into);
+        let (code, words) = comes_back(into, &after, &[own]).await.unwrap_err();
+        assert!(code == 403 && words.contains("that name means ArtifactSet"), "{words}");
+    }
 }
 
 /// A pod of a controller, at one of its revisions.
@@ -392,10 +454,13 @@ fn of_revision(mut pod: Value, revision: &str) -> Value {
 
 /// Moves a set to another tag, with the earlier recipe in its history, or without.
 fn moved(mut set: Value, from: &str, to: &str, knows: bool) -> Value {
+    let references = set["status"]["references"].take();
     set["status"] = status(to, 1);
     set["spec"]["recipe"][0]["add"] = json!(to);
     if knows {
-        set["status"]["history"] = json!([{"recipe": recipe(from), "since": "2026-01-01T00:00:00Z"}]);
+        let earlier =
+            json!({"recipe": recipe(from), "references": references, "since": "2026-01-01T00:00:00Z"});
+        set["status"]["history"] = json!([earlier]);
     }
     set
 }

@@ -186,7 +186,7 @@ impl Admission {
         }
         let intent = intent::read(&pod, self.registries.as_ref())?;
         let volumes = intent.volumes.into_iter().map(Arc::new).collect();
-        let volumes = self.look_up(volumes, namespace, deadline).await?;
+        let volumes = self.look_up(volumes, namespace, Holder::pod(namespace), deadline).await?;
         self.judge_names(&volumes, namespace, deadline).await
     }
 
@@ -199,7 +199,8 @@ impl Admission {
         let Some(volume) = PersistentVolume::read(volume)? else { return Ok(Vec::new()) };
         let (intent, namespace) =
             intent::read_persistent(&volume, self.registries.as_ref(), &mut Vec::new())?;
-        let volumes = self.look_up(vec![Arc::new(intent)], namespace, deadline).await?;
+        let holder = Holder::claim(namespace, volume.handle);
+        let volumes = self.look_up(vec![Arc::new(intent)], namespace, holder, deadline).await?;
         self.judge_names(&volumes, namespace, deadline).await
     }
 

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use kube::api::ObjectMeta;
+use oras_csi_core::keys::canonical;
 use oras_csi_core::policy::Source;
 use oras_csi_core::recipe::{PatchStep, RecipeError, Step, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::{Keyring, Source as CredentialSource};
+use oras_csi_core::seal::Holder;
 use oras_csi_core::volume::CanonicalVolume;
 use tokio::time::{Instant as Deadline, timeout_at};
 
@@ -23,7 +25,9 @@ use crate::policy::judge::Findings;
 use crate::resolve::{Needs, Said};
 use crate::sets::object::{ArtifactSet, ArtifactSetSpec, SecretName};
 use crate::sets::recipe::{self, SetStep, steps_of};
-use crate::sets::{MemorySets, Resolved, SetBook, SetError, Taken, is_current, resolved_now, status_now};
+use crate::sets::{
+    FoundSet, MemorySets, Resolved, SetBook, SetError, Taken, is_current, resolved_now, status_now,
+};
 
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "oras-csi");
 
@@ -32,27 +36,58 @@ impl Admission {
         self.sets.as_ref().ok_or(SetError::Off)
     }
 
-    /// The volumes with what the sets have that they name.
+    /// The volumes with what the sets have that they name. One that bears our word for its holder stays as it is.
     pub(super) async fn look_up(
         &self,
         volumes: Vec<Arc<VolumeIntent>>,
         namespace: &str,
+        holder: Holder<'_>,
         deadline: Deadline,
     ) -> Result<Vec<Arc<VolumeIntent>>, Denial> {
         let mut known = Vec::new();
         for volume in volumes {
-            let Content::Set(SetName { name, origin }) = &volume.content else {
-                known.push(volume);
-                continue;
+            let of = match &volume.content {
+                Content::Set(SetName { name, origin }) => {
+                    let found = self.find_set(name, origin, namespace, deadline).await?;
+                    // `oras-csi render` wrote it, and somebody keeps what the set was then in Git.
+                    let rendered = volume.earlier.as_ref().filter(|there| there.seal().is_none());
+                    match rendered.and_then(|there| found.as_of(&there.recipe().digest())) {
+                        Some(found) => OfSet { found, origin: origin.clone(), kept: Kept::Written },
+                        None => OfSet { found, origin: origin.clone(), kept: Kept::Nothing },
+                    }
+                }
+                Content::Canonical(there) if !self.keeps(there, holder) => {
+                    let Some(set) = there.set() else {
+                        known.push(volume);
+                        continue;
+                    };
+                    let origin =
+                        Origin::Attribute { volume: volume.name.clone(), key: canonical::SET, step: None };
+                    let found = self.find_set(set, &origin, namespace, deadline).await?;
+                    let found = written_of(found, there).map_err(|error| error.denial(origin.at(), set))?;
+                    OfSet { found, origin, kept: Kept::Written }
+                }
+                _ => {
+                    known.push(volume);
+                    continue;
+                }
             };
-            let find = async { self.book_of_sets()?.find(namespace, name, self.registries.as_ref()).await };
-            let found = timeout_at(deadline, find).await.unwrap_or_else(|_| Err(too_late()));
-            let found = found.map_err(|error| error.denial(origin.at(), name))?;
-            let content =
-                Content::OfSet(Box::new(OfSet { found, origin: origin.clone(), kept: Kept::Nothing }));
+            let content = Content::OfSet(Box::new(of));
             known.push(Arc::new(VolumeIntent { content, ..VolumeIntent::clone(&volume) }));
         }
         Ok(known)
+    }
+
+    async fn find_set(
+        &self,
+        name: &str,
+        origin: &Origin,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<FoundSet, Denial> {
+        let find = async { self.book_of_sets()?.find(namespace, name, self.registries.as_ref()).await };
+        let found = timeout_at(deadline, find).await.unwrap_or_else(|_| Err(too_late()));
+        found.map_err(|error| error.denial(origin.at(), name))
     }
 
     /// The volumes that name what they hold, once it is clear that they may. Where the set is there already and ready,
@@ -113,6 +148,11 @@ impl Admission {
                 kept.push(volume);
                 continue;
             };
+            // What is written with its digests needs no pin.
+            if of.kept == Kept::Written {
+                kept.push(volume);
+                continue;
+            }
             let Some(digest) = revision.find_set(of).await? else {
                 kept.push(volume);
                 continue;
@@ -365,6 +405,15 @@ fn is_of(intent: &VolumeIntent, of: &OfSet, there: &CanonicalVolume, case: &Case
     let origins = vec![of.origin.clone(); recipe.references().count()];
     let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: Vec::new() };
     is_that(intent, &wanted, there, case.notes)
+}
+
+/// A cluster set as a volume has it that came without our word for it: as a copy from another namespace, or from
+/// `oras-csi render`. It counts for what it says, as far as the set says or said the same.
+fn written_of(found: FoundSet, there: &CanonicalVolume) -> Result<FoundSet, SetError> {
+    if !found.is_cluster_set() {
+        return Err(SetError::NoClusterSet { place: found.place });
+    }
+    found.as_of(&there.recipe().digest()).ok_or(SetError::Unheard { place: found.place })
 }
 
 fn too_late() -> SetError {

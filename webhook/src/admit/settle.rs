@@ -21,7 +21,7 @@ impl Admission {
         volumes: Vec<Arc<VolumeIntent>>,
         case: &Case<'_>,
     ) -> Result<Settled, Denial> {
-        let volumes = self.look_up(volumes, case.namespace, case.deadline).await?;
+        let volumes = self.look_up(volumes, case.namespace, case.holder, case.deadline).await?;
         let looked_up = self.claim_names(volumes, case).await?;
         for _ in 0..MOST_ROUNDS {
             let volumes = self.find_kept(looked_up.clone(), case).await?;

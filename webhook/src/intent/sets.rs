@@ -58,6 +58,8 @@ pub(crate) enum Kept {
     Nothing,
     /// This very recipe.
     This,
+    /// Nothing that matters: this very recipe is written, with its digests.
+    Written,
     /// One that the set no longer knows.
     Forgotten,
 }

@@ -88,6 +88,18 @@ pub enum SetError {
         /// Why.
         words: Shown,
     },
+    /// A volume of a cluster set, where the name means another.
+    #[error("is the ClusterArtifactSet that the volume is of, and to this namespace that name means {place}")]
+    NoClusterSet {
+        /// Which.
+        place: SetPlace,
+    },
+    /// A volume of a cluster set with a recipe that this one is not known to have had.
+    #[error("names {place}, which has another recipe than the volume and none of its last ones was that")]
+    Unheard {
+        /// Which.
+        place: SetPlace,
+    },
     /// A recipe for a name that a cluster set has.
     #[error(
         "is the name of a ClusterArtifactSet that this namespace may use, and nothing else can be made under it"
@@ -164,6 +176,14 @@ impl SetError {
                 let code = if is_invalid { Code::Unprocessable } else { Code::Unavailable };
                 (code, format!("mend it, then wait for its condition Ready: {}", place.command()))
             }
+            Self::NoClusterSet { .. } => (Code::Forbidden, "ask for the set by its name alone".to_owned()),
+            Self::Unheard { place } => (
+                Code::BadRequest,
+                format!(
+                    "ask for the set by its name alone, or render the manifest again: {}",
+                    place.command()
+                ),
+            ),
             Self::Broken { place, .. } => (Code::Unprocessable, format!("mend it: {}", place.command())),
             Self::Shadows { .. } => {
                 (Code::BadRequest, "ask for it by its name alone, or choose another name".to_owned())

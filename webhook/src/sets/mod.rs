@@ -74,8 +74,8 @@ pub(crate) struct FoundSet {
     /// where a patch says what they are.
     pub(crate) references: Vec<Reference>,
     pub(crate) pinned: PinnedRecipe,
-    /// What it was before, the newest first.
-    pub(crate) history: Vec<PinnedRecipe>,
+    /// What it was before, the newest first, and how that was written then.
+    history: Vec<(PinnedRecipe, Vec<Reference>)>,
     /// The pull secret that a cluster set names.
     pub(crate) secret: Option<String>,
 }
@@ -92,9 +92,11 @@ impl FoundSet {
 
     /// The set as it was when its recipe had that digest; `None` where it no longer knows.
     pub(crate) fn as_of(&self, digest: &Digest) -> Option<Self> {
-        let mut recipes = std::iter::once(&self.pinned).chain(&self.history);
-        let pinned = recipes.find(|recipe| recipe.digest() == *digest)?.clone();
-        let references = told(&self.written, &pinned, &[]);
+        if self.pinned.digest() == *digest {
+            return Some(self.clone());
+        }
+        let (pinned, references) =
+            self.history.iter().find(|(recipe, _)| recipe.digest() == *digest)?.clone();
         Some(Self { references, pinned, ..self.clone() })
     }
 
@@ -272,7 +274,16 @@ fn read(
     };
     let references = told(&written, &pinned, &status.references);
     // One that cannot be read counts as forgotten.
-    let history = status.history.iter().filter_map(|one| PinnedRecipe::from_json(&one.recipe).ok()).collect();
+    let earlier = status.history.iter().filter_map(|earlier| {
+        let pinned = PinnedRecipe::from_json(&earlier.recipe).ok()?;
+        // An earlier webhook did not note how it was written.
+        let references = match earlier.references.as_slice() {
+            [] => told(&written, &pinned, &[]),
+            noted => noted_with(&pinned, noted),
+        };
+        Some((pinned, references))
+    });
+    let history = earlier.collect();
     Ok(FoundSet { place, name: name.to_owned(), written, references, pinned, history, secret })
 }
 
@@ -294,6 +305,11 @@ fn told(written: &WrittenRecipe, pinned: &PinnedRecipe, noted: &[String]) -> Vec
     if let Some(plain) = written.plain().filter(|plain| is_of(plain, pinned)) {
         return plain.references().cloned().collect();
     }
+    noted_with(pinned, noted)
+}
+
+/// The references of a pinned recipe, with the tags that are noted beside the very same digests.
+fn noted_with(pinned: &PinnedRecipe, noted: &[String]) -> Vec<Reference> {
     let noted: Vec<Option<Reference>> = noted.iter().map(|text| text.parse().ok()).collect();
     let tell = |(step, pinned): (usize, &oras_csi_core::reference::PinnedReference)| {
         let noted = noted.get(step).and_then(Option::as_ref);

@@ -161,6 +161,9 @@ pub struct SetStatus {
 pub struct EarlierRecipe {
     /// The recipe, as canonical JSON.
     pub recipe: String,
+    /// Its references with their digests, as they were written then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<String>,
     /// When it became the set's.
     #[schemars(schema_with = "time_schema")]
     pub since: String,

@@ -110,7 +110,8 @@ pub(crate) fn resolved(
     let Resolved { recipe, id, references } = resolved;
     if status.recipe.as_ref() != Some(&recipe) {
         if let (Some(recipe), Some(since)) = (status.recipe.take(), status.since.take()) {
-            status.history.insert(0, EarlierRecipe { recipe, since });
+            let references = std::mem::take(&mut status.references);
+            status.history.insert(0, EarlierRecipe { recipe, references, since });
         }
         status.since = Some(now.to_string());
     }
@@ -278,6 +279,7 @@ mod tests {
         let recipes: Vec<&str> = status.history.iter().map(|earlier| earlier.recipe.as_str()).collect();
         assert_eq!(recipes, ["11", "10", "9", "8", "7", "6", "5", "4", "3", "2"]);
         assert_eq!(status.history[0].since, at(11).to_string());
+        assert_eq!(status.history[0].references, of("11").references);
         let back = resolved(Some(&status), 1, of("11"), at(20));
         assert_eq!(back.history[0].recipe, "12");
         assert!(back.history.iter().all(|earlier| earlier.recipe != "11"));
