@@ -167,6 +167,10 @@ impl Fetcher {
             }
             (error, _) => error,
         })?;
+        let mut made = vec![Item::Tree(key.clone())];
+        made.extend(fetches.iter().map(|(fetch, _)| fetch.item()));
+        // Held until the tree is there. From then on the store sees to it by itself.
+        let marked = self.blocking(move |store| store.mark_unsynced(&made)).await?;
         let at_once = self.store.limits().streams_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
             .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, held.urgency(), progress))
@@ -182,6 +186,7 @@ impl Fetcher {
             })
             .await?
         };
+        drop(marked);
         self.store.note_from(&key, recipe);
         let vanished = || DiskError::new("find the tree just made", key.as_str(), rustix::io::Errno::NOENT);
         Ok(assembled.ok_or_else(vanished)?)

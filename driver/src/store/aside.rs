@@ -64,12 +64,14 @@ impl Store {
                 (self.layout.blob(digest), format!("{prefix}-{}", digest.hex()))
             }
         };
-        self.leases.take_damaged(item, || move_to_free_name(&from, &self.layout.set_aside(), &name))
+        self.leases.take_damaged(item, || move_to_free_name(&from, &self.layout.set_aside(), &name))?;
+        self.unsynced.forget(item);
+        Ok(())
     }
 }
 
 /// Moves `from` to `NAME.0`, `NAME.1`, … in `folder`. What is gone is aside already.
-fn move_to_free_name(from: &Path, folder: &Path, name: &str) -> Result<(), DiskError> {
+pub(super) fn move_to_free_name(from: &Path, folder: &Path, name: &str) -> Result<(), DiskError> {
     for number in 0..10_000 {
         let to = folder.join(format!("{name}.{number}"));
         match rustix::fs::renameat_with(CWD, from, CWD, &to, RenameFlags::NOREPLACE) {

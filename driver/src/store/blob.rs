@@ -98,9 +98,6 @@ impl Store {
         let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
         rustix::fs::fchmod(&unfinished.file, mode)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
-        if self.kept {
-            unfinished.file.sync_data().map_err(|error| DiskError::new("sync", &path, error))?;
-        }
         unfinished.rename(&path)
     }
 }

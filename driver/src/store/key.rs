@@ -87,7 +87,8 @@ fn hash(value: &serde_json::Value) -> String {
     Digest::sha256_of(value.to_string().as_bytes()).hex().to_owned()
 }
 
-fn is_key(text: &str) -> bool {
+/// Whether a name is one that a hash gave.
+pub(super) fn is_key(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -7,8 +7,18 @@ use oras_csi_core::digest::{Algorithm, Digest};
 use super::TreeKey;
 
 /// The folders that a store has, in the order in which they are made.
-pub(super) const FOLDERS: [&str; 9] =
-    ["tmp", "set-aside", "partial", "blobs/sha256", "blobs/sha512", "layers", "trees", "volumes", "readonly"];
+pub(super) const FOLDERS: [&str; 10] = [
+    "tmp",
+    "set-aside",
+    "partial",
+    "blobs/sha256",
+    "blobs/sha512",
+    "layers",
+    "trees",
+    "volumes",
+    "readonly",
+    "unsynced",
+];
 
 /// The files of a layer or a tree.
 pub(crate) const FILES: &str = "files";
@@ -84,6 +94,10 @@ impl Layout {
     /// Where it is written down what cluster sets want.
     pub(crate) fn preload(&self) -> PathBuf {
         self.path.join("preload.json")
+    }
+
+    pub(super) fn unsynced(&self) -> PathBuf {
+        self.path.join("unsynced")
     }
 
     pub(super) fn given(&self) -> PathBuf {

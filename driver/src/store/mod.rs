@@ -18,17 +18,18 @@
 //! │   ├── sums              checksums of its own files: copies, where a link could not be made
 //! │   └── tree.json         how much is in it, what it is made of; its mtime is when it was last used
 //! ├── volumes/HASH.json     one published volume each (see `records`)
+//! ├── unsynced/BOOT/NAME    marks of layers and trees that the disk may not have yet (see `unsynced`)
 //! ├── state.json            what the store tells of itself: damage, the last scrub and collection (see `state`)
 //! ├── given                 which registries gave which of it (see `givers`); may be absent
 //! ├── preload.json          which trees cluster sets want here, whoever uses them (see `wanted`); may be absent
 //! └── readonly/             where `trees` is mounted once more, read-only (see `mount`)
 //! ```
 //!
-//! **Commit points.** A blob, a layer and a tree come into being by one `rename` out of `tmp`: a blob after
-//! its file is synced, a layer and a tree (never over another) after the whole file system is (`syncfs`
-//! once, instead of `fsync` a hundred thousand times). A volume's record comes into being by a
-//! `rename` over the old one, and is not synced: after a power cut its mount is gone as well, and
-//! kubelet publishes again.
+//! **Commit points.** A blob, a layer and a tree (never over another) come into being by one `rename` out of `tmp`.
+//! None waits for the disk: a mark says of a layer and a tree that the disk may not have them yet, is there before
+//! them, and goes behind a `syncfs` that brings all that waits to the disk (see `unsynced`). A blob's name says what
+//! its bytes are. A volume's record comes into being by a `rename` over the old one, and is not synced: after a power
+//! cut its mount is gone as well, and kubelet publishes again.
 //!
 //! **They end** by one `rename` too: into `tmp`, where they are deleted, or into `set-aside`, where they stay
 //! until nothing mounts them. A tree goes before the blobs and layers that only it needs.
@@ -43,8 +44,10 @@
 //! | while `preload.json` is written | the old one, and a file in `tmp` | written again once the sets are known |
 //! | after it, before what it names is there | a name of nothing | fetched ahead |
 //!
-//! A crash of the machine leaves the same. Nothing in `blobs`, `layers` or `trees` is ever written to again, but
-//! for the time of a `tree.json`.
+//! A crash of the machine leaves the same, and marks: their trees are taken out of sight at start, and what a new one is
+//! made of is compared with what it was before it is used (see `trust`).
+//!
+//! Nothing in `blobs`, `layers` or `trees` is ever written to again, but for the time of a `tree.json`.
 //!
 //! **Locks.** Between processes: `lock`; `oras-csi store ls` and `verify` read without it. Within one: whoever makes
 //! a blob, a layer or a tree holds the lock of its name and of its registry in [`crate::pull`], so that one download
@@ -64,6 +67,7 @@
 
 mod aside;
 mod blob;
+mod boot;
 mod disk;
 mod format;
 mod givers;
@@ -80,10 +84,10 @@ mod state;
 mod sums;
 mod tree;
 mod trust;
+mod unsynced;
 mod walk;
 mod wanted;
 
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,6 +115,8 @@ pub use self::state::{CollectionReport, Damage, NodeRecord, ScrubReport};
 pub(crate) use self::sums::{Compared, Which, compare as compare_sums, write as write_sums};
 pub use self::tree::{Layer, Made, Staging, Tree};
 pub(crate) use self::tree::{TreeNote, parse_note};
+pub(crate) use self::unsynced::Marked;
+use self::unsynced::Unsynced;
 pub(crate) use self::walk::walk;
 pub use self::wanted::{WantedTree, read_wanted};
 use crate::class::ErrorClass;
@@ -185,8 +191,8 @@ pub struct Store {
     collecting: Mutex<()>,
     setting_aside: Mutex<()>,
     node: state::Kept,
-    /// What was compared with its digests by this process.
-    trusted: Mutex<HashSet<Item>>,
+    trusted: Mutex<trust::Trusted>,
+    unsynced: Unsynced,
     givers: givers::Givers,
     metrics: OnceLock<Metrics>,
     // Closed last, which gives the lock back.
@@ -206,6 +212,7 @@ impl Store {
         let lock = lock(&path, &root)?;
         format::take(&path)?;
         let layout = Layout::new(&path);
+        let unsynced = Unsynced::open(&layout, &root, &boot::id())?;
         let store = Self {
             root,
             limits,
@@ -216,6 +223,7 @@ impl Store {
             setting_aside: Mutex::default(),
             node: state::Kept::read(&layout),
             trusted: Mutex::default(),
+            unsynced,
             givers: givers::Givers::read(&layout.given()),
             metrics: OnceLock::new(),
             layout,
@@ -322,6 +330,21 @@ impl Store {
         }
         crate::collect::make_room(self, room.needed(wanted, reserve))?;
         Room::of(&self.root)?.check(wanted, reserve)
+    }
+
+    /// Marks what is about to be made, so that it can be seen before the disk has it.
+    pub(crate) fn mark_unsynced(&self, items: &[Item]) -> Result<Marked, DiskError> {
+        if !self.kept {
+            return Ok(Marked::none());
+        }
+        match self.unsynced.mark(items) {
+            // Some file systems sync no folder. Then everything is on the disk before it can be seen.
+            Err(error) if !error.is_full() && !matches!(error, DiskError::ReadOnly { .. }) => {
+                tracing::debug!(%error, "what is made is brought to the disk first");
+                Ok(Marked::none())
+            }
+            marked => marked,
+        }
     }
 
     /// Brings everything written so far to the disk.

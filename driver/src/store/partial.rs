@@ -108,7 +108,7 @@ impl Store {
         let failed = |step, error: io::Error| DiskError::new(step, &path, error);
         let found = file.metadata().map_err(|error| failed("look at", error))?;
         self.check_room(size.saturating_sub(found.blocks().saturating_mul(512).min(size)))?;
-        let boot = boot();
+        let boot = super::boot::id();
         let mut whole = if self.kept { read_note(&note, size, &boot) } else { Ranges::default() };
         if whole.iter().any(|range| range.end > found.len()) {
             tracing::warn!(path = %path.display(), "a blob on its way is shorter than its note says; it begins anew");
@@ -129,9 +129,6 @@ impl Store {
         let path = self.blob_path(digest);
         rustix::fs::fchmod(&partial.file, Mode::RUSR | Mode::RGRP | Mode::ROTH)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
-        if self.kept {
-            partial.file.sync_data().map_err(|error| DiskError::new("sync", &path, error))?;
-        }
         // A download of the same from elsewhere may have been faster, and cleared this one away.
         match std::fs::rename(&partial.path, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {}
@@ -240,7 +237,7 @@ impl Partial {
             while state.unsynced < SYNC_EVERY && !state.is_closed && state.whole.bytes() < self.size {
                 state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            // The last bytes are synced by whoever makes it a blob.
+            // A blob needs no sync: its bytes are compared with its name before they are used.
             if state.unsynced < SYNC_EVERY {
                 return;
             }
@@ -298,13 +295,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 fn modified(path: &Path) -> Option<std::time::SystemTime> {
     std::fs::symlink_metadata(path).ok()?.modified().ok()
-}
-
-/// Which start of the machine this is. Where nobody knows, no two are the same.
-fn boot() -> String {
-    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let read = read.trim();
-    if read.is_empty() { format!("unknown-{}", std::process::id()) } else { read.to_owned() }
 }
 
 fn open_locked(path: &Path) -> Result<File, DiskError> {

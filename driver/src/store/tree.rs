@@ -210,6 +210,10 @@ impl Store {
         item: &Item,
         look: impl Fn() -> Result<Looked<T>, DiskError>,
     ) -> Result<Option<T>, DiskError> {
+        let look = || match self.unsynced.refused(item) {
+            Some(found) => Ok(Looked::Damaged(found)),
+            None => look(),
+        };
         if let Looked::There(found) = look()? {
             return Ok(Some(found));
         }
@@ -329,8 +333,9 @@ impl Staging<'_> {
         }
         let name = self.store.layout.layer(key.as_str());
         let store = self.store;
-        self.commit(&name, LAYER, &LayerNote { totals }, [])?;
-        store.trust(Item::Layer(key.to_string()));
+        let item = Item::Layer(key.to_string());
+        self.commit(&item, &name, LAYER, &LayerNote { totals }, [])?;
+        store.trust(item);
         Ok(())
     }
 
@@ -345,11 +350,12 @@ impl Staging<'_> {
         let name = self.store.layout.tree(key);
         let parts: Vec<Item> = made.parts().collect();
         let note = TreeNote { made: made.clone(), largest: largest.0 };
-        self.commit(&name, TREE, &note, parts)
+        self.commit(&Item::Tree(key.clone()), &name, TREE, &note, parts)
     }
 
     fn commit(
         mut self,
+        item: &Item,
         name: &Path,
         note: &str,
         content: &impl Serialize,
@@ -358,7 +364,10 @@ impl Staging<'_> {
         let file = self.folder.path.join(note);
         let text = note_text(content).map_err(|error| DiskError::new("describe", &file, error))?;
         std::fs::write(&file, text).map_err(|error| DiskError::new("write", &file, error))?;
-        self.store.sync()?;
+        // Where nothing says that it may not be on the disk, it has to be.
+        if !self.store.unsynced.note_rename(item) {
+            self.store.sync()?;
+        }
         let (from, renamed) = (&self.folder.path, &mut self.folder.renamed);
         self.store.leases.keep(self.begun, parts, || {
             match rustix::fs::renameat_with(CWD, from, CWD, name, RenameFlags::NOREPLACE) {

@@ -100,7 +100,7 @@ fn a_note_that_is_torn_or_of_another_boot_keeps_less() {
         store.partial(&blob, &host("a")).unwrap().resumed()
     };
     assert_eq!(resumed(&text), 3 << 20);
-    let boot = boot();
+    let boot = super::super::boot::id();
     let other = text.replace(&boot, "another");
     let before_last = text.trim_end().rsplit_once('\n').unwrap().0;
     let cases = [

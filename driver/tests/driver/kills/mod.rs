@@ -252,7 +252,11 @@ fn killed_at_every_call_of_a_collection() {
         store
     });
     let empty = ["blobs", "blobs/sha256", "blobs/sha512", "format", "layers", "lock", "partial", "readonly"];
-    let empty: Vec<_> = empty.into_iter().chain(["set-aside", "tmp", "trees", "volumes"]).collect();
+    let empty = empty.into_iter().chain(["set-aside", "tmp", "trees", "unsynced"]).map(str::to_owned);
+    // The folder of marks of this start of the machine, and no mark in it.
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let marks = format!("unsynced/{}", boot.trim());
+    let empty: Vec<String> = empty.chain([marks, "volumes".to_owned()]).collect();
     let calls = for_every_call(|at| {
         let folder = disk.path().join(at.to_string());
         fs::create_dir_all(folder.join("driver")).unwrap();
