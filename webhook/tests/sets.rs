@@ -418,10 +418,10 @@ async fn an_unsealed_volume_of_a_cluster_set_is_asked_for_anew(
     let by_annotation = pod["metadata"]["annotations"].get("oras.land/artifact-set").is_some();
     let keeps = !is_sealed || !by_annotation;
 
-    assert_eq!(comes_back(into, &after, &[set.clone()]).await, Ok(TAG.into()));
+    assert_eq!(comes_back(into, &after, std::slice::from_ref(&set)).await, Ok(TAG.into()));
     let known = moved(set.clone(), TAG, NEXT, true);
     let written = if keeps { TAG } else { NEXT };
-    assert_eq!(comes_back(into, &after, &[known.clone()]).await, Ok(written.into()));
+    assert_eq!(comes_back(into, &after, std::slice::from_ref(&known)).await, Ok(written.into()));
     let forgotten = moved(set.clone(), TAG, NEXT, false);
     match comes_back(into, &after, &[forgotten]).await {
         Ok(text) => assert!(by_annotation && text == NEXT, "{text}"),

@@ -41,8 +41,7 @@ const NOTE: &str = ".whole";
 const HEADER: &str = "oras-csi partial 1";
 /// How many bytes may have come that no note speaks of: what a kill costs.
 const NOTE_EVERY: u64 = 1 << 20;
-/// How many bytes may have come that are not on the disk yet: what a power cut costs. It also keeps the last wait for
-/// the disk short.
+/// How many bytes may have come that are not on the disk yet: what a power cut costs.
 const SYNC_EVERY: u64 = 64 << 20;
 /// How much is read at once of what was written a while ago.
 const READ: usize = 64 << 10;
@@ -237,8 +236,8 @@ impl Partial {
             while state.unsynced < SYNC_EVERY && !state.is_closed && state.whole.bytes() < self.size {
                 state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            // A blob needs no sync: its bytes are compared with its name before they are used.
-            if state.unsynced < SYNC_EVERY {
+            // One that is whole needs no sync: its bytes are compared with its name before they are used.
+            if state.unsynced < SYNC_EVERY || state.whole.bytes() == self.size {
                 return;
             }
             let written = state.whole.clone();
