@@ -58,7 +58,10 @@ pub(crate) struct Partial {
     kept: bool,
     resumed: u64,
     state: Mutex<State>,
+    /// For whoever reads along.
     grown: Condvar,
+    /// For whoever brings it to the disk: a piece is not worth waking up for.
+    due: Condvar,
 }
 
 #[derive(Debug)]
@@ -119,8 +122,8 @@ impl Store {
         let resumed = whole.bytes();
         let recent = Recent::default();
         let state = State { whole, unnoted: Ranges::default(), unsynced: 0, log, is_closed: false, recent };
-        let (state, grown) = (Mutex::new(state), Condvar::new());
-        Ok(Partial { path, note, size, file, kept: self.kept, resumed, state, grown })
+        let (state, grown, due) = (Mutex::new(state), Condvar::new(), Condvar::new());
+        Ok(Partial { path, note, size, file, kept: self.kept, resumed, state, grown, due })
     }
 
     /// Makes it the blob; every byte of it was verified.
@@ -188,8 +191,12 @@ impl Partial {
         if state.unnoted.bytes() >= NOTE_EVERY {
             state.note(&self.note);
         }
+        let is_due = state.unsynced >= SYNC_EVERY || state.whole.bytes() == self.size;
         drop(state);
         self.grown.notify_all();
+        if is_due {
+            self.due.notify_all();
+        }
         Ok(())
     }
 
@@ -200,6 +207,7 @@ impl Partial {
         state.is_closed = true;
         drop(state);
         self.grown.notify_all();
+        self.due.notify_all();
     }
 
     /// Waits for the bytes at `at` and gives some of them. For one reader, which goes forward. Not to be called from
@@ -234,7 +242,7 @@ impl Partial {
         loop {
             let mut state = self.state();
             while state.unsynced < SYNC_EVERY && !state.is_closed && state.whole.bytes() < self.size {
-                state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.due.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             // One that is whole needs no sync: its bytes are compared with its name before they are used.
             if state.unsynced < SYNC_EVERY || state.whole.bytes() == self.size {
