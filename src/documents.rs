@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use oras_csi_webhook::manifest::{Stream, flatten, read_stream};
 use oras_csi_webhook::workload::pod_path;
 use serde_json::Value;

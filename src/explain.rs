@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use oras_csi_core::digest::Digest;
-use oras_csi_core::id::VolumeId;
+use oras_csi_core::display::Shown;
 use oras_csi_core::policy::{Mode, Rule};
 use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_core::text::Shown;
 use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_core::volume_id::VolumeId;
 use oras_csi_webhook::admit::{Admission, Asked, AskedVolume};
 use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::denial::Denial;

@@ -13,11 +13,10 @@ use bytes::Bytes;
 use futures_util::{TryStreamExt as _, stream};
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::{Descriptor, IndexEntry, ManifestDocument};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{
-    BlobStream, Descriptor, IndexEntry, ManifestDocument, Registry, RegistryError,
-};
+use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -137,7 +136,7 @@ fn parse(path: &Path, text: &str) -> Result<Content, Failure> {
 fn document(
     digest: &Digest,
     manifest: &LockedManifest,
-) -> Result<ManifestDocument, oras_csi_core::registry::manifest::ManifestError> {
+) -> Result<ManifestDocument, oras_csi_core::manifest::ManifestError> {
     let bytes = Bytes::copy_from_slice(manifest.content.as_bytes());
     ManifestDocument::verify(digest, Some(&manifest.media_type), bytes)
 }

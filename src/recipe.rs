@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use futures_util::TryStreamExt as _;
+use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::patch::{Instructions, Patch, PatchError};
 use oras_csi_core::recipe::{Recipe, RecipeError, Step, WrittenRecipe, artifact};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_core::registry::{Descriptor, Publication, Registry};
+use oras_csi_core::registry::{Publication, Registry};
 
 use crate::documents::{read_text, write_out};
 use crate::failure::{Failure, Status};

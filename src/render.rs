@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use oras_csi_core::display::Shown;
 use oras_csi_core::keys::{ANNOTATION_PREFIX, DRIVER};
 use oras_csi_core::registry::Registry;
-use oras_csi_core::text::Shown;
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::metrics::Metrics;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sha2::Digest as _;
 
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 /// The two registered algorithms of the image-spec that a reference may be pinned with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -9,13 +9,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod artifact_name;
 pub mod credentials;
 pub mod digest;
-pub mod id;
+pub mod display;
 pub mod jitter;
 pub mod keys;
+pub mod manifest;
 pub mod media_type;
-pub mod name;
 pub mod patch;
 pub mod path;
 pub mod pattern;
@@ -26,5 +27,4 @@ pub mod reference;
 pub mod registry;
 pub mod seal;
 pub mod volume;
-
-pub mod text;
+pub mod volume_id;

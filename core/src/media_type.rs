@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 /// `type/subtype`, compared as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

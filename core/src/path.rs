@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 const LONGEST_PATH: usize = 4096;
 const LONGEST_SEGMENT: usize = 255;
@@ -55,8 +55,8 @@ impl FromStr for TreePath {
     }
 }
 
-impl From<&crate::name::ArtifactName> for TreePath {
-    fn from(name: &crate::name::ArtifactName) -> Self {
+impl From<&crate::artifact_name::ArtifactName> for TreePath {
+    fn from(name: &crate::artifact_name::ArtifactName) -> Self {
         Self(name.as_str().to_owned())
     }
 }

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::display::{Shown, string_serde};
 use crate::reference::host::{DOCKER_HUB, DOCKER_HUB_ALIASES, HTTPS_PORT, speaks_for_itself};
 use crate::reference::{HostError, RegistryHost, is_repository_segment};
-use crate::text::{Shown, string_serde};
 
 /// `HOST[:PORT][/PATH]`: `*` stands for one whole segment (a label of the host, a segment of the path), `**`
 /// for any number of them; a path that ends in `**` needs at least one segment there. A pattern with no path

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 /// `os/arch[/variant]` in the names of the image-spec (Go's GOOS and GOARCH), in one normal form:
 /// lower case, `x86_64` as `amd64`, `aarch64` as `arm64`, and no variant that the architecture has anyway

@@ -15,7 +15,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
 use crate::digest::Digest;
-use crate::text::Shown;
+use crate::display::Shown;
 use crate::volume::CanonicalVolume;
 
 const VERSION: &str = "v1";

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{IdError, VolumeId};
+use crate::display::Shown;
 use crate::keys::{KUBELET_PREFIX, canonical, nearest_attribute};
 use crate::recipe::{PinnedRecipe, RecipeError};
 use crate::seal::Seal;
-use crate::text::Shown;
+use crate::volume_id::{IdError, VolumeId};
 
 /// A pinned recipe and its id, as the attributes of a CSI volume (design §4).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ mod authority;
 
 use std::path::PathBuf;
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::keys::DRIVER;
-use oras_csi_core::text::Shown;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 

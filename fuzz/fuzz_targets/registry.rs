@@ -13,9 +13,9 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::patch;
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
-use oras_csi_core::registry::{
-    BlobStream, Descriptor, ManifestDocument, Printable, Registry, RegistryError, media,
-};
+use oras_csi_core::display::Printable;
+use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
+use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_webhook::Registries;
 use serde_json::{Value, json};
 

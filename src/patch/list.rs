@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use oras_csi_core::manifest::{IndexEntry, media};
 use oras_csi_core::patch::{Instructions, Patch, PatchError};
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{HttpRegistry, IndexEntry, Registry, media};
+use oras_csi_core::registry::{HttpRegistry, Registry};
 use serde_json::{Map, Value, json};
 
 use super::{Arguments, Format, KIND};

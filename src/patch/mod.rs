@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::{Descriptor, Document};
 use oras_csi_core::patch::{self, Instructions, Level, Part, Patch, PatchError};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_core::registry::{Descriptor, Document, HttpRegistry, Publication, Registry};
+use oras_csi_core::registry::{HttpRegistry, Publication, Registry};
 
 use self::set::SetOptions;
 use crate::documents::write_out;

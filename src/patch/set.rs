@@ -6,8 +6,8 @@
 use clap::Args;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
+use oras_csi_core::display::Shown;
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_core::text::Shown;
 use serde_json::json;
 
 use crate::failure::{Failure, Status};

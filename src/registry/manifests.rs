@@ -6,7 +6,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderName, StatusCode, header};
 use oras_csi_core::digest::Digest;
-use oras_csi_core::registry::media;
+use oras_csi_core::manifest::media;
 use serde_json::{Value, json};
 
 use super::answer::{Refusal, content_digest, empty, json_body, with_body};

@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::Document;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::{
-    Artifact, Content, Document, HttpRegistry, PushLayer, Pusher, Registry, RegistryErrorKind, Settings,
+    Artifact, Content, HttpRegistry, PushLayer, Pusher, Registry, RegistryErrorKind, Settings,
 };
 use reqwest::{Client, StatusCode};
 

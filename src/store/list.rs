@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use oras_csi_driver::collect::Roots;
 use oras_csi_driver::records::{Record, read_all};
 use oras_csi_driver::store::{HeldTree, Inventory, Layout, NodeRecord, State, WantedTree, read_wanted};

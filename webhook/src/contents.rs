@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use oras_csi_core::manifest::LayerFiles;
+use oras_csi_core::manifest::{Document, Index, IndexEntry, LayerDescriptor};
 use oras_csi_core::media_type::{MediaType, essence};
 use oras_csi_core::patch::{self, Instructions, PatchError};
 use oras_csi_core::policy::Found;
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_core::registry::LayerFiles;
-use oras_csi_core::registry::manifest::{Document, Index, IndexEntry, LayerDescriptor};
 
 use crate::denial::listed;
 

@@ -6,9 +6,9 @@
 
 use std::fmt;
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::patch::Part;
 use oras_csi_core::registry::RegistryErrorKind;
-use oras_csi_core::text::Shown;
 
 /// The HTTP status a denial carries, with the meaning Kubernetes gives it (`metav1.StatusReason`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use serde_json::Value;
 
 /// The documents of a YAML stream (of which JSON is a part).

@@ -4,8 +4,8 @@
 //! sees neither the warnings nor the denial of its pods. So they are told at once. Nothing is ever refused or
 //! changed here: what counts is what the pod meets when it is made.
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::keys::ANNOTATION_PREFIX;
-use oras_csi_core::text::Shown;
 use serde_json::Value;
 
 use crate::denial::Denial;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use oras_csi_core::registry::{Printable, RegistryError};
+use oras_csi_core::display::Printable;
+use oras_csi_core::registry::RegistryError;
 use oras_csi_webhook::ResolverSettings;
 use rstest::rstest;
 use serde_json::{Value, json};

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::text::Shown;
+use crate::display::Shown;
 
 use super::docker_config::{DockerConfig, DockerConfigError, LONGEST};
 

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+use crate::display::Shown;
 use crate::reference::RegistryHost;
-use crate::text::Shown;
 
 use super::credential::{Credential, CredentialError};
 use super::helper::{HelperName, HelperNameError};

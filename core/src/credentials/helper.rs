@@ -16,8 +16,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::display::Shown;
 use crate::reference::RegistryHost;
-use crate::text::Shown;
 
 use super::credential::{Credential, CredentialError};
 use super::memory::Memory;

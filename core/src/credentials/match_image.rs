@@ -10,8 +10,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::display::Shown;
 use crate::reference::{HostError, RegistryHost};
-use crate::text::Shown;
 
 const LONGEST: usize = 1024;
 const MOST_WILDCARDS: usize = 16;

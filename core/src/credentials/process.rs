@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use crate::text::Shown;
+use crate::display::Shown;
 
 /// More output is none that a helper gives.
 const LONGEST_OUTPUT: usize = 64 << 10;

@@ -2,9 +2,9 @@
 
 use super::{Level, Part};
 use crate::digest::{Digest, DigestError};
+use crate::display::Shown;
 use crate::recipe::artifact::ArtifactError;
 use crate::reference::ReferenceError;
-use crate::text::Shown;
 
 /// Why there is no patch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

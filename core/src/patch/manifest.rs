@@ -4,9 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::{ARTIFACT_TYPE, Level, Noted, Part, Patch, PatchError};
 use crate::digest::Digest;
+use crate::manifest::ImageManifest;
+use crate::manifest::{Descriptor, media};
 use crate::reference::{PinnedReference, Reference};
-use crate::registry::manifest::ImageManifest;
-use crate::registry::{Descriptor, media};
 
 /// The names of annotations (OCI image-spec, annotations.md, and design §7).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";

@@ -18,11 +18,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::digest::Digest;
+use crate::display::Shown;
+use crate::manifest::Descriptor;
+use crate::manifest::Document;
 use crate::recipe::{Layer, Recipe, RecipeError, Step, artifact};
 use crate::reference::{PinnedReference, Reference};
-use crate::registry::Descriptor;
-use crate::registry::manifest::Document;
-use crate::text::Shown;
 
 pub use error::PatchError;
 

@@ -4,8 +4,8 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::registry::manifest::ManifestError;
-use crate::registry::{ManifestDocument, media};
+use crate::manifest::ManifestError;
+use crate::manifest::{ManifestDocument, media};
 
 fn digest(name: &str) -> Digest {
     Digest::sha256_of(name.as_bytes())

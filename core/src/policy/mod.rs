@@ -15,9 +15,9 @@ mod wildcard;
 
 use std::fmt;
 
+use crate::display::Shown;
 use crate::pattern::RegistryPattern;
 use crate::reference::Reference;
-use crate::text::Shown;
 
 pub use size::{ByteSize, ByteSizeError};
 pub use wildcard::{TagPattern, TagPatternError, TypePattern, TypePatternError};

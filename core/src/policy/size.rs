@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 /// A number of bytes, as `500Mi`, `1.5G` or `1048576`: a decimal number with no suffix or one of Kubernetes'
 /// (apimachinery, `resource.Quantity`): Ki Mi Gi Ti Pi Ei are powers of 1,024, k M G T P E of 1,000.

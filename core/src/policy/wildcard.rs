@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use globset::{GlobBuilder, GlobMatcher};
 
+use crate::display::{Shown, string_serde};
 use crate::media_type::essence;
-use crate::text::{Shown, string_serde};
 
 /// A pattern over tags, as `latest` or `*-SNAPSHOT`. Tags differ by case.
 #[derive(Clone, Debug)]

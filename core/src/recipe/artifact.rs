@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::RecipeError;
 use crate::digest::Digest;
-use crate::registry::manifest::ImageManifest;
-use crate::registry::{Descriptor, media};
-use crate::text::Shown;
+use crate::display::Shown;
+use crate::manifest::ImageManifest;
+use crate::manifest::{Descriptor, media};
 
 /// The artifact type of a recipe.
 pub const ARTIFACT_TYPE: &str = "application/vnd.oras.csi.recipe.v1";

@@ -12,12 +12,12 @@ mod raw;
 mod written;
 
 use crate::digest::Digest;
+use crate::display::Shown;
 use crate::media_type::{MediaType, MediaTypeError};
 use crate::patch::LevelError;
 use crate::path::{Glob, GlobError, TreePath, TreePathError};
 use crate::platform::{Platform, PlatformError};
 use crate::reference::{PinnedReference, PinnedReferenceError, Reference, ReferenceError};
-use crate::text::Shown;
 
 pub use written::{PatchStep, PatchStepError, WrittenRecipe, WrittenStep};
 

@@ -6,9 +6,9 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Layer, RecipeError, Step, StepError};
+use crate::display::Shown;
 use crate::patch::Level;
 use crate::path::TreePath;
-use crate::text::Shown;
 
 /// The keys of a step in canonical order (design §4). A key that is written has a value here, an empty one too.
 #[derive(Default, Serialize, Deserialize)]

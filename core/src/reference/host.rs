@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 /// Names under which clients know Docker Hub; all are one registry with one canonical name.
 pub(crate) const DOCKER_HUB: &str = "docker.io";

@@ -11,7 +11,7 @@ use std::str::FromStr;
 pub use host::{HostError, RegistryHost};
 
 use crate::digest::{Digest, DigestError};
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 const LONGEST_REPOSITORY: usize = 255;
 const LONGEST_TAG: usize = 128;

@@ -7,12 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{
-    BlobStream, Descriptor, IndexEntry, ManifestDocument, Registry, RegistryError, RegistryErrorKind,
-};
+use super::{BlobStream, Registry, RegistryError, RegistryErrorKind};
 use crate::credentials::{Administrator, Credential, DockerConfig};
+use crate::display::Shown;
+use crate::manifest::{Descriptor, IndexEntry, ManifestDocument};
 use crate::reference::{PinnedReference, Reference, RegistryHost};
-use crate::text::Shown;
 
 /// More credentials for one repository are not tried: each costs a request.
 const MOST_CANDIDATES: usize = 16;

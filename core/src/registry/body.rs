@@ -11,7 +11,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::transport::{self, Answer, Place};
-use super::{BlobStream, Printable, RegistryError};
+use super::{BlobStream, RegistryError};
+use crate::display::Printable;
 
 /// How many bytes of a blob have to come while we wait as long as we do for the next: a registry that gives a byte
 /// a second is never silent, and never done.

@@ -23,8 +23,8 @@ use std::{fmt, io};
 use http::HeaderMap;
 use url::Url;
 
+use crate::display::Printable;
 use crate::reference::RegistryHost;
-use crate::registry::Printable;
 
 pub(crate) use self::trust::Trust;
 

@@ -33,12 +33,10 @@ use super::hosts::HostsConfig;
 use super::proxy::Proxies;
 use super::retry;
 use super::transport::{Answer, Bounds, Place, Transport};
-use super::{
-    BlobStream, Descriptor, IndexEntry, Limits, ManifestDocument, ManifestError, Registry, RegistryError,
-    RegistryErrorKind,
-};
+use super::{BlobStream, Limits, Registry, RegistryError, RegistryErrorKind};
 use crate::credentials::Credential;
 use crate::digest::Digest;
+use crate::manifest::{Descriptor, IndexEntry, ManifestDocument, ManifestError};
 use crate::reference::{PinnedReference, Reference};
 
 /// How patient and how strict a client is.

@@ -16,14 +16,11 @@ pub mod error;
 pub mod guard;
 pub mod hosts;
 pub mod http;
-pub mod layer;
-pub mod manifest;
 pub mod publish;
 pub mod push;
 
 mod auth;
 mod body;
-mod json;
 mod proxy;
 mod retry;
 mod tls;
@@ -38,35 +35,16 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use crate::credentials::Credential;
-use crate::digest::Digest;
+use crate::display::Printable;
+use crate::manifest::{Descriptor, IndexEntry, ManifestDocument};
 use crate::reference::{PinnedReference, Reference};
 
 pub use self::access::{Access, Anonymous, Candidate, Credentials, Keyring, Source};
-pub use self::error::{Printable, RegistryError, RegistryErrorKind};
+pub use self::error::{RegistryError, RegistryErrorKind};
 pub use self::hosts::{Endpoint, HostsConfig, HostsError};
 pub use self::http::{HttpRegistry, Settings};
-pub use self::layer::LayerFiles;
-pub use self::manifest::{
-    Document, EntryPlatform, ImageManifest, Index, IndexEntry, LayerDescriptor, ManifestError, SelectError,
-};
 pub use self::publish::{Publication, PublishError, Publisher};
 pub use self::push::{Artifact, Content, PushError, PushLayer, Pusher};
-
-/// Media types of what a reference can name, in the order of the `Accept` header.
-pub mod media {
-    /// OCI image-spec, manifest.md.
-    pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-    /// OCI image-spec, image-index.md.
-    pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-    /// Docker image manifest version 2, schema 2.
-    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-    /// Docker image manifest list.
-    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-    /// The artifact manifest of the candidates for OCI image-spec 1.1: read for patches alone.
-    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
-    /// OCI image-spec, manifest.md, "Guidance for an Empty Descriptor".
-    pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
-}
 
 /// Reads manifests and blobs. Object safe: both programs hold an `Arc<dyn Registry>`.
 #[async_trait]
@@ -119,97 +97,6 @@ pub trait Registry: Send + Sync + 'static {
 
 /// The bytes of a blob as they arrive, not verified.
 pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes, RegistryError>> + Send>>;
-
-/// What identifies content (OCI image-spec, descriptor.md): its type, its digest and its size.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Descriptor {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    urls: Vec<String>,
-}
-
-impl Descriptor {
-    /// A descriptor of `size` bytes that have `digest`.
-    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, urls: Vec::new() }
-    }
-
-    /// The same with `urls`, where the content is to be had as well.
-    #[must_use]
-    pub fn with_urls(self, urls: Vec<String>) -> Self {
-        Self { urls, ..self }
-    }
-
-    /// `urls`, as somebody wrote them: fetched only from hosts that an administrator lists
-    /// ([`HostsConfig`], `foreign_layers`).
-    pub fn urls(&self) -> &[String] {
-        &self.urls
-    }
-
-    /// The media type, as the registry wrote it.
-    pub fn media_type(&self) -> &str {
-        &self.media_type
-    }
-
-    /// The digest of the content.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// The length of the content in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Whether the media type is one of an image index or a manifest list.
-    pub fn is_index(&self) -> bool {
-        matches!(self.media_type.as_str(), media::OCI_INDEX | media::DOCKER_LIST)
-    }
-}
-
-/// A manifest whose bytes have the digest they were asked by, and what they say.
-#[derive(Clone, Debug)]
-pub struct ManifestDocument {
-    descriptor: Descriptor,
-    bytes: Bytes,
-    document: Document,
-}
-
-impl ManifestDocument {
-    /// Parses bytes that were read for `digest`: checks the digest first, then the content.
-    ///
-    /// `media_type` is the `Content-Type` they came with.
-    pub fn verify(digest: &Digest, media_type: Option<&str>, bytes: Bytes) -> Result<Self, ManifestError> {
-        if !digest.matches(&bytes) {
-            return Err(ManifestError::Digest { wanted: digest.clone(), found: Digest::sha256_of(&bytes) });
-        }
-        let document = Document::parse(media_type, &bytes)?;
-        let size = bytes.len() as u64;
-        let descriptor = Descriptor::new(document.media_type(), digest.clone(), size);
-        Ok(Self { descriptor, bytes, document })
-    }
-
-    /// Type, digest and size of the manifest itself.
-    pub fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
-    }
-
-    /// The exact bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-
-    /// What they say.
-    pub fn document(&self) -> &Document {
-        &self.document
-    }
-
-    /// What they say, without the bytes.
-    pub fn into_document(self) -> Document {
-        self.document
-    }
-}
 
 /// How much a registry may send before it is cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use url::Url;
 
-use super::Printable;
+use crate::display::Printable;
 
 /// The proxies of an environment.
 #[derive(Debug, Default)]

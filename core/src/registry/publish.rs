@@ -10,11 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use super::RegistryError;
 use super::access::{Candidate, Credentials, may_be_hidden, refused};
 use super::http::{HttpRegistry, referrers_tag};
-use super::manifest::{EntryPlatform, IndexEntry, MOST_ENTRIES};
-use super::{Printable, RegistryError, media};
 use crate::digest::Digest;
+use crate::display::Printable;
+use crate::manifest::media;
+use crate::manifest::{EntryPlatform, IndexEntry, MOST_ENTRIES};
 use crate::patch::{self, Patch};
 use crate::recipe::artifact;
 use crate::reference::{PinnedReference, Reference};

@@ -20,8 +20,10 @@ use serde_json::{Map, Value, json};
 use tokio::io::AsyncReadExt;
 
 use super::hosts::authority;
-use super::{Descriptor, Endpoint, HostsConfig, HostsError, Printable, media, tls, transport};
+use super::{Endpoint, HostsConfig, HostsError, tls, transport};
 use crate::digest::{Algorithm, Digest, Hasher};
+use crate::display::Printable;
+use crate::manifest::{Descriptor, media};
 use crate::reference::Reference;
 
 /// How much of a file is in memory at once.

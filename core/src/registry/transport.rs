@@ -17,7 +17,8 @@ use url::Url;
 use super::guard::{Forbidden, GuardedResolver, Named, Names, ProxyHosts};
 use super::hosts::{Endpoint, TlsFiles, authority};
 use super::proxy::{Proxies, Proxy};
-use super::{Printable, RegistryError, tls};
+use super::{RegistryError, tls};
+use crate::display::Printable;
 
 /// How many configurations keep their connections.
 const MOST_CLIENTS: usize = 64;

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 
 use super::{ClusterSets, FIELD_MANAGER};
 use crate::store::{Damage, NodeRecord};

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::DynamicObject;
 use oras_csi_core::credentials::{DockerConfig, DockerConfigError};
+use oras_csi_core::display::Shown;
 use oras_csi_core::registry::{Keyring, Source};
-use oras_csi_core::text::Shown;
 
 use super::view;
 

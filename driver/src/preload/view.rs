@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use kube::ResourceExt as _;
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
-use oras_csi_core::id::VolumeId;
+use oras_csi_core::display::Shown;
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_core::text::Shown;
+use oras_csi_core::volume_id::VolumeId;
 use serde::Deserialize;
 use serde_json::Value;
 

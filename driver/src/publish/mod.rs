@@ -22,8 +22,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::registry::Keyring;
-use oras_csi_core::text::Shown;
 use oras_csi_core::volume::VolumeError;
 
 pub use self::guard::Guards;

@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::seal::{Holder, PublicKey, PublicKeys, SealError};
-use oras_csi_core::text::Shown;
 
 use super::PublishRequest;
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use oras_csi_core::digest::Hasher;
+use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_core::registry::{Descriptor, Registry, RegistryError};
+use oras_csi_core::registry::{Registry, RegistryError};
 use tokio::sync::mpsc;
 
 use super::download::{Broken, Download, KEPT_FROM, Patience, too_slow};

@@ -19,8 +19,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_core::registry::{Descriptor, Registry, RegistryError, RegistryErrorKind};
+use oras_csi_core::registry::{Registry, RegistryError, RegistryErrorKind};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 

@@ -1,9 +1,10 @@
 //! Why a recipe did not become a tree.
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::{ManifestError, SelectError};
 use oras_csi_core::path::Glob;
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_core::registry::{ManifestError, RegistryError, SelectError};
+use oras_csi_core::registry::RegistryError;
 
 use crate::class::ErrorClass;
 use crate::store::DiskError;

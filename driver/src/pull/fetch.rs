@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
+use oras_csi_core::manifest::{Descriptor, Document, ImageManifest, ManifestDocument};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{
-    Access, Credentials, Descriptor, Document, ImageManifest, Limits as RegistryLimits, ManifestDocument,
-    Registry, Source as Asker,
-};
+use oras_csi_core::registry::{Access, Credentials, Limits as RegistryLimits, Registry, Source as Asker};
 
 use super::assemble::assemble;
 use super::bring::{Bring, Job};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::registry::Descriptor;
+use oras_csi_core::manifest::Descriptor;
 
 /// A blob that a pull is going to fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use oras_csi_core::digest::{Algorithm, Digest};
-use oras_csi_core::registry::Descriptor;
+use oras_csi_core::manifest::Descriptor;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 

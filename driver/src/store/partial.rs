@@ -28,8 +28,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::reference::RegistryHost;
-use oras_csi_core::registry::Descriptor;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::ranges::Ranges;

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use bytes::Bytes;
 use oras_csi_core::digest::Digest;
-use oras_csi_core::registry::Descriptor;
+use oras_csi_core::manifest::Descriptor;
 use tokio::sync::mpsc;
 
 use super::*;

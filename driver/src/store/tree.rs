@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

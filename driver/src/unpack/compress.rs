@@ -3,8 +3,8 @@
 use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
+use oras_csi_core::display::Shown;
 use oras_csi_core::media_type::essence;
-use oras_csi_core::text::Shown;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,7 +41,7 @@ use std::io::{self, BufRead};
 use std::os::fd::OwnedFd;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 
 use self::budget::Budget;
 use self::compress::{CompressionError, Window};

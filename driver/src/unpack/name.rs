@@ -5,8 +5,8 @@
 
 use std::fmt;
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::path::TreePath;
-use oras_csi_core::text::Shown;
 
 use crate::settings::Limits;
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::display::Shown;
+use oras_csi_core::manifest::layer_kind::TITLE;
+use oras_csi_core::manifest::{Descriptor, ImageManifest, LayerDescriptor, LayerFiles};
 use oras_csi_core::media_type::{MediaType, essence};
-use oras_csi_core::registry::layer::TITLE;
-use oras_csi_core::registry::{Descriptor, ImageManifest, LayerDescriptor, LayerFiles};
-use oras_csi_core::text::Shown;
 
 use super::Shape;
 use super::name::{EntryPath, NameError};

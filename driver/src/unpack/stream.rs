@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
 use oras_csi_core::digest::{Algorithm, Digest, Hasher};
-use oras_csi_core::registry::{Descriptor, RegistryError};
+use oras_csi_core::manifest::Descriptor;
+use oras_csi_core::registry::RegistryError;
 use tokio::sync::mpsc;
 
 use super::budget::Budget;

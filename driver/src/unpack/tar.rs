@@ -7,7 +7,7 @@
 
 use std::io::{self, BufRead, Read};
 
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use tar::{EntryType, Header};
 
 use super::name::shown;

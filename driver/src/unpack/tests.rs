@@ -3,7 +3,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use bytes::Bytes;
-use oras_csi_core::registry::Descriptor;
+use oras_csi_core::manifest::Descriptor;
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use tokio::sync::mpsc;

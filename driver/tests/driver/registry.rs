@@ -12,9 +12,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{BlobStream, Descriptor, ManifestDocument, Registry, RegistryError, media};
+use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 

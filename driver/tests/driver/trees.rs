@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::media;
 use oras_csi_core::path::Glob;
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_core::registry::media;
 use oras_csi_driver::ErrorClass;
 use oras_csi_driver::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
 use oras_csi_driver::settings::Limits;

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Secret as SecretObject, ServiceAccount};
 use kube::{Api, Client};
 use moka::future::Cache;
 use oras_csi_core::credentials::DockerConfig;
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 
 use super::{DOCKER_CONFIG_KEYS, Secret, SecretError, Secrets};
 

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use oras_csi_core::credentials::{Administrator, DockerConfig, DockerConfigError};
+use oras_csi_core::display::Shown;
 use oras_csi_core::registry::{Keyring, Source};
-use oras_csi_core::text::Shown;
 use tokio::time::{Instant, timeout_at};
 
 use crate::denial::{At, Code, Denial};

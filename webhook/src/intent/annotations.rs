@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use oras_csi_core::artifact_name::ArtifactName;
 use oras_csi_core::keys::{
     ANNOTATION_PREFIX, DEFAULT_MOUNT_PATH, DRIVER, VOLUME_NAME, annotation, canonical, nearest_annotation,
 };
 use oras_csi_core::media_type::MediaType;
-use oras_csi_core::name::ArtifactName;
 use oras_csi_core::patch::Level;
 use oras_csi_core::path::{MountPath, TreePath};
 use oras_csi_core::platform::Platform;

@@ -1,12 +1,12 @@
 //! Inline volumes with our driver: the earlier driver's attributes, or a canonical volume that came with
 //! the request.
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::keys::{DRIVER, KUBELET_PREFIX, attribute, nearest_attribute};
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::patch::Level;
 use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
-use oras_csi_core::text::Shown;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
 use super::annotations::parse_list;

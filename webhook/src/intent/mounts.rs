@@ -3,9 +3,9 @@
 //! Container runtimes make a missing mount point in whatever is mounted above it. Below a read-only mount
 //! they cannot, and the container fails to start with words that nobody understands; so it is said here.
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::keys::{VOLUME_NAME, annotation};
 use oras_csi_core::path::MountPath;
-use oras_csi_core::text::Shown;
 
 use super::{Intent, NewMount};
 use crate::denial::{At, Denial, listed};

@@ -6,8 +6,8 @@ use std::fmt;
 
 use kube::core::Status;
 use kube::core::response::reason;
-use oras_csi_core::registry::Printable;
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Printable;
+use oras_csi_core::display::Shown;
 
 use super::object::PinMismatch;
 use crate::denial::{At, Code, Denial};

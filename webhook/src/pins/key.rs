@@ -3,9 +3,9 @@
 use std::fmt;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::id::slug;
+use oras_csi_core::display::Shown;
 use oras_csi_core::reference::Reference;
-use oras_csi_core::text::Shown;
+use oras_csi_core::volume_id::slug;
 use serde_json::json;
 
 use super::object::PinOwner;

@@ -10,7 +10,7 @@ use kube::CustomResource;
 use kube::api::ObjectMeta;
 use kube::core::Rule;
 use oras_csi_core::digest::{Digest, DigestError};
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use oras_csi_core::display::Shown;
 use oras_csi_core::pattern::RegistryPattern;
 use oras_csi_core::policy::{Author, Mode, Policy, Rules};
-use oras_csi_core::text::Shown;
 use serde_json::Value;
 use tokio::time::Instant;
 

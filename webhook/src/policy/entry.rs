@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use kube::Resource as _;
 use kube::core::{Selector, SelectorExt as _};
+use oras_csi_core::display::Shown;
 use oras_csi_core::policy::{Author, Policy};
-use oras_csi_core::text::Shown;
 use serde_json::Value;
 
 use super::object::{ArtifactPolicy, ArtifactPolicySpec, SpecError};

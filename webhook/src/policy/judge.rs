@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::policy::{Author, Found, Mode, Policy, Rule, Source, Violation};
 use oras_csi_core::reference::Reference;
-use oras_csi_core::text::Shown;
 use serde_json::json;
 
 use super::Rulebook;

@@ -6,8 +6,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
 use kube::core::{Rule, Selector};
+use oras_csi_core::display::Shown;
 use oras_csi_core::policy::{ByteSize, Mode, Rules};
-use oras_csi_core::text::Shown;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;

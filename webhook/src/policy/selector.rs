@@ -3,7 +3,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Rule, Selector};
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::object::SpecError;

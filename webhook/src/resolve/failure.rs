@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use oras_csi_core::manifest::SelectError;
 use oras_csi_core::patch::PatchError;
 use oras_csi_core::reference::Reference;
-use oras_csi_core::registry::manifest::SelectError;
 use oras_csi_core::registry::{RegistryError, RegistryErrorKind};
 
 use super::MOST_CANDIDATES;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use futures_util::TryStreamExt as _;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::display::Printable;
+use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::patch::{Instructions, Patch, PatchError};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{Descriptor, Keyring, Printable, Registry, RegistryError};
+use oras_csi_core::registry::{Keyring, Registry, RegistryError};
 use tokio::time::Instant as Deadline;
 
 use super::{Failure, Resolver, Shared, View, detached};

@@ -18,14 +18,15 @@ use moka::Expiry;
 use moka::future::Cache;
 use oras_csi_core::credentials::{Credential, Fingerprint};
 use oras_csi_core::digest::Digest;
+use oras_csi_core::display::Printable;
+use oras_csi_core::manifest::{Index, IndexEntry};
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::policy::Found;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::access::{may_be_hidden, refused};
-use oras_csi_core::registry::manifest::{Index, IndexEntry};
 use oras_csi_core::registry::{
-    Credentials as _, Keyring, Printable, Registry, RegistryError, RegistryErrorKind, Source,
+    Credentials as _, Keyring, Registry, RegistryError, RegistryErrorKind, Source,
 };
 use tokio::time::Instant as Deadline;
 

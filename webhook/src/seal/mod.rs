@@ -18,8 +18,8 @@ mod folder;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use oras_csi_core::display::Shown;
 use oras_csi_core::seal::{Holder, KeyError, PublicKeys, SealKey};
-use oras_csi_core::text::Shown;
 use oras_csi_core::volume::CanonicalVolume;
 
 use crate::denial::{At, Code, Denial};

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::core::response::reason;
 use kube::{Client, Error, ResourceExt as _};
-use oras_csi_core::registry::Printable;
+use oras_csi_core::display::Printable;
 use serde_json::json;
 use tokio::time::timeout;
 

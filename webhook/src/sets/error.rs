@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use oras_csi_core::registry::Printable;
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Printable;
+use oras_csi_core::display::Shown;
 
 use super::status::INVALID;
 use crate::denial::{At, Code, Denial, listed};

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use kube::Resource as _;
-use oras_csi_core::text::Shown;
+use oras_csi_core::display::Shown;
 use serde_json::Value;
 
 use super::object::{ArtifactSet, ClusterArtifactSet};

@@ -23,9 +23,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kube::core::SelectorExt as _;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::display::Shown;
 use oras_csi_core::recipe::{PinnedRecipe, Recipe, WrittenRecipe};
 use oras_csi_core::reference::Reference;
-use oras_csi_core::text::Shown;
 
 use self::object::{ArtifactSet, ClusterArtifactSet, SetStatus};
 use self::recipe::SetStep;

@@ -12,12 +12,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::display::Printable;
+use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
 use oras_csi_core::patch::{Level, Patch};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
-use oras_csi_core::registry::{
-    BlobStream, Descriptor, ManifestDocument, Printable, Registry, RegistryError, media,
-};
+use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_webhook::admit::{Admission, Outcome};
 use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
 use oras_csi_webhook::denial::Denial;

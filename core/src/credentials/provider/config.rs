@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::credentials::duration;
 use crate::credentials::match_image::{MatchImage, MatchImageError, shown_key};
-use crate::text::Shown;
+use crate::display::Shown;
 
 pub(super) const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 const CONFIG_API_VERSION: &str = "kubelet.config.k8s.io/v1";

@@ -18,8 +18,8 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::display::Shown;
 use crate::reference::RegistryHost;
-use crate::text::Shown;
 
 use super::credential::{Credential, CredentialError};
 use super::duration;

@@ -5,7 +5,7 @@ use http::{HeaderMap, header};
 use url::Url;
 
 use crate::credentials::Credential;
-use crate::registry::Printable;
+use crate::display::Printable;
 
 /// The longest realm, service or scope that is repeated to anybody.
 const LONGEST_FIELD: usize = 2048;

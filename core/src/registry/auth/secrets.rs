@@ -8,7 +8,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::credentials::Credential;
-use crate::registry::Printable;
+use crate::display::Printable;
 
 /// What a secret is replaced by. [`Printable`] ends with the same where it cuts.
 const HIDDEN: char = '…';

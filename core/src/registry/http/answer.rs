@@ -6,8 +6,9 @@ use http::{StatusCode, header};
 use reqwest::Response;
 
 use crate::digest::Digest;
+use crate::manifest::{Descriptor, media};
 use crate::registry::transport::{Answer, Place};
-use crate::registry::{Descriptor, Limits, RegistryError, body, media};
+use crate::registry::{Limits, RegistryError, body};
 
 pub(super) fn expect_ok(response: &Response, place: &Place) -> Result<(), RegistryError> {
     match response.status() {

@@ -11,9 +11,10 @@ use super::Inner;
 use super::answer::{content_type, expect_ok};
 use super::request::Turn;
 use crate::digest::Digest;
-use crate::registry::manifest::{Document, IndexEntry, MOST_ENTRIES};
+use crate::manifest::media;
+use crate::manifest::{Document, IndexEntry, MOST_ENTRIES};
 use crate::registry::transport::{Answer, Place};
-use crate::registry::{RegistryError, RegistryErrorKind, body, media};
+use crate::registry::{RegistryError, RegistryErrorKind, body};
 
 /// More pages of one list are not read.
 const MOST_PAGES: usize = 64;

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::Inner;
 use crate::credentials::Credential;
+use crate::manifest::Descriptor;
 use crate::reference::RegistryHost;
 use crate::registry::auth::{Asker, Challenge, Problem, Realm, Secrets, Token, Wanted, basic};
 use crate::registry::body::{self, Patience};
@@ -17,7 +18,7 @@ use crate::registry::guard::Named;
 use crate::registry::hosts::authority;
 use crate::registry::retry;
 use crate::registry::transport::{Answer, Call, Failure, Place, origin};
-use crate::registry::{Descriptor, Endpoint, HostsError, RegistryError};
+use crate::registry::{Endpoint, HostsError, RegistryError};
 
 /// How many of a descriptor's `urls` are tried.
 const MOST_FOREIGN: usize = 4;

@@ -11,8 +11,8 @@ use url::Url;
 use super::request::{Capability, Route, Target, Turn, Wish};
 use super::{HttpRegistry, Inner};
 use crate::digest::Digest;
+use crate::manifest::IndexEntry;
 use crate::reference::Reference;
-use crate::registry::manifest::IndexEntry;
 use crate::registry::transport::Answer;
 use crate::registry::{RegistryError, RegistryErrorKind};
 

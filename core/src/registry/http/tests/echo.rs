@@ -8,7 +8,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::credentials::Credential;
-use crate::registry::Printable;
+use crate::display::Printable;
 
 const PASSWORD: &str = "s3cr&t \"päss\"/w+rd";
 const TOKEN: &str = "eyJhbGciOiJub25lIn0.e30.";

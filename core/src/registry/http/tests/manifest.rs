@@ -4,7 +4,8 @@ use std::time::Instant;
 use rstest::rstest;
 
 use super::*;
-use crate::registry::{Limits, media};
+use crate::manifest::media;
+use crate::registry::Limits;
 
 #[tokio::test]
 async fn a_tag_is_resolved_by_one_head() {

@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 use self::server::{Part, Request, Server, answer, chunk, head};
 use super::*;
-use crate::registry::{RegistryErrorKind as Kind, media};
+use crate::manifest::media;
+use crate::registry::RegistryErrorKind as Kind;
 
 const SHORT: Duration = Duration::from_millis(300);
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{MOST_ENTRIES, ManifestError};
+use super::{Descriptor, MOST_ENTRIES, ManifestError};
 use crate::digest::Digest;
-use crate::registry::{Descriptor, Printable};
+use crate::display::Printable;
 
 /// Sizes are signed 64-bit integers everywhere else (image-spec, descriptor.md, `size`: int64).
 const LARGEST: u64 = i64::MAX.unsigned_abs();

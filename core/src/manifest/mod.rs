@@ -7,9 +7,14 @@
 //! The artifact manifest of image-spec 1.1's first candidates is read for patches alone ([`crate::patch`]), where
 //! earlier tools wrote it: as an image without layers, whose subject may be called `refers`.
 
+mod descriptor;
 mod fields;
+pub mod layer_kind;
+pub mod media;
+mod strict_json;
 #[cfg(test)]
 mod tests;
+mod verified;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,10 +22,14 @@ use std::fmt;
 use serde_json::Value;
 
 use self::fields::Object;
-use super::{Descriptor, Printable, json, media};
 use crate::digest::Digest;
+use crate::display::Printable;
 use crate::patch;
 use crate::platform::Platform;
+
+pub use self::descriptor::Descriptor;
+pub use self::layer_kind::LayerFiles;
+pub use self::verified::ManifestDocument;
 
 /// The most layers of an image, and the most manifests of an index.
 pub const MOST_ENTRIES: usize = 4_096;
@@ -141,7 +150,8 @@ pub struct EntryPlatform {
 impl Document {
     /// Reads a manifest. `media_type` is the `Content-Type` that it came with, if any.
     pub fn parse(media_type: Option<&str>, bytes: &[u8]) -> Result<Self, ManifestError> {
-        let value = json::parse(bytes).map_err(|error| ManifestError::Json(error.to_string().into()))?;
+        let value =
+            strict_json::parse(bytes).map_err(|error| ManifestError::Json(error.to_string().into()))?;
         let Value::Object(map) = value else {
             return Err(ManifestError::Json("it is not an object".into()));
         };

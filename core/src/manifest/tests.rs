@@ -169,9 +169,9 @@ fn layers_are_counted() {
 fn bytes_must_have_the_digest() {
     let bytes = bytes::Bytes::from(serde_json::to_vec(&image()).unwrap());
     let right = Digest::sha256_of(&bytes);
-    let read = crate::registry::ManifestDocument::verify(&right, None, bytes.clone()).unwrap();
+    let read = crate::manifest::ManifestDocument::verify(&right, None, bytes.clone()).unwrap();
     assert_eq!((read.descriptor().size(), read.descriptor().digest()), (bytes.len() as u64, &right));
-    let error = crate::registry::ManifestDocument::verify(&Digest::sha256_of(b"x"), None, bytes).unwrap_err();
+    let error = crate::manifest::ManifestDocument::verify(&Digest::sha256_of(b"x"), None, bytes).unwrap_err();
     assert!(matches!(error, ManifestError::Digest { found, .. } if found == right));
 }
 

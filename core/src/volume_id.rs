@@ -3,8 +3,8 @@
 
 use std::fmt;
 
+use crate::display::Shown;
 use crate::recipe::{PinnedRecipe, Step};
-use crate::text::Shown;
 
 /// A slug for people, `-`, and the first 32 hexadecimal characters of the recipe's SHA-256.
 ///

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::text::{Shown, string_serde};
+use crate::display::{Shown, string_serde};
 
 /// `[a-z0-9]` with `-` and `.` inside, at most 40 characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
