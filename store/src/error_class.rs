@@ -1,4 +1,4 @@
-//! What kind of failure an error is, for a program that must exit with a number.
+//! Kinds of failures: for the exit status of a program, and for metrics and gRPC codes.
 
 /// The three ways in which this crate's operations fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,4 +20,25 @@ impl ErrorClass {
             Self::Refused => 4,
         }
     }
+}
+
+/// What a pull's failure means to the one who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PullErrorKind {
+    /// No such thing in the registry.
+    NotFound,
+    /// The registry, or our own rules, do not let us have it.
+    Denied,
+    /// The registry or the network fails: later it may not.
+    Unavailable,
+    /// The disk is full: later it may not be.
+    NoRoom,
+    /// The bytes are not what their digest says.
+    Corrupt,
+    /// What is in it is refused.
+    Refused,
+    /// The disk, or this program.
+    Internal,
+    /// The driver stops.
+    Stopped,
 }

@@ -1,24 +1,18 @@
-//! Where things are in a store's folder. Names only: whether anything is there is not asked.
+//! The names of everything in a store's folder. Nothing here reads what a store holds.
+
+pub(crate) mod format;
+mod item;
+mod keys;
+mod shape;
 
 use std::path::{Path, PathBuf};
 
 use oras_csi_core::digest::{Algorithm, Digest};
 
-use super::TreeKey;
+pub use self::item::Item;
+pub use self::keys::{LayerKey, TreeKey, quarantined_tree};
+pub use self::shape::LayerShape;
 
-/// The folders that a store has, in the order in which they are made.
-pub(super) const FOLDERS: [&str; 10] = [
-    "tmp",
-    "set-aside",
-    "partial",
-    "blobs/sha256",
-    "blobs/sha512",
-    "layers",
-    "trees",
-    "volumes",
-    "readonly",
-    "unsynced",
-];
 
 /// The files of a layer or a tree.
 pub(crate) const FILES: &str = "files";
@@ -27,7 +21,12 @@ pub(crate) const TREE: &str = "tree.json";
 /// How much is in a layer.
 pub(crate) const LAYER: &str = "layer.json";
 /// The checksums of the files that no blob vouches for.
-pub(crate) const SUMS: &str = "sums";
+pub(crate) const CHECKSUMS: &str = "sums";
+
+/// The folder with the files of a tree, relative to the folder of all trees.
+pub fn tree_files(key: &TreeKey) -> PathBuf {
+    Path::new(key.as_str()).join(FILES)
+}
 
 /// The paths of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,15 +57,17 @@ impl Layout {
         self.path.join("layers")
     }
 
-    pub(crate) fn layer(&self, name: &str) -> PathBuf {
-        self.layers().join(name)
+    pub(crate) fn layer(&self, key: &LayerKey) -> PathBuf {
+        self.layers().join(key.as_str())
     }
 
-    pub(crate) fn trees(&self) -> PathBuf {
+    /// Where trees are.
+    pub fn trees(&self) -> PathBuf {
         self.path.join("trees")
     }
 
-    pub(crate) fn tree(&self, key: &TreeKey) -> PathBuf {
+    /// Where this tree is.
+    pub fn tree(&self, key: &TreeKey) -> PathBuf {
         self.trees().join(key.as_str())
     }
 
@@ -75,7 +76,8 @@ impl Layout {
         self.path.join("volumes")
     }
 
-    pub(crate) fn readonly(&self) -> PathBuf {
+    /// Where trees are mounted read-only.
+    pub fn readonly(&self) -> PathBuf {
         self.path.join("readonly")
     }
 
@@ -83,7 +85,7 @@ impl Layout {
         self.path.join("tmp")
     }
 
-    pub(crate) fn set_aside(&self) -> PathBuf {
+    pub(crate) fn quarantine(&self) -> PathBuf {
         self.path.join("set-aside")
     }
 
@@ -92,19 +94,19 @@ impl Layout {
     }
 
     /// Where it is written down what cluster sets want.
-    pub(crate) fn preload(&self) -> PathBuf {
+    pub(crate) fn preload_index(&self) -> PathBuf {
         self.path.join("preload.json")
     }
 
-    pub(super) fn unsynced(&self) -> PathBuf {
+    pub(crate) fn unsynced(&self) -> PathBuf {
         self.path.join("unsynced")
     }
 
-    pub(super) fn given(&self) -> PathBuf {
+    pub(crate) fn provenance(&self) -> PathBuf {
         self.path.join("given")
     }
 
-    pub(crate) fn state(&self) -> PathBuf {
+    pub(crate) fn node_record(&self) -> PathBuf {
         self.path.join("state.json")
     }
 }

@@ -13,17 +13,19 @@
 //! What is damaged is never mounted again. Pods that have it mounted keep it: to take a mount away would be worse
 //! than what a bit may do, and whoever is on call is told.
 
-mod verify;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-pub use self::verify::{Verdict, blob, layer, tree};
-use crate::store::{
-    DiskError, FILES, Inventory, Item, Pace, Reader, SUMS, ScrubReport, Store, Which, now, write_sums,
-};
+use crate::content::checksums::{self, Which};
+use crate::content::inventory::Inventory;
+use crate::content::verify::{Verdict, verify_blob, verify_layer, verify_tree};
+use crate::disk::DiskError;
+use crate::disk::reader::{Pace, Reader};
+use crate::layout::{CHECKSUMS, FILES, Item, LayerKey};
+use crate::state::node_record::{ScrubReport, now};
+use crate::store::Store;
 
 /// When the scrub runs, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl Pace for Slowly {
 }
 
 /// Scrubs the store until `stop`, as often as `schedule` says; `heal` is called after damage was set aside.
-pub(crate) async fn keep(
+pub async fn run(
     store: Arc<Store>,
     schedule: Schedule,
     heal: impl Fn() + Send + Sync + 'static,
@@ -150,22 +152,22 @@ pub fn scrub(
         // While it is compared nobody takes it away, or puts another in its place.
         let mut lease = store.lease();
         lease.blob(found.digest());
-        let verdict = blob(store.layout(), found.digest(), &mut pace);
+        let verdict = verify_blob(store.layout(), found.digest(), &mut pace);
         report.blobs += 1;
-        if !settle(store, &item, verdict, &mut report)? {
+        if !apply_verdict(store, &item, verdict, &mut report)? {
             return Ok(report);
         }
     }
     for found in inventory.layers() {
-        let item = Item::Layer(found.name().to_owned());
+        let item = Item::Layer(found.key().clone());
         let mut lease = store.lease();
-        lease.layer_of_name(found.name());
-        let verdict = match layer(store.layout(), found.name(), &mut pace)? {
-            Verdict::NoSums => begin_sums(store, found.name())?,
+        lease.layer(found.key());
+        let verdict = match verify_layer(store.layout(), found.key(), &mut pace)? {
+            Verdict::NoChecksums => record_checksums(store, found.key())?,
             verdict => verdict,
         };
         report.layers += 1;
-        if !settle(store, &item, verdict, &mut report)? {
+        if !apply_verdict(store, &item, verdict, &mut report)? {
             return Ok(report);
         }
     }
@@ -174,9 +176,9 @@ pub fn scrub(
         let item = Item::Tree(found.key().clone());
         let mut lease = store.lease();
         lease.tree(found.key());
-        let verdict = tree(store.layout(), found, &mut pace)?;
+        let verdict = verify_tree(store.layout(), found, &mut pace)?;
         report.trees += 1;
-        if !settle(store, &item, verdict, &mut report)? {
+        if !apply_verdict(store, &item, verdict, &mut report)? {
             return Ok(report);
         }
     }
@@ -190,7 +192,7 @@ pub fn scrub(
         "the store was scrubbed"
     );
     let noted = report.clone();
-    store.note_down(|record| record.scrub = Some(noted));
+    store.update_node_record(|record| record.scrub = Some(noted));
     if report.damaged > 0 {
         heal();
     }
@@ -198,22 +200,22 @@ pub fn scrub(
 }
 
 /// Acts on a verdict; `false` where the scrub shall end.
-fn settle(store: &Store, item: &Item, verdict: Verdict, report: &mut ScrubReport) -> Result<bool, DiskError> {
-    store.metrics().scrubbed(item, &verdict);
+fn apply_verdict(store: &Store, item: &Item, verdict: Verdict, report: &mut ScrubReport) -> Result<bool, DiskError> {
+    store.observer().scrubbed(item, &verdict);
     match verdict {
         Verdict::Stopped => return Ok(false),
         Verdict::Damaged(found) => {
-            store.set_aside(item, &found)?;
+            store.quarantine(item, &found)?;
             report.damaged += 1;
         }
-        Verdict::Good | Verdict::Gone | Verdict::NoSums => {}
+        Verdict::Good | Verdict::Gone | Verdict::NoChecksums => {}
     }
     Ok(true)
 }
 
 /// Takes the checksums of a layer that an earlier version made: what is there now is what the next scrub expects.
-fn begin_sums(store: &Store, name: &str) -> Result<Verdict, DiskError> {
-    let folder = store.layout().layer(name);
+fn record_checksums(store: &Store, key: &LayerKey) -> Result<Verdict, DiskError> {
+    let folder = store.layout().layer(key);
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let Ok(root) = rustix::fs::open(folder.join(FILES), flags, rustix::fs::Mode::empty()) else {
         return Ok(if folder.exists() {
@@ -222,17 +224,17 @@ fn begin_sums(store: &Store, name: &str) -> Result<Verdict, DiskError> {
             Verdict::Gone
         });
     };
-    let unfinished = store.unfinished();
+    let unfinished = store.tmp_path();
     let written =
-        write_sums(&root, &unfinished, Which::All, &mut Reader::from_disk(), |_| {}).and_then(|()| {
-            std::fs::rename(&unfinished, folder.join(SUMS))
-                .map_err(|error| DiskError::new("keep", folder.join(SUMS), error))
+        checksums::write(&root, &unfinished, Which::All, &mut Reader::from_disk(), |_| {}).and_then(|()| {
+            std::fs::rename(&unfinished, folder.join(CHECKSUMS))
+                .map_err(|error| DiskError::new("keep", folder.join(CHECKSUMS), error))
         });
     if let Err(error) = written {
         let _ = std::fs::remove_file(&unfinished);
         // It may have been collected meanwhile.
         return if folder.exists() { Err(error) } else { Ok(Verdict::Gone) };
     }
-    tracing::info!(layer = name, "a layer of an earlier version has checksums from now on");
-    Ok(Verdict::NoSums)
+    tracing::info!(layer = %key, "a layer of an earlier version has checksums from now on");
+    Ok(Verdict::NoChecksums)
 }

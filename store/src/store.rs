@@ -65,118 +65,35 @@
 //!
 //! Architecture Invariant: what is mounted is never deleted, damaged or not.
 
-mod aside;
-mod blob;
-mod boot;
-mod disk;
-mod format;
-mod givers;
-mod inventory;
-mod key;
-mod layout;
-mod lease;
-mod partial;
-mod ranges;
-mod read;
-mod recent;
-mod room;
-mod state;
-mod sums;
-mod tree;
-mod trust;
-mod unsynced;
-mod walk;
-mod wanted;
+mod blobs;
+mod integrity;
+pub(crate) mod partial_blobs;
+pub(crate) mod preload_index;
+mod quarantine;
+pub(crate) mod trees;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use self::aside::tree_of_name;
-pub use self::disk::DiskError;
-use self::format::{FORMAT, make_folder};
-pub(crate) use self::givers::Given;
-pub use self::inventory::{HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State};
-pub use self::key::{LayerKey, TreeKey};
-pub use self::layout::Layout;
-pub(crate) use self::layout::{FILES, SUMS, TREE};
-pub use self::lease::{Item, Lease, Leases};
-pub(crate) use self::partial::{FORGOTTEN_AFTER, Next, Partial};
-pub use self::read::{AtOnce, Pace};
-pub(crate) use self::read::{Broken, Reader};
-pub use self::room::Reserve;
-pub(crate) use self::room::Room;
-pub(crate) use self::state::now;
-pub use self::state::{CollectionReport, Damage, NodeRecord, ScrubReport};
-pub(crate) use self::sums::{Compared, Which, compare as compare_sums, write as write_sums};
-pub use self::tree::{Layer, Made, Staging, Tree};
-pub(crate) use self::tree::{TreeNote, parse_note};
-pub(crate) use self::unsynced::Marked;
-use self::unsynced::Unsynced;
-pub(crate) use self::walk::walk;
-pub use self::wanted::{WantedTree, read_wanted};
-use crate::class::ErrorClass;
-use crate::metrics::Metrics;
-use crate::settings::Limits;
+use crate::disk::folders::{TmpNames, make_private_folder};
+use crate::disk::{DiskError, DiskSpace, boot_id};
+use crate::layout::format::{self, StoreError};
+use crate::layout::{Item, Layout};
+use crate::limits::Limits;
+use crate::state::durability::{Durability, UnsyncedMarks};
+use crate::state::gc_roots::GcRoots;
+use crate::state::leases::{Lease, Leases};
+use crate::state::node_record::{NodeRecord, NodeRecordFile};
+use crate::state::observer::{NoObserver, StoreObserver};
+use crate::state::provenance::Provenance;
+use crate::state::verified_items::VerifiedItems;
 
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process has it.
-    #[error(
-        "the store {} is in use by another process: only one driver (or one pull) at a time has it; give this one another folder",
-        .0.display()
-    )]
-    Locked(PathBuf),
-    /// A folder with other things in it.
-    #[error(
-        "{} is not empty and is no store (it holds \"{found}\"): give the store a folder of its own",
-        .path.display()
-    )]
-    NotAStore {
-        /// The folder.
-        path: PathBuf,
-        /// Something that is in it.
-        found: String,
-    },
-    /// Written by a newer driver.
-    #[error(
-        "the store {} has format {found}, written by a newer version of this driver, which knows {FORMAT}: run the newer version, or give this one an empty folder",
-        .path.display()
-    )]
-    Newer {
-        /// The folder.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-    /// There is none to be looked at.
-    #[error("{} is no store of this driver: it has no file \"format\"", .0.display())]
-    Missing(PathBuf),
-    /// The format file is damaged.
-    #[error(
-        "the file {} is no version of a store's format: if this is the store's folder and the disk was damaged, remove the whole folder, and it is filled again",
-        .0.display()
-    )]
-    Format(PathBuf),
-    /// The disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-}
-
-impl StoreError {
-    /// What kind of failure it is.
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::NotAStore { .. } | Self::Missing(_) | Self::Locked(_) => ErrorClass::BadInput,
-            Self::Newer { .. } | Self::Format(_) | Self::Disk(_) => ErrorClass::Failed,
-        }
-    }
-}
+/// Makes this many bytes free in a store, if that is possible. The caller looks whether it was.
+pub(crate) type SpaceReclaimer = fn(&Store, u64) -> Result<(), DiskError>;
 
 /// The folder, locked.
 #[derive(Debug)]
@@ -184,17 +101,19 @@ pub struct Store {
     path: PathBuf,
     root: OwnedFd,
     limits: Limits,
-    kept: bool,
-    next: AtomicU64,
+    is_persistent: bool,
+    tmp: TmpNames,
     layout: Layout,
     leases: Leases,
     collecting: Mutex<()>,
-    setting_aside: Mutex<()>,
-    node: state::Kept,
-    trusted: Mutex<trust::Trusted>,
-    unsynced: Unsynced,
-    givers: givers::Givers,
-    metrics: OnceLock<Metrics>,
+    quarantining: Mutex<()>,
+    node_record: NodeRecordFile,
+    verified: VerifiedItems,
+    durability: Durability,
+    provenance: Provenance,
+    observer: Arc<dyn StoreObserver>,
+    roots: Option<Arc<dyn GcRoots>>,
+    reclaim_space: Option<SpaceReclaimer>,
     // Closed last, which gives the lock back.
     _lock: OwnedFd,
 }
@@ -203,7 +122,7 @@ impl Store {
     /// Opens the store in `path`, makes it if the folder is absent or empty, and clears away what an
     /// earlier run left unfinished.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
-        make_folder(path)?;
+        make_private_folder(path)?;
         // Mount points are compared with what the kernel says: no symbolic link in it.
         let path = path.canonicalize().map_err(|error| DiskError::new("find", path, error))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -212,40 +131,57 @@ impl Store {
         let lock = lock(&path, &root)?;
         format::take(&path)?;
         let layout = Layout::new(&path);
-        let unsynced = Unsynced::open(&layout, &root, &boot::id())?;
+        let durability = Durability::open(&layout, &root, &boot_id())?;
+        let tmp = TmpNames::new(layout.tmp());
         let store = Self {
             root,
             limits,
-            kept: true,
-            next: AtomicU64::new(0),
+            is_persistent: true,
             leases: Leases::default(),
             collecting: Mutex::default(),
-            setting_aside: Mutex::default(),
-            node: state::Kept::read(&layout),
-            trusted: Mutex::default(),
-            unsynced,
-            givers: givers::Givers::read(&layout.given()),
-            metrics: OnceLock::new(),
+            quarantining: Mutex::default(),
+            node_record: NodeRecordFile::read(&layout, tmp.clone()),
+            tmp,
+            verified: VerifiedItems::default(),
+            durability,
+            provenance: Provenance::read(&layout.provenance()),
+            observer: Arc::new(NoObserver),
+            roots: None,
+            reclaim_space: None,
             layout,
             path,
             _lock: lock,
         };
         store.clear_unfinished()?;
-        store.forget_partials(FORGOTTEN_AFTER);
+        store.forget_stale_partials();
         Ok(store)
     }
 
     /// The same store for one pull, removed behind it: nothing needs to survive a power cut, and nothing
     /// waits for the disk.
     #[must_use]
-    pub fn for_one_pull(mut self) -> Self {
-        self.kept = false;
+    pub fn ephemeral(mut self) -> Self {
+        self.is_persistent = false;
+        self.provenance = self.provenance.in_memory();
         self
     }
 
-    /// Whether somebody may want what is in it after this pull.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.kept
+    /// The same store, which reports to `observer`.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn StoreObserver>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// The same store, in which `roots` says what is in use, and `reclaim` deletes the rest where the disk is full.
+    pub(crate) fn with_reclaimer(mut self, roots: Arc<dyn GcRoots>, reclaim: SpaceReclaimer) -> Self {
+        (self.roots, self.reclaim_space) = (Some(roots), Some(reclaim));
+        self
+    }
+
+    /// Whether what is in it may be needed after this pull.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.is_persistent
     }
 
     /// The folder.
@@ -280,14 +216,29 @@ impl Store {
         made.map_or(0, |made| made.as_secs())
     }
 
-    /// Counts with these from now on.
-    pub(crate) fn count_with(&self, metrics: Metrics) {
-        let _ = self.metrics.set(metrics);
+    /// Who hears what happens.
+    pub(crate) fn observer(&self) -> &Arc<dyn StoreObserver> {
+        &self.observer
     }
 
-    /// What counts.
-    pub(crate) fn metrics(&self) -> &Metrics {
-        self.metrics.get_or_init(Metrics::default)
+    /// Who knows which trees are in use.
+    pub(crate) fn roots(&self) -> Option<&Arc<dyn GcRoots>> {
+        self.roots.as_ref()
+    }
+
+    /// Which registries served what.
+    pub fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+
+    /// What the store reports of itself.
+    pub fn node_record(&self) -> NodeRecord {
+        self.node_record.get()
+    }
+
+    /// Changes what the store reports of itself.
+    pub(crate) fn update_node_record(&self, change: impl FnOnce(&mut NodeRecord)) {
+        self.node_record.update(change);
     }
 
     /// Held by the one collection that runs.
@@ -300,48 +251,35 @@ impl Store {
         &self.root
     }
 
-    /// Where trees are.
-    pub(crate) fn trees(&self) -> PathBuf {
-        self.layout.trees()
-    }
-
-    /// Where trees are mounted read-only.
-    pub(crate) fn readonly(&self) -> PathBuf {
-        self.layout.readonly()
-    }
-
-    /// Where records of volumes are.
-    pub(crate) fn volumes(&self) -> PathBuf {
-        self.layout.volumes()
-    }
-
     /// A name for something unfinished.
-    pub(crate) fn unfinished(&self) -> PathBuf {
-        self.path.join("tmp").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    pub fn tmp_path(&self) -> PathBuf {
+        self.tmp.next()
     }
 
     /// Fails where `wanted` more bytes would leave less than the reserve, and where collecting what nobody uses
     /// does not help either.
-    pub(crate) fn check_room(&self, wanted: u64) -> Result<(), DiskError> {
+    pub(crate) fn check_free_space(&self, wanted: u64) -> Result<(), DiskError> {
         let reserve = self.limits.reserve();
-        let room = Room::of(&self.root)?;
-        if wanted == 0 || room.check(wanted, reserve).is_ok() {
+        let space = DiskSpace::measure(&self.root)?;
+        if wanted == 0 || space.check(wanted, reserve).is_ok() {
             return Ok(());
         }
-        crate::collect::make_room(self, room.needed(wanted, reserve))?;
-        Room::of(&self.root)?.check(wanted, reserve)
+        if let Some(reclaim) = self.reclaim_space {
+            reclaim(self, space.needed(wanted, reserve))?;
+        }
+        DiskSpace::measure(&self.root)?.check(wanted, reserve)
     }
 
     /// Marks what is about to be made, so that it can be seen before the disk has it.
-    pub(crate) fn mark_unsynced(&self, items: &[Item]) -> Result<Marked, DiskError> {
-        if !self.kept {
-            return Ok(Marked::none());
+    pub(crate) fn mark_unsynced(&self, items: &[Item]) -> Result<UnsyncedMarks, DiskError> {
+        if !self.is_persistent {
+            return Ok(UnsyncedMarks::none());
         }
-        match self.unsynced.mark(items) {
+        match self.durability.mark(items) {
             // Some file systems sync no folder. Then everything is on the disk before it can be seen.
             Err(error) if !error.is_full() && !matches!(error, DiskError::ReadOnly { .. }) => {
                 tracing::debug!(%error, "what is made is brought to the disk first");
-                Ok(Marked::none())
+                Ok(UnsyncedMarks::none())
             }
             marked => marked,
         }
@@ -349,14 +287,14 @@ impl Store {
 
     /// Brings everything written so far to the disk.
     fn sync(&self) -> Result<(), DiskError> {
-        if !self.kept {
+        if !self.is_persistent {
             return Ok(());
         }
         rustix::fs::syncfs(&self.root).map_err(|errno| DiskError::new("sync", &self.path, errno))
     }
 
     fn clear_unfinished(&self) -> Result<(), DiskError> {
-        let tmp = self.path.join("tmp");
+        let tmp = self.layout.tmp();
         let failed = |error| DiskError::new("clear away", &tmp, error);
         for entry in std::fs::read_dir(&tmp).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -393,5 +331,7 @@ pub fn look_at(path: &Path) -> Result<Layout, StoreError> {
     }
 }
 
+#[cfg(test)]
+mod durability_tests;
 #[cfg(test)]
 mod tests;

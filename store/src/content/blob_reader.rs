@@ -4,18 +4,15 @@
 //! the thread that decompresses and writes. Memory is bounded by the channel, whatever the blob's size.
 
 use std::io::{self, BufRead, Read};
-use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
-use oras_csi_core::digest::{Algorithm, Digest, Hasher};
+use oras_csi_core::digest::{Digest, Hasher};
 use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::registry::RegistryError;
 use tokio::sync::mpsc;
 
-use super::budget::Budget;
-use crate::class::ErrorClass;
-use crate::settings::Limits;
-use crate::store::{DiskError, Room};
+use crate::disk::DiskError;
+use crate::error_class::ErrorClass;
 
 /// How many pieces wait between network and disk.
 pub(crate) const PIECES: usize = 16;
@@ -164,79 +161,5 @@ impl BufRead for BlobReader {
 
     fn consume(&mut self, count: usize) {
         let _ = self.current.split_to(count.min(self.current.len()));
-    }
-}
-
-/// The uncompressed stream of a layer: counted against the limit and the free space, hashed if asked for.
-pub struct Metered<'a, R> {
-    input: R,
-    limits: &'a Limits,
-    budget: &'a Budget,
-    disk: &'a OwnedFd,
-    hasher: Option<Hasher>,
-    seen: u64,
-    counted: u64,
-    next_look: u64,
-}
-
-impl<'a, R: BufRead> Metered<'a, R> {
-    const LOOK_EVERY: u64 = 64 << 20;
-
-    /// Watches `input`, whose content lands on the file system of `disk`.
-    pub fn new(
-        input: R,
-        limits: &'a Limits,
-        budget: &'a Budget,
-        disk: &'a OwnedFd,
-        algorithm: Option<Algorithm>,
-    ) -> Self {
-        let hasher = algorithm.map(Hasher::new);
-        Self { input, limits, budget, disk, hasher, seen: 0, counted: 0, next_look: Self::LOOK_EVERY }
-    }
-
-    /// The digest of everything that was consumed, if one was asked for.
-    pub fn finish(&mut self) -> Option<Digest> {
-        self.hasher.take().map(Hasher::finish)
-    }
-
-    fn check(&mut self) -> Result<(), StreamFault> {
-        self.budget.bytes(self.seen - self.counted, self.limits)?;
-        self.counted = self.seen;
-        if self.seen >= self.next_look {
-            self.next_look = self.seen + Self::LOOK_EVERY;
-            let (room, reserve) = (Room::of(self.disk)?, self.limits.reserve());
-            if room.check(0, reserve).is_err() {
-                return Err(room.lacks(Self::LOOK_EVERY, reserve).into());
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<R: BufRead> Read for Metered<'_, R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let piece = self.fill_buf()?;
-        let count = piece.len().min(into.len());
-        into[..count].copy_from_slice(&piece[..count]);
-        self.consume(count);
-        Ok(count)
-    }
-}
-
-impl<R: BufRead> BufRead for Metered<'_, R> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.check().map_err(io::Error::other)?;
-        self.input.fill_buf()
-    }
-
-    fn consume(&mut self, count: usize) {
-        if let Some(hasher) = &mut self.hasher
-            && let Ok(piece) = self.input.fill_buf()
-        {
-            // What is consumed is what the buffer holds: filling it again reads nothing.
-            hasher.update(&piece[..count.min(piece.len())]);
-        }
-        self.input.consume(count);
-        self.seen += count as u64;
     }
 }

@@ -26,12 +26,11 @@ use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::DiskError;
-use super::read::{AtOnce, Broken, Pace, Reader};
-use super::walk::{Entry, failed, walk};
-use crate::settings::Limits;
-use crate::unpack::name::EntryPath;
-use crate::unpack::write::open_beneath;
+use crate::disk::beneath::open_beneath;
+use crate::disk::reader::{Broken, Pace, Reader, Unpaced};
+use crate::disk::walk::{Entry, failed, walk};
+use crate::disk::{DiskError, EntryPath};
+use crate::limits::Limits;
 
 const HEADER: &str = "oras-csi sums 1 xxh3-128\n";
 /// No line is longer: a path has at most 4,096 bytes.
@@ -54,7 +53,7 @@ pub(crate) enum Compared {
     /// Something is not, in words.
     Differs(String),
     /// There are no sums: made by an earlier version.
-    NoSums,
+    NoChecksums,
     /// It was told to end.
     Stopped,
 }
@@ -102,7 +101,7 @@ pub(crate) fn write(
             Broken::Disk(errno) => failed("read", &entry.path, errno),
             Broken::Stopped => failed("read", &entry.path, Errno::INTR),
         };
-        let line = line(entry, reader, &mut AtOnce).map_err(broken)?;
+        let line = line(entry, reader, &mut Unpaced).map_err(broken)?;
         count += 1;
         let written = output.write_all(line.as_bytes());
         let written = written.and_then(|()| output.write_all(entry.path.as_bytes()));
@@ -141,7 +140,7 @@ pub(crate) fn compare(
 ) -> Result<Compared, DiskError> {
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Compared::NoSums),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Compared::NoChecksums),
         Err(error) => return Err(DiskError::new("open", path, error)),
     };
     let differs = |words: String| Ok(Compared::Differs(words));
@@ -245,8 +244,8 @@ mod tests {
         fs::write(files.join("empty"), "").unwrap();
         std::os::unix::fs::symlink("d", files.join("link")).unwrap();
         let root = rustix::fs::open(&files, OFlags::DIRECTORY, Mode::empty()).unwrap();
-        let compare = || compare(&root, &sums, &mut Reader::from_disk(), &mut AtOnce).unwrap();
-        assert_eq!(compare(), Compared::NoSums);
+        let compare = || compare(&root, &sums, &mut Reader::from_disk(), &mut Unpaced).unwrap();
+        assert_eq!(compare(), Compared::NoChecksums);
         write(&root, &sums, Which::All, &mut Reader::from_memory(), |_| {}).unwrap();
         assert_eq!(compare(), Compared::Same);
 

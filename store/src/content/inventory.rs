@@ -9,24 +9,23 @@ use std::time::SystemTime;
 
 use oras_csi_core::digest::{Algorithm, Digest};
 
-use super::layout::{LAYER, Layout, TREE};
-use super::tree::{LayerNote, TreeNote, parse_note};
-use super::{DiskError, TreeKey};
-use crate::unpack::Totals;
+use super::description::{self, LayerDescription, TreeDescription};
+use crate::disk::{DiskError, Totals};
+use crate::layout::{LAYER, LayerKey, Layout, TREE, TreeKey};
 
 /// A recipe's tree.
 #[derive(Clone, Debug)]
 pub struct HeldTree {
     pub(crate) key: TreeKey,
     /// `None` where its description cannot be read.
-    pub(crate) made: Option<TreeNote>,
+    pub(crate) made: Option<TreeDescription>,
     pub(crate) used: SystemTime,
 }
 
 /// A layer.
 #[derive(Clone, Debug)]
 pub struct HeldLayer {
-    pub(crate) name: String,
+    pub(crate) key: LayerKey,
     pub(crate) totals: Option<Totals>,
     pub(crate) used: SystemTime,
 }
@@ -54,7 +53,7 @@ pub struct Inventory {
     pub(crate) layers: Vec<HeldLayer>,
     pub(crate) blobs: Vec<HeldBlob>,
     pub(crate) partial: Vec<HeldEntry>,
-    pub(crate) aside: Vec<HeldEntry>,
+    pub(crate) quarantined: Vec<HeldEntry>,
     pub(crate) unfinished: u64,
 }
 
@@ -66,7 +65,7 @@ impl HeldTree {
 
     /// How much is in it, if that can be read.
     pub fn totals(&self) -> Option<Totals> {
-        self.made.as_ref().map(TreeNote::totals)
+        self.made.as_ref().map(TreeDescription::totals)
     }
 
     /// When it was last published or unpublished, or made.
@@ -77,8 +76,8 @@ impl HeldTree {
 
 impl HeldLayer {
     /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn key(&self) -> &LayerKey {
+        &self.key
     }
 
     /// How much is in it, if that can be read.
@@ -131,16 +130,17 @@ impl Inventory {
             let note = entry.path().join(TREE);
             let used = std::fs::symlink_metadata(&note).and_then(|found| found.modified());
             let used = used.or_else(|_| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            let made = std::fs::read(&note).ok().and_then(|bytes| parse_note(&bytes));
+            let made = std::fs::read(&note).ok().and_then(|bytes| description::parse(&bytes));
             found.trees.push(HeldTree { key, made, used });
             Ok(())
         })?;
         each(&layout.layers(), |entry, metadata| {
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { return Ok(()) };
+            let name = entry.file_name();
+            let Some(key) = name.to_str().and_then(LayerKey::parse) else { return Ok(()) };
             let note = std::fs::read(entry.path().join(LAYER)).ok();
-            let totals = note.and_then(|bytes| parse_note::<LayerNote>(&bytes)).map(|note| note.totals);
+            let totals = note.and_then(|bytes| description::parse::<LayerDescription>(&bytes)).map(|note| note.totals);
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            found.layers.push(HeldLayer { name, totals, used });
+            found.layers.push(HeldLayer { key, totals, used });
             Ok(())
         })?;
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
@@ -153,12 +153,12 @@ impl Inventory {
             })?;
         }
         found.partial = partial(&layout.partial())?;
-        found.aside = entries(&layout.set_aside())?;
+        found.quarantined = entries(&layout.quarantine())?;
         found.unfinished = entries(&layout.tmp())?.iter().map(HeldEntry::size).sum();
         found.trees.sort_by(|a, b| a.key.cmp(&b.key));
-        found.layers.sort_by(|a, b| a.name.cmp(&b.name));
+        found.layers.sort_by(|a, b| a.key.cmp(&b.key));
         found.blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
-        found.aside.sort_by(|a, b| a.name.cmp(&b.name));
+        found.quarantined.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
 
@@ -191,9 +191,9 @@ impl Inventory {
         &self.blobs
     }
 
-    /// What was set aside.
-    pub fn aside(&self) -> &[HeldEntry] {
-        &self.aside
+    /// What was set quarantined.
+    pub fn quarantined(&self) -> &[HeldEntry] {
+        &self.quarantined
     }
 
     /// Blobs that came in part.
@@ -210,7 +210,7 @@ impl Inventory {
                 State::Layers,
                 self.layers.iter().filter_map(HeldLayer::totals).map(|totals| totals.bytes).sum(),
             ),
-            (State::SetAside, entries(&self.aside)),
+            (State::Quarantined, entries(&self.quarantined)),
             (State::Partial, entries(&self.partial)),
             (State::Unfinished, self.unfinished),
         ])
@@ -230,7 +230,7 @@ pub enum State {
     /// Unpacked archives.
     Layers,
     /// Damaged, and perhaps mounted.
-    SetAside,
+    Quarantined,
     /// Blobs of which a part has come.
     Partial,
     /// In the making.
@@ -243,7 +243,7 @@ impl State {
         match self {
             Self::Blobs => "blobs",
             Self::Layers => "layers",
-            Self::SetAside => "set_aside",
+            Self::Quarantined => "set_aside",
             Self::Partial => "partial",
             Self::Unfinished => "unfinished",
         }

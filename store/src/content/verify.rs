@@ -7,11 +7,13 @@ use oras_csi_core::digest::{Digest, Hasher};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::store::{
-    Broken, Compared, DiskError, FILES, HeldTree, Layout, Pace, Reader, SUMS, TREE, TreeNote, compare_sums,
-    parse_note, walk,
-};
-use crate::unpack::Totals;
+use super::checksums::{self, Compared};
+use super::description::{self, TreeDescription};
+use super::inventory::HeldTree;
+use crate::disk::reader::{Broken, Pace, Reader};
+use crate::disk::walk::walk;
+use crate::disk::{DiskError, Totals};
+use crate::layout::{CHECKSUMS, FILES, LayerKey, Layout, TREE};
 
 /// What became of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,13 +25,13 @@ pub enum Verdict {
     /// It is gone: collected, or set aside by somebody else.
     Gone,
     /// It has no checksums: an earlier version of the driver made it.
-    NoSums,
+    NoChecksums,
     /// It was told to end.
     Stopped,
 }
 
 /// Compares a blob with its digest.
-pub fn blob(layout: &Layout, digest: &Digest, pace: &mut dyn Pace) -> Verdict {
+pub fn verify_blob(layout: &Layout, digest: &Digest, pace: &mut dyn Pace) -> Verdict {
     let mut hasher = Hasher::new(digest.algorithm());
     let path = layout.blob(digest);
     let mut reader = Reader::from_disk();
@@ -51,19 +53,19 @@ pub fn blob(layout: &Layout, digest: &Digest, pace: &mut dyn Pace) -> Verdict {
 }
 
 /// Compares a layer with its checksums.
-pub fn layer(layout: &Layout, name: &str, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
-    compared(&layout.layer(name), pace)
+pub fn verify_layer(layout: &Layout, key: &LayerKey, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
+    compared(&layout.layer(key), pace)
 }
 
 /// Compares a tree with what its description says: how much is in it, and the checksums of what is its own. The
 /// bytes that it shares are those of its blobs and layers.
-pub fn tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
+pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
     let folder = layout.tree(tree.key());
     if !folder.exists() {
         return Ok(Verdict::Gone);
     }
     // Not what the inventory has: it may have been read while the tree was taken away and made again.
-    let note = std::fs::read(folder.join(TREE)).ok().and_then(|text| parse_note::<TreeNote>(&text));
+    let note = std::fs::read(folder.join(TREE)).ok().and_then(|text| description::parse::<TreeDescription>(&text));
     let Some(totals) = note.map(|note| note.totals()) else {
         return Ok(Verdict::Damaged("its description is not what was written".to_owned()));
     };
@@ -82,7 +84,7 @@ pub fn tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Ver
     }
     Ok(match compared(&folder, pace)? {
         // A tree of an earlier version: its files are other names of verified ones.
-        Verdict::NoSums => Verdict::Good,
+        Verdict::NoChecksums => Verdict::Good,
         other => other,
     })
 }
@@ -92,12 +94,12 @@ fn compared(folder: &std::path::Path, pace: &mut dyn Pace) -> Result<Verdict, Di
         return Ok(Verdict::Gone);
     }
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(folder)) };
-    Ok(match compare_sums(&root, &folder.join(SUMS), &mut Reader::from_disk(), pace)? {
+    Ok(match checksums::compare(&root, &folder.join(CHECKSUMS), &mut Reader::from_disk(), pace)? {
         Compared::Same => Verdict::Good,
         // It may have been taken away while it was compared.
-        Compared::Differs(_) | Compared::NoSums if !folder.exists() => Verdict::Gone,
+        Compared::Differs(_) | Compared::NoChecksums if !folder.exists() => Verdict::Gone,
         Compared::Differs(found) => Verdict::Damaged(found),
-        Compared::NoSums => Verdict::NoSums,
+        Compared::NoChecksums => Verdict::NoChecksums,
         Compared::Stopped => Verdict::Stopped,
     })
 }

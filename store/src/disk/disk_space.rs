@@ -1,42 +1,13 @@
-//! How much room the disk has, and how much of it stays free whatever is asked for.
+//! The used and the free space of a file system.
 
 use std::os::fd::AsFd;
 
-use super::DiskError;
-use crate::collect::Percent;
-
-/// What stays free on the file system of the store: other programs of the node live on it as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reserve {
-    percent: Percent,
-    most: u64,
-}
-
-impl Reserve {
-    /// Such a part of the file system.
-    pub fn percent(percent: Percent) -> Self {
-        Self { percent, most: u64::MAX }
-    }
-
-    /// So many bytes.
-    pub fn bytes(bytes: u64) -> Self {
-        Self { percent: Percent::ALL, most: bytes }
-    }
-
-    /// No more than so many bytes of it.
-    #[must_use]
-    pub fn at_most(self, bytes: u64) -> Self {
-        Self { most: self.most.min(bytes), ..self }
-    }
-
-    fn of(self, room: Room) -> u64 {
-        self.percent.of(room.bytes.used.saturating_add(room.bytes.free)).min(self.most)
-    }
-}
+use super::error::DiskError;
+use crate::limits::{Percent, Reserve};
 
 /// How full a file system is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Room {
+pub(crate) struct DiskSpace {
     bytes: Share,
     inodes: Share,
 }
@@ -54,8 +25,8 @@ impl Share {
     }
 }
 
-impl Room {
-    pub(crate) fn of(fd: impl AsFd) -> Result<Self, DiskError> {
+impl DiskSpace {
+    pub(crate) fn measure(fd: impl AsFd) -> Result<Self, DiskError> {
         let found = rustix::fs::fstatvfs(fd)
             .map_err(|errno| DiskError::new("look at the free space of", "the store", errno))?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
@@ -75,6 +46,10 @@ impl Room {
         self.bytes.is_above(mark) || self.inodes.is_above(mark)
     }
 
+    fn total(self) -> u64 {
+        self.bytes.used.saturating_add(self.bytes.free)
+    }
+
     /// How many bytes a process without privileges could still write.
     pub(crate) fn free(self) -> u64 {
         self.bytes.free
@@ -82,17 +57,17 @@ impl Room {
 
     /// Fails where `wanted` more bytes would leave less than the reserve.
     pub(crate) fn check(self, wanted: u64, reserve: Reserve) -> Result<(), DiskError> {
-        if self.free() < self.needed(wanted, reserve) { Err(self.lacks(wanted, reserve)) } else { Ok(()) }
+        if self.free() < self.needed(wanted, reserve) { Err(self.shortage(wanted, reserve)) } else { Ok(()) }
     }
 
     /// What is said where there is no room for `wanted` more bytes.
-    pub(crate) fn lacks(self, wanted: u64, reserve: Reserve) -> DiskError {
-        DiskError::TooSmall { wanted, free: self.free(), reserve: reserve.of(self) }
+    pub(crate) fn shortage(self, wanted: u64, reserve: Reserve) -> DiskError {
+        DiskError::TooSmall { wanted, free: self.free(), reserve: reserve.of(self.total()) }
     }
 
     /// How much has to be free for `wanted` bytes.
     pub(crate) fn needed(self, wanted: u64, reserve: Reserve) -> u64 {
-        wanted.saturating_add(reserve.of(self))
+        wanted.saturating_add(reserve.of(self.total()))
     }
 }
 
@@ -118,15 +93,15 @@ mod tests {
     #[case::on_a_large_disk_and_one(Reserve::percent(percent("10")).at_most(50), 451, false)]
     #[case::on_a_small_disk(Reserve::percent(percent("10")).at_most(1 << 28), 400, true)]
     fn what_may_be_written(#[case] reserve: Reserve, #[case] wanted: u64, #[case] may: bool) {
-        let room = Room::new((500, 500), (0, 0));
-        assert_eq!(room.check(wanted, reserve).is_ok(), may);
-        assert_eq!(room.needed(wanted, reserve) <= room.free(), may);
+        let space = DiskSpace::new((500, 500), (0, 0));
+        assert_eq!(space.check(wanted, reserve).is_ok(), may);
+        assert_eq!(space.needed(wanted, reserve) <= space.free(), may);
     }
 
     #[test]
     fn numbers_do_not_overflow() {
-        let room = Room::new((u64::MAX, u64::MAX - 1), (0, 0));
-        assert!(room.check(u64::MAX, Reserve::bytes(u64::MAX)).is_err());
-        assert!(room.check(1, Reserve::percent(percent("50"))).is_ok());
+        let space = DiskSpace::new((u64::MAX, u64::MAX - 1), (0, 0));
+        assert!(space.check(u64::MAX, Reserve::bytes(u64::MAX)).is_err());
+        assert!(space.check(1, Reserve::percent(percent("50"))).is_ok());
     }
 }

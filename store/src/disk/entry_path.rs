@@ -1,14 +1,14 @@
 //! Paths within a tree, as a registry or an archive gives them.
 //!
 //! This is the first of two fences: what parses here names something beneath the tree. The second is
-//! the kernel's (`openat2` with `RESOLVE_BENEATH`), in [`super::write`].
+//! the kernel's (`openat2` with `RESOLVE_BENEATH`), in [`super::beneath`].
 
 use std::fmt;
 
 use oras_csi_core::display::Shown;
 use oras_csi_core::path::TreePath;
 
-use crate::settings::Limits;
+use crate::limits::Limits;
 
 /// A relative and normal path; empty is the root. Bytes, since an archive may hold any.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -184,6 +184,12 @@ impl EntryPath {
     pub fn to_text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.0)
     }
+}
+
+/// What the kernel says of a path that is within our limit and not within its own.
+pub(crate) fn too_long(path: &EntryPath) -> NameError {
+    let length = path.as_bytes().len();
+    NameError::Long { shown: shown(path.as_bytes()), length, limit: 4_095 }
 }
 
 fn check_length(bytes: &[u8], limits: &Limits) -> Result<(), NameError> {

@@ -75,7 +75,7 @@ pub enum DiskError {
 
 impl DiskError {
     /// `step` is a verb ("write"), `path` what it was done to.
-    pub(crate) fn new(step: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+    pub fn new(step: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         let (path, source) = (path.into(), source.into());
         match Errno::from_io_error(&source) {
             Some(Errno::NOSPC) if has_no_inodes(&path) => Self::NoInodes { step, path },

@@ -20,9 +20,9 @@ pub trait Pace {
 
 /// As fast as the disk.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AtOnce;
+pub struct Unpaced;
 
-impl Pace for AtOnce {
+impl Pace for Unpaced {
     fn spend(&mut self, _: u64) -> bool {
         true
     }
@@ -126,7 +126,7 @@ mod tests {
             for mut reader in [Reader::from_disk(), Reader::from_memory()] {
                 let mut read = Vec::new();
                 let mut sink = |piece: &[u8]| read.extend_from_slice(piece);
-                let found = reader.read(&opened, OsStr::new("f"), &mut AtOnce, &mut sink).unwrap();
+                let found = reader.read(&opened, OsStr::new("f"), &mut Unpaced, &mut sink).unwrap();
                 assert_eq!(found, length as u64);
                 assert!(read == bytes, "{length}");
             }

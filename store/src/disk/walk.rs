@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
 
-use super::DiskError;
-use crate::unpack::name::EntryPath;
-use crate::unpack::write::open_beneath;
+use super::beneath::open_beneath;
+use super::entry_path::EntryPath;
+use super::error::DiskError;
 
 /// Something beneath a folder.
 pub(crate) struct Entry<'a> {

@@ -5,14 +5,18 @@ use std::time::SystemTime;
 
 use oras_csi_core::digest::Digest;
 
-use super::Roots;
-use crate::store::{DiskError, Inventory, Item, Leases, TreeKey, TreeNote};
+use super::roots::Roots;
+use crate::content::description::TreeDescription;
+use crate::content::inventory::Inventory;
+use crate::disk::DiskError;
+use crate::layout::{Item, LayerKey, TreeKey};
+use crate::state::leases::Leases;
 
 /// Something that may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum What {
     Tree(TreeKey),
-    Layer(String),
+    Layer(LayerKey),
     Blob(Digest),
     /// A blob that came in part, under its file's name.
     Partial(String, Option<Item>),
@@ -46,11 +50,11 @@ impl Candidates {
         let layers = inventory
             .layers
             .iter()
-            .map(|layer| (Item::Layer(layer.name.clone()), layer.totals.map_or(0, |totals| totals.bytes)));
+            .map(|layer| (Item::Layer(layer.key.clone()), layer.totals.map_or(0, |totals| totals.bytes)));
         parts.extend(blobs.chain(layers).map(|(item, bytes)| (item, Part { needed: 0, bytes })));
         let mut waiting = Vec::new();
         for tree in &inventory.trees {
-            let mut own: Vec<Item> = tree.made.iter().flat_map(TreeNote::parts).collect();
+            let mut own: Vec<Item> = tree.made.iter().flat_map(TreeDescription::parts).collect();
             own.sort_unstable();
             own.dedup();
             for part in &own {
@@ -58,7 +62,7 @@ impl Candidates {
                     part.needed += 1;
                 }
             }
-            if !roots.has(&tree.key) && tree.used <= oldest && !leases.is_taken(&Item::Tree(tree.key.clone()))
+            if !roots.contains(&tree.key) && tree.used <= oldest && !leases.is_taken(&Item::Tree(tree.key.clone()))
             {
                 let what = What::Tree(tree.key.clone());
                 waiting.push(Candidate { what, used: tree.used, bytes: 0, parts: own });
@@ -73,9 +77,9 @@ impl Candidates {
             }
         }
         for layer in inventory.layers.iter().filter(|layer| layer.used <= oldest) {
-            let item = Item::Layer(layer.name.clone());
+            let item = Item::Layer(layer.key.clone());
             if is_loose(&item) {
-                waiting.push(loose(What::Layer(layer.name.clone()), layer.used, parts[&item].bytes));
+                waiting.push(loose(What::Layer(layer.key.clone()), layer.used, parts[&item].bytes));
             }
         }
         for partial in inventory.partial.iter().filter(|partial| partial.used <= oldest) {
@@ -134,7 +138,7 @@ impl Candidates {
 }
 
 /// The digest of the blob that a file in `partial` is a part of: `sha256-HEX-HOST`, or its note (see
-/// `store::partial`).
+/// `store::partial_blobs`).
 fn digest_of(name: &str) -> Option<Digest> {
     let (algorithm, rest) = name.split_once('-')?;
     let (hex, _) = rest.split_once('-')?;

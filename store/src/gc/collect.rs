@@ -1,40 +1,28 @@
-//! Collection: what nobody uses makes room for what somebody wants.
-//!
-//! ```text
-//! set aside, not mounted ────────────────────────────► deleted, always
-//! trees that no record names, no cluster set ┐
-//!   wants, nothing mounts                    │
-//! blobs, layers, partial blobs of no tree    ├ least recently used first, ──► tmp ──► deleted, until there is room
-//!                                            ┘ older than the minimum age
-//! ```
-//!
-//! It runs every so often, above the high watermark down to the low one; when a pull finds no room, for what that
-//! pull needs, and not at all where everything that could go would not be enough; and by `oras-csi store gc`.
-//!
-//! With a tree go the blobs and layers that no tree that stays needs. What is leased stays, and what was leased
-//! while the collection ran (see the leases of [`crate::store`]).
-//!
-//! Architecture Invariant: a tree that is mounted, recorded, leased or wanted by a cluster set is never taken away.
-//! Where mounts, records or what sets want cannot be read, nothing is.
-
-mod candidates;
-mod keeper;
-mod leaks;
-mod roots;
-mod watermarks;
+//! One collection: reads what is in use, then deletes until the goal is reached.
 
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::CWD;
 
-use self::candidates::{Candidates, What};
-pub(crate) use self::keeper::keep;
-pub(crate) use self::leaks::forget_gone;
-pub use self::roots::{Roots, RootsError};
-pub use self::watermarks::{Percent, PercentError, Watermarks};
-use crate::store::{CollectionReport, DiskError, Inventory, Item, Room, Store, now, tree_of_name};
+use super::candidates::{Candidates, What};
+use super::roots::Roots;
+use super::watermarks::Watermarks;
+use crate::content::inventory::Inventory;
+use crate::disk::{DiskError, DiskSpace};
+use crate::layout::{Item, quarantined_tree};
+use crate::state::gc_roots::{GcRoots, RootsError};
+use crate::state::node_record::{CollectionReport, now};
+use crate::store::Store;
+
+impl Store {
+    /// The same store, which deletes what nobody uses where the disk is full. `roots` says what is in use.
+    #[must_use]
+    pub fn with_garbage_collection(self, roots: Arc<dyn GcRoots>) -> Self {
+        self.with_reclaimer(roots, make_space)
+    }
+}
 
 /// How far a collection goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,19 +45,19 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
     // Before records and mounts are read: what is leased from here on stays.
     let _watch = store.leases().begin();
     // Before mounts are read, too: what is set aside afterwards would be mounted under another name there.
-    let aside = names_aside(store)?;
-    let roots = Roots::read(store.layout())?;
+    let quarantined = quarantined_names(store)?;
+    let roots = Roots::read(store.roots().ok_or(RootsError::Unknown)?.as_ref(), store.layout())?;
     let mut done = CollectionReport::default();
-    for name in aside {
+    for name in quarantined {
         // A publish may hold a clone of the tree that it has not attached yet.
-        let is_leased = tree_of_name(&name).is_some_and(|key| store.leases().is_taken(&Item::Tree(key)));
-        if !is_leased && !roots.has_aside(&name) {
-            delete(&store.layout().set_aside().join(name));
-            done.aside += 1;
+        let is_leased = quarantined_tree(&name).is_some_and(|key| store.leases().is_taken(&Item::Tree(key)));
+        if !is_leased && !roots.is_quarantined_mounted(&name) {
+            delete(&store.layout().quarantine().join(name));
+            done.quarantined += 1;
         }
     }
     let mut gauge =
-        Gauge { store, goal, bytes: None, twice: Room::of(store.root())?.free().saturating_mul(2) };
+        Gauge { store, goal, bytes: None, twice: DiskSpace::measure(store.root())?.free().saturating_mul(2) };
     if gauge.is_reached(true)? {
         return Ok(finish(store, done));
     }
@@ -81,7 +69,7 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
     let oldest = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut candidates = Candidates::of(&inventory, &roots, store.leases(), oldest);
     if let Goal::Free(wanted) = goal
-        && Room::of(store.root())?.free().saturating_add(candidates.bytes()) < wanted
+        && DiskSpace::measure(store.root())?.free().saturating_add(candidates.bytes()) < wanted
     {
         // Nothing is lost for a pull that will not fit: a manifest may claim any size.
         return Ok(finish(store, done));
@@ -99,7 +87,7 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
 
 /// After a pull that ran out of room in the middle: how much an archive unpacks to is not known before. Each time the
 /// next attempt finds twice as much room, for as long as there is something that nobody uses.
-pub(crate) fn make_more_room(store: &Store) {
+pub fn make_more_space(store: &Store) {
     if let Err(error) = collect(store, Goal::Twice, store.limits().minimum_age()) {
         tracing::warn!(%error, "no more room can be made now");
     }
@@ -107,7 +95,7 @@ pub(crate) fn make_more_room(store: &Store) {
 
 /// Makes `wanted` bytes free, if that is possible by taking away what nobody uses. Whether it was is for the caller
 /// to look at.
-pub(crate) fn make_room(store: &Store, wanted: u64) -> Result<(), DiskError> {
+fn make_space(store: &Store, wanted: u64) -> Result<(), DiskError> {
     let age = store.limits().minimum_age();
     match collect(store, Goal::Free(wanted), age) {
         Ok(_) => Ok(()),
@@ -121,26 +109,26 @@ pub(crate) fn make_room(store: &Store, wanted: u64) -> Result<(), DiskError> {
 
 fn finish(store: &Store, mut done: CollectionReport) -> CollectionReport {
     done.ended = now();
-    let taken = done.trees + done.layers + done.blobs + done.aside;
+    let taken = done.trees + done.layers + done.blobs + done.quarantined;
     if taken > 0 {
         tracing::info!(
             trees = done.trees,
             layers = done.layers,
             blobs = done.blobs,
-            set_aside = done.aside,
+            set_aside = done.quarantined,
             bytes = done.bytes,
             "collected what nobody uses"
         );
-        store.metrics().collected(&done);
+        store.observer().collected(&done);
         let report = done.clone();
-        store.note_down(|record| record.collection = Some(report));
+        store.update_node_record(|record| record.collection = Some(report));
     }
     done
 }
 
 /// What is set aside.
-fn names_aside(store: &Store) -> Result<Vec<String>, DiskError> {
-    let folder = store.layout().set_aside();
+fn quarantined_names(store: &Store) -> Result<Vec<String>, DiskError> {
+    let folder = store.layout().quarantine();
     let failed = |error| DiskError::new("list", &folder, error);
     let listed = std::fs::read_dir(&folder).map_err(failed)?;
     listed.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
@@ -151,11 +139,11 @@ fn remove(store: &Store, what: &What, done: &mut CollectionReport) -> Result<boo
     let layout = store.layout();
     let (path, item, count): (PathBuf, Option<Item>, _) = match what {
         What::Tree(key) => (layout.tree(key), Some(Item::Tree(key.clone())), &mut done.trees),
-        What::Layer(name) => (layout.layer(name), Some(Item::Layer(name.clone())), &mut done.layers),
+        What::Layer(key) => (layout.layer(key), Some(Item::Layer(key.clone())), &mut done.layers),
         What::Blob(digest) => (layout.blob(digest), Some(Item::Blob(digest.clone())), &mut done.blobs),
         What::Partial(name, item) => (layout.partial().join(name), item.clone(), &mut done.blobs),
     };
-    let grave = store.unfinished();
+    let grave = store.tmp_path();
     let away = || match rustix::fs::renameat(CWD, &path, CWD, &grave) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(errno) => Err(DiskError::new("take away", &path, errno)),
@@ -199,14 +187,14 @@ impl Gauge<'_> {
     fn is_reached(&self, before: bool) -> Result<bool, DiskError> {
         Ok(match self.goal {
             Goal::All => false,
-            Goal::Free(wanted) => Room::of(self.store.root())?.free() >= wanted,
-            Goal::Twice => Room::of(self.store.root())?.free() >= self.twice,
+            Goal::Free(wanted) => DiskSpace::measure(self.store.root())?.free() >= wanted,
+            Goal::Twice => DiskSpace::measure(self.store.root())?.free() >= self.twice,
             Goal::To(most) => self.bytes.is_some_and(|bytes| bytes <= most),
             Goal::Watermarks(marks) => {
                 // A limit on the store itself can be looked at only once it was counted.
                 let counted = self.bytes.is_some() || marks.most_bytes().is_none();
-                let room = Room::of(self.store.root())?;
-                counted && !marks.is_above(room, self.bytes, before)
+                let space = DiskSpace::measure(self.store.root())?;
+                counted && !marks.is_above(space, self.bytes, before)
             }
         })
     }

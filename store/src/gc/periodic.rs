@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Goal, Roots, Watermarks, collect};
-use crate::store::{Inventory, Room, Store};
+use super::collect::{Goal, collect};
+use super::roots::Roots;
+use super::watermarks::Watermarks;
+use crate::content::inventory::Inventory;
+use crate::disk::DiskSpace;
+use crate::store::Store;
 
 /// Collects and measures until `stop`; `tidy` comes first each time.
-pub(crate) async fn keep(
+pub async fn run(
     store: Arc<Store>,
     marks: Watermarks,
     tidy: impl Fn() + Send + Sync + 'static,
@@ -35,13 +39,15 @@ fn look(store: &Store, marks: &Watermarks) {
     if let Err(error) = collect(store, Goal::Watermarks(marks), marks.age()) {
         tracing::warn!(%error, "nothing more is collected now");
     }
-    let metrics = store.metrics();
+    let observer = store.observer();
     match Inventory::read(store.layout()) {
-        Ok(inventory) => metrics.holds(&inventory, Room::of(store.root()).map_or(0, Room::free)),
+        Ok(inventory) => observer.measured(&inventory, DiskSpace::measure(store.root()).map_or(0, DiskSpace::free)),
         Err(error) => tracing::warn!(%error, "the store cannot be measured"),
     }
-    metrics.leases(store.leases().count());
-    if let Ok(roots) = Roots::read(store.layout()) {
-        metrics.mounts(roots.mounts());
+    observer.leased(store.leases().count());
+    if let Some(roots) = store.roots()
+        && let Ok(roots) = Roots::read(roots.as_ref(), store.layout())
+    {
+        observer.mounted(roots.mounts());
     }
 }

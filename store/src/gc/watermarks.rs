@@ -1,51 +1,9 @@
 //! When collecting begins, and when it ends.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
-use crate::store::Room;
-
-/// 0 to 100.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Percent(u8);
-
-impl Percent {
-    /// 100.
-    pub(crate) const ALL: Self = Self(100);
-    /// 10.
-    pub(crate) const A_TENTH: Self = Self(10);
-
-    /// Of a number of bytes.
-    pub(crate) fn of(self, all: u64) -> u64 {
-        u64::try_from(u128::from(all) * u128::from(self.0) / 100).unwrap_or(all)
-    }
-
-    /// Whether `part` is more of `all`.
-    pub(crate) fn is_passed_by(self, part: u64, all: u128) -> bool {
-        all > 0 && u128::from(part) * 100 > all * u128::from(self.0)
-    }
-}
-
-/// Why a text is no percentage.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is no percentage: write a whole number from 0 to 100")]
-pub struct PercentError;
-
-impl FromStr for Percent {
-    type Err = PercentError;
-
-    fn from_str(text: &str) -> Result<Self, PercentError> {
-        let number = text.strip_suffix('%').unwrap_or(text).parse().map_err(|_| PercentError)?;
-        if number > 100 { Err(PercentError) } else { Ok(Self(number)) }
-    }
-}
-
-impl fmt::Display for Percent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+use crate::disk::DiskSpace;
+use crate::limits::Percent;
 
 /// When what nobody uses is taken away, and how much of it. As kubelet does with images, unless told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +18,8 @@ pub struct Watermarks {
 impl Default for Watermarks {
     fn default() -> Self {
         Self {
-            high: Percent(85),
-            low: Percent(80),
+            high: Percent::DEFAULT_HIGH_WATERMARK,
+            low: Percent::DEFAULT_LOW_WATERMARK,
             most_bytes: None,
             age: Duration::from_mins(2),
             every: Duration::from_mins(1),
@@ -111,40 +69,26 @@ impl Watermarks {
     }
 
     /// Whether there is too much, on this file system and in this store.
-    pub(super) fn is_above(&self, room: Room, bytes: Option<u64>, before: bool) -> bool {
+    pub(super) fn is_above(&self, space: DiskSpace, bytes: Option<u64>, before: bool) -> bool {
         let mark = if before { self.high } else { self.low };
         let most = self.most_bytes.map(|most| {
             // Down to the same part of the limit that the low mark is of the high one.
-            let (low, high) = (u128::from(self.low.0), u128::from(self.high.0.max(1)));
+            let (low, high) = (u128::from(self.low.number()), u128::from(self.high.number().max(1)));
             if before { most } else { u64::try_from(u128::from(most) * low / high).unwrap_or(most) }
         });
         let too_many = bytes.zip(most).is_some_and(|(bytes, most)| bytes > most);
-        room.is_above(mark) || too_many
+        space.is_above(mark) || too_many
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rstest::rstest;
-
     use super::*;
-
-    #[rstest]
-    #[case("0", Some(0))]
-    #[case("100", Some(100))]
-    #[case("85%", Some(85))]
-    #[case("101", None)]
-    #[case("-1", None)]
-    #[case("", None)]
-    #[case("8.5", None)]
-    fn percentages(#[case] text: &str, #[case] wanted: Option<u8>) {
-        assert_eq!(text.parse().ok(), wanted.map(Percent));
-    }
 
     #[test]
     fn marks_are_of_bytes_inodes_and_the_store() {
         let marks = Watermarks::default();
-        let full = |bytes, inodes| Room::new((bytes, 100 - bytes), (inodes, 100 - inodes));
+        let full = |bytes, inodes| DiskSpace::new((bytes, 100 - bytes), (inodes, 100 - inodes));
         for (bytes, inodes, before, after) in [
             (85, 85, false, true),
             (86, 0, true, true),
@@ -156,7 +100,7 @@ mod tests {
             assert_eq!(marks.is_above(full(bytes, inodes), None, false), after, "{bytes} {inodes}");
         }
         // A file system that makes inodes as it needs them.
-        assert!(!marks.is_above(Room::new((1, 99), (0, 0)), None, true));
+        assert!(!marks.is_above(DiskSpace::new((1, 99), (0, 0)), None, true));
         let limited = marks.with_most_bytes(Some(850));
         let empty = full(0, 0);
         assert!(limited.is_above(empty, Some(851), true) && !limited.is_above(empty, Some(850), true));

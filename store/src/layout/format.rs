@@ -10,20 +10,89 @@
 //! checksums; the first scrub takes those of what it finds, and compares from then on.
 
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::layout::FOLDERS;
-use super::{DiskError, StoreError};
+use crate::disk::DiskError;
+use crate::disk::folders::make_private_folder;
+use crate::error_class::ErrorClass;
+
+/// The folders that a store has, in the order in which they are made.
+const FOLDERS: [&str; 10] = [
+    "tmp",
+    "set-aside",
+    "partial",
+    "blobs/sha256",
+    "blobs/sha512",
+    "layers",
+    "trees",
+    "volumes",
+    "readonly",
+    "unsynced",
+];
 
 /// The version that this driver writes.
-pub(super) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 2;
 const WORDS: &str = "oras-csi store ";
 /// What may lie in a folder that is no store yet.
 const BEFORE: [&str; 3] = ["lock", "format.new", "lost+found"];
 
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error(
+        "the store {} is in use by another process: only one driver (or one pull) at a time has it; give this one another folder",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// A folder with other things in it.
+    #[error(
+        "{} is not empty and is no store (it holds \"{found}\"): give the store a folder of its own",
+        .path.display()
+    )]
+    NotAStore {
+        /// The folder.
+        path: PathBuf,
+        /// Something that is in it.
+        found: String,
+    },
+    /// Written by a newer driver.
+    #[error(
+        "the store {} has format {found}, written by a newer version of this driver, which knows {FORMAT}: run the newer version, or give this one an empty folder",
+        .path.display()
+    )]
+    Newer {
+        /// The folder.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// There is none to be looked at.
+    #[error("{} is no store of this driver: it has no file \"format\"", .0.display())]
+    Missing(PathBuf),
+    /// The format file is damaged.
+    #[error(
+        "the file {} is no version of a store's format: if this is the store's folder and the disk was damaged, remove the whole folder, and it is filled again",
+        .0.display()
+    )]
+    Format(PathBuf),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl StoreError {
+    /// What kind of failure it is.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::NotAStore { .. } | Self::Missing(_) | Self::Locked(_) => ErrorClass::BadInput,
+            Self::Newer { .. } | Self::Format(_) | Self::Disk(_) => ErrorClass::Failed,
+        }
+    }
+}
+
 /// Makes a store of `path`, an older one a current one, and leaves a current one as it is.
-pub(super) fn take(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn take(path: &Path) -> Result<(), StoreError> {
     let found = read(path)?;
     if found.is_none()
         && let Some(found) = foreign_entry(path)?
@@ -35,7 +104,7 @@ pub(super) fn take(path: &Path) -> Result<(), StoreError> {
         write(path)?;
     }
     for folder in FOLDERS {
-        make_folder(&path.join(folder))?;
+        make_private_folder(&path.join(folder))?;
     }
     if let Some(found) = found
         && found < FORMAT
@@ -47,7 +116,7 @@ pub(super) fn take(path: &Path) -> Result<(), StoreError> {
 }
 
 /// The version that is there, if it is one that this driver knows; `None` where there is none.
-pub(super) fn read(path: &Path) -> Result<Option<u32>, StoreError> {
+pub(crate) fn read(path: &Path) -> Result<Option<u32>, StoreError> {
     let file = path.join("format");
     match std::fs::read_to_string(&file) {
         Ok(text) => match text.trim_end().strip_prefix(WORDS).and_then(|text| text.parse::<u32>().ok()) {
@@ -70,14 +139,6 @@ fn write(path: &Path) -> Result<(), DiskError> {
         std::fs::rename(&new, &file)
     };
     write().map_err(|error| DiskError::new("write", &file, error))
-}
-
-pub(super) fn make_folder(path: &Path) -> Result<(), DiskError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| DiskError::new("make the folder", path, error))
 }
 
 /// Something in the folder that no store has before its format is written.

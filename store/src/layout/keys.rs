@@ -10,10 +10,11 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::PinnedReference;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::unpack::Shape;
-use crate::unpack::name::EntryPath;
+use super::shape::LayerShape;
+use crate::disk::EntryPath;
 
 /// Changes whenever the same recipe would give another tree.
 const TREES: &str = "oras-csi/tree/1";
@@ -25,8 +26,28 @@ const LAYERS: &str = "oras-csi/layer/1";
 pub struct TreeKey(String);
 
 /// A tar layer, and what its entries are relative to: 64 hexadecimal characters.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct LayerKey(String);
+
+/// A name that is not a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the name is not a key of 64 hexadecimal characters")]
+pub struct KeyError;
+
+impl TryFrom<String> for LayerKey {
+    type Error = KeyError;
+
+    fn try_from(text: String) -> Result<Self, KeyError> {
+        if is_key(&text) { Ok(Self(text)) } else { Err(KeyError) }
+    }
+}
+
+impl From<LayerKey> for String {
+    fn from(key: LayerKey) -> Self {
+        key.0
+    }
+}
 
 impl TreeKey {
     /// The tree that `recipe` gives on a node of this platform.
@@ -61,11 +82,16 @@ impl TreeKey {
 }
 
 impl LayerKey {
+    /// A key that was written down before; `None` if it is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        is_key(text).then(|| Self(text.to_owned()))
+    }
+
     /// The tree that a blob gives when it is unpacked in this way.
-    pub fn of(blob: &Digest, shape: &Shape) -> Self {
+    pub fn of(blob: &Digest, shape: &LayerShape) -> Self {
         let value = match shape {
-            Shape::Image => json!([LAYERS, "image", blob.to_string()]),
-            Shape::Directory { prefix, content } => json!([
+            LayerShape::Image => json!([LAYERS, "image", blob.to_string()]),
+            LayerShape::Directory { prefix, content } => json!([
                 LAYERS,
                 "directory",
                 blob.to_string(),
@@ -83,12 +109,17 @@ impl LayerKey {
     }
 }
 
+/// The tree that was quarantined under this name: `KEY.NUMBER`.
+pub fn quarantined_tree(name: &str) -> Option<TreeKey> {
+    TreeKey::parse(name.split_once('.')?.0)
+}
+
 fn hash(value: &serde_json::Value) -> String {
     Digest::sha256_of(value.to_string().as_bytes()).hex().to_owned()
 }
 
 /// Whether a name is one that a hash gave.
-pub(super) fn is_key(text: &str) -> bool {
+fn is_key(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -11,12 +11,13 @@ use rustix::io::Errno;
 
 use super::error::PullError;
 use super::steps::{Source, Work};
-use crate::store::{DiskError, LayerKey, Made, Store, TreeKey};
-use crate::unpack::Shape;
+use crate::content::description::TreeContent;
+use crate::disk::beneath::open_beneath;
+use crate::disk::{DiskError, EntryPath};
+use crate::layout::{LayerKey, LayerShape, TreeKey};
+use crate::store::Store;
 use crate::unpack::graft::{GraftError, Grafter, Laying};
-use crate::unpack::name::EntryPath;
 use crate::unpack::plan::{Content, Piece};
-use crate::unpack::write::open_beneath;
 
 /// Makes the tree `key` of these steps; everything that they need is in the store.
 pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[Work]) -> Result<(), PullError> {
@@ -40,7 +41,7 @@ pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[Work]) -> Result<(
         }
     }
     let sources = || steps.iter().filter_map(Work::source);
-    let made = Made {
+    let made = TreeContent {
         totals: tree.totals(),
         manifests: sources().flat_map(|source| source.manifests().iter().cloned()).collect(),
         blobs: sources().flat_map(blobs).collect(),
@@ -104,9 +105,9 @@ fn blobs(source: &Source) -> impl Iterator<Item = oras_csi_core::digest::Digest>
     })
 }
 
-fn layers(source: &Source) -> impl Iterator<Item = String> {
+fn layers(source: &Source) -> impl Iterator<Item = LayerKey> {
     needed(source).filter_map(|piece| match piece.content() {
-        Content::Archive { shape, .. } => Some(LayerKey::of(piece.descriptor().digest(), shape).to_string()),
+        Content::Archive { shape, .. } => Some(LayerKey::of(piece.descriptor().digest(), shape)),
         Content::File(_) => None,
     })
 }
@@ -131,7 +132,7 @@ impl Handover {
         let mut seen = BTreeSet::new();
         let once = layers(source).all(|layer| seen.insert(layer));
         let whole = source.filter().is_empty() && source.at().is_root();
-        if !store.is_kept() && is_alone && once && whole { Self::Taken } else { Self::Linked }
+        if !store.is_persistent() && is_alone && once && whole { Self::Taken } else { Self::Linked }
     }
 }
 
@@ -149,7 +150,7 @@ fn lay(store: &Store, source: &Source, handover: Handover, tree: &mut Grafter<'_
             // The same blob under the same title twice is one file.
             Content::File(path) if !files.insert(path) => {}
             Content::File(path) => {
-                let blobs = store.blobs(digest.algorithm())?;
+                let blobs = store.open_blobs(digest.algorithm())?;
                 tree.file(&blobs, digest.hex(), piece.descriptor().size(), path, source.laying())
                     .map_err(|error| source.failed(error))?;
             }
@@ -157,12 +158,12 @@ fn lay(store: &Store, source: &Source, handover: Handover, tree: &mut Grafter<'_
                 let key = LayerKey::of(digest, shape);
                 let gone = || DiskError::new("find the layer", key.as_str(), Errno::NOENT);
                 let layer = store.layer(&key)?.ok_or_else(gone)?;
-                if *shape != Shape::Image && handover == Handover::Taken {
+                if *shape != LayerShape::Image && handover == Handover::Taken {
                     let taken = tree.take(layer.files(), layer.totals(), at);
                     taken.map_err(|error| source.failed(error))?;
                     continue;
                 }
-                let laying = if *shape == Shape::Image { Laying::Over } else { source.laying() };
+                let laying = if *shape == LayerShape::Image { Laying::Over } else { source.laying() };
                 tree.tree(layer.files(), at, filter, laying).map_err(|error| source.failed(error))?;
             }
         }

@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use super::error::PullError;
 use super::fetch::Fetcher;
 use super::progress::Progress;
-use crate::class::ErrorClass;
-use crate::store::Tree;
+use crate::error_class::ErrorClass;
+use crate::disk::EntryPath;
+use crate::disk::beneath::open_beneath;
+use crate::disk::files::{DIRECTORY_MODE, Times, copy, set_time, umask};
+use crate::store::trees::Tree;
 use crate::unpack::entries::Walk;
-use crate::unpack::name::EntryPath;
-use crate::unpack::write::{DIRECTORY_MODE, Times, copy, open_beneath, set_time, umask};
 
 /// Why the files are not in the directory.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +83,7 @@ pub async fn into_directory(
     let _stops = stop.clone().drop_guard();
     let copied = tokio::task::spawn_blocking(move || {
         let files = store.tree_files(&key).map_err(PullError::from)?;
-        let source = Source { files, given_away: !store.is_kept() };
+        let source = Source { files, given_away: !store.is_persistent() };
         copy_to(&source, &destination, &stop)
     });
     copied.await.map_err(|_| DirectoryError::Interrupted)??;

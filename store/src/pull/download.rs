@@ -26,11 +26,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::progress::Progress;
-use super::slots::{Pace, Slot, Slots, TooSlow};
-use super::urgency::Urgency;
-use crate::settings::Limits;
-use crate::store::{DiskError, Partial};
-use crate::unpack::stream::{PIECES, StreamFault};
+use super::scheduler::{Pace, DownloadSlot, Scheduler, TooSlow};
+use super::priority::Priority;
+use crate::limits::Limits;
+use crate::content::blob_reader::{PIECES, StreamFault};
+use crate::disk::DiskError;
+use crate::store::partial_blobs::Partial;
 
 /// From this size on a blob is kept on its way.
 pub(super) const KEPT_FROM: u64 = 16 << 20;
@@ -61,8 +62,8 @@ pub(super) struct Download<'a> {
     pub(super) registry: &'a dyn Registry,
     pub(super) reference: &'a PinnedReference,
     pub(super) blob: &'a Descriptor,
-    pub(super) slots: &'a Arc<Slots>,
-    pub(super) urgency: &'a Urgency,
+    pub(super) scheduler: &'a Arc<Scheduler>,
+    pub(super) priority: &'a Priority,
     pub(super) limits: &'a Limits,
     pub(super) progress: &'a Arc<dyn Progress>,
 }
@@ -149,7 +150,7 @@ impl Queue {
 
 impl Download<'_> {
     /// Brings what is missing of `partial`.
-    pub(super) async fn run(&self, partial: &Arc<Partial>, slot: Slot) -> Result<(), StreamFault> {
+    pub(super) async fn run(&self, partial: &Arc<Partial>, slot: DownloadSlot) -> Result<(), StreamFault> {
         let (sender, mut receiver) = mpsc::channel::<Piece>(PIECES);
         let writer = {
             let partial = partial.clone();
@@ -179,7 +180,7 @@ impl Download<'_> {
     async fn bring(
         &self,
         partial: &Arc<Partial>,
-        mut slot: Slot,
+        mut slot: DownloadSlot,
         sender: &mpsc::Sender<Piece>,
     ) -> Result<(), Broken> {
         let missing = partial.missing();
@@ -201,7 +202,7 @@ impl Download<'_> {
     }
 
     /// In one stream from `start` to the end.
-    async fn in_one(&self, start: u64, slot: &mut Slot, sender: &mpsc::Sender<Piece>) -> Result<(), Broken> {
+    async fn in_one(&self, start: u64, slot: &mut DownloadSlot, sender: &mpsc::Sender<Piece>) -> Result<(), Broken> {
         let mut rest = start..self.blob.size();
         let mut pace = Pace::new(self.limits);
         self.insisting(&mut rest, false, slot, &mut pace, sender, &mut Patience::default()).await
@@ -211,7 +212,7 @@ impl Download<'_> {
     async fn side_by_side(
         &self,
         queue: &Queue,
-        slot: &mut Slot,
+        slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Piece>,
     ) -> Result<(), Broken> {
         // Alone, until it is known that there are parts.
@@ -240,7 +241,7 @@ impl Download<'_> {
                     _ = look.tick() => {
                         let is_slow = sender.capacity() > PIECES / 2;
                         while is_slow && further.len() < most && failed < MOST_FAILED && !queue.is_empty() {
-                            let Some(spare) = self.slots.spare(self.reference.registry(), self.urgency) else { break };
+                            let Some(spare) = self.scheduler.spare(self.reference.registry(), self.priority) else { break };
                             further.push(self.helping(queue, spare, sender));
                         }
                     }
@@ -258,7 +259,7 @@ impl Download<'_> {
     async fn leading(
         &self,
         queue: &Queue,
-        slot: &mut Slot,
+        slot: &mut DownloadSlot,
         pace: &mut Pace,
         sender: &mpsc::Sender<Piece>,
         patience: &mut Patience,
@@ -272,7 +273,7 @@ impl Download<'_> {
     }
 
     /// Another one, as long as nobody wants its turn; says whether it failed.
-    async fn helping(&self, queue: &Queue, mut slot: Slot, sender: &mpsc::Sender<Piece>) -> bool {
+    async fn helping(&self, queue: &Queue, mut slot: DownloadSlot, sender: &mpsc::Sender<Piece>) -> bool {
         let mut pace = Pace::new(self.limits);
         while let Some(part) = queue.next() {
             let mut rest = PutBack { queue, rest: part };
@@ -294,7 +295,7 @@ impl Download<'_> {
         &self,
         rest: &mut Range<u64>,
         in_parts: bool,
-        slot: &mut Slot,
+        slot: &mut DownloadSlot,
         pace: &mut Pace,
         sender: &mpsc::Sender<Piece>,
         patience: &mut Patience,
@@ -319,7 +320,7 @@ impl Download<'_> {
         rest: &mut Range<u64>,
         in_parts: bool,
         yields: bool,
-        slot: &mut Slot,
+        slot: &mut DownloadSlot,
         pace: &mut Pace,
         sender: &mpsc::Sender<Piece>,
     ) -> Result<(), Broken> {

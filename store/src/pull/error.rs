@@ -6,12 +6,12 @@ use oras_csi_core::path::Glob;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::RegistryError;
 
-use crate::class::ErrorClass;
-use crate::store::DiskError;
-use crate::unpack::UnpackError;
+use crate::content::blob_reader::StreamFault;
+use crate::disk::DiskError;
+use crate::error_class::{ErrorClass, PullErrorKind};
+use crate::unpack::error::UnpackError;
 use crate::unpack::graft::GraftError;
 use crate::unpack::plan::PlanError;
-use crate::unpack::stream::StreamFault;
 
 /// Which reference an error is about; boxed, since errors are carried through every call.
 type Of = Box<PinnedReference>;
@@ -155,27 +155,6 @@ pub enum PullError {
     Disk(#[from] DiskError),
     /// The driver is going down.
     #[error("the pull was given up because the driver stops; it starts again with the next attempt")]
-    Stopped,
-}
-
-/// What a pull's failure means to the one who asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PullErrorKind {
-    /// No such thing in the registry.
-    NotFound,
-    /// The registry, or our own rules, do not let us have it.
-    Denied,
-    /// The registry or the network fails: later it may not.
-    Unavailable,
-    /// The disk is full: later it may not be.
-    NoRoom,
-    /// The bytes are not what their digest says.
-    Corrupt,
-    /// What is in it is refused.
-    Refused,
-    /// The disk, or this program.
-    Internal,
-    /// The driver stops.
     Stopped,
 }
 

@@ -11,18 +11,21 @@ use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{Access, Credentials, Limits as RegistryLimits, Registry, Source as Asker};
 
 use super::assemble::assemble;
-use super::bring::{Bring, Job};
+use super::fetch_blob::{FetchBlob, Job};
 use super::error::PullError;
-use super::locks::Locks;
+use super::keyed_lock::KeyedLocks;
 use super::progress::{Planned, Progress};
-use super::slots::Slots;
+use super::scheduler::Scheduler;
 use super::steps::{Source, Work, mark_laid};
-use super::urgency::Urgency;
-use crate::store::{DiskError, Given, Item, LayerKey, Store, Tree, TreeKey};
-use crate::unpack::Unpacking;
+use super::priority::Priority;
+use crate::disk::{DiskError, EntryPath};
+use crate::layout::{Item, LayerKey, TreeKey};
+use crate::state::provenance::ServedBy;
+use crate::store::Store;
+use crate::store::trees::Tree;
 use crate::unpack::budget::Budget;
 use crate::unpack::graft::Laying;
-use crate::unpack::name::EntryPath;
+use crate::unpack::layer::Unpacking;
 use crate::unpack::plan::{Content, Piece, plan};
 
 /// Fetches what recipes name into a store.
@@ -32,14 +35,14 @@ pub struct Fetcher {
     /// The same, where it asks in somebody's name.
     access: Option<Arc<Access>>,
     node: Platform,
-    urgency: Urgency,
+    priority: Priority,
     shared: Arc<Shared>,
 }
 
 /// What all who fetch into one store share.
 struct Shared {
-    locks: Locks,
-    slots: Arc<Slots>,
+    locks: KeyedLocks,
+    scheduler: Arc<Scheduler>,
 }
 
 #[derive(Clone)]
@@ -54,33 +57,33 @@ struct Fetch {
 impl Fetcher {
     /// Fetches from `registry` into `store`, for nodes of this machine's platform.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
-        let slots = Arc::new(Slots::new(store.limits().streams()));
-        let shared = Arc::new(Shared { locks: Locks::default(), slots });
-        Self { store, registry, access: None, node: Platform::node(), urgency: Urgency::default(), shared }
+        let scheduler = Arc::new(Scheduler::new(store.limits().streams()));
+        let shared = Arc::new(Shared { locks: KeyedLocks::default(), scheduler });
+        Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
 
     /// The same in somebody's name; what one fetches, the others find.
     #[must_use]
-    pub fn in_the_name_of(&self, credentials: Arc<dyn Credentials>) -> Self {
+    pub fn with_credentials(&self, credentials: Arc<dyn Credentials>) -> Self {
         let access = Arc::new(Access::new(self.registry.clone(), credentials));
         Self {
             store: self.store.clone(),
             registry: access.clone(),
             access: Some(access),
             node: self.node.clone(),
-            urgency: self.urgency.clone(),
+            priority: self.priority.clone(),
             shared: self.shared.clone(),
         }
     }
 
     /// The same, no faster than somebody waits for it.
-    pub(super) fn as_urgent_as(&self, urgency: Urgency) -> Self {
+    pub(super) fn with_priority(&self, priority: Priority) -> Self {
         Self {
             store: self.store.clone(),
             registry: self.registry.clone(),
             access: self.access.clone(),
             node: self.node.clone(),
-            urgency,
+            priority,
             shared: self.shared.clone(),
         }
     }
@@ -89,10 +92,10 @@ impl Fetcher {
     ///
     /// A registry that has given us these bytes is asked whether they are there; any other has to give them: whoever
     /// says that it has what somebody else's registry keeps to itself would let everybody in.
-    pub async fn check_right(&self, reference: &PinnedReference) -> Result<(), PullError> {
-        match self.store.given(reference, reference.digest()) {
-            Given::Here | Given::Elsewhere => self.is_to_be_had(reference).await,
-            Given::No => self.get_manifest(reference).await.map(drop),
+    pub async fn check_pull_permission(&self, reference: &PinnedReference) -> Result<(), PullError> {
+        match self.store.provenance().of(reference, reference.digest()) {
+            ServedBy::ThisRepository | ServedBy::ThisHost => self.is_to_be_had(reference).await,
+            ServedBy::Unknown => self.get_manifest(reference).await.map(drop),
         }
     }
 
@@ -100,12 +103,12 @@ impl Fetcher {
     async fn is_to_be_had(&self, reference: &PinnedReference) -> Result<(), PullError> {
         let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
         asked.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.store.note_given(reference, reference.digest());
+        self.store.provenance().record(reference, reference.digest());
         Ok(())
     }
 
     /// Whose credential was let in to the repository of a reference, once it was asked for.
-    pub(crate) fn let_in(&self, reference: &PinnedReference) -> Option<Asker> {
+    pub fn accepted_credential(&self, reference: &PinnedReference) -> Option<Asker> {
         self.access.as_ref()?.let_in(reference.registry(), reference.repository())
     }
 
@@ -128,11 +131,11 @@ impl Fetcher {
         let key = self.key(recipe);
         // Whoever has the same from another registry does not wait for this one.
         let names = recipe.references().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let held = self.shared.locks.hold(&format!("tree {key} of {names}"), &self.urgency).await;
+        let held = self.shared.locks.hold(&format!("tree {key} of {names}"), &self.priority).await;
         // Nothing of it is collected before it is in use.
         let mut lease = self.store.lease();
         lease.tree(&key);
-        if self.store.is_from(&key, recipe) {
+        if self.store.provenance().has_tree(&key, recipe) {
             let key = key.clone();
             if let Some(tree) = self.blocking(move |store| store.tree(&key)).await? {
                 return Ok(tree);
@@ -154,12 +157,12 @@ impl Fetcher {
             .filter(|(fetch, _)| !fetch.is_proof)
             .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
             .collect::<Vec<_>>();
-        let room = move |store: &Store| {
+        let space = move |store: &Store| {
             // What is on its way has its place on the disk already.
             let left = wanted.iter().map(|(blob, host)| blob.size() - store.taken_for(blob, host));
-            store.check_room(left.fold(0, u64::saturating_add))
+            store.check_free_space(left.fold(0, u64::saturating_add))
         };
-        self.blocking(room).await.map_err(|error| match (error, steps.iter().find_map(Work::source)) {
+        self.blocking(space).await.map_err(|error| match (error, steps.iter().find_map(Work::source)) {
             (PullError::Disk(source), Some(first)) => {
                 PullError::Room { reference: first.reference().clone().into(), source }
             }
@@ -171,7 +174,7 @@ impl Fetcher {
         let marked = self.blocking(move |store| store.mark_unsynced(&made)).await?;
         let at_once = self.store.limits().streams_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
-            .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, held.urgency(), progress))
+            .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, held.priority(), progress))
             .await?;
         let assembled = {
             let key = key.clone();
@@ -185,7 +188,7 @@ impl Fetcher {
             .await?
         };
         drop(marked);
-        self.store.note_from(&key, recipe);
+        self.store.provenance().record_tree(&key, recipe);
         let vanished = || DiskError::new("find the tree just made", key.as_str(), rustix::io::Errno::NOENT);
         Ok(assembled.ok_or_else(vanished)?)
     }
@@ -259,11 +262,11 @@ impl Fetcher {
         let wanted = digest.clone();
         let longest = RegistryLimits::default().manifest();
         // What is there is nobody's who does not have it.
-        let given = self.store.given(reference, &digest);
-        if given == Given::Elsewhere {
+        let given = self.store.provenance().of(reference, &digest);
+        if given == ServedBy::ThisHost {
             self.is_to_be_had(reference).await?;
         }
-        if given != Given::No
+        if given != ServedBy::Unknown
             && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await?
         {
             return ManifestDocument::verify(&digest, None, bytes.into()).map_err(refused);
@@ -276,7 +279,7 @@ impl Fetcher {
         let manifest = self.registry.manifest(reference).await;
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.store.note_given(reference, reference.digest());
+        self.store.provenance().record(reference, reference.digest());
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
         if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
@@ -316,7 +319,7 @@ impl Fetcher {
             let mut missing = Vec::new();
             for (fetch, planned) in wanted.into_values() {
                 // What is there may have been for long, on a disk that forgets.
-                if !fetch.is_there(store)? || !store.is_whole(&fetch.item())? {
+                if !fetch.is_there(store)? || !store.is_intact(&fetch.item())? {
                     missing.push((fetch, planned));
                     continue;
                 }
@@ -325,7 +328,7 @@ impl Fetcher {
                 {
                     budget.charge(layer.totals());
                 }
-                if store.given(&fetch.reference, fetch.descriptor.digest()) != Given::Here {
+                if store.provenance().of(&fetch.reference, fetch.descriptor.digest()) != ServedBy::ThisRepository {
                     missing.push((Fetch { is_proof: true, ..fetch }, planned));
                 }
             }
@@ -339,18 +342,18 @@ impl Fetcher {
     async fn fetch(
         self: &Arc<Self>,
         fetch: Fetch,
-        urgency: &Urgency,
+        priority: &Priority,
         progress: &Arc<dyn Progress>,
     ) -> Result<(), PullError> {
         let digest = fetch.descriptor.digest();
         let host = fetch.reference.registry();
-        let held = self.shared.locks.hold(&format!("{} from {host}", fetch.name()), urgency).await;
+        let held = self.shared.locks.hold(&format!("{} from {host}", fetch.name()), priority).await;
         // The same bytes, however they are laid out: who waits for them takes nobody's turn.
-        let held = self.shared.locks.hold(&format!("bytes {digest} from {host}"), held.urgency()).await;
+        let held = self.shared.locks.hold(&format!("bytes {digest} from {host}"), held.priority()).await;
         let look = fetch.clone();
         let is_there = self.blocking(move |store| look.is_there(store)).await?;
-        let given = self.store.given(&fetch.reference, digest);
-        if is_there && given == Given::Here {
+        let given = self.store.provenance().of(&fetch.reference, digest);
+        if is_there && given == ServedBy::ThisRepository {
             progress.found(digest, fetch.descriptor.size());
             progress.finished(digest);
             return Ok(());
@@ -360,27 +363,27 @@ impl Fetcher {
             layer: digest.clone(),
             source,
         };
-        let Some(slot) = self.shared.slots.take(host, held.urgency()).await else {
+        let Some(slot) = self.shared.scheduler.take(host, held.priority()).await else {
             return Err(PullError::Stopped);
         };
-        let bring = Bring {
+        let fetch_blob = FetchBlob {
             store: &self.store,
             registry: self.registry.as_ref(),
-            slots: &self.shared.slots,
-            urgency: held.urgency(),
+            scheduler: &self.shared.scheduler,
+            priority: held.priority(),
             job: &fetch.job,
             is_proof: is_there,
             blob: &fetch.descriptor,
             reference: &fetch.reference,
             progress,
         };
-        if is_there && given == Given::Elsewhere {
-            bring.is_opened(slot).await.map_err(failed)?;
+        if is_there && given == ServedBy::ThisHost {
+            fetch_blob.is_opened(slot).await.map_err(failed)?;
             progress.found(digest, fetch.descriptor.size());
         } else {
-            bring.run(slot).await.map_err(failed)?;
+            fetch_blob.run(slot).await.map_err(failed)?;
         }
-        self.store.note_given(&fetch.reference, digest);
+        self.store.provenance().record(&fetch.reference, digest);
         progress.finished(digest);
         Ok(())
     }
@@ -413,7 +416,7 @@ impl Fetch {
     fn item(&self) -> Item {
         match &self.job {
             Job::Blob => Item::Blob(self.descriptor.digest().clone()),
-            Job::Layer(key, _) => Item::Layer(key.to_string()),
+            Job::Layer(key, _) => Item::Layer(key.clone()),
         }
     }
 

@@ -15,11 +15,15 @@ use tokio::sync::mpsc;
 
 use super::download::{Broken, Download, KEPT_FROM, Patience, too_slow};
 use super::progress::Progress;
-use super::slots::{Pace, Slot, Slots};
-use super::urgency::Urgency;
-use crate::store::{DiskError, LayerKey, Next, Partial, Store};
-use crate::unpack::stream::{BlobReader, PIECES, Piece, StreamFault};
-use crate::unpack::{UnpackError, Unpacking, unpack_layer};
+use super::scheduler::{Pace, DownloadSlot, Scheduler};
+use super::priority::Priority;
+use crate::content::blob_reader::{BlobReader, PIECES, Piece, StreamFault};
+use crate::disk::DiskError;
+use crate::layout::LayerKey;
+use crate::store::Store;
+use crate::store::partial_blobs::{Next, Partial};
+use crate::unpack::error::UnpackError;
+use crate::unpack::layer::{Unpacking, unpack_layer};
 
 /// What becomes of a blob.
 #[derive(Clone)]
@@ -30,11 +34,11 @@ pub(super) enum Job {
 
 /// A blob to be brought, and whence.
 #[derive(Clone, Copy)]
-pub(super) struct Bring<'a> {
+pub(super) struct FetchBlob<'a> {
     pub(super) store: &'a Arc<Store>,
     pub(super) registry: &'a dyn Registry,
-    pub(super) slots: &'a Arc<Slots>,
-    pub(super) urgency: &'a Urgency,
+    pub(super) scheduler: &'a Arc<Scheduler>,
+    pub(super) priority: &'a Priority,
     pub(super) job: &'a Job,
     /// It is there already: whoever names it only shows that it has it.
     pub(super) is_proof: bool,
@@ -52,10 +56,10 @@ impl Drop for Closing {
     }
 }
 
-impl Bring<'_> {
-    pub(super) async fn run(self, slot: Slot) -> Result<(), UnpackError> {
+impl FetchBlob<'_> {
+    pub(super) async fn run(self, slot: DownloadSlot) -> Result<(), UnpackError> {
         // A layer of a store that is not kept is not gone on with, and neither is what is only read.
-        let is_kept = !self.is_proof && (matches!(self.job, Job::Blob) || self.store.is_kept());
+        let is_kept = !self.is_proof && (matches!(self.job, Job::Blob) || self.store.is_persistent());
         if self.blob.size() < KEPT_FROM || !is_kept {
             return self.straight(slot).await;
         }
@@ -63,7 +67,7 @@ impl Bring<'_> {
             // What an earlier run left was wrong: a power cut may have changed it.
             Err((error, 1..)) if is_about_the_bytes(&error) => {
                 tracing::warn!(digest = %self.blob.digest(), "what an earlier run left of a blob is damaged; it is fetched anew");
-                let slot = self.slots.take(self.reference.registry(), self.urgency).await;
+                let slot = self.scheduler.take(self.reference.registry(), self.priority).await;
                 let slot = slot.ok_or(StreamFault::Stopped)?;
                 self.on_its_way(slot).await.map_err(|(error, _)| error)
             }
@@ -72,7 +76,7 @@ impl Bring<'_> {
     }
 
     /// Keeps what comes; on failure says how much an earlier run had left.
-    async fn on_its_way(self, slot: Slot) -> Result<(), (UnpackError, u64)> {
+    async fn on_its_way(self, slot: DownloadSlot) -> Result<(), (UnpackError, u64)> {
         let open = {
             let (store, blob, host) =
                 (self.store.clone(), self.blob.clone(), self.reference.registry().clone());
@@ -96,8 +100,8 @@ impl Bring<'_> {
             registry: self.registry,
             reference: self.reference,
             blob: self.blob,
-            slots: self.slots,
-            urgency: self.urgency,
+            scheduler: self.scheduler,
+            priority: self.priority,
             limits: self.store.limits(),
             progress: self.progress,
         };
@@ -123,14 +127,14 @@ impl Bring<'_> {
     }
 
     /// From the network to the thread that writes.
-    async fn straight(self, mut slot: Slot) -> Result<(), UnpackError> {
+    async fn straight(self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
         let (sender, receiver) = mpsc::channel(PIECES);
         let reader = BlobReader::new(self.blob.clone(), receiver);
         let (store, job, blob) = (self.store.clone(), self.job.clone(), self.blob.clone());
         let is_proof = self.is_proof;
         let written = tokio::task::spawn_blocking(move || match &job {
             _ if is_proof => read_through(reader),
-            Job::Blob => store.write_blob(&blob, reader),
+            Job::Blob => Ok(store.write_blob(&blob, reader)?),
             Job::Layer(key, unpacking) => unpack(&store, key, unpacking, &blob, reader),
         });
         self.feed(&mut slot, sender).await;
@@ -138,7 +142,7 @@ impl Bring<'_> {
     }
 
     /// Whether a registry that has the blob gives it under this name: its bytes begin to come, and are not wanted.
-    pub(super) async fn is_opened(&self, mut slot: Slot) -> Result<(), UnpackError> {
+    pub(super) async fn is_opened(&self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
         let mut pace = Pace::new(self.store.limits());
         let opened = pace.wait(&mut slot, self.registry.blob(self.reference, self.blob, 0)).await;
         let opened = opened.map_err(|late| StreamFault::Registry(too_slow(self.reference, late)))?;
@@ -146,7 +150,7 @@ impl Bring<'_> {
     }
 
     /// Sends a blob's bytes; asks again from where it broke off.
-    async fn feed(&self, slot: &mut Slot, sender: mpsc::Sender<Piece>) {
+    async fn feed(&self, slot: &mut DownloadSlot, sender: mpsc::Sender<Piece>) {
         let mut pace = Pace::new(self.store.limits());
         let mut patience = Patience::default();
         let mut offset = 0;
@@ -175,7 +179,7 @@ impl Bring<'_> {
     /// Sends what one answer gives.
     async fn feed_from(
         &self,
-        slot: &mut Slot,
+        slot: &mut DownloadSlot,
         pace: &mut Pace,
         offset: &mut u64,
         sender: &mpsc::Sender<Piece>,

@@ -10,22 +10,22 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::urgency::{Rush, Urgency};
+use super::priority::{PriorityBoost, Priority};
 
-/// Locks by name. A name that nobody holds or waits for takes no memory for long.
+/// KeyedLocks by name. A name that nobody holds or waits for takes no memory for long.
 #[derive(Debug, Default)]
-pub(crate) struct Locks(Mutex<HashMap<String, Weak<Lock>>>);
+pub(crate) struct KeyedLocks(Mutex<HashMap<String, Weak<Lock>>>);
 
 #[derive(Debug, Default)]
 struct Lock {
     turn: Arc<tokio::sync::Mutex<()>>,
-    rush: Rush,
+    boost: PriorityBoost,
 }
 
 /// A lock that is held.
 #[derive(Debug)]
 pub(super) struct Held {
-    urgency: Urgency,
+    priority: Priority,
     _turn: OwnedMutexGuard<()>,
     // As long as this is there, whoever asks finds the same lock.
     _lock: Arc<Lock>,
@@ -33,14 +33,14 @@ pub(super) struct Held {
 
 impl Held {
     /// How urgent it is: as whoever holds it, and as those who wait.
-    pub(super) fn urgency(&self) -> &Urgency {
-        &self.urgency
+    pub(super) fn priority(&self) -> &Priority {
+        &self.priority
     }
 }
 
-impl Locks {
+impl KeyedLocks {
     /// Waits until nobody else holds `name`.
-    pub(super) async fn hold(&self, name: &str, urgency: &Urgency) -> Held {
+    pub(super) async fn hold(&self, name: &str, priority: &Priority) -> Held {
         let lock = {
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
@@ -56,13 +56,13 @@ impl Locks {
         tokio::pin!(turn);
         let turn = tokio::select! {
             biased;
-            () = urgency.urgent() => {
-                lock.rush.call();
+            () = priority.urgent() => {
+                lock.boost.raise();
                 turn.await
             }
             turn = &mut turn => turn,
         };
-        Held { urgency: urgency.or(&lock.rush), _turn: turn, _lock: lock }
+        Held { priority: priority.or(&lock.boost), _turn: turn, _lock: lock }
     }
 }
 
@@ -72,18 +72,18 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_is_in_a_hurry_hurries_those_whom_he_waits_for() {
-        let (locks, rush) = (Arc::new(Locks::default()), Rush::default());
-        let held = locks.hold("a", &Urgency::until(&Rush::default())).await;
-        let other = locks.hold("b", &Urgency::until(&Rush::default())).await;
+        let (locks, boost) = (Arc::new(KeyedLocks::default()), PriorityBoost::default());
+        let held = locks.hold("a", &Priority::until(&PriorityBoost::default())).await;
+        let other = locks.hold("b", &Priority::until(&PriorityBoost::default())).await;
         let waits = tokio::spawn({
-            let (locks, urgency) = (locks.clone(), Urgency::until(&rush));
-            async move { locks.hold("a", &urgency).await.urgency().is_urgent() }
+            let (locks, priority) = (locks.clone(), Priority::until(&boost));
+            async move { locks.hold("a", &priority).await.priority().is_urgent() }
         });
         tokio::task::yield_now().await;
-        assert!(!held.urgency().is_urgent());
-        rush.call();
-        held.urgency().urgent().await;
-        assert!(!other.urgency().is_urgent());
+        assert!(!held.priority().is_urgent());
+        boost.raise();
+        held.priority().urgent().await;
+        assert!(!other.priority().is_urgent());
         drop(held);
         assert!(waits.await.unwrap());
     }

@@ -8,48 +8,48 @@ use tokio_util::sync::CancellationToken;
 
 /// Who may make a piece of work urgent; without anybody it is urgent already.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Urgency(Vec<Rush>);
+pub(super) struct Priority(Vec<PriorityBoost>);
 
 /// The word that somebody waits: given once, heard by all, never taken back.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rush(CancellationToken);
+pub(super) struct PriorityBoost(CancellationToken);
 
-impl Rush {
+impl PriorityBoost {
     /// Somebody waits.
-    pub(super) fn call(&self) {
+    pub(super) fn raise(&self) {
         self.0.cancel();
     }
 
     /// Whether somebody has waited.
-    pub(super) fn is_called(&self) -> bool {
+    pub(super) fn is_raised(&self) -> bool {
         self.0.is_cancelled()
     }
 }
 
-impl Urgency {
-    /// Of something that nobody waits for until `rush` is called.
-    pub(super) fn until(rush: &Rush) -> Self {
-        Self(vec![rush.clone()])
+impl Priority {
+    /// Of something that nobody waits for until `boost` is called.
+    pub(super) fn until(boost: &PriorityBoost) -> Self {
+        Self(vec![boost.clone()])
     }
 
-    /// The same, also when `rush` is called.
+    /// The same, also when `boost` is called.
     #[must_use]
-    pub(super) fn or(&self, rush: &Rush) -> Self {
+    pub(super) fn or(&self, boost: &PriorityBoost) -> Self {
         if self.is_urgent() {
             return Self::default();
         }
-        Self(self.0.iter().chain([rush]).cloned().collect())
+        Self(self.0.iter().chain([boost]).cloned().collect())
     }
 
     /// Whether somebody waits.
     pub(super) fn is_urgent(&self) -> bool {
-        self.0.is_empty() || self.0.iter().any(Rush::is_called)
+        self.0.is_empty() || self.0.iter().any(PriorityBoost::is_raised)
     }
 
     /// Until somebody waits.
     pub(super) async fn urgent(&self) {
         if !self.is_urgent() {
-            select_all(self.0.iter().map(|rush| rush.0.cancelled().boxed())).await;
+            select_all(self.0.iter().map(|boost| boost.0.cancelled().boxed())).await;
         }
     }
 }
@@ -60,15 +60,15 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_urgent_once_anybody_waits() {
-        let (own, shared) = (Rush::default(), Rush::default());
-        let alone = Urgency::until(&own);
+        let (own, shared) = (PriorityBoost::default(), PriorityBoost::default());
+        let alone = Priority::until(&own);
         let both = alone.or(&shared);
-        assert!(Urgency::default().is_urgent() && !both.is_urgent());
+        assert!(Priority::default().is_urgent() && !both.is_urgent());
         shared.call();
         both.urgent().await;
         assert!(both.is_urgent() && !alone.is_urgent());
         own.call();
         alone.urgent().await;
-        assert!(alone.or(&Rush::default()).is_urgent());
+        assert!(alone.or(&PriorityBoost::default()).is_urgent());
     }
 }

@@ -18,8 +18,8 @@ use oras_csi_core::reference::RegistryHost;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::urgency::Urgency;
-use crate::settings::Limits;
+use super::priority::Priority;
+use crate::limits::Limits;
 
 /// A stream with fewer bytes a second does not keep others waiting.
 const SLOW: u64 = 64 << 10;
@@ -33,7 +33,7 @@ const RESTS: Duration = Duration::from_secs(30);
 const READS: Duration = Duration::from_secs(5);
 
 /// The turns of a node.
-pub(super) struct Slots {
+pub(super) struct Scheduler {
     node: Arc<Semaphore>,
     aside: Arc<Semaphore>,
     /// Those of the node's turns that fetching ahead may have.
@@ -60,10 +60,10 @@ struct Share {
 }
 
 /// The right to read one blob, or a part of one.
-pub(super) struct Slot {
-    slots: Arc<Slots>,
+pub(super) struct DownloadSlot {
+    scheduler: Arc<Scheduler>,
     share: Arc<Share>,
-    urgency: Urgency,
+    priority: Priority,
     /// Kept while it makes way: no other begins meanwhile.
     ahead: Option<Ahead>,
     /// Not there only while it makes way.
@@ -81,7 +81,7 @@ struct Turn {
 /// The right to be among those who fetch ahead: of the host's, and of the node's.
 type Ahead = [OwnedSemaphorePermit; 2];
 
-impl Slots {
+impl Scheduler {
     /// So many turns at once.
     pub(super) fn new(streams: usize) -> Self {
         let share = (streams / 2).max(1);
@@ -98,33 +98,33 @@ impl Slots {
     }
 
     /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
-    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
+    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost, priority: &Priority) -> Option<DownloadSlot> {
         let (share, mut ahead) = (self.share(host), None);
-        let turn = self.turn(&share, urgency, &mut ahead).await?;
-        Some(self.slot(share, urgency, ahead, turn))
+        let turn = self.turn(&share, priority, &mut ahead).await?;
+        Some(self.slot(share, priority, ahead, turn))
     }
 
     /// A turn that nobody else waits for, if there is one.
-    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost, urgency: &Urgency) -> Option<Slot> {
+    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost, priority: &Priority) -> Option<DownloadSlot> {
         let share = self.share(host);
-        let ahead = match urgency.is_urgent() {
+        let ahead = match priority.is_urgent() {
             true => None,
             false if self.may_read_ahead() => Some(self.spare_ahead(&share)?),
             false => return None,
         };
         let turn = self.spare_turn(&share)?;
-        Some(self.slot(share, urgency, ahead, turn))
+        Some(self.slot(share, priority, ahead, turn))
     }
 
     fn slot(
         self: &Arc<Self>,
         share: Arc<Share>,
-        urgency: &Urgency,
+        priority: &Priority,
         ahead: Option<Ahead>,
         turn: Turn,
-    ) -> Slot {
-        let (slots, urgency) = (Arc::clone(self), urgency.clone());
-        let is_counted = urgency.is_urgent();
+    ) -> DownloadSlot {
+        let (scheduler, priority) = (Arc::clone(self), priority.clone());
+        let is_counted = priority.is_urgent();
         if is_counted {
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             if busy.turns == 0 {
@@ -132,7 +132,7 @@ impl Slots {
             }
             busy.turns += 1;
         }
-        Slot { slots, share, urgency, ahead, turn: Some(turn), is_aside: false, is_counted }
+        DownloadSlot { scheduler, share, priority, ahead, turn: Some(turn), is_aside: false, is_counted }
     }
 
     /// Whether those who fetch ahead may read now: while no pod does, and a little between.
@@ -142,8 +142,8 @@ impl Slots {
         busy.turns == 0 || busy.since.elapsed().as_secs() % round >= RESTS.as_secs()
     }
 
-    async fn turn(&self, share: &Share, urgency: &Urgency, ahead: &mut Option<Ahead>) -> Option<Turn> {
-        while !urgency.is_urgent() {
+    async fn turn(&self, share: &Share, priority: &Priority, ahead: &mut Option<Ahead>) -> Option<Turn> {
+        while !priority.is_urgent() {
             let freed = self.freed.notified();
             if ahead.is_none() {
                 *ahead = self.spare_ahead(share);
@@ -155,7 +155,7 @@ impl Slots {
                 return Some(turn);
             }
             tokio::select! {
-                () = urgency.urgent() => {}
+                () = priority.urgent() => {}
                 () = freed => {}
                 // Nobody says that he waits no more.
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -215,37 +215,37 @@ impl Drop for Waits<'_> {
     }
 }
 
-impl Slot {
+impl DownloadSlot {
     /// Leaves its turn to others and goes on, if there is room aside.
     fn step_aside(&mut self) -> bool {
         if self.is_aside {
             return true;
         }
         let Some(turn) = &mut self.turn else { return false };
-        let Ok(room) = Arc::clone(&self.slots.aside).try_acquire_owned() else { return false };
+        let Ok(room) = Arc::clone(&self.scheduler.aside).try_acquire_owned() else { return false };
         turn.of_node = room;
         self.is_aside = true;
         self.counts_no_more();
-        self.slots.freed.notify_waiters();
+        self.scheduler.freed.notify_waiters();
         true
     }
 
     /// Gives its turn to whoever waits, and waits for another one, if nobody waits for what is read with it.
     async fn make_way(&mut self) {
-        if self.turn.is_some() && (self.urgency.is_urgent() || !self.has_to_make_way()) {
+        if self.turn.is_some() && (self.priority.is_urgent() || !self.has_to_make_way()) {
             return;
         }
         (self.turn, self.is_aside) = (None, false);
-        self.turn = self.slots.turn(&self.share, &self.urgency, &mut self.ahead).await;
+        self.turn = self.scheduler.turn(&self.share, &self.priority, &mut self.ahead).await;
     }
 
     fn has_to_make_way(&self) -> bool {
-        self.is_wanted() || !self.slots.may_read_ahead()
+        self.is_wanted() || !self.scheduler.may_read_ahead()
     }
 
     fn counts_no_more(&mut self) {
         if std::mem::take(&mut self.is_counted) {
-            self.slots.busy.lock().unwrap_or_else(PoisonError::into_inner).turns -= 1;
+            self.scheduler.busy.lock().unwrap_or_else(PoisonError::into_inner).turns -= 1;
         }
     }
 
@@ -255,15 +255,15 @@ impl Slot {
     }
 
     fn others_wait(&self) -> bool {
-        self.slots.waiting.load(Ordering::Relaxed) > 0
+        self.scheduler.waiting.load(Ordering::Relaxed) > 0
     }
 }
 
-impl Drop for Slot {
+impl Drop for DownloadSlot {
     fn drop(&mut self) {
         (self.turn, self.ahead) = (None, None);
         self.counts_no_more();
-        self.slots.freed.notify_waiters();
+        self.scheduler.freed.notify_waiters();
     }
 }
 
@@ -326,7 +326,7 @@ impl Pace {
     /// Waits for a registry, and gives the turn back or up where that takes too long.
     pub(super) async fn wait<T>(
         &mut self,
-        slot: &mut Slot,
+        slot: &mut DownloadSlot,
         what: impl Future<Output = T>,
     ) -> Result<T, TooSlow> {
         let mut what = pin!(what);
@@ -335,7 +335,7 @@ impl Pace {
             self.judge(slot)?;
             let left = self.slow_after.saturating_sub(self.slow.waited);
             let mut left = left.min(self.least_after.saturating_sub(self.least.waited));
-            if !slot.urgency.is_urgent() {
+            if !slot.priority.is_urgent() {
                 left = left.min(LOOK_EVERY);
             }
             let asked = Instant::now();
@@ -349,7 +349,7 @@ impl Pace {
         }
     }
 
-    fn judge(&mut self, slot: &mut Slot) -> Result<(), TooSlow> {
+    fn judge(&mut self, slot: &mut DownloadSlot) -> Result<(), TooSlow> {
         if self.least.waited >= self.least_after {
             let (rate, after) = (self.least.rate(), self.least.waited);
             self.least = Span::default();

@@ -4,7 +4,7 @@
 //! publish finds the tree or waits again. A failure that nobody was waiting for is told to the next one
 //! who asks, once: otherwise a pull that always fails after the wait would look like one in progress.
 //!
-//! One that fetches ahead ([`Pulls::ahead`]) is the same pull, for nobody who waits: whoever publishes the recipe joins
+//! One that fetches ahead ([`Pulls::start_in_background`]) is the same pull, for nobody who waits: whoever publishes the recipe joins
 //! it, and from then on it is as urgent as any. Where nobody did, it ends with the one who began it.
 //!
 //! A pull is that of a recipe with all its references, not that of the tree that it gives: whoever has the same bytes
@@ -19,12 +19,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::error::{PullError, PullErrorKind};
+use super::error::PullError;
 use super::fetch::Fetcher;
 use super::progress::{Meter, Progress, Reading};
-use super::urgency::{Rush, Urgency};
-use crate::metrics::Metrics;
-use crate::store::Tree;
+use super::priority::{PriorityBoost, Priority};
+use crate::error_class::PullErrorKind;
+use crate::state::observer::StoreObserver;
+use crate::store::trees::Tree;
 
 /// How long a failure is kept for the next one who asks.
 const FAILURE_KEPT: Duration = Duration::from_mins(10);
@@ -32,11 +33,11 @@ const FAILURE_KEPT: Duration = Duration::from_mins(10);
 /// What became of a pull.
 pub type Outcome = Result<Tree, Arc<PullError>>;
 
-struct Flight {
+struct SharedPull {
     meter: Arc<Meter>,
     outcome: watch::Receiver<Option<(Outcome, Instant)>>,
     /// Called once a publish waits for it.
-    rush: Rush,
+    boost: PriorityBoost,
     stop: CancellationToken,
 }
 
@@ -52,25 +53,24 @@ pub enum Waited {
 }
 
 /// A pull that fetches ahead. Dropped, it ends, unless a publish has joined it.
-pub struct Ahead<'a> {
+pub struct BackgroundPull<'a> {
     pulls: &'a Pulls,
     recipe: PinnedRecipe,
-    flight: Arc<Flight>,
+    shared: Arc<SharedPull>,
 }
 
 /// All pulls of a node.
 pub struct Pulls {
     fetcher: Arc<Fetcher>,
-    flights: Mutex<HashMap<PinnedRecipe, Arc<Flight>>>,
+    pulls: Mutex<HashMap<PinnedRecipe, Arc<SharedPull>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    metrics: Metrics,
 }
 
 impl Pulls {
     /// Pulls with this fetcher until `stop`.
-    pub fn new(fetcher: Arc<Fetcher>, metrics: Metrics, stop: CancellationToken) -> Self {
-        Self { fetcher, flights: Mutex::default(), tasks: TaskTracker::new(), stop, metrics }
+    pub fn new(fetcher: Arc<Fetcher>, stop: CancellationToken) -> Self {
+        Self { fetcher, pulls: Mutex::default(), tasks: TaskTracker::new(), stop }
     }
 
     /// What fetches.
@@ -80,35 +80,35 @@ impl Pulls {
 
     /// Waits until the tree of `recipe` is there, its pull failed, or `wait` is over. A pull that is begun is
     /// `fetcher`'s, in whose name it asks; whether its holder may have the bytes is asked before
-    /// ([`Fetcher::check_right`]).
+    /// ([`Fetcher::check_pull_permission`]).
     pub async fn wait_for(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>, wait: Duration) -> Waited {
         let until = Instant::now() + wait;
-        let (flight, is_own) = self.join(recipe, fetcher, true);
-        let ended = self.ride(recipe, &flight, until).await;
+        let (shared, is_own) = self.join(recipe, fetcher, true);
+        let ended = self.wait_until(recipe, &shared, until).await;
         match &ended {
             // Somebody else was not let in any more. Whoever asks was, a moment ago.
-            Waited::Failed(error) if !is_own && is_about_rights(error.kind()) => {
-                let (flight, _) = self.join(recipe, fetcher, true);
-                self.ride(recipe, &flight, until).await
+            Waited::Failed(error) if !is_own && is_about_permission(error.kind()) => {
+                let (shared, _) = self.join(recipe, fetcher, true);
+                self.wait_until(recipe, &shared, until).await
             }
             _ => ended,
         }
     }
 
     /// Begins to pull for nobody who waits, or goes along with a pull that is under way.
-    pub fn ahead(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>) -> Ahead<'_> {
-        let (flight, _) = self.join(recipe, fetcher, false);
-        Ahead { pulls: self, recipe: recipe.clone(), flight }
+    pub fn start_in_background(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>) -> BackgroundPull<'_> {
+        let (shared, _) = self.join(recipe, fetcher, false);
+        BackgroundPull { pulls: self, recipe: recipe.clone(), shared }
     }
 
-    async fn ride(&self, recipe: &PinnedRecipe, flight: &Arc<Flight>, until: Instant) -> Waited {
-        let mut outcome = flight.outcome.clone();
+    async fn wait_until(&self, recipe: &PinnedRecipe, shared: &Arc<SharedPull>, until: Instant) -> Waited {
+        let mut outcome = shared.outcome.clone();
         let ended = tokio::select! {
             ended = outcome.wait_for(Option::is_some) => ended.ok().and_then(|ended| ended.clone()),
-            () = tokio::time::sleep_until(until.into()) => return Waited::Pulling(flight.meter.read()),
+            () = tokio::time::sleep_until(until.into()) => return Waited::Pulling(shared.meter.read()),
             () = self.stop.cancelled() => Some((Err(Arc::new(PullError::Stopped)), Instant::now())),
         };
-        self.leave(recipe, flight);
+        self.leave(recipe, shared);
         match ended {
             Some((Ok(tree), _)) => Waited::Ready(tree),
             Some((Err(error), _)) => Waited::Failed(error),
@@ -124,32 +124,33 @@ impl Pulls {
     }
 
     /// The pull of this recipe: the one under way, or a new one; whether it is new.
-    fn join(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>, is_urgent: bool) -> (Arc<Flight>, bool) {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        flights.retain(|_, flight| {
-            flight
+    fn join(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>, is_urgent: bool) -> (Arc<SharedPull>, bool) {
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.retain(|_, shared| {
+            shared
                 .outcome
                 .borrow()
                 .as_ref()
                 .is_none_or(|(outcome, ended)| outcome.is_err() && ended.elapsed() < FAILURE_KEPT)
         });
-        if let Some(flight) = flights.get(recipe) {
+        if let Some(shared) = pulls.get(recipe) {
             if is_urgent {
-                flight.rush.call();
+                shared.boost.raise();
             }
-            return (flight.clone(), false);
+            return (shared.clone(), false);
         }
         let (sender, outcome) = watch::channel(None);
         let meter = Arc::new(Meter::default());
-        let (rush, stop) = (Rush::default(), self.stop.child_token());
+        let (boost, stop) = (PriorityBoost::default(), self.stop.child_token());
         if is_urgent {
-            rush.call();
+            boost.raise();
         }
-        let fetcher = Arc::new(fetcher.as_urgent_as(Urgency::until(&rush)));
-        let flight = Arc::new(Flight { meter: meter.clone(), outcome, rush, stop: stop.clone() });
-        flights.insert(recipe.clone(), flight.clone());
-        let progress: Arc<dyn Progress> = Arc::new(Counted { meter, metrics: self.metrics.clone() });
-        let (metrics, key) = (self.metrics.clone(), fetcher.key(recipe));
+        let fetcher = Arc::new(fetcher.with_priority(Priority::until(&boost)));
+        let shared = Arc::new(SharedPull { meter: meter.clone(), outcome, boost, stop: stop.clone() });
+        pulls.insert(recipe.clone(), shared.clone());
+        let observer = self.fetcher.store().observer().clone();
+        let progress: Arc<dyn Progress> = Arc::new(Counted { meter, observer: observer.clone() });
+        let key = fetcher.key(recipe);
         let recipe = recipe.clone();
         self.tasks.spawn(async move {
             let begun = Instant::now();
@@ -162,60 +163,60 @@ impl Pulls {
                 Ok(tree) => {
                     let bytes = tree.totals().bytes;
                     tracing::info!(tree = %key, bytes, seconds, "pulled");
-                    metrics.pull_took(bytes, seconds);
+                    observer.pull_took(bytes, seconds);
                 }
                 Err(error) => tracing::warn!(tree = %key, %error, seconds, "a pull failed"),
             }
-            metrics.pulled(outcome.as_ref().err().map(PullError::kind));
+            observer.pulled(outcome.as_ref().err().map(PullError::kind));
             sender.send_replace(Some((outcome.map_err(Arc::new), Instant::now())));
         });
-        (flight, true)
+        (shared, true)
     }
 
     /// Forgets a pull whose end was heard.
-    fn leave(&self, recipe: &PinnedRecipe, flight: &Arc<Flight>) {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if flights.get(recipe).is_some_and(|found| Arc::ptr_eq(found, flight)) {
-            flights.remove(recipe);
+    fn leave(&self, recipe: &PinnedRecipe, shared: &Arc<SharedPull>) {
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        if pulls.get(recipe).is_some_and(|found| Arc::ptr_eq(found, shared)) {
+            pulls.remove(recipe);
         }
     }
 }
 
-impl Ahead<'_> {
+impl BackgroundPull<'_> {
     /// How far it is.
     pub fn reading(&self) -> Reading {
-        self.flight.meter.read()
+        self.shared.meter.read()
     }
 
     /// Waits until it has ended.
     pub async fn ended(&self) -> Outcome {
-        let mut outcome = self.flight.outcome.clone();
+        let mut outcome = self.shared.outcome.clone();
         let ended = outcome.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
-        self.pulls.leave(&self.recipe, &self.flight);
+        self.pulls.leave(&self.recipe, &self.shared);
         ended.map_or_else(|| Err(Arc::new(PullError::Stopped)), |(outcome, _)| outcome)
     }
 }
 
-impl Drop for Ahead<'_> {
+impl Drop for BackgroundPull<'_> {
     fn drop(&mut self) {
         // Whoever joins does so under the same lock.
-        let mut flights = self.pulls.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.flight.rush.is_called()
-            && flights.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.flight))
+        let mut pulls = self.pulls.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.shared.boost.is_raised()
+            && pulls.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.shared))
         {
-            flights.remove(&self.recipe);
-            self.flight.stop.cancel();
+            pulls.remove(&self.recipe);
+            self.shared.stop.cancel();
         }
     }
 }
 
-fn is_about_rights(kind: PullErrorKind) -> bool {
+fn is_about_permission(kind: PullErrorKind) -> bool {
     matches!(kind, PullErrorKind::Denied | PullErrorKind::NotFound)
 }
 
 struct Counted {
     meter: Arc<Meter>,
-    metrics: Metrics,
+    observer: Arc<dyn StoreObserver>,
 }
 
 impl Progress for Counted {
@@ -225,7 +226,7 @@ impl Progress for Counted {
 
     fn received(&self, blob: &oras_csi_core::digest::Digest, bytes: u64) {
         self.meter.received(blob, bytes);
-        self.metrics.received(bytes);
+        self.observer.received(bytes);
     }
 
     fn found(&self, blob: &oras_csi_core::digest::Digest, bytes: u64) {

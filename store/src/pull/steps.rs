@@ -18,9 +18,10 @@ use oras_csi_core::recipe::Layer as RecipeLayer;
 use oras_csi_core::reference::PinnedReference;
 
 use super::error::PullError;
-use crate::unpack::Shape;
-use crate::unpack::graft::{Filter, GraftError, Laying, is_whiteout};
-use crate::unpack::name::EntryPath;
+use crate::disk::EntryPath;
+use crate::layout::LayerShape;
+use crate::unpack::filter::Filter;
+use crate::unpack::graft::{GraftError, Laying, is_whiteout};
 use crate::unpack::plan::{Content, Piece};
 
 /// A step, ready to be done.
@@ -146,7 +147,7 @@ fn common(earlier: &Source, later: &Source) -> usize {
 }
 
 fn is_image_layer(piece: &Piece) -> bool {
-    matches!(piece.content(), Content::Archive { shape: Shape::Image, .. })
+    matches!(piece.content(), Content::Archive { shape: LayerShape::Image, .. })
 }
 
 /// Media types may differ, as those of Docker's and OCI's manifest of one image do.

@@ -15,7 +15,7 @@
 //!
 //! A mark of another start of the machine says that nobody knows what the disk has. The tree is taken out of sight when
 //! the store is opened, and made again for whoever asks: its blobs and layers are compared with what they were before
-//! they become part of a tree ([`super::trust`]), so that only what is damaged comes again from a registry. A layer
+//! they become part of a tree (`store::integrity`), so that only what is damaged comes again from a registry. A layer
 //! that has no checksums any more goes with it.
 //!
 //! One thread brings to the disk what waits, all at once (`syncfs`). Where the disk refuses, what was waiting counts as
@@ -31,21 +31,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use rustix::fs::{Mode, OFlags};
-
-use super::aside::move_to_free_name;
-use super::format::make_folder;
-use super::key::is_key;
-use super::layout::{Layout, SUMS};
-use super::lease::Item;
-use super::{DiskError, TreeKey};
+use crate::disk::DiskError;
+use crate::disk::folders::{make_private_folder, move_to_free_name, names_in, sync_folder};
+use crate::layout::{CHECKSUMS, Item, LayerKey, Layout, TreeKey};
 
 const TREE: &str = "tree-";
 const LAYER: &str = "layer-";
 
 /// The marks of a store.
 #[derive(Debug)]
-pub(super) struct Unsynced {
+pub(crate) struct Durability {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -80,14 +75,14 @@ struct Mark {
 
 /// What one pull may make. Its marks go when this is dropped, but for those of what was made: they go behind a sync.
 #[derive(Debug)]
-pub(crate) struct Marked {
+pub(crate) struct UnsyncedMarks {
     shared: Option<Arc<Shared>>,
     names: Vec<String>,
 }
 
-impl Unsynced {
+impl Durability {
     /// Reads what an earlier run left: what it left before the machine stopped goes out of sight.
-    pub(super) fn open(layout: &Layout, root: &OwnedFd, boot: &str) -> Result<Self, DiskError> {
+    pub(crate) fn open(layout: &Layout, root: &OwnedFd, boot: &str) -> Result<Self, DiskError> {
         let all = layout.unsynced();
         let folder = all.join(boot);
         let root = root.try_clone().map_err(|error| DiskError::new("open", layout.path(), error))?;
@@ -109,21 +104,21 @@ impl Unsynced {
         let is_due = !table.marks.is_empty();
         let (table, changed, refusals) = (Mutex::new(table), Condvar::new(), AtomicU64::new(0));
         let shared = Arc::new(Shared { folder, root, table, changed, refusals });
-        let unsynced = Self { shared, thread: Mutex::default() };
+        let durability = Self { shared, thread: Mutex::default() };
         if is_due {
-            unsynced.wake();
+            durability.wake();
         }
-        Ok(unsynced)
+        Ok(durability)
     }
 
     /// Marks what is about to be made; it is on the disk when this returns.
-    pub(super) fn mark(&self, items: &[Item]) -> Result<Marked, DiskError> {
+    pub(crate) fn mark(&self, items: &[Item]) -> Result<UnsyncedMarks, DiskError> {
         self.wake();
-        let mut marked = Marked { shared: Some(self.shared.clone()), names: Vec::new() };
+        let mut marked = UnsyncedMarks { shared: Some(self.shared.clone()), names: Vec::new() };
         let folder = &self.shared.folder;
         let failed = |path: &Path, error: io::Error| DiskError::new("mark", path, error);
         if !folder.exists() {
-            make_folder(folder)?;
+            make_private_folder(folder)?;
             for above in [folder.parent(), folder.parent().and_then(Path::parent)].into_iter().flatten() {
                 sync_folder(above).map_err(|error| failed(above, error))?;
             }
@@ -149,7 +144,7 @@ impl Unsynced {
     }
 
     /// Notes that something gets its name at once; says whether it may before it is on the disk.
-    pub(super) fn note_rename(&self, item: &Item) -> bool {
+    pub(crate) fn note_rename(&self, item: &Item) -> bool {
         let mut table = self.shared.table();
         table.renames += 1;
         let number = table.renames;
@@ -161,7 +156,7 @@ impl Unsynced {
     }
 
     /// Why something that can be seen may not be what was written.
-    pub(super) fn refused(&self, item: &Item) -> Option<String> {
+    pub(crate) fn refused(&self, item: &Item) -> Option<String> {
         let table = self.shared.table();
         if table.refused.is_empty() {
             return None;
@@ -170,15 +165,27 @@ impl Unsynced {
     }
 
     /// It is out of sight.
-    pub(super) fn forget(&self, item: &Item) {
+    pub(crate) fn forget(&self, item: &Item) {
         if let Some(name) = name_of(item) {
             self.shared.table().refused.remove(&name);
         }
     }
 
     /// How often the disk has refused.
-    pub(super) fn refusals(&self) -> u64 {
+    pub(crate) fn refusals(&self) -> u64 {
         self.shared.refusals.load(Ordering::Acquire)
+    }
+
+    /// Acts as if the disk had refused to sync everything that waits.
+    #[cfg(test)]
+    pub(crate) fn refuse_all(&self) {
+        let shared = &self.shared;
+        let mut table = shared.table();
+        let waiting: Vec<(String, u64)> =
+            table.marks.iter().filter_map(|(name, mark)| Some((name.clone(), mark.renamed?))).collect();
+        assert_eq!(waiting.len(), table.marks.len());
+        shared.refusals.fetch_add(1, Ordering::Release);
+        table.ended(&shared.folder, waiting, Some(&io::Error::from_raw_os_error(5)));
     }
 
     /// Sees to it that somebody syncs.
@@ -198,7 +205,7 @@ impl Unsynced {
     }
 }
 
-impl Drop for Unsynced {
+impl Drop for Durability {
     fn drop(&mut self) {
         self.shared.table().is_over = true;
         self.shared.changed.notify_all();
@@ -276,14 +283,14 @@ impl Table {
     }
 }
 
-impl Marked {
+impl UnsyncedMarks {
     /// Of nothing.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self { shared: None, names: Vec::new() }
     }
 }
 
-impl Drop for Marked {
+impl Drop for UnsyncedMarks {
     fn drop(&mut self) {
         let Some(shared) = &self.shared else { return };
         let mut table = shared.table();
@@ -311,42 +318,15 @@ fn name_of(item: &Item) -> Option<String> {
 }
 
 fn take_out_of_sight(layout: &Layout, mark: &str) -> Result<(), DiskError> {
-    let aside = layout.set_aside();
+    let quarantine = layout.quarantine();
     if let Some(key) = mark.strip_prefix(TREE).and_then(TreeKey::parse) {
         tracing::info!(tree = %key, "the machine stopped before a tree was on the disk; it is made again when it is asked for");
-        return move_to_free_name(&layout.tree(&key), &aside, key.as_str());
+        return move_to_free_name(&layout.tree(&key), &quarantine, key.as_str());
     }
-    match mark.strip_prefix(LAYER).filter(|name| is_key(name)) {
-        Some(name) if !layout.layer(name).join(SUMS).exists() => {
-            move_to_free_name(&layout.layer(name), &aside, mark)
+    match mark.strip_prefix(LAYER).and_then(LayerKey::parse) {
+        Some(key) if !layout.layer(&key).join(CHECKSUMS).exists() => {
+            move_to_free_name(&layout.layer(&key), &quarantine, mark)
         }
         _ => Ok(()),
     }
 }
-
-/// The names in a folder that is there; none in one that is not.
-fn names_in(folder: &Path) -> Result<Vec<String>, DiskError> {
-    let failed = |error| DiskError::new("list", folder, error);
-    let listed = match std::fs::read_dir(folder) {
-        Ok(listed) => listed,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    let mut names = Vec::new();
-    for entry in listed {
-        // Another name is not one that was given here.
-        names.extend(entry.map_err(failed)?.file_name().into_string().ok());
-    }
-    Ok(names)
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(path, flags, Mode::empty())?;
-    Ok(rustix::fs::fsync(&folder)?)
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,53 +1,67 @@
-//! What must stay: what records name, what cluster sets want, and what is mounted.
+//! What must not be deleted: the trees that volumes use.
+//!
+//! The store does not know volumes or mounts. The program that mounts trees tells it by a [`GcRoots`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::error::Error;
+use std::fmt;
 
-use crate::mount::{MountError, mounted};
-use crate::records;
-use crate::store::{DiskError, Layout, TreeKey, WantedTree, read_wanted};
+use crate::disk::DiskError;
+use crate::layout::{Layout, TreeKey};
 
-/// Why it is not known what must stay: then everything does.
-#[derive(Debug, thiserror::Error)]
-pub enum RootsError {
-    /// Mounts cannot be read.
-    #[error(transparent)]
-    Mounts(#[from] MountError),
-    /// Records cannot be read, or something cannot be taken away.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
+/// Knows which trees of a store are in use.
+pub trait GcRoots: fmt::Debug + Send + Sync {
+    /// Reads which trees are in use. Where that cannot be read, nothing is deleted.
+    fn read(&self, layout: &Layout) -> Result<TreesInUse, RootsError>;
+
+    /// Returns the volumes that use one of these trees, for reports of damage.
+    fn volumes_using(&self, layout: &Layout, trees: &BTreeSet<TreeKey>) -> Result<Vec<String>, DiskError>;
 }
 
-/// The trees that stay whatever happens.
+/// Why it is not known what is in use: then everything is.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// The mounts cannot be read.
+    #[error(transparent)]
+    Mounts(Box<dyn Error + Send + Sync>),
+    /// Records cannot be read, or something cannot be deleted.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The store was opened without [`GcRoots`].
+    #[error("the store was opened without a list of the trees in use")]
+    Unknown,
+}
+
+/// The trees that volumes use.
 #[derive(Clone, Debug, Default)]
-pub struct Roots {
+pub struct TreesInUse {
     recorded: HashSet<TreeKey>,
-    wanted: HashSet<TreeKey>,
     mounted: HashSet<TreeKey>,
-    aside: HashSet<String>,
+    mounted_quarantined: HashSet<String>,
     mounts: usize,
 }
 
-impl Roots {
-    /// Reads records and mountinfo.
-    pub fn read(layout: &Layout) -> Result<Self, RootsError> {
-        // Records first: a publish writes its record before it mounts, an unpublish removes it afterwards.
-        let recorded =
-            records::read_all(&layout.volumes())?.iter().filter_map(records::Record::tree).collect();
-        let wanted = read_wanted(layout)?.iter().filter_map(WantedTree::tree).collect();
-        let mut roots = Self { recorded, wanted, ..Self::default() };
-        for mount in mounted()? {
-            roots.mounts += 1;
-            match mount.aside() {
-                Some(name) => roots.aside.insert(name.to_owned()),
-                None => roots.mounted.insert(mount.tree().clone()),
-            };
-        }
-        Ok(roots)
+impl TreesInUse {
+    /// Adds a tree that a volume's record names.
+    pub fn add_recorded(&mut self, key: TreeKey) {
+        self.recorded.insert(key);
     }
 
-    /// Whether a tree must stay.
-    pub fn has(&self, key: &TreeKey) -> bool {
-        self.recorded.contains(key) || self.wanted.contains(key) || self.mounted.contains(key)
+    /// Adds a mount of a tree.
+    pub fn add_mount(&mut self, key: TreeKey) {
+        self.mounts += 1;
+        self.mounted.insert(key);
+    }
+
+    /// Adds a mount of a tree that was quarantined under this name.
+    pub fn add_quarantined_mount(&mut self, name: String) {
+        self.mounts += 1;
+        self.mounted_quarantined.insert(name);
+    }
+
+    /// Whether a volume uses this tree.
+    pub fn contains(&self, key: &TreeKey) -> bool {
+        self.recorded.contains(key) || self.mounted.contains(key)
     }
 
     /// Whether a tree is mounted.
@@ -55,9 +69,9 @@ impl Roots {
         self.mounted.contains(key)
     }
 
-    /// Whether something with this name in `set-aside` is mounted.
-    pub fn has_aside(&self, name: &str) -> bool {
-        self.aside.contains(name)
+    /// Whether something with this name in quarantine is mounted.
+    pub fn is_quarantined_mounted(&self, name: &str) -> bool {
+        self.mounted_quarantined.contains(name)
     }
 
     /// How many mounts of trees there are.

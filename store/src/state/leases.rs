@@ -16,18 +16,8 @@ use std::time::Instant;
 
 use oras_csi_core::digest::Digest;
 
-use super::{DiskError, LayerKey, TreeKey};
-
-/// Something that can be leased, and taken away.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Item {
-    /// A tree.
-    Tree(TreeKey),
-    /// A layer, by its key.
-    Layer(String),
-    /// A blob, whole or in part.
-    Blob(Digest),
-}
+use crate::disk::DiskError;
+use crate::layout::{Item, LayerKey, TreeKey};
 
 #[derive(Debug, Default)]
 struct Table {
@@ -139,12 +129,7 @@ impl Lease {
 
     /// Leases a layer as well.
     pub fn layer(&mut self, key: &LayerKey) -> &mut Self {
-        self.add(Item::Layer(key.to_string()))
-    }
-
-    /// Leases a layer as well, by the name of its folder.
-    pub(crate) fn layer_of_name(&mut self, name: &str) -> &mut Self {
-        self.add(Item::Layer(name.to_owned()))
+        self.add(Item::Layer(key.clone()))
     }
 
     /// Leases a blob as well.
@@ -181,16 +166,6 @@ impl Drop for Lease {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.0.table().seen = None;
-    }
-}
-
-impl std::fmt::Display for Item {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tree(key) => write!(f, "the tree {key}"),
-            Self::Layer(key) => write!(f, "the layer {key}"),
-            Self::Blob(digest) => write!(f, "the blob {digest}"),
-        }
     }
 }
 

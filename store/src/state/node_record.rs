@@ -1,17 +1,18 @@
 //! The node's own record: what was found damaged, and how the last scrub and the last collection went. For the
 //! person on the node (`oras-csi store ls`); nothing depends on it.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::Layout;
-use super::{DiskError, Store};
+use crate::disk::DiskError;
+use crate::disk::folders::TmpNames;
+use crate::layout::Layout;
 
 /// How many findings are kept.
-const MOST_DAMAGE: usize = 100;
+const MAX_DAMAGE: usize = 100;
 
 /// What a store tells of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,8 @@ pub struct CollectionReport {
     /// How many blobs, whole or in part.
     pub blobs: u64,
     /// How many damaged things that nothing mounts any more.
-    pub aside: u64,
+    #[serde(rename = "aside")]
+    pub quarantined: u64,
     /// How many bytes, about.
     pub bytes: u64,
 }
@@ -87,7 +89,7 @@ pub(crate) fn now() -> u64 {
 impl NodeRecord {
     /// What a store has written down; nothing, where that cannot be read.
     pub fn read(layout: &Layout) -> Self {
-        std::fs::read(layout.state())
+        std::fs::read(layout.node_record())
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default()
@@ -96,33 +98,35 @@ impl NodeRecord {
 
 /// The record of an open store.
 #[derive(Debug)]
-pub(super) struct Kept(Mutex<NodeRecord>);
-
-impl Kept {
-    pub(super) fn read(layout: &Layout) -> Self {
-        Self(Mutex::new(NodeRecord::read(layout)))
-    }
+pub(crate) struct NodeRecordFile {
+    path: PathBuf,
+    tmp: TmpNames,
+    record: Mutex<NodeRecord>,
 }
 
-impl Store {
-    /// What the store tells of itself.
-    pub fn node_record(&self) -> NodeRecord {
-        self.node.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+impl NodeRecordFile {
+    pub(crate) fn read(layout: &Layout, tmp: TmpNames) -> Self {
+        Self { path: layout.node_record(), tmp, record: Mutex::new(NodeRecord::read(layout)) }
     }
 
-    /// Changes the record, and writes it down. A disk that refuses is told in the log alone.
-    pub(crate) fn note_down(&self, change: impl FnOnce(&mut NodeRecord)) {
-        let mut record = self.node.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A copy of the record.
+    pub(crate) fn get(&self) -> NodeRecord {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the record and writes it. A write that fails is only logged.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut NodeRecord)) {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut record);
-        let too_many = record.damage.len().saturating_sub(MOST_DAMAGE);
+        let too_many = record.damage.len().saturating_sub(MAX_DAMAGE);
         record.damage.drain(..too_many);
-        if let Err(error) = self.write_state(&record, &self.layout.state()) {
+        if let Err(error) = self.write(&record) {
             tracing::warn!(%error, "the store's own record cannot be written");
         }
     }
 
-    fn write_state(&self, record: &NodeRecord, path: &Path) -> Result<(), DiskError> {
-        let unfinished = self.unfinished();
+    fn write(&self, record: &NodeRecord) -> Result<(), DiskError> {
+        let (unfinished, path) = (self.tmp.next(), &self.path);
         let text =
             serde_json::to_vec_pretty(record).map_err(|error| DiskError::new("describe", path, error))?;
         std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, path)).map_err(|error| {

@@ -25,18 +25,21 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::reference::{PinnedReference, RegistryHost};
 
-use super::{Store, TreeKey};
+use crate::layout::TreeKey;
 
 /// More facts are not kept: the older half goes.
-const MOST: usize = 200_000;
+const MAX_FACTS: usize = 200_000;
 const HEX: usize = 32;
 
 /// Half a SHA-256 in hex.
 type Fact = [u8; HEX];
 
 /// The facts.
-#[derive(Debug, Default)]
-pub(super) struct Givers(Mutex<Known>);
+#[derive(Debug)]
+pub struct Provenance {
+    is_persistent: bool,
+    known: Mutex<Known>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -55,9 +58,9 @@ fn fact(words: &[&str]) -> Fact {
     fact
 }
 
-impl Givers {
+impl Provenance {
     /// What an earlier run noted.
-    pub(super) fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let mut known = Known { path: Some(path.to_owned()), ..Known::default() };
         match std::fs::read(path) {
             Ok(text) => {
@@ -74,15 +77,20 @@ impl Givers {
                 tracing::warn!(path = %path.display(), %error, "who gave what cannot be read; it is asked for again");
             }
         }
-        Self(Mutex::new(known))
+        Self { is_persistent: true, known: Mutex::new(known) }
+    }
+
+    /// The same facts, which are no longer written to the disk.
+    pub(crate) fn in_memory(self) -> Self {
+        Self { is_persistent: false, ..self }
     }
 
     fn has(&self, fact: &Fact) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).facts.contains(fact)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).facts.contains(fact)
     }
 
-    fn note(&self, facts: &[Fact], is_kept: bool) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn note(&self, facts: &[Fact]) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lines = Vec::new();
         for fact in facts {
             if known.facts.insert(*fact) {
@@ -91,10 +99,10 @@ impl Givers {
                 lines.push(b'\n');
             }
         }
-        if !is_kept || lines.is_empty() {
+        if !self.is_persistent || lines.is_empty() {
             return;
         }
-        let written = if known.facts.len() > MOST { known.halve() } else { known.append(&lines) };
+        let written = if known.facts.len() > MAX_FACTS { known.halve() } else { known.append(&lines) };
         if let Err(error) = written {
             tracing::warn!(%error, "who gave what is not written down; after a start it is asked for again");
         }
@@ -116,7 +124,7 @@ impl Known {
 
     /// Forgets the older half, and writes the rest anew.
     fn halve(&mut self) -> io::Result<()> {
-        for fact in self.order.drain(..MOST / 2) {
+        for fact in self.order.drain(..MAX_FACTS / 2) {
             self.facts.remove(&fact);
         }
         let Some(path) = &self.path else { return Ok(()) };
@@ -128,13 +136,13 @@ impl Known {
 
 /// What is known of one content and one repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Given {
+pub(crate) enum ServedBy {
     /// It gave these bytes.
-    Here,
+    ThisRepository,
     /// Another repository of the same registry did: it has them, and may or may not give them here.
-    Elsewhere,
+    ThisHost,
     /// Nobody knows.
-    No,
+    Unknown,
 }
 
 fn of_host(host: &RegistryHost, content: &Digest) -> Fact {
@@ -152,32 +160,32 @@ fn of_tree(key: &TreeKey, recipe: &PinnedRecipe) -> Fact {
     fact(&words)
 }
 
-impl Store {
+impl Provenance {
     /// Whether the repository of `reference` gave content of that digest.
-    pub(crate) fn given(&self, reference: &PinnedReference, content: &Digest) -> Given {
-        if self.givers.has(&of_repository(&reference.name(), content)) {
-            Given::Here
-        } else if self.givers.has(&of_host(reference.registry(), content)) {
-            Given::Elsewhere
+    pub(crate) fn of(&self, reference: &PinnedReference, content: &Digest) -> ServedBy {
+        if self.has(&of_repository(&reference.name(), content)) {
+            ServedBy::ThisRepository
+        } else if self.has(&of_host(reference.registry(), content)) {
+            ServedBy::ThisHost
         } else {
-            Given::No
+            ServedBy::Unknown
         }
     }
 
     /// The repository of `reference` gave all bytes of `content`.
-    pub(crate) fn note_given(&self, reference: &PinnedReference, content: &Digest) {
+    pub(crate) fn record(&self, reference: &PinnedReference, content: &Digest) {
         let facts = [of_repository(&reference.name(), content), of_host(reference.registry(), content)];
-        self.givers.note(&facts, self.kept);
+        self.note(&facts);
     }
 
     /// Whether all of a tree was given by the repositories that this recipe names.
-    pub(crate) fn is_from(&self, key: &TreeKey, recipe: &PinnedRecipe) -> bool {
-        self.givers.has(&of_tree(key, recipe))
+    pub fn has_tree(&self, key: &TreeKey, recipe: &PinnedRecipe) -> bool {
+        self.has(&of_tree(key, recipe))
     }
 
     /// All of a tree was given by the repositories that this recipe names.
-    pub(crate) fn note_from(&self, key: &TreeKey, recipe: &PinnedRecipe) {
-        self.givers.note(&[of_tree(key, recipe)], self.kept);
+    pub(crate) fn record_tree(&self, key: &TreeKey, recipe: &PinnedRecipe) {
+        self.note(&[of_tree(key, recipe)]);
     }
 }
 
@@ -194,29 +202,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("given");
         let all = facts(3);
-        Givers::read(&path).note(&all[..2], true);
+        Provenance::read(&path).note(&all[..2]);
         let mut text = std::fs::read(&path).unwrap();
         text.extend_from_slice(&all[2][..20]);
         std::fs::write(&path, text).unwrap();
-        let again = Givers::read(&path);
+        let again = Provenance::read(&path);
         assert_eq!(all.iter().map(|fact| again.has(fact)).collect::<Vec<_>>(), [true, true, false]);
-        again.note(&all, true);
-        let again = Givers::read(&path);
+        again.note(&all);
+        let again = Provenance::read(&path);
         assert!(all.iter().all(|fact| again.has(fact)));
-        again.note(&facts(5), false);
-        assert!(again.has(&facts(5)[4]) && !Givers::read(&path).has(&facts(5)[4]), "only in memory");
+        let again = again.in_memory();
+        again.note(&facts(5));
+        assert!(again.has(&facts(5)[4]) && !Provenance::read(&path).has(&facts(5)[4]), "only in memory");
     }
 
     #[test]
     fn the_older_half_goes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("given");
-        let all = facts(MOST + 1);
-        let givers = Givers::read(&path);
-        givers.note(&all[..MOST], true);
-        givers.note(&all[MOST..], true);
-        for givers in [givers, Givers::read(&path)] {
-            assert!(!givers.has(&all[0]) && givers.has(&all[MOST]) && givers.has(&all[MOST / 2]));
+        let all = facts(MAX_FACTS + 1);
+        let provenance = Provenance::read(&path);
+        provenance.note(&all[..MAX_FACTS]);
+        provenance.note(&all[MAX_FACTS..]);
+        for provenance in [provenance, Provenance::read(&path)] {
+            assert!(!provenance.has(&all[0]) && provenance.has(&all[MAX_FACTS]) && provenance.has(&all[MAX_FACTS / 2]));
         }
     }
 }

@@ -11,21 +11,17 @@ use oras_csi_core::manifest::Descriptor;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{DiskError, Store};
-use crate::unpack::UnpackError;
-use crate::unpack::stream::BlobReader;
+use super::Store;
+use crate::content::blob_reader::{BlobReader, StreamFault};
+use crate::disk::DiskError;
 
 /// From this size on the space is taken before the first byte comes.
 const PREALLOCATE: u64 = 1 << 20;
 
 impl Store {
-    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.path.join("blobs").join(digest.algorithm().name()).join(digest.hex())
-    }
-
     /// The folder with the blobs of one algorithm.
-    pub(crate) fn blobs(&self, algorithm: Algorithm) -> Result<OwnedFd, DiskError> {
-        let path = self.path.join("blobs").join(algorithm.name());
+    pub(crate) fn open_blobs(&self, algorithm: Algorithm) -> Result<OwnedFd, DiskError> {
+        let path = self.layout.blobs(algorithm);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| DiskError::new("open", path, errno))
     }
@@ -33,7 +29,7 @@ impl Store {
     /// Whether the blob is there. A file of another size is not it: the disk is damaged, or the manifest lies.
     /// It is fetched again, and takes the file's place if its bytes are right.
     pub fn has_blob(&self, blob: &Descriptor) -> Result<bool, DiskError> {
-        let path = self.blob_path(blob.digest());
+        let path = self.layout.blob(blob.digest());
         match std::fs::symlink_metadata(&path) {
             Ok(found) if found.is_file() && found.len() == blob.size() => Ok(true),
             Ok(_) => Ok(false),
@@ -44,7 +40,7 @@ impl Store {
 
     /// The bytes of a blob of at most `longest` bytes, if it is there and they have its digest.
     pub fn read_blob(&self, digest: &Digest, longest: u64) -> Result<Option<Vec<u8>>, DiskError> {
-        let path = self.blob_path(digest);
+        let path = self.layout.blob(digest);
         if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > longest) {
             return Ok(None);
         }
@@ -69,11 +65,11 @@ impl Store {
     }
 
     /// Writes a blob as it arrives, and keeps it if size and digest are right.
-    pub(crate) fn write_blob(&self, blob: &Descriptor, mut reader: BlobReader) -> Result<(), UnpackError> {
+    pub(crate) fn write_blob(&self, blob: &Descriptor, mut reader: BlobReader) -> Result<(), StreamFault> {
         let unfinished = Unfinished::create(self)?;
         let failed = |error: io::Error| DiskError::new("write", unfinished.path(), error);
         if blob.size() >= PREALLOCATE {
-            self.check_room(blob.size())?;
+            self.check_free_space(blob.size())?;
             match rustix::fs::fallocate(&unfinished.file, FallocateFlags::empty(), 0, blob.size()) {
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno.into()).into()),
@@ -94,7 +90,7 @@ impl Store {
     }
 
     fn commit_blob(&self, unfinished: Unfinished, digest: &Digest) -> Result<(), DiskError> {
-        let path = self.blob_path(digest);
+        let path = self.layout.blob(digest);
         let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
         rustix::fs::fchmod(&unfinished.file, mode)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
@@ -110,7 +106,7 @@ struct Unfinished {
 
 impl Unfinished {
     fn create(store: &Store) -> Result<Self, DiskError> {
-        let path = store.unfinished();
+        let path = store.tmp_path();
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(|error| DiskError::new("make the file", &path, error))?;
         Ok(Self { path: Some(path), file })

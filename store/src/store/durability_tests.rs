@@ -3,10 +3,11 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
 
-use super::super::{LayerKey, Made, Store, TreeKey, boot};
 use super::*;
-use crate::settings::Limits;
-use crate::unpack::{Shape, Totals};
+use crate::content::description::TreeContent;
+use crate::disk::{Totals, boot_id};
+use crate::disk::folders::names_in;
+use crate::layout::{CHECKSUMS, LayerKey, LayerShape, TreeKey};
 
 fn open(path: &Path) -> Store {
     Store::open(path, Limits::default()).unwrap()
@@ -17,22 +18,22 @@ fn key() -> TreeKey {
 }
 
 fn layer_key() -> LayerKey {
-    LayerKey::of(&Digest::sha256_of(b"layer"), &Shape::Image)
+    LayerKey::of(&Digest::sha256_of(b"layer"), &LayerShape::Image)
 }
 
 fn items() -> [Item; 3] {
-    [Item::Tree(key()), Item::Layer(layer_key().to_string()), Item::Blob(Digest::sha256_of(b"blob"))]
+    [Item::Tree(key()), Item::Layer(layer_key()), Item::Blob(Digest::sha256_of(b"blob"))]
 }
 
 fn make(store: &Store) {
     let totals = Totals { bytes: 0, inodes: 1 };
     store.stage().unwrap().commit_layer(&layer_key(), totals).unwrap();
-    let made = Made { totals, layers: vec![layer_key().to_string()], ..Made::default() };
+    let made = TreeContent { totals, layers: vec![layer_key()], ..TreeContent::default() };
     store.stage().unwrap().commit_tree(&key(), &made).unwrap();
 }
 
 fn marks(path: &Path) -> Vec<String> {
-    let mut names = names_in(&path.join("unsynced").join(boot::id())).unwrap();
+    let mut names = names_in(&path.join("unsynced").join(boot_id())).unwrap();
     names.sort();
     names
 }
@@ -69,7 +70,7 @@ fn what_nobody_made_is_marked_no_more() {
     assert_eq!(marks(folder.path()).len(), 2, "another pull is about to make the same");
     drop(second);
     assert!(marks(folder.path()).is_empty());
-    assert!(!store.unsynced.note_rename(&Item::Tree(key())), "without a mark the disk comes first");
+    assert!(!store.durability.note_rename(&Item::Tree(key())), "without a mark the disk comes first");
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn the_next_run_goes_on_with_what_waits() {
     let store = open(folder.path());
     make(&store);
     drop(store);
-    let left = folder.path().join("unsynced").join(boot::id());
+    let left = folder.path().join("unsynced").join(boot_id());
     fs::create_dir_all(&left).unwrap();
     fs::write(left.join(format!("tree-{}", key())), "").unwrap();
     let store = open(folder.path());
@@ -115,7 +116,7 @@ fn a_tree_of_an_earlier_start_of_the_machine_is_made_again() {
         }
         let layer = path.join("layers").join(layer_key().as_str());
         if !has_sums {
-            fs::remove_file(layer.join(SUMS)).unwrap();
+            fs::remove_file(layer.join(CHECKSUMS)).unwrap();
         }
         let store = open(path);
         assert!(store.tree(&key()).unwrap().is_none());
@@ -138,18 +139,14 @@ fn what_the_disk_refused_is_made_again() {
     let marked = store.mark_unsynced(&items()).unwrap();
     make(&store);
     let blob = Item::Blob(Digest::sha256_of(b"blob"));
-    store.trust(blob.clone());
-    let shared = store.unsynced.shared.clone();
-    let waiting: Vec<(String, u64)> =
-        shared.table().marks.iter().map(|(name, mark)| (name.clone(), mark.renamed.unwrap())).collect();
-    shared.refusals.fetch_add(1, Ordering::Release);
-    shared.table().ended(&shared.folder, waiting, Some(&io::Error::from_raw_os_error(5)));
+    store.mark_verified(blob.clone());
+    store.durability.refuse_all();
     drop(marked);
     assert!(store.tree(&key()).unwrap().is_none());
     assert!(store.layer(&layer_key()).unwrap().is_none());
     let found = store.node_record().damage;
     assert!(found.iter().all(|damage| damage.found.contains("the disk did not take it")), "{found:?}");
-    assert!(!store.is_whole(&blob).unwrap(), "nor is anything else believed that was compared before");
+    assert!(!store.is_intact(&blob).unwrap(), "nor is anything else believed that was compared before");
     assert_eq!(marks(folder.path()).len(), 2, "should the machine stop now");
 
     let marked = store.mark_unsynced(&items()).unwrap();

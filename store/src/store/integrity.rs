@@ -4,62 +4,37 @@
 //! A tree that is there already is looked at, not read (see [`Store::tree`]): a warm publish must not take longer
 //! the more is in it.
 
-use std::collections::HashSet;
-use std::sync::{MutexGuard, PoisonError};
-
-use super::lease::Item;
-use super::read::AtOnce;
-use super::{DiskError, Store};
-use crate::scrub::{self, Verdict};
-
-/// What was compared with its digests by this process.
-#[derive(Debug, Default)]
-pub(super) struct Trusted {
-    /// How often the disk had refused something before.
-    refusals: u64,
-    items: HashSet<Item>,
-}
+use super::Store;
+use crate::content::verify::{Verdict, verify_blob, verify_layer};
+use crate::disk::{DiskError, Unpaced};
+use crate::layout::Item;
 
 impl Store {
-    /// Whether a blob or a layer is what it was. If it is not, it is set aside.
-    pub(crate) fn is_whole(&self, item: &Item) -> Result<bool, DiskError> {
-        if !self.kept || self.trusted().items.contains(item) {
+    /// Whether a blob or a layer is what it was. If it is not, it is quarantined.
+    pub(crate) fn is_intact(&self, item: &Item) -> Result<bool, DiskError> {
+        if !self.is_persistent || self.verified.contains(item, self.durability.refusals()) {
             return Ok(true);
         }
         let verdict = match item {
-            Item::Blob(digest) => scrub::blob(&self.layout, digest, &mut AtOnce),
-            Item::Layer(name) => scrub::layer(&self.layout, name, &mut AtOnce)?,
+            Item::Blob(digest) => verify_blob(&self.layout, digest, &mut Unpaced),
+            Item::Layer(key) => verify_layer(&self.layout, key, &mut Unpaced)?,
             Item::Tree(_) => Verdict::Good,
         };
         match verdict {
-            Verdict::Good | Verdict::NoSums => {
-                self.trust(item.clone());
+            Verdict::Good | Verdict::NoChecksums => {
+                self.mark_verified(item.clone());
                 Ok(true)
             }
             Verdict::Damaged(found) => {
-                self.set_aside(item, &found)?;
+                self.quarantine(item, &found)?;
                 Ok(false)
             }
             Verdict::Gone | Verdict::Stopped => Ok(false),
         }
     }
 
-    /// Notes that something is what it was.
-    pub(super) fn trust(&self, item: Item) {
-        self.trusted().items.insert(item);
-    }
-
-    pub(super) fn distrust(&self, item: &Item) {
-        self.trusted().items.remove(item);
-    }
-
-    /// Since the disk last refused what was written: then nobody knows what it has.
-    fn trusted(&self) -> MutexGuard<'_, Trusted> {
-        let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
-        let refusals = self.unsynced.refusals();
-        if trusted.refusals != refusals {
-            *trusted = Trusted { refusals, items: HashSet::new() };
-        }
-        trusted
+    /// Records that an item is what was written.
+    pub(super) fn mark_verified(&self, item: Item) {
+        self.verified.insert(item, self.durability.refusals());
     }
 }

@@ -17,6 +17,9 @@
 //! **Locks.** Whoever writes has the file under `flock`, so that [`Store::forget_partials`] leaves it alone. That what
 //! is kept has been verified never follows from a note: all bytes are hashed before a blob gets its name.
 
+mod ranges;
+mod recent_chunks;
+
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -32,11 +35,12 @@ use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::reference::RegistryHost;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use super::ranges::Ranges;
-use super::recent::Recent;
-use super::{DiskError, Store};
+use self::ranges::Ranges;
+use self::recent_chunks::RecentChunks;
+use super::Store;
+use crate::disk::folders::make_private_folder;
+use crate::disk::{DiskError, boot_id};
 
-const FOLDER: &str = "partial";
 const NOTE: &str = ".whole";
 const HEADER: &str = "oras-csi partial 1";
 /// How many bytes may have come that no note speaks of: what a kill costs.
@@ -46,7 +50,7 @@ const SYNC_EVERY: u64 = 64 << 20;
 /// How much is read at once of what was written a while ago.
 const READ: usize = 64 << 10;
 /// What nobody went on with for so long is removed.
-pub(crate) const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
+const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
 
 /// A blob on its way. One task writes; others read along behind.
 #[derive(Debug)]
@@ -55,7 +59,7 @@ pub(crate) struct Partial {
     note: PathBuf,
     size: u64,
     file: File,
-    kept: bool,
+    is_persistent: bool,
     resumed: u64,
     state: Mutex<State>,
     /// For whoever reads along.
@@ -71,7 +75,7 @@ struct State {
     unsynced: u64,
     log: Option<File>,
     is_closed: bool,
-    recent: Recent,
+    recent: RecentChunks,
 }
 
 /// What a reader finds.
@@ -85,7 +89,7 @@ pub(crate) enum Next {
 
 impl Store {
     fn partials(&self) -> PathBuf {
-        self.path.join(FOLDER)
+        self.layout.partial()
     }
 
     fn partial_path(&self, digest: &Digest, host: &RegistryHost) -> PathBuf {
@@ -102,33 +106,33 @@ impl Store {
 
     /// Begins a blob, or goes on where an earlier run ended. Waits for whoever still writes to it.
     pub(crate) fn partial(&self, blob: &Descriptor, host: &RegistryHost) -> Result<Partial, DiskError> {
-        super::make_folder(&self.partials())?;
-        self.forget_partials(FORGOTTEN_AFTER);
+        make_private_folder(&self.partials())?;
+        self.forget_stale_partials();
         let (path, size) = (self.partial_path(blob.digest(), host), blob.size());
         let note = with_suffix(&path, NOTE);
         let file = open_locked(&path)?;
         let failed = |step, error: io::Error| DiskError::new(step, &path, error);
         let found = file.metadata().map_err(|error| failed("look at", error))?;
-        self.check_room(size.saturating_sub(found.blocks().saturating_mul(512).min(size)))?;
-        let boot = super::boot::id();
-        let mut whole = if self.kept { read_note(&note, size, &boot) } else { Ranges::default() };
+        self.check_free_space(size.saturating_sub(found.blocks().saturating_mul(512).min(size)))?;
+        let boot = boot_id();
+        let mut whole = if self.is_persistent { read_note(&note, size, &boot) } else { Ranges::default() };
         if whole.iter().any(|range| range.end > found.len()) {
             tracing::warn!(path = %path.display(), "a blob on its way is shorter than its note says; it begins anew");
             whole = Ranges::default();
         }
         // Its place is taken as it comes: what a manifest says of a size costs whoever says it as many bytes.
         let log =
-            self.kept.then(|| begin_note(&note, size, &boot, &whole, &self.unfinished())).transpose()?;
+            self.is_persistent.then(|| begin_note(&note, size, &boot, &whole, &self.tmp_path())).transpose()?;
         let resumed = whole.bytes();
-        let recent = Recent::default();
+        let recent = RecentChunks::default();
         let state = State { whole, unnoted: Ranges::default(), unsynced: 0, log, is_closed: false, recent };
         let (state, grown, due) = (Mutex::new(state), Condvar::new(), Condvar::new());
-        Ok(Partial { path, note, size, file, kept: self.kept, resumed, state, grown, due })
+        Ok(Partial { path, note, size, file, is_persistent: self.is_persistent, resumed, state, grown, due })
     }
 
     /// Makes it the blob; every byte of it was verified.
     pub(crate) fn commit_partial(&self, partial: &Partial, digest: &Digest) -> Result<(), DiskError> {
-        let path = self.blob_path(digest);
+        let path = self.layout.blob(digest);
         rustix::fs::fchmod(&partial.file, Mode::RUSR | Mode::RGRP | Mode::ROTH)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
         // A download of the same from elsewhere may have been faster, and cleared this one away.
@@ -138,6 +142,11 @@ impl Store {
         }
         let _ = std::fs::remove_file(&partial.note);
         Ok(())
+    }
+
+    /// Removes what nobody has gone on with for a day.
+    pub(crate) fn forget_stale_partials(&self) {
+        self.forget_partials(FORGOTTEN_AFTER);
     }
 
     /// Removes what nobody has gone on with for `age`, and notes without bytes.
@@ -236,7 +245,7 @@ impl Partial {
 
     /// Brings to the disk what is written, a step behind, until nothing more is.
     pub(crate) fn sync_behind(&self) {
-        if !self.kept {
+        if !self.is_persistent {
             return;
         }
         loop {

@@ -13,12 +13,14 @@ use std::path::Path;
 use oras_csi_core::recipe::PinnedRecipe;
 use serde::{Deserialize, Serialize};
 
-use super::{DiskError, Layout, Store, TreeKey};
+use super::Store;
+use crate::disk::DiskError;
+use crate::layout::{Layout, TreeKey};
 
 /// What one set wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct WantedTree {
+pub struct PreloadEntry {
     set: String,
     id: String,
     tree: String,
@@ -27,10 +29,10 @@ pub struct WantedTree {
 
 #[derive(Default, Serialize, Deserialize)]
 struct File {
-    sets: Vec<WantedTree>,
+    sets: Vec<PreloadEntry>,
 }
 
-impl WantedTree {
+impl PreloadEntry {
     /// The set `set` wants the tree `key` of this recipe, which its status calls `id`.
     pub fn new(set: &str, id: &str, recipe: &PinnedRecipe, key: &TreeKey) -> Self {
         Self {
@@ -63,8 +65,8 @@ impl WantedTree {
 }
 
 /// What sets want of a store, whoever has it open.
-pub fn read_wanted(layout: &Layout) -> Result<Vec<WantedTree>, DiskError> {
-    let path = layout.preload();
+pub fn read_preload_index(layout: &Layout) -> Result<Vec<PreloadEntry>, DiskError> {
+    let path = layout.preload_index();
     match std::fs::read(&path) {
         Ok(text) => Ok(serde_json::from_slice::<File>(&text).map_or_else(
             |error| {
@@ -80,19 +82,19 @@ pub fn read_wanted(layout: &Layout) -> Result<Vec<WantedTree>, DiskError> {
 
 impl Store {
     /// Writes down what sets want from now on, if that is something else than before.
-    pub fn want(&self, wanted: &[WantedTree]) -> Result<(), DiskError> {
-        let path = self.layout.preload();
-        if read_wanted(&self.layout).is_ok_and(|before| before == wanted) {
+    pub fn write_preload_index(&self, wanted: &[PreloadEntry]) -> Result<(), DiskError> {
+        let path = self.layout.preload_index();
+        if read_preload_index(&self.layout).is_ok_and(|before| before == wanted) {
             return Ok(());
         }
-        let unfinished = self.unfinished();
-        self.write_wanted(&unfinished, wanted, &path).map_err(|error| {
+        let unfinished = self.tmp_path();
+        self.write_preload_file(&unfinished, wanted, &path).map_err(|error| {
             let _ = std::fs::remove_file(&unfinished);
             DiskError::new("write", &path, error)
         })
     }
 
-    fn write_wanted(&self, unfinished: &Path, wanted: &[WantedTree], path: &Path) -> io::Result<()> {
+    fn write_preload_file(&self, unfinished: &Path, wanted: &[PreloadEntry], path: &Path) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(&File { sets: wanted.to_vec() })?;
         let mut file = std::fs::File::create(unfinished)?;
         file.write_all(&text)?;
@@ -108,35 +110,35 @@ mod tests {
     use oras_csi_core::recipe::{Layer, Step};
 
     use super::*;
-    use crate::settings::Limits;
+    use crate::limits::Limits;
 
     #[test]
     fn what_is_wanted_is_read_back_and_what_a_crash_leaves_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Limits::default()).unwrap();
         let layout = store.layout().clone();
-        assert_eq!(read_wanted(&layout).unwrap(), []);
+        assert_eq!(read_preload_index(&layout).unwrap(), []);
         let reference = format!("kind-registry:5000/a@{}", Digest::sha256_of(b"a")).parse().unwrap();
         let recipe = PinnedRecipe::new(vec![Step::Add(Layer::new(reference))]).unwrap();
         let key = TreeKey::parse(&"ab".repeat(32)).unwrap();
-        let wanted = WantedTree::new("models", "models-1", &recipe, &key);
+        let wanted = PreloadEntry::new("models", "models-1", &recipe, &key);
         assert_eq!((wanted.tree(), wanted.recipe()), (Some(key), Some(recipe)));
-        store.want(std::slice::from_ref(&wanted)).unwrap();
-        assert_eq!(read_wanted(&layout).unwrap(), std::slice::from_ref(&wanted));
+        store.write_preload_index(std::slice::from_ref(&wanted)).unwrap();
+        assert_eq!(read_preload_index(&layout).unwrap(), std::slice::from_ref(&wanted));
         drop(store);
         // Killed between any two steps: the old file is there, and something in tmp that the next start takes away.
         for left in ["", "{\"sets\": [", "{\"sets\": []}"] {
             std::fs::write(folder.path().join("tmp/7"), left).unwrap();
             let store = Store::open(folder.path(), Limits::default()).unwrap();
-            assert_eq!(read_wanted(&layout).unwrap(), std::slice::from_ref(&wanted));
+            assert_eq!(read_preload_index(&layout).unwrap(), std::slice::from_ref(&wanted));
             assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
             drop(store);
         }
         let store = Store::open(folder.path(), Limits::default()).unwrap();
-        std::fs::write(layout.preload(), "{").unwrap();
-        assert_eq!(read_wanted(&layout).unwrap(), []);
-        store.want(std::slice::from_ref(&wanted)).unwrap();
-        store.want(&[]).unwrap();
-        assert_eq!(read_wanted(&layout).unwrap(), []);
+        std::fs::write(layout.preload_index(), "{").unwrap();
+        assert_eq!(read_preload_index(&layout).unwrap(), []);
+        store.write_preload_index(std::slice::from_ref(&wanted)).unwrap();
+        store.write_preload_index(&[]).unwrap();
+        assert_eq!(read_preload_index(&layout).unwrap(), []);
     }
 }

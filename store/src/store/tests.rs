@@ -7,8 +7,11 @@ use oras_csi_core::manifest::Descriptor;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::unpack::stream::BlobReader;
-use crate::unpack::{Totals, UnpackError};
+use crate::content::blob_reader::{BlobReader, StreamFault};
+use crate::content::description::TreeContent;
+use crate::disk::Totals;
+use crate::error_class::ErrorClass;
+use crate::layout::TreeKey;
 
 fn open(path: &Path) -> Store {
     Store::open(path, Limits::default()).unwrap()
@@ -76,7 +79,7 @@ fn a_blob_is_verified_before_it_is_there() {
     let blob = descriptor(b"hello world");
     for pieces in [&[&b"hello"[..], b" there"][..], &[b"hello world!"], &[b"hello"], &[]] {
         let error = store.write_blob(&blob, reader(&blob, pieces)).unwrap_err();
-        assert!(matches!(error, UnpackError::Stream(_)), "{error}");
+        assert!(!matches!(error, StreamFault::Disk(_)), "{error}");
         assert!(!store.has_blob(&blob).unwrap());
         assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
     }
@@ -126,7 +129,7 @@ fn a_blob_that_does_not_fit_is_not_begun() {
     let store = Store::open(folder.path(), Limits::default()).unwrap();
     let huge = Descriptor::new("x/y", Digest::sha256_of(b""), 1 << 60);
     let error = store.write_blob(&huge, reader(&huge, &[])).unwrap_err();
-    assert!(matches!(&error, UnpackError::Disk(disk) if disk.is_full()), "{error}");
+    assert!(matches!(&error, StreamFault::Disk(disk) if disk.is_full()), "{error}");
 }
 
 #[test]
@@ -134,7 +137,7 @@ fn a_tree_appears_whole() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let key = TreeKey::parse(&"ab".repeat(32)).unwrap();
-    let made = Made { totals: Totals { bytes: 3, inodes: 2 }, ..Made::default() };
+    let made = TreeContent { totals: Totals { bytes: 3, inodes: 2 }, ..TreeContent::default() };
     {
         let staging = store.stage().unwrap();
         fs::write(folder.path().join("tmp/0/files/f"), "abc").unwrap();
@@ -145,7 +148,7 @@ fn a_tree_appears_whole() {
     store.stage().unwrap().commit_tree(&key, &made).unwrap();
     assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
     // A second one is thrown away.
-    store.stage().unwrap().commit_tree(&key, &Made::default()).unwrap();
+    store.stage().unwrap().commit_tree(&key, &TreeContent::default()).unwrap();
     assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
     assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
     // A damaged one is set aside.

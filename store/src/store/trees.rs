@@ -6,26 +6,24 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Shown;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timestamps};
+use rustix::fs::{AtFlags, CWD, FileType, RenameFlags, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::layout::{FILES, LAYER, SUMS, TREE};
-use super::lease::Item;
-use super::read::Reader;
-use super::sums::{self, Which};
-use super::walk::Entry;
-use super::{DiskError, LayerKey, Store, TreeKey};
-use crate::unpack::Totals;
-use crate::unpack::write::DIRECTORY_MODE;
+use super::Store;
+use crate::content::checksums::{self, Which};
+use crate::content::description::{self, LargeFile, LayerDescription, TreeContent, TreeDescription};
+use crate::disk::files::DIRECTORY_MODE;
+use crate::disk::folders::{make_new_folder, open_folder};
+use crate::disk::reader::Reader;
+use crate::disk::walk::Entry;
+use crate::disk::{DiskError, Totals};
+use crate::layout::{CHECKSUMS, FILES, Item, LAYER, LayerKey, TREE, TreeKey};
 
 /// How many of a tree's files are looked at before it is mounted: the largest.
 const LOOKED_AT: usize = 16;
@@ -66,92 +64,6 @@ impl Tree {
     pub fn totals(&self) -> Totals {
         self.totals
     }
-
-    /// Its root, relative to the folder of all trees.
-    pub(crate) fn relative(key: &TreeKey) -> PathBuf {
-        Path::new(key.as_str()).join(FILES)
-    }
-}
-
-/// What a tree is made of, for its `tree.json`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Made {
-    pub(crate) totals: Totals,
-    pub(crate) manifests: Vec<Digest>,
-    pub(crate) blobs: Vec<Digest>,
-    pub(crate) layers: Vec<String>,
-}
-
-/// How much is in a layer, for its `layer.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LayerNote {
-    pub(crate) totals: Totals,
-}
-
-/// A tree's `tree.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct TreeNote {
-    #[serde(flatten)]
-    pub(crate) made: Made,
-    /// Its largest files. Format 1 had none.
-    #[serde(default)]
-    pub(crate) largest: Vec<Large>,
-}
-
-/// A file that is looked at before its tree is mounted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Large {
-    path: String,
-    bytes: u64,
-}
-
-impl TreeNote {
-    pub(crate) fn totals(&self) -> Totals {
-        self.made.totals
-    }
-
-    /// What a tree that stays needs to be made again without a download. Its manifests are among it.
-    pub(crate) fn parts(&self) -> impl Iterator<Item = Item> + '_ {
-        let manifests = self.made.manifests.iter().cloned().map(Item::Blob);
-        manifests.chain(self.made.parts())
-    }
-
-    /// Whether it shares bytes with this.
-    pub(crate) fn has(&self, part: &Item) -> bool {
-        self.made.parts().any(|own| own == *part)
-    }
-}
-
-impl Made {
-    /// What its files are links to.
-    fn parts(&self) -> impl Iterator<Item = Item> + '_ {
-        let layers = self.layers.iter().cloned().map(Item::Layer);
-        self.blobs.iter().cloned().map(Item::Blob).chain(layers)
-    }
-}
-
-/// The note as text: JSON whose last field is a checksum of all before it.
-fn note_text(note: &impl Serialize) -> serde_json::Result<Vec<u8>> {
-    let mut text = serde_json::to_vec(note)?;
-    // The brace that closes it.
-    text.pop();
-    let check = format!(",\"check\":\"{:016x}\"}}", xxh3_64(&text));
-    text.extend_from_slice(check.as_bytes());
-    Ok(text)
-}
-
-/// Reads a note; `None` if it is not what was written. One without a checksum is format 1's.
-pub(crate) fn parse_note<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Option<T> {
-    const CHECK: &[u8] = b",\"check\":\"";
-    let (content, end) = text.split_at(text.len().saturating_sub(CHECK.len() + 18));
-    if let Some(check) = end.strip_prefix(CHECK)
-        && check != format!("{:016x}\"}}", xxh3_64(content)).as_bytes()
-    {
-        return None;
-    }
-    serde_json::from_slice(text).ok()
 }
 
 /// A folder in `tmp` with a `files` folder in it; it goes when this is dropped, unless it was committed.
@@ -173,9 +85,9 @@ struct Unfinished {
 impl Store {
     /// The layer of this name, if it is there.
     pub fn layer(&self, key: &LayerKey) -> Result<Option<Layer>, DiskError> {
-        let path = self.layout.layer(key.as_str());
-        self.look(&Item::Layer(key.to_string()), || {
-            let note: LayerNote = match look_at_note(&path, LAYER)? {
+        let path = self.layout.layer(key);
+        self.look(&Item::Layer(key.clone()), || {
+            let note: LayerDescription = match look_at_note(&path, LAYER)? {
                 Looked::There(note) => note,
                 Looked::Absent => return Ok(Looked::Absent),
                 Looked::Damaged(found) => return Ok(Looked::Damaged(found)),
@@ -192,7 +104,7 @@ impl Store {
     pub fn tree(&self, key: &TreeKey) -> Result<Option<Tree>, DiskError> {
         let path = self.layout.tree(key);
         self.look(&Item::Tree(key.clone()), || {
-            let note: TreeNote = match look_at_note(&path, TREE)? {
+            let note: TreeDescription = match look_at_note(&path, TREE)? {
                 Looked::There(note) => note,
                 Looked::Absent => return Ok(Looked::Absent),
                 Looked::Damaged(found) => return Ok(Looked::Damaged(found)),
@@ -210,7 +122,7 @@ impl Store {
         item: &Item,
         look: impl Fn() -> Result<Looked<T>, DiskError>,
     ) -> Result<Option<T>, DiskError> {
-        let look = || match self.unsynced.refused(item) {
+        let look = || match self.durability.refused(item) {
             Some(found) => Ok(Looked::Damaged(found)),
             None => look(),
         };
@@ -218,12 +130,12 @@ impl Store {
             return Ok(Some(found));
         }
         // Once more, with nobody else setting aside: they may have, and a good one may have come in its place.
-        let _one = self.setting_aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.quarantining.lock().unwrap_or_else(PoisonError::into_inner);
         match look()? {
             Looked::There(found) => Ok(Some(found)),
             Looked::Absent => Ok(None),
             Looked::Damaged(found) => {
-                self.set_aside(item, &found)?;
+                self.quarantine(item, &found)?;
                 Ok(None)
             }
         }
@@ -231,7 +143,7 @@ impl Store {
 
     /// Notes that a tree was used just now: what was not for the longest time is collected first. One system call,
     /// and nothing waits for the disk.
-    pub(crate) fn used(&self, key: &TreeKey) {
+    pub fn mark_used(&self, key: &TreeKey) {
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
         let path = self.layout.tree(key).join(TREE);
@@ -244,14 +156,14 @@ impl Store {
 
     /// The files of a tree, for a copy.
     pub(crate) fn tree_files(&self, key: &TreeKey) -> Result<OwnedFd, DiskError> {
-        open_folder(&self.trees().join(key.as_str()).join(FILES))
+        open_folder(&self.layout.tree(key).join(FILES))
     }
 
     /// Begins a layer or a tree.
     pub fn stage(&self) -> Result<Staging<'_>, DiskError> {
-        let folder = Unfinished::create(self.unfinished(), 0o700)?;
+        let folder = Unfinished::create(self.tmp_path(), 0o700)?;
         let inner = folder.path.join(FILES);
-        make_folder(&inner, 0o755)?;
+        make_new_folder(&inner, 0o755)?;
         let files = open_folder(&inner)?;
         rustix::fs::fchmod(&files, DIRECTORY_MODE)
             .map_err(|errno| DiskError::new("set the mode of", &inner, errno))?;
@@ -273,7 +185,7 @@ fn look_at_note<T: for<'de> Deserialize<'de>>(folder: &Path, name: &str) -> Resu
         return Ok(Looked::Absent);
     }
     let path = folder.join(name);
-    match std::fs::read(&path).map(|text| parse_note(&text)) {
+    match std::fs::read(&path).map(|text| description::parse(&text)) {
         Ok(Some(note)) => Ok(Looked::There(note)),
         Ok(None) => Ok(Looked::Damaged(format!("{name} is not what was written"))),
         Err(error) => {
@@ -284,7 +196,7 @@ fn look_at_note<T: for<'de> Deserialize<'de>>(folder: &Path, name: &str) -> Resu
 }
 
 /// Looks whether the files of a tree are there, without reading them.
-fn glance(files: &Path, largest: &[Large]) -> Result<(), String> {
+fn glance(files: &Path, largest: &[LargeFile]) -> Result<(), String> {
     let folder = open_folder(files).map_err(|error| error.to_string())?;
     for large in largest {
         match rustix::fs::statat(&folder, large.path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
@@ -301,7 +213,7 @@ fn glance(files: &Path, largest: &[Large]) -> Result<(), String> {
 
 /// The largest files seen so far.
 #[derive(Default)]
-struct Largest(Vec<Large>);
+struct Largest(Vec<LargeFile>);
 
 impl Largest {
     fn see(&mut self, entry: &Entry<'_>) {
@@ -315,7 +227,7 @@ impl Largest {
         let Ok(path) = std::str::from_utf8(entry.path.as_bytes()) else { return };
         self.0.truncate(LOOKED_AT - 1);
         let place = self.0.partition_point(|large| large.bytes >= bytes);
-        self.0.insert(place, Large { path: path.to_owned(), bytes });
+        self.0.insert(place, LargeFile { path: path.to_owned(), bytes });
     }
 }
 
@@ -327,29 +239,29 @@ impl Staging<'_> {
 
     /// Makes it the layer `key`, with the checksums of what is in it.
     pub(crate) fn commit_layer(self, key: &LayerKey, totals: Totals) -> Result<(), DiskError> {
-        if self.store.kept {
-            let sums = self.folder.path.join(SUMS);
-            sums::write(&self.files, &sums, Which::All, &mut Reader::from_memory(), |_| {})?;
+        if self.store.is_persistent {
+            let path = self.folder.path.join(CHECKSUMS);
+            checksums::write(&self.files, &path, Which::All, &mut Reader::from_memory(), |_| {})?;
         }
-        let name = self.store.layout.layer(key.as_str());
+        let name = self.store.layout.layer(key);
         let store = self.store;
-        let item = Item::Layer(key.to_string());
-        self.commit(&item, &name, LAYER, &LayerNote { totals }, [])?;
-        store.trust(item);
+        let item = Item::Layer(key.clone());
+        self.commit(&item, &name, LAYER, &LayerDescription { totals }, [])?;
+        store.mark_verified(item);
         Ok(())
     }
 
     /// Makes it the tree `key`.
-    pub(crate) fn commit_tree(self, key: &TreeKey, made: &Made) -> Result<(), DiskError> {
+    pub(crate) fn commit_tree(self, key: &TreeKey, made: &TreeContent) -> Result<(), DiskError> {
         let mut largest = Largest::default();
-        if self.store.kept {
-            let sums = self.folder.path.join(SUMS);
+        if self.store.is_persistent {
+            let path = self.folder.path.join(CHECKSUMS);
             let look = |entry: &Entry<'_>| largest.see(entry);
-            sums::write(&self.files, &sums, Which::Own, &mut Reader::from_memory(), look)?;
+            checksums::write(&self.files, &path, Which::Own, &mut Reader::from_memory(), look)?;
         }
         let name = self.store.layout.tree(key);
         let parts: Vec<Item> = made.parts().collect();
-        let note = TreeNote { made: made.clone(), largest: largest.0 };
+        let note = TreeDescription { content: made.clone(), largest: largest.0 };
         self.commit(&Item::Tree(key.clone()), &name, TREE, &note, parts)
     }
 
@@ -362,10 +274,10 @@ impl Staging<'_> {
         parts: impl IntoIterator<Item = Item>,
     ) -> Result<(), DiskError> {
         let file = self.folder.path.join(note);
-        let text = note_text(content).map_err(|error| DiskError::new("describe", &file, error))?;
+        let text = description::to_text(content).map_err(|error| DiskError::new("describe", &file, error))?;
         std::fs::write(&file, text).map_err(|error| DiskError::new("write", &file, error))?;
         // Where nothing says that it may not be on the disk, it has to be.
-        if !self.store.unsynced.note_rename(item) {
+        if !self.store.durability.note_rename(item) {
             self.store.sync()?;
         }
         let (from, renamed) = (&self.folder.path, &mut self.folder.renamed);
@@ -385,7 +297,7 @@ impl Staging<'_> {
 
 impl Unfinished {
     fn create(path: PathBuf, mode: u32) -> Result<Self, DiskError> {
-        make_folder(&path, mode)?;
+        make_new_folder(&path, mode)?;
         Ok(Self { path, renamed: false })
     }
 }
@@ -398,14 +310,4 @@ impl Drop for Unfinished {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove what was unfinished; the next start does");
         }
     }
-}
-
-fn make_folder(path: &Path, mode: u32) -> Result<(), DiskError> {
-    let result = std::fs::DirBuilder::new().mode(mode).create(path);
-    result.map_err(|error| DiskError::new("make the folder", path, error))
-}
-
-fn open_folder(path: &Path) -> Result<OwnedFd, DiskError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| DiskError::new("open", path, errno))
 }

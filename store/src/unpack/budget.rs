@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::UnpackError;
-use super::stream::StreamFault;
-use super::write::Totals;
-use crate::settings::Limits;
+use super::error::UnpackError;
+use crate::content::blob_reader::StreamFault;
+use crate::disk::Totals;
+use crate::limits::Limits;
 
 /// What was taken of the limits so far; clones share it.
 #[derive(Clone, Debug, Default)]

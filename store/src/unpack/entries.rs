@@ -8,8 +8,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::filter::Filter;
-use super::name::EntryPath;
-use super::write::Totals;
+use crate::disk::{EntryPath, Totals};
 
 /// An entry of a directory.
 pub(super) struct Listed {

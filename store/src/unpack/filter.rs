@@ -2,7 +2,7 @@
 
 use oras_csi_core::path::Glob;
 
-use super::name::EntryPath;
+use crate::disk::EntryPath;
 
 /// Which paths of an artifact are kept.
 ///

@@ -26,11 +26,12 @@ use rustix::fs::{AtFlags, FileType, RenameFlags};
 use rustix::io::Errno;
 
 use super::entries::{Listed, Walk, is_directory, is_empty, list, remove, remove_kept};
-pub use super::filter::Filter;
-use super::name::{EntryPath, NameError};
-use super::write::{DIRECTORY_MODE, Times, Totals, link_or_copy, open_beneath, set_time, too_long};
-use crate::settings::Limits;
-use crate::store::DiskError;
+use super::filter::Filter;
+use crate::disk::beneath::open_beneath;
+use crate::disk::entry_path::too_long;
+use crate::disk::files::{DIRECTORY_MODE, Times, link_or_copy, set_time};
+use crate::disk::{DiskError, EntryPath, NameError, Totals};
+use crate::limits::Limits;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";

@@ -1,215 +1,32 @@
-//! From the bytes of a layer to files in a directory.
-//!
-//! ```text
-//! registry ──► BlobReader ──► compress ──► Metered ──────► tar ──► write
-//!              size, digest   magic,       limit, space,   names   openat2 beneath,
-//!              of the blob    window       content digest          one name at a time
-//! ```
-//!
-//! [`plan`] decides what a manifest's layers become, [`unpack_layer`] streams one tar layer into an empty
-//! directory, [`graft`] lays layer trees and files over each other by hard links. The layers of a volume share a
-//! [`budget`] of entries and bytes.
-//!
-//! What happens to what an archive may hold:
-//!
-//! | entry | in an ORAS directory | in an image layer |
-//! |---|---|---|
-//! | file | kept, mode a+rX, no setuid, setgid, sticky, owner or xattrs | the same |
-//! | symbolic link | kept if it stays inside, else the layer is refused | kept as it is |
-//! | hard link | to an earlier file of the same layer | also to an earlier link |
-//! | device, FIFO | left out, counted, logged (as ORAS does) | the same |
-//! | `.wh.` names | ordinary files here; whiteouts once an `overlay` step lays them ([`graft`]) | whiteouts of layers below |
-//! | the same name twice | the last one counts; over a directory with something in it: refused | the same |
-//! | sparse file | refused | refused |
-//!
-//! Architecture Invariant: nothing here makes a tree visible. Its caller does, after the digest of every
-//! layer has been verified over the whole of its stream.
+//! Unpacks one tar layer into an empty directory.
 
-pub mod budget;
-pub mod compress;
-pub mod filter;
-pub mod graft;
-pub mod name;
-pub mod plan;
-pub mod stream;
-pub mod tar;
-pub mod write;
-
-pub(crate) mod entries;
-
-use std::io::{self, BufRead};
+use std::io::BufRead;
 use std::os::fd::OwnedFd;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::display::Shown;
 
-use self::budget::Budget;
-use self::compress::{CompressionError, Window};
-use self::name::{EntryPath, NameError, stays_inside};
-use self::stream::{BlobReader, Metered, StreamFault};
-use self::tar::{Kind, TarError, TarReader};
-pub use self::write::Totals;
-use self::write::TreeWriter;
-use crate::class::ErrorClass;
-use crate::settings::Limits;
-use crate::store::DiskError;
-
-/// Why a layer does not become files.
-#[derive(Debug, thiserror::Error)]
-pub enum UnpackError {
-    /// A name that leads elsewhere, or that cannot be.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// The archive's own form.
-    #[error(transparent)]
-    Tar(TarError),
-    /// Media type and compression differ.
-    #[error(transparent)]
-    Compression(CompressionError),
-    /// The stream does not decompress.
-    #[error("the layer cannot be decompressed: {0}: it was damaged before it was pushed")]
-    Corrupt(Shown),
-    /// A zstd window above the limit.
-    #[error(transparent)]
-    Window(Window),
-    /// The stream ended, was too long, or had the wrong digest.
-    #[error(transparent)]
-    Stream(#[from] StreamFault),
-    /// Too many files.
-    #[error("the layers of the volume have more than {limit} entries together, the limit")]
-    TooManyEntries {
-        /// The limit.
-        limit: u64,
-    },
-    /// An entry outside the directory that the layer is.
-    #[error(
-        "the entry \"{entry}\" is not beneath \"{prefix}\", the directory that the layer's title names: push it again with a current ORAS"
-    )]
-    OutsidePrefix {
-        /// The entry.
-        entry: Shown,
-        /// The title.
-        prefix: String,
-    },
-    /// A file where the root is.
-    #[error("the layer makes the root of the volume something else than a directory")]
-    RootIsNoDirectory,
-    /// A link out of an ORAS directory.
-    #[error(
-        "the symbolic link \"{path}\" leads to \"{target}\", which may lie outside the directory that was pushed: make it relative, with \"..\" only in front"
-    )]
-    SymlinkLeaves {
-        /// The link.
-        path: String,
-        /// Where it leads.
-        target: Shown,
-    },
-    /// A link to nothing, or to an endless name.
-    #[error("the symbolic link \"{path}\" leads to an empty or impossible name")]
-    LinkTarget {
-        /// The link.
-        path: String,
-    },
-    /// A hard link to what is not there.
-    #[error("the hard link \"{path}\" is to \"{existing}\", which is no earlier file of the same layer")]
-    HardLink {
-        /// The link.
-        path: String,
-        /// What it names.
-        existing: String,
-    },
-    /// A path through something that is no directory.
-    #[error(
-        "the directory \"{path}\" leads through a symbolic link or a file of the same layer: nothing is written through links"
-    )]
-    Through {
-        /// The directory.
-        path: String,
-    },
-    /// A file over a directory with something in it.
-    #[error("\"{path}\" is a directory with something in it, and then something else, in the same layer")]
-    ReplacesDirectory {
-        /// The path.
-        path: String,
-    },
-    /// `io.deis.oras.content.digest` does not match.
-    #[error("the uncompressed content has the digest {found}, and the layer's annotation says {wanted}")]
-    ContentDigest {
-        /// What the annotation says.
-        wanted: Digest,
-        /// What came.
-        found: Digest,
-    },
-    /// The disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-}
-
-impl From<TarError> for UnpackError {
-    fn from(error: TarError) -> Self {
-        match error {
-            TarError::Io(error) => Self::from_stream(error),
-            other => Self::Tar(other),
-        }
-    }
-}
-
-impl From<CompressionError> for UnpackError {
-    fn from(error: CompressionError) -> Self {
-        match error {
-            CompressionError::Io(error) => Self::from_stream(error),
-            lies @ CompressionError::Lies { .. } => Self::Compression(lies),
-        }
-    }
-}
-
-impl UnpackError {
-    /// An error that came out of the chain of readers: ours, or the decompressor's.
-    pub(crate) fn from_stream(error: io::Error) -> Self {
-        let error = match error.downcast::<StreamFault>() {
-            Ok(fault) => return Self::Stream(fault),
-            Err(error) => error,
-        };
-        match error.downcast::<Window>() {
-            Ok(window) => Self::Window(window),
-            Err(error) => Self::Corrupt(Shown::new(&error.to_string())),
-        }
-    }
-
-    /// What kind of failure it is.
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::Disk(_) => ErrorClass::Failed,
-            Self::Stream(fault) => fault.class(),
-            _ => ErrorClass::Refused,
-        }
-    }
-}
-
-/// What the entries of a tar layer are relative to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// An ORAS directory: every entry lies beneath the title, which is taken off.
-    Directory {
-        /// The title.
-        prefix: EntryPath,
-        /// The digest of the uncompressed stream, where the manifest says it.
-        content: Option<Digest>,
-    },
-    /// A layer of an image: entries lie beneath the root.
-    Image,
-}
+use super::budget::Budget;
+use super::compress;
+use super::error::UnpackError;
+use super::metered::Metered;
+use super::tar::{Kind, TarReader};
+use super::tree_writer::TreeWriter;
+use crate::content::blob_reader::BlobReader;
+use crate::disk::Totals;
+use crate::disk::entry_path::{EntryPath, shown, stays_inside};
+use crate::layout::LayerShape;
+use crate::limits::Limits;
 
 /// How a layer is unpacked: what its entries are relative to, and what of the volume's limits it shares with others.
 #[derive(Clone, Debug)]
 pub struct Unpacking {
-    shape: Shape,
+    shape: LayerShape,
     budget: Budget,
 }
 
 impl Unpacking {
     /// A layer of this shape, beside others of the same budget.
-    pub fn new(shape: Shape, budget: Budget) -> Self {
+    pub fn new(shape: LayerShape, budget: Budget) -> Self {
         Self { shape, budget }
     }
 }
@@ -235,8 +52,8 @@ pub fn unpack_layer(
     let Unpacking { shape, budget } = unpacking;
     let media_type = blob.media_type().to_owned();
     let content = match shape {
-        Shape::Directory { content, .. } => content.as_ref(),
-        Shape::Image => None,
+        LayerShape::Directory { content, .. } => content.as_ref(),
+        LayerShape::Image => None,
     };
     let (unpacked, found) = {
         let opened = compress::open(&mut blob, &media_type, limits.zstd_window_log())?;
@@ -272,7 +89,7 @@ fn unpack_archive(
     let mut archive = TarReader::new(stream);
     let mut writer = TreeWriter::new(root, limits, budget);
     let mut left_out = 0;
-    let image = *shape == Shape::Image;
+    let image = *shape == LayerShape::Image;
     while let Some(entry) = archive.advance()? {
         let path = place(&entry.name, shape, limits)?;
         match entry.kind {
@@ -282,7 +99,7 @@ fn unpack_archive(
                 if !image && !stays_inside(path.depth().saturating_sub(1), &target) {
                     return Err(UnpackError::SymlinkLeaves {
                         path: path.to_string(),
-                        target: name::shown(&target),
+                        target: shown(&target),
                     });
                 }
                 writer.symlink(&path, &target, entry.mtime)?;
@@ -300,21 +117,18 @@ fn unpack_archive(
 }
 
 /// Where an entry of this name lies in the layer's tree.
-fn place(name: &[u8], shape: &Shape, limits: &Limits) -> Result<EntryPath, UnpackError> {
+fn place(name: &[u8], shape: &LayerShape, limits: &Limits) -> Result<EntryPath, UnpackError> {
     // Images are made by many tools, and some write "/etc/passwd" for "etc/passwd": GNU tar takes both.
     let relative = match shape {
-        Shape::Image => &name[name.iter().take_while(|byte| **byte == b'/').count()..],
-        Shape::Directory { .. } => name,
+        LayerShape::Image => &name[name.iter().take_while(|byte| **byte == b'/').count()..],
+        LayerShape::Directory { .. } => name,
     };
     let path = EntryPath::parse(relative, limits)?;
     match shape {
-        Shape::Image => Ok(path),
-        Shape::Directory { prefix, .. } => path.beneath(prefix).ok_or_else(|| UnpackError::OutsidePrefix {
-            entry: name::shown(name),
+        LayerShape::Image => Ok(path),
+        LayerShape::Directory { prefix, .. } => path.beneath(prefix).ok_or_else(|| UnpackError::OutsidePrefix {
+            entry: shown(name),
             prefix: prefix.to_string(),
         }),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -8,9 +8,9 @@ use oras_csi_core::manifest::layer_kind::TITLE;
 use oras_csi_core::manifest::{Descriptor, ImageManifest, LayerDescriptor, LayerFiles};
 use oras_csi_core::media_type::{MediaType, essence};
 
-use super::Shape;
-use super::name::{EntryPath, NameError};
-use crate::settings::Limits;
+use crate::disk::{EntryPath, NameError};
+use crate::layout::LayerShape;
+use crate::limits::Limits;
 
 /// ORAS: the digest of the uncompressed tar stream.
 pub const CONTENT_DIGEST: &str = "io.deis.oras.content.digest";
@@ -31,7 +31,7 @@ pub enum Content {
         /// Where its root lies.
         at: EntryPath,
         /// What its entries are relative to.
-        shape: Shape,
+        shape: LayerShape,
     },
 }
 
@@ -187,10 +187,10 @@ fn content(layer: &LayerDescriptor, position: usize, limits: &Limits) -> Result<
                 let value = Shown::new(text);
                 text.parse().map_err(|_| PlanError::ContentDigest { layer: position, value })
             });
-            let shape = Shape::Directory { prefix: path.clone(), content: content.transpose()? };
+            let shape = LayerShape::Directory { prefix: path.clone(), content: content.transpose()? };
             Content::Archive { at: path, shape }
         }
-        LayerFiles::Archive => Content::Archive { at: EntryPath::root(), shape: Shape::Image },
+        LayerFiles::Archive => Content::Archive { at: EntryPath::root(), shape: LayerShape::Image },
         LayerFiles::Nothing => return Ok(None),
     }))
 }

@@ -10,7 +10,7 @@ use std::io::{self, BufRead, Read};
 use oras_csi_core::display::Shown;
 use tar::{EntryType, Header};
 
-use super::name::shown;
+use crate::disk::entry_path::shown;
 
 const BLOCK: u64 = 512;
 /// What a pax header or a long name may have, as in Go's `archive/tar`.

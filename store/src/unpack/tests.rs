@@ -8,8 +8,13 @@ use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use super::compress::CompressionError;
+use super::tar::TarError;
 use super::*;
-use crate::store::Reserve;
+use crate::content::blob_reader::{BlobReader, StreamFault};
+use crate::disk::{EntryPath, NameError, Totals};
+use crate::layout::LayerShape;
+use crate::limits::{Limits, Reserve};
 
 /// A raw entry: header, data, padding.
 pub(super) fn entry(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
@@ -84,7 +89,7 @@ struct Case {
     result: Result<Unpacked, UnpackError>,
 }
 
-fn unpack_with(bytes: &[u8], media_type: &str, shape: &Shape, limits: Limits) -> Case {
+fn unpack_with(bytes: &[u8], media_type: &str, shape: &LayerShape, limits: Limits) -> Case {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("tree");
     fs::create_dir(&inside).unwrap();
@@ -96,13 +101,13 @@ fn unpack_with(bytes: &[u8], media_type: &str, shape: &Shape, limits: Limits) ->
     Case { folder, result }
 }
 
-fn directory(prefix: &str) -> Shape {
+fn directory(prefix: &str) -> LayerShape {
     let prefix = EntryPath::parse(prefix.as_bytes(), &Limits::default()).unwrap();
-    Shape::Directory { prefix, content: None }
+    LayerShape::Directory { prefix, content: None }
 }
 
 fn image(entries: &[Vec<u8>]) -> Case {
-    unpack_with(&archive(entries), "application/x-tar", &Shape::Image, Limits::default())
+    unpack_with(&archive(entries), "application/x-tar", &LayerShape::Image, Limits::default())
 }
 
 fn oras(entries: &[Vec<u8>]) -> Case {
@@ -323,7 +328,7 @@ fn limits_have_words() {
         (tail, limits.with_unpacked(1 << 20), "more than 1048576 bytes"),
         (gzip(&vec![0; 80 << 20]), limits.with_reserve(Reserve::bytes(u64::MAX)), "free"),
     ] {
-        let case = unpack_with(&bytes, "application/x-tar", &Shape::Image, limits);
+        let case = unpack_with(&bytes, "application/x-tar", &LayerShape::Image, limits);
         assert!(case.error().contains(word), "{} / {word}", case.error());
     }
 }
@@ -333,7 +338,7 @@ fn the_digest_of_the_content_is_verified() {
     let plain =
         [archive(&[entry("d/a", b'0', "", b"x")]), vec![0; 9_000], b"behind the end".to_vec()].concat();
     let bytes = gzip(&plain);
-    let shape = |content: &[u8]| Shape::Directory {
+    let shape = |content: &[u8]| LayerShape::Directory {
         prefix: EntryPath::parse(b"d", &Limits::default()).unwrap(),
         content: Some(Digest::sha256_of(content)),
     };
@@ -352,7 +357,7 @@ fn other_bytes_than_announced_are_refused() {
     let unpack = |sent: &[u8]| {
         let inside = tempfile::tempdir_in(folder.path()).unwrap();
         let reader = reader(sent, &bytes, "application/x-tar");
-        let unpacking = Unpacking::new(Shape::Image, Budget::default());
+        let unpacking = Unpacking::new(LayerShape::Image, Budget::default());
         unpack_layer(reader, &unpacking, &open(inside.path()), &Limits::default()).unwrap_err()
     };
     assert!(matches!(unpack(&flipped), UnpackError::Stream(StreamFault::Digest { .. })));
@@ -371,7 +376,7 @@ fn what_does_not_decompress_is_refused() {
         flipped[20] ^= 0x55;
         flipped
     }] {
-        let case = unpack_with(&bytes, "application/x-tar", &Shape::Image, Limits::default());
+        let case = unpack_with(&bytes, "application/x-tar", &LayerShape::Image, Limits::default());
         assert_eq!(case.result.as_ref().unwrap_err().class(), ErrorClass::Refused, "{}", case.error());
     }
 }
@@ -385,7 +390,7 @@ proptest::proptest! {
             ("[ab./]{1,6}", proptest::sample::select(vec![b'0', b'1', b'2', b'5']), "[ab./]{0,6}"), 1..8)
     ) {
         let entries = entries.iter().map(|(name, kind, link)| entry(name, *kind, link, b"")).collect::<Vec<_>>();
-        for shape in [Shape::Image, directory("a"), directory("")] {
+        for shape in [LayerShape::Image, directory("a"), directory("")] {
             let _ = unpack_with(&archive(&entries), "application/x-tar", &shape, Limits::default());
         }
     }

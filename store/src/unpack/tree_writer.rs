@@ -10,89 +10,18 @@ use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::UnpackError;
 use super::budget::Budget;
-use super::name::{EntryPath, NameError};
-use crate::settings::Limits;
-use crate::store::DiskError;
-
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
-
-/// The times of directories, until nothing changes in them any more. They are a courtesy: one that cannot be set
-/// fails nothing, and those of a million directories of long paths, which would be gigabytes, are not all kept.
-#[derive(Default)]
-pub(crate) struct Times {
-    paths: Vec<(EntryPath, i64)>,
-    bytes: usize,
-}
-
-impl Times {
-    const MOST: usize = 8 << 20;
-
-    pub(crate) fn remember(&mut self, path: EntryPath, mtime: i64) {
-        self.bytes += path.as_bytes().len() + size_of::<(EntryPath, i64)>();
-        if self.bytes <= Self::MOST {
-            self.paths.push((path, mtime));
-        }
-    }
-
-    /// Sets them beneath `root`, the last first.
-    pub(crate) fn set(&self, root: &OwnedFd) {
-        for (path, mtime) in self.paths.iter().rev() {
-            if let Ok(folder) = open_beneath(root, path) {
-                set_time(&folder, *mtime);
-            }
-        }
-    }
-}
-
-/// What a tree holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Totals {
-    /// Bytes in files.
-    pub bytes: u64,
-    /// Files, directories and links.
-    pub inodes: u64,
-}
-
-/// Opens a directory beneath `root`, following no link.
-pub(crate) fn open_beneath(root: impl AsFd, path: &EntryPath) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let name: &[u8] = if path.is_root() { b"." } else { path.as_bytes() };
-    loop {
-        match rustix::fs::openat2(&root, OsStr::from_bytes(name), flags, Mode::empty(), BENEATH) {
-            // A rename elsewhere raced with the walk (openat2(2)).
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            other => return other,
-        }
-    }
-}
-
-/// Permissions of a file: readable for all, executable for all if for anybody, writable for its owner if
-/// it was; without setuid, setgid and sticky bits.
-pub(crate) fn file_mode(mode: u32) -> Mode {
-    let execute = if mode & 0o111 == 0 { 0 } else { 0o111 };
-    Mode::from_raw_mode(0o444 | (mode & 0o200) | execute)
-}
-
-pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
-
-/// The bits that this process takes from the mode of what it makes, as it was started. Asking the kernel would set
-/// them first.
-pub(crate) fn umask() -> Option<Mode> {
-    static UMASK: OnceLock<Option<Mode>> = OnceLock::new();
-    *UMASK.get_or_init(|| {
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
-        u32::from_str_radix(umask.trim(), 8).ok().map(Mode::from_raw_mode)
-    })
-}
+use super::error::UnpackError;
+use super::tar::TarError;
+use crate::disk::beneath::open_beneath;
+use crate::disk::entry_path::{EntryPath, too_long};
+use crate::disk::files::{DIRECTORY_MODE, Times, file_mode, link_or_copy, set_time, times, umask};
+use crate::disk::{DiskError, Totals};
+use crate::limits::Limits;
 
 /// A directory that is being filled.
 pub struct TreeWriter<'a> {
@@ -176,7 +105,7 @@ impl<'a> TreeWriter<'a> {
             }
         }
         if written != size {
-            return Err(UnpackError::Tar(super::tar::TarError::Truncated("a file")));
+            return Err(UnpackError::Tar(TarError::Truncated("a file")));
         }
         if self.umask.intersects(mode) {
             rustix::fs::fchmod(&file, mode).map_err(|errno| disk("set the mode of", path, errno))?;
@@ -355,86 +284,5 @@ fn blocked(path: &EntryPath, errno: Errno) -> UnpackError {
         Errno::LOOP | Errno::XDEV | Errno::NOTDIR => UnpackError::Through { path: path.to_string() },
         Errno::NAMETOOLONG => UnpackError::Name(too_long(path)),
         errno => disk("open the directory", path, errno),
-    }
-}
-
-/// What the kernel says of a path that is within our limit and not within its own.
-pub(crate) fn too_long(path: &EntryPath) -> NameError {
-    let length = path.as_bytes().len();
-    NameError::Long { shown: super::name::shown(path.as_bytes()), length, limit: 4_095 }
-}
-
-fn times(mtime: i64) -> Timestamps {
-    let time = Timespec { tv_sec: mtime, tv_nsec: 0 };
-    Timestamps { last_access: time, last_modification: time }
-}
-
-pub(crate) fn set_time(file: impl AsFd, mtime: i64) {
-    let _ = rustix::fs::futimens(file, &times(mtime));
-}
-
-/// Links a file; copies it where it has as many names as the file system allows.
-pub(crate) fn link_or_copy(
-    source: impl AsFd,
-    source_name: &[u8],
-    folder: impl AsFd,
-    name: &[u8],
-) -> Result<(), Errno> {
-    match rustix::fs::linkat(&source, name_of(source_name), &folder, name_of(name), AtFlags::empty()) {
-        Err(Errno::MLINK) => {}
-        other => return other,
-    }
-    let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let from = rustix::fs::openat(&source, name_of(source_name), OFlags::RDONLY | nofollow, Mode::empty())?;
-    let found = rustix::fs::fstat(&from)?;
-    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
-    let to = rustix::fs::openat(&folder, name_of(name), create, Mode::RUSR | Mode::WUSR)?;
-    copy(&from, &to)?;
-    rustix::fs::fchmod(&to, Mode::from_raw_mode(found.st_mode & 0o777))?;
-    set_time(&to, found.st_mtime);
-    Ok(())
-}
-
-/// Copies a file's bytes: shared blocks where the file system can, else in the kernel, else by hand.
-pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
-    let size = u64::try_from(rustix::fs::fstat(from)?.st_size).unwrap_or(0);
-    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
-        return Ok(size);
-    }
-    let mut done = 0;
-    loop {
-        match rustix::fs::copy_file_range(from, None, to, None, 1 << 30) {
-            Ok(0) => break,
-            Ok(count) => done += count as u64,
-            Err(Errno::INTR) => {}
-            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if done == 0 => {
-                return copy_by_hand(from, to);
-            }
-            Err(errno) => return Err(errno),
-        }
-    }
-    // Some file systems copy nothing and say nothing.
-    if done == 0 && size > 0 { copy_by_hand(from, to) } else { Ok(done) }
-}
-
-fn copy_by_hand(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
-    let mut buffer = vec![0; 256 << 10];
-    let mut done = 0;
-    loop {
-        let count = match rustix::io::read(from, &mut buffer[..]) {
-            Ok(0) => return Ok(done),
-            Ok(count) => count,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno),
-        };
-        let mut rest = &buffer[..count];
-        while !rest.is_empty() {
-            match rustix::io::write(to, rest) {
-                Ok(count) => rest = &rest[count..],
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        done += count as u64;
     }
 }

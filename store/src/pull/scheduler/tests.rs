@@ -1,6 +1,6 @@
 //! Turns, in a time that does not pass by itself.
 
-use super::super::urgency::Rush;
+use super::super::priority::PriorityBoost;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -9,12 +9,12 @@ fn host(name: &str) -> RegistryHost {
     name.parse().unwrap()
 }
 
-async fn is_there(slots: &Arc<Slots>, name: &str) -> Option<Slot> {
-    timeout(SECOND, slots.take(&host(name), &Urgency::default())).await.ok().flatten()
+async fn is_there(scheduler: &Arc<Scheduler>, name: &str) -> Option<DownloadSlot> {
+    timeout(SECOND, scheduler.take(&host(name), &Priority::default())).await.ok().flatten()
 }
 
 /// Waits for an hour for `rate` bytes a second.
-async fn read(slot: &mut Slot, rate: u64) -> Result<(), TooSlow> {
+async fn read(slot: &mut DownloadSlot, rate: u64) -> Result<(), TooSlow> {
     let mut pace = Pace::new(&Limits::default());
     for _ in 0..3_600 {
         pace.wait(slot, tokio::time::sleep(SECOND)).await?;
@@ -25,69 +25,69 @@ async fn read(slot: &mut Slot, rate: u64) -> Result<(), TooSlow> {
 
 #[tokio::test(start_paused = true)]
 async fn a_host_has_half_of_the_turns_and_its_ports_are_one() {
-    let slots = Arc::new(Slots::new(8));
+    let scheduler = Arc::new(Scheduler::new(8));
     let mut held = Vec::new();
     for name in ["a:1", "a:2", "a:3", "a:4"] {
-        held.push(is_there(&slots, name).await.unwrap());
+        held.push(is_there(&scheduler, name).await.unwrap());
     }
-    assert!(is_there(&slots, "a:5").await.is_none());
-    assert!(is_there(&slots, "b").await.is_some());
+    assert!(is_there(&scheduler, "a:5").await.is_none());
+    assert!(is_there(&scheduler, "b").await.is_some());
     held.pop();
-    assert!(is_there(&slots, "a:5").await.is_some());
+    assert!(is_there(&scheduler, "a:5").await.is_some());
     drop(held);
-    let one = Arc::new(Slots::new(1));
+    let one = Arc::new(Scheduler::new(1));
     assert!(is_there(&one, "a").await.is_some());
     assert!(is_there(&one, "b").await.is_some());
 }
 
-async fn ahead(slots: &Arc<Slots>, name: &str, rush: &Rush) -> Option<Slot> {
-    timeout(SECOND, slots.take(&host(name), &Urgency::until(rush))).await.ok().flatten()
+async fn ahead(scheduler: &Arc<Scheduler>, name: &str, boost: &PriorityBoost) -> Option<DownloadSlot> {
+    timeout(SECOND, scheduler.take(&host(name), &Priority::until(boost))).await.ok().flatten()
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_fetches_ahead_leaves_turns_to_those_who_wait() {
-    let (slots, rush) = (Arc::new(Slots::new(8)), Rush::default());
+    let (scheduler, boost) = (Arc::new(Scheduler::new(8)), PriorityBoost::default());
     let mut held = Vec::new();
     for name in ["a", "a", "a", "b"] {
-        held.push(ahead(&slots, name, &rush).await.unwrap());
+        held.push(ahead(&scheduler, name, &boost).await.unwrap());
     }
-    assert!(ahead(&slots, "c", &rush).await.is_none(), "half of the node's");
+    assert!(ahead(&scheduler, "c", &boost).await.is_none(), "half of the node's");
     held.pop();
-    assert!(ahead(&slots, "a", &rush).await.is_none(), "all but one of a host's");
-    assert!(is_there(&slots, "a").await.is_some());
+    assert!(ahead(&scheduler, "a", &boost).await.is_none(), "all but one of a host's");
+    assert!(is_there(&scheduler, "a").await.is_some());
     let mut pods = Vec::new();
     for name in ["a", "b", "b", "b", "b"] {
-        pods.push(is_there(&slots, name).await.unwrap());
+        pods.push(is_there(&scheduler, name).await.unwrap());
     }
-    assert!(ahead(&slots, "c", &rush).await.is_none(), "no turn is left");
+    assert!(ahead(&scheduler, "c", &boost).await.is_none(), "no turn is left");
     // Somebody waits for what is fetched ahead: it waits as others do.
-    rush.call();
+    boost.raise();
     pods.pop();
-    assert!(ahead(&slots, "c", &rush).await.is_some());
+    assert!(ahead(&scheduler, "c", &boost).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_fetches_ahead_makes_way_in_the_middle_of_a_blob() {
-    let (slots, rush) = (Arc::new(Slots::new(1)), Rush::default());
-    let mut slow = ahead(&slots, "a", &rush).await.unwrap();
+    let (scheduler, boost) = (Arc::new(Scheduler::new(1)), PriorityBoost::default());
+    let mut slow = ahead(&scheduler, "a", &boost).await.unwrap();
     let reads = tokio::spawn(async move { read(&mut slow, 2 * SLOW).await });
     tokio::time::sleep(10 * SECOND).await;
-    let pod = timeout(3 * SECOND, slots.take(&host("a"), &Urgency::default())).await.unwrap().unwrap();
+    let pod = timeout(3 * SECOND, scheduler.take(&host("a"), &Priority::default())).await.unwrap().unwrap();
     tokio::time::sleep(300 * SECOND).await;
     assert!(!reads.is_finished());
-    assert!(is_there(&slots, "b").await.is_none(), "the pod has the one turn");
+    assert!(is_there(&scheduler, "b").await.is_none(), "the pod has the one turn");
     drop(pod);
     assert_eq!(reads.await.unwrap(), Ok(()), "it goes on, and its pause was no slowness");
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_fetches_ahead_leaves_the_line_to_those_who_read_but_for_a_little() {
-    let (slots, rush) = (Arc::new(Slots::new(8)), Rush::default());
-    let mut slot = ahead(&slots, "a", &rush).await.unwrap();
-    let pod = is_there(&slots, "a").await.unwrap();
+    let (scheduler, boost) = (Arc::new(Scheduler::new(8)), PriorityBoost::default());
+    let mut slot = ahead(&scheduler, "a", &boost).await.unwrap();
+    let pod = is_there(&scheduler, "a").await.unwrap();
     assert!(
-        ahead(&slots, "b", &rush).await.is_none()
-            && slots.spare(&host("b"), &Urgency::until(&rush)).is_none()
+        ahead(&scheduler, "b", &boost).await.is_none()
+            && scheduler.spare(&host("b"), &Priority::until(&boost)).is_none()
     );
     let seconds = Arc::new(AtomicUsize::new(0));
     let counted = seconds.clone();
@@ -112,9 +112,9 @@ async fn who_fetches_ahead_leaves_the_line_to_those_who_read_but_for_a_little() 
     let all = in_a_minute().await;
     assert!(all >= 55, "{all} of 60 seconds");
     // A pod asks for it.
-    let pod = is_there(&slots, "a").await.unwrap();
+    let pod = is_there(&scheduler, "a").await.unwrap();
     tokio::time::sleep(10 * SECOND).await;
-    rush.call();
+    boost.raise();
     let all = in_a_minute().await;
     assert!(all >= 55, "{all} of 60 seconds");
     drop(pod);
@@ -123,17 +123,17 @@ async fn who_fetches_ahead_leaves_the_line_to_those_who_read_but_for_a_little() 
 
 #[tokio::test(start_paused = true)]
 async fn a_spare_turn_is_one_that_nobody_waits_for() {
-    let slots = Arc::new(Slots::new(4));
-    let first = is_there(&slots, "a").await.unwrap();
-    let spare = slots.spare(&host("a"), &Urgency::default()).unwrap();
-    assert!(slots.spare(&host("a"), &Urgency::default()).is_none(), "a host has its share and no more");
+    let scheduler = Arc::new(Scheduler::new(4));
+    let first = is_there(&scheduler, "a").await.unwrap();
+    let spare = scheduler.spare(&host("a"), &Priority::default()).unwrap();
+    assert!(scheduler.spare(&host("a"), &Priority::default()).is_none(), "a host has its share and no more");
     assert!(!spare.is_wanted());
     let waits = tokio::spawn({
-        let slots = slots.clone();
-        async move { slots.take(&host("a"), &Urgency::default()).await.is_some() }
+        let scheduler = scheduler.clone();
+        async move { scheduler.take(&host("a"), &Priority::default()).await.is_some() }
     });
     tokio::task::yield_now().await;
-    assert!(spare.is_wanted() && slots.spare(&host("a"), &Urgency::default()).is_none());
+    assert!(spare.is_wanted() && scheduler.spare(&host("a"), &Priority::default()).is_none());
     drop(spare);
     assert!(waits.await.unwrap());
     drop(first);
@@ -141,27 +141,27 @@ async fn a_spare_turn_is_one_that_nobody_waits_for() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_slow_goes_on_aside_and_what_is_fast_keeps_its_turn() {
-    let slots = Arc::new(Slots::new(2));
-    let (mut slow, mut fast) = (is_there(&slots, "a").await.unwrap(), is_there(&slots, "b").await.unwrap());
-    assert!(is_there(&slots, "c").await.is_none());
+    let scheduler = Arc::new(Scheduler::new(2));
+    let (mut slow, mut fast) = (is_there(&scheduler, "a").await.unwrap(), is_there(&scheduler, "b").await.unwrap());
+    assert!(is_there(&scheduler, "c").await.is_none());
     assert_eq!(read(&mut fast, 2 * SLOW).await, Ok(()));
     assert!(!fast.is_aside);
     assert_eq!(read(&mut slow, LEAST).await, Ok(()));
     assert!(slow.is_aside);
-    assert!(is_there(&slots, "c").await.is_some());
+    assert!(is_there(&scheduler, "c").await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_room_aside_it_fails_only_while_others_wait() {
-    let slots = Arc::new(Slots::new(1));
-    let mut first = is_there(&slots, "a").await.unwrap();
+    let scheduler = Arc::new(Scheduler::new(1));
+    let mut first = is_there(&scheduler, "a").await.unwrap();
     assert_eq!(read(&mut first, LEAST).await, Ok(()));
-    let mut second = is_there(&slots, "b").await.unwrap();
+    let mut second = is_there(&scheduler, "b").await.unwrap();
     assert_eq!(read(&mut second, LEAST).await, Ok(()));
     assert!(first.is_aside && !second.is_aside);
     let waits = tokio::spawn({
-        let slots = slots.clone();
-        async move { slots.take(&host("c"), &Urgency::default()).await.is_some() }
+        let scheduler = scheduler.clone();
+        async move { scheduler.take(&host("c"), &Priority::default()).await.is_some() }
     });
     let error = read(&mut second, LEAST).await.unwrap_err();
     assert_eq!((error.least, error.others_wait), (SLOW, true));
@@ -172,9 +172,9 @@ async fn without_room_aside_it_fails_only_while_others_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn what_will_never_be_done_fails() {
-    let slots = Arc::new(Slots::new(8));
+    let scheduler = Arc::new(Scheduler::new(8));
     for rate in [0, 850, LEAST - 100] {
-        let mut slot = is_there(&slots, "a").await.unwrap();
+        let mut slot = is_there(&scheduler, "a").await.unwrap();
         let error = read(&mut slot, rate).await.unwrap_err();
         assert_eq!((error.least, error.others_wait), (LEAST, false));
         assert!(error.rate <= rate && error.after <= Duration::from_secs(130), "{error:?}");

@@ -11,12 +11,12 @@ const MOST_PIECES: usize = 64;
 
 /// Pieces and their places, the latest last.
 #[derive(Debug, Default)]
-pub(super) struct Recent {
+pub(super) struct RecentChunks {
     pieces: VecDeque<(u64, Bytes)>,
     bytes: usize,
 }
 
-impl Recent {
+impl RecentChunks {
     /// Holds a piece; the oldest make room for it.
     pub(super) fn push(&mut self, at: u64, piece: Bytes) {
         self.bytes += piece.len();
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_keeps_up_finds_all_and_one_that_does_not_finds_less() {
-        let mut recent = Recent::default();
+        let mut recent = RecentChunks::default();
         assert_eq!(recent.take(0), None);
         recent.push(0, Bytes::from_static(b"abc"));
         recent.push(100, Bytes::from_static(b"xyz"));
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn small_pieces_are_few() {
-        let mut recent = Recent::default();
+        let mut recent = RecentChunks::default();
         for at in 0..1_000 {
             recent.push(at, Bytes::from_static(b"x"));
         }

@@ -1,8 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::settings::Limits;
-use crate::store::Reserve;
+use crate::limits::{Limits, Reserve};
 
 const SIZE: u64 = 4 << 20;
 
@@ -100,7 +99,7 @@ fn a_note_that_is_torn_or_of_another_boot_keeps_less() {
         store.partial(&blob, &host("a")).unwrap().resumed()
     };
     assert_eq!(resumed(&text), 3 << 20);
-    let boot = super::super::boot::id();
+    let boot = boot_id();
     let other = text.replace(&boot, "another");
     let before_last = text.trim_end().rsplit_once('\n').unwrap().0;
     let cases = [

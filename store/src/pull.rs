@@ -4,20 +4,21 @@
 //! is the command line's way, with the same store and the same unpacking.
 
 mod assemble;
-mod bring;
 mod directory;
 mod download;
 mod error;
 mod fetch;
-mod flight;
-mod locks;
+mod fetch_blob;
+mod keyed_lock;
+mod priority;
 mod progress;
-mod slots;
+mod scheduler;
+mod single_flight;
 mod steps;
-mod urgency;
 
 pub use self::directory::{DirectoryError, into_directory};
-pub use self::error::{PullError, PullErrorKind};
+pub use self::error::PullError;
 pub use self::fetch::Fetcher;
-pub use self::flight::{Ahead, Outcome, Pulls, Waited};
 pub use self::progress::{Meter, Planned, Progress, Reading, Silent};
+pub use self::single_flight::{BackgroundPull, Outcome, Pulls, Waited};
+pub use crate::error_class::PullErrorKind;
