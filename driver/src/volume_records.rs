@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_store::{DiskError, Store, TreeKey};
 use serde::{Deserialize, Serialize};
 
 use crate::mount::Target;
-use crate::store::{DiskError, Store, TreeKey};
 
 /// One published volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +93,7 @@ impl Records {
 
     fn path(&self, target: &Target) -> PathBuf {
         let name = Digest::sha256_of(target.path().as_os_str().as_encoded_bytes());
-        self.store.volumes().join(format!("{}.json", name.hex()))
+        self.store.layout().volumes().join(format!("{}.json", name.hex()))
     }
 
     /// The volume at a target, if one was recorded. A file that cannot be read counts as none: what is
@@ -104,7 +104,7 @@ impl Records {
 
     /// Writes the record of a target over the one there is.
     pub fn put(&self, target: &Target, record: &Record) -> Result<(), DiskError> {
-        let (path, unfinished) = (self.path(target), self.store.unfinished());
+        let (path, unfinished) = (self.path(target), self.store.tmp_path());
         let text = serde_json::to_vec(record).map_err(|error| DiskError::new("describe", &path, error))?;
         std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, &path)).map_err(
             |error| {
@@ -127,7 +127,7 @@ impl Records {
 
     /// All of them; files that cannot be read are removed.
     pub fn all(&self) -> Result<Vec<Record>, DiskError> {
-        let folder = self.store.volumes();
+        let folder = self.store.layout().volumes();
         let failed = |error| DiskError::new("list", &folder, error);
         let mut records = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(failed)? {
@@ -164,8 +164,9 @@ fn read(path: &Path) -> Result<Option<Record>, DiskError> {
 
 #[cfg(test)]
 mod tests {
+    use oras_csi_store::Limits;
+
     use super::*;
-    use crate::settings::Limits;
 
     #[test]
     fn records_come_and_go() {
@@ -184,9 +185,9 @@ mod tests {
         assert_eq!(records.all().unwrap(), std::slice::from_ref(&record));
 
         // What a power cut may leave.
-        std::fs::write(store.volumes().join("torn.json"), "").unwrap();
+        std::fs::write(store.layout().volumes().join("torn.json"), "").unwrap();
         assert_eq!(records.all().unwrap(), [record]);
-        assert!(!store.volumes().join("torn.json").exists());
+        assert!(!store.layout().volumes().join("torn.json").exists());
 
         records.remove(&target).unwrap();
         assert_eq!(records.all().unwrap(), []);

@@ -2,21 +2,20 @@
 
 use std::sync::atomic::AtomicU64;
 
+use oras_csi_store::{CollectionReport, Inventory, Item, PullErrorKind, StoreObserver, Verdict};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::Metrics;
-use crate::scrub::Verdict;
-use crate::store::{CollectionReport, Inventory, Item};
+use super::{Metrics, Pull, PullOutcome};
 
 type Label = [(&'static str, &'static str); 1];
 type Labels = [(&'static str, &'static str); 2];
 
 #[derive(Clone, Debug)]
-pub(super) struct Holdings {
+pub(super) struct StoreMetrics {
     bytes: Family<Label, Gauge>,
     objects: Family<Label, Gauge>,
     free: Gauge,
@@ -34,7 +33,7 @@ fn pull_seconds() -> Histogram {
     Histogram::new([0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3_600.0])
 }
 
-impl Holdings {
+impl StoreMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self {
             bytes: Family::default(),
@@ -78,63 +77,74 @@ fn amount(number: impl TryInto<i64>) -> i64 {
 }
 
 impl Metrics {
-    pub(crate) fn holds(&self, inventory: &Inventory, free: u64) {
-        let holdings = &self.0.holdings;
+    pub(crate) fn looked_up(&self, found: bool) {
+        let result = if found { "hit" } else { "miss" };
+        self.0.store.lookups.get_or_create(&[("result", result)]).inc();
+    }
+}
+
+impl StoreObserver for Metrics {
+    fn measured(&self, inventory: &Inventory, free: u64) {
+        let store = &self.0.store;
         for (state, bytes) in inventory.sizes() {
-            holdings.bytes.get_or_create(&[("state", state.name())]).set(amount(bytes));
+            store.bytes.get_or_create(&[("state", state.name())]).set(amount(bytes));
         }
         let counts = [
             ("tree", inventory.trees().len()),
             ("layer", inventory.layers().len()),
             ("blob", inventory.blobs().len()),
-            ("set_aside", inventory.aside().len()),
+            ("set_aside", inventory.quarantined().len()),
             ("partial", inventory.partial().len()),
         ];
         for (name, count) in counts {
-            holdings.objects.get_or_create(&[("kind", name)]).set(amount(count));
+            store.objects.get_or_create(&[("kind", name)]).set(amount(count));
         }
-        holdings.free.set(amount(free));
+        store.free.set(amount(free));
     }
 
-    pub(crate) fn collected(&self, done: &CollectionReport) {
+    fn collected(&self, done: &CollectionReport) {
         let counts =
-            [("tree", done.trees), ("layer", done.layers), ("blob", done.blobs), ("set_aside", done.aside)];
+            [("tree", done.trees), ("layer", done.layers), ("blob", done.blobs), ("set_aside", done.quarantined)];
         for (name, count) in counts {
-            self.0.holdings.evictions.get_or_create(&[("kind", name)]).inc_by(count);
+            self.0.store.evictions.get_or_create(&[("kind", name)]).inc_by(count);
         }
-        self.0.holdings.evicted_bytes.inc_by(done.bytes);
+        self.0.store.evicted_bytes.inc_by(done.bytes);
     }
 
-    pub(crate) fn scrubbed(&self, item: &Item, verdict: &Verdict) {
+    fn scrubbed(&self, item: &Item, verdict: &Verdict) {
         let result = match verdict {
             Verdict::Good => "good",
             Verdict::Damaged(_) => "damaged",
             Verdict::Gone => "gone",
-            Verdict::NoSums => "no_sums",
+            Verdict::NoChecksums => "no_sums",
             Verdict::Stopped => return,
         };
-        self.0.holdings.scrubbed.get_or_create(&[("kind", kind(item)), ("result", result)]).inc();
+        self.0.store.scrubbed.get_or_create(&[("kind", kind(item)), ("result", result)]).inc();
     }
 
-    pub(crate) fn damaged(&self, item: &Item) {
-        self.0.holdings.damaged.get_or_create(&[("kind", kind(item))]).inc();
+    fn damaged(&self, item: &Item) {
+        self.0.store.damaged.get_or_create(&[("kind", kind(item))]).inc();
     }
 
-    pub(crate) fn leases(&self, count: usize) {
-        self.0.holdings.leases.set(amount(count));
+    fn leased(&self, count: usize) {
+        self.0.store.leases.set(amount(count));
     }
 
-    pub(crate) fn mounts(&self, count: usize) {
-        self.0.holdings.mounts.set(amount(count));
+    fn mounted(&self, count: usize) {
+        self.0.store.mounts.set(amount(count));
     }
 
-    pub(crate) fn looked_up(&self, found: bool) {
-        let result = if found { "hit" } else { "miss" };
-        self.0.holdings.lookups.get_or_create(&[("result", result)]).inc();
+    fn received(&self, bytes: u64) {
+        self.0.bytes.inc_by(bytes);
+    }
+
+    fn pulled(&self, failure: Option<PullErrorKind>) {
+        let outcome = failure.map_or(PullOutcome::Done, PullOutcome::from);
+        self.0.pulls.get_or_create(&Pull { outcome }).inc();
     }
 
     /// How long it took to bring a tree of so many bytes into the store.
-    pub(crate) fn pull_took(&self, bytes: u64, seconds: f64) {
+    fn pull_took(&self, bytes: u64, seconds: f64) {
         let size = match bytes {
             0..0x10_0000 => "below 1 MiB",
             0x10_0000..0x400_0000 => "below 64 MiB",
@@ -142,6 +152,6 @@ impl Metrics {
             0x4000_0000..0x4_0000_0000 => "below 16 GiB",
             _ => "16 GiB and more",
         };
-        self.0.holdings.pull_seconds.get_or_create(&[("size", size)]).observe(seconds);
+        self.0.store.pull_seconds.get_or_create(&[("size", size)]).observe(seconds);
     }
 }

@@ -15,27 +15,27 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Resource as _, ResourceExt as _};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::registry::Keyring;
+use oras_csi_store::pull::Pulls;
+use oras_csi_store::{PreloadEntry, Store, read_preload_index};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::errand::{Errand, Means, Standing};
+use super::cluster_set::{self, ClusterSet};
+use super::desired::{Desired, Labels, What, as_before, desired};
 use super::object::{SetOnNode, SetState};
 use super::report::{LONGEST_CALL, Reporter, amount};
-use super::view::{self, ClusterSet};
-use super::wanted::{Labels, Wanted, What, as_before, wanted};
+use super::task::{Context, PreloadTask, Standing};
 use super::{ClusterSets, spread};
 use crate::metrics::Metrics;
-use crate::pull::Pulls;
-use crate::store::{Store, WantedTree, read_wanted};
 
 /// How long a message may be.
 const LONGEST_MESSAGE: usize = 1_000;
 
 /// What fetches ahead, not running yet.
 pub(crate) struct Preload {
-    means: Arc<Means>,
+    context: Arc<Context>,
     cluster: ClusterSets,
     node: String,
 }
@@ -50,26 +50,26 @@ impl Preload {
     ) -> Self {
         let (secrets, rhythm) = (cluster.secrets(), cluster.rhythm);
         let (news, damage) = (Notify::new(), Notify::new());
-        let means = Arc::new(Means { pulls, keyring, secrets, metrics, rhythm, news, damage });
-        Self { means, cluster, node: node.to_owned() }
+        let context = Arc::new(Context { pulls, keyring, secrets, metrics, rhythm, news, damage });
+        Self { context, cluster, node: node.to_owned() }
     }
 
     /// Tells that something was set aside as damaged: what sets want of it is fetched again.
     pub(crate) fn damage_notice(&self) -> impl Fn() + Send + Sync + 'static + use<> {
-        let means = self.means.clone();
-        move || means.damage.notify_waiters()
+        let context = self.context.clone();
+        move || context.damage.notify_waiters()
     }
 }
 
 /// Fetches ahead until `stop`.
-pub(crate) async fn keep(preload: Preload, stop: CancellationToken) {
-    let store = preload.means.pulls.fetcher().store().clone();
+pub(crate) async fn run(preload: Preload, stop: CancellationToken) {
+    let store = preload.context.pulls.fetcher().store().clone();
     let before = read(&store).await;
     let (told, heard) = watch::channel(None);
     let reporter = Reporter::new(&preload.cluster, &preload.node, store);
     let nodes: Api<Node> = Api::all(preload.cluster.client.clone());
-    let keeper = Keeper {
-        means: preload.means,
+    let controller = Controller {
+        context: preload.context,
         node: preload.node,
         nodes,
         sets: BTreeMap::new(),
@@ -82,14 +82,14 @@ pub(crate) async fn keep(preload: Preload, stop: CancellationToken) {
         told,
     };
     let both = async {
-        tokio::join!(keeper.run(preload.cluster.client), reporter.run(heard));
+        tokio::join!(controller.run(preload.cluster.client), reporter.run(heard));
     };
     Box::pin(stop.run_until_cancelled(both)).await;
 }
 
-async fn read(store: &Arc<Store>) -> Vec<WantedTree> {
+async fn read(store: &Arc<Store>) -> Vec<PreloadEntry> {
     let store = store.clone();
-    let read = tokio::task::spawn_blocking(move || read_wanted(store.layout())).await;
+    let read = tokio::task::spawn_blocking(move || read_preload_index(store.layout())).await;
     match read {
         Ok(Ok(wanted)) => wanted,
         Ok(Err(error)) => {
@@ -100,8 +100,8 @@ async fn read(store: &Arc<Store>) -> Vec<WantedTree> {
     }
 }
 
-struct Keeper {
-    means: Arc<Means>,
+struct Controller {
+    context: Arc<Context>,
     node: String,
     nodes: Api<Node>,
     sets: BTreeMap<String, ClusterSet>,
@@ -110,7 +110,7 @@ struct Keeper {
     /// Whether they were listed since the start.
     are_known: bool,
     labels: Option<Labels>,
-    before: Vec<WantedTree>,
+    before: Vec<PreloadEntry>,
     /// Whether that is written down.
     is_noted: bool,
     running: BTreeMap<String, Running>,
@@ -121,7 +121,7 @@ struct Keeper {
 struct Running {
     id: String,
     standing: watch::Receiver<Standing>,
-    errand: Option<(Errand, Task)>,
+    task: Option<(PreloadTask, Task)>,
 }
 
 /// Ends when it is dropped.
@@ -133,14 +133,14 @@ impl Drop for Task {
     }
 }
 
-impl Keeper {
+impl Controller {
     async fn run(mut self, client: kube::Client) {
-        let api: Api<DynamicObject> = Api::all_with(client, &view::resource());
+        let api: Api<DynamicObject> = Api::all_with(client, &cluster_set::resource());
         // The newest list, not one from a memory that lags behind: what is not on it is let go of.
         let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
         let mut trouble = String::new();
         self.follow(as_before(&self.before)).await;
-        let mut look = tokio::time::interval(spread(self.means.rhythm.look()));
+        let mut look = tokio::time::interval(spread(self.context.rhythm.look()));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_news = tokio::select! {
@@ -158,8 +158,8 @@ impl Keeper {
                         false
                     }
                 },
-                () = self.means.news.notified() => false,
-                () = tokio::time::sleep(self.means.rhythm.report()) => false,
+                () = self.context.news.notified() => false,
+                () = tokio::time::sleep(self.context.rhythm.report()) => false,
                 _ = look.tick(), if self.selects_by_label() || !self.is_noted => true,
             };
             if is_news {
@@ -175,7 +175,7 @@ impl Keeper {
             Event::Init => self.arriving = Some(BTreeMap::new()),
             Event::InitApply(object) => {
                 let arriving = self.arriving.get_or_insert_default();
-                arriving.extend(view::read(&object).map(|set| (object.name_any(), set)));
+                arriving.extend(cluster_set::read(&object).map(|set| (object.name_any(), set)));
             }
             Event::InitDone => {
                 let arrived = self.arriving.take().unwrap_or_default();
@@ -185,7 +185,7 @@ impl Keeper {
             }
             Event::Apply(object) => {
                 let name = object.name_any();
-                let read = view::read(&object);
+                let read = cluster_set::read(&object);
                 let is_news = self.sets.get(&name) != read.as_ref();
                 match read {
                     Some(set) => drop(self.sets.insert(name, set)),
@@ -209,7 +209,7 @@ impl Keeper {
         if self.selects_by_label() {
             self.ask_for_labels().await;
         }
-        let wanted = wanted(&self.sets, self.labels.as_ref(), &self.before, &Platform::node());
+        let wanted = desired(&self.sets, self.labels.as_ref(), &self.before, &Platform::node());
         self.follow(wanted).await;
     }
 
@@ -234,13 +234,13 @@ impl Keeper {
     }
 
     /// Keeps what is wanted, and only then fetches it.
-    async fn follow(&mut self, wanted: Vec<Wanted>) {
-        let kept: Vec<WantedTree> = wanted.iter().filter_map(|wanted| wanted.kept.clone()).collect();
+    async fn follow(&mut self, wanted: Vec<Desired>) {
+        let kept: Vec<PreloadEntry> = wanted.iter().filter_map(|wanted| wanted.kept.clone()).collect();
         for gone in self.before.iter().filter(|before| !kept.contains(before)) {
             tracing::info!(set = gone.set(), id = gone.id(), "no longer kept for a set");
         }
-        let (store, noted) = (self.means.pulls.fetcher().store().clone(), kept.clone());
-        let written = tokio::task::spawn_blocking(move || store.want(&noted)).await;
+        let (store, noted) = (self.context.pulls.fetcher().store().clone(), kept.clone());
+        let written = tokio::task::spawn_blocking(move || store.write_preload_index(&noted)).await;
         self.is_noted = matches!(written, Ok(Ok(())));
         match written {
             Ok(Ok(())) => {}
@@ -253,43 +253,43 @@ impl Keeper {
         let mut running = BTreeMap::new();
         for wanted in wanted {
             let earlier = self.running.remove(&wanted.set);
-            running.insert(wanted.set.clone(), self.go_on(wanted, earlier));
+            running.insert(wanted.set.clone(), self.continue_or_start(wanted, earlier));
         }
         self.running = running;
     }
 
-    /// The errand of a set: the one under way, if it is for the same.
-    fn go_on(&self, wanted: Wanted, earlier: Option<Running>) -> Running {
-        let Wanted { set, id, generation, what, .. } = wanted;
+    /// The task of a set: the one under way, if it is for the same.
+    fn continue_or_start(&self, wanted: Desired, earlier: Option<Running>) -> Running {
+        let Desired { set, id, generation, what, .. } = wanted;
         let rests = |id: String, standing: Standing| {
             let since = earlier.as_ref().map(|earlier| earlier.standing.borrow().clone());
             let since = since.filter(|earlier| earlier.state == standing.state).map(|earlier| earlier.since);
             let standing = Standing { since: since.unwrap_or(standing.since), ..standing };
-            Running { id, standing: watch::channel(standing).1, errand: None }
+            Running { id, standing: watch::channel(standing).1, task: None }
         };
         let (recipe, key) = match what {
             What::Tree(recipe, key) => (recipe, key),
             What::Waits(words) => return rests(id, Standing::new(SetState::Waiting, words)),
             What::Broken(words) => return rests(id, Standing::new(SetState::Failed, words)),
         };
-        let errand = Errand { set, id, generation, recipe, key };
+        let task = PreloadTask { set, id, generation, recipe, key };
         if let Some(earlier) = earlier
-            && let Some((before, _)) = &earlier.errand
-            && before.goes_on_as(&errand, earlier.standing.borrow().state)
+            && let Some((before, _)) = &earlier.task
+            && before.goes_on_as(&task, earlier.standing.borrow().state)
         {
             return earlier;
         }
         let (sender, standing) =
             watch::channel(Standing::new(SetState::Waiting, "it is looked for in the store"));
-        let task = Task(tokio::spawn(errand.clone().run(self.means.clone(), sender)));
-        Running { id: errand.id.clone(), standing, errand: Some((errand, task)) }
+        let running = Task(tokio::spawn(task.clone().run(self.context.clone(), sender)));
+        Running { id: task.id.clone(), standing, task: Some((task, running)) }
     }
 
     fn tell(&self) {
         let (wanted, ready) = self.running.values().fold((0, 0), |(wanted, ready), running| {
             (wanted + 1, ready + usize::from(running.standing.borrow().state == SetState::Ready))
         });
-        self.means.metrics.sets(wanted, ready);
+        self.context.metrics.sets(wanted, ready);
         if !self.are_known {
             return;
         }

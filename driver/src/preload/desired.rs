@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_store::{PreloadEntry, TreeKey};
 
-use super::view::{ClusterSet, Content};
-use crate::store::{TreeKey, WantedTree};
+use super::cluster_set::{ClusterSet, Content};
 
 /// Labels of the node.
 pub(super) type Labels = BTreeMap<String, String>;
 
 /// A set that this node wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct Desired {
     pub(super) set: String,
     pub(super) id: String,
     /// Of its spec, where that is known.
     pub(super) generation: Option<i64>,
     pub(super) what: What,
     /// What is kept for it: what it wants, or what it wanted last where that is not known.
-    pub(super) kept: Option<WantedTree>,
+    pub(super) kept: Option<PreloadEntry>,
 }
 
 /// What of it.
@@ -33,12 +33,12 @@ pub(super) enum What {
 
 /// What a node with `labels` wants of these sets. `before` is what it wanted last: that stays where nobody knows better,
 /// because the set is being resolved, or the node's labels are not known.
-pub(super) fn wanted(
+pub(super) fn desired(
     sets: &BTreeMap<String, ClusterSet>,
     labels: Option<&Labels>,
-    before: &[WantedTree],
+    before: &[PreloadEntry],
     node: &Platform,
-) -> Vec<Wanted> {
+) -> Vec<Desired> {
     let mut all = Vec::new();
     for (name, set) in sets {
         let earlier = before.iter().find(|wanted| wanted.set() == name);
@@ -52,24 +52,24 @@ pub(super) fn wanted(
         let (what, kept) = match &set.content {
             Content::Recipe(recipe) => {
                 let key = TreeKey::of(recipe, node);
-                let kept = WantedTree::new(name, &set.id, recipe, &key);
+                let kept = PreloadEntry::new(name, &set.id, recipe, &key);
                 (What::Tree(recipe.clone(), key), Some(kept))
             }
             Content::Unresolved(words) => (What::Waits(words.clone()), earlier.cloned()),
             Content::Broken(words) => (What::Broken(words.clone()), earlier.cloned()),
         };
         let generation = Some(set.generation);
-        all.push(Wanted { set: name.clone(), id: set.id.clone(), generation, what, kept });
+        all.push(Desired { set: name.clone(), id: set.id.clone(), generation, what, kept });
     }
     all
 }
 
 /// What was wanted last, while nobody says what is now.
-pub(super) fn as_before(before: &[WantedTree]) -> Vec<Wanted> {
+pub(super) fn as_before(before: &[PreloadEntry]) -> Vec<Desired> {
     let wanted = before.iter().filter_map(|earlier| {
         let what = What::Tree(earlier.recipe()?, earlier.tree()?);
         let (set, id) = (earlier.set().to_owned(), earlier.id().to_owned());
-        Some(Wanted { set, id, generation: None, what, kept: Some(earlier.clone()) })
+        Some(Desired { set, id, generation: None, what, kept: Some(earlier.clone()) })
     });
     wanted.collect()
 }
@@ -81,7 +81,7 @@ mod tests {
     use rstest::rstest;
     use serde_json::{Value, json};
 
-    use super::super::view::read;
+    use super::super::cluster_set::read;
     use super::*;
 
     fn volume(letter: char) -> CanonicalVolume {
@@ -104,21 +104,21 @@ mod tests {
         read(&object).map(|set| ("models".to_owned(), set)).into_iter().collect()
     }
 
-    fn tree(volume: &CanonicalVolume) -> WantedTree {
+    fn tree(volume: &CanonicalVolume) -> PreloadEntry {
         let key = TreeKey::of(volume.recipe(), &Platform::node());
-        WantedTree::new("models", volume.id().as_str(), volume.recipe(), &key)
+        PreloadEntry::new("models", volume.id().as_str(), volume.recipe(), &key)
     }
 
     fn look(
         spec: &Value,
         status: &Value,
         labels: Option<&[(&str, &str)]>,
-        before: &[WantedTree],
-    ) -> Vec<Wanted> {
+        before: &[PreloadEntry],
+    ) -> Vec<Desired> {
         let labels = labels.map(|labels| {
             labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Labels>()
         });
-        wanted(&sets(spec, status), labels.as_ref(), before, &Platform::node())
+        desired(&sets(spec, status), labels.as_ref(), before, &Platform::node())
     }
 
     #[rstest]

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::registry::Keyring;
+use oras_csi_store::gc::make_more_space;
+use oras_csi_store::pull::{PullError, Pulls};
+use oras_csi_store::{Lease, PullErrorKind, Tree, TreeKey};
 use tokio::sync::{Notify, watch};
 
 use super::object::SetState;
 use super::{Rhythm, SetSecretError, SetSecrets};
-use crate::collect::make_more_room;
 use crate::metrics::Metrics;
-use crate::pull::{PullError, PullErrorKind, Pulls};
-use crate::store::{Lease, Tree, TreeKey};
 
 /// How often more room is made for a set than is known to be needed.
 const MOST_ROOM: u32 = 2;
@@ -33,8 +33,8 @@ impl Standing {
     }
 }
 
-/// What all errands use.
-pub(super) struct Means {
+/// What all tasks use.
+pub(super) struct Context {
     pub(super) pulls: Arc<Pulls>,
     pub(super) keyring: Keyring,
     pub(super) secrets: SetSecrets,
@@ -48,7 +48,7 @@ pub(super) struct Means {
 
 /// What is to be brought.
 #[derive(Clone, Debug)]
-pub(super) struct Errand {
+pub(super) struct PreloadTask {
     pub(super) set: String,
     pub(super) id: String,
     /// Of the set's spec, where that is known.
@@ -57,7 +57,7 @@ pub(super) struct Errand {
     pub(super) key: TreeKey,
 }
 
-impl Errand {
+impl PreloadTask {
     /// Whether it does for `other` as well. One that fails is begun anew where the set's spec was mended.
     pub(super) fn goes_on_as(&self, other: &Self, state: SetState) -> bool {
         let is_same = (&self.set, &self.id, &self.recipe) == (&other.set, &other.id, &other.recipe);
@@ -65,21 +65,21 @@ impl Errand {
     }
 
     /// Goes on until it is dropped.
-    pub(super) async fn run(self, means: Arc<Means>, standing: watch::Sender<Standing>) {
-        let told = Told { means: &means, standing: &standing };
+    pub(super) async fn run(self, context: Arc<Context>, standing: watch::Sender<Standing>) {
+        let told = Told { context: &context, standing: &standing };
         let mut failures = 0;
         loop {
-            match self.look(&means).await {
+            match self.look(&context).await {
                 Ok((Some(tree), _)) => {
                     failures = 0;
                     told.ready(&tree);
                     tokio::select! {
-                        () = tokio::time::sleep(super::spread(means.rhythm.look())) => {}
-                        () = means.damage.notified() => {}
+                        () = tokio::time::sleep(super::spread(context.rhythm.look())) => {}
+                        () = context.damage.notified() => {}
                     }
                     continue;
                 }
-                Ok((None, _leased)) => match self.pull(&means, &told).await {
+                Ok((None, _leased)) => match self.pull(&context, &told).await {
                     Ok(()) => continue,
                     // Another set with the same recipe was let go of.
                     Err((error, _)) if error.kind() == PullErrorKind::Stopped => {}
@@ -89,8 +89,8 @@ impl Errand {
                         told.failed(words);
                         // What will never fit shall not cost others all that they have.
                         if error.kind() == PullErrorKind::NoRoom && failures < MOST_ROOM {
-                            let store = means.pulls.fetcher().store().clone();
-                            let _ = tokio::task::spawn_blocking(move || make_more_room(&store)).await;
+                            let store = context.pulls.fetcher().store().clone();
+                            let _ = tokio::task::spawn_blocking(move || make_more_space(&store)).await;
                         }
                     }
                 },
@@ -100,13 +100,13 @@ impl Errand {
                 }
             }
             failures += 1;
-            tokio::time::sleep(means.rhythm.retry(failures)).await;
+            tokio::time::sleep(context.rhythm.retry(failures)).await;
         }
     }
 
     /// Whether the tree is there; nobody takes it away as long as the lease lives.
-    async fn look(&self, means: &Means) -> Result<(Option<Tree>, Lease), PullError> {
-        let (store, key) = (means.pulls.fetcher().store().clone(), self.key.clone());
+    async fn look(&self, context: &Context) -> Result<(Option<Tree>, Lease), PullError> {
+        let (store, key) = (context.pulls.fetcher().store().clone(), self.key.clone());
         let mut lease = store.lease();
         lease.tree(&key);
         let looked = tokio::task::spawn_blocking(move || store.tree(&key)).await;
@@ -115,13 +115,13 @@ impl Errand {
 
     async fn pull(
         &self,
-        means: &Means,
+        context: &Context,
         told: &Told<'_>,
     ) -> Result<(), (Arc<PullError>, Option<SetSecretError>)> {
-        let (keyring, without) = means.secrets.add_to(&means.keyring, &self.set).await;
-        let fetcher = Arc::new(means.pulls.fetcher().in_the_name_of(Arc::new(keyring)));
+        let (keyring, without) = context.secrets.add_to(&context.keyring, &self.set).await;
+        let fetcher = Arc::new(context.pulls.fetcher().with_credentials(Arc::new(keyring)));
         tracing::info!(set = self.set, id = self.id, tree = %self.key, "fetching ahead");
-        let pull = means.pulls.ahead(&self.recipe, &fetcher);
+        let pull = context.pulls.start_in_background(&self.recipe, &fetcher);
         let ended = pull.ended();
         tokio::pin!(ended);
         let ended = loop {
@@ -129,10 +129,10 @@ impl Errand {
             told.fetching(reading.done().min(reading.total()), reading.total());
             tokio::select! {
                 ended = &mut ended => break ended,
-                () = tokio::time::sleep(means.rhythm.report() / 5) => {}
+                () = tokio::time::sleep(context.rhythm.report() / 5) => {}
             }
         };
-        means.metrics.preloaded(ended.as_ref().err().map(|error| error.kind()));
+        context.metrics.preloaded(ended.as_ref().err().map(|error| error.kind()));
         match ended {
             Ok(tree) => {
                 let bytes = tree.totals().bytes;
@@ -144,9 +144,9 @@ impl Errand {
     }
 }
 
-/// Tells how an errand stands.
+/// Tells how a task stands.
 struct Told<'a> {
-    means: &'a Means,
+    context: &'a Context,
     standing: &'a watch::Sender<Standing>,
 }
 
@@ -180,7 +180,7 @@ impl Told<'_> {
             is_news
         });
         if is_news {
-            self.means.news.notify_one();
+            self.context.news.notify_one();
         }
     }
 }

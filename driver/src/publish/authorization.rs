@@ -19,9 +19,10 @@ use oras_csi_core::credentials::{Credential, DockerConfig, Fingerprint};
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::Source;
+use oras_csi_store::PullErrorKind;
+use oras_csi_store::pull::{Fetcher, PullError};
 use tokio::time::{Instant, timeout};
 
-use crate::pull::{Fetcher, PullError, PullErrorKind};
 
 /// How long a registry's yes is remembered.
 const REMEMBERED: Duration = Duration::from_mins(10);
@@ -109,8 +110,8 @@ impl Rights {
         references.dedup();
         let questions = references.into_iter().map(|reference| async move {
             let ask = async {
-                fetcher.check_right(reference).await?;
-                Ok(fetcher.let_in(reference))
+                fetcher.check_pull_permission(reference).await?;
+                Ok(fetcher.accepted_credential(reference))
             };
             self.may_have(&holders(secret, reference), reference, ask).await
         });

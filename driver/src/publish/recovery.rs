@@ -4,22 +4,24 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use oras_csi_store::StoreObserver as _;
+use oras_csi_store::pull::Waited;
+
+use super::stale_volumes::forget_stale_volumes;
 use super::{PublishError, Publisher};
-use crate::collect::forget_gone;
-use crate::pull::Waited;
 
 impl Publisher {
     /// Reads what an earlier run recorded and compares it with what is mounted; forgets volumes whose pods are gone.
     pub fn take_over(&self) -> Result<(), PublishError> {
         let disk = &self.disk;
-        let forgotten = forget_gone(&disk.records, |target| disk.mounter.unpublish(target))?;
+        let forgotten = forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target))?;
         let records = disk.records.all()?;
         let mounted = disk.mounter.mounted()?;
         let points: HashSet<&Path> = mounted.iter().map(|(path, _)| path.as_path()).collect();
         let gone = records.iter().filter(|record| !points.contains(record.target())).count();
         let recorded = records.len();
         disk.metrics.volumes().set(i64::try_from(recorded).unwrap_or(i64::MAX));
-        disk.metrics.mounts(mounted.len());
+        disk.metrics.mounted(mounted.len());
         tracing::info!(
             recorded,
             mounted = mounted.len(),
@@ -31,9 +33,9 @@ impl Publisher {
     }
 
     /// Forgets volumes whose pods are gone since. Blocks.
-    pub(crate) fn tidy(&self) {
+    pub(crate) fn forget_stale_volumes(&self) {
         let disk = &self.disk;
-        match forget_gone(&disk.records, |target| disk.mounter.unpublish(target)) {
+        match forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target)) {
             Ok(forgotten) => drop(disk.metrics.volumes().dec_by(i64::try_from(forgotten).unwrap_or(0))),
             Err(error) => tracing::warn!(%error, "volumes whose pods are gone cannot be told"),
         }
@@ -41,7 +43,7 @@ impl Publisher {
 
     /// Fetches again what was set aside and is mounted, with the administrator's credentials: whoever asks next
     /// finds it. What cannot be fetched so is fetched when somebody asks, with theirs.
-    pub(crate) async fn heal(self: Arc<Self>) {
+    pub(crate) async fn repull_damaged(self: Arc<Self>) {
         let missing = self.disk(|disk| {
             let mut missing = Vec::new();
             for record in disk.records.all()? {
@@ -51,7 +53,7 @@ impl Publisher {
             Ok(missing)
         });
         let Ok(missing) = missing.await else { return };
-        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(self.keyring.clone())));
+        let fetcher = Arc::new(self.pulls.fetcher().with_credentials(Arc::new(self.keyring.clone())));
         let mut seen = HashSet::new();
         for recipe in missing {
             let key = self.pulls.fetcher().key(&recipe);

@@ -8,12 +8,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use oras_csi_store::DiskError;
+
 use crate::mount::{MountError, Target};
-use crate::records::Records;
-use crate::store::DiskError;
+use crate::volume_records::Records;
 
 /// Forgets the volumes of pods that are gone, and takes their mounts off by `unmount`. Says how many there were.
-pub(crate) fn forget_gone(
+pub(super) fn forget_stale_volumes(
     records: &Records,
     unmount: impl Fn(&Target) -> Result<(), MountError>,
 ) -> Result<usize, DiskError> {

@@ -6,24 +6,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The targets that a call is working on.
 #[derive(Clone, Debug, Default)]
-pub struct Guards(Arc<Mutex<HashSet<PathBuf>>>);
+pub struct TargetLocks(Arc<Mutex<HashSet<PathBuf>>>);
 
 /// Nobody else works on this target while this is there.
 #[derive(Debug)]
-pub struct Guard {
-    all: Guards,
+pub struct TargetLock {
+    all: TargetLocks,
     target: PathBuf,
 }
 
-impl Guards {
+impl TargetLocks {
     /// Takes a target; `None` where another call has it.
-    pub fn take(&self, target: &Path) -> Option<Guard> {
+    pub fn try_lock(&self, target: &Path) -> Option<TargetLock> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.insert(target.to_owned()).then(|| Guard { all: self.clone(), target: target.to_owned() })
+        taken.insert(target.to_owned()).then(|| TargetLock { all: self.clone(), target: target.to_owned() })
     }
 }
 
-impl Drop for Guard {
+impl Drop for TargetLock {
     fn drop(&mut self) {
         self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.target);
     }
@@ -35,11 +35,11 @@ mod tests {
 
     #[test]
     fn one_at_a_time() {
-        let guards = Guards::default();
-        let first = guards.take(Path::new("/a")).unwrap();
-        assert!(guards.take(Path::new("/a")).is_none());
-        assert!(guards.take(Path::new("/b")).is_some());
+        let locks = TargetLocks::default();
+        let first = locks.try_lock(Path::new("/a")).unwrap();
+        assert!(locks.try_lock(Path::new("/a")).is_none());
+        assert!(locks.try_lock(Path::new("/b")).is_some());
         drop(first);
-        assert!(guards.take(Path::new("/a")).is_some());
+        assert!(locks.try_lock(Path::new("/a")).is_some());
     }
 }

@@ -64,10 +64,10 @@ mod tests {
         let alone = Priority::until(&own);
         let both = alone.or(&shared);
         assert!(Priority::default().is_urgent() && !both.is_urgent());
-        shared.call();
+        shared.raise();
         both.urgent().await;
         assert!(both.is_urgent() && !alone.is_urgent());
-        own.call();
+        own.raise();
         alone.urgent().await;
         assert!(alone.or(&PriorityBoost::default()).is_urgent());
     }

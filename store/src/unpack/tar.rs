@@ -112,11 +112,6 @@ impl<R: BufRead> TarReader<R> {
         Self { input, offset: 0, data: 0, padding: 0, ended: false }
     }
 
-    /// The stream, for what follows the archive.
-    pub fn into_inner(self) -> R {
-        self.input
-    }
-
     /// The next entry; what was not read of the one before is passed over.
     pub fn advance(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();

@@ -1,18 +1,19 @@
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use bytes::Bytes;
+use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::Descriptor;
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::compress::CompressionError;
-use super::tar::TarError;
 use super::*;
-use crate::content::blob_reader::{BlobReader, StreamFault};
-use crate::disk::{EntryPath, NameError, Totals};
+use crate::content::blob_reader::{BlobReader, PIECES, StreamFault};
+use crate::disk::{EntryPath, Totals};
+use crate::error_class::ErrorClass;
 use crate::layout::LayerShape;
 use crate::limits::{Limits, Reserve};
 
@@ -72,7 +73,7 @@ fn open(path: &std::path::Path) -> OwnedFd {
 /// A reader that gets `bytes` in pieces, as they would come for a blob that is announced as `announced`.
 fn reader(bytes: &[u8], announced: &[u8], media_type: &str) -> BlobReader {
     let descriptor = Descriptor::new(media_type, Digest::sha256_of(announced), announced.len() as u64);
-    let (sender, receiver) = mpsc::channel(stream::PIECES);
+    let (sender, receiver) = mpsc::channel(PIECES);
     let pieces = bytes.chunks(700).map(Bytes::copy_from_slice).collect::<Vec<_>>();
     std::thread::spawn(move || {
         for piece in pieces {

@@ -26,7 +26,7 @@ fn missing(partial: &Partial) -> Vec<(u64, u64)> {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder.join(FOLDER)).unwrap();
+    let entries = std::fs::read_dir(folder.join("partial")).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
