@@ -11,11 +11,11 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::seal::{Holder, SealKey};
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_driver::Settings;
-use oras_csi_store::gc::{Goal, Watermarks, collect};
 use oras_csi_driver::proto::csi::NodePublishVolumeRequest;
 use oras_csi_driver::publish::Seals;
-use oras_csi_store::pull::{Pulls, Waited};
 use oras_csi_store::Limits;
+use oras_csi_store::gc::{Goal, Watermarks, collect};
+use oras_csi_store::pull::{Pulls, Waited};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -355,8 +355,7 @@ async fn roots_are_what_is_written_down() {
     let (wanted, _) = of_one(&bench, "wanted");
     let tree = bench.pull(wanted.recipe()).await.unwrap();
     let store = bench.fetcher.store();
-    let root =
-        oras_csi_store::PreloadEntry::new("models", wanted.id().as_str(), wanted.recipe(), tree.key());
+    let root = oras_csi_store::PreloadEntry::new("models", wanted.id().as_str(), wanted.recipe(), tree.key());
     store.write_preload_index(&[root]).unwrap();
     assert_eq!(collect(store, Goal::All, Duration::ZERO).unwrap().trees, 0);
     // What cannot be read, as on a disk that fails, keeps everything; a file that means nothing keeps nothing.

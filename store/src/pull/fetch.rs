@@ -11,16 +11,16 @@ use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{Access, Credentials, Limits as RegistryLimits, Registry, Source as Asker};
 
 use super::assemble::assemble;
-use super::fetch_blob::{FetchBlob, Job};
 use super::error::PullError;
+use super::fetch_blob::{FetchBlob, Job};
 use super::keyed_lock::KeyedLocks;
+use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
 use super::steps::{Source, Work, mark_laid};
-use super::priority::Priority;
 use crate::disk::{DiskError, EntryPath};
 use crate::layout::{Item, LayerKey, TreeKey};
-use crate::state::provenance::ServedBy;
+use crate::state::provenance::{Provenance, ServedBy};
 use crate::store::Store;
 use crate::store::trees::Tree;
 use crate::unpack::budget::Budget;
@@ -103,7 +103,8 @@ impl Fetcher {
     async fn is_to_be_had(&self, reference: &PinnedReference) -> Result<(), PullError> {
         let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
         asked.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.store.provenance().record(reference, reference.digest());
+        let noted = reference.clone();
+        self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
         Ok(())
     }
 
@@ -134,7 +135,7 @@ impl Fetcher {
         let held = self.shared.locks.hold(&format!("tree {key} of {names}"), &self.priority).await;
         // Nothing of it is collected before it is in use.
         let mut lease = self.store.lease();
-        lease.tree(&key);
+        lease.add([Item::Tree(key.clone())]).await;
         if self.store.provenance().has_tree(&key, recipe) {
             let key = key.clone();
             if let Some(tree) = self.blocking(move |store| store.tree(&key)).await? {
@@ -142,13 +143,15 @@ impl Fetcher {
             }
         }
         let steps = self.read_steps(recipe).await?;
+        let mut parts = Vec::new();
         for piece in steps.iter().filter_map(Work::source).flat_map(Source::pieces) {
             let digest = piece.descriptor().digest();
-            lease.blob(digest);
+            parts.push(Item::Blob(digest.clone()));
             if let Content::Archive { shape, .. } = piece.content() {
-                lease.layer(&LayerKey::of(digest, shape));
+                parts.push(Item::Layer(LayerKey::of(digest, shape)));
             }
         }
+        lease.add(parts).await;
         let fetches = self.missing(&steps).await?;
         let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&announced);
@@ -188,7 +191,8 @@ impl Fetcher {
             .await?
         };
         drop(marked);
-        self.store.provenance().record_tree(&key, recipe);
+        let (noted_key, noted_recipe) = (key.clone(), recipe.clone());
+        self.record(move |provenance| provenance.record_tree(&noted_key, &noted_recipe)).await?;
         let vanished = || DiskError::new("find the tree just made", key.as_str(), rustix::io::Errno::NOENT);
         Ok(assembled.ok_or_else(vanished)?)
     }
@@ -279,7 +283,8 @@ impl Fetcher {
         let manifest = self.registry.manifest(reference).await;
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.store.provenance().record(reference, reference.digest());
+        let noted = reference.clone();
+        self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
         if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
@@ -328,7 +333,9 @@ impl Fetcher {
                 {
                     budget.charge(layer.totals());
                 }
-                if store.provenance().of(&fetch.reference, fetch.descriptor.digest()) != ServedBy::ThisRepository {
+                if store.provenance().of(&fetch.reference, fetch.descriptor.digest())
+                    != ServedBy::ThisRepository
+                {
                     missing.push((Fetch { is_proof: true, ..fetch }, planned));
                 }
             }
@@ -383,9 +390,19 @@ impl Fetcher {
         } else {
             fetch_blob.run(slot).await.map_err(failed)?;
         }
-        self.store.provenance().record(&fetch.reference, digest);
+        let (noted, content) = (fetch.reference.clone(), digest.clone());
+        self.record(move |provenance| provenance.record(&noted, &content)).await?;
         progress.finished(digest);
         Ok(())
+    }
+
+    /// Records facts about provenance, on a thread that may block on the disk.
+    async fn record(&self, note: impl FnOnce(&Provenance) + Send + 'static) -> Result<(), PullError> {
+        self.blocking(move |store| {
+            note(store.provenance());
+            Ok::<_, DiskError>(())
+        })
+        .await
     }
 
     /// Runs what blocks on the disk where it may.
