@@ -13,8 +13,8 @@ use oras_csi_core::recipe::{Layer, Recipe, Step, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_store::pull::{Fetcher, Progress, into_directory};
 use oras_csi_store::Store;
+use oras_csi_store::pull::{Fetcher, Progress, into_directory};
 
 use self::progress::Shown;
 use crate::documents::read_text;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use clap::Args;
 use oras_csi_core::policy::ByteSize;
 use oras_csi_store::Percent;
+use oras_csi_store::Reserve;
 use oras_csi_store::gc::Watermarks;
 use oras_csi_store::scrub::Schedule;
-use oras_csi_store::Reserve;
 
 use crate::failure::Failure;
 

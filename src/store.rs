@@ -9,12 +9,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use oras_csi_core::policy::ByteSize;
 use oras_csi_driver::NodeRoots;
-use oras_csi_store::gc::{Goal, Watermarks, collect};
-use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 use oras_csi_store::Limits;
-use oras_csi_store::{
-    Unpaced, CollectionReport, DiskError, Inventory, Layout, Store, StoreError, look_at,
-};
+use oras_csi_store::gc::{Goal, Watermarks, collect};
+use oras_csi_store::{CollectionReport, DiskError, Inventory, Layout, Store, StoreError, Unpaced, look_at};
+use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
 use crate::failure::{Failure, Status};
 

@@ -160,7 +160,10 @@ mod tests {
         let key = "ab".repeat(32);
         let tree = |root: &str| {
             let line = format!("127 27 254:0 {root} /pods/a ro - ext4 /dev/vda rw");
-            MountEntry::parse(line.as_bytes()).unwrap().tree().map(|found| found.quarantined_as().map(str::to_owned))
+            MountEntry::parse(line.as_bytes())
+                .unwrap()
+                .tree()
+                .map(|found| found.quarantined_as().map(str::to_owned))
         };
         assert_eq!(tree(&format!("/s/trees/{key}/files")), Some(None));
         assert_eq!(tree(&format!("/trees/{key}/files//deleted")), Some(None));

@@ -248,12 +248,8 @@ impl Bound {
     /// What goes on by itself: collecting, scrubbing, and fetching ahead. All end with `stop`.
     fn keeping(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
-        let collecting = gc::run(
-            self.store.clone(),
-            self.watermarks,
-            move || publisher.forget_stale_volumes(),
-            stop,
-        );
+        let collecting =
+            gc::run(self.store.clone(), self.watermarks, move || publisher.forget_stale_volumes(), stop);
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let runtime = tokio::runtime::Handle::current();
         // On another thread than the runtime's.

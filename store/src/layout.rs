@@ -13,7 +13,6 @@ pub use self::item::Item;
 pub use self::keys::{LayerKey, TreeKey, quarantined_tree};
 pub use self::shape::LayerShape;
 
-
 /// The files of a layer or a tree.
 pub(crate) const FILES: &str = "files";
 /// What a tree is made of.

@@ -30,8 +30,8 @@ mod state;
 mod store;
 
 pub use self::content::{
-    BlobReader, HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State, StreamFault, TreeContent, Verdict,
-    verify_blob, verify_layer, verify_tree,
+    BlobReader, HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State, StreamFault, TreeContent,
+    Verdict, verify_blob, verify_layer, verify_tree,
 };
 pub use self::disk::{DiskError, EntryPath, NameError, Pace, Totals, Unpaced};
 pub use self::error_class::{ErrorClass, PullErrorKind};
@@ -39,9 +39,9 @@ pub use self::layout::format::StoreError;
 pub use self::layout::{Item, LayerKey, LayerShape, Layout, TreeKey, quarantined_tree, tree_files};
 pub use self::limits::{Limits, Percent, PercentError, Reserve};
 pub use self::state::{
-    CollectionReport, Damage, GcRoots, Lease, Leases, NoObserver, NodeRecord, Provenance, RootsError, ScrubReport,
-    StoreObserver, TreesInUse,
+    CollectionReport, Damage, GcRoots, Lease, Leases, NoObserver, NodeRecord, Provenance, RootsError,
+    ScrubReport, StoreObserver, TreesInUse,
 };
-pub use self::store::{Store, look_at};
 pub use self::store::preload_index::{PreloadEntry, read_preload_index};
 pub use self::store::trees::{Layer, Staging, Tree};
+pub use self::store::{Store, look_at};

@@ -200,7 +200,12 @@ pub fn scrub(
 }
 
 /// Acts on a verdict; `false` where the scrub shall end.
-fn apply_verdict(store: &Store, item: &Item, verdict: Verdict, report: &mut ScrubReport) -> Result<bool, DiskError> {
+fn apply_verdict(
+    store: &Store,
+    item: &Item,
+    verdict: Verdict,
+    report: &mut ScrubReport,
+) -> Result<bool, DiskError> {
     store.observer().scrubbed(item, &verdict);
     match verdict {
         Verdict::Stopped => return Ok(false),
@@ -225,8 +230,8 @@ fn record_checksums(store: &Store, key: &LayerKey) -> Result<Verdict, DiskError>
         });
     };
     let unfinished = store.tmp_path();
-    let written =
-        checksums::write(&root, &unfinished, Which::All, &mut Reader::from_disk(), |_| {}).and_then(|()| {
+    let written = checksums::write(&root, &unfinished, Which::All, &mut Reader::from_disk(), |_| {})
+        .and_then(|()| {
             std::fs::rename(&unfinished, folder.join(CHECKSUMS))
                 .map_err(|error| DiskError::new("keep", folder.join(CHECKSUMS), error))
         });

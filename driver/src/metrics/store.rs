@@ -103,8 +103,12 @@ impl StoreObserver for Metrics {
     }
 
     fn collected(&self, done: &CollectionReport) {
-        let counts =
-            [("tree", done.trees), ("layer", done.layers), ("blob", done.blobs), ("set_aside", done.quarantined)];
+        let counts = [
+            ("tree", done.trees),
+            ("layer", done.layers),
+            ("blob", done.blobs),
+            ("set_aside", done.quarantined),
+        ];
         for (name, count) in counts {
             self.0.store.evictions.get_or_create(&[("kind", name)]).inc_by(count);
         }

@@ -23,7 +23,6 @@ use oras_csi_store::PullErrorKind;
 use oras_csi_store::pull::{Fetcher, PullError};
 use tokio::time::{Instant, timeout};
 
-
 /// How long a registry's yes is remembered.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// How long a registry has to say anything where its last yes still counts if it does not.

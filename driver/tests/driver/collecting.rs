@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use oras_csi_core::digest::Digest;
-use oras_csi_store::gc::{Goal, Watermarks, collect};
 use oras_csi_driver::mount::Target;
-use oras_csi_store::pull::PullErrorKind;
 use oras_csi_driver::volume_records::{Record, Records};
 use oras_csi_store::Limits;
+use oras_csi_store::gc::{Goal, Watermarks, collect};
+use oras_csi_store::pull::PullErrorKind;
 use oras_csi_store::{Reserve, Tree};
 
 use crate::calls::{Running, mounts, names, request, until};

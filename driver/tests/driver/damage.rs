@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_driver::Settings;
+use oras_csi_store::Limits;
 use oras_csi_store::gc::Watermarks;
 use oras_csi_store::pull::{Fetcher, Progress, Silent};
 use oras_csi_store::scrub::{Schedule, scrub};
-use oras_csi_store::Limits;
 use oras_csi_store::{Inventory, NodeRecord, Store};
 use tokio_util::sync::CancellationToken;
 

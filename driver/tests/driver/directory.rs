@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_store::ErrorClass;
-use oras_csi_store::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
 use oras_csi_store::Limits;
 use oras_csi_store::Store;
+use oras_csi_store::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
 use tar::EntryType;
 
 use crate::registry::{Artifact, Memory, add, gzip, recipe};

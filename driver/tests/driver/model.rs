@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use oras_csi_core::path::Glob;
 use oras_csi_core::recipe::{PinnedRecipe, Step};
-use oras_csi_store::pull::{Fetcher, Progress, PullError, Silent};
 use oras_csi_store::Limits;
 use oras_csi_store::Store;
+use oras_csi_store::pull::{Fetcher, Progress, PullError, Silent};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_driver::NodeRoots;
-use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
 use oras_csi_store::Limits;
+use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
 use oras_csi_store::{Reserve, Store, Tree};
 use rstest::rstest;
 

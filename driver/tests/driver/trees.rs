@@ -12,8 +12,8 @@ use oras_csi_core::path::Glob;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::ErrorClass;
-use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
 use oras_csi_store::Limits;
+use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
 use oras_csi_store::{Store, Tree};
 use rstest::rstest;
 use serde_json::json;
@@ -39,7 +39,9 @@ impl Bench {
     /// With the store in this folder.
     pub fn inside(folder: TempDir, limits: Limits) -> Self {
         let registry = Memory::new();
-        let store = Store::open(&folder.path().join("store"), limits).unwrap().with_garbage_collection(Arc::new(NodeRoots));
+        let store = Store::open(&folder.path().join("store"), limits)
+            .unwrap()
+            .with_garbage_collection(Arc::new(NodeRoots));
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
         Self { folder, registry, fetcher }
     }

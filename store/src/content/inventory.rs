@@ -138,7 +138,8 @@ impl Inventory {
             let name = entry.file_name();
             let Some(key) = name.to_str().and_then(LayerKey::parse) else { return Ok(()) };
             let note = std::fs::read(entry.path().join(LAYER)).ok();
-            let totals = note.and_then(|bytes| description::parse::<LayerDescription>(&bytes)).map(|note| note.totals);
+            let totals =
+                note.and_then(|bytes| description::parse::<LayerDescription>(&bytes)).map(|note| note.totals);
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             found.layers.push(HeldLayer { key, totals, used });
             Ok(())

@@ -65,7 +65,8 @@ pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Res
         return Ok(Verdict::Gone);
     }
     // Not what the inventory has: it may have been read while the tree was taken away and made again.
-    let note = std::fs::read(folder.join(TREE)).ok().and_then(|text| description::parse::<TreeDescription>(&text));
+    let note =
+        std::fs::read(folder.join(TREE)).ok().and_then(|text| description::parse::<TreeDescription>(&text));
     let Some(totals) = note.map(|note| note.totals()) else {
         return Ok(Verdict::Damaged("its description is not what was written".to_owned()));
     };

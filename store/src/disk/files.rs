@@ -75,12 +75,23 @@ pub(crate) fn link_or_copy(
     folder: impl AsFd,
     name: &[u8],
 ) -> Result<(), Errno> {
-    match rustix::fs::linkat(&source, OsStr::from_bytes(source_name), &folder, OsStr::from_bytes(name), AtFlags::empty()) {
+    match rustix::fs::linkat(
+        &source,
+        OsStr::from_bytes(source_name),
+        &folder,
+        OsStr::from_bytes(name),
+        AtFlags::empty(),
+    ) {
         Err(Errno::MLINK) => {}
         other => return other,
     }
     let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let from = rustix::fs::openat(&source, OsStr::from_bytes(source_name), OFlags::RDONLY | nofollow, Mode::empty())?;
+    let from = rustix::fs::openat(
+        &source,
+        OsStr::from_bytes(source_name),
+        OFlags::RDONLY | nofollow,
+        Mode::empty(),
+    )?;
     let found = rustix::fs::fstat(&from)?;
     let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
     let to = rustix::fs::openat(&folder, OsStr::from_bytes(name), create, Mode::RUSR | Mode::WUSR)?;

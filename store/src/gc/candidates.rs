@@ -62,7 +62,9 @@ impl Candidates {
                     part.needed += 1;
                 }
             }
-            if !roots.contains(&tree.key) && tree.used <= oldest && !leases.is_taken(&Item::Tree(tree.key.clone()))
+            if !roots.contains(&tree.key)
+                && tree.used <= oldest
+                && !leases.is_taken(&Item::Tree(tree.key.clone()))
             {
                 let what = What::Tree(tree.key.clone());
                 waiting.push(Candidate { what, used: tree.used, bytes: 0, parts: own });

@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::error::PullError;
 use super::fetch::Fetcher;
 use super::progress::Progress;
-use crate::error_class::ErrorClass;
 use crate::disk::EntryPath;
 use crate::disk::beneath::open_beneath;
 use crate::disk::files::{DIRECTORY_MODE, Times, copy, set_time, umask};
+use crate::error_class::ErrorClass;
 use crate::store::trees::Tree;
 use crate::unpack::entries::Walk;
 

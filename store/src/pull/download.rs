@@ -25,12 +25,12 @@ use oras_csi_core::registry::{Registry, RegistryError, RegistryErrorKind};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::progress::Progress;
-use super::scheduler::{Pace, DownloadSlot, Scheduler, TooSlow};
 use super::priority::Priority;
-use crate::limits::Limits;
+use super::progress::Progress;
+use super::scheduler::{DownloadSlot, Pace, Scheduler, TooSlow};
 use crate::content::blob_reader::{PIECES, StreamFault};
 use crate::disk::DiskError;
+use crate::limits::Limits;
 use crate::store::partial_blobs::Partial;
 
 /// From this size on a blob is kept on its way.
@@ -202,7 +202,12 @@ impl Download<'_> {
     }
 
     /// In one stream from `start` to the end.
-    async fn in_one(&self, start: u64, slot: &mut DownloadSlot, sender: &mpsc::Sender<Piece>) -> Result<(), Broken> {
+    async fn in_one(
+        &self,
+        start: u64,
+        slot: &mut DownloadSlot,
+        sender: &mpsc::Sender<Piece>,
+    ) -> Result<(), Broken> {
         let mut rest = start..self.blob.size();
         let mut pace = Pace::new(self.limits);
         self.insisting(&mut rest, false, slot, &mut pace, sender, &mut Patience::default()).await

@@ -11,13 +11,13 @@ use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{Access, Credentials, Limits as RegistryLimits, Registry, Source as Asker};
 
 use super::assemble::assemble;
-use super::fetch_blob::{FetchBlob, Job};
 use super::error::PullError;
+use super::fetch_blob::{FetchBlob, Job};
 use super::keyed_lock::KeyedLocks;
+use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
 use super::steps::{Source, Work, mark_laid};
-use super::priority::Priority;
 use crate::disk::{DiskError, EntryPath};
 use crate::layout::{Item, LayerKey, TreeKey};
 use crate::state::provenance::ServedBy;
@@ -328,7 +328,9 @@ impl Fetcher {
                 {
                     budget.charge(layer.totals());
                 }
-                if store.provenance().of(&fetch.reference, fetch.descriptor.digest()) != ServedBy::ThisRepository {
+                if store.provenance().of(&fetch.reference, fetch.descriptor.digest())
+                    != ServedBy::ThisRepository
+                {
                     missing.push((Fetch { is_proof: true, ..fetch }, planned));
                 }
             }

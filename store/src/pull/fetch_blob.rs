@@ -14,9 +14,9 @@ use oras_csi_core::registry::{Registry, RegistryError};
 use tokio::sync::mpsc;
 
 use super::download::{Broken, Download, KEPT_FROM, Patience, too_slow};
-use super::progress::Progress;
-use super::scheduler::{Pace, DownloadSlot, Scheduler};
 use super::priority::Priority;
+use super::progress::Progress;
+use super::scheduler::{DownloadSlot, Pace, Scheduler};
 use crate::content::blob_reader::{BlobReader, PIECES, Piece, StreamFault};
 use crate::disk::DiskError;
 use crate::layout::LayerKey;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::priority::{PriorityBoost, Priority};
+use super::priority::{Priority, PriorityBoost};
 
 /// KeyedLocks by name. A name that nobody holds or waits for takes no memory for long.
 #[derive(Debug, Default)]

@@ -98,7 +98,11 @@ impl Scheduler {
     }
 
     /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
-    pub(super) async fn take(self: &Arc<Self>, host: &RegistryHost, priority: &Priority) -> Option<DownloadSlot> {
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        host: &RegistryHost,
+        priority: &Priority,
+    ) -> Option<DownloadSlot> {
         let (share, mut ahead) = (self.share(host), None);
         let turn = self.turn(&share, priority, &mut ahead).await?;
         Some(self.slot(share, priority, ahead, turn))

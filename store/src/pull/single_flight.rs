@@ -21,8 +21,8 @@ use tokio_util::task::TaskTracker;
 
 use super::error::PullError;
 use super::fetch::Fetcher;
+use super::priority::{Priority, PriorityBoost};
 use super::progress::{Meter, Progress, Reading};
-use super::priority::{PriorityBoost, Priority};
 use crate::error_class::PullErrorKind;
 use crate::state::observer::StoreObserver;
 use crate::store::trees::Tree;
@@ -124,7 +124,12 @@ impl Pulls {
     }
 
     /// The pull of this recipe: the one under way, or a new one; whether it is new.
-    fn join(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>, is_urgent: bool) -> (Arc<SharedPull>, bool) {
+    fn join(
+        &self,
+        recipe: &PinnedRecipe,
+        fetcher: &Arc<Fetcher>,
+        is_urgent: bool,
+    ) -> (Arc<SharedPull>, bool) {
         let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
         pulls.retain(|_, shared| {
             shared

@@ -225,7 +225,11 @@ mod tests {
         provenance.note(&all[..MAX_FACTS]);
         provenance.note(&all[MAX_FACTS..]);
         for provenance in [provenance, Provenance::read(&path)] {
-            assert!(!provenance.has(&all[0]) && provenance.has(&all[MAX_FACTS]) && provenance.has(&all[MAX_FACTS / 2]));
+            assert!(
+                !provenance.has(&all[0])
+                    && provenance.has(&all[MAX_FACTS])
+                    && provenance.has(&all[MAX_FACTS / 2])
+            );
         }
     }
 }

@@ -5,8 +5,8 @@ use oras_csi_core::digest::Digest;
 
 use super::*;
 use crate::content::description::TreeContent;
-use crate::disk::{Totals, boot_id};
 use crate::disk::folders::names_in;
+use crate::disk::{Totals, boot_id};
 use crate::layout::{CHECKSUMS, LayerKey, LayerShape, TreeKey};
 
 fn open(path: &Path) -> Store {

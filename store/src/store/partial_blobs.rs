@@ -121,8 +121,10 @@ impl Store {
             whole = Ranges::default();
         }
         // Its place is taken as it comes: what a manifest says of a size costs whoever says it as many bytes.
-        let log =
-            self.is_persistent.then(|| begin_note(&note, size, &boot, &whole, &self.tmp_path())).transpose()?;
+        let log = self
+            .is_persistent
+            .then(|| begin_note(&note, size, &boot, &whole, &self.tmp_path()))
+            .transpose()?;
         let resumed = whole.bytes();
         let recent = RecentChunks::default();
         let state = State { whole, unnoted: Ranges::default(), unsynced: 0, log, is_closed: false, recent };

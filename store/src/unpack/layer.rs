@@ -126,9 +126,8 @@ fn place(name: &[u8], shape: &LayerShape, limits: &Limits) -> Result<EntryPath, 
     let path = EntryPath::parse(relative, limits)?;
     match shape {
         LayerShape::Image => Ok(path),
-        LayerShape::Directory { prefix, .. } => path.beneath(prefix).ok_or_else(|| UnpackError::OutsidePrefix {
-            entry: shown(name),
-            prefix: prefix.to_string(),
-        }),
+        LayerShape::Directory { prefix, .. } => path
+            .beneath(prefix)
+            .ok_or_else(|| UnpackError::OutsidePrefix { entry: shown(name), prefix: prefix.to_string() }),
     }
 }

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
 use oras_csi_driver::NodeRoots;
-use oras_csi_store::gc::{Goal, collect};
-use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 use oras_csi_store::Limits;
-use oras_csi_store::{Unpaced, Inventory, Layout, Store, TreeKey, PreloadEntry, read_preload_index};
+use oras_csi_store::gc::{Goal, collect};
+use oras_csi_store::{Inventory, Layout, PreloadEntry, Store, TreeKey, Unpaced, read_preload_index};
+use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
 use self::trace::{Ended, READY};
 use crate::calls::{Running, mounts, names, request};

@@ -142,7 +142,8 @@ async fn a_spare_turn_is_one_that_nobody_waits_for() {
 #[tokio::test(start_paused = true)]
 async fn what_is_slow_goes_on_aside_and_what_is_fast_keeps_its_turn() {
     let scheduler = Arc::new(Scheduler::new(2));
-    let (mut slow, mut fast) = (is_there(&scheduler, "a").await.unwrap(), is_there(&scheduler, "b").await.unwrap());
+    let (mut slow, mut fast) =
+        (is_there(&scheduler, "a").await.unwrap(), is_there(&scheduler, "b").await.unwrap());
     assert!(is_there(&scheduler, "c").await.is_none());
     assert_eq!(read(&mut fast, 2 * SLOW).await, Ok(()));
     assert!(!fast.is_aside);
