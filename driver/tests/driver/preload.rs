@@ -295,7 +295,7 @@ async fn a_pod_overtakes_what_is_fetched_ahead() {
     let mut tasks = tokio::task::JoinSet::new();
     for (volume, _) in &ahead {
         let (pulls, fetcher, recipe) = (pulls.clone(), bench.fetcher.clone(), volume.recipe().clone());
-        tasks.spawn(async move { pulls.ahead(&recipe, &fetcher).ended().await });
+        tasks.spawn(async move { pulls.start_in_background(&recipe, &fetcher).ended().await });
     }
     until("three are under way", async || begun() == 3).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -329,7 +329,10 @@ async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
     let pulls = Pulls::new(bench.fetcher.clone(), CancellationToken::new());
     let gate = bench.registry.close_gate();
     let ((dropped, first), (joined, second)) = (of_one(&bench, "dropped"), of_one(&bench, "joined"));
-    let ahead = (pulls.ahead(dropped.recipe(), &bench.fetcher), pulls.ahead(joined.recipe(), &bench.fetcher));
+    let ahead = (
+        pulls.start_in_background(dropped.recipe(), &bench.fetcher),
+        pulls.start_in_background(joined.recipe(), &bench.fetcher),
+    );
     until("both are under way", async || {
         [&first, &second].iter().all(|layer| bench.registry.asked_for(layer) == 1)
     })

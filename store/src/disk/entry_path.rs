@@ -222,7 +222,7 @@ impl fmt::Display for EntryPath {
 /// links of the same kind it leads through.
 ///
 /// `..` is taken only at the front: behind a name it could climb out of wherever that name leads.
-pub fn stays_inside(depth: usize, target: &[u8]) -> bool {
+pub(crate) fn stays_inside(depth: usize, target: &[u8]) -> bool {
     if target.first() == Some(&b'/') {
         return false;
     }

@@ -8,7 +8,7 @@ use oras_csi_core::media_type::essence;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
+pub(crate) enum Compression {
     /// Not at all.
     None,
     /// RFC 1952.
@@ -19,7 +19,7 @@ pub enum Compression {
 
 impl Compression {
     /// What the media type says; `None` where it says nothing, or only that it is tar.
-    pub fn declared(media_type: &str) -> Option<Self> {
+    pub(crate) fn declared(media_type: &str) -> Option<Self> {
         let essence = essence(media_type);
         let ends = |endings: &[&str]| endings.iter().any(|ending| essence.ends_with(ending));
         if ends(&["+gzip", ".gzip", "tar.gz", ".tgz", "/gzip", "/x-gzip", "+gz"]) {
@@ -32,7 +32,7 @@ impl Compression {
     }
 
     /// What the first bytes show.
-    pub fn of_magic(bytes: &[u8]) -> Self {
+    pub(crate) fn of_magic(bytes: &[u8]) -> Self {
         match bytes {
             [0x1f, 0x8b, ..] => Self::Gzip,
             // A frame, or a skippable one in front of it.
@@ -102,7 +102,7 @@ impl<R: Read> Read for Windowed<R> {
 /// Opens a layer's stream uncompressed.
 ///
 /// A zstd frame whose window is larger than `window_log` allows fails when it is read.
-pub fn open<'a, R: BufRead + 'a>(
+pub(crate) fn open<'a, R: BufRead + 'a>(
     mut input: R,
     media_type: &str,
     window_log: u32,

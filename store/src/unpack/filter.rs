@@ -8,19 +8,19 @@ use crate::disk::EntryPath;
 ///
 /// A glob that names a directory stands for everything beneath it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Filter<'a> {
+pub(crate) struct Filter<'a> {
     include: &'a [Glob],
     exclude: &'a [Glob],
 }
 
 impl<'a> Filter<'a> {
     /// Keeps what one of `include` names (all, if there is none), less what one of `exclude` names.
-    pub fn new(include: &'a [Glob], exclude: &'a [Glob]) -> Self {
+    pub(crate) fn new(include: &'a [Glob], exclude: &'a [Glob]) -> Self {
         Self { include, exclude }
     }
 
     /// Whether everything is kept.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.include.is_empty() && self.exclude.is_empty()
     }
 
@@ -33,12 +33,12 @@ impl<'a> Filter<'a> {
     }
 
     /// Whether a file at this path is kept: it, or a directory above it, is named.
-    pub fn keeps(&self, path: &EntryPath) -> bool {
+    pub(crate) fn keeps(&self, path: &EntryPath) -> bool {
         !self.prunes(path) && (self.include.is_empty() || from_here_up(path).any(|path| self.included(&path)))
     }
 
     /// Whether nothing at or beneath this path is kept.
-    pub fn prunes(&self, path: &EntryPath) -> bool {
+    pub(crate) fn prunes(&self, path: &EntryPath) -> bool {
         !self.exclude.is_empty() && from_here_up(path).any(|path| self.excluded(&path))
     }
 }

@@ -81,7 +81,7 @@ fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> GraftError {
 
 /// What an entry does where there is one already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Laying {
+pub(crate) enum Laying {
     /// It is an error; only directories merge.
     Beside,
     /// It replaces it, and whiteouts take away.
@@ -89,12 +89,12 @@ pub enum Laying {
 }
 
 /// Whether a name of this kind takes something away where it lies over.
-pub fn is_whiteout(path: &EntryPath) -> bool {
+pub(crate) fn is_whiteout(path: &EntryPath) -> bool {
     path.split().is_some_and(|(_, name)| name.starts_with(WHITEOUT))
 }
 
 /// A tree that is being put together.
-pub struct Grafter<'a> {
+pub(crate) struct Grafter<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
     /// Where in `root` the paths of an artifact begin.
@@ -107,34 +107,34 @@ pub struct Grafter<'a> {
 
 impl<'a> Grafter<'a> {
     /// Puts together a tree in `root`, an empty directory.
-    pub fn new(root: &'a OwnedFd, limits: &'a Limits) -> Self {
+    pub(crate) fn new(root: &'a OwnedFd, limits: &'a Limits) -> Self {
         Self::apart(root, limits, EntryPath::root())
     }
 
     /// The same for a part that is merged into a whole at `within`.
-    pub fn apart(root: &'a OwnedFd, limits: &'a Limits, within: EntryPath) -> Self {
+    pub(crate) fn apart(root: &'a OwnedFd, limits: &'a Limits, within: EntryPath) -> Self {
         let totals = Totals { bytes: 0, inodes: 1 };
         Self { root, limits, base: EntryPath::root(), within, totals, changes: 0 }
     }
 
     /// What is laid from now on lies beneath `base`.
-    pub fn enter(&mut self, base: EntryPath) {
+    pub(crate) fn enter(&mut self, base: EntryPath) {
         self.base = base;
         self.changes = 0;
     }
 
     /// How much is in it.
-    pub fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> Totals {
         self.totals
     }
 
     /// How many entries were laid or taken away since [`Self::enter`], also where nothing was there to take away.
-    pub fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
 
     /// Links the file `source_name` of `source`, which has `size` bytes, to `path`.
-    pub fn file(
+    pub(crate) fn file(
         &mut self,
         source: &OwnedFd,
         source_name: &str,
@@ -148,14 +148,14 @@ impl<'a> Grafter<'a> {
     }
 
     /// Takes away what a whiteout of this path hides.
-    pub fn whiteout(&mut self, path: &EntryPath, filter: Filter<'_>) -> Result<(), GraftError> {
+    pub(crate) fn whiteout(&mut self, path: &EntryPath, filter: Filter<'_>) -> Result<(), GraftError> {
         let Some((parent, name)) = path.split() else { return Ok(()) };
         let mut listed = vec![Listed { name: name.to_vec(), kind: FileType::RegularFile, size: 0 }];
         self.white_out(&mut listed, &parent, filter)
     }
 
     /// Links everything of the tree `source` that `filter` keeps to beneath `at`.
-    pub fn tree(
+    pub(crate) fn tree(
         &mut self,
         source: &OwnedFd,
         at: &EntryPath,
@@ -216,7 +216,12 @@ impl<'a> Grafter<'a> {
 
     /// Moves everything of `source`, a tree that nobody needs where it is, to beneath `at`. For what lies beside, with
     /// names that were checked as they will be.
-    pub fn take(&mut self, source: &OwnedFd, totals: Totals, at: &EntryPath) -> Result<(), GraftError> {
+    pub(crate) fn take(
+        &mut self,
+        source: &OwnedFd,
+        totals: Totals,
+        at: &EntryPath,
+    ) -> Result<(), GraftError> {
         let mtime = rustix::fs::fstat(source).map(|found| found.st_mtime);
         self.merge(source, totals, at)?;
         self.enter(EntryPath::root());
@@ -227,7 +232,12 @@ impl<'a> Grafter<'a> {
     }
 
     /// Moves everything of `other`, a tree that was put together apart, to beneath `at`.
-    pub fn merge(&mut self, other: &OwnedFd, totals: Totals, at: &EntryPath) -> Result<(), GraftError> {
+    pub(crate) fn merge(
+        &mut self,
+        other: &OwnedFd,
+        totals: Totals,
+        at: &EntryPath,
+    ) -> Result<(), GraftError> {
         self.enter(at.clone());
         self.count(totals.inodes.saturating_sub(1), totals.bytes)?;
         let mut walk = Walk::new();
@@ -256,7 +266,7 @@ impl<'a> Grafter<'a> {
     }
 
     /// Takes away everything whose path `glob` matches, a directory with all beneath, and says how many it matched.
-    pub fn remove(&mut self, glob: &Glob) -> Result<u64, GraftError> {
+    pub(crate) fn remove(&mut self, glob: &Glob) -> Result<u64, GraftError> {
         let mut matched = 0;
         let mut walk = Walk::new();
         let mut next = Some((EntryPath::root(), ()));
@@ -282,7 +292,7 @@ impl<'a> Grafter<'a> {
     }
 
     /// Whether the directory `path` of the tree has something in it.
-    pub fn has_something_at(&self, path: &EntryPath) -> Result<bool, GraftError> {
+    pub(crate) fn has_something_at(&self, path: &EntryPath) -> Result<bool, GraftError> {
         match open_beneath(self.root, path) {
             Ok(folder) => is_empty(&folder).map(|empty| !empty).map_err(|errno| disk("list", path, errno)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(false),

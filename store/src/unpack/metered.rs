@@ -11,7 +11,7 @@ use crate::disk::DiskSpace;
 use crate::limits::Limits;
 
 /// The uncompressed stream of a layer: counted against the limit and the free space, hashed if asked for.
-pub struct Metered<'a, R> {
+pub(super) struct Metered<'a, R> {
     input: R,
     limits: &'a Limits,
     budget: &'a Budget,
@@ -26,7 +26,7 @@ impl<'a, R: BufRead> Metered<'a, R> {
     const LOOK_EVERY: u64 = 64 << 20;
 
     /// Watches `input`, whose content lands on the file system of `disk`.
-    pub fn new(
+    pub(super) fn new(
         input: R,
         limits: &'a Limits,
         budget: &'a Budget,
@@ -38,7 +38,7 @@ impl<'a, R: BufRead> Metered<'a, R> {
     }
 
     /// The digest of everything that was consumed, if one was asked for.
-    pub fn finish(&mut self) -> Option<Digest> {
+    pub(super) fn finish(&mut self) -> Option<Digest> {
         self.hasher.take().map(Hasher::finish)
     }
 

@@ -13,17 +13,17 @@ use crate::layout::LayerShape;
 use crate::limits::Limits;
 
 /// ORAS: the digest of the uncompressed tar stream.
-pub const CONTENT_DIGEST: &str = "io.deis.oras.content.digest";
+pub(crate) const CONTENT_DIGEST: &str = "io.deis.oras.content.digest";
 /// A layer and what it becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub(crate) struct Piece {
     descriptor: Descriptor,
     content: Content,
 }
 
 /// What a layer becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
+pub(crate) enum Content {
     /// One file at this path.
     File(EntryPath),
     /// A tar archive, unpacked at this path.
@@ -37,12 +37,12 @@ pub enum Content {
 
 impl Piece {
     /// The blob.
-    pub fn descriptor(&self) -> &Descriptor {
+    pub(crate) fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
     /// What it becomes.
-    pub fn content(&self) -> &Content {
+    pub(crate) fn content(&self) -> &Content {
         &self.content
     }
 }
@@ -121,7 +121,7 @@ pub enum PlanError {
 }
 
 /// What the layers become that have one of `media_types`, or all if none is named.
-pub fn plan(
+pub(crate) fn plan(
     manifest: &ImageManifest,
     media_types: &[MediaType],
     limits: &Limits,

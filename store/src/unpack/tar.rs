@@ -58,7 +58,7 @@ pub enum TarError {
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A regular file with data.
     File,
     /// A directory.
@@ -73,7 +73,7 @@ pub enum Kind {
 
 /// One entry, before its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The name as it is written.
     pub name: Vec<u8>,
     /// What it is.
@@ -98,7 +98,7 @@ struct Extensions {
 }
 
 /// Walks a stream. Call [`TarReader::advance`], then read the entry's data from the reader itself.
-pub struct TarReader<R> {
+pub(crate) struct TarReader<R> {
     input: R,
     offset: u64,
     data: u64,
@@ -108,12 +108,12 @@ pub struct TarReader<R> {
 
 impl<R: BufRead> TarReader<R> {
     /// Reads from the first block on.
-    pub fn new(input: R) -> Self {
+    pub(crate) fn new(input: R) -> Self {
         Self { input, offset: 0, data: 0, padding: 0, ended: false }
     }
 
     /// The next entry; what was not read of the one before is passed over.
-    pub fn advance(&mut self) -> Result<Option<Entry>, TarError> {
+    pub(crate) fn advance(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_rest()?;

@@ -24,7 +24,7 @@ use crate::disk::{DiskError, Totals};
 use crate::limits::Limits;
 
 /// A directory that is being filled.
-pub struct TreeWriter<'a> {
+pub(crate) struct TreeWriter<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
     budget: &'a Budget,
@@ -44,7 +44,7 @@ fn name_of(bytes: &[u8]) -> &OsStr {
 
 impl<'a> TreeWriter<'a> {
     /// Fills `root`, which is empty.
-    pub fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
+    pub(crate) fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
         let totals = Totals { bytes: 0, inodes: 1 };
         let umask = umask().unwrap_or(Mode::RWXU | Mode::RWXG | Mode::RWXO);
         Self { root, limits, budget, umask, last: None, times: Times::default(), totals }
@@ -55,7 +55,7 @@ impl<'a> TreeWriter<'a> {
     }
 
     /// Makes a directory and those above it.
-    pub fn directory(&mut self, path: &EntryPath, mtime: i64) -> Result<(), UnpackError> {
+    pub(crate) fn directory(&mut self, path: &EntryPath, mtime: i64) -> Result<(), UnpackError> {
         self.count()?;
         if let Some((parent, name)) = path.split() {
             self.enter(&parent)?;
@@ -66,7 +66,7 @@ impl<'a> TreeWriter<'a> {
     }
 
     /// Writes a file with all of `data`.
-    pub fn file(
+    pub(crate) fn file(
         &mut self,
         path: &EntryPath,
         mode: u32,
@@ -117,7 +117,7 @@ impl<'a> TreeWriter<'a> {
     }
 
     /// Makes a symbolic link. It is data: nothing here follows it.
-    pub fn symlink(&mut self, path: &EntryPath, target: &[u8], mtime: i64) -> Result<(), UnpackError> {
+    pub(crate) fn symlink(&mut self, path: &EntryPath, target: &[u8], mtime: i64) -> Result<(), UnpackError> {
         self.count()?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
         if target.is_empty() || target.contains(&0) || target.len() >= self.limits.path() {
@@ -139,7 +139,7 @@ impl<'a> TreeWriter<'a> {
     }
 
     /// Gives an earlier file another name. Links to symbolic links only where `links_to_links`.
-    pub fn hard_link(
+    pub(crate) fn hard_link(
         &mut self,
         path: &EntryPath,
         existing: &EntryPath,
@@ -172,7 +172,7 @@ impl<'a> TreeWriter<'a> {
     }
 
     /// Sets the times of directories, now that nothing changes in them, and says what was written.
-    pub fn finish(self) -> Totals {
+    pub(crate) fn finish(self) -> Totals {
         self.times.set(self.root);
         self.totals
     }
