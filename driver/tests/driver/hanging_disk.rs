@@ -4,7 +4,7 @@
 //! test share one runtime thread, so a single write on that thread would stop every call below.
 
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,34 +19,35 @@ use crate::registry::Memory;
 /// How long a call that needs no write may take while the disk hangs.
 const PROMPT: Duration = Duration::from_secs(5);
 /// When the disk answers again even if the test is stuck.
-const RESCUE_AFTER: &str = "30";
+const RESCUE_AFTER: Duration = Duration::from_secs(30);
 
 fn run(program: &str, arguments: &[&str], path: &Path) {
     let output = Command::new(program).args(arguments).arg(path).output().unwrap();
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A frozen file system. It thaws when this is dropped, and after a time limit in any case.
-struct Frozen<'a> {
-    mounted: &'a Path,
-    rescue: Child,
+fn thaw(mounted: &Path) {
+    let _ = Command::new("fsfreeze").arg("--unfreeze").arg(mounted).output();
 }
+
+/// A frozen file system. It thaws when this is dropped, and after a time limit in any case.
+struct Frozen<'a>(&'a Path);
 
 impl<'a> Frozen<'a> {
     fn freeze(mounted: &'a Path) -> Self {
-        let script = r#"sleep "$1"; fsfreeze --unfreeze "$2""#;
-        let rescue =
-            Command::new("sh").args(["-c", script, "sh", RESCUE_AFTER]).arg(mounted).spawn().unwrap();
         run("fsfreeze", &["--freeze"], mounted);
-        Self { mounted, rescue }
+        let path = mounted.to_owned();
+        std::thread::spawn(move || {
+            std::thread::sleep(RESCUE_AFTER);
+            thaw(&path);
+        });
+        Self(mounted)
     }
 }
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        let _ = self.rescue.kill();
-        let _ = self.rescue.wait();
-        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(self.mounted).output();
+        thaw(self.0);
     }
 }
 
