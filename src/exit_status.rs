@@ -267,13 +267,13 @@ mod tests {
     #[tokio::test]
     async fn a_429_does_not_count_as_a_stalled_registry() -> Result<(), Box<dyn std::error::Error>> {
         let registry = Arc::new(fixed_answer(LIMITED, &[])?);
-        let ask = |number: usize| {
+        let request_tag = |number: usize| {
             let registry = Arc::clone(&registry);
             async move { registry.denial(&format!(":v{number}")).await }
         };
-        let many: Vec<_> = (0..300).map(|number| tokio::spawn(ask(number))).collect();
+        let many: Vec<_> = (0..300).map(|number| tokio::spawn(request_tag(number))).collect();
         tokio::time::sleep(Duration::from_millis(2_500)).await;
-        let denial = ask(300).await.ok_or("it is denied")?;
+        let denial = request_tag(300).await.ok_or("it is denied")?;
         assert_eq!(denial.code(), Code::TooManyRequests, "{denial}");
         for denial in many {
             let denial = denial.await?.ok_or("it is denied")?;

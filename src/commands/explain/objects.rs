@@ -117,17 +117,17 @@ impl Explained {
                 keys.insert("id".into(), json!(volume.id().as_str()));
                 keys.insert("recipe".into(), json!(volume.recipe().to_json()));
             }
-            let explain = |asked: &Asked, digest: Option<&Digest>| {
-                let mut keys = reference_keys(asked.reference(), digest);
-                keys.insert("at".into(), json!(asked.place()));
-                keys.extend(policy_keys(asked.opinions(), self.used_network));
+            let explain_name = |name: &Asked, digest: Option<&Digest>| {
+                let mut keys = reference_keys(name.reference(), digest);
+                keys.insert("at".into(), json!(name.place()));
+                keys.extend(policy_keys(name.opinions(), self.used_network));
                 keys
             };
-            let patches = requested.patches().iter().map(|asked| explain(asked, asked.digest())).collect();
+            let patches = requested.patches().iter().map(|name| explain_name(name, name.digest())).collect();
             let mut digests = volume.iter().flat_map(|volume| volume.recipe().references());
-            let references = requested.references().iter().map(|asked| {
+            let references = requested.references().iter().map(|name| {
                 let digest = digests.next().map(PinnedReference::digest);
-                explain(asked, digest.or(asked.digest()))
+                explain_name(name, digest.or(name.digest()))
             });
             let references = references.collect();
             (keys, patches, references)

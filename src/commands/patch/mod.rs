@@ -41,7 +41,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     if levels.is_empty() && !arguments.list {
         return Err(Failure::bad_input(
-            "a patch needs at least one level: --minor REF, --major REF or --critical REF. To list the patches of BASE, use --list.",
+            "a patch needs at least one level: --minor REF, --major REF or --critical REF. To list the patches of BASE, \
+             use --list.",
         ));
     }
     let named = levels.iter().map(|(_, reference)| reference).chain([&base, &target.reference]);
@@ -73,7 +74,8 @@ impl Target {
             Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
         if reference.digest().is_some() {
             return Err(Failure::bad_input(format!(
-                "--push {reference}: the digest is known only after the push. Write HOST/REPOSITORY or HOST/REPOSITORY:TAG."
+                "--push {reference}: the digest is known only after the push. Write HOST/REPOSITORY or \
+                 HOST/REPOSITORY:TAG."
             )));
         }
         let tag = reference.tag().filter(|tag| text.ends_with(&format!(":{tag}"))).map(str::to_owned);
@@ -89,7 +91,7 @@ impl Target {
     }
 }
 
-/// Resolves the base and the levels, pushes the patch, and points the set at it.
+/// Resolves the base and the levels, pushes the patch, and updates the set.
 async fn create_patch(
     client: Arc<HttpRegistry>,
     base: &Reference,
@@ -120,7 +122,8 @@ async fn create_patch(
     let pushed = publisher.publish(&target.reference, target.tag.as_deref(), &publication).await?;
     if pushed.name() != patch.base().name() {
         eprintln!(
-            "oras-csi: the referrers of {} do not list this patch, because it is in {}. Refer to the patch by its own name.",
+            "oras-csi: the referrers of {} do not list this patch, because it is in {}. Refer to the patch by its own \
+             name.",
             patch.base().name(),
             pushed.name()
         );

@@ -125,18 +125,14 @@ impl Listing {
             println!("{short:<18}{size:>12}{files:>10}  {used:<14}{mounted}, {volumes} volumes{preloaded}");
         }
         let counts = [
-            (State::Blobs, self.inventory.blobs().len()),
-            (State::Layers, self.inventory.layers().len()),
-            (State::Partial, self.inventory.partial().len()),
-            (State::SetAside, self.inventory.aside().len()),
+            ("blobs", State::Blobs, self.inventory.blobs().len()),
+            ("layers", State::Layers, self.inventory.layers().len()),
+            ("partial", State::Partial, self.inventory.partial().len()),
+            ("quarantine", State::SetAside, self.inventory.aside().len()),
         ];
         let sizes = self.inventory.sizes();
-        for (state, count) in counts {
-            println!(
-                "{:<12}{count:>6}{:>12}",
-                state.name(),
-                format_bytes(sizes.get(&state).copied().unwrap_or(0))
-            );
+        for (name, state, count) in counts {
+            println!("{name:<12}{count:>6}{:>12}", format_bytes(sizes.get(&state).copied().unwrap_or(0)));
         }
         for record in &self.volumes {
             let tree = record

@@ -50,15 +50,18 @@ struct StoreFolder {
     path: PathBuf,
 }
 
-/// Verify the digest or checksums of everything in the store. Read-only; the driver may run.
+/// Verify the digests and checksums of everything in the store.
+///
+/// Read-only; the driver may run. The exit status is 4 if something is damaged.
 #[derive(Debug, Args)]
 struct Verify {
     #[command(flatten)]
     folder: StoreFolder,
 }
 
-/// List the content of the store, the volumes and sets that use it, and damage that was found. Read-only; the driver may
-/// run.
+/// List the content of the store, the volumes and sets that use it, and damage that was found.
+///
+/// Read-only; the driver may run.
 #[derive(Debug, Args)]
 struct Ls {
     #[command(flatten)]
@@ -76,8 +79,9 @@ enum Format {
     Json,
 }
 
-/// Run garbage collection: delete unused content. The driver must be stopped; while it runs, it does this itself.
-/// Without a flag, the driver's default thresholds apply (85 and 80 percent of the file system).
+/// Run garbage collection: delete unused content.
+///
+/// The driver must be stopped; while it runs, it collects garbage by itself. Without a flag, the driver's default thresholds apply (85 and 80 percent of the file system).
 #[derive(Debug, Args)]
 struct Gc {
     #[command(flatten)]
@@ -143,15 +147,15 @@ fn verify(layout: &Layout) -> Result<(), Failure> {
     println!("verified {blobs} blobs, {layers} layers and {trees} trees: {damaged} damaged");
     if without_checksums > 0 {
         println!(
-            "{without_checksums} layers were not verified: an earlier version created them without checksums. The driver's next scrub records \
-             their checksums."
+            "{without_checksums} layers were not verified: an earlier version created them without checksums. The \
+             driver's next scrub records their checksums."
         );
     }
     if damaged > 0 {
         return Err(Failure::new(
             ExitStatus::Refused,
-            "the store is damaged. The driver quarantines the damaged entries at its next scrub and downloads them again when \
-             a pod requests them. To remove them now, stop the driver and delete the entries listed above.",
+            "the store is damaged. The driver quarantines the damaged entries at its next scrub and downloads them \
+             again when a pod requests them. To remove them now, stop the driver and delete the entries listed above.",
         ));
     }
     Ok(())
