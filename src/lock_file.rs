@@ -1,4 +1,5 @@
-//! The lock file of `oras-csi render --lock`: stores registry answers, so that a later run gives the same result offline.
+//! The lock file of `oras-csi render --lock`: stores registry answers, so that a later run gives the same result
+//! offline.
 //!
 //! The file holds the digest of each tag, each manifest that was read, and the YAML of each recipe artifact that was
 //! read. Manifests and recipes are verified against their digests when the file is loaded.

@@ -1,7 +1,7 @@
 //! The artifact sets that `render` and `explain` read from the manifests.
 //!
-//! The status of a set counts if it is that of the set's spec. Other sets are resolved as the webhook does, if an object
-//! of the manifests requests them.
+//! The status of a set counts if it is that of the set's spec. Other sets are resolved as the webhook does, if an
+//! object of the manifests requests them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

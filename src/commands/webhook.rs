@@ -48,8 +48,8 @@ pub(crate) struct Arguments {
     /// MutatingWebhookConfiguration whose caBundle the webhook keeps up to date.
     #[arg(long, value_name = "NAME")]
     webhook_configuration: Option<String>,
-    /// ValidatingWebhookConfiguration whose caBundle the webhook keeps up to date. It configures POST /warn, which warns
-    /// about workloads whose pods would be denied. Readiness does not depend on it.
+    /// ValidatingWebhookConfiguration whose caBundle the webhook keeps up to date. It configures POST /warn, which
+    /// warns about workloads whose pods would be denied. Readiness does not depend on it.
     #[arg(long, value_name = "NAME")]
     validating_webhook_configuration: Option<String>,
     /// Enforce the ArtifactPolicy objects of the cluster.

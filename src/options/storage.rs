@@ -45,7 +45,8 @@ impl StorageOptions {
         let (high, low) = (self.gc_high_threshold, self.gc_low_threshold);
         if low > high {
             return Err(Failure::bad_input(format!(
-                "--gc-low-threshold {low} is above --gc-high-threshold {high}. The low threshold must not be above the high one."
+                "--gc-low-threshold {low} is above --gc-high-threshold {high}. The low threshold must not be above \
+                 the high one."
             )));
         }
         Ok(Watermarks::default()

@@ -90,7 +90,8 @@ pub(super) fn lines(keys: &Keys, indent: &str) -> String {
     text
 }
 
-/// Formats the decision of a policy, such as `team-a (Enforce): violated, registries.deny (registry ghcr.io matches ghcr.io)`.
+/// Formats the decision of a policy, such as
+/// `team-a (Enforce): violated, registries.deny (registry ghcr.io matches ghcr.io)`.
 fn policy_line(policy: &Value) -> String {
     let text = |key: &str| policy.get(key).and_then(Value::as_str).map(|text| Shown::new(text).to_string());
     let (name, mode) = (text("policy").unwrap_or_default(), text("mode").unwrap_or_default());

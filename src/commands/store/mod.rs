@@ -81,7 +81,8 @@ enum Format {
 
 /// Run garbage collection: delete unused content.
 ///
-/// The driver must be stopped; while it runs, it collects garbage by itself. Without a flag, the driver's default thresholds apply (85 and 80 percent of the file system).
+/// The driver must be stopped; while it runs, it collects garbage by itself. Without a flag, the driver's default
+/// thresholds apply (85 and 80 percent of the file system).
 #[derive(Debug, Args)]
 struct Gc {
     #[command(flatten)]
