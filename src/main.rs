@@ -17,6 +17,7 @@ mod logging;
 mod manifest_policies;
 mod manifest_sets;
 mod options;
+mod parsing;
 mod patch_expansion;
 mod registry;
 mod registry_client;

@@ -9,6 +9,7 @@ use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
 
 use crate::exit_status::{ExitStatus, Failure};
+use crate::parsing::parse_recipe;
 use crate::registry_client::resolve_digest;
 
 /// Returns the recipe with each `patch` step replaced by the steps of the patch or recipe artifact that it names.
@@ -25,8 +26,7 @@ pub(crate) async fn expand_patches(
             Instructions::Patch(patch) => step.steps(&patch),
             Instructions::Recipe(layer) => {
                 let yaml = read_recipe_yaml(registry, &pinned, &layer).await.map_err(at)?;
-                let recipe = WrittenRecipe::from_yaml(&yaml, &|host| hosts.names(host));
-                let recipe = recipe.map_err(|error| at(Failure::bad_input(error)))?;
+                let recipe = parse_recipe(&yaml, hosts).map_err(at)?;
                 step.steps_of(&recipe).map_err(|error| at(Failure::bad_input(error)))?
             }
         });

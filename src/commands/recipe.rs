@@ -7,13 +7,13 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use oras_csi_core::patch::{Instructions, Patch};
 use oras_csi_core::recipe::{Step, WrittenRecipe};
-use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::{Publication, Registry};
 
 use crate::exit_status::Failure;
 use crate::options::plain_http::PlainHttpOption;
 use crate::options::registry::RegistryOptions;
+use crate::parsing::{parse_recipe, parse_reference};
 use crate::patch_expansion::{expand_patches, read_instructions, read_recipe_yaml};
 use crate::registry_client::{pin_recipe, publisher, transfer_client, with_credentials};
 use crate::standard_output::write_stdout;
@@ -99,14 +99,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 fn read(file: &Path, options: &Options) -> Result<(HostsConfig, String, WrittenRecipe), Failure> {
     let hosts = options.registries.hosts()?;
     let text = read_file_or_stdin(file)?;
-    let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.names(host));
-    let recipe = recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?;
+    let recipe = parse_recipe(&text, &hosts).map_err(|failure| failure.at(file.display()))?;
     Ok((hosts, text, recipe))
 }
 
 async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
     let (hosts, text, _) = read(file, options)?;
-    let to = Reference::parse_knowing(to, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let to = parse_reference(to, &hosts)?;
     let hosts = options.plain_http.apply(hosts, [&to]);
     let publisher = publisher(transfer_client(&hosts), options.registries.user_credentials()?);
     let pushed = publisher.publish(&to, to.tag(), &Publication::of_recipe(&text)).await?;
@@ -116,7 +115,7 @@ async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
 
 async fn show(text: &str, options: &Options) -> Result<(), Failure> {
     let hosts = options.registries.hosts()?;
-    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference = parse_reference(text, &hosts)?;
     let hosts = options.plain_http.apply(hosts, [&reference]);
     let registry: Arc<dyn Registry> =
         with_credentials(transfer_client(&hosts), options.registries.user_credentials()?);

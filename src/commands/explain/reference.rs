@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use oras_csi_core::recipe::{Layer, Recipe, Step};
-use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::volume_id::VolumeId;
 use oras_csi_webhook::credentials::CredentialSources;
@@ -15,6 +14,7 @@ use super::arguments::{Arguments, Format};
 use super::report::{describe_rule, is_denial, lines, policy_keys, reference_keys};
 use crate::admission::admission;
 use crate::exit_status::{ExitStatus, Failure};
+use crate::parsing::parse_reference;
 use crate::registry_client::{interactive_client, resolve_digest, with_credentials};
 use crate::standard_output::write_stdout;
 
@@ -24,7 +24,7 @@ pub(super) async fn explain_reference(
     hosts: &HostsConfig,
     arguments: &Arguments,
 ) -> Result<(), Failure> {
-    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference = parse_reference(text, hosts)?;
     let policies = arguments.policies.policies(Loaded::default())?;
     let own = arguments.registries.user_credentials()?;
     let credentials = CredentialSources { administrator: own.clone(), ..CredentialSources::default() };

@@ -15,15 +15,13 @@ use oras_csi_core::registry::{HttpRegistry, Publication, Registry};
 
 pub(crate) use self::arguments::Arguments;
 use crate::exit_status::Failure;
+use crate::parsing::parse_reference;
 use crate::registry_client::{publisher, transfer_client, with_credentials};
 use crate::standard_output::write_stdout;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let hosts = arguments.registries.hosts()?;
-    let parse = |text: &str, hosts: &HostsConfig| {
-        Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)
-    };
-    let base = parse(&arguments.base, &hosts)?;
+    let base = parse_reference(&arguments.base, &hosts)?;
     let target = Target::parse(arguments.push.as_deref(), &base, &hosts)?;
     let mut levels = Vec::new();
     for (level, text) in [
@@ -35,7 +33,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         // As a reference, a bare digest would be a tag of docker.io/library/sha256.
         let reference = match text.parse::<Digest>() {
             Ok(digest) => base.pin(digest).into(),
-            Err(_) => parse(text, &hosts).map_err(|failure| failure.at(format_args!("--{level}")))?,
+            Err(_) => {
+                parse_reference(text, &hosts).map_err(|failure| failure.at(format_args!("--{level}")))?
+            }
         };
         levels.push((level, reference));
     }
@@ -70,8 +70,7 @@ impl Target {
             let reference = base.name().parse().map_err(Failure::bad_input)?;
             return Ok(Self { reference, tag: None });
         };
-        let reference =
-            Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+        let reference = parse_reference(text, hosts)?;
         if reference.digest().is_some() {
             return Err(Failure::bad_input(format!(
                 "--push {reference}: the digest is known only after the push. Write HOST/REPOSITORY or \

@@ -10,7 +10,6 @@ use clap::Args;
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer, Recipe, Step, WrittenRecipe};
-use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_driver::pull::{Fetcher, Progress, into_directory};
@@ -21,6 +20,7 @@ use crate::exit_status::{ExitStatus, Failure};
 use crate::options::limits::LimitOptions;
 use crate::options::plain_http::PlainHttpOption;
 use crate::options::registry::RegistryOptions;
+use crate::parsing::{parse_recipe, parse_reference};
 use crate::patch_expansion::expand_patches;
 use crate::registry_client::{pin_recipe, transfer_client, with_credentials};
 use crate::runtime::wait_for_signal;
@@ -137,12 +137,11 @@ fn recipe_and_directory(
     match (&arguments.recipe, arguments.operands.as_slice()) {
         (Some(file), [directory]) => {
             let text = read_file_or_stdin(file)?;
-            let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.names(host));
-            Ok((recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?, directory.into()))
+            let recipe = parse_recipe(&text, hosts).map_err(|failure| failure.at(file.display()))?;
+            Ok((recipe, directory.into()))
         }
         (None, [reference, directory]) => {
-            let reference = Reference::parse_knowing(reference, &|host| hosts.names(host));
-            let mut layer = Layer::new(reference.map_err(Failure::bad_input)?)
+            let mut layer = Layer::new(parse_reference(reference, hosts)?)
                 .with_media_types(arguments.media_types.clone());
             if let Some(platform) = &arguments.platform {
                 layer = layer.for_platform(platform.clone());
