@@ -36,11 +36,11 @@ const EXAMPLES: &str = concat!(
     "
 
 Examples:
-  # Run the whole path on this machine, without Kubernetes and without root
-  oras-csi demo
-
   # Show how a reference is parsed and which digest it resolves to
   oras-csi explain ghcr.io/acme/model:v1
+
+  # Show what the webhook makes of a pod
+  oras-csi render -f pod.yaml
 
   # Download an artifact into a directory
   oras-csi pull ghcr.io/acme/model:v1 ./model

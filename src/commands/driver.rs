@@ -71,7 +71,7 @@ const EXAMPLES: &str = "\
 Examples:
   # On a node of a cluster, as the Helm chart runs it
   oras-csi driver --node-id \"$NODE_NAME\" --seal-keys /etc/oras-csi/seal-keys \\
-    --cluster-sets --namespace oras-csi --metrics-listen 0.0.0.0:9808
+    --cluster-sets --namespace oras-csi-system --metrics-listen 0.0.0.0:9808
 
   # Stand-alone, in a scratch directory: mounts any canonical volume, and does not need Kubernetes
   oras-csi driver --node-id test --kubelet-dir /tmp/kubelet --store /tmp/store

@@ -92,9 +92,9 @@ Examples:
   oras-csi webhook --listen 127.0.0.1:8443 --tls-dir ./tls --seal-dir ./seal --policy ./policies
 
   # In a cluster, as the Helm chart runs it
-  oras-csi webhook --tls-secret oras-csi/oras-csi-webhook-tls --dns-name oras-csi-webhook.oras-csi.svc \\
-    --webhook-configuration oras-csi --seal-secret oras-csi/oras-csi-seal \\
-    --watch-policies --keep-pins --sets oras-csi";
+  oras-csi webhook --tls-secret oras-csi-system/oras-csi-webhook-tls \\
+    --dns-name oras-csi-webhook.oras-csi-system.svc --webhook-configuration oras-csi \\
+    --seal-secret oras-csi-system/oras-csi-seal --watch-policies --keep-pins --sets oras-csi-system";
 
 /// Parses NAMESPACE/NAME.
 fn parse_secret(text: &str) -> Result<(String, String), String> {

@@ -11,6 +11,7 @@ use crate::exit_status::Failure;
 
 /// Which artifacts are allowed.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Policies")]
 pub(crate) struct PolicyOptions {
     /// Allow this registry and deny all others, before any request is sent to them; can be repeated. Patterns: HOST,
     /// HOST/TEAM/*, *.example.org/** (* matches one whole segment, ** any number) [default: every registry].
