@@ -67,7 +67,7 @@ impl Progress for ProgressBars {
         match blob.bar {
             Some(bar) => bar.finish_and_clear(),
             None if self.bars.is_hidden() => {
-                eprintln!("downloaded {} ({})", blob.name, HumanBytes(blob.size))
+                eprintln!("downloaded {} ({})", blob.name, HumanBytes(blob.size));
             }
             None => {}
         }
