@@ -10,7 +10,7 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::push::{Artifact, Content, PushLayer, Pusher};
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 /// Relative path → SHA-256 of a file.
 pub(super) type Listing = BTreeMap<String, Digest>;

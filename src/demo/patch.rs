@@ -13,8 +13,8 @@ use super::artifact::Listing;
 use super::narrator::Narrator;
 use super::node::Node;
 use super::tour::{NAMESPACE, REFERENCE, command, compare, our_volume};
-use crate::documents;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
+use crate::yaml_documents as documents;
 
 const POD: &str = include_str!("../../examples/patch.yaml");
 const NAME: &str = "patch";

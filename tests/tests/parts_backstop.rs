@@ -115,7 +115,9 @@ async fn a_pod_that_asks_has_its_volume_or_does_not_get_in() {
         let twin = pod(good, json!([]));
         backstop.tell_apart(what, &twin, annotations, bad, missing).await;
     }
-    let message = backstop.denies("the words", &asking("r.io/a"), "annotation oras.land/artifact requests an artifact").await;
+    let message = backstop
+        .denies("the words", &asking("r.io/a"), "annotation oras.land/artifact requests an artifact")
+        .await;
     eprintln!("{message}");
     for words in ["kubectl get mutatingwebhookconfiguration oras-csi", "oras.land/inject: \"false\""] {
         assert!(message.contains(words), "{words}: {message}");
