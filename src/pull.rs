@@ -128,7 +128,7 @@ fn wanted(arguments: &Arguments, hosts: &HostsConfig) -> Result<(WrittenRecipe, 
             Ok((recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?, directory.into()))
         }
         (None, [reference, directory]) => {
-            let reference = Reference::parse_knowing(reference, &|host| hosts.names(host));
+            let reference = Reference::parse_with_known_hosts(reference, &|host| hosts.names(host));
             let mut layer = Layer::new(reference.map_err(Failure::bad_input)?)
                 .with_media_types(arguments.media_types.clone());
             if let Some(platform) = &arguments.platform {

@@ -109,12 +109,12 @@ pub(crate) async fn expanded(
         let at = |failure: Failure| failure.at(format_args!("step {number}: {}", step.reference()));
         let (pinned, instructions) = instructions(registry, step.reference()).await.map_err(at)?;
         come.push(match instructions {
-            Instructions::Patch(patch) => step.steps(&patch),
+            Instructions::Patch(patch) => patch.steps_for(step),
             Instructions::Recipe(layer) => {
                 let yaml = yaml(registry, &pinned, &layer).await.map_err(at)?;
                 let recipe = WrittenRecipe::from_yaml(&yaml, &|host| hosts.names(host));
                 let recipe = recipe.map_err(|error| at(Failure::bad_input(error)))?;
-                step.steps_of(&recipe).map_err(|error| at(Failure::bad_input(error)))?
+                step.steps_from(&recipe).map_err(|error| at(Failure::bad_input(error)))?
             }
         });
     }
@@ -135,7 +135,7 @@ async fn instructions(
         None => digest_of(registry, reference).await?,
     };
     let pinned = reference.pin(digest);
-    let document = registry.manifest(&pinned).await?.into_document();
+    let document = registry.manifest(&pinned).await?.into_manifest();
     let instructions = Instructions::read(&pinned, &document)?;
     Ok((pinned, instructions))
 }
@@ -150,7 +150,7 @@ fn read(file: &Path, options: &Options) -> Result<(HostsConfig, String, WrittenR
 
 async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
     let (hosts, text, _) = read(file, options)?;
-    let to = Reference::parse_knowing(to, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let to = Reference::parse_with_known_hosts(to, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
     let hosts = options.hosts(hosts, [&to]);
     let publisher = publisher(patient_client(&hosts), options.registries.own_credentials()?);
     let pushed = publisher.publish(&to, to.tag(), &Publication::of_recipe(&text)).await?;
@@ -160,7 +160,7 @@ async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
 
 async fn show(text: &str, options: &Options) -> Result<(), Failure> {
     let hosts = options.registries.hosts()?;
-    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference = Reference::parse_with_known_hosts(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
     let hosts = options.hosts(hosts, [&reference]);
     let registry: Arc<dyn Registry> = access(patient_client(&hosts), options.registries.own_credentials()?);
     let at = |failure: Failure| failure.at(&reference);

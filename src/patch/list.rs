@@ -71,7 +71,7 @@ async fn read(
     pinned: &PinnedReference,
     subject: &PinnedReference,
 ) -> Result<Option<Patch>, Failure> {
-    let document = registry.manifest(pinned).await?.into_document();
+    let document = registry.manifest(pinned).await?.into_manifest();
     match Instructions::read(pinned, &document) {
         Ok(Instructions::Patch(patch)) => {
             patch.check_base(subject.digest())?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::{Descriptor, Document};
+use oras_csi_core::manifest::{Descriptor, Manifest};
 use oras_csi_core::patch::{self, Instructions, Level, Part, Patch, PatchError};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
@@ -69,7 +69,7 @@ enum Format {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut hosts = arguments.registries.hosts()?;
     let read = |text: &str, hosts: &HostsConfig| {
-        Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)
+        Reference::parse_with_known_hosts(text, &|host| hosts.names(host)).map_err(Failure::bad_input)
     };
     let base = read(&arguments.base, &hosts)?;
     let target = Target::of(arguments.push.as_deref(), &base, &hosts)?;
@@ -119,7 +119,7 @@ impl Target {
             return Ok(Self { reference, tag: None });
         };
         let reference =
-            Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+            Reference::parse_with_known_hosts(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
         if reference.digest().is_some() {
             return Err(Failure::bad_input(format!(
                 "--push {reference}: a push makes the digest: write a tag, or nothing behind the repository"
@@ -189,8 +189,8 @@ async fn resolve(
     let pinned = reference.pin(found.digest().clone());
     let document = registry.manifest(&pinned).await.map_err(|error| at(error.into()))?;
     let descriptor = document.descriptor().clone();
-    match document.into_document() {
-        Document::Image(image) if Instructions::is_kind(image.kind()) => {
+    match document.into_manifest() {
+        Manifest::Image(image) if Instructions::is_kind(image.kind()) => {
             Err(at(PatchError::Nested { part }.into()))
         }
         _ => Ok((reference.with_digest(found.digest().clone()), descriptor)),
