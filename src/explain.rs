@@ -69,7 +69,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
-    let reference = Reference::parse_with_known_hosts(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference =
+        Reference::parse_with_known_hosts(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
     let policies = arguments.policies.policies(Loaded::default())?;
     let own = arguments.registries.own_credentials()?;
     let credentials = CredentialSources { administrator: own.clone(), ..CredentialSources::default() };

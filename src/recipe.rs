@@ -160,7 +160,8 @@ async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
 
 async fn show(text: &str, options: &Options) -> Result<(), Failure> {
     let hosts = options.registries.hosts()?;
-    let reference = Reference::parse_with_known_hosts(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference =
+        Reference::parse_with_known_hosts(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
     let hosts = options.hosts(hosts, [&reference]);
     let registry: Arc<dyn Registry> = access(patient_client(&hosts), options.registries.own_credentials()?);
     let at = |failure: Failure| failure.at(&reference);

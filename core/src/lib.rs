@@ -3,7 +3,7 @@
 //! Everything in this crate is either pure (references, recipes, canonical volumes, policies) or talks to a
 //! registry and to nothing else ([`registry`]). The crate knows neither Kubernetes nor CSI. The webhook, the
 //! driver and the command line use the same types, so each program can read what another one writes.
-//! `docs/design.md` is the contract in words.
+//! `docs/design.md` describes the contract.
 //!
 //! Modules, from the lowest layer to the highest. A module uses only modules of lower layers, which a test checks:
 //!

@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use oras_csi_core::manifest::LayerKind;
-use oras_csi_core::manifest::{Manifest, Index, IndexEntry, LayerDescriptor};
+use oras_csi_core::manifest::{self, Index, IndexEntry, LayerDescriptor, Manifest};
 use oras_csi_core::media_type::{MediaType, essence};
 use oras_csi_core::patch::{self, Instructions, PatchError};
 use oras_csi_core::policy::ArtifactContents;
@@ -77,7 +76,11 @@ impl Contents {
                 let kind = |((media_type, has_files), size)| LayerKind { media_type, has_files, size };
                 let layers = kinds.into_iter().map(kind).collect();
                 let instructions = Instructions::is_kind(image.kind()).then(|| {
-                    if length <= Instructions::MAX_BYTES { Ok(Arc::new(document.clone())) } else { Err(length) }
+                    if length <= Instructions::MAX_BYTES {
+                        Ok(Arc::new(document.clone()))
+                    } else {
+                        Err(length)
+                    }
                 });
                 Self::Image(Image { artifact_type: image.kind().to_owned(), layers, instructions })
             }
@@ -121,7 +124,7 @@ impl Contents {
 
 /// The media type of a layer, and whether it has files.
 fn kind_of(layer: &LayerDescriptor) -> (String, bool) {
-    (essence(layer.descriptor().media_type()), layer.kind() != LayerKind::NoFiles)
+    (essence(layer.descriptor().media_type()), layer.kind() != manifest::LayerKind::NoFiles)
 }
 
 impl Image {

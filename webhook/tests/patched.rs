@@ -529,7 +529,9 @@ async fn a_recipe_artifact_may_have_patches_and_no_more_than_that() {
     assert!(steps.contains("\"path\":\"sub/x\"") && steps.contains("\"remove\":\"sub/x/y\""), "{steps}");
 
     // One that names itself, by itself and by another.
-    for (inner, words) in [("r.io/recipes:3", "has a patch step itself"), ("r.io/recipes:4", "has a patch step itself")] {
+    for (inner, words) in
+        [("r.io/recipes:3", "has a patch step itself"), ("r.io/recipes:4", "has a patch step itself")]
+    {
         bench.registry.tag_recipe("r.io/recipes:3", &format!("- patch: {inner}"));
         bench.registry.tag_recipe("r.io/recipes:4", "- patch: r.io/recipes:3");
         let denial = bench.admit(&pod(&[("patch", "r.io/recipes:3")])).await.unwrap_err();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
-use oras_csi_core::manifest::{Descriptor, Manifest, ImageManifest, VerifiedManifest};
+use oras_csi_core::manifest::{Descriptor, ImageManifest, Manifest, VerifiedManifest};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};

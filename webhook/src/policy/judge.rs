@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use oras_csi_core::display::Shown;
-use oras_csi_core::policy::{Author, ArtifactContents, Mode, Policy, Rule, Source, Violation};
+use oras_csi_core::policy::{ArtifactContents, Author, Mode, Policy, Rule, Source, Violation};
 use oras_csi_core::reference::Reference;
 use serde_json::json;
 
