@@ -213,8 +213,8 @@ fn the_artifact_manifest_form_is_accepted_for_patches_only() {
 #[case(&[("org.opencontainers.image.patch.minor.digest", "v1")], "patch.minor.digest: \"v1\"")]
 #[case(&[("land.oras.csi.patch.major.ref", "r.io/a:1")], "names its level major by the annotation land.oras.csi.patch.major.ref, but the annotation org.opencontainers.image.patch.major.digest with the digest is missing")]
 #[case(&[("land.oras.csi.patch.crit.ref", "r.io/a:1")], "names its level critical")]
-#[case(&[("land.oras.csi.patch.minor.ref", "a b")], "land.oras.csi.patch.minor.ref: \"a b\" has blanks")]
-#[case(&[("land.oras.csi.patch.minor.ref", "team/app")], "can be read in two ways")]
+#[case(&[("land.oras.csi.patch.minor.ref", "a b")], "land.oras.csi.patch.minor.ref: \"a b\" has spaces")]
+#[case(&[("land.oras.csi.patch.minor.ref", "team/app")], "is ambiguous: write docker.io/team/app")]
 #[case(&[("org.opencontainers.image.base.name", "https://x")], "base.name: \"https://x\" begins with a scheme")]
 #[case(&[("org.opencontainers.image.base.digest", "nonsense")], "base.digest: \"nonsense\"")]
 fn an_invalid_annotation_is_named_in_the_error(#[case] annotations: &[(&str, &str)], #[case] words: &str) {
