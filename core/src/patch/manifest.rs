@@ -153,18 +153,18 @@ impl Reader<'_> {
                 }
                 continue;
             };
-            let has_reference = self.text(&reference).is_some();
+            let is_named = self.text(&reference).is_some();
             let found_here = self.reference(part, &reference, digest, &base.reference)?;
             // Two spellings of one level agree when they have the same digest and one of them has no reference.
             match &found {
-                Some((_, other, true)) if !has_reference && other.digest() == found_here.digest() => {}
-                Some((first, other, had_reference))
-                    if *other != found_here && (*had_reference || other.digest() != found_here.digest()) =>
+                Some((_, other, true)) if !is_named && other.digest() == found_here.digest() => {}
+                Some((first, other, other_is_named))
+                    if *other != found_here && (*other_is_named || other.digest() != found_here.digest()) =>
                 {
                     let (first, second) = (first.as_str().into(), key.as_str().into());
                     return Err(PatchError::Twice { level, first, second });
                 }
-                _ => found = Some((key, found_here, has_reference)),
+                _ => found = Some((key, found_here, is_named)),
             }
         }
         Ok(found.map(|(_, reference, _)| reference))

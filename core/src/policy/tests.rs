@@ -40,7 +40,7 @@ fn no_spelling_of_a_reference_bypasses_deny(
     for pattern in ["ghcr.io", "ghcr.io:443", "GHCR.io/acme/*", "*.io", "**", "ghcr.io/acme/model"] {
         match Reference::parse(text) {
             Ok(_) => {
-                assert_eq!(violated(&denying(&[pattern]), text), Some(Rule::RegistriesDeny), "{pattern}")
+                assert_eq!(violated(&denying(&[pattern]), text), Some(Rule::RegistriesDeny), "{pattern}");
             }
             Err(_) => assert!(text.contains(":0443"), "{text} is another spelling, and not an error"),
         }
