@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::Document;
+use oras_csi_core::manifest::Manifest;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::{
@@ -62,7 +62,7 @@ async fn what_is_pushed_is_read_back() {
         assert_eq!(*descriptor.digest(), pushed);
         let pinned = reference.pin(pushed);
         let manifest = reader.manifest(&pinned).await.unwrap();
-        let Document::Image(image) = manifest.document() else { panic!("an image") };
+        let Manifest::Image(image) = manifest.manifest() else { panic!("an image") };
         assert_eq!(image.artifact_type(), Some("application/vnd.acme.app"));
         assert_eq!(image.annotations()["made.by"], "a test");
         for (layer, wanted) in image.layers().iter().zip([b"hello".as_slice(), &big, b""]) {

@@ -312,8 +312,8 @@ fn what_cannot_be_patched_is_told() {
     let of_base = format!("{NAME}/app@{}", bench.base);
     for (words, status, told) in [
         (vec!["patch", &base], 2, "--minor REF, --major REF or --critical REF".to_owned()),
-        (vec!["patch", "team/app", "--minor", &minor], 2, "can be read in two ways".to_owned()),
-        (vec!["patch", &base, "--minor", "a b"], 2, "--minor: \"a b\" has blanks".to_owned()),
+        (vec!["patch", "team/app", "--minor", &minor], 2, "is ambiguous".to_owned()),
+        (vec!["patch", &base, "--minor", "a b"], 2, "--minor: \"a b\" has spaces".to_owned()),
         (vec!["patch", &base, "--minor", &gone], 1, format!("level minor {NAME}/app@{gone}")),
         (
             vec!["patch", &format!("{NAME}/app:none"), "--minor", &minor],
@@ -394,7 +394,7 @@ fn a_recipe_is_an_artifact_like_any_other(#[case] make: Make) {
     std::fs::write(folder.path().join("bad.yaml"), "- ad: r.io/a\n").expect("writes");
     let bad = folder.path().join("bad.yaml").display().to_string();
     let (code, words) = bench.fails(&["recipe", "push", "-f", &bad, &tag]);
-    assert!(code == 2 && words.contains("bad.yaml: the recipe cannot be read"), "{words}");
+    assert!(code == 2 && words.contains("bad.yaml: cannot parse the recipe"), "{words}");
 }
 
 /// A lock has all that is needed to render again, the text of a recipe as well.

@@ -127,9 +127,7 @@ async fn labels_of_a_namespace_say_which_policies_it_has() {
     let params = PatchParams::default();
     namespaces.patch("policy-labels", &params, &label(json!("yes"))).await.expect("labelled");
     eventually("the label counts", PATIENCE, async || match cluster.create(&by_tag("labelled")).await {
-        Err(status) if status.message.contains("rule requireDigest (tag v1 stands without a digest)") => {
-            Ok(())
-        }
+        Err(status) if status.message.contains("rule requireDigest (tag v1 has no digest)") => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;

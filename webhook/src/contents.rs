@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use oras_csi_core::manifest::LayerFiles;
-use oras_csi_core::manifest::{Document, Index, IndexEntry, LayerDescriptor};
+use oras_csi_core::manifest::{self, Index, IndexEntry, LayerDescriptor, Manifest};
 use oras_csi_core::media_type::{MediaType, essence};
 use oras_csi_core::patch::{self, Instructions, PatchError};
-use oras_csi_core::policy::Found;
+use oras_csi_core::policy::ArtifactContents;
 use oras_csi_core::reference::PinnedReference;
 
 use crate::denial::listed;
@@ -29,7 +28,7 @@ pub(crate) struct Image {
     artifact_type: String,
     layers: Vec<LayerKind>,
     /// The whole manifest, of a patch or of the artifact of a recipe; how long it is, where it is too long.
-    instructions: Option<Result<Arc<Document>, usize>>,
+    instructions: Option<Result<Arc<Manifest>, usize>>,
 }
 
 /// The layers of one media type, with or without files in them.
@@ -65,10 +64,10 @@ const UNIT: usize = 256;
 
 impl Contents {
     /// Of a manifest of `length` bytes.
-    pub(crate) fn of(document: &Document, length: usize) -> Self {
+    pub(crate) fn of(document: &Manifest, length: usize) -> Self {
         match document {
-            Document::Index(index) => Self::Index(index.without_annotations()),
-            Document::Image(image) => {
+            Manifest::Index(index) => Self::Index(index.without_annotations()),
+            Manifest::Image(image) => {
                 let mut kinds: BTreeMap<(String, bool), u64> = BTreeMap::new();
                 for layer in image.layers() {
                     let sum = kinds.entry(kind_of(layer)).or_default();
@@ -77,7 +76,11 @@ impl Contents {
                 let kind = |((media_type, has_files), size)| LayerKind { media_type, has_files, size };
                 let layers = kinds.into_iter().map(kind).collect();
                 let instructions = Instructions::is_kind(image.kind()).then(|| {
-                    if length <= PatchError::LONGEST { Ok(Arc::new(document.clone())) } else { Err(length) }
+                    if length <= Instructions::MAX_BYTES {
+                        Ok(Arc::new(document.clone()))
+                    } else {
+                        Err(length)
+                    }
                 });
                 Self::Image(Image { artifact_type: image.kind().to_owned(), layers, instructions })
             }
@@ -101,7 +104,7 @@ impl Contents {
         let (entries, bytes) = match self {
             Self::Image(image) => {
                 let texts: usize = image.layers.iter().map(|layer| layer.media_type.len()).sum();
-                let whole = if let Some(Ok(_)) = image.instructions { PatchError::LONGEST } else { 0 };
+                let whole = if let Some(Ok(_)) = image.instructions { Instructions::MAX_BYTES } else { 0 };
                 (image.layers.len(), image.artifact_type.len() + texts + whole)
             }
             Self::Index(index) => {
@@ -121,7 +124,7 @@ impl Contents {
 
 /// The media type of a layer, and whether it has files.
 fn kind_of(layer: &LayerDescriptor) -> (String, bool) {
-    (essence(layer.descriptor().media_type()), layer.files() != LayerFiles::Nothing)
+    (essence(layer.descriptor().media_type()), layer.kind() != manifest::LayerKind::NoFiles)
 }
 
 impl Image {
@@ -151,9 +154,9 @@ impl Image {
 
     /// What policies ask about. A layer counts also where nothing of it would be mounted: it is fetched by
     /// whoever reads the manifest less strictly.
-    pub(crate) fn found(&self, wanted: &[MediaType]) -> Found {
+    pub(crate) fn found(&self, wanted: &[MediaType]) -> ArtifactContents {
         let layers = self.chosen(wanted).map(|kind| (kind.media_type.clone(), kind.size)).collect();
-        Found { artifact_type: self.artifact_type.clone(), layers }
+        ArtifactContents { artifact_type: self.artifact_type.clone(), layers }
     }
 }
 
@@ -171,7 +174,7 @@ mod tests {
                 .replace("TYPE(", r#"{"mediaType":""#)
                 .replace(')', &format!(r#","digest":"{digest}","size":1}}"#))
         );
-        match Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap(), manifest.len()) {
+        match Contents::of(&Manifest::parse(None, manifest.as_bytes()).unwrap(), manifest.len()) {
             Contents::Image(image) => image,
             Contents::Index(_) => panic!("an image was written"),
         }
@@ -211,16 +214,16 @@ mod tests {
             "annotations": {"a": "x".repeat(annotation)},
         })
         .to_string();
-        (Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap(), manifest.len()), manifest.len())
+        (Contents::of(&Manifest::parse(None, manifest.as_bytes()).unwrap(), manifest.len()), manifest.len())
     }
 
     #[test]
     fn a_patch_weighs_as_much_as_it_may_hold_and_a_longer_one_is_not_held() {
         let own = format!("a.example/b@sha256:{}", "0".repeat(64)).parse().unwrap();
         let (short, _) = patch_of(100);
-        assert!(short.weight() as usize * UNIT >= PatchError::LONGEST);
+        assert!(short.weight() as usize * UNIT >= Instructions::MAX_BYTES);
         assert!(!matches!(short.instructions(&own), Err(PatchError::TooLong { .. })));
-        let (long, length) = patch_of(PatchError::LONGEST);
+        let (long, length) = patch_of(Instructions::MAX_BYTES);
         assert!((long.weight() as usize) * UNIT < 4_096, "{}", long.weight());
         match long.instructions(&own) {
             Err(PatchError::TooLong { length: found }) => assert_eq!(found, length),

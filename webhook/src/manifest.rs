@@ -36,7 +36,7 @@ pub fn read_stream(text: &str) -> Result<Stream, StreamError> {
         move |report| commented.set(report.total_comment_bytes > 0)
     });
     let documents = serde_saphyr::from_multiple_with_options::<Value>(text, options)
-        .map_err(|error| StreamError(Shown::yaml_error(&error.to_string())))?;
+        .map_err(|error| StreamError(Shown::from_yaml_error(&error.to_string())))?;
     Ok(Stream { documents, has_comments: commented.get() })
 }
 

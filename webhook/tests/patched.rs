@@ -185,9 +185,9 @@ async fn a_recipe_artifact_is_read_as_if_it_stood_in_the_pod() {
 }
 
 #[rstest]
-#[case("- add: r.io/a\n  paht: x\n", 400, "annotation oras.land/patch: the recipe cannot be read")]
+#[case("- add: r.io/a\n  paht: x\n", 400, "annotation oras.land/patch: cannot parse the recipe")]
 #[case("", 400, "so says the artifact of the recipe, r.io/recipes/bad:1")]
-#[case("- add: team/app\n", 400, "can be read in two ways")]
+#[case("- add: team/app\n", 400, "is ambiguous")]
 #[tokio::test]
 async fn a_recipe_artifact_with_a_mistake_is_told(
     #[case] yaml: &str,
@@ -255,7 +255,7 @@ async fn what_is_no_patch_is_told() {
         (
             "r.io/jar:1",
             422,
-            "which is neither a patch nor a recipe: to mount it, name it with oras.land/artifact",
+            "which is neither a patch nor a recipe artifact: to mount it, name it with oras.land/artifact",
         ),
         ("r.io/index:1", 422, "is an image index, which is neither"),
         ("r.io/app:nothing", 422, "names no base"),
@@ -529,7 +529,9 @@ async fn a_recipe_artifact_may_have_patches_and_no_more_than_that() {
     assert!(steps.contains("\"path\":\"sub/x\"") && steps.contains("\"remove\":\"sub/x/y\""), "{steps}");
 
     // One that names itself, by itself and by another.
-    for (inner, words) in [("r.io/recipes:3", "a patch again"), ("r.io/recipes:4", "a patch again")] {
+    for (inner, words) in
+        [("r.io/recipes:3", "has a patch step itself"), ("r.io/recipes:4", "has a patch step itself")]
+    {
         bench.registry.tag_recipe("r.io/recipes:3", &format!("- patch: {inner}"));
         bench.registry.tag_recipe("r.io/recipes:4", "- patch: r.io/recipes:3");
         let denial = bench.admit(&pod(&[("patch", "r.io/recipes:3")])).await.unwrap_err();

@@ -61,7 +61,7 @@ async fn a_denial_names_the_place_the_policy_the_rule_the_part_and_what_to_write
     assert_eq!(
         message(one("ghcr.io/acme/model")).await,
         "annotation oras.land/artifact: \"ghcr.io/acme/model:latest\" is refused by ArtifactPolicy p0, rule deniedTags \
-         (tag latest matches latest): write another tag, or a digest alone"
+         (tag latest matches latest): write another tag, or a digest without a tag"
     );
     assert_eq!(
         message(pod(&[("recipe", "- add: ghcr.io/acme/model:v1\n- add: ghcr.io/evil/x:v1\n  path: x")]))

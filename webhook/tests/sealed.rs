@@ -106,8 +106,8 @@ fn of(owner: &str, revision: Option<&str>) -> Value {
 async fn every_volume_is_sealed_for_its_namespace_and_nothing_else() {
     let scene = Scene::new();
     let stored = scene.stored("team", &asks(), false).await.unwrap();
-    assert_eq!(scene.public.check(&volume(&stored), Holder::pod("team")), Ok(()));
-    assert!(scene.public.check(&volume(&stored), Holder::pod("other")).is_err());
+    assert_eq!(volume(&stored).verify_seal(&scene.public, Holder::pod("team")), Ok(()));
+    assert!(volume(&stored).verify_seal(&scene.public, Holder::pod("other")).is_err());
     assert_eq!(scene.stored("team", &stored, false).await.unwrap(), stored, "a second round changes nothing");
 }
 
@@ -124,7 +124,7 @@ async fn copies_keep_what_this_namespace_was_given_and_nothing_more() {
     assert_eq!(digest(&again), first, "the tag moved, the namespace's own seal keeps its digest");
     let elsewhere = scene.stored("other", &stored, false).await.unwrap();
     assert_eq!(digest(&elsewhere), second, "another namespace asks for the tag");
-    assert_eq!(scene.public.check(&volume(&elsewhere), Holder::pod("other")), Ok(()));
+    assert_eq!(volume(&elsewhere).verify_seal(&scene.public, Holder::pod("other")), Ok(()));
 
     let mut edited = stored.clone();
     edited["metadata"]["annotations"]["oras.land/artifact"] = json!("r.io/app:v2");
@@ -137,7 +137,7 @@ async fn copies_keep_what_this_namespace_was_given_and_nothing_more() {
     attributes.as_object_mut().unwrap().remove("csi.oras.land/seal");
     let sealed = scene.stored("team", &rendered, false).await.unwrap();
     assert_eq!(digest(&sealed), first);
-    assert_eq!(scene.public.check(&volume(&sealed), Holder::pod("team")), Ok(()));
+    assert_eq!(volume(&sealed).verify_seal(&scene.public, Holder::pod("team")), Ok(()));
 
     // Without the annotation there is a digest and no tag: it counts as if somebody had written it.
     let mut bare = stored.clone();
@@ -148,7 +148,7 @@ async fn copies_keep_what_this_namespace_was_given_and_nothing_more() {
     let copied = scene.stored("other", &bare, false).await.unwrap();
     assert_eq!(digest(&copied), first);
     assert!(scene.registry.calls() > asked, "who copies it needs the right to it");
-    assert_eq!(scene.public.check(&volume(&copied), Holder::pod("other")), Ok(()));
+    assert_eq!(volume(&copied).verify_seal(&scene.public, Holder::pod("other")), Ok(()));
 
     scene.policies = vec![json!({"registries": {"deny": ["r.io"]}})];
     for pod in [&stored, &bare] {
@@ -234,9 +234,9 @@ async fn a_persistent_volume_is_sealed_for_its_claims_namespace_and_its_handle()
     let stored = patched(&object, &outcome);
     assert_eq!(stored["spec"]["csi"]["readOnly"], true);
     let (_, volume) = &outcome.volumes()[0];
-    assert_eq!(scene.public.check(volume, Holder::claim("team", "h-1")), Ok(()));
+    assert_eq!(volume.verify_seal(&scene.public, Holder::claim("team", "h-1")), Ok(()));
     for other in [Holder::pod("team"), Holder::claim("other", "h-1"), Holder::claim("team", "h-2")] {
-        assert!(scene.public.check(volume, other).is_err(), "{other}");
+        assert!(volume.verify_seal(&scene.public, other).is_err(), "{other}");
     }
     // Applied again with the tag moved, it is what it was; for another claim it is asked for anew.
     let first = scene.moves_to("one");
@@ -247,7 +247,7 @@ async fn a_persistent_volume_is_sealed_for_its_claims_namespace_and_its_handle()
     moved["spec"]["claimRef"]["namespace"] = json!("other");
     let moved = scene.webhook().admit_persistent_volume(&moved, soon()).await.unwrap();
     assert!(moved.volumes()[0].1.recipe().to_json().contains(&first));
-    assert_eq!(scene.public.check(&moved.volumes()[0].1, Holder::claim("other", "h-1")), Ok(()));
+    assert_eq!(moved.volumes()[0].1.verify_seal(&scene.public, Holder::claim("other", "h-1")), Ok(()));
 }
 
 #[tokio::test]

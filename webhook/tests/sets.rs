@@ -386,7 +386,7 @@ async fn comes_back(namespace_: &str, pod: &Value, manifests: &[Value]) -> Resul
     let after =
         patched(pod, &admitted.map_err(|denial| (denial.code().number(), denial.message().to_owned()))?);
     let volume = volume(&after);
-    assert_eq!(public.check(&volume, Holder::pod(namespace_)), Ok(()));
+    assert_eq!(volume.verify_seal(&public, Holder::pod(namespace_)), Ok(()));
     assert_eq!(volume.set(), Some("model"));
     let note: Value =
         serde_json::from_str(after["metadata"]["annotations"]["oras.land/pinned"].as_str().unwrap()).unwrap();

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::{BlobStream, Registry, RegistryError, RegistryErrorKind};
 use crate::credentials::{Administrator, Credential, DockerConfig};
 use crate::display::Shown;
-use crate::manifest::{Descriptor, IndexEntry, ManifestDocument};
+use crate::manifest::{Descriptor, IndexEntry, VerifiedManifest};
 use crate::reference::{PinnedReference, Reference, RegistryHost};
 
 /// More credentials for one repository are not tried: each costs a request.
@@ -247,7 +247,7 @@ impl Registry for Access {
         .await
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.ask(reference.registry(), reference.repository(), |registry| async move {
             registry.manifest(reference).await
         })

@@ -36,7 +36,7 @@ use super::transport::{Answer, Bounds, Place, Transport};
 use super::{BlobStream, Limits, Registry, RegistryError, RegistryErrorKind};
 use crate::credentials::Credential;
 use crate::digest::Digest;
-use crate::manifest::{Descriptor, IndexEntry, ManifestDocument, ManifestError};
+use crate::manifest::{Descriptor, IndexEntry, ManifestError, VerifiedManifest};
 use crate::reference::{PinnedReference, Reference};
 
 /// How patient and how strict a client is.
@@ -198,7 +198,7 @@ impl Registry for HttpRegistry {
         Err(route.outcome(errors, capability))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
         let path = format!("manifests/{}", reference.digest());
         let mut errors = Vec::new();
@@ -317,7 +317,7 @@ impl Inner {
         turn: &Turn<'_>,
         path: &str,
         digest: Option<&Digest>,
-    ) -> Result<ManifestDocument, RegistryError> {
+    ) -> Result<VerifiedManifest, RegistryError> {
         let mut done = 0;
         loop {
             done += 1;
@@ -337,7 +337,7 @@ impl Inner {
         turn: &Turn<'_>,
         path: &str,
         digest: Option<&Digest>,
-    ) -> Result<ManifestDocument, RegistryError> {
+    ) -> Result<VerifiedManifest, RegistryError> {
         let answer = self.ask(turn, &Method::GET, path, &accept()).await?;
         let Answer { response, place, permit: _permit, .. } = answer;
         expect_ok(&response, &place)?;
@@ -346,7 +346,7 @@ impl Inner {
         let (limit, patience) = (self.settings.limits.manifest(), self.patience(turn.deadline));
         let bytes = body::read(response, &place, "a manifest", limit, patience).await?;
         let digest = digest.cloned().or(told).unwrap_or_else(|| Digest::sha256_of(&bytes));
-        ManifestDocument::verify(&digest, media_type.as_deref(), bytes).map_err(|error| match error {
+        VerifiedManifest::verify(&digest, media_type.as_deref(), bytes).map_err(|error| match error {
             ManifestError::Digest { .. } => place.untruthful(error.to_string()),
             _ => place.invalid(error.to_string()),
         })

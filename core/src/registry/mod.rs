@@ -36,7 +36,7 @@ use futures_util::Stream;
 
 use crate::credentials::Credential;
 use crate::display::Printable;
-use crate::manifest::{Descriptor, IndexEntry, ManifestDocument};
+use crate::manifest::{Descriptor, IndexEntry, VerifiedManifest};
 use crate::reference::{PinnedReference, Reference};
 
 pub use self::access::{Access, Anonymous, Candidate, Credentials, Keyring, Source};
@@ -55,7 +55,7 @@ pub trait Registry: Send + Sync + 'static {
     async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError>;
 
     /// The manifest that a digest names, at most [`Limits::manifest`] bytes, verified before it is parsed.
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError>;
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError>;
 
     /// A blob from `offset` on. `reference` says registry and repository; its digest is the manifest's.
     ///

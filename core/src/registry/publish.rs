@@ -16,7 +16,7 @@ use super::http::{HttpRegistry, referrers_tag};
 use crate::digest::Digest;
 use crate::display::Printable;
 use crate::manifest::media;
-use crate::manifest::{EntryPlatform, IndexEntry, MOST_ENTRIES};
+use crate::manifest::{EntryPlatform, IndexEntry, MAX_ENTRIES};
 use crate::patch::{self, Patch};
 use crate::recipe::artifact;
 use crate::reference::{PinnedReference, Reference};
@@ -52,7 +52,7 @@ pub enum PublishError {
         pushed: Printable,
     },
     /// More is attached than is read.
-    #[error("more than {MOST_ENTRIES} manifests are attached to {0}: delete some of them first")]
+    #[error("more than {MAX_ENTRIES} manifests are attached to {0}: delete some of them first")]
     TooMany(Printable),
 }
 
@@ -146,7 +146,7 @@ impl Publisher {
             if is_there(&entries) {
                 return Ok(());
             }
-            if entries.len() >= MOST_ENTRIES {
+            if entries.len() >= MAX_ENTRIES {
                 return Err(PublishError::TooMany(Printable::new(&to.pin(subject.clone()).to_string())));
             }
             let mut manifests: Vec<Value> = entries.iter().map(described).collect();

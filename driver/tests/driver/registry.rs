@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
+use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
@@ -164,7 +164,7 @@ impl Memory {
         &self,
         reference: &PinnedReference,
         who: &Credential,
-    ) -> Result<ManifestDocument, RegistryError> {
+    ) -> Result<VerifiedManifest, RegistryError> {
         let digest = reference.digest();
         let at = || format!("GET https://{reference}").into();
         let host = reference.registry().host();
@@ -175,7 +175,7 @@ impl Memory {
         let found = found.filter(|_| !self.boasts(host) && !self.lacks(host, digest));
         let bytes =
             found.ok_or_else(|| RegistryError::NotFound { at: at(), words: "manifest unknown".into() })?;
-        ManifestDocument::verify(digest, None, bytes)
+        VerifiedManifest::verify(digest, None, bytes)
             .map_err(|error| RegistryError::Invalid { at: at(), words: error.to_string().into() })
     }
 
@@ -254,7 +254,7 @@ impl Registry for Seen {
         Ok(Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest, 1))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.0.manifest_for(reference, &self.1).await
     }
 
@@ -292,7 +292,7 @@ impl Registry for Memory {
         Ok(Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest, 1))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.manifest_for(reference, &Credential::Anonymous).await
     }
 

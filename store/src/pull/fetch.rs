@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
-use oras_csi_core::manifest::{Descriptor, Document, ImageManifest, ManifestDocument};
+use oras_csi_core::manifest::{Descriptor, ImageManifest, Manifest, VerifiedManifest};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
@@ -224,15 +224,15 @@ impl Fetcher {
         loop {
             let manifest = self.manifest(&current).await?;
             manifests.push(current.digest().clone());
-            match manifest.into_document() {
-                Document::Image(image) => {
+            match manifest.into_manifest() {
+                Manifest::Image(image) => {
                     let pieces = self.plan(&image, step)?;
                     return Ok(Source::new(step.clone(), laying, manifests, pieces));
                 }
-                Document::Index(_) if manifests.len() > 1 => {
+                Manifest::Index(_) if manifests.len() > 1 => {
                     return Err(PullError::Nested { reference: reference.into() });
                 }
-                Document::Index(index) => {
+                Manifest::Index(index) => {
                     let selected = index.select(platform);
                     let entry = selected.map_err(|source| PullError::Platform {
                         reference: current.clone().into(),
@@ -260,7 +260,7 @@ impl Fetcher {
     }
 
     /// A manifest by its digest: the store's, else the registry's, which is then kept.
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let digest = reference.digest().clone();
         let refused = |source| PullError::Manifest { reference: reference.clone().into(), source };
         let wanted = digest.clone();
@@ -273,13 +273,13 @@ impl Fetcher {
         if given != ServedBy::Unknown
             && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await?
         {
-            return ManifestDocument::verify(&digest, None, bytes.into()).map_err(refused);
+            return VerifiedManifest::verify(&digest, None, bytes.into()).map_err(refused);
         }
         self.get_manifest(reference).await
     }
 
     /// A manifest as its registry gives it, which is then kept.
-    async fn get_manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
+    async fn get_manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let manifest = self.registry.manifest(reference).await;
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
@@ -287,7 +287,7 @@ impl Fetcher {
         self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
-        if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
+        if VerifiedManifest::verify(&digest, None, bytes.clone()).is_ok() {
             self.blocking(move |store| store.put_blob(&digest, &bytes)).await?;
         }
         Ok(manifest)

@@ -385,11 +385,11 @@ impl Admission {
         let (_, said) = read.map_err(|failure| failure.denial(origin.at(), reference))?;
         let text = reference.to_string();
         match said {
-            Said::Patch(said) => Ok(patch.steps(&said)),
+            Said::Patch(said) => Ok(said.steps_for(patch)),
             Said::Recipe(yaml) => {
                 let recipe = WrittenRecipe::from_yaml(&yaml, &|host| self.registries.names(host));
                 let recipe = recipe.map_err(|error| Denial::rewrite(origin.at(), Some(&text), error, ""))?;
-                let steps = patch.steps_of(&recipe);
+                let steps = patch.steps_from(&recipe);
                 steps.map_err(|error| Denial::rewrite(origin.at(), Some(&text), error, ""))
             }
         }

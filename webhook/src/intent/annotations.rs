@@ -336,7 +336,7 @@ impl<'a> Annotations<'a> {
             return SetName::new(written.value, origin(written)).map(Content::Set);
         }
         let Some(written) = self.patch else { return self.wanted(registries) };
-        let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
+        let reference = Reference::parse_with_known_hosts(written.value, &|host| registries.names(host))
             .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
         let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, origin(level))));
         let (level, origin) = (level.transpose()?, origin(written));
@@ -354,7 +354,7 @@ impl<'a> Annotations<'a> {
         let (mut steps, mut origins) = (Vec::new(), Vec::new());
         for (name, artifact) in self.artifacts() {
             let Some(written) = artifact.reference else { continue };
-            let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
+            let reference = Reference::parse_with_known_hosts(written.value, &|host| registries.names(host))
                 .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
             let mut layer = Layer::new(reference);
             if let Some(name) = name {

@@ -153,7 +153,7 @@ impl<'a> Earlier<'a> {
             }
         }
         let parse = |key, text: &'a str| {
-            Reference::parse_knowing(text, &|host| self.registries.names(host))
+            Reference::parse_with_known_hosts(text, &|host| self.registries.names(host))
                 .map_err(|error| Denial::rewrite(self.at(key), Some(text), error, ""))
         };
         let origin = |key| Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None };
@@ -229,7 +229,7 @@ impl<'a> Earlier<'a> {
 
     fn one_artifact(&self, text: &'a str) -> Result<Recipe, Denial> {
         let at = self.at(attribute::REFERENCE);
-        let reference = Reference::parse_knowing(text, &|host| self.registries.names(host))
+        let reference = Reference::parse_with_known_hosts(text, &|host| self.registries.names(host))
             .map_err(|error| Denial::rewrite(at, Some(text), error, ""))?;
         let mut layer = Layer::new(reference);
         if let Some(list) = self.value(attribute::MEDIA_TYPE)? {

@@ -177,7 +177,7 @@ impl Steps {
             };
             let (steps, is_bare) = match &said {
                 Said::Patch(patch) => {
-                    let steps = step.steps(patch);
+                    let steps = patch.steps_for(step);
                     let is_bare = steps.len() == 1;
                     (steps, is_bare)
                 }
@@ -185,7 +185,7 @@ impl Steps {
                     let recipe = read_recipe(yaml, &origin, registries).map_err(|denial| {
                         denial.because(&format!("so says the artifact of the recipe, {reference}"))
                     })?;
-                    (step.steps_of(&recipe).map_err(|error| refuse(&error))?, false)
+                    (step.steps_from(&recipe).map_err(|error| refuse(&error))?, false)
                 }
             };
             read_from.push(ReadFrom {

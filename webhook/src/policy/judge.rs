@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use oras_csi_core::display::Shown;
-use oras_csi_core::policy::{Author, Found, Mode, Policy, Rule, Source, Violation};
+use oras_csi_core::policy::{ArtifactContents, Author, Mode, Policy, Rule, Source, Violation};
 use oras_csi_core::reference::Reference;
 use serde_json::json;
 
@@ -84,7 +84,7 @@ impl Opinion {
 pub(crate) fn opinions(book: &Rulebook, reference: &Reference, source: Source) -> Vec<Opinion> {
     book.policies()
         .map(|policy| {
-            let (rule, component, is_broken) = match policy.check_name(reference, source) {
+            let (rule, component, is_broken) = match policy.check_reference(reference, source) {
                 Ok(None) => (None, None, false),
                 Ok(Some(pattern)) => (Some(Rule::RegistriesAllow), Some(pattern.to_string()), false),
                 Err(violation) => (Some(violation.rule()), Some(violation.component().to_owned()), true),
@@ -102,11 +102,11 @@ pub(crate) fn opinions(book: &Rulebook, reference: &Reference, source: Source) -
 }
 
 /// What each policy that looks at contents says of what a registry has.
-pub(crate) fn opinions_of_contents(book: &Rulebook, found: &[Found]) -> Vec<Opinion> {
+pub(crate) fn opinions_of_contents(book: &Rulebook, found: &[ArtifactContents]) -> Vec<Opinion> {
     let policies = book.policies().filter(|policy| policy.looks_at_contents());
     policies
         .map(|policy| {
-            let violation = found.iter().find_map(|found| policy.check_found(found).err());
+            let violation = found.iter().find_map(|found| policy.check_contents(found).err());
             Opinion {
                 author: policy.author().clone(),
                 mode: policy.mode(),
@@ -128,7 +128,7 @@ impl Findings {
         named: &Named,
         metrics: &Metrics,
     ) -> Result<(), Denial> {
-        let check = |policy: &Policy| policy.check_name(&named.reference, named.source).map(|_| ());
+        let check = |policy: &Policy| policy.check_reference(&named.reference, named.source).map(|_| ());
         self.check(book, named, metrics, check)
     }
 
@@ -137,10 +137,10 @@ impl Findings {
         &mut self,
         book: &Rulebook,
         named: &Named,
-        found: &[Found],
+        found: &[ArtifactContents],
         metrics: &Metrics,
     ) -> Result<(), Denial> {
-        let check = |policy: &Policy| found.iter().try_for_each(|found| policy.check_found(found));
+        let check = |policy: &Policy| found.iter().try_for_each(|found| policy.check_contents(found));
         self.check(book, named, metrics, check)
     }
 
@@ -202,7 +202,7 @@ impl Findings {
     }
 
     fn note(&mut self, policy: &Policy, named: &Named, violation: &Violation) {
-        let key = match (named.is_patch, violation.rule().is_about_writing(), &named.origin) {
+        let key = match (named.is_patch, violation.rule().is_about_tags(), &named.origin) {
             (true, _, Origin::Annotation { .. }) => PATCH_VIOLATIONS,
             (true, _, Origin::Attribute { .. } | Origin::Field(_)) => PATCH_VIOLATIONS_INLINE,
             (false, false, _) => VIOLATIONS,

@@ -22,7 +22,7 @@ use oras_csi_core::display::Printable;
 use oras_csi_core::manifest::{Index, IndexEntry};
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
-use oras_csi_core::policy::Found;
+use oras_csi_core::policy::ArtifactContents;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::access::{may_be_hidden, refused};
 use oras_csi_core::registry::{
@@ -317,7 +317,7 @@ impl View {
         deadline: Deadline,
     ) -> Result<(), Failure> {
         // Whichever machine asks, the same is asked for, so that a lock file is complete on every other.
-        let likeliest = index.select(&Platform::normal(NODES_OS, "amd64", None)).ok().into_iter();
+        let likeliest = index.select(&Platform::normalized(NODES_OS, "amd64", None)).ok().into_iter();
         let mut failure = Failure::Nothing(Nothing::EmptyIndex);
         for entry in likeliest.chain(index.entries().iter().take(MOST_PLATFORMS)) {
             let candidate = pinned.with_digest(entry.descriptor().digest().clone());
@@ -355,7 +355,7 @@ impl Resolver {
         keyring: &Keyring,
         needs: Needs<'_>,
         deadline: Deadline,
-    ) -> Result<Vec<Found>, Failure> {
+    ) -> Result<Vec<ArtifactContents>, Failure> {
         let reference = Reference::from(pinned.clone());
         let ask = |view: View| async move { view.found(pinned, needs, deadline).await };
         self.with_each(&reference, keyring, deadline, ask).await.map(|(found, _)| found)
@@ -368,7 +368,7 @@ impl View {
         pinned: &PinnedReference,
         needs: Needs<'_>,
         deadline: Deadline,
-    ) -> Result<Vec<Found>, Failure> {
+    ) -> Result<Vec<ArtifactContents>, Failure> {
         let contents = self.contents(pinned, deadline).await?;
         let index = match contents.as_ref() {
             Contents::Image(image) => return Ok(vec![image.found(needs.media_types)]),
@@ -429,7 +429,7 @@ impl Shared {
     ) -> Result<Arc<Contents>, RegistryError> {
         let lookup = registry.manifest(pinned);
         let document = self.bounded(pinned.registry(), &pinned.name(), lookup).await?;
-        Ok(Arc::new(Contents::of(document.document(), document.bytes().len())))
+        Ok(Arc::new(Contents::of(document.manifest(), document.bytes().len())))
     }
 
     /// No lookup lasts for ever, also when nobody waits for it any more.

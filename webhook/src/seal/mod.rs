@@ -122,7 +122,7 @@ impl Sealer {
     /// Whether a volume bears a seal that counts, for `holder`.
     pub(crate) fn believes(&self, volume: &CanonicalVolume, holder: Holder<'_>) -> bool {
         let ring = self.0.as_ref().and_then(|ring| ring.load_full());
-        ring.is_some_and(|ring| ring.public.check(volume, holder).is_ok())
+        ring.is_some_and(|ring| volume.verify_seal(&ring.public, holder).is_ok())
     }
 
     /// The volume as it leaves: sealed for `holder`, whatever seal it came with.
@@ -134,7 +134,7 @@ impl Sealer {
     ) -> Result<CanonicalVolume, Denial> {
         let Some(ring) = &self.0 else { return Ok(volume.without_seal()) };
         match ring.load_full() {
-            Some(ring) => Ok(ring.signing.seal(volume, holder)),
+            Some(ring) => Ok(volume.sign(&ring.signing, holder)),
             None => Err(Denial::new(
                 Code::Unavailable,
                 at,

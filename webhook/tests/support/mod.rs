@@ -13,7 +13,7 @@ use bytes::Bytes;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
-use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
+use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
 use oras_csi_core::patch::{Level, Patch};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
@@ -135,13 +135,13 @@ impl Registry for FakeRegistry {
         Ok(Descriptor::new(media::OCI_MANIFEST, digest, 1))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.manifest_requests.fetch_add(1, Ordering::SeqCst);
         self.log.lock().unwrap().push(reference.to_string());
         self.behave(&reference.to_string()).await?;
         let bytes = self.manifests.lock().unwrap().get(reference.digest()).cloned();
         let bytes = bytes.ok_or_else(|| not_found(&reference.to_string()))?;
-        ManifestDocument::verify(reference.digest(), None, bytes)
+        VerifiedManifest::verify(reference.digest(), None, bytes)
             .map_err(|error| RegistryError::Invalid { at: "GET".into(), words: error.to_string().into() })
     }
 
@@ -193,7 +193,7 @@ impl Registry for Seen {
         self.check(reference.registry(), reference.repository()).map(|()| found)
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         let found = self.registry.manifest(reference).await?;
         self.check(reference.registry(), reference.repository()).map(|()| found)
     }

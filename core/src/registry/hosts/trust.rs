@@ -94,7 +94,7 @@ fn hosts(table: &Table, key: &str) -> Result<Option<Vec<RegistryPattern>>, Wrong
     let wrong = |words: String| (format!("{TABLE}.{key}"), words);
     let host = |text: String| {
         let pattern = text.parse::<RegistryPattern>().map_err(|error| wrong(error.to_string()))?;
-        if pattern.is_host_alone() {
+        if pattern.is_whole_registry() {
             Ok(pattern)
         } else {
             Err(wrong(format!("\"{text}\" has a path: write HOST or HOST:PORT")))

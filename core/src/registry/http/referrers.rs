@@ -12,7 +12,7 @@ use super::answer::{content_type, expect_ok};
 use super::request::Turn;
 use crate::digest::Digest;
 use crate::manifest::media;
-use crate::manifest::{Document, IndexEntry, MOST_ENTRIES};
+use crate::manifest::{IndexEntry, MAX_ENTRIES, Manifest};
 use crate::registry::transport::{Answer, Place};
 use crate::registry::{RegistryError, RegistryErrorKind, body};
 
@@ -61,8 +61,8 @@ impl Inner {
             let place = answer.place.clone();
             let read = self.page(turn, answer, &below).await?;
             entries.extend(read.entries);
-            if entries.len() > MOST_ENTRIES {
-                let words = format!("more than {MOST_ENTRIES} manifests are attached to {subject}");
+            if entries.len() > MAX_ENTRIES {
+                let words = format!("more than {MAX_ENTRIES} manifests are attached to {subject}");
                 return Err(place.invalid(words));
             }
             match read.next {
@@ -82,10 +82,10 @@ impl Inner {
         let next = next.map_err(|words| place.untruthful(words))?;
         let (limit, patience) = (self.settings.limits.manifest(), self.patience(turn.deadline));
         let bytes = body::read(response, &place, "a page of referrers", limit, patience).await?;
-        let document = Document::parse(media_type.as_deref(), &bytes);
+        let document = Manifest::parse(media_type.as_deref(), &bytes);
         match document.map_err(|error| place.invalid(error.to_string()))? {
-            Document::Index(index) => Ok(Page { entries: index.entries().to_vec(), next }),
-            Document::Image(_) => Err(place.invalid("its list of referrers is not an image index")),
+            Manifest::Index(index) => Ok(Page { entries: index.entries().to_vec(), next }),
+            Manifest::Image(_) => Err(place.invalid("its list of referrers is not an image index")),
         }
     }
 
@@ -97,9 +97,9 @@ impl Inner {
     ) -> Result<Vec<IndexEntry>, RegistryError> {
         let path = format!("manifests/{}", referrers_tag(subject));
         match self.manifest(turn, &path, None).await {
-            Ok(document) => match document.into_document() {
-                Document::Index(index) => Ok(index.entries().to_vec()),
-                Document::Image(_) => {
+            Ok(document) => match document.into_manifest() {
+                Manifest::Index(index) => Ok(index.entries().to_vec()),
+                Manifest::Image(_) => {
                     Err(Place::named(&path).invalid("the tag for referrers names no image index"))
                 }
             },

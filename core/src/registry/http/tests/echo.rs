@@ -52,7 +52,7 @@ fn echoes() -> Vec<(String, String)> {
 async fn a_password_does_not_come_back_from_a_token_service_or_a_registry() {
     for (text, echo) in echoes() {
         // So that the filter sees it cut in the middle as well.
-        for text in [text.clone(), format!("{} {text}", "x".repeat(Printable::LONGEST - 12))] {
+        for text in [text.clone(), format!("{} {text}", "x".repeat(Printable::MAX_CHARS - 12))] {
             for by_tokens in [true, false] {
                 let body = text.clone();
                 let server = Server::start(move |request| {
