@@ -69,7 +69,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Arguments) -> Result<(), Failure> {
-    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference =
+        Reference::parse_knowing(text, &|host| hosts.is_configured(host)).map_err(Failure::bad_input)?;
     let policies = arguments.policies.policies(Loaded::default())?;
     let own = arguments.registries.own_credentials()?;
     let credentials = CredentialSources { administrator: own.clone(), ..CredentialSources::default() };
@@ -95,7 +96,7 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     }
     let refusal = opinions.iter().find(|opinion| is_refused(opinion));
     let mut explained = parts(&reference, digest.as_ref());
-    if let Some(source) = registry.let_in(reference.registry(), reference.repository()) {
+    if let Some(source) = registry.accepted_source(reference.registry(), reference.repository()) {
         explained.insert("credentials".into(), json!(source.to_string()));
     }
     if let Some(digest) = digest {

@@ -80,7 +80,9 @@ impl From<PublishError> for Failure {
         let status = match &error {
             PublishError::Registry { source, .. } => Status::from(source.kind()),
             PublishError::Digest(_) => Status::BadInput,
-            PublishError::Contended { .. } | PublishError::TooMany(_) => Status::Failed,
+            PublishError::File { .. } | PublishError::Contended { .. } | PublishError::TooMany(_) => {
+                Status::Failed
+            }
         };
         Self::new(status, error)
     }

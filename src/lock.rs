@@ -198,9 +198,9 @@ impl Registry for Locked {
     }
 
     /// What was learned in one name is written down for all: a lock says which bytes, never who may have them.
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Self {
-            registry: Arc::clone(&self.registry).seen_by(credential),
+            registry: Arc::clone(&self.registry).with_credential(credential),
             path: self.path.clone(),
             content: Arc::clone(&self.content),
             before: self.before.clone(),

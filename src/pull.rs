@@ -124,11 +124,11 @@ fn wanted(arguments: &Arguments, hosts: &HostsConfig) -> Result<(WrittenRecipe, 
     match (&arguments.recipe, arguments.words.as_slice()) {
         (Some(file), [directory]) => {
             let text = read_text(file)?;
-            let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.names(host));
+            let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.is_configured(host));
             Ok((recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?, directory.into()))
         }
         (None, [reference, directory]) => {
-            let reference = Reference::parse_knowing(reference, &|host| hosts.names(host));
+            let reference = Reference::parse_knowing(reference, &|host| hosts.is_configured(host));
             let mut layer = Layer::new(reference.map_err(Failure::bad_input)?)
                 .with_media_types(arguments.media_types.clone());
             if let Some(platform) = &arguments.platform {

@@ -112,7 +112,7 @@ pub(crate) async fn expanded(
             Instructions::Patch(patch) => step.steps(&patch),
             Instructions::Recipe(layer) => {
                 let yaml = yaml(registry, &pinned, &layer).await.map_err(at)?;
-                let recipe = WrittenRecipe::from_yaml(&yaml, &|host| hosts.names(host));
+                let recipe = WrittenRecipe::from_yaml(&yaml, &|host| hosts.is_configured(host));
                 let recipe = recipe.map_err(|error| at(Failure::bad_input(error)))?;
                 step.steps_of(&recipe).map_err(|error| at(Failure::bad_input(error)))?
             }
@@ -143,14 +143,14 @@ async fn instructions(
 fn read(file: &Path, options: &Options) -> Result<(HostsConfig, String, WrittenRecipe), Failure> {
     let hosts = options.registries.hosts()?;
     let text = read_text(file)?;
-    let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.names(host));
+    let recipe = WrittenRecipe::from_yaml(&text, &|host| hosts.is_configured(host));
     let recipe = recipe.map_err(|error| Failure::bad_input(error).at(file.display()))?;
     Ok((hosts, text, recipe))
 }
 
 async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
     let (hosts, text, _) = read(file, options)?;
-    let to = Reference::parse_knowing(to, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let to = Reference::parse_knowing(to, &|host| hosts.is_configured(host)).map_err(Failure::bad_input)?;
     let hosts = options.hosts(hosts, [&to]);
     let publisher = publisher(patient_client(&hosts), options.registries.own_credentials()?);
     let pushed = publisher.publish(&to, to.tag(), &Publication::of_recipe(&text)).await?;
@@ -160,7 +160,8 @@ async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
 
 async fn show(text: &str, options: &Options) -> Result<(), Failure> {
     let hosts = options.registries.hosts()?;
-    let reference = Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+    let reference =
+        Reference::parse_knowing(text, &|host| hosts.is_configured(host)).map_err(Failure::bad_input)?;
     let hosts = options.hosts(hosts, [&reference]);
     let registry: Arc<dyn Registry> = access(patient_client(&hosts), options.registries.own_credentials()?);
     let at = |failure: Failure| failure.at(&reference);

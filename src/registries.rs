@@ -86,7 +86,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The client for these registries, in nobody's name, for answers that somebody waits for.
 pub(crate) fn client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
-    let settings = Settings::default().with_longest_wait(LONGEST_WAIT);
+    let settings = Settings::default().with_max_retry_wait(LONGEST_WAIT);
     Arc::new(HttpRegistry::new(hosts.clone(), settings))
 }
 

@@ -69,7 +69,7 @@ enum Format {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut hosts = arguments.registries.hosts()?;
     let read = |text: &str, hosts: &HostsConfig| {
-        Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)
+        Reference::parse_knowing(text, &|host| hosts.is_configured(host)).map_err(Failure::bad_input)
     };
     let base = read(&arguments.base, &hosts)?;
     let target = Target::of(arguments.push.as_deref(), &base, &hosts)?;
@@ -119,7 +119,7 @@ impl Target {
             return Ok(Self { reference, tag: None });
         };
         let reference =
-            Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)?;
+            Reference::parse_knowing(text, &|host| hosts.is_configured(host)).map_err(Failure::bad_input)?;
         if reference.digest().is_some() {
             return Err(Failure::bad_input(format!(
                 "--push {reference}: a push makes the digest: write a tag, or nothing behind the repository"

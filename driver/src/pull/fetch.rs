@@ -106,7 +106,7 @@ impl Fetcher {
 
     /// Whose credential was let in to the repository of a reference, once it was asked for.
     pub(crate) fn let_in(&self, reference: &PinnedReference) -> Option<Asker> {
-        self.access.as_ref()?.let_in(reference.registry(), reference.repository())
+        self.access.as_ref()?.accepted_source(reference.registry(), reference.repository())
     }
 
     /// The store.

@@ -1,7 +1,7 @@
 use rstest::rstest;
 
 use super::registry;
-use crate::credentials::match_image::shown_key;
+use crate::credentials::match_image::redacted_key;
 use crate::credentials::{MatchImage, MatchImageError};
 
 #[rstest]
@@ -75,7 +75,7 @@ fn matches_as_kubelet_and_no_more(
 #[case::query("ghcr.io/v1/?token=geheim", "ghcr.io/v1/…")]
 fn what_may_hold_a_password_is_neither_taken_nor_shown(#[case] key: &str, #[case] shown: &str) {
     assert!(key.parse::<MatchImage>().is_err(), "{key}");
-    assert_eq!(shown_key(key).to_string(), shown);
+    assert_eq!(redacted_key(key).to_string(), shown);
 }
 
 #[rstest]
