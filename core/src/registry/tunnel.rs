@@ -232,3 +232,111 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, settings: &TunnelSe
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::registry::guard::{HostResolver, ProxyHosts};
+
+    #[derive(Debug)]
+    struct LoopbackResolver;
+
+    #[async_trait]
+    impl HostResolver for LoopbackResolver {
+        async fn resolve_host(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
+            Ok(vec![([127, 0, 0, 1], 0).into()])
+        }
+    }
+
+    /// A server that sends back what it receives.
+    async fn echo_server() -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            }
+        });
+        port
+    }
+
+    fn settings(port: u16, protocol: Protocol) -> TunnelSettings {
+        TunnelSettings {
+            host: "registry.example".to_owned(),
+            port,
+            protocol,
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_millis(500),
+            max_received: 8,
+        }
+    }
+
+    /// Requests an address through a tunnel. Returns the connection and the reply code.
+    async fn request(tunnel: &Tunnel, host: &str, port: u16) -> (TcpStream, u8) {
+        let mut client = TcpStream::connect(tunnel.address).await.unwrap();
+        client.write_all(&[VERSION, 1, NO_AUTHENTICATION]).await.unwrap();
+        let mut selected = [0; 2];
+        client.read_exact(&mut selected).await.unwrap();
+        assert_eq!(selected, [VERSION, NO_AUTHENTICATION]);
+        let mut request = vec![VERSION, CONNECT, 0, DOMAIN, u8::try_from(host.len()).unwrap()];
+        request.extend_from_slice(host.as_bytes());
+        request.extend_from_slice(&port.to_be_bytes());
+        client.write_all(&request).await.unwrap();
+        let mut reply = [0; 10];
+        client.read_exact(&mut reply).await.unwrap();
+        (client, reply[1])
+    }
+
+    async fn open(settings: TunnelSettings, is_named: bool) -> Tunnel {
+        let resolver = GuardedResolver::new(Arc::new(LoopbackResolver), is_named, ProxyHosts::default());
+        Tunnel::open(settings, resolver).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_the_configured_address_is_reached() {
+        let port = echo_server().await;
+        let tunnel = open(settings(port, Protocol::Http), true).await;
+        let (mut client, code) = request(&tunnel, "Registry.example", port).await;
+        assert_eq!(code, SUCCEEDED);
+        client.write_all(b"hello").await.unwrap();
+        let mut echoed = [0; 5];
+        client.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(&echoed, b"hello");
+        for (host, port) in [("other.example", port), ("registry.example", port.wrapping_add(1))] {
+            assert_eq!(request(&tunnel, host, port).await.1, NOT_ALLOWED, "{host}:{port}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_address_guard_applies() {
+        let port = echo_server().await;
+        let tunnel = open(settings(port, Protocol::Http), false).await;
+        assert_eq!(request(&tunnel, "registry.example", port).await.1, GENERAL_FAILURE);
+    }
+
+    #[tokio::test]
+    async fn plain_http_to_an_https_registry_is_cut_off() {
+        let port = echo_server().await;
+        let tunnel = open(settings(port, Protocol::Https), true).await;
+        for (first, expected) in [(b'G', 0), (TLS_HANDSHAKE, 1)] {
+            let (mut client, code) = request(&tunnel, "registry.example", port).await;
+            assert_eq!(code, SUCCEEDED);
+            client.write_all(&[first]).await.unwrap();
+            assert_eq!(client.read(&mut [0; 8]).await.unwrap_or(0), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn long_responses_and_idle_connections_are_cut_off() {
+        let port = echo_server().await;
+        let tunnel = open(settings(port, Protocol::Http), true).await;
+        let (mut client, _) = request(&tunnel, "registry.example", port).await;
+        client.write_all(b"more than eight bytes").await.unwrap();
+        assert_eq!(client.read(&mut [0; 32]).await.unwrap_or(0), 0);
+        let (mut idle, _) = request(&tunnel, "registry.example", port).await;
+        assert_eq!(timeout(Duration::from_secs(5), idle.read(&mut [0; 8])).await.unwrap().unwrap_or(0), 0);
+    }
+}

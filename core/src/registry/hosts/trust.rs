@@ -47,7 +47,7 @@ impl Trust {
         if let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) {
             return Err((
                 format!("{TABLE}.{key}"),
-                format!("it is unknown, it is none of {}", known.join(", ")),
+                format!("unknown key: it is none of {}", known.join(", ")),
             ));
         }
         Ok(Self {

@@ -2,7 +2,7 @@
 //!
 //! Reading uses reqwest and not oci-client, because the registries are not trusted: oci-client 0.18 reads manifests,
 //! tokens and errors without a limit, follows redirects by reqwest's default (to any address, and from https to http),
-//! and has no deadlines, retries or mirrors. Pushing uses oci-client; see [`oci_push`].
+//! and has no deadlines, retries or mirrors. Pushing uses oci-client; see the module `oci_push`.
 
 mod client;
 mod oci_push;

@@ -129,8 +129,10 @@ impl Inner {
     /// requires now.
     async fn try_once(&self, attempt: &Attempt<'_>, operation: &Operation) -> Result<Answer, FailedTry> {
         let requester = attempt.requester();
-        let token = self.tokens.known(&requester);
-        let known = self.known_authorization(&requester);
+        // The root of the API accepts any token, so it is requested without one to get a challenge.
+        let is_root = matches!(operation.target, Target::ApiRoot);
+        let token = self.tokens.known(&requester).filter(|_| !is_root);
+        let known = self.known_authorization(&requester).filter(|_| !is_root);
         let send = async |authorization: Option<HeaderValue>| {
             if let Some(authorization) = &authorization {
                 attempt.route.record_sent(authorization);
@@ -159,7 +161,7 @@ impl Inner {
         let scope = format!("repository:{}:{}", attempt.route.repository, operation.actions());
         let is_plain_http = attempt.endpoint.is_plain_http();
         let mut challenges = Challenges::from_headers(answer.response.headers(), &scope, is_plain_http);
-        if let (Target::ApiRoot, Some(challenge)) = (&operation.target, &mut challenges.bearer) {
+        if is_root && let Some(challenge) = &mut challenges.bearer {
             // For the root of the API, some registries (ghcr.io) name the scope of a placeholder repository.
             challenge.scope = scope;
         }

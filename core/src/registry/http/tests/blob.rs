@@ -105,7 +105,7 @@ async fn the_bytes_before_an_error_are_correct(
 }
 
 #[tokio::test]
-async fn never_more_than_was_asked_for() {
+async fn the_stream_never_exceeds_the_requested_length() {
     let endless = vec![
         head(200, &[("Transfer-Encoding", "chunked")]),
         Part::Forever([b"4000\r\n", [b'x'; 0x4000].as_slice(), b"\r\n"].concat()),
@@ -116,7 +116,7 @@ async fn never_more_than_was_asked_for() {
 }
 
 #[tokio::test]
-async fn nothing_is_asked_where_nothing_is_left() {
+async fn an_empty_range_sends_no_request() {
     let server = Server::start(|_| answer(500, &[], b"")).await;
     let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
     let pinned = pinned(&server, &Digest::sha256_of(b"manifest"));
