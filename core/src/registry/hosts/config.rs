@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+
 use super::endpoint::{DEFAULT_FOLDER, Endpoint};
 use super::error::HostsError;
 use super::parse;
@@ -67,22 +69,28 @@ impl HostsConfig {
     /// count.
     pub fn is_configured(&self, host: &str) -> bool {
         let Ok(registry) = host.parse::<RegistryHost>() else { return false };
-        self.plain_http.contains(&registry)
-            || self
-                .folder
-                .as_ref()
-                .is_some_and(|folder| folder_names(&registry).iter().any(|name| folder.join(name).is_dir()))
+        let Some(folder) = &self.folder else { return self.plain_http.contains(&registry) };
+        let has_folder = || folder_names(&registry).iter().any(|name| folder.join(name).is_dir());
+        self.plain_http.contains(&registry) || run_blocking(has_folder)
     }
 
     /// Reports whether the registry is configured for plain http. A broken configuration allows nothing.
     pub fn allows_plain_http(&self, registry: &RegistryHost) -> bool {
-        self.endpoints(registry).is_ok_and(|endpoints| endpoints.iter().any(Endpoint::is_plain_http))
+        self.any_endpoint(registry, Endpoint::is_plain_http)
     }
 
     /// Reports whether the registry is configured for plain http or without certificate verification.
     pub fn allows_insecure(&self, registry: &RegistryHost) -> bool {
-        let insecure = |endpoint: &Endpoint| endpoint.is_plain_http() || endpoint.skips_verification();
-        self.endpoints(registry).is_ok_and(|endpoints| endpoints.iter().any(insecure))
+        self.any_endpoint(registry, |endpoint| endpoint.is_plain_http() || endpoint.skips_verification())
+    }
+
+    fn any_endpoint(&self, registry: &RegistryHost, is_match: impl Fn(&Endpoint) -> bool) -> bool {
+        let endpoints = if self.reads_files() {
+            run_blocking(|| self.endpoints(registry))
+        } else {
+            self.endpoints(registry)
+        };
+        endpoints.is_ok_and(|endpoints| endpoints.iter().any(is_match))
     }
 
     /// Reports whether lookups read files.
@@ -109,6 +117,15 @@ impl HostsConfig {
         if warned.insert(format!("{}\n{key}", file.display())) {
             tracing::warn!(file = %file.display(), key, "unknown key in hosts.toml has no effect");
         }
+    }
+}
+
+/// Runs a function that reads files. On a worker thread of a runtime, the other tasks of that thread move to another one
+/// first. The single thread of a `current_thread` runtime cannot hand over its tasks.
+fn run_blocking<T>(read: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(read),
+        _ => read(),
     }
 }
 

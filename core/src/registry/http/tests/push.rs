@@ -72,9 +72,10 @@ async fn oci_client_pushes_blobs_and_manifests() {
         let pushed = client.inner.push_blob_with_oci_client(&attempt, &blob(content)).await.unwrap();
         assert_eq!(pushed, can_use);
     }
+    let manifest = bytes::Bytes::from_static(b"{}");
     for name in ["v1".to_owned(), Digest::sha256_of(b"{}").to_string()] {
         let push =
-            client.inner.push_manifest_with_oci_client(&attempt, &name, media::OCI_MANIFEST, &"{}".into());
+            client.inner.push_manifest_with_oci_client(&attempt, &name, media::OCI_MANIFEST, &manifest);
         assert_eq!(push.await.unwrap(), can_use, "{name}");
     }
 }
