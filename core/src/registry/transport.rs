@@ -371,8 +371,8 @@ impl Transport {
         let proxy_hosts = if key.proxy.is_some() { self.proxy_hosts.clone() } else { ProxyHosts::default() };
         let resolver = GuardedResolver::new(Arc::clone(&self.resolver), key.is_named, proxy_hosts);
         // Reads the system's CA certificates, which must not block a runtime thread.
-        let build = move || build_client(&key, resolver).map(|pooled| (key, pooled));
-        let built = tokio::task::spawn_blocking(build).await;
+        let job = move || build_client(&key, resolver).map(|pooled| (key, pooled));
+        let built = tokio::task::spawn_blocking(job).await;
         let (key, pooled) = built.map_err(|error| format!("cannot set up the HTTP client: {error}"))??;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if clients.len() >= MAX_CLIENTS {

@@ -49,7 +49,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 const MIN_UPLOAD_RATE: u64 = 64 << 10;
 
 /// A client for one push, and the tunnel that it uses.
-struct Pusher {
+struct PushSession {
     client: Client,
     reference: OciReference,
     _tunnel: Tunnel,
@@ -62,10 +62,10 @@ impl Inner {
         attempt: &Attempt<'_>,
         blob: &Blob,
     ) -> Result<bool, RegistryError> {
-        let Some(pusher) = self.oci_pusher(attempt, "latest").await? else { return Ok(false) };
+        let Some(session) = self.oci_session(attempt, "latest").await? else { return Ok(false) };
         let Ok(content) = stream_content(&blob.content).await else { return Ok(false) };
         let digest = blob.digest.to_string();
-        let push = pusher.client.push_blob_stream(&pusher.reference, content, &digest, Some(blob.size));
+        let push = session.client.push_blob_stream(&session.reference, content, &digest, Some(blob.size));
         let time = self.settings.metadata_timeout + Duration::from_secs(blob.size / MIN_UPLOAD_RATE);
         match timeout(time, push).await {
             Ok(pushed) => Ok(is_pushed(attempt, pushed)),
@@ -81,9 +81,9 @@ impl Inner {
         media_type: &'static str,
         bytes: &Bytes,
     ) -> Result<bool, RegistryError> {
-        let Some(pusher) = self.oci_pusher(attempt, name).await? else { return Ok(false) };
+        let Some(session) = self.oci_session(attempt, name).await? else { return Ok(false) };
         let media_type = HeaderValue::from_static(media_type);
-        let push = pusher.client.push_manifest_raw(&pusher.reference, bytes.clone(), media_type);
+        let push = session.client.push_manifest_raw(&session.reference, bytes.clone(), media_type);
         match timeout_at(attempt.deadline, push).await {
             Ok(pushed) => Ok(is_pushed(attempt, pushed)),
             Err(_) => Err(attempt.route.label().stalled("answer", self.settings.metadata_timeout)),
@@ -91,7 +91,11 @@ impl Inner {
     }
 
     /// Prepares a push to an endpoint. Returns `None` if oci-client cannot push there.
-    async fn oci_pusher(&self, attempt: &Attempt<'_>, name: &str) -> Result<Option<Pusher>, RegistryError> {
+    async fn oci_session(
+        &self,
+        attempt: &Attempt<'_>,
+        name: &str,
+    ) -> Result<Option<PushSession>, RegistryError> {
         let endpoint = attempt.endpoint;
         let is_supported = endpoint.base().path() == "/v2"
             && endpoint.tls().client.is_empty()
@@ -110,7 +114,7 @@ impl Inner {
         if self.set_authorization(attempt, &client, &reference).await.is_none() {
             return Ok(None);
         }
-        Ok(Some(Pusher { client, reference, _tunnel: tunnel }))
+        Ok(Some(PushSession { client, reference, _tunnel: tunnel }))
     }
 
     fn tunnel_settings(&self, attempt: &Attempt<'_>) -> Option<TunnelSettings> {

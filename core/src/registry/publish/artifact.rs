@@ -50,7 +50,7 @@ impl Layer {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Artifact {
-    pub(super) artifact_type: String,
+    pub(super) kind: String,
     pub(super) layers: Vec<Layer>,
     pub(super) config: Option<(String, Bytes)>,
     pub(super) subject: Option<Descriptor>,
@@ -60,8 +60,8 @@ pub struct Artifact {
 impl Artifact {
     /// Creates an artifact with the empty config.
     pub fn new(artifact_type: impl Into<String>, layers: Vec<Layer>) -> Self {
-        let (artifact_type, annotations) = (artifact_type.into(), BTreeMap::new());
-        Self { artifact_type, layers, config: None, subject: None, annotations }
+        let (kind, annotations) = (artifact_type.into(), BTreeMap::new());
+        Self { kind, layers, config: None, subject: None, annotations }
     }
 
     /// Sets the config.

@@ -120,7 +120,7 @@ async fn prepare_artifact(artifact: &Artifact) -> Result<Prepared, PublishError>
     let mut manifest = json!({
         "schemaVersion": 2,
         "mediaType": media::OCI_MANIFEST,
-        "artifactType": artifact.artifact_type,
+        "artifactType": artifact.kind,
         "config": config_descriptor,
         "layers": layers,
     });
@@ -134,7 +134,7 @@ async fn prepare_artifact(artifact: &Artifact) -> Result<Prepared, PublishError>
         blobs,
         manifest: manifest.to_string().into(),
         subject: artifact.subject.as_ref().map(|subject| subject.digest().clone()),
-        artifact_type: artifact.artifact_type.clone(),
+        artifact_type: artifact.kind.clone(),
     })
 }
 
