@@ -206,9 +206,9 @@ impl Registry for LockedRegistry {
     }
 
     /// All credentials share the content of the file: it pins digests and gives no pull permission.
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Self {
-            registry: Arc::clone(&self.registry).seen_by(credential),
+            registry: Arc::clone(&self.registry).with_credential(credential),
             path: self.path.clone(),
             content: Arc::clone(&self.content),
             loaded: self.loaded.clone(),

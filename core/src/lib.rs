@@ -27,6 +27,7 @@ pub mod artifact_name;
 pub mod credentials;
 pub mod digest;
 pub mod display;
+pub mod go_duration;
 pub mod jitter;
 pub mod keys;
 #[cfg(test)]

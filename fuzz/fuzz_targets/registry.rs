@@ -66,7 +66,7 @@ impl Registry for FakeRegistry {
         Ok(Box::pin(stream::once(ready(Ok(bytes.into())))))
     }
 
-    fn seen_by(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
         self
     }
 }

@@ -20,6 +20,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsConfig, from_tcp_rustls};
 use futures_util::{FutureExt as _, StreamExt as _};
 use http::{HeaderValue, StatusCode, Version, header};
+use oras_csi_core::go_duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -263,16 +264,11 @@ fn deadline(arrival: Instant, query: Option<&str>, default: Duration) -> Instant
     arrival + timeout.saturating_sub(reserve)
 }
 
-/// A duration as Go prints whole and broken seconds: `10s`, `1m30s`, `1.5s`, `500ms`.
+/// Parses a timeout as Go's `Duration.String` prints it: `10s`, `1m30s`, `1.5s`, `500ms`. That form always ends in `s`.
 fn parse_timeout(text: &str) -> Option<Duration> {
-    if let Some(milliseconds) = text.strip_suffix("ms") {
-        return milliseconds.parse().ok().map(Duration::from_millis);
-    }
-    let (minutes, seconds) = text.split_once('m').unwrap_or(("0", text));
-    let minutes: u32 = minutes.parse().ok()?;
-    let seconds: f64 = seconds.strip_suffix('s')?.parse().ok()?;
-    let seconds = Duration::try_from_secs_f64(seconds).ok()?;
-    Duration::from_mins(1).checked_mul(minutes)?.checked_add(seconds)
+    let is_printed_by_go = text.ends_with('s') && !text.starts_with('-');
+    let parsed = Some(text).filter(|_| is_printed_by_go).and_then(go_duration::parse);
+    parsed.filter(|timeout| *timeout < go_duration::MAX)
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use oras_csi_core::registry::guard::Names;
+use oras_csi_core::registry::guard::HostResolver;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
 use oras_csi_webhook::ResolverSettings;
@@ -26,8 +26,8 @@ use support::{Namespaced, default_digest, entries, inline, pod, soon};
 struct RecordingNames(Mutex<Vec<String>>);
 
 #[async_trait]
-impl Names for RecordingNames {
-    async fn addresses(&self, host: &str) -> std::io::Result<Vec<SocketAddr>> {
+impl HostResolver for RecordingNames {
+    async fn resolve_host(&self, host: &str) -> std::io::Result<Vec<SocketAddr>> {
         self.0.lock().unwrap().push(host.to_owned());
         Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))])
     }
@@ -66,7 +66,7 @@ impl Scene {
         }
         let hosts = HostsConfig::load(Some(certs.path())).unwrap();
         let names = Arc::new(RecordingNames::default());
-        let settings = Settings::default().with_names(names.clone()).with_proxies(false).with_tries(1);
+        let settings = Settings::default().with_resolver(names.clone()).with_proxies(false).with_tries(1);
         let registry = Arc::new(HttpRegistry::new(hosts.clone(), settings));
         let policies = Policies::new(Vec::new(), NoPolicy::Allow, Namespaced);
         policies.set_files(entries(std::slice::from_ref(spec)));

@@ -279,7 +279,7 @@ impl Registry for Seen {
         self.0.range_for(reference, blob, range, &self.1).map(Some)
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Self(self.0.clone(), credential))
     }
 }
@@ -317,7 +317,7 @@ impl Registry for Memory {
         self.range_for(reference, blob, range, &Credential::Anonymous).map(Some)
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Seen(self, credential))
     }
 }

@@ -52,7 +52,7 @@ pub(super) async fn explain_reference(
     }
     let denial = opinions.iter().find(|opinion| is_denial(opinion));
     let mut keys = reference_keys(&reference, digest.as_ref());
-    if let Some(source) = registry.let_in(reference.registry(), reference.repository()) {
+    if let Some(source) = registry.accepted_source(reference.registry(), reference.repository()) {
         keys.insert("credentials".into(), json!(source.to_string()));
     }
     if let Some(digest) = digest {

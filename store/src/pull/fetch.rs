@@ -110,7 +110,7 @@ impl Fetcher {
 
     /// Whose credential was let in to the repository of a reference, once it was asked for.
     pub fn accepted_credential(&self, reference: &PinnedReference) -> Option<Asker> {
-        self.access.as_ref()?.let_in(reference.registry(), reference.repository())
+        self.access.as_ref()?.accepted_source(reference.registry(), reference.repository())
     }
 
     /// The store.

@@ -273,7 +273,7 @@ impl Admission {
         };
         match read {
             Ok(Ok(Secret::Known(config))) => Ok(keyring.with_secret(source, config)),
-            Ok(Ok(Secret::Unknown)) => Ok(keyring.in_place_of(source)),
+            Ok(Ok(Secret::Unknown)) => Ok(keyring.with_substitute_for(source)),
             Ok(Ok(Secret::Missing)) => {
                 refuse(Code::NotFound, &"it does not exist", "make it: kubectl create secret docker-registry")
             }

@@ -156,7 +156,9 @@ impl Purse {
                     keyring = keyring.with_secret(Source::Secret(name.to_owned()), Arc::clone(config));
                 }
                 // Who renders has the pod, and not its Secrets: their own credentials stand in.
-                Some(Ok(Secret::Unknown)) => keyring = keyring.in_place_of(Source::Secret(name.to_owned())),
+                Some(Ok(Secret::Unknown)) => {
+                    keyring = keyring.with_substitute_for(Source::Secret(name.to_owned()))
+                }
                 Some(Ok(Secret::Missing)) | None => {
                     let rule = "names a Secret that does not exist in the pod's namespace";
                     let instead =

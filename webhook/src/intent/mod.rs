@@ -46,7 +46,7 @@ pub trait Registries: Send + Sync + 'static {
 
 impl Registries for HostsConfig {
     fn names(&self, segment: &str) -> bool {
-        Self::names(self, segment)
+        Self::is_configured(self, segment)
     }
 
     fn allows_plain_http(&self, host: &RegistryHost) -> bool {

@@ -24,7 +24,7 @@ use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::policy::ArtifactContents;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
-use oras_csi_core::registry::access::{may_be_hidden, refused};
+use oras_csi_core::registry::access::{combine_refusals, may_depend_on_credential};
 use oras_csi_core::registry::{
     Credentials as _, Keyring, Registry, RegistryError, RegistryErrorKind, Source,
 };
@@ -196,13 +196,13 @@ impl Resolver {
             let view = View { shared, credential: candidate.credential().clone() };
             match ask(view).await {
                 Ok(found) => return Ok((found, candidate.source().clone())),
-                Err(Failure::Registry(error)) if may_be_hidden(&error) => {
+                Err(Failure::Registry(error)) if may_depend_on_credential(&error) => {
                     tried.push((candidate.source().clone(), (*error).clone()));
                 }
                 Err(other) => return Err(other),
             }
         }
-        match refused(tried) {
+        match combine_refusals(tried) {
             Some(error) => Err(Failure::Registry(Arc::new(error))),
             None => Err(Failure::Crashed),
         }
@@ -225,7 +225,7 @@ impl View {
     }
 
     fn registry(&self) -> Arc<dyn Registry> {
-        Arc::clone(&self.shared.registry).seen_by(self.credential.clone())
+        Arc::clone(&self.shared.registry).with_credential(self.credential.clone())
     }
 
     async fn digest_of_tag(
@@ -417,7 +417,7 @@ impl Shared {
         let asked = self.bounded(reference.registry(), &reference.name(), lookup).await;
         match asked {
             Ok(descriptor) => Ok(Tagged::Digest(descriptor.digest().clone())),
-            Err(error) if may_be_hidden(&error) => Ok(Tagged::Missing(Arc::new(error))),
+            Err(error) if may_depend_on_credential(&error) => Ok(Tagged::Missing(Arc::new(error))),
             Err(error) => Err(error),
         }
     }

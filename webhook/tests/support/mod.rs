@@ -159,7 +159,7 @@ impl Registry for FakeRegistry {
         Ok(Box::pin(futures_util::stream::once(async move { Ok(bytes) })))
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Seen { registry: self, credential })
     }
 }
@@ -208,8 +208,8 @@ impl Registry for Seen {
         self.registry.blob(from, blob, offset).await
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
-        self.registry.clone().seen_by(credential)
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        self.registry.clone().with_credential(credential)
     }
 }
 
