@@ -1,8 +1,8 @@
 //! What in a manifest asks for artifacts: a pod, wherever it stands, or a `PersistentVolume`.
 
-use oras_csi_webhook::admit::{Admission, AskedVolume, Outcome};
+use oras_csi_webhook::admit::{Admission, Outcome, VolumePreview};
 use oras_csi_webhook::denial::Denial;
-use oras_csi_webhook::workload::is_persistent_volume;
+use oras_csi_webhook::pod_template::is_persistent_volume;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -30,10 +30,10 @@ impl<'a> Asking<'a> {
         admission: &Admission,
         namespace: &str,
         deadline: Instant,
-    ) -> Result<Vec<AskedVolume>, Denial> {
+    ) -> Result<Vec<VolumePreview>, Denial> {
         match self {
-            Self::Pod(pod) => admission.asks(pod, namespace, deadline).await,
-            Self::PersistentVolume(volume) => admission.persistent_volume_asks(volume, deadline).await,
+            Self::Pod(pod) => admission.preview().pod(pod, namespace, deadline).await,
+            Self::PersistentVolume(volume) => admission.preview().persistent_volume(volume, deadline).await,
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use oras_csi_core::display::Shown;
 use oras_csi_webhook::manifest::{Stream, flatten, read_stream};
-use oras_csi_webhook::workload::pod_path;
+use oras_csi_webhook::pod_template::pod_path;
 use serde_json::Value;
 use tokio::time::Instant;
 

@@ -13,7 +13,7 @@ use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_core::volume_id::VolumeId;
-use oras_csi_webhook::admit::{Admission, Asked, AskedVolume};
+use oras_csi_webhook::admit::{Admission, ReferencePreview, VolumePreview};
 use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
@@ -77,7 +77,7 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     let admission = admission(client(hosts), hosts, policies, credentials, &Arc::new(Metrics::new()));
     let namespace = arguments.asked.namespace();
     let deadline = arguments.asked.deadline();
-    let mut opinions = admission.opinions(&reference, namespace, deadline).await?;
+    let mut opinions = admission.preview().opinions(&reference, namespace, deadline).await?;
     let may_ask = !arguments.offline && !opinions.iter().any(is_refused);
     let digest = match reference.digest() {
         Some(digest) => Some(digest.clone()),
@@ -86,7 +86,9 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     };
     if let Some(digest) = digest.as_ref().filter(|_| may_ask) {
         let pinned = reference.pin(digest.clone());
-        for later in admission.opinions_of_contents(&reference, &pinned, namespace, deadline).await? {
+        for later in
+            admission.preview().opinions_of_contents(&reference, &pinned, namespace, deadline).await?
+        {
             match opinions.iter_mut().find(|opinion| opinion.author() == later.author()) {
                 Some(opinion) if !opinion.is_broken() && later.is_broken() => *opinion = later,
                 _ => {}
@@ -160,7 +162,7 @@ type Keys = Map<String, Value>;
 /// What one pod or `PersistentVolume` asks for, as far as it came.
 #[derive(Default)]
 struct Explained {
-    asked: Vec<AskedVolume>,
+    asked: Vec<VolumePreview>,
     /// The canonical volumes, in the order of `asked`, where they are known.
     volumes: Vec<Option<CanonicalVolume>>,
     warnings: Vec<String>,
@@ -179,7 +181,7 @@ async fn explain_one(
         Ok(asked) => asked,
         Err(denial) => return Explained { denial: Some(denial), ..Explained::default() },
     };
-    let refused = asked.iter().flat_map(AskedVolume::names).find_map(|asked| asked.denial().cloned());
+    let refused = asked.iter().flat_map(VolumePreview::names).find_map(|asked| asked.denial().cloned());
     let volumes = asked.iter().map(|volume| volume.pinned().cloned()).collect();
     let explained = Explained { asked, volumes, denial: refused, ..Explained::default() };
     if arguments.offline || explained.denial.is_some() {
@@ -190,7 +192,7 @@ async fn explain_one(
     match asking.admit(admission, namespace, deadline).await {
         Ok(outcome) => Explained {
             // What a patch says is known now.
-            asked: match admission.asked_in_all(&outcome, namespace, deadline).await {
+            asked: match admission.preview().admitted(&outcome, namespace, deadline).await {
                 Ok(asked) => asked,
                 Err(denial) => return Explained { denial: Some(denial), ..explained },
             },
@@ -205,13 +207,13 @@ async fn explain_one(
 impl Explained {
     /// Each volume with its keys, those of the patches that say what is in it, and those of its references.
     fn volumes(&self) -> Vec<(Keys, Vec<Keys>, Vec<Keys>)> {
-        let explain = |(asked, volume): (&AskedVolume, &Option<CanonicalVolume>)| {
+        let explain = |(asked, volume): (&VolumePreview, &Option<CanonicalVolume>)| {
             let mut keys = Map::from_iter([("volume".to_owned(), json!(asked.name()))]);
             if let Some(volume) = volume {
                 keys.insert("id".into(), json!(volume.id().as_str()));
                 keys.insert("recipe".into(), json!(volume.recipe().to_json()));
             }
-            let explain = |asked: &Asked, digest: Option<&Digest>| {
+            let explain = |asked: &ReferencePreview, digest: Option<&Digest>| {
                 let mut keys = parts(asked.reference(), digest);
                 keys.insert("at".into(), json!(asked.place()));
                 keys.extend(verdicts(asked.opinions(), self.has_asked));

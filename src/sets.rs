@@ -49,7 +49,7 @@ impl StatedSets {
     /// Looks up what the sets stand for that pods ask for. One that cannot be resolved is told of where it is asked for.
     pub(crate) async fn resolve(&self, admission: &Admission, asked_as: &AskedAs) {
         for name in &self.asked {
-            admission.resolve_stated(&self.sets, name, asked_as.deadline()).await;
+            admission.update_set_statuses(&self.sets, name, asked_as.deadline()).await;
         }
     }
 }

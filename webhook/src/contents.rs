@@ -8,7 +8,7 @@ use std::sync::Arc;
 use oras_csi_core::manifest::LayerFiles;
 use oras_csi_core::manifest::{Document, Index, IndexEntry, LayerDescriptor};
 use oras_csi_core::media_type::{MediaType, essence};
-use oras_csi_core::patch::{self, Instructions, PatchError};
+use oras_csi_core::patch::{self, Instructions, Patch, PatchError};
 use oras_csi_core::policy::Found;
 use oras_csi_core::reference::PinnedReference;
 
@@ -58,6 +58,15 @@ pub(crate) enum Nothing {
     EmptyIndex,
     #[error("is a patch, which has no files of its own")]
     Patch,
+}
+
+/// What a patch reference stands for, once it has been read.
+#[derive(Clone, Debug)]
+pub(crate) enum PatchDocument {
+    /// A patch.
+    Patch(Box<Patch>),
+    /// The YAML of a recipe artifact, not parsed.
+    Recipe(Arc<str>),
 }
 
 /// What one layer or entry takes beside its texts, and what counts as one, in bytes.

@@ -15,21 +15,22 @@ pub mod denial;
 pub mod manifest;
 pub mod metrics;
 pub mod pins;
+pub mod pod_template;
 pub mod policy;
 pub mod review;
 pub mod seal;
 pub mod server;
 pub mod sets;
-pub mod workload;
 
 mod contents;
 mod intent;
 mod patch;
+mod registries;
 mod resolve;
 mod view;
 
 /// Who writes objects of the cluster, for the API server's record.
 const FIELD_MANAGER: &str = "oras-csi-webhook";
 
-pub use intent::Registries;
+pub use registries::Registries;
 pub use resolve::ResolverSettings;

@@ -33,16 +33,16 @@ pub(crate) struct PlannedVolume<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlannedSecret<'a> {
     /// As it is.
-    Kept,
+    Unchanged,
     /// None.
-    Unneeded,
+    None,
     /// This one.
     Named(&'a str),
 }
 
 /// What the pod's annotations say of its volumes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct PlannedNotes<'a> {
+pub(crate) struct PlannedAnnotations<'a> {
     /// `oras.land/pinned`.
     pub(crate) pinned: Option<&'a str>,
     /// `oras.land/pinned-patch`.
@@ -50,13 +50,20 @@ pub(crate) struct PlannedNotes<'a> {
 }
 
 /// The operations that make `pod` have `volumes`, and say so in its annotations.
-pub(crate) fn plan(pod: &Pod<'_>, volumes: &[PlannedVolume<'_>], notes: PlannedNotes<'_>) -> Patch {
+pub(crate) fn plan(
+    pod: &Pod<'_>,
+    volumes: &[PlannedVolume<'_>],
+    annotations: PlannedAnnotations<'_>,
+) -> Patch {
     let mut plan = Plan(Vec::new());
     plan.volumes(pod, volumes);
     for (position, container) in pod.containers().iter().enumerate() {
         plan.mounts(position, container, volumes);
     }
-    plan.notes(pod, [(annotation::PINNED, notes.pinned), (annotation::PINNED_PATCH, notes.patch)]);
+    plan.annotations(
+        pod,
+        [(annotation::PINNED, annotations.pinned), (annotation::PINNED_PATCH, annotations.patch)],
+    );
     Patch(plan.0)
 }
 
@@ -72,8 +79,8 @@ pub(crate) fn plan_persistent(
     // A name alone stays where it is; its namespace is the claim's.
     let keeps_name = match volume.secret {
         PlannedSecret::Named(wanted) => there.csi.secret == Some(wanted),
-        PlannedSecret::Kept => there.csi.secret.is_some(),
-        PlannedSecret::Unneeded => false,
+        PlannedSecret::Unchanged => there.csi.secret.is_some(),
+        PlannedSecret::None => false,
     };
     if keeps_name && there.secret_namespace.is_none() {
         let [spec, csi] = at;
@@ -133,7 +140,7 @@ impl Plan {
             PlannedSecret::Named(wanted) if secret != Some(wanted) => {
                 add("nodePublishSecretRef", reference(wanted));
             }
-            PlannedSecret::Unneeded if secret.is_some() => {
+            PlannedSecret::None if secret.is_some() => {
                 let path = field("nodePublishSecretRef");
                 self.0.push(PatchOperation::Remove(RemoveOperation { path }));
             }
@@ -184,18 +191,18 @@ impl Plan {
     }
 
     /// Makes annotations of ours what they shall be, whatever somebody wrote there.
-    fn notes<const N: usize>(&mut self, pod: &Pod<'_>, notes: [(&'static str, Option<&str>); N]) {
+    fn annotations<const N: usize>(&mut self, pod: &Pod<'_>, annotations: [(&'static str, Option<&str>); N]) {
         let at = |key| [token("metadata"), token("annotations"), token(key)];
         let mut new = Map::new();
-        for (key, note) in notes {
-            match note {
-                note if pod.annotation(key) == note => {}
+        for (key, value) in annotations {
+            match value {
+                value if pod.annotation(key) == value => {}
                 None => {
                     let path = PointerBuf::from_tokens(at(key));
                     self.0.push(PatchOperation::Remove(RemoveOperation { path }));
                 }
-                Some(note) if pod.has_annotations() => self.add(at(key), json!(note)),
-                Some(note) => _ = new.insert(key.to_owned(), json!(note)),
+                Some(value) if pod.has_annotations() => self.add(at(key), json!(value)),
+                Some(value) => _ = new.insert(key.to_owned(), json!(value)),
             }
         }
         if new.is_empty() {

@@ -29,14 +29,14 @@ use crate::metrics::{Metrics, RequestOutcome};
 use crate::review::{Hook, Review};
 
 /// The longest body: the API server's own limit is 3 MiB an object, of which a review has two.
-pub const LONGEST_BODY: usize = 8 << 20;
+pub const MAX_BODY_BYTES: usize = 8 << 20;
 /// How much of a body that is too long is read before its connection is given up.
-const LONGEST_DROPPED: usize = 8 * LONGEST_BODY;
+const MAX_DISCARDED_BYTES: usize = 8 * MAX_BODY_BYTES;
 /// How long an idle connection is kept: longer than the API server's client keeps it (90 s), so that the
 /// server is never the one to close it under a request.
 const KEEP_ALIVE: Duration = Duration::from_mins(2);
 /// The longest `?timeout=` that the API server sends.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether clients can reach the server, in words.
 pub trait Health: Send + Sync + 'static {
@@ -63,7 +63,7 @@ pub struct ServerSettings {
     /// How long a request may take that says no `?timeout=`.
     pub default_timeout: Duration,
     /// How many reviews may be on their way in; more are turned away at once.
-    pub most_requests: usize,
+    pub max_requests: usize,
     /// How long to answer on, not ready, once the end is asked for, so that clients go elsewhere.
     pub lame_duck: Duration,
     /// How long to wait after that for what is under way.
@@ -74,7 +74,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             default_timeout: Duration::from_secs(10),
-            most_requests: 1_024,
+            max_requests: 1_024,
             lame_duck: Duration::from_secs(10),
             drain: Duration::from_secs(15),
         }
@@ -99,7 +99,7 @@ impl App {
         metrics: Arc<Metrics>,
         settings: ServerSettings,
     ) -> Arc<Self> {
-        let slots = Semaphore::new(settings.most_requests);
+        let slots = Semaphore::new(settings.max_requests);
         let draining = AtomicBool::new(false);
         let admission = admission.into();
         Arc::new(Self { admission, health: Box::new(health), metrics, settings, slots, draining })
@@ -201,7 +201,7 @@ async fn read(hook: Hook, request: Request, deadline: Instant) -> Result<Review,
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, words.to_owned()));
     }
     let too_large =
-        || (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {LONGEST_BODY} bytes"));
+        || (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {MAX_BODY_BYTES} bytes"));
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let body = match tokio::time::timeout_at(deadline, collect(request.into_body(), length, deadline)).await {
@@ -220,14 +220,14 @@ async fn collect(
     deadline: Instant,
 ) -> Result<Option<Vec<u8>>, axum::Error> {
     let mut chunks = body.into_data_stream();
-    if length.is_some_and(|length| length > LONGEST_BODY) {
+    if length.is_some_and(|length| length > MAX_BODY_BYTES) {
         tokio::spawn(drop_rest(chunks, deadline));
         return Ok(None);
     }
     let mut whole = Vec::with_capacity(length.unwrap_or_default());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
-        if whole.len() + chunk.len() > LONGEST_BODY {
+        if whole.len() + chunk.len() > MAX_BODY_BYTES {
             tokio::spawn(drop_rest(chunks, deadline));
             return Ok(None);
         }
@@ -241,7 +241,7 @@ async fn drop_rest(mut chunks: BodyDataStream, deadline: Instant) {
     let rest = async {
         let mut dropped = 0;
         while let Some(Ok(chunk)) = chunks.next().await
-            && dropped < LONGEST_DROPPED
+            && dropped < MAX_DISCARDED_BYTES
         {
             dropped += chunk.len();
         }
@@ -258,7 +258,7 @@ fn is_json(content_type: &str) -> bool {
 /// a fifth of it and at least a second for the way there and back, but never less than half of it.
 fn deadline(arrival: Instant, query: Option<&str>, default: Duration) -> Instant {
     let written = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("timeout=")));
-    let timeout = written.and_then(parse_timeout).unwrap_or(default).min(LONGEST_TIMEOUT);
+    let timeout = written.and_then(parse_timeout).unwrap_or(default).min(MAX_TIMEOUT);
     let reserve = (timeout / 5).max(Duration::from_secs(1)).min(timeout / 2);
     arrival + timeout.saturating_sub(reserve)
 }

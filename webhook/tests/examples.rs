@@ -109,7 +109,7 @@ async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[ca
     assert_eq!(has_policies, file.starts_with("policy-"));
     for set in &sets {
         let name = set["metadata"]["name"].as_str().unwrap();
-        bench.admission.resolve_stated(&stated, name, soon()).await;
+        bench.admission.update_set_statuses(&stated, name, soon()).await;
     }
     if file == "issue-25-second.yaml" {
         let first = review(&pods("issue-25-first.yaml")[0]);

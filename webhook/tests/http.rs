@@ -13,7 +13,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
 use oras_csi_webhook::ResolverSettings;
-use oras_csi_webhook::server::{self, LONGEST_BODY, ServerSettings, router};
+use oras_csi_webhook::server::{self, MAX_BODY_BYTES, ServerSettings, router};
 use rstest::rstest;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
@@ -110,7 +110,7 @@ async fn other_methods_and_paths_are_told_so() {
 async fn a_body_may_be_large_and_not_too_large() {
     let routes = routes();
     let mut large = pod(&[("artifact", "r.io/a:1")]);
-    large["spec"]["x"] = json!("x".repeat(LONGEST_BODY - 4_096));
+    large["spec"]["x"] = json!("x".repeat(MAX_BODY_BYTES - 4_096));
     assert_eq!(ask(&routes, post(review(&large).to_string())).await.0, StatusCode::OK);
 
     let nine = vec![b' '; 9 << 20];
@@ -164,7 +164,7 @@ async fn the_api_servers_timeout_bounds_the_work() {
 
 #[tokio::test]
 async fn too_many_at_once_are_turned_away() {
-    let settings = ServerSettings { most_requests: 1, ..ServerSettings::default() };
+    let settings = ServerSettings { max_requests: 1, ..ServerSettings::default() };
     let routes = router(Bench::new().app(FixedHealth(true), settings));
     let never = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
     let slow = tokio::spawn({
@@ -185,7 +185,7 @@ async fn too_many_at_once_are_turned_away() {
 async fn a_registry_that_stalls_costs_nobody_else_anything() {
     let bench = Bench::new();
     bench.registry.set("slow.io/a:1", Behaviour::Hangs);
-    let settings = ServerSettings { most_requests: 8, ..ServerSettings::default() };
+    let settings = ServerSettings { max_requests: 8, ..ServerSettings::default() };
     let routes = router(bench.app(FixedHealth(true), settings));
     let of = |reference: &str| review(&pod(&[("artifact", reference)])).to_string();
     let mut stalled = tokio::task::JoinSet::new();

@@ -63,7 +63,7 @@ async fn what_a_pod_asks_for_is_told_without_asking_anybody() {
     let mut asking = pod(&[("artifact", "R.io/a:1"), ("artifact.m", "other.io/m:1")]);
     asking["spec"]["volumes"] =
         inline(&json!({"oras.artifact.reference": by_digest}))["spec"]["volumes"].clone();
-    let asked = bench.admission.asks(&asking, "team", soon()).await.unwrap();
+    let asked = bench.admission.preview().pod(&asking, "team", soon()).await.unwrap();
     let told: Vec<_> = asked
         .iter()
         .flat_map(|volume| volume.references().iter().map(move |one| (volume.name(), one)))
@@ -82,7 +82,7 @@ async fn what_a_pod_asks_for_is_told_without_asking_anybody() {
     assert!(asked[0].pinned().is_none());
     assert_eq!(asked[1].pinned().unwrap().recipe().references().next().unwrap().digest(), &digest);
     asking["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("x");
-    assert!(bench.admission.asks(&asking, "team", soon()).await.unwrap().is_empty());
+    assert!(bench.admission.preview().pod(&asking, "team", soon()).await.unwrap().is_empty());
     assert_eq!(bench.registry.calls(), 0);
 }
 
@@ -149,7 +149,8 @@ async fn what_does_not_exist_is_remembered_for_a_short_while() {
 /// What anybody may read today may be private tomorrow.
 #[tokio::test]
 async fn that_anybody_may_read_is_remembered_for_a_while_only() {
-    let settings = ResolverSettings { right_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
+    let settings =
+        ResolverSettings { authorization_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
     let bench = Bench::with(&[], settings);
     let digest = bench.registry.store(&manifest(&[("x/y", Some("f"))]));
     let pod = one(&format!("r.io/a@{digest}"));
@@ -230,8 +231,7 @@ async fn a_deadline_bounds_a_registry_that_hangs_and_nobody_else() {
 
 #[tokio::test]
 async fn a_lookup_that_nobody_waits_for_ends_too() {
-    let settings =
-        ResolverSettings { longest_lookup: Duration::from_millis(100), ..ResolverSettings::default() };
+    let settings = ResolverSettings { max_lookup: Duration::from_millis(100), ..ResolverSettings::default() };
     let bench = Bench::with(&[], settings);
     bench.registry.set("slow.io/a:1", Behaviour::Hangs);
     let denial = bench.admit(&one("slow.io/a:1")).await.unwrap_err();

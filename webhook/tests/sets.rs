@@ -519,7 +519,7 @@ fn unresolved(recipe: &Value) -> Value {
 async fn no_registry_is_asked_about_a_set_before_the_policies_of_its_namespace() {
     let (bench, sets) = Bench::new().with_sets(&[unresolved(&json!([{"add": "evil.io/a:1"}]))]);
     bench.policies.set_files(entries(&[json!({"registries": {"deny": ["evil.io"]}})]));
-    bench.admission.resolve_stated(&sets, "model", soon()).await;
+    bench.admission.update_set_statuses(&sets, "model", soon()).await;
     assert_eq!(bench.registry.calls(), 0);
     let denial = bench.admit(&by_annotation("model")).await.unwrap_err();
     assert!(denial.message().contains("Refused: spec.recipe[0]: \"evil.io/a:1\" is refused by"), "{denial}");
@@ -536,7 +536,7 @@ async fn a_patch_in_a_set_is_pinned_with_all_its_levels() {
     }
     let levels = [(Level::Minor, at("r.io/fix:minor")), (Level::Major, at("r.io/fix:major"))];
     bench.registry.tag_patch("r.io/base:patched", &at("r.io/base:1"), &levels);
-    bench.admission.resolve_stated(&sets, "model", soon()).await;
+    bench.admission.update_set_statuses(&sets, "model", soon()).await;
     let calls = bench.registry.calls();
     let after = bench.admitted(&by_annotation("model")).await;
     let expected = format!(

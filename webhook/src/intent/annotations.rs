@@ -1,6 +1,7 @@
 //! The `oras.land/` annotations of a pod, which together give one volume.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use oras_csi_core::artifact_name::ArtifactName;
 use oras_csi_core::keys::{
@@ -14,12 +15,14 @@ use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 
-use super::mounts::{self, Target};
-use super::{
-    Content, Intent, Origin, Patched, Registries, SetName, Steps, VolumeIntent, Wanted, check_secret,
-    read_recipe,
-};
+use super::mounts::{self, MountTarget};
+use super::origin::Origin;
+use super::parse::{check_secret, parse_list};
+use super::patched::{PatchRequest, RecipeSource, RecipeWithPatches};
+use super::recipe::{RecipeOptions, UnpinnedRecipe, parse_recipe};
+use super::volume::{ArtifactRequest, ArtifactSource, Requested, RequestedVolume, SetRequest, VolumeTarget};
 use crate::denial::{At, Denial};
+use crate::registries::Registries;
 use crate::view::Pod;
 
 /// An annotation as it is written.
@@ -34,6 +37,15 @@ impl<'a> Written<'a> {
         At::Annotation(self.key)
     }
 
+    fn origin(&self) -> Origin {
+        Origin::Annotation { key: self.key.to_owned(), step: None }
+    }
+
+    fn reference(&self, registries: &dyn Registries) -> Result<Reference, Denial> {
+        Reference::parse_knowing(self.value, &|host| registries.names(host))
+            .map_err(|error| Denial::rewrite(self.at(), Some(self.value), error, ""))
+    }
+
     fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<T, Denial> {
         self.value.parse().map_err(|error| Denial::rewrite(self.at(), Some(self.value), error, ""))
     }
@@ -42,21 +54,6 @@ impl<'a> Written<'a> {
     fn list<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<Vec<T>, Denial> {
         parse_list(self.at(), self.value)
     }
-}
-
-/// `a, b,c`, parsed. An empty entry is an error.
-pub(super) fn parse_list<T>(at: At<'_>, list: &str) -> Result<Vec<T>, Denial>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    let parse = |entry: &str| {
-        if entry.is_empty() {
-            let rule = "has an empty entry in its list";
-            return Err(Denial::rewrite(at, Some(list), rule, "write entries separated by single commas"));
-        }
-        entry.parse().map_err(|error| Denial::rewrite(at, Some(entry), error, ""))
-    };
-    list.split(',').map(str::trim).map(parse).collect()
 }
 
 /// What one artifact's annotations say; the root artifact has no name.
@@ -84,49 +81,60 @@ struct Annotations<'a> {
     pull_secret: Option<Written<'a>>,
 }
 
-/// Reads the annotations, and the volume they give where they ask for one.
-pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Intent) -> Result<(), Denial> {
+/// What the annotations request.
+enum AnnotatedContent {
+    Artifacts(ArtifactSource),
+    Set(SetRequest),
+}
+
+/// Reads the annotations. Returns the volume that they request, or `None` where they request nothing.
+pub(super) fn read(
+    pod: &Pod<'_>,
+    registries: &dyn Registries,
+    warnings: &mut Vec<String>,
+) -> Result<Option<RequestedVolume>, Denial> {
     let inject = read_inject(pod)?;
     if inject == Some(false) {
-        return Ok(());
+        return Ok(None);
     }
     let annotations = Annotations::collect(pod)?;
     annotations.check_whole_alone()?;
     annotations.check_modifiers()?;
     if annotations.is_empty() {
         if inject.is_some() {
-            intent.warnings.push(format!(
+            warnings.push(format!(
                 "{} is \"true\", which is the default, and no {} says what to mount",
                 annotation::INJECT,
                 annotation::ARTIFACT
             ));
         }
-        return Ok(());
+        return Ok(None);
     }
     if pod.containers().is_empty() {
         let rule = "has no containers that the artifacts of its annotations could be mounted in";
         return Err(Denial::rewrite(At::Field("spec"), None, rule, "write containers"));
     }
     let content = annotations.content(registries)?;
-    let targets = annotations.targets()?;
+    let targets = annotations.mount_targets()?;
     let chosen = annotations.containers.map(|written| written.value);
     let mounts = mounts::plan(pod, &targets, chosen)?;
     let (index, earlier) = own_volume(pod)?.unzip();
+    let earlier = earlier.flatten();
     let secret = annotations.pull_secret.map(|written| check_secret(written.at(), written.value));
-    let (name, secret) = (VOLUME_NAME.to_owned(), secret.transpose()?);
-    let (earlier, of_annotations) = (earlier.flatten(), true);
-    let makes = None;
-    intent.volumes.push(VolumeIntent {
-        name,
+    let content = match content {
+        AnnotatedContent::Set(set) => Requested::Set(SetRequest { earlier, ..set }),
+        AnnotatedContent::Artifacts(source) => {
+            Requested::Artifacts(ArtifactRequest { source, earlier, new_set: None })
+        }
+    };
+    let target = VolumeTarget {
+        name: VOLUME_NAME.to_owned(),
         index,
-        earlier,
-        content,
-        of_annotations,
-        secret,
+        is_from_annotations: true,
+        secret: secret.transpose()?,
         mounts,
-        makes,
-    });
-    Ok(())
+    };
+    Ok(Some(RequestedVolume { target: Arc::new(target), content }))
 }
 
 fn read_inject(pod: &Pod<'_>) -> Result<Option<bool>, Denial> {
@@ -330,33 +338,37 @@ impl<'a> Annotations<'a> {
         std::iter::once((None, &self.root)).chain(named)
     }
 
-    fn content(&self, registries: &dyn Registries) -> Result<Content, Denial> {
-        let origin = |written: Written<'_>| Origin::Annotation { key: written.key.to_owned(), step: None };
+    fn content(&self, registries: &dyn Registries) -> Result<AnnotatedContent, Denial> {
         if let Some(written) = self.set {
-            return SetName::new(written.value, origin(written)).map(Content::Set);
+            return SetRequest::new(written.value, written.origin()).map(AnnotatedContent::Set);
         }
-        let Some(written) = self.patch else { return self.wanted(registries) };
-        let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
-            .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
-        let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, origin(level))));
-        let (level, origin) = (level.transpose()?, origin(written));
-        let patched = Patched { reference, origin, level, base: None, label: None, past_cache: false };
-        Ok(Content::Patched(Box::new(patched)))
+        let source = match (self.patch, self.recipe) {
+            (Some(patch), _) => ArtifactSource::Patch(Box::new(self.patch_request(patch, registries)?)),
+            (None, Some(recipe)) => ArtifactSource::Recipe(read_recipe(recipe, registries)?),
+            (None, None) => {
+                ArtifactSource::Recipe(RecipeSource::Plain(self.recipe_of_artifacts(registries)?))
+            }
+        };
+        Ok(AnnotatedContent::Artifacts(source))
     }
 
-    fn wanted(&self, registries: &dyn Registries) -> Result<Content, Denial> {
-        if let Some(written) = self.recipe {
-            let origin = Origin::Annotation { key: written.key.to_owned(), step: None };
-            let recipe = read_recipe(written.value, &origin, registries)?;
-            let read_from = Vec::new();
-            return Steps { recipe, origin, label: None, past_cache: false, read_from }.into_content();
-        }
+    fn patch_request(
+        &self,
+        written: Written<'a>,
+        registries: &dyn Registries,
+    ) -> Result<PatchRequest, Denial> {
+        let reference = written.reference(registries)?;
+        let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, level.origin())));
+        let (level, origin, options) = (level.transpose()?, written.origin(), RecipeOptions::default());
+        Ok(PatchRequest { reference, origin, level, base: None, options })
+    }
+
+    /// Returns one `add` step for each artifact.
+    fn recipe_of_artifacts(&self, registries: &dyn Registries) -> Result<UnpinnedRecipe, Denial> {
         let (mut steps, mut origins) = (Vec::new(), Vec::new());
         for (name, artifact) in self.artifacts() {
             let Some(written) = artifact.reference else { continue };
-            let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
-                .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
-            let mut layer = Layer::new(reference);
+            let mut layer = Layer::new(written.reference(registries)?);
             if let Some(name) = name {
                 let path = name.as_str().parse::<TreePath>();
                 layer = layer.at(path.map_err(|error| Denial::rewrite(written.at(), None, error, ""))?);
@@ -368,29 +380,42 @@ impl<'a> Annotations<'a> {
                 layer = layer.for_platform(written.parse::<Platform>()?);
             }
             steps.push(Step::Add(layer));
-            origins.push(Origin::Annotation { key: written.key.to_owned(), step: None });
+            origins.push(written.origin());
         }
         let first = origins.first().cloned();
         let at = first.as_ref().map_or(At::Annotation(annotation::ARTIFACT), Origin::at);
         let recipe = Recipe::new(steps).map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: Vec::new() };
-        wanted.check_length(at)?;
-        Ok(Content::Wanted(wanted))
+        let recipe = UnpinnedRecipe {
+            recipe,
+            origins,
+            options: RecipeOptions::default(),
+            applied_patches: Vec::new(),
+            is_from_canonical: false,
+        };
+        recipe.check_length(at)?;
+        Ok(recipe)
     }
 
-    fn targets(&self) -> Result<Vec<Target>, Denial> {
+    fn mount_targets(&self) -> Result<Vec<MountTarget>, Denial> {
         let key = annotation::MOUNT_PATH;
         let written = self.root.mount_path.unwrap_or(Written { key, value: DEFAULT_MOUNT_PATH });
         let mut targets =
-            vec![Target { key: key.to_owned(), path: written.parse::<MountPath>()?, sub_path: None }];
+            vec![MountTarget { key: key.to_owned(), path: written.parse::<MountPath>()?, sub_path: None }];
         for (name, artifact) in &self.named {
             if let Some(written) = artifact.mount_path {
                 let (key, sub_path) = (written.key.to_owned(), Some(name.to_string()));
-                targets.push(Target { key, path: written.parse::<MountPath>()?, sub_path });
+                targets.push(MountTarget { key, path: written.parse::<MountPath>()?, sub_path });
             }
         }
         Ok(targets)
     }
+}
+
+fn read_recipe(written: Written<'_>, registries: &dyn Registries) -> Result<RecipeSource, Denial> {
+    let origin = written.origin();
+    let recipe = parse_recipe(written.value, &origin, registries)?;
+    let (options, applied_patches) = (RecipeOptions::default(), Vec::new());
+    RecipeWithPatches { recipe, origin, options, applied_patches }.into_source()
 }
 
 /// `oras.land/artifact.NAME` as `oras.land/artifact` and `NAME`.

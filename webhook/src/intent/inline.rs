@@ -1,6 +1,8 @@
 //! Inline volumes with our driver: the earlier driver's attributes, or a canonical volume that came with
 //! the request.
 
+use std::sync::Arc;
+
 use oras_csi_core::display::Shown;
 use oras_csi_core::keys::{DRIVER, KUBELET_PREFIX, attribute, nearest_attribute};
 use oras_csi_core::media_type::MediaType;
@@ -9,12 +11,15 @@ use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 
-use super::annotations::parse_list;
-use super::{
-    Content, NewSet, Origin, Patched, Registries, SetName, Steps, VolumeIntent, Wanted, check_secret,
-    read_recipe,
+use super::origin::Origin;
+use super::parse::{check_secret, parse_list};
+use super::patched::{PatchRequest, RecipeSource, RecipeWithPatches};
+use super::recipe::{RecipeOptions, UnpinnedRecipe, parse_recipe};
+use super::volume::{
+    ArtifactRequest, ArtifactSource, NewSet, Requested, RequestedVolume, SetRequest, VolumeTarget,
 };
 use crate::denial::{At, Code, Denial};
+use crate::registries::Registries;
 use crate::view::{Csi, Volume};
 
 /// Reads one volume whose driver is ours.
@@ -23,7 +28,7 @@ pub(super) fn read(
     csi: &Csi<'_>,
     registries: &dyn Registries,
     warnings: &mut Vec<String>,
-) -> Result<VolumeIntent, Denial> {
+) -> Result<RequestedVolume, Denial> {
     let at = |key| At::Attribute { volume: volume.name, key };
     if let Some((key, value)) = csi.attributes.iter().find(|(key, _)| key.starts_with(KUBELET_PREFIX)) {
         let rule = "is an attribute that only kubelet may write";
@@ -32,25 +37,24 @@ pub(super) fn read(
     let is_canonical = |key: &str| key.starts_with(DRIVER);
     let canonical_key = csi.attributes.keys().find(|key| is_canonical(key));
     let earlier_key = csi.attributes.keys().find(|key| !is_canonical(key));
-    let mut makes = None;
     let content = match (canonical_key, earlier_key) {
         (Some(ours), Some(other)) => {
             let rule = format!("stands beside {}, which only the webhook writes", Shown::new(ours));
             let instead = format!("write {} alone", attribute::REFERENCE);
             return Err(Denial::rewrite(at(other), None, rule, instead));
         }
-        (Some(_), None) => Content::Canonical(read_canonical(volume, csi)?),
-        (None, _) => {
-            let earlier = Earlier { volume, csi, registries };
-            let content = earlier.read(warnings)?;
-            makes = earlier.makes()?;
-            content
-        }
+        (Some(_), None) => Requested::Canonical(read_canonical(volume, csi)?),
+        (None, _) => Attributes { volume, csi, registries }.read(warnings)?,
     };
     let secret = csi.secret.map(|name| check_secret(At::Volume(volume.name), name)).transpose()?;
-    let (name, index) = (volume.name.to_owned(), Some(volume.index));
-    let (earlier, of_annotations, mounts) = (None, false, Vec::new());
-    Ok(VolumeIntent { name, index, earlier, content, of_annotations, secret, mounts, makes })
+    let target = VolumeTarget {
+        name: volume.name.to_owned(),
+        index: Some(volume.index),
+        is_from_annotations: false,
+        secret,
+        mounts: Vec::new(),
+    };
+    Ok(RequestedVolume { target: Arc::new(target), content })
 }
 
 /// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.
@@ -71,13 +75,13 @@ fn read_canonical(volume: &Volume<'_>, csi: &Csi<'_>) -> Result<CanonicalVolume,
 }
 
 /// The attributes of the earlier driver.
-struct Earlier<'a> {
+struct Attributes<'a> {
     volume: &'a Volume<'a>,
     csi: &'a Csi<'a>,
     registries: &'a dyn Registries,
 }
 
-impl<'a> Earlier<'a> {
+impl<'a> Attributes<'a> {
     fn at(&self, key: &'a str) -> At<'a> {
         At::Attribute { volume: self.volume.name, key }
     }
@@ -93,16 +97,18 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    fn read(&self, warnings: &mut Vec<String>) -> Result<Content, Denial> {
+    fn read(&self, warnings: &mut Vec<String>) -> Result<Requested, Denial> {
         self.check_keys()?;
         if let Some(count) = self.value(attribute::CONCURRENCY)? {
             warnings.push(self.check_concurrency(count)?);
         }
-        match self.value(attribute::PATCH)? {
-            Some(text) => self.patched(text).map(|patched| Content::Patched(Box::new(patched))),
-            None if self.names_a_set() => self.set().map(Content::Set),
-            None => self.wanted(),
-        }
+        let source = match self.value(attribute::PATCH)? {
+            Some(text) => ArtifactSource::Patch(Box::new(self.patch_request(text)?)),
+            None if self.names_a_set() => return self.set().map(Requested::Set),
+            None => ArtifactSource::Recipe(self.recipe()?),
+        };
+        let new_set = self.new_set()?;
+        Ok(Requested::Artifacts(ArtifactRequest { source, earlier: None, new_set }))
     }
 
     /// Whether a name stands there and nothing that it could be the name of.
@@ -112,7 +118,7 @@ impl<'a> Earlier<'a> {
     }
 
     /// A set, which says by itself all that is in the volume and how to get it.
-    fn set(&self) -> Result<SetName, Denial> {
+    fn set(&self) -> Result<SetRequest, Denial> {
         let beside = self.csi.attributes.keys().copied();
         let mut beside = beside.filter(|key| !matches!(*key, attribute::NAME | attribute::CONCURRENCY));
         if let Some(other) = beside.next() {
@@ -121,17 +127,17 @@ impl<'a> Earlier<'a> {
             return Err(Denial::rewrite(self.at(other), self.value(other)?, rule, instead));
         }
         let name = self.value(attribute::NAME)?.unwrap_or_default();
-        SetName::new(name, self.origin(attribute::NAME))
+        SetRequest::new(name, self.origin(attribute::NAME))
     }
 
     /// The set that a name with a recipe makes.
-    fn makes(&self) -> Result<Option<NewSet>, Denial> {
+    fn new_set(&self) -> Result<Option<NewSet>, Denial> {
         let (Some(name), Some(yaml), None) =
             (self.value(attribute::NAME)?, self.value(attribute::ACTIONS)?, self.value(attribute::PATCH)?)
         else {
             return Ok(None);
         };
-        let recipe = read_recipe(yaml, &self.origin(attribute::ACTIONS), self.registries)?;
+        let recipe = parse_recipe(yaml, &self.origin(attribute::ACTIONS), self.registries)?;
         Ok(Some(NewSet { name: name.to_owned(), recipe, origin: self.origin(attribute::NAME) }))
     }
 
@@ -140,7 +146,7 @@ impl<'a> Earlier<'a> {
     }
 
     /// A patch, or the artifact of a recipe; with a reference, that is what has to be patched.
-    fn patched(&self, text: &'a str) -> Result<Patched, Denial> {
+    fn patch_request(&self, text: &'a str) -> Result<PatchRequest, Denial> {
         let key = attribute::PATCH;
         let beside = [
             (attribute::ACTIONS, "write one of the two, or the base and the levels of the patch as steps"),
@@ -156,31 +162,30 @@ impl<'a> Earlier<'a> {
             Reference::parse_knowing(text, &|host| self.registries.names(host))
                 .map_err(|error| Denial::rewrite(self.at(key), Some(text), error, ""))
         };
-        let origin = |key| Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None };
-        let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
+        let label = self.label()?;
         let level = self.value(attribute::PATCH_LEVEL)?.map(|text| {
             let at = self.at(attribute::PATCH_LEVEL);
             let level = text.parse::<Level>().map_err(|error| Denial::rewrite(at, Some(text), error, ""));
-            Ok((level?, origin(attribute::PATCH_LEVEL)))
+            Ok((level?, self.origin(attribute::PATCH_LEVEL)))
         });
         let base = self.value(attribute::REFERENCE)?;
-        let base = base.map(|text| Ok((parse(attribute::REFERENCE, text)?, origin(attribute::REFERENCE))));
-        let patched = Patched {
+        let base =
+            base.map(|text| Ok((parse(attribute::REFERENCE, text)?, self.origin(attribute::REFERENCE))));
+        let request = PatchRequest {
             reference: parse(key, text)?,
-            origin: origin(key),
+            origin: self.origin(key),
             level: level.transpose()?,
             base: base.transpose()?,
-            label: label.map(str::to_owned),
-            past_cache: self.flag(attribute::PULL_ALWAYS)?,
+            options: RecipeOptions { label, bypass_cache: self.flag(attribute::PULL_ALWAYS)? },
         };
-        self.check_weakening(&patched.reference)?;
-        if let Some((reference, _)) = &patched.base {
+        self.check_weakening(&request.reference)?;
+        if let Some((reference, _)) = &request.base {
             self.check_weakening(reference)?;
         }
-        Ok(patched)
+        Ok(request)
     }
 
-    fn wanted(&self) -> Result<Content, Denial> {
+    fn recipe(&self) -> Result<RecipeSource, Denial> {
         if let Some(level) = self.value(attribute::PATCH_LEVEL)? {
             let (rule, instead) = (
                 format!("has no {} to apply to", attribute::PATCH),
@@ -188,11 +193,9 @@ impl<'a> Earlier<'a> {
             );
             return Err(Denial::rewrite(self.at(attribute::PATCH_LEVEL), Some(level), rule, instead));
         }
-        let label = self.value(attribute::NAME)?.map(|name| self.check_label(name)).transpose()?;
+        let label = self.label()?;
         let reference = self.value(attribute::REFERENCE)?;
-        let origin = |key| Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None };
-        let past_cache = self.flag(attribute::PULL_ALWAYS)?;
-        let (label, read_from) = (label.map(str::to_owned), Vec::new());
+        let options = RecipeOptions { label, bypass_cache: self.flag(attribute::PULL_ALWAYS)? };
         match (reference, self.value(attribute::ACTIONS)?) {
             (Some(text), None) => {
                 let key = attribute::REFERENCE;
@@ -200,18 +203,24 @@ impl<'a> Earlier<'a> {
                 for reference in recipe.references() {
                     self.check_weakening(reference)?;
                 }
-                let wanted = Wanted { recipe, origins: vec![origin(key)], label, past_cache, read_from };
-                wanted.check_length(self.at(key))?;
-                Ok(Content::Wanted(wanted))
+                let recipe = UnpinnedRecipe {
+                    recipe,
+                    origins: vec![self.origin(key)],
+                    options,
+                    applied_patches: Vec::new(),
+                    is_from_canonical: false,
+                };
+                recipe.check_length(self.at(key))?;
+                Ok(RecipeSource::Plain(recipe))
             }
             (None, Some(yaml)) => {
                 self.check_actions_alone()?;
-                let origin = origin(attribute::ACTIONS);
-                let recipe = read_recipe(yaml, &origin, self.registries)?;
+                let origin = self.origin(attribute::ACTIONS);
+                let recipe = parse_recipe(yaml, &origin, self.registries)?;
                 for (_, reference) in recipe.references() {
                     self.check_weakening(reference)?;
                 }
-                Steps { recipe, origin, label, past_cache, read_from }.into_content()
+                RecipeWithPatches { recipe, origin, options, applied_patches: Vec::new() }.into_source()
             }
             (Some(text), Some(_)) => {
                 let rule = format!("stands beside {}, and a volume has one or the other", attribute::ACTIONS);
@@ -258,6 +267,11 @@ impl<'a> Earlier<'a> {
             }
         }
         Ok(())
+    }
+
+    fn label(&self) -> Result<Option<String>, Denial> {
+        let label = self.value(attribute::NAME)?.map(|name| self.check_label(name));
+        Ok(label.transpose()?.map(str::to_owned))
     }
 
     /// A DNS label (RFC 1123).

@@ -7,13 +7,13 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::keys::{VOLUME_NAME, annotation};
 use oras_csi_core::path::MountPath;
 
-use super::{Intent, NewMount};
+use super::volume::{NewMount, RequestedVolume};
 use crate::denial::{At, Denial, listed};
 use crate::view::{Container, ContainerList, Pod};
 
 /// A path that the volume, or one directory of it, is to have.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct MountTarget {
     /// The annotation that says so (also where its default applies).
     pub(super) key: String,
     /// The path.
@@ -23,7 +23,11 @@ pub(super) struct Target {
 }
 
 /// The mounts that each chosen container has to gain.
-pub(super) fn plan(pod: &Pod<'_>, targets: &[Target], chosen: Option<&str>) -> Result<Vec<NewMount>, Denial> {
+pub(super) fn plan(
+    pod: &Pod<'_>,
+    targets: &[MountTarget],
+    chosen: Option<&str>,
+) -> Result<Vec<NewMount>, Denial> {
     check_targets(targets)?;
     let chosen = chosen.map(|list| choose(pod, list)).transpose()?;
     let mut mounts = Vec::new();
@@ -43,7 +47,7 @@ pub(super) fn plan(pod: &Pod<'_>, targets: &[Target], chosen: Option<&str>) -> R
 }
 
 /// No path of ours at or below another one.
-fn check_targets(targets: &[Target]) -> Result<(), Denial> {
+fn check_targets(targets: &[MountTarget]) -> Result<(), Denial> {
     for (index, one) in targets.iter().enumerate() {
         for other in &targets[index + 1..] {
             for (upper, lower) in [(one, other), (other, one)] {
@@ -94,7 +98,7 @@ fn choose<'a>(pod: &Pod<'_>, list: &'a str) -> Result<Vec<&'a str>, Denial> {
 }
 
 /// Whether the container has nothing at or below the target; `false` if it has the very mount already.
-fn is_free(container: &Container<'_>, target: &Target) -> Result<bool, Denial> {
+fn is_free(container: &Container<'_>, target: &MountTarget) -> Result<bool, Denial> {
     let refuse = |kind: &str, path: &str, volume: &str| {
         let (name, path, volume) = (Shown::new(container.name), Shown::new(path), Shown::new(volume));
         Denial::rewrite(
@@ -149,18 +153,20 @@ fn normal(path: &str) -> String {
 
 /// Inline volumes are mounted where the user said. One of them may well hold the directory that another
 /// mount needs, so a mount below it is worth a warning and no denial.
-pub(super) fn warn_of_mounts_below(pod: &Pod<'_>, intent: &mut Intent) {
+pub(super) fn warnings_of_mounts_below(pod: &Pod<'_>, volumes: &[RequestedVolume]) -> Vec<String> {
+    let mut warnings = Vec::new();
     for container in pod.containers() {
         for upper in &container.mounts {
-            let ours =
-                intent.volumes.iter().any(|volume| volume.index.is_some() && volume.name == upper.volume);
+            let ours = volumes
+                .iter()
+                .any(|volume| volume.target.index.is_some() && volume.target.name == upper.volume);
             let Ok(path) = normal(upper.path).parse::<MountPath>() else { continue };
             let below = container.mounts.iter().find(|lower| {
                 let lower_path = normal(lower.path);
                 lower_path != path.as_str() && path.covers(&lower_path)
             });
             if let Some(lower) = below.filter(|_| ours) {
-                intent.warnings.push(format!(
+                warnings.push(format!(
                     "container {}: {} is below the read-only volume {}, which must have that directory",
                     Shown::new(container.name),
                     Shown::new(lower.path),
@@ -169,6 +175,7 @@ pub(super) fn warn_of_mounts_below(pod: &Pod<'_>, intent: &mut Intent) {
             }
         }
     }
+    warnings
 }
 
 #[cfg(test)]

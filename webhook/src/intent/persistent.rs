@@ -2,8 +2,10 @@
 
 use oras_csi_core::keys::{ANNOTATION_PREFIX, annotation, attribute};
 
-use super::{Registries, VolumeIntent, inline};
+use super::inline;
+use super::volume::RequestedVolume;
 use crate::denial::{At, Denial};
+use crate::registries::Registries;
 use crate::view::{PersistentVolume, Volume};
 
 /// Reads what it asks for, and whose namespace it is for.
@@ -11,7 +13,7 @@ pub(crate) fn read<'a>(
     volume: &PersistentVolume<'a>,
     registries: &dyn Registries,
     warnings: &mut Vec<String>,
-) -> Result<(VolumeIntent, &'a str), Denial> {
+) -> Result<(RequestedVolume, &'a str), Denial> {
     let Some(namespace) = volume.claim_namespace else {
         return Err(Denial::rewrite(
             At::Field("spec.claimRef.namespace"),

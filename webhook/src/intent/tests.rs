@@ -4,6 +4,11 @@ use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Map, Value, json};
 
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::{Reference, RegistryHost};
+use oras_csi_core::volume::CanonicalVolume;
+
+use super::volume::VolumeTarget;
 use super::*;
 
 /// `kind` is a host of the administrator's; `plain.example` may be plain, `kind:443` unverified.
@@ -43,15 +48,26 @@ fn inline(attributes: &Value) -> Value {
         "volumes": [{"name": "in", "csi": {"driver": "csi.oras.land", "volumeAttributes": attributes}}]}})
 }
 
-fn wanted(intent: &Intent) -> &Wanted {
+fn target(intent: &Intent) -> &VolumeTarget {
+    &intent.volumes[0].target
+}
+
+fn source(intent: &Intent) -> &ArtifactSource {
     match &intent.volumes[0].content {
-        Content::Wanted(wanted) => wanted,
+        Requested::Artifacts(request) => &request.source,
+        _ => panic!("nothing else was written"),
+    }
+}
+
+fn recipe(intent: &Intent) -> &UnpinnedRecipe {
+    match source(intent) {
+        ArtifactSource::Recipe(RecipeSource::Plain(recipe)) => recipe,
         _ => panic!("nothing else was written"),
     }
 }
 
 fn summary(intent: &Intent) -> Vec<String> {
-    let steps = wanted(intent).recipe.steps().iter().filter_map(|step| step.layer());
+    let steps = recipe(intent).recipe.steps().iter().filter_map(|step| step.layer());
     steps
         .map(|layer| {
             let types: Vec<&str> =
@@ -75,9 +91,9 @@ fn summary(intent: &Intent) -> Vec<String> {
 fn annotations_give_steps(#[case] annotations: Value, #[case] steps: &[&str]) {
     let intent = read_pod(&annotated(&annotations)).unwrap();
     assert_eq!(summary(&intent), steps);
-    assert_eq!((intent.volumes[0].name.as_str(), intent.volumes[0].index), ("oras-artifacts", None));
-    assert_eq!(intent.volumes[0].mounts.len(), 3, "all containers and init containers");
-    assert!(intent.volumes[0].mounts.iter().all(|mount| mount.path.as_str() == "/mnt/oras"));
+    assert_eq!((target(&intent).name.as_str(), target(&intent).index), ("oras-artifacts", None));
+    assert_eq!(target(&intent).mounts.len(), 3, "all containers and init containers");
+    assert!(target(&intent).mounts.iter().all(|mount| mount.path.as_str() == "/mnt/oras"));
 }
 
 #[rstest]
@@ -176,21 +192,21 @@ fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words
 #[case(json!({"artifact": "r.io/a", "mount-path": "/tmp", "containers": "side"}), "/tmp")]
 fn paths_beside_and_below_other_mounts_are_fine(#[case] annotations: Value, #[case] path: &str) {
     let intent = read_pod(&annotated(&annotations)).unwrap();
-    assert!(intent.volumes[0].mounts.iter().all(|mount| mount.path.as_str() == path));
+    assert!(target(&intent).mounts.iter().all(|mount| mount.path.as_str() == path));
 }
 
 #[test]
 fn containers_are_chosen_by_name_with_spaces_and_twice() {
     let intent =
         read_pod(&annotated(&json!({"artifact": "r.io/a", "containers": " side, first ,side"}))).unwrap();
-    let chosen: Vec<usize> = intent.volumes[0].mounts.iter().map(|mount| mount.container).collect();
+    let chosen: Vec<usize> = target(&intent).mounts.iter().map(|mount| mount.container).collect();
     assert_eq!(chosen, [0, 2]);
 }
 
 #[test]
 fn a_named_mount_path_is_a_sub_path_of_the_same_volume() {
     let intent = read_pod(&annotated(&json!({"artifact.m": "r.io/a", "mount-path.m": "/models"}))).unwrap();
-    let app: Vec<_> = intent.volumes[0].mounts.iter().filter(|mount| mount.container == 1).collect();
+    let app: Vec<_> = target(&intent).mounts.iter().filter(|mount| mount.container == 1).collect();
     assert_eq!((app[0].path.as_str(), &app[0].sub_path), ("/mnt/oras", &None));
     assert_eq!((app[1].path.as_str(), app[1].sub_path.as_deref()), ("/models", Some("m")));
 }
@@ -273,8 +289,11 @@ fn the_earlier_drivers_attributes_work(
 ) {
     let intent = read_pod(&inline(&attributes)).unwrap();
     assert_eq!(summary(&intent), [step]);
-    assert_eq!((wanted(&intent).label.as_deref(), wanted(&intent).past_cache), (label, past_cache));
-    assert_eq!((intent.volumes[0].index, intent.volumes[0].mounts.len()), (Some(0), 0));
+    assert_eq!(
+        (recipe(&intent).options.label.as_deref(), recipe(&intent).options.bypass_cache),
+        (label, past_cache)
+    );
+    assert_eq!((target(&intent).index, target(&intent).mounts.len()), (Some(0), 0));
     assert!(intent.warnings.is_empty());
 }
 
@@ -290,10 +309,10 @@ fn concurrency_is_taken_with_a_warning() {
 fn actions_are_a_recipe() {
     let actions = "- add: r.io/a:v1\n  path: a\n  include: [\"*.jar\"]\n- add: r.io/b\n";
     let intent = read_pod(&inline(&json!({"oras-csi.actions": actions, "oras-csi.name": "mine"}))).unwrap();
-    let Content::Wanted(wanted) = &intent.volumes[0].content else { panic!("not wanted") };
-    let references: Vec<String> = wanted.recipe.references().map(ToString::to_string).collect();
+    let recipe = recipe(&intent);
+    let references: Vec<String> = recipe.recipe.references().map(ToString::to_string).collect();
     assert_eq!(references, ["r.io/a:v1", "r.io/b:latest"]);
-    assert_eq!((wanted.origins.len(), wanted.label.as_deref()), (2, Some("mine")));
+    assert_eq!((recipe.origins.len(), recipe.options.label.as_deref()), (2, Some("mine")));
 }
 
 #[rstest]
@@ -346,25 +365,25 @@ fn a_mistake_in_an_inline_volume_is_named(#[case] attributes: Value, #[case] cod
 
 #[test]
 fn a_recipe_says_all_that_the_short_forms_cannot() {
-    let recipe = "# what the job needs\n- add: GHCR.io/acme/model:v1\n  path: model\n  include: ['*.safetensors', config/**]\n\
+    let yaml = "# what the job needs\n- add: GHCR.io/acme/model:v1\n  path: model\n  include: ['*.safetensors', config/**]\n\
                   - remove: model/optimizer.pt\n- overlay: hotfix:2\n  platform: linux/aarch64\n  mediaTypes: [a/b]\n";
     for pod in [
-        annotated(&json!({"recipe": recipe, "mount-path": "/srv", "containers": "app"})),
-        inline(&json!({"oras-csi.actions": recipe})),
+        annotated(&json!({"recipe": yaml, "mount-path": "/srv", "containers": "app"})),
+        inline(&json!({"oras-csi.actions": yaml})),
     ] {
         let intent = read_pod(&pod).unwrap();
-        let wanted = wanted(&intent);
+        let recipe = recipe(&intent);
         let steps: Vec<String> =
-            wanted.steps().map(|(reference, origin)| format!("{} {reference}", origin.at())).collect();
+            recipe.steps().map(|(reference, origin)| format!("{} {reference}", origin.at())).collect();
         assert_eq!(steps.len(), 2);
         assert!(steps[0].ends_with(", step 1 ghcr.io/acme/model:v1"), "{steps:?}");
         assert!(steps[1].ends_with(", step 3 docker.io/library/hotfix:2"), "{steps:?}");
-        assert_eq!(wanted.recipe.steps().len(), 3);
+        assert_eq!(recipe.recipe.steps().len(), 3);
     }
     let intent =
-        read_pod(&annotated(&json!({"recipe": recipe, "mount-path": "/srv", "containers": "app"}))).unwrap();
-    assert_eq!(intent.volumes[0].mounts.len(), 1);
-    assert_eq!(intent.volumes[0].mounts[0].path.as_str(), "/srv");
+        read_pod(&annotated(&json!({"recipe": yaml, "mount-path": "/srv", "containers": "app"}))).unwrap();
+    assert_eq!(target(&intent).mounts.len(), 1);
+    assert_eq!(target(&intent).mounts[0].path.as_str(), "/srv");
 }
 
 /// A volume that has the annotations' name, and none of them.
@@ -373,28 +392,25 @@ fn a_secret_is_named_where_it_is_written() {
     let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a"}));
     pod["spec"]["volumes"][0]["name"] = json!("oras-artifacts");
     pod["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"] = json!({"name": "s"});
-    assert_eq!(read_pod(&pod).unwrap().volumes[0].secret_at().to_string(), "volume oras-artifacts");
+    assert_eq!(target(&read_pod(&pod).unwrap()).secret_at().to_string(), "volume oras-artifacts");
     let pod = annotated(&json!({"artifact": "r.io/a", "pull-secret": "s"}));
-    assert_eq!(
-        read_pod(&pod).unwrap().volumes[0].secret_at().to_string(),
-        "annotation oras.land/pull-secret"
-    );
+    assert_eq!(target(&read_pod(&pod).unwrap()).secret_at().to_string(), "annotation oras.land/pull-secret");
 }
 
 #[test]
 fn a_patch_is_named_with_all_that_goes_with_it() {
-    let patched = |intent: Intent| match &intent.volumes[0].content {
-        Content::Patched(patched) => patched.clone(),
+    let patch_request = |intent: &Intent| match source(intent) {
+        ArtifactSource::Patch(request) => request.clone(),
         _ => panic!("a patch was written"),
     };
     let pod = annotated(&json!({"patch": "kind/app:p", "patch-level": "crit", "mount-path": "/srv",
         "containers": "app", "pull-secret": "s", "pinned": "x", "pinned-patch": "y"}));
     let intent = read_pod(&pod).unwrap();
-    assert_eq!((intent.volumes[0].mounts.len(), intent.volumes[0].secret.as_deref()), (1, Some("s")));
+    assert_eq!((target(&intent).mounts.len(), target(&intent).secret.as_deref()), (1, Some("s")));
     let names: Vec<String> =
         intent.volumes[0].names().iter().map(|named| named.reference.to_string()).collect();
-    assert_eq!((names, intent.volumes[0].pinned()), (vec!["kind:443/app:p".to_owned()], None));
-    let of_pod = patched(intent);
+    assert_eq!((names, source(&intent).pinned()), (vec!["kind:443/app:p".to_owned()], None));
+    let of_pod = patch_request(&intent);
     let (level, origin) = of_pod.level.clone().unwrap();
     assert_eq!(
         (level.as_str(), origin.at().to_string().as_str()),
@@ -410,8 +426,8 @@ fn a_patch_is_named_with_all_that_goes_with_it() {
         names,
         ["volume in, attribute oras.artifact.patch", "volume in, attribute oras.artifact.reference"]
     );
-    let of_volume = patched(intent);
-    assert_eq!((of_volume.label.as_deref(), of_volume.past_cache), (Some("mine"), true));
+    let of_volume = patch_request(&intent);
+    assert_eq!((of_volume.options.label.as_deref(), of_volume.options.bypass_cache), (Some("mine"), true));
     assert_eq!(of_volume.base.unwrap().0.to_string(), "r.io/app:1");
 }
 
@@ -421,7 +437,7 @@ fn a_patch_is_named_with_all_that_goes_with_it() {
 fn booleans_are_gos(#[case] texts: &[&str], #[case] value: bool) {
     for text in texts {
         let attributes = json!({"oras.artifact.reference": "r.io/a", "oras.options.pullalways": text});
-        assert_eq!(wanted(&read_pod(&inline(&attributes)).unwrap()).past_cache, value, "{text}");
+        assert_eq!(recipe(&read_pod(&inline(&attributes)).unwrap()).options.bypass_cache, value, "{text}");
     }
 }
 
@@ -436,10 +452,10 @@ fn canonical_attributes() -> Value {
 fn a_canonical_volume_is_parsed_and_kept() {
     let intent = read_pod(&inline(&canonical_attributes())).unwrap();
     assert!(
-        matches!(&intent.volumes[0].content, Content::Canonical(volume) if volume.id().as_str().starts_with("a-"))
+        matches!(&intent.volumes[0].content, Requested::Canonical(volume) if volume.id().as_str().starts_with("a-"))
     );
     assert_eq!(
-        intent.volumes[0].references()[0].origin.at().to_string(),
+        intent.volumes[0].names()[0].origin.at().to_string(),
         "volume in, attribute csi.oras.land/recipe"
     );
 

@@ -8,9 +8,11 @@ use oras_csi_core::patch::PatchError;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::{RegistryError, RegistryErrorKind};
 
-use super::MOST_CANDIDATES;
 use crate::contents::Nothing;
 use crate::denial::{At, Code, Denial};
+
+/// The highest number of an index's manifests that policies check.
+pub(super) const MAX_CANDIDATES: usize = 64;
 
 /// Why there is no digest.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -27,7 +29,7 @@ pub(crate) enum Failure {
     Crashed,
     #[error("{waiting} requests wait for that registry already, which has not answered for {}.{:03} s", silent.as_secs(), silent.subsec_millis())]
     Busy { waiting: usize, silent: Duration },
-    #[error("is an index of {0} manifests, more than policies are asked about ({MOST_CANDIDATES})")]
+    #[error("is an index of {0} manifests, more than policies are asked about ({MAX_CANDIDATES})")]
     TooManyCandidates(usize),
     #[error("{0}")]
     Patch(#[from] PatchError),
@@ -64,7 +66,7 @@ impl Failure {
 }
 
 /// Clients of the API server sleep for as long as they are told; a registry does not get to say a day.
-const LONGEST_WAIT: u32 = 60;
+const MAX_RETRY_AFTER_SECONDS: u32 = 60;
 
 fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
     let (code, rule, instead) = match error.kind() {
@@ -97,7 +99,7 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
     };
     let wait = error
         .retry_after()
-        .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_WAIT));
+        .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, MAX_RETRY_AFTER_SECONDS));
     Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead)
         .with_retry_after(wait)
         .of_registry(error.kind())

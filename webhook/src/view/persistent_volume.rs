@@ -3,7 +3,8 @@
 use oras_csi_core::keys::DRIVER;
 use serde_json::Value;
 
-use super::{Csi, Node};
+use super::csi::Csi;
+use super::node::Node;
 use crate::denial::Denial;
 
 /// A `PersistentVolume` of our driver, read.

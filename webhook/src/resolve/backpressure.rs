@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::reference::RegistryHost;
 
-use super::Failure;
+use super::failure::Failure;
 
 /// How many may wait for a registry that is silent.
-const MOST_FOR_ONE: usize = 256;
+const MAX_PER_REGISTRY: usize = 256;
 /// How many may wait for all registries together.
-const MOST_FOR_ALL: usize = 16_384;
+const MAX_TOTAL: usize = 16_384;
 /// How long a registry may say nothing before it counts as silent. Whoever gives us a client has it wait less where a
 /// registry wants us to come back later: that is an answer.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// Counts those who wait.
 #[derive(Default)]
-pub(super) struct Waiting(Mutex<Hosts>);
+pub(super) struct Backpressure(Mutex<Hosts>);
 
 #[derive(Default)]
 struct Hosts {
@@ -39,17 +39,17 @@ struct Host {
 
 /// One who waits, until it is dropped.
 pub(super) struct Ticket<'a> {
-    waiting: &'a Waiting,
+    waiting: &'a Backpressure,
     host: RegistryHost,
 }
 
-impl Waiting {
+impl Backpressure {
     /// Counts one more, unless there are enough.
     pub(super) fn enter(&self, host: &RegistryHost) -> Result<Ticket<'_>, Failure> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = all.hosts.get(host).map_or(0, |host| host.waiting);
         let silent = all.hosts.get(host).map_or(Duration::ZERO, |host| host.answered.elapsed());
-        if (waiting >= MOST_FOR_ONE && silent > SILENCE) || all.all >= MOST_FOR_ALL {
+        if (waiting >= MAX_PER_REGISTRY && silent > SILENCE) || all.all >= MAX_TOTAL {
             return Err(Failure::Busy { waiting, silent });
         }
         all.all += 1;
@@ -59,7 +59,7 @@ impl Waiting {
     }
 
     /// Notes that a registry speaks.
-    pub(super) fn answered(&self, host: &RegistryHost) {
+    pub(super) fn record_answer(&self, host: &RegistryHost) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(host) = all.hosts.get_mut(host) {
             host.answered = Instant::now();
@@ -90,13 +90,13 @@ mod tests {
 
     #[test]
     fn a_silent_registry_gets_no_more_and_others_do() {
-        let waiting = Waiting::default();
+        let waiting = Backpressure::default();
         let slow = host("slow.io");
-        let tickets: Vec<_> = (0..2 * MOST_FOR_ONE).map(|_| waiting.enter(&slow).unwrap()).collect();
+        let tickets: Vec<_> = (0..2 * MAX_PER_REGISTRY).map(|_| waiting.enter(&slow).unwrap()).collect();
         waiting.0.lock().unwrap().hosts.get_mut(&slow).unwrap().answered -= 2 * SILENCE;
         assert!(matches!(waiting.enter(&slow), Err(Failure::Busy { waiting: 512, .. })));
         assert!(waiting.enter(&host("fast.io")).is_ok());
-        waiting.answered(&slow);
+        waiting.record_answer(&slow);
         assert!(waiting.enter(&slow).is_ok());
         drop(tickets);
         assert!(waiting.0.lock().unwrap().hosts.is_empty());

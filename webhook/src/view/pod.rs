@@ -1,20 +1,12 @@
-//! What the webhook reads of a pod ([`Pod`]) or of a [`PersistentVolume`], and nothing else of it.
-//!
-//! The object stays a [`Value`]: fields that this program has never heard of are neither read nor lost.
-//! `null` and an absent field are the same everywhere, as they are for the API server's own decoder. A
-//! field of another type than Kubernetes gives it is a denial.
-
-mod node;
-mod persistent_volume;
+//! What the webhook reads of a pod.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::csi::Csi;
+use super::node::Node;
 use crate::denial::Denial;
-use node::Node;
-
-pub(crate) use persistent_volume::PersistentVolume;
 
 /// A pod, read.
 #[derive(Debug)]
@@ -55,19 +47,6 @@ pub(crate) struct Volume<'a> {
     pub(crate) name: &'a str,
     /// Its `csi` source, where that is there.
     pub(crate) csi: Option<Csi<'a>>,
-}
-
-/// The `csi` source of a volume (core/v1 `CSIVolumeSource`, `CSIPersistentVolumeSource`).
-#[derive(Debug)]
-pub(crate) struct Csi<'a> {
-    /// The name of the driver.
-    pub(crate) driver: &'a str,
-    /// `readOnly`, false where absent.
-    pub(crate) read_only: bool,
-    /// `nodePublishSecretRef.name`, where it names a Secret.
-    pub(crate) secret: Option<&'a str>,
-    /// `volumeAttributes`.
-    pub(crate) attributes: BTreeMap<&'a str, &'a str>,
 }
 
 /// Which list of the pod a container stands in.
@@ -126,6 +105,8 @@ pub(crate) struct Mount<'a> {
     pub(crate) read_only: bool,
 }
 
+/// The annotation that kubelet gives the API server's copy of a static pod.
+const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 const WINDOWS: &str = "windows";
 const NODE_OS_LABEL: &str = "kubernetes.io/os";
 /// The labels that say a pod's revision, the first that is there: a StatefulSet and a DaemonSet have a revision for
@@ -186,6 +167,14 @@ impl<'a> Pod<'a> {
     /// All annotations, sorted by key.
     pub(crate) fn annotations(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.annotations.iter().flatten().map(|(key, value)| (*key, *value))
+    }
+
+    /// Reports whether the pod is the API server's copy of a static pod, which kubelet runs whatever the API server says.
+    ///
+    /// A deletion timestamp is no reason to leave a pod alone: the API server removes one that a server-side apply
+    /// creates a pod with, but only after the webhooks.
+    pub(crate) fn is_mirror_pod(&self) -> bool {
+        self.annotation(MIRROR_POD).is_some()
     }
 
     /// Whether `metadata` is an object.
@@ -260,21 +249,6 @@ impl<'a> Volume<'a> {
     fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
         let csi = Csi::read(&node.child("csi")?)?;
         Ok(Self { index, name: node.child("name")?.text()?.unwrap_or_default(), csi })
-    }
-}
-
-impl<'a> Csi<'a> {
-    fn read(source: &Node<'a>) -> Result<Option<Self>, Denial> {
-        if source.value.is_none() {
-            return Ok(None);
-        }
-        let secret = source.child("nodePublishSecretRef")?.child("name")?;
-        Ok(Some(Self {
-            driver: source.child("driver")?.text()?.unwrap_or_default(),
-            read_only: source.child("readOnly")?.flag()?,
-            secret: secret.text()?.filter(|name| !name.is_empty()),
-            attributes: source.child("volumeAttributes")?.texts()?.unwrap_or_default(),
-        }))
     }
 }
 

@@ -38,12 +38,12 @@ pub(crate) fn template(workload: &Value) -> Option<&Value> {
 }
 
 /// What the pods of a workload will meet, in words, from the warnings that they would get or their denial.
-pub(crate) fn tell(workload: &Value, admitted: Result<&[String], &Denial>) -> Vec<String> {
+pub(crate) fn warnings(workload: &Value, admitted: Result<&[String], &Denial>) -> Vec<String> {
     let kind = Shown::new(workload.get("kind").and_then(Value::as_str).unwrap_or_default());
     let mut words = Vec::new();
     match admitted {
-        Ok(warnings) => {
-            words.extend(warnings.iter().map(|warning| format!("pods of this {kind}: {warning}")));
+        Ok(admitted) => {
+            words.extend(admitted.iter().map(|warning| format!("pods of this {kind}: {warning}")));
         }
         Err(denial) => words.push(format!("pods of this {kind} would be denied: {denial}")),
     }
@@ -95,7 +95,7 @@ mod tests {
             "metadata": {"annotations": {"oras.land/artifact": "x", "example.org/a": "b"}}});
         let denial = Denial::rewrite(At::Volume("v"), None, "is wrong", "write right");
         assert_eq!(
-            tell(&deployment, Err(&denial)),
+            warnings(&deployment, Err(&denial)),
             [
                 "pods of this Deployment would be denied: volume v: is wrong: write right",
                 "annotation oras.land/artifact on the Deployment itself does nothing: write it in \
