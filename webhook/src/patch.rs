@@ -1,8 +1,8 @@
-//! The patch plan. Pure: a pod (or a `PersistentVolume`) and its pinned volumes in, RFC 6902 operations out.
+//! Plans the JSON Patch (RFC 6902) for a pod or a `PersistentVolume` and its sealed volumes. Pure.
 //!
-//! Nothing of the pod is ever written back: every operation adds or replaces one thing that is ours, so
-//! fields that this program does not know survive untouched. What is there already needs no operation, so
-//! applying a patch twice equals applying it once.
+//! The object is never serialized again: each operation adds, replaces or removes one field that this program owns, so
+//! fields that it does not know stay untouched. A field that already has its value gets no operation, so applying a patch
+//! twice equals applying it once.
 
 use std::collections::BTreeMap;
 
@@ -14,33 +14,33 @@ use serde_json::{Map, Value, json};
 use crate::intent::NewMount;
 use crate::view::{Container, Csi, PersistentVolume, Pod};
 
-/// A volume as it shall stand in the pod.
+/// A volume as the pod has to have it.
 #[derive(Debug)]
 pub(crate) struct PlannedVolume<'a> {
-    /// Its name.
+    /// The volume's name.
     pub(crate) name: &'a str,
-    /// Its place in `spec.volumes`, or `None` where it is to be added.
+    /// Its position in `spec.volumes`, or `None` where it has to be added.
     pub(crate) index: Option<usize>,
     /// The Secret that kubelet hands to the driver.
     pub(crate) secret: PlannedSecret<'a>,
     /// The canonical attributes.
     pub(crate) attributes: BTreeMap<&'static str, String>,
-    /// Mounts to add.
+    /// The mounts to add.
     pub(crate) mounts: &'a [NewMount],
 }
 
-/// `nodePublishSecretRef` as it shall be.
+/// What happens to `nodePublishSecretRef`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlannedSecret<'a> {
-    /// As it is.
+    /// It stays as it is.
     Unchanged,
-    /// None.
+    /// It is removed.
     None,
-    /// This one.
+    /// It names this Secret.
     Named(&'a str),
 }
 
-/// What the pod's annotations say of its volumes.
+/// The values of the annotations that the webhook owns; `None` removes one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PlannedAnnotations<'a> {
     /// `oras.land/pinned`.
@@ -49,7 +49,7 @@ pub(crate) struct PlannedAnnotations<'a> {
     pub(crate) patch: Option<&'a str>,
 }
 
-/// The operations that make `pod` have `volumes`, and say so in its annotations.
+/// Plans the operations that give `pod` the volumes, their mounts and the annotations.
 pub(crate) fn plan(
     pod: &Pod<'_>,
     volumes: &[PlannedVolume<'_>],
@@ -67,7 +67,7 @@ pub(crate) fn plan(
     Patch(plan.0)
 }
 
-/// The operations that make a `PersistentVolume` canonical, for a claim of `namespace`.
+/// Plans the operations that make a `PersistentVolume` canonical, for a claim of `namespace`.
 pub(crate) fn plan_persistent(
     there: &PersistentVolume<'_>,
     volume: &PlannedVolume<'_>,
@@ -76,13 +76,13 @@ pub(crate) fn plan_persistent(
     let mut plan = Plan(Vec::new());
     let at = [token("spec"), token("csi")];
     plan.source(&at, Some(&there.csi), volume, |name| json!({"name": name, "namespace": namespace}));
-    // A name alone stays where it is; its namespace is the claim's.
-    let keeps_name = match volume.secret {
+    // A Secret's name without a namespace stays, and gets the namespace of the claim.
+    let has_right_name = match volume.secret {
         PlannedSecret::Named(wanted) => there.csi.secret == Some(wanted),
         PlannedSecret::Unchanged => there.csi.secret.is_some(),
         PlannedSecret::None => false,
     };
-    if keeps_name && there.secret_namespace.is_none() {
+    if has_right_name && there.secret_namespace.is_none() {
         let [spec, csi] = at;
         plan.add([spec, csi, token("nodePublishSecretRef"), token("namespace")], json!(namespace));
     }
@@ -190,7 +190,7 @@ impl Plan {
         }
     }
 
-    /// Makes annotations of ours what they shall be, whatever somebody wrote there.
+    /// Sets the annotations that the webhook owns, and replaces what the user wrote there.
     fn annotations<const N: usize>(&mut self, pod: &Pod<'_>, annotations: [(&'static str, Option<&str>); N]) {
         let at = |key| [token("metadata"), token("annotations"), token(key)];
         let mut new = Map::new();
@@ -216,7 +216,7 @@ impl Plan {
     }
 }
 
-/// A step of a path, escaped as RFC 6901 says (`oras.land~1pinned`).
+/// Returns a token of a JSON pointer, escaped as RFC 6901 requires (`oras.land~1pinned`).
 fn token(name: &str) -> Token<'_> {
     Token::new(name)
 }

@@ -199,7 +199,9 @@ async fn a_recipe_has_one_secret_or_says_how_to_make_one_of_two() {
     let denial = Bench::with_secrets(&two).admit(&pod).await.unwrap_err();
     assert_eq!(denial.code().number(), 400, "{denial}");
     assert!(
-        denial.message().contains("needs 2 different pull secrets (alices, bobs), and a volume has one"),
+        denial
+            .message()
+            .contains("needs 2 different pull secrets (alices, bobs), but a volume can have only one"),
         "{denial}"
     );
     assert!(

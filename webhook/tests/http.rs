@@ -204,7 +204,7 @@ async fn a_registry_that_stalls_costs_nobody_else_anything() {
     // By now the registry counts as silent: whoever comes after so many is told at once.
     let started = Instant::now();
     let (_, body) = ask(&routes, post(of("slow.io/a:1"))).await;
-    assert!(body.contains("400 requests wait for that registry already"), "{body}");
+    assert!(body.contains("400 requests already wait for the registry"), "{body}");
     assert!(started.elapsed() < Duration::from_secs(1));
     stalled.abort_all();
 }
@@ -239,7 +239,7 @@ async fn whoever_applies_a_workload_is_told_what_its_pods_will_meet() {
     assert!(about(deployment("team/app"), "CREATE").await.contains("docker.io/team/app"));
     let mut misplaced = deployment("r.io/a:1");
     misplaced["metadata"]["annotations"] = json!({"oras.land/artifact": "r.io/a:1"});
-    assert!(about(misplaced, "CREATE").await.contains("on the Deployment itself does nothing"));
+    assert!(about(misplaced, "CREATE").await.contains("on the Deployment itself has no effect"));
     for silent in [
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": pod(&[])}}),
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": null}}),

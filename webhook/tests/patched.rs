@@ -150,7 +150,7 @@ async fn a_level_that_is_not_there_leaves_the_base_with_a_warning() {
     let outcome = bench.admit(&pod(&[("patch", "r.io/app:crit"), ("patch-level", "major")])).await.unwrap();
     assert_eq!(outcome.volumes()[0].1.recipe().to_json(), recipe(&[BASE]));
     assert!(
-        outcome.warnings()[1].contains("has no level up to the one that is wanted"),
+        outcome.warnings()[1].contains("has no patch up to the requested level"),
         "{:?}",
         outcome.warnings()
     );
@@ -186,7 +186,7 @@ async fn a_recipe_artifact_is_read_as_if_it_stood_in_the_pod() {
 
 #[rstest]
 #[case("- add: r.io/a\n  paht: x\n", 400, "annotation oras.land/patch: the recipe cannot be read")]
-#[case("", 400, "so says the artifact of the recipe, r.io/recipes/bad:1")]
+#[case("", 400, "this is in the recipe artifact r.io/recipes/bad:1")]
 #[case("- add: team/app\n", 400, "can be read in two ways")]
 #[tokio::test]
 async fn a_recipe_artifact_with_a_mistake_is_told(
@@ -207,7 +207,7 @@ async fn a_recipe_goes_with_neither_base_nor_level() {
     let level = pod(&[("patch", "r.io/recipes/job:1"), ("patch-level", "minor")]);
     let denial = bench.admit(&level).await.unwrap_err();
     assert!(
-        denial.message().starts_with("annotation oras.land/patch-level: \"minor\" is a level of a patch"),
+        denial.message().starts_with("annotation oras.land/patch-level: \"minor\" is a patch level"),
         "{denial}"
     );
     let base = inline(
@@ -215,7 +215,9 @@ async fn a_recipe_goes_with_neither_base_nor_level() {
     );
     let denial = bench.admit(&base).await.unwrap_err();
     assert!(
-        denial.message().contains("attribute oras.artifact.reference: \"r.io/app:1\" is the base of a patch"),
+        denial
+            .message()
+            .contains("attribute oras.artifact.reference: \"r.io/app:1\" would be the base of a patch"),
         "{denial}"
     );
 }

@@ -533,7 +533,7 @@ async fn an_index_within_an_index_hides_nothing_from_a_policy() {
         };
         let denial = bench.admit(&pod).await.unwrap_err();
         assert_eq!(denial.code().number(), 422, "{denial}");
-        assert!(denial.message().contains("is an index again"), "{denial}");
+        assert!(denial.message().contains("is another index"), "{denial}");
     }
 }
 

@@ -225,7 +225,7 @@ async fn a_deadline_bounds_a_registry_that_hangs_and_nobody_else() {
     assert!(fine.0.is_ok() && fine.1 < Duration::from_millis(150), "{:?}", fine.1);
     let denial = hung.unwrap_err();
     assert_eq!(denial.code().number(), 503);
-    assert!(denial.message().contains("\"slow.io/a:1\" was not resolved"), "{denial}");
+    assert!(denial.message().contains("\"slow.io/a:1\" cannot be resolved"), "{denial}");
     assert!(started.elapsed() < Duration::from_secs(2));
 }
 
@@ -250,11 +250,11 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 }
 
 #[rstest]
-#[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "was refused by its registry (GET x: refused with 401: denied; asked with no credentials)", None)]
+#[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "cannot be pulled: the registry denied access (GET x: refused with 401: denied; asked with no credentials)", None)]
 #[case(RegistryError::NotAllowed { at: "GET x".into(), words: "a loopback address".into() }, 403, "a loopback address", None)]
-#[case(RegistryError::Misconfigured { at: "r.io/a".into(), words: "r.io/hosts.toml: server: write a URL in quotes".into() }, 503, "cannot be asked for (r.io/a: r.io/hosts.toml: server: write a URL", None)]
+#[case(RegistryError::Misconfigured { at: "r.io/a".into(), words: "r.io/hosts.toml: server: write a URL in quotes".into() }, 503, "cannot be pulled with the current registry configuration (r.io/a: r.io/hosts.toml: server: write a URL", None)]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: Some(Duration::from_secs(7)), words: "".into() }, 429, "asks to wait 7 s", Some(7))]
-#[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits requests", None)]
+#[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits the request rate", None)]
 #[case(RegistryError::Unavailable { at: "GET x".into(), status: 503, words: "gone fishing".into() }, 503, "gone fishing", None)]
 #[case(RegistryError::Unreachable { at: "GET x".into(), words: "no such host".into() }, 503, "no such host", None)]
 #[case(RegistryError::Stalled { at: "GET x".into(), what: "answer".into(), after: Duration::from_secs(3) }, 503, "within 3 s", None)]
@@ -342,7 +342,7 @@ async fn an_index_is_pinned_as_an_index() {
     assert!(bench.admit(&one("r.io/b:1")).await.is_err());
     bench.registry.tag("r.io/c:1", &index(&[]));
     let denial = bench.admit(&one("r.io/c:1")).await.unwrap_err();
-    assert!(denial.message().contains("index of no manifests"), "{denial}");
+    assert!(denial.message().contains("index without manifests"), "{denial}");
     let nested = bench.registry.store(&index(&[("linux/amd64", &good)]));
     bench.registry.tag("r.io/d:1", &index(&[("linux/amd64", &nested)]));
     let denial = bench.admit(&one("r.io/d:1")).await.unwrap_err();

@@ -279,7 +279,7 @@ async fn a_persistent_volume_that_says_too_little_or_too_much_is_denied_in_words
     let mut annotated = persistent(&json!({}));
     annotated["metadata"]["annotations"] = json!({"oras.land/artifact": "r.io/app:v1"});
     let denial = scene.webhook().admit_persistent_volume(&annotated, soon()).await.unwrap_err();
-    assert!(denial.message().contains("does nothing on a PersistentVolume"), "{denial}");
+    assert!(denial.message().contains("has no effect on a PersistentVolume"), "{denial}");
     let other = json!({"kind": "PersistentVolume", "spec": {"hostPath": {"path": "/"}}});
     assert!(scene.webhook().admit_persistent_volume(&other, soon()).await.unwrap().patch().0.is_empty());
 }

@@ -108,8 +108,8 @@ async fn where_and_in_which_containers_is_the_pods_to_say() {
 #[rstest]
 #[case(pod(&[("artifact-set", "model"), ("media-types", "a/b")]), 400, "oras.land/media-types", "the steps of the set")]
 #[case(pod(&[("artifact-set", "model"), ("platform", "linux/arm64")]), 400, "oras.land/platform", "the steps of the set")]
-#[case(pod(&[("artifact-set", "model"), ("artifact", "r.io/a")]), 400, "oras.land/artifact:", "stands beside")]
-#[case(pod(&[("artifact-set", "model"), ("recipe", "- add: r.io/a")]), 400, "oras.land/artifact-set", "stands beside")]
+#[case(pod(&[("artifact-set", "model"), ("artifact", "r.io/a")]), 400, "oras.land/artifact:", "cannot be combined with")]
+#[case(pod(&[("artifact-set", "model"), ("recipe", "- add: r.io/a")]), 400, "oras.land/artifact-set", "cannot be combined with")]
 #[case(pod(&[("artifact-set", "model"), ("patch", "r.io/a:p")]), 400, "oras.land/artifact-set", "one of the two")]
 #[case(pod(&[("artifact-set", "Model")]), 400, "\"Model\" is not the name of a set", "write the name")]
 #[case(inline(&json!({"oras-csi.name": "model", "oras.options.pullalways": "true"})), 400,
@@ -296,7 +296,7 @@ async fn the_secret_is_chosen_without_asking(
         let after = patched(&pod, &outcome);
         let found = &after["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"]["name"];
         assert_eq!(found.as_str(), wanted, "{set}");
-        let is_told = outcome.warnings().iter().any(|words| words.contains("is of no use"));
+        let is_told = outcome.warnings().iter().any(|words| words.contains("is ignored"));
         assert_eq!(is_told, set == "model" && named.is_some());
     }
     assert_eq!(bench.registry.calls(), 0);

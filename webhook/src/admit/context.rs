@@ -37,8 +37,9 @@ impl Context<'_> {
     /// Adds to a denial which pin to delete, where a pin decided the digest of `reference`.
     pub(super) fn explain_pin(&self, denial: Denial, reference: &Reference) -> Denial {
         match self.revision.as_ref().and_then(|revision| revision.pin_place(reference)) {
-            Some(place) => denial.because(&format!(
-                "that is what {reference} was for the first pod of this revision: delete {place} to have what it is now"
+            Some(place) => denial.with_detail(&format!(
+                "all pods of this revision are pinned to the digest that {reference} had for the first one: delete {place} to use \
+                 its current digest"
             )),
             None => denial,
         }

@@ -33,7 +33,7 @@ impl VolumeCredentials {
     /// Adds to a denial which credentials could not be used, where a registry refused authorization.
     pub(super) fn explain(&self, denial: Denial) -> Denial {
         match &self.problems {
-            Some(problems) if denial.is_of_rights() => denial.because(problems),
+            Some(problems) if denial.is_access_denied() => denial.with_detail(problems),
             _ => denial,
         }
     }
@@ -112,21 +112,21 @@ async fn with_secret(
 ) -> Result<Keyring, Denial> {
     let read = timeout_at(deadline, secrets.secret(namespace, name)).await;
     let source = Source::Secret(name.to_owned());
-    let refuse = |code, words: &dyn std::fmt::Display, instead: &str| {
-        let rule = format!("is a pull secret of namespace {namespace} that cannot be used ({words})");
+    let refuse = |code, problem: &dyn std::fmt::Display, instead: &str| {
+        let rule = format!("is a pull secret of namespace {namespace} that cannot be used ({problem})");
         Err(Denial::new(code, at, Some(name), rule, instead))
     };
     match read {
         Ok(Ok(Secret::Known(config))) => Ok(keyring.with_secret(source, config)),
         Ok(Ok(Secret::Unknown)) => Ok(keyring.in_place_of(source)),
         Ok(Ok(Secret::Missing)) => {
-            refuse(Code::NotFound, &"it does not exist", "make it: kubectl create secret docker-registry")
+            refuse(Code::NotFound, &"it does not exist", "create it: kubectl create secret docker-registry")
         }
         Ok(Err(error)) => refuse(
             Code::Forbidden,
             &error,
             "name it in the chart's values: clusterSets.pullSecrets for cluster sets, webhook.pullSecrets for others",
         ),
-        Err(_) => refuse(Code::Unavailable, &"no answer in time", "try again later"),
+        Err(_) => refuse(Code::Unavailable, &"the API server did not answer in time", "try again later"),
     }
 }

@@ -23,7 +23,7 @@ use crate::intent::{
     RecipeWithPatches, UnpinnedRecipe, VolumeTarget, canonical_references, check_count,
 };
 
-/// A volume all of whose references are known.
+/// A volume with every reference known.
 #[derive(Clone, Debug)]
 pub(super) struct ExpandedVolume {
     pub(super) target: Arc<VolumeTarget>,

@@ -205,8 +205,8 @@ fn check_name_is_unique(volumes: &[LocatedVolume], new: &NewSet) -> Result<(), D
         Located::Admitted(_) | Located::Set(_) => None,
     });
     if others.any(|other| other.name == new.name && other.recipe != new.recipe) {
-        let rule = "is the name of two recipes in this pod";
-        return Err(Denial::rewrite(new.at(), Some(&new.name), rule, "choose another for one of them"));
+        let rule = "is the name of two different recipes in this pod";
+        return Err(Denial::bad_request(new.at(), Some(&new.name), rule, "rename one of them"));
     }
     Ok(())
 }
@@ -232,5 +232,5 @@ pub(super) async fn apply_set_pins(
 }
 
 pub(super) fn timed_out() -> SetError {
-    SetError::Unavailable("no answer in time".into())
+    SetError::Unavailable("the API server did not answer in time".into())
 }

@@ -178,14 +178,16 @@ impl Pinner<'_> {
             return Ok(self.unchanged(target, earlier));
         }
         let found = &set.found;
-        let canonical = set.canonical().map_err(|error| Denial::rewrite(set.origin.at(), None, error, ""))?;
+        let canonical =
+            set.canonical().map_err(|error| Denial::bad_request(set.origin.at(), None, error, ""))?;
         let pinned = found.pinned.references();
         let lines = found.references.iter().zip(pinned);
         let lines = lines.map(|(written, pinned)| line(written, pinned.digest())).collect();
         let mut warnings = Vec::new();
         if set.pin == SetPin::Forgotten {
             warnings.push(format!(
-                "{}: {} no longer knows the recipe that the first pod of this revision had, and this one has another",
+                "{}: the history of {} no longer has the recipe that the first pod of this revision got: this pod gets the \
+                 current recipe",
                 set.origin.at(),
                 found.place
             ));
@@ -193,7 +195,7 @@ impl Pinner<'_> {
         let secret = if found.is_cluster_set() {
             if let Some(name) = &target.secret {
                 warnings.push(format!(
-                    "{}: secret {name} is of no use, {} names its own",
+                    "{}: secret {name} is ignored: {} names its own pull secret",
                     target.secret_at(),
                     found.place
                 ));
@@ -254,12 +256,12 @@ impl Pinner<'_> {
             }
         }
         let rule = format!(
-            "needs {} different pull secrets ({}), and a volume has one",
+            "needs {} different pull secrets ({}), but a volume can have only one",
             needed.len(),
             needed.join(", ")
         );
-        let instead = "put the entries of both into the .dockerconfigjson of one Secret, and name that one";
-        Err(Denial::rewrite(target.secret_at(), None, rule, instead))
+        let instead = "merge their entries into the .dockerconfigjson of one Secret, and name that Secret";
+        Err(Denial::bad_request(target.secret_at(), None, rule, instead))
     }
 
     /// Returns the digest of each reference, in their order, and the source of the credential that was accepted.
@@ -336,10 +338,10 @@ fn canonical_volume(
     at: At<'_>,
 ) -> Result<CanonicalVolume, Denial> {
     let mut digests = digests.into_iter();
-    let incomplete = || Denial::rewrite(at, None, "was not resolved", "");
+    let incomplete = || Denial::bad_request(at, None, "was not resolved", "");
     let pinned = recipe.recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
     CanonicalVolume::new(recipe.options.label.as_deref(), pinned)
-        .map_err(|error| Denial::rewrite(at, None, error, ""))
+        .map_err(|error| Denial::bad_request(at, None, error, ""))
 }
 
 /// Checks that what is written beside a patch is the patch's base.
@@ -349,8 +351,8 @@ fn check_base(patch: &AppliedPatch, recipe: &UnpinnedRecipe, digests: &[Digest])
         return Ok(());
     };
     document.check_base(digest).map_err(|error| {
-        Denial::rewrite(origin.at(), Some(&reference.to_string()), error, "")
-            .because(&format!("the patch is {}", line(&patch.reference, &patch.digest)))
+        Denial::bad_request(origin.at(), Some(&reference.to_string()), error, "")
+            .with_detail(&format!("the patch is {}", line(&patch.reference, &patch.digest)))
     })
 }
 
@@ -361,7 +363,7 @@ fn warn_of_patch(patch: &AppliedPatch, warnings: &mut Vec<String>) {
     }
     if patch.is_base_only {
         warnings.push(format!(
-            "{at}: {reference} has no level up to the one that is wanted: its base is mounted as it is"
+            "{at}: {reference} has no patch up to the requested level: its base is mounted unchanged"
         ));
     }
 }

@@ -75,6 +75,6 @@ async fn admit_located(
 }
 
 fn pins_keep_changing() -> Denial {
-    let (rule, instead) = ("have tags whose pins change while they are looked at", "try again");
+    let (rule, instead) = ("have tags whose pins changed several times during this request", "try again");
     Denial::new(Code::Unavailable, At::Field("spec.volumes"), None, rule, instead)
 }

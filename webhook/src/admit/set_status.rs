@@ -31,7 +31,7 @@ pub(super) async fn resolve_set(
     let SetToResolve { namespace, name, steps, secret } = set;
     let field = At::Field("spec.recipe");
     let written = recipe::read(steps, services.registries.as_ref())
-        .map_err(|error| Denial::rewrite(field, None, error, ""))?;
+        .map_err(|error| Denial::bad_request(field, None, error, ""))?;
     let (book, source) = match namespace {
         Some(namespace) => (services.policies.rulebook(namespace, deadline).await?, Source::Direct),
         None => (services.policies.rulebook_of_cluster(), Source::ClusterSet),
@@ -59,14 +59,14 @@ pub(super) async fn resolve_set(
         digests.push(digest);
     }
     let mut digests = digests.into_iter();
-    let incomplete = || Denial::rewrite(field, None, "was not resolved", "");
+    let incomplete = || Denial::bad_request(field, None, "was not resolved", "");
     let pinned = recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
     let volume = CanonicalVolume::new(Some(name), pinned);
     let volume = match namespace {
         None => volume.and_then(|volume| volume.with_set(name)),
         Some(_) => volume,
     };
-    let volume = volume.map_err(|error| Denial::rewrite(field, None, error, ""))?;
+    let volume = volume.map_err(|error| Denial::bad_request(field, None, error, ""))?;
     Ok(Resolved { recipe: volume.recipe().to_json().to_owned(), id: volume.id().to_string(), references })
 }
 
@@ -130,7 +130,7 @@ impl SetResolution<'_> {
         }
         let mut read = read.into_iter();
         let expanded = written.expand(|_, _| Ok::<_, RecipeError>(read.next().unwrap_or_default()));
-        expanded.map_err(|error| Denial::rewrite(At::Field("spec.recipe"), None, error, ""))
+        expanded.map_err(|error| Denial::bad_request(At::Field("spec.recipe"), None, error, ""))
     }
 
     /// Returns the steps that a patch, or a recipe artifact, stands for.
@@ -148,9 +148,10 @@ impl SetResolution<'_> {
             PatchDocument::Patch(document) => Ok(patch.steps(&document)),
             PatchDocument::Recipe(yaml) => {
                 let recipe = WrittenRecipe::from_yaml(&yaml, &|host| registries.names(host));
-                let recipe = recipe.map_err(|error| Denial::rewrite(origin.at(), Some(&text), error, ""))?;
+                let recipe =
+                    recipe.map_err(|error| Denial::bad_request(origin.at(), Some(&text), error, ""))?;
                 let steps = patch.steps_of(&recipe);
-                steps.map_err(|error| Denial::rewrite(origin.at(), Some(&text), error, ""))
+                steps.map_err(|error| Denial::bad_request(origin.at(), Some(&text), error, ""))
             }
         }
     }

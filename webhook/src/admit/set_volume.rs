@@ -1,4 +1,4 @@
-//! A volume whose content is a set's. Pure.
+//! A volume that gets its content from a set. Pure.
 
 use oras_csi_core::policy::Source;
 use oras_csi_core::reference::Reference;

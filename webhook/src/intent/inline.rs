@@ -1,5 +1,5 @@
-//! Inline volumes with our driver: the earlier driver's attributes, or a canonical volume that came with
-//! the request.
+//! Reads inline volumes of this driver: the attributes of the earlier driver, or a canonical volume that came with the
+//! request.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::denial::{At, Code, Denial};
 use crate::registries::Registries;
 use crate::view::{Csi, Volume};
 
-/// Reads one volume whose driver is ours.
+/// Reads one volume of this driver.
 pub(super) fn read(
     volume: &Volume<'_>,
     csi: &Csi<'_>,
@@ -32,16 +32,17 @@ pub(super) fn read(
     let at = |key| At::Attribute { volume: volume.name, key };
     if let Some((key, value)) = csi.attributes.iter().find(|(key, _)| key.starts_with(KUBELET_PREFIX)) {
         let rule = "is an attribute that only kubelet may write";
-        return Err(Denial::rewrite(at(key), Some(value), rule, "remove it"));
+        return Err(Denial::bad_request(at(key), Some(value), rule, "remove it"));
     }
     let is_canonical = |key: &str| key.starts_with(DRIVER);
     let canonical_key = csi.attributes.keys().find(|key| is_canonical(key));
     let earlier_key = csi.attributes.keys().find(|key| !is_canonical(key));
     let content = match (canonical_key, earlier_key) {
         (Some(ours), Some(other)) => {
-            let rule = format!("stands beside {}, which only the webhook writes", Shown::new(ours));
-            let instead = format!("write {} alone", attribute::REFERENCE);
-            return Err(Denial::rewrite(at(other), None, rule, instead));
+            let rule =
+                format!("cannot be combined with {}, which only the webhook may write", Shown::new(ours));
+            let instead = format!("write only {}", attribute::REFERENCE);
+            return Err(Denial::bad_request(at(other), None, rule, instead));
         }
         (Some(_), None) => Requested::Canonical(read_canonical(volume, csi)?),
         (None, _) => Attributes { volume, csi, registries }.read(warnings)?,
@@ -57,20 +58,20 @@ pub(super) fn read(
     Ok(RequestedVolume { target: Arc::new(target), content })
 }
 
-/// A canonical volume in a request may be copied, forged or old; this is the whole of what is believed.
+/// Parses a canonical volume. It may be copied, forged or old: nothing but its syntax is checked here.
 fn read_canonical(volume: &Volume<'_>, csi: &Csi<'_>) -> Result<CanonicalVolume, Denial> {
-    let instead = format!("write {} and leave the rest to the webhook", attribute::REFERENCE);
+    let instead = format!("write {} and let the webhook write the other attributes", attribute::REFERENCE);
     let attributes = csi.attributes.iter().map(|(key, value)| (*key, *value));
     CanonicalVolume::from_attributes(attributes).map_err(|error| match error {
         VolumeError::Missing(key) => {
-            let rule = "is missing from a volume that has others of the webhook's attributes";
-            Denial::rewrite(At::Attribute { volume: volume.name, key }, None, rule, &instead)
+            let rule = "is missing, although the volume has other attributes of the webhook";
+            Denial::bad_request(At::Attribute { volume: volume.name, key }, None, rule, &instead)
         }
         VolumeError::Unknown { key, nearest } => {
             let rule = format!("{key} is not an attribute of oras-csi (nearest: {nearest})");
-            Denial::rewrite(At::Volume(volume.name), None, rule, &instead)
+            Denial::bad_request(At::Volume(volume.name), None, rule, &instead)
         }
-        error => Denial::rewrite(At::Volume(volume.name), None, error, &instead),
+        error => Denial::bad_request(At::Volume(volume.name), None, error, &instead),
     })
 }
 
@@ -86,12 +87,12 @@ impl<'a> Attributes<'a> {
         At::Attribute { volume: self.volume.name, key }
     }
 
-    /// A value, which must not be empty where it is there.
+    /// Returns a value, which must not be empty.
     fn value(&self, key: &'a str) -> Result<Option<&'a str>, Denial> {
         match self.csi.attributes.get(key).copied() {
             Some("") => {
                 let instead = "write a value, or remove the attribute";
-                Err(Denial::rewrite(self.at(key), Some(""), "is empty", instead))
+                Err(Denial::bad_request(self.at(key), Some(""), "is empty", instead))
             }
             value => Ok(value),
         }
@@ -111,26 +112,26 @@ impl<'a> Attributes<'a> {
         Ok(Requested::Artifacts(ArtifactRequest { source, earlier: None, new_set }))
     }
 
-    /// Whether a name stands there and nothing that it could be the name of.
+    /// Reports whether there is a name, and neither a reference nor a recipe that it would be the name of.
     fn names_a_set(&self) -> bool {
-        let says = |key: &str| self.csi.attributes.contains_key(key);
-        says(attribute::NAME) && !says(attribute::REFERENCE) && !says(attribute::ACTIONS)
+        let has = |key: &str| self.csi.attributes.contains_key(key);
+        has(attribute::NAME) && !has(attribute::REFERENCE) && !has(attribute::ACTIONS)
     }
 
-    /// A set, which says by itself all that is in the volume and how to get it.
+    /// Reads the name of a set, which defines the whole content of the volume.
     fn set(&self) -> Result<SetRequest, Denial> {
         let beside = self.csi.attributes.keys().copied();
         let mut beside = beside.filter(|key| !matches!(*key, attribute::NAME | attribute::CONCURRENCY));
         if let Some(other) = beside.next() {
-            let rule = format!("stands beside {} alone, which names a set", attribute::NAME);
-            let instead = format!("remove it, or write {} or {}", attribute::ACTIONS, attribute::REFERENCE);
-            return Err(Denial::rewrite(self.at(other), self.value(other)?, rule, instead));
+            let rule = format!("cannot be combined with {} alone, which names a set", attribute::NAME);
+            let instead = format!("remove it, or add {} or {}", attribute::ACTIONS, attribute::REFERENCE);
+            return Err(Denial::bad_request(self.at(other), self.value(other)?, rule, instead));
         }
         let name = self.value(attribute::NAME)?.unwrap_or_default();
         SetRequest::new(name, self.origin(attribute::NAME))
     }
 
-    /// The set that a name with a recipe makes.
+    /// Returns the set to create, where the volume has a name and a recipe.
     fn new_set(&self) -> Result<Option<NewSet>, Denial> {
         let (Some(name), Some(yaml), None) =
             (self.value(attribute::NAME)?, self.value(attribute::ACTIONS)?, self.value(attribute::PATCH)?)
@@ -145,27 +146,31 @@ impl<'a> Attributes<'a> {
         Origin::Attribute { volume: self.volume.name.to_owned(), key, step: None }
     }
 
-    /// A patch, or the artifact of a recipe; with a reference, that is what has to be patched.
+    /// Reads a patch or a recipe artifact. A reference beside it has to be the base of the patch.
     fn patch_request(&self, text: &'a str) -> Result<PatchRequest, Denial> {
         let key = attribute::PATCH;
         let beside = [
-            (attribute::ACTIONS, "write one of the two, or the base and the levels of the patch as steps"),
+            (
+                attribute::ACTIONS,
+                "remove one of the two, or write the base and the levels of the patch as steps",
+            ),
             (attribute::MEDIA_TYPE, "write a recipe that has the base and the levels of the patch as steps"),
         ];
         for (other, instead) in beside {
             if let Some(value) = self.value(other)? {
-                let rule = format!("stands beside {key}, which says all that is in the volume");
-                return Err(Denial::rewrite(self.at(other), Some(value), rule, instead));
+                let rule =
+                    format!("cannot be combined with {key}, which defines the whole content of the volume");
+                return Err(Denial::bad_request(self.at(other), Some(value), rule, instead));
             }
         }
         let parse = |key, text: &'a str| {
             Reference::parse_knowing(text, &|host| self.registries.names(host))
-                .map_err(|error| Denial::rewrite(self.at(key), Some(text), error, ""))
+                .map_err(|error| Denial::bad_request(self.at(key), Some(text), error, ""))
         };
         let label = self.label()?;
         let level = self.value(attribute::PATCH_LEVEL)?.map(|text| {
             let at = self.at(attribute::PATCH_LEVEL);
-            let level = text.parse::<Level>().map_err(|error| Denial::rewrite(at, Some(text), error, ""));
+            let level = text.parse::<Level>().map_err(|error| Denial::bad_request(at, Some(text), error, ""));
             Ok((level?, self.origin(attribute::PATCH_LEVEL)))
         });
         let base = self.value(attribute::REFERENCE)?;
@@ -178,9 +183,9 @@ impl<'a> Attributes<'a> {
             base: base.transpose()?,
             options: RecipeOptions { label, bypass_cache: self.flag(attribute::PULL_ALWAYS)? },
         };
-        self.check_weakening(&request.reference)?;
+        self.check_transport_options(&request.reference)?;
         if let Some((reference, _)) = &request.base {
-            self.check_weakening(reference)?;
+            self.check_transport_options(reference)?;
         }
         Ok(request)
     }
@@ -188,10 +193,10 @@ impl<'a> Attributes<'a> {
     fn recipe(&self) -> Result<RecipeSource, Denial> {
         if let Some(level) = self.value(attribute::PATCH_LEVEL)? {
             let (rule, instead) = (
-                format!("has no {} to apply to", attribute::PATCH),
+                format!("has no effect without {}", attribute::PATCH),
                 format!("add {}: REFERENCE, or remove it", attribute::PATCH),
             );
-            return Err(Denial::rewrite(self.at(attribute::PATCH_LEVEL), Some(level), rule, instead));
+            return Err(Denial::bad_request(self.at(attribute::PATCH_LEVEL), Some(level), rule, instead));
         }
         let label = self.label()?;
         let reference = self.value(attribute::REFERENCE)?;
@@ -201,7 +206,7 @@ impl<'a> Attributes<'a> {
                 let key = attribute::REFERENCE;
                 let recipe = self.one_artifact(text)?;
                 for reference in recipe.references() {
-                    self.check_weakening(reference)?;
+                    self.check_transport_options(reference)?;
                 }
                 let recipe = UnpinnedRecipe {
                     recipe,
@@ -214,56 +219,56 @@ impl<'a> Attributes<'a> {
                 Ok(RecipeSource::Plain(recipe))
             }
             (None, Some(yaml)) => {
-                self.check_actions_alone()?;
+                self.check_no_media_types()?;
                 let origin = self.origin(attribute::ACTIONS);
                 let recipe = parse_recipe(yaml, &origin, self.registries)?;
                 for (_, reference) in recipe.references() {
-                    self.check_weakening(reference)?;
+                    self.check_transport_options(reference)?;
                 }
                 RecipeWithPatches { recipe, origin, options, applied_patches: Vec::new() }.into_source()
             }
             (Some(text), Some(_)) => {
-                let rule = format!("stands beside {}, and a volume has one or the other", attribute::ACTIONS);
-                let instead = "make it a step of the recipe: - add: REFERENCE";
-                Err(Denial::rewrite(self.at(attribute::REFERENCE), Some(text), rule, instead))
+                let rule = format!("cannot be combined with {}", attribute::ACTIONS);
+                let instead = "write it as a step of the recipe: - add: REFERENCE";
+                Err(Denial::bad_request(self.at(attribute::REFERENCE), Some(text), rule, instead))
             }
-            (None, None) => Err(self.nothing_named()),
+            (None, None) => Err(self.no_artifact()),
         }
     }
 
-    fn nothing_named(&self) -> Denial {
+    fn no_artifact(&self) -> Denial {
         let instead = format!("write {}: REFERENCE", attribute::REFERENCE);
-        Denial::rewrite(At::Volume(self.volume.name), None, "names no artifact", instead)
+        Denial::bad_request(At::Volume(self.volume.name), None, "names no artifact", instead)
     }
 
     fn one_artifact(&self, text: &'a str) -> Result<Recipe, Denial> {
         let at = self.at(attribute::REFERENCE);
         let reference = Reference::parse_knowing(text, &|host| self.registries.names(host))
-            .map_err(|error| Denial::rewrite(at, Some(text), error, ""))?;
+            .map_err(|error| Denial::bad_request(at, Some(text), error, ""))?;
         let mut layer = Layer::new(reference);
         if let Some(list) = self.value(attribute::MEDIA_TYPE)? {
             layer = layer.with_media_types(parse_list::<MediaType>(self.at(attribute::MEDIA_TYPE), list)?);
         }
-        Recipe::new(vec![Step::Add(layer)]).map_err(|error| Denial::rewrite(at, None, error, ""))
+        Recipe::new(vec![Step::Add(layer)]).map_err(|error| Denial::bad_request(at, None, error, ""))
     }
 
-    /// A recipe says by itself which layers it keeps.
-    fn check_actions_alone(&self) -> Result<(), Denial> {
+    /// Denies media types beside a recipe, which has them in its steps.
+    fn check_no_media_types(&self) -> Result<(), Denial> {
         if let Some(list) = self.value(attribute::MEDIA_TYPE)? {
-            let rule = format!("has no {} to apply to", attribute::REFERENCE);
+            let rule = format!("has no effect without {}", attribute::REFERENCE);
             let instead = "write mediaTypes in the steps of the recipe";
-            return Err(Denial::rewrite(self.at(attribute::MEDIA_TYPE), Some(list), rule, instead));
+            return Err(Denial::bad_request(self.at(attribute::MEDIA_TYPE), Some(list), rule, instead));
         }
         Ok(())
     }
 
-    /// No attribute that nobody knows.
+    /// Denies unknown attributes.
     fn check_keys(&self) -> Result<(), Denial> {
         for key in self.csi.attributes.keys() {
             if !attribute::ALL.contains(key) {
                 let rule = "is not an attribute of oras-csi";
                 let instead = format!("did you mean {}?", nearest_attribute(key));
-                return Err(Denial::rewrite(self.at(key), None, rule, instead));
+                return Err(Denial::bad_request(self.at(key), None, rule, instead));
             }
         }
         Ok(())
@@ -274,16 +279,16 @@ impl<'a> Attributes<'a> {
         Ok(label.transpose()?.map(str::to_owned))
     }
 
-    /// A DNS label (RFC 1123).
+    /// Checks that a name is a DNS label (RFC 1123).
     fn check_label(&self, name: &'a str) -> Result<&'a str, Denial> {
-        let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let bytes = name.as_bytes();
-        let ends = bytes.first().is_some_and(|byte| is_word(*byte))
-            && bytes.last().is_some_and(|byte| is_word(*byte));
-        if ends && bytes.len() <= 63 && bytes.iter().all(|byte| is_word(*byte) || *byte == b'-') {
+        let ends = bytes.first().is_some_and(|byte| is_alphanumeric(*byte))
+            && bytes.last().is_some_and(|byte| is_alphanumeric(*byte));
+        if ends && bytes.len() <= 63 && bytes.iter().all(|byte| is_alphanumeric(*byte) || *byte == b'-') {
             return Ok(name);
         }
-        Err(Denial::rewrite(
+        Err(Denial::bad_request(
             self.at(attribute::NAME),
             Some(name),
             "is not a DNS label",
@@ -291,8 +296,8 @@ impl<'a> Attributes<'a> {
         ))
     }
 
-    /// `plainhttp` and `insecure` are the administrator's to give.
-    fn check_weakening(&self, reference: &Reference) -> Result<(), Denial> {
+    /// Denies `plainhttp` and `insecure` for a host where the administrator does not allow them.
+    fn check_transport_options(&self, reference: &Reference) -> Result<(), Denial> {
         let host = reference.registry();
         let plain = self.flag(attribute::PLAIN_HTTP)? && !self.registries.allows_plain_http(host);
         let insecure = self.flag(attribute::INSECURE)? && !self.registries.allows_insecure(host);
@@ -306,18 +311,18 @@ impl<'a> Attributes<'a> {
             self.at(key),
             self.csi.attributes.get(key).copied(),
             format_args!(
-                "is not allowed for {host}: the administrator's certs.d has no hosts.toml with {missing} for it"
+                "is not allowed for {host}: the administrator's certs.d has no hosts.toml with {missing} for this host"
             ),
             format_args!("remove {key}, or ask the administrator to add it"),
         ))
     }
 
-    /// A boolean as Go's `strconv.ParseBool` reads it; absent is false.
+    /// Parses a boolean as Go's `strconv.ParseBool` does; absent is false.
     fn flag(&self, key: &'a str) -> Result<bool, Denial> {
         match self.value(key)? {
             None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
             Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
-            Some(other) => Err(Denial::rewrite(
+            Some(other) => Err(Denial::bad_request(
                 self.at(key),
                 Some(other),
                 "is not a boolean",
@@ -326,19 +331,19 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// A number from 1. It has no effect, and the warning that is given back says so.
+    /// Checks the number of downloads, and returns the warning that it has no effect.
     fn check_concurrency(&self, count: &str) -> Result<String, Denial> {
         match count.parse::<u32>() {
             Ok(1..) => Ok(format!(
-                "volume {}: {} has no effect, the driver decides how many downloads it makes at once",
+                "volume {}: {} has no effect: the driver decides how many downloads run at once",
                 Shown::new(self.volume.name),
                 attribute::CONCURRENCY
             )),
-            _ => Err(Denial::rewrite(
+            _ => Err(Denial::bad_request(
                 self.at(attribute::CONCURRENCY),
                 Some(count),
-                "is not a number from 1",
-                "remove it (the driver decides how many downloads it makes at once)",
+                "is not a whole number of 1 or more",
+                "remove it (the driver decides how many downloads run at once)",
             )),
         }
     }

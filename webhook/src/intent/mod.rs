@@ -56,10 +56,10 @@ pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent,
         return Ok(Intent { volumes, warnings });
     }
     if pod.is_for_windows() {
-        return Err(Denial::rewrite(
+        return Err(Denial::bad_request(
             At::Field("spec.os.name"),
             Some("windows"),
-            "cannot have volumes of csi.oras.land, whose driver runs on Linux nodes only",
+            "is not supported: the driver csi.oras.land runs on Linux nodes only",
             "remove the oras.land/ annotations and csi.oras.land volumes, or write oras.land/inject: \"false\"",
         ));
     }

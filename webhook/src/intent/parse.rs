@@ -10,9 +10,14 @@ where
     let parse = |entry: &str| {
         if entry.is_empty() {
             let rule = "has an empty entry in its list";
-            return Err(Denial::rewrite(at, Some(list), rule, "write entries separated by single commas"));
+            return Err(Denial::bad_request(
+                at,
+                Some(list),
+                rule,
+                "write entries separated by single commas",
+            ));
         }
-        entry.parse().map_err(|error| Denial::rewrite(at, Some(entry), error, ""))
+        entry.parse().map_err(|error| Denial::bad_request(at, Some(entry), error, ""))
     };
     list.split(',').map(str::trim).map(parse).collect()
 }
@@ -32,7 +37,7 @@ pub(super) fn check_secret(at: At<'_>, name: &str) -> Result<String, Denial> {
         return Ok(name.to_owned());
     }
     let rule = "is not the name of a Secret";
-    Err(Denial::rewrite(
+    Err(Denial::bad_request(
         at,
         Some(name),
         rule,

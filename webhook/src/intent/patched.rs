@@ -167,16 +167,21 @@ impl PatchRequest {
         registries: &dyn Registries,
     ) -> Result<RecipeSource, Denial> {
         if let Some((level, origin)) = &self.level {
-            let rule = "is a level of a patch, and what is named is a recipe";
-            return Err(Denial::rewrite(origin.at(), Some(level.as_str()), rule, "remove it"));
+            let rule = "is a patch level, but the reference names a recipe artifact, which has no levels";
+            return Err(Denial::bad_request(origin.at(), Some(level.as_str()), rule, "remove it"));
         }
         if let Some((reference, origin)) = &self.base {
-            let rule = "is the base of a patch, and what is named beside it is a recipe";
+            let rule = "would be the base of a patch, but the other reference names a recipe artifact";
             let text = reference.to_string();
-            return Err(Denial::rewrite(origin.at(), Some(&text), rule, "remove it: a recipe says all"));
+            return Err(Denial::bad_request(
+                origin.at(),
+                Some(&text),
+                rule,
+                "remove it: the recipe defines the whole content",
+            ));
         }
         let in_artifact = |denial: Denial| {
-            denial.because(&format!("so says the artifact of the recipe, {}", self.reference))
+            denial.with_detail(&format!("this is in the recipe artifact {}", self.reference))
         };
         let recipe = parse_recipe(yaml, &self.origin, registries).map_err(in_artifact)?;
         let recipe = RecipeWithPatches {
@@ -199,7 +204,7 @@ impl PatchRequest {
     }
 }
 
-/// A recipe some of whose steps name patches or recipe artifacts that have not been read.
+/// A recipe with steps that name patches or recipe artifacts. They have not been read.
 #[derive(Clone, Debug)]
 pub(crate) struct RecipeWithPatches {
     /// The recipe as it is written.
@@ -258,7 +263,7 @@ impl RecipeWithPatches {
                 }
                 PatchDocument::Recipe(yaml) => {
                     let recipe = parse_recipe(yaml, &origin, registries).map_err(|denial| {
-                        denial.because(&format!("so says the artifact of the recipe, {reference}"))
+                        denial.with_detail(&format!("this is in the recipe artifact {reference}"))
                     })?;
                     (step.steps_of(&recipe).map_err(|error| refuse(&error))?, false)
                 }
@@ -275,8 +280,8 @@ impl RecipeWithPatches {
         });
         let (recipe, numbers) = expanded.map_err(|error| match error {
             ExpandError::Denied(denial) => denial,
-            ExpandError::Recipe(error) => Denial::rewrite(self.origin.at(), None, error, "")
-                .because("so it is with the patches in it that were read"),
+            ExpandError::Recipe(error) => Denial::bad_request(self.origin.at(), None, error, "")
+                .with_detail("this is the recipe with its patches expanded"),
         })?;
         let origins = numbers.into_iter().map(|number| self.origin.step(number)).collect();
         self.unpinned(recipe, origins, applied_patches)

@@ -115,7 +115,7 @@ impl UnpinnedRecipe {
         };
         match CanonicalVolume::new(self.options.label.as_deref(), pinned) {
             Ok(_) => Ok(()),
-            Err(error) => Err(Denial::rewrite(at, None, error, "")),
+            Err(error) => Err(Denial::bad_request(at, None, error, "")),
         }
     }
 }
@@ -133,5 +133,5 @@ pub(super) fn parse_recipe(
     registries: &dyn Registries,
 ) -> Result<WrittenRecipe, Denial> {
     let recipe = WrittenRecipe::from_yaml(yaml, &|host| registries.names(host));
-    recipe.map_err(|error| Denial::rewrite(origin.at(), None, error, ""))
+    recipe.map_err(|error| Denial::bad_request(origin.at(), None, error, ""))
 }

@@ -116,7 +116,7 @@ impl SetRequest {
             return Ok(Self { name: name.to_owned(), origin, earlier: None });
         }
         let instead = "write the name of an ArtifactSet of the namespace, or of a ClusterArtifactSet";
-        Err(Denial::rewrite(origin.at(), Some(name), "is not the name of a set", instead))
+        Err(Denial::bad_request(origin.at(), Some(name), "is not the name of a set", instead))
     }
 }
 
@@ -204,10 +204,10 @@ pub(crate) fn canonical_references(name: &str, volume: &CanonicalVolume) -> Vec<
 pub(crate) fn check_count(names: impl Iterator<Item = Named>) -> Result<(), Denial> {
     let references: BTreeSet<Reference> = names.map(|named| named.reference).collect();
     if references.len() > MAX_REFERENCES {
-        return Err(Denial::rewrite(
+        return Err(Denial::bad_request(
             At::Field("spec.volumes"),
             None,
-            format_args!("name {} different artifacts", references.len()),
+            format_args!("reference {} different artifacts", references.len()),
             format_args!("use at most {MAX_REFERENCES} in one pod"),
         ));
     }

@@ -1,9 +1,9 @@
-//! Who waits for which registry.
+//! Limits how many lookups wait for a registry that does not answer.
 //!
-//! Whoever asks a registry that stalls waits until its own deadline. There may be thousands of them, as
-//! controllers create their pods again and again; what they hold (memory, a task) is everybody's. So a registry
-//! that has been silent for a while is given no more of them than a few hundred: the next is told at once. One that
-//! answers, however slowly, has no such limit.
+//! A lookup at a stalled registry waits until the deadline of its request. Controllers create their pods again and again,
+//! so there may be thousands of such lookups, each with memory and a task. When a registry has not answered for
+//! [`SILENCE`], only [`MAX_PER_REGISTRY`] lookups wait for it, and others fail at once. A registry that answers, however
+//! slowly, has no such limit.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,15 +13,15 @@ use oras_csi_core::reference::RegistryHost;
 
 use super::failure::Failure;
 
-/// How many may wait for a registry that is silent.
+/// How many lookups may wait for a registry that does not answer.
 const MAX_PER_REGISTRY: usize = 256;
-/// How many may wait for all registries together.
+/// How many lookups may wait for all registries together.
 const MAX_TOTAL: usize = 16_384;
-/// How long a registry may say nothing before it counts as silent. Whoever gives us a client has it wait less where a
-/// registry wants us to come back later: that is an answer.
+/// How long a registry may not answer before the limit applies. The registry client must wait less than this before it
+/// repeats a request that the registry asked it to repeat later: such a request counts as answered.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// Counts those who wait.
+/// Counts the lookups that wait for each registry.
 #[derive(Default)]
 pub(super) struct Backpressure(Mutex<Hosts>);
 
@@ -33,19 +33,19 @@ struct Hosts {
 
 struct Host {
     waiting: usize,
-    /// When it last answered anybody, or the first of those who wait came.
+    /// When it last answered a lookup, or when the first waiting lookup started.
     answered: Instant,
 }
 
-/// One who waits, until it is dropped.
-pub(super) struct Ticket<'a> {
-    waiting: &'a Backpressure,
+/// A lookup that waits; dropping it ends the wait.
+pub(super) struct Waiter<'a> {
+    backpressure: &'a Backpressure,
     host: RegistryHost,
 }
 
 impl Backpressure {
-    /// Counts one more, unless there are enough.
-    pub(super) fn enter(&self, host: &RegistryHost) -> Result<Ticket<'_>, Failure> {
+    /// Counts one more waiting lookup, unless the limit is reached.
+    pub(super) fn enter(&self, host: &RegistryHost) -> Result<Waiter<'_>, Failure> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = all.hosts.get(host).map_or(0, |host| host.waiting);
         let silent = all.hosts.get(host).map_or(Duration::ZERO, |host| host.answered.elapsed());
@@ -55,10 +55,10 @@ impl Backpressure {
         all.all += 1;
         let counted = all.hosts.entry(host.clone());
         counted.or_insert_with(|| Host { waiting: 0, answered: Instant::now() }).waiting += 1;
-        Ok(Ticket { waiting: self, host: host.clone() })
+        Ok(Waiter { backpressure: self, host: host.clone() })
     }
 
-    /// Notes that a registry speaks.
+    /// Records that a registry answered.
     pub(super) fn record_answer(&self, host: &RegistryHost) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(host) = all.hosts.get_mut(host) {
@@ -67,9 +67,9 @@ impl Backpressure {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let mut all = self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.backpressure.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.all -= 1;
         if let Some(host) = all.hosts.get_mut(&self.host) {
             host.waiting -= 1;
@@ -89,17 +89,17 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_registry_gets_no_more_and_others_do() {
-        let waiting = Backpressure::default();
+    fn a_registry_that_does_not_answer_gets_no_more_lookups() {
+        let backpressure = Backpressure::default();
         let slow = host("slow.io");
-        let tickets: Vec<_> = (0..2 * MAX_PER_REGISTRY).map(|_| waiting.enter(&slow).unwrap()).collect();
-        waiting.0.lock().unwrap().hosts.get_mut(&slow).unwrap().answered -= 2 * SILENCE;
-        assert!(matches!(waiting.enter(&slow), Err(Failure::Busy { waiting: 512, .. })));
-        assert!(waiting.enter(&host("fast.io")).is_ok());
-        waiting.record_answer(&slow);
-        assert!(waiting.enter(&slow).is_ok());
-        drop(tickets);
-        assert!(waiting.0.lock().unwrap().hosts.is_empty());
-        assert_eq!(waiting.0.lock().unwrap().all, 0);
+        let waiters: Vec<_> = (0..2 * MAX_PER_REGISTRY).map(|_| backpressure.enter(&slow).unwrap()).collect();
+        backpressure.0.lock().unwrap().hosts.get_mut(&slow).unwrap().answered -= 2 * SILENCE;
+        assert!(matches!(backpressure.enter(&slow), Err(Failure::Busy { waiting: 512, .. })));
+        assert!(backpressure.enter(&host("fast.io")).is_ok());
+        backpressure.record_answer(&slow);
+        assert!(backpressure.enter(&slow).is_ok());
+        drop(waiters);
+        assert!(backpressure.0.lock().unwrap().hosts.is_empty());
+        assert_eq!(backpressure.0.lock().unwrap().all, 0);
     }
 }

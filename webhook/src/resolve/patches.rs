@@ -1,4 +1,4 @@
-//! Reading what is named where a patch can be: its manifest, and the YAML of a recipe, which is a blob.
+//! Reads patches and recipe artifacts: the manifest, and the blob with a recipe's YAML.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::resolver::{CredentialView, Resolver, Shared, detached};
 use crate::contents::PatchDocument;
 
 impl Resolver {
-    /// What `reference` names, and what that says. A digest that is written wins over a tag beside it.
+    /// Reads the patch or recipe artifact that `reference` names. A digest takes precedence over a tag beside it.
     pub(crate) async fn read_patch(
         &self,
         reference: &Reference,
@@ -62,7 +62,7 @@ impl CredentialView {
             return Ok(yaml);
         }
         let (shared, registry, from) = (Arc::clone(&self.shared), self.registry(), pinned.clone());
-        let _ticket = self.shared.backpressure.enter(pinned.registry())?;
+        let _waiter = self.shared.backpressure.enter(pinned.registry())?;
         let bytes = detached(deadline, async move {
             let read = shared.request_blob(registry.as_ref(), &from, &layer);
             read.await.map_err(Arc::new)
@@ -74,7 +74,7 @@ impl CredentialView {
 }
 
 impl Shared {
-    /// A short blob, whole and verified: its descriptor is not longer than a recipe may be.
+    /// Downloads a blob and verifies its digest. The descriptor was checked against the maximum length of a recipe.
     async fn request_blob(
         &self,
         registry: &dyn Registry,
@@ -95,7 +95,7 @@ impl Shared {
         }
         Err(RegistryError::Untruthful {
             at: Printable::new(&pinned.name()),
-            words: format!("the blob {} has other bytes", blob.digest()).into(),
+            words: format!("the content of blob {} does not match its digest", blob.digest()).into(),
         })
     }
 }

@@ -23,13 +23,13 @@ use tokio::time::Instant as Deadline;
 use super::backpressure::Backpressure;
 use super::failure::{Failure, MAX_CANDIDATES};
 use super::settings::ResolverSettings;
-use crate::contents::{Contents, Nothing};
+use crate::contents::{Contents, NothingToMount};
 use crate::metrics::{CacheOutcome, Metrics};
 
 /// How many bytes of recipe artifacts are cached.
 const MAX_RECIPE_BYTES: u64 = 4 << 20;
 
-/// What a tag was found to be.
+/// A registry's answer for a tag.
 #[derive(Clone, Debug)]
 enum TagAnswer {
     Digest(Digest),
@@ -41,7 +41,7 @@ struct TagExpiry {
     missing: Duration,
 }
 
-/// One credential's answer: nobody else's right, and nobody else's lack of one.
+/// Answers are cached for each credential, because they say what that credential may read.
 type TagKey = (Reference, Fingerprint);
 type ManifestKey = (PinnedReference, Fingerprint);
 
@@ -64,14 +64,14 @@ impl Expiry<TagKey, TagAnswer> for TagExpiry {
     }
 }
 
-/// What one step requirements of its artifact.
+/// What one step requires of its artifact.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Requirements<'a> {
-    /// Ask the registry even where the cache knows.
+    /// Whether the registry is asked even where the cache has the tag.
     pub(crate) bypass_cache: bool,
-    /// The platform that was asked for; `None` is the node's, which is not known yet.
+    /// The requested platform; `None` is the node's, which is not known yet.
     pub(crate) platform: Option<&'a Platform>,
-    /// The media types of the layers that are wanted; empty is all.
+    /// The media types of the requested layers; empty is all.
     pub(crate) media_types: &'a [MediaType],
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Shared {
     registry: Arc<dyn Registry>,
     tags: Cache<TagKey, TagAnswer>,
     manifests: Cache<ManifestKey, Arc<Contents>>,
-    /// The YAML of recipe artifacts, by who may read it.
+    /// The YAML of recipe artifacts, for each credential.
     pub(super) recipes: Cache<ManifestKey, Arc<str>>,
     max_lookup: Duration,
     metrics: Arc<Metrics>,
@@ -116,10 +116,10 @@ impl Resolver {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The digest of what `reference` names, once it is clear that there is something in it to mount, and whose
-    /// credential was let in.
+    /// Resolves a reference. Returns its digest and the source of the accepted credential, after checking that the
+    /// artifact has something to mount.
     ///
-    /// A digest that is written wins over a tag beside it, which then is not looked up at all.
+    /// A digest in the reference takes precedence over a tag beside it, which is then not looked up.
     pub(crate) async fn resolve(
         &self,
         reference: &Reference,
@@ -138,7 +138,7 @@ impl Resolver {
         .await
     }
 
-    /// Asks with each credential until one is let in.
+    /// Sends a request with each credential until the registry accepts one.
     pub(super) async fn try_each_credential<T, F>(
         &self,
         reference: &Reference,
@@ -171,7 +171,7 @@ impl Resolver {
     }
 }
 
-/// Registries as one credential sees them.
+/// The registries, accessed with one credential.
 pub(super) struct CredentialView {
     pub(super) shared: Arc<Shared>,
     credential: Credential,
@@ -197,15 +197,14 @@ impl CredentialView {
         deadline: Deadline,
     ) -> Result<Digest, Failure> {
         let started = Instant::now();
-        let remembered =
-            if bypass_cache { None } else { self.shared.tags.get(&self.tag_key(reference)).await };
-        let outcome = match &remembered {
+        let cached = if bypass_cache { None } else { self.shared.tags.get(&self.tag_key(reference)).await };
+        let outcome = match &cached {
             Some(TagAnswer::Digest(_)) => CacheOutcome::Hit,
             Some(TagAnswer::Missing(_)) => CacheOutcome::Negative,
             None if bypass_cache => CacheOutcome::Bypass,
             None => CacheOutcome::Miss,
         };
-        let found = match remembered {
+        let found = match cached {
             Some(found) => Ok(found),
             None => self.request_tag(reference.clone(), bypass_cache, deadline).await,
         };
@@ -223,7 +222,7 @@ impl CredentialView {
         deadline: Deadline,
     ) -> Result<TagAnswer, Failure> {
         let (shared, registry, key) = (Arc::clone(&self.shared), self.registry(), self.tag_key(&reference));
-        let _ticket = self.shared.backpressure.enter(reference.registry())?;
+        let _waiter = self.shared.backpressure.enter(reference.registry())?;
         detached(deadline, async move {
             let ask = shared.request_tag(registry.as_ref(), &reference);
             if bypass_cache {
@@ -246,7 +245,7 @@ impl CredentialView {
             return Ok(contents);
         }
         let (shared, registry, pinned) = (Arc::clone(&self.shared), self.registry(), pinned.clone());
-        let _ticket = self.shared.backpressure.enter(pinned.registry())?;
+        let _waiter = self.shared.backpressure.enter(pinned.registry())?;
         detached(deadline, async move {
             let ask = shared.request_manifest(registry.as_ref(), &pinned);
             shared.manifests.try_get_with(key, ask).await
@@ -262,7 +261,7 @@ impl CredentialView {
     ) -> Result<(), Failure> {
         let contents = self.contents(pinned, deadline).await?;
         match contents.as_ref() {
-            Contents::Image(image) => image.check(requirements.media_types).map_err(Failure::Nothing),
+            Contents::Image(image) => image.check(requirements.media_types).map_err(Failure::NothingToMount),
             Contents::Index(index) => match requirements.platform {
                 Some(platform) => {
                     let entry = index.select(platform).map_err(Failure::Platform)?;
@@ -274,8 +273,8 @@ impl CredentialView {
         }
     }
 
-    /// The node is not known yet: some manifest of the index must have something to mount. The driver
-    /// says it if that of the node has not.
+    /// Checks that some manifest of an index has something to mount. The node, and so its platform, is not known yet; the
+    /// driver reports an error if the manifest of the node's platform has nothing to mount.
     async fn check_any(
         &self,
         pinned: &PinnedReference,
@@ -283,18 +282,18 @@ impl CredentialView {
         requirements: Requirements<'_>,
         deadline: Deadline,
     ) -> Result<(), Failure> {
-        // Whichever machine asks, the same is asked for, so that a lock file is complete on every other.
+        // The order does not depend on the machine, so that a lock file of `oras-csi render` is complete on any other.
         let likeliest = index.select(&Platform::normal(NODES_OS, "amd64", None)).ok().into_iter();
-        let mut failure = Failure::Nothing(Nothing::EmptyIndex);
+        let mut failure = Failure::NothingToMount(NothingToMount::EmptyIndex);
         for entry in likeliest.chain(index.entries().iter().take(MAX_PLATFORMS)) {
             let candidate = pinned.with_digest(entry.descriptor().digest().clone());
             match self.check_image(&candidate, requirements, deadline).await {
                 Ok(()) => return Ok(()),
-                // A mirror may have left out the manifests of some platforms.
+                // A mirror may lack the manifests of some platforms.
                 Err(Failure::Registry(error)) if error.kind() == RegistryErrorKind::NotFound => {
                     failure = Failure::Registry(error);
                 }
-                Err(Failure::Nothing(nothing)) => failure = Failure::Nothing(nothing),
+                Err(Failure::NothingToMount(nothing)) => failure = Failure::NothingToMount(nothing),
                 Err(other) => return Err(other),
             }
         }
@@ -308,14 +307,14 @@ impl CredentialView {
         deadline: Deadline,
     ) -> Result<(), Failure> {
         match self.contents(pinned, deadline).await?.as_ref() {
-            Contents::Image(image) => image.check(requirements.media_types).map_err(Failure::Nothing),
-            Contents::Index(_) => Err(Failure::Nothing(Nothing::NestedIndex)),
+            Contents::Image(image) => image.check(requirements.media_types).map_err(Failure::NothingToMount),
+            Contents::Index(_) => Err(Failure::NothingToMount(NothingToMount::NestedIndex)),
         }
     }
 }
 
 impl Resolver {
-    /// What policies ask about: the artifact, or each of an index that some node may mount.
+    /// Returns what policies check: the artifact, or each manifest of an index that a node may mount.
     pub(crate) async fn contents_for_policy(
         &self,
         pinned: &PinnedReference,
@@ -360,19 +359,19 @@ impl CredentialView {
         while let Some(contents) = lookups.next().await {
             match contents?.as_ref() {
                 Contents::Image(image) => found.push(image.found(requirements.media_types)),
-                // The driver mounts no index of an index: whoever gets it gets nothing.
+                // The driver does not mount an index in an index.
                 Contents::Index(_) => {}
             }
         }
-        if found.is_empty() { Err(Failure::Nothing(Nothing::NestedIndex)) } else { Ok(found) }
+        if found.is_empty() { Err(Failure::NothingToMount(NothingToMount::NestedIndex)) } else { Ok(found) }
     }
 }
 
-/// The system of all nodes that mount anything.
+/// The operating system of the nodes that the driver runs on.
 const NODES_OS: &str = "linux";
 /// How many manifests of an index are fetched at once.
 const CANDIDATES_AT_ONCE: usize = 8;
-/// How many manifests of an index are looked at for one with something to mount.
+/// How many manifests of an index are searched for one with something to mount.
 const MAX_PLATFORMS: usize = 16;
 
 impl Shared {
@@ -400,7 +399,7 @@ impl Shared {
         Ok(Arc::new(Contents::of(document.document(), document.bytes().len())))
     }
 
-    /// No lookup lasts for ever, also when nobody waits for it any more.
+    /// Limits the time of a lookup, also when no request waits for it any more.
     pub(super) async fn bounded<T>(
         &self,
         host: &RegistryHost,
@@ -424,7 +423,7 @@ impl Shared {
     }
 }
 
-/// Runs a lookup in a task of its own and waits for it until the deadline.
+/// Runs a lookup in a task of its own, and waits for it until the deadline.
 pub(super) async fn detached<T: Send + 'static>(
     deadline: Deadline,
     lookup: impl Future<Output = Result<T, Arc<RegistryError>>> + Send + 'static,
@@ -432,7 +431,7 @@ pub(super) async fn detached<T: Send + 'static>(
     match tokio::time::timeout_at(deadline, tokio::spawn(lookup)).await {
         Ok(Ok(found)) => found.map_err(Failure::Registry),
         Ok(Err(error)) => {
-            tracing::error!(%error, "a lookup ended in a panic");
+            tracing::error!(%error, "a registry lookup panicked");
             Err(Failure::Crashed)
         }
         Err(_) => Err(Failure::Deadline),

@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-/// How long things are remembered, and how many.
+/// The settings of the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct ResolverSettings {
-    /// How long a tag's digest is taken from memory.
+    /// How long the digest of a tag is cached.
     pub tag_ttl: Duration,
-    /// How long it is remembered that a tag does not exist.
+    /// How long it is cached that a tag does not exist.
     pub missing_ttl: Duration,
-    /// How long it is remembered that a credential, or anybody, may read what a digest names.
+    /// How long it is cached that a credential, or an anonymous client, may read what a digest names.
     pub authorization_ttl: Duration,
-    /// How many tags are remembered.
+    /// How many tags are cached.
     pub max_tags: u64,
-    /// How many layers and index entries of manifests are remembered.
+    /// How many layers and index entries of manifests are cached.
     pub max_entries: u64,
-    /// How long one lookup may take, whoever waits for it.
+    /// How long one lookup may take.
     pub max_lookup: Duration,
 }
 

@@ -8,7 +8,7 @@ use crate::denial::Denial;
 /// The `csi` source of a volume (core/v1 `CSIVolumeSource`, `CSIPersistentVolumeSource`).
 #[derive(Debug)]
 pub(crate) struct Csi<'a> {
-    /// The name of the driver.
+    /// The driver's name.
     pub(crate) driver: &'a str,
     /// `readOnly`, false where absent.
     pub(crate) read_only: bool,
