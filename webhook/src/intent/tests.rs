@@ -1,4 +1,4 @@
-//! What may be written in a pod, rule by rule. Every denial must name the key, the value and what to write.
+//! What a pod may request, rule by rule. Every denial must name the key, the value and what to write.
 
 use proptest::prelude::*;
 use rstest::rstest;
@@ -11,7 +11,7 @@ use oras_csi_core::volume::CanonicalVolume;
 use super::volume::VolumeTarget;
 use super::*;
 
-/// `kind` is a host of the administrator's; `plain.example` may be plain, `kind:443` unverified.
+/// Configures the host `kind`, plain HTTP for `plain.example`, and unverified TLS for `kind:443`.
 struct Administrator;
 
 impl Registries for Administrator {
@@ -101,13 +101,13 @@ fn annotations_give_steps(#[case] annotations: Value, #[case] steps: &[&str]) {
 #[case(json!({"inject": "false"}))]
 #[case(json!({"inject": "false", "artifact": "not a reference", "unknown": "", "mount-path": ":"}))]
 #[case(json!({"pinned": "{}"}))]
-fn some_pods_ask_for_nothing(#[case] annotations: Value) {
+fn a_pod_without_a_request_has_an_empty_intent(#[case] annotations: Value) {
     let intent = read_pod(&annotated(&annotations)).unwrap();
     assert!(intent.volumes.is_empty() && intent.warnings.is_empty());
 }
 
 #[test]
-fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
+fn inject_true_alone_gives_a_warning() {
     let intent = read_pod(&annotated(&json!({"inject": "true"}))).unwrap();
     assert!(intent.volumes.is_empty() && intent.warnings[0].contains("oras.land/artifact"));
 }
@@ -178,7 +178,7 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"pinned-patches": "x"}), "did you mean oras.land/pinned-patch?")]
 #[case(json!({"artifact": "r.io/a", "pull-secret": "No/Secret"}), "oras.land/pull-secret: \"No/Secret\" is not the name of a Secret")]
 #[case(json!({"pull-secret": "s"}), "has no effect without oras.land/artifact")]
-fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words: &str) {
+fn a_mistake_in_an_annotation_is_denied(#[case] annotations: Value, #[case] words: &str) {
     let denial = read_pod(&annotated(&annotations)).unwrap_err();
     assert!(denial.message().contains(words), "{denial}");
     assert!(denial.message().starts_with("annotation oras.land/"), "{denial}");
@@ -190,13 +190,13 @@ fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words
 #[case(json!({"artifact": "r.io/a", "mount-path": "/tmp/below"}), "/tmp/below")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/data/"}), "/data")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/tmp", "containers": "side"}), "/tmp")]
-fn paths_beside_and_below_other_mounts_are_fine(#[case] annotations: Value, #[case] path: &str) {
+fn mount_paths_beside_and_below_other_mounts_are_allowed(#[case] annotations: Value, #[case] path: &str) {
     let intent = read_pod(&annotated(&annotations)).unwrap();
     assert!(target(&intent).mounts.iter().all(|mount| mount.path.as_str() == path));
 }
 
 #[test]
-fn containers_are_chosen_by_name_with_spaces_and_twice() {
+fn containers_may_be_listed_with_spaces_and_twice() {
     let intent =
         read_pod(&annotated(&json!({"artifact": "r.io/a", "containers": " side, first ,side"}))).unwrap();
     let chosen: Vec<usize> = target(&intent).mounts.iter().map(|mount| mount.container).collect();
@@ -212,7 +212,7 @@ fn a_named_mount_path_is_a_sub_path_of_the_same_volume() {
 }
 
 #[test]
-fn too_much_for_a_volume_is_said_before_anything_is_looked_up() {
+fn a_recipe_that_is_too_long_is_denied_before_resolution() {
     let many: Map<String, Value> = (0..40)
         .map(|n| (format!("artifact.n{n}"), json!(format!("r.io/repository/of/some/length{n}"))))
         .collect();
@@ -222,7 +222,7 @@ fn too_much_for_a_volume_is_said_before_anything_is_looked_up() {
 }
 
 #[test]
-fn a_pod_with_more_references_than_anyone_means_is_refused() {
+fn a_pod_with_too_many_references_is_denied() {
     let volumes: Vec<Value> = (0..129)
         .map(|n| {
             json!({"name": format!("v{n}"), "csi": {"driver": "csi.oras.land",
@@ -238,7 +238,7 @@ fn a_pod_with_more_references_than_anyone_means_is_refused() {
 #[case(json!({"name": "oras-artifacts", "csi": {"driver": "other"}}))]
 #[case(json!({"name": "oras-artifacts", "csi": {"driver": "csi.oras.land", "volumeAttributes": {"oras.artifact.reference": "r.io/a"}}}))]
 #[case(json!({"name": "oras-artifacts", "csi": {"driver": "csi.oras.land", "volumeAttributes": null}}))]
-fn the_reserved_name_is_ours(#[case] volume: Value) {
+fn a_volume_of_the_user_cannot_have_the_reserved_name(#[case] volume: Value) {
     let mut pod = annotated(&json!({"artifact": "r.io/a"}));
     pod["spec"]["volumes"] = json!([volume]);
     let denial = read_pod(&pod).unwrap_err();
@@ -246,7 +246,7 @@ fn the_reserved_name_is_ours(#[case] volume: Value) {
 }
 
 #[test]
-fn a_pod_without_containers_cannot_ask() {
+fn a_pod_without_containers_cannot_request_artifacts() {
     for spec in [json!(null), json!({}), json!({"containers": [null]})] {
         let pod = json!({"metadata": {"annotations": {"oras.land/artifact": "r.io/a"}}, "spec": spec});
         let denial = read_pod(&pod).unwrap_err();
@@ -257,8 +257,8 @@ fn a_pod_without_containers_cannot_ask() {
 #[rstest]
 #[case(json!({"os": {"name": "windows"}}))]
 #[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}))]
-fn windows_is_refused_only_to_pods_that_ask(#[case] windows: Value) {
-    for (mut pod, asks) in [
+fn windows_pods_are_denied_only_if_they_request_artifacts(#[case] windows: Value) {
+    for (mut pod, is_request) in [
         (annotated(&json!({"artifact": "r.io/a"})), true),
         (inline(&json!({"oras.artifact.reference": "r.io/a"})), true),
         (annotated(&json!({"artifact": "r.io/a", "inject": "false"})), false),
@@ -267,7 +267,7 @@ fn windows_is_refused_only_to_pods_that_ask(#[case] windows: Value) {
         let read = read_pod(&pod);
         assert_eq!(
             read.as_ref().is_err_and(|denial| denial.message().contains("Linux nodes only")),
-            asks,
+            is_request,
             "{read:?}"
         );
     }
@@ -298,7 +298,7 @@ fn the_earlier_drivers_attributes_work(
 }
 
 #[test]
-fn concurrency_is_taken_with_a_warning() {
+fn concurrency_is_accepted_with_a_warning() {
     let intent =
         read_pod(&inline(&json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "4"})))
             .unwrap();
@@ -356,7 +356,11 @@ fn actions_are_a_recipe() {
 #[case(json!({"csi.oras.land/recipe": "[]", "csi.oras.land/id": "x"}), 400, "the recipe is empty")]
 #[case(json!({"csi.oras.land/recipe": "[{\"add\":\"r.io/a:1\"}]", "csi.oras.land/id": "x"}), 400, "has no digest")]
 #[case(json!({"csi.oras.land/other": "x"}), 400, "csi.oras.land/other is not an attribute of oras-csi")]
-fn a_mistake_in_an_inline_volume_is_named(#[case] attributes: Value, #[case] code: u16, #[case] words: &str) {
+fn a_mistake_in_an_inline_volume_is_denied(
+    #[case] attributes: Value,
+    #[case] code: u16,
+    #[case] words: &str,
+) {
     let denial = read_pod(&inline(&attributes)).unwrap_err();
     assert!(denial.message().contains(words), "{denial}");
     assert!(denial.message().starts_with("volume in"), "{denial}");
@@ -364,7 +368,7 @@ fn a_mistake_in_an_inline_volume_is_named(#[case] attributes: Value, #[case] cod
 }
 
 #[test]
-fn a_recipe_says_all_that_the_short_forms_cannot() {
+fn a_recipe_can_have_options_that_short_forms_lack() {
     let yaml = "# what the job needs\n- add: GHCR.io/acme/model:v1\n  path: model\n  include: ['*.safetensors', config/**]\n\
                   - remove: model/optimizer.pt\n- overlay: hotfix:2\n  platform: linux/aarch64\n  mediaTypes: [a/b]\n";
     for pod in [
@@ -386,9 +390,9 @@ fn a_recipe_says_all_that_the_short_forms_cannot() {
     assert_eq!(target(&intent).mounts[0].path.as_str(), "/srv");
 }
 
-/// A volume that has the annotations' name, and none of them.
+/// The first volume has the reserved name, but the pod has no annotations.
 #[test]
-fn a_secret_is_named_where_it_is_written() {
+fn a_denial_names_the_place_of_the_secret() {
     let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a"}));
     pod["spec"]["volumes"][0]["name"] = json!("oras-artifacts");
     pod["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"] = json!({"name": "s"});
@@ -398,7 +402,7 @@ fn a_secret_is_named_where_it_is_written() {
 }
 
 #[test]
-fn a_patch_is_named_with_all_that_goes_with_it() {
+fn a_patch_is_read_with_its_options() {
     let patch_request = |intent: &Intent| match source(intent) {
         ArtifactSource::Patch(request) => request.clone(),
         _ => panic!("a patch was written"),
@@ -434,7 +438,7 @@ fn a_patch_is_named_with_all_that_goes_with_it() {
 #[rstest]
 #[case(&["1", "t", "T", "TRUE", "true", "True"], true)]
 #[case(&["0", "f", "F", "FALSE", "false", "False"], false)]
-fn booleans_are_gos(#[case] texts: &[&str], #[case] value: bool) {
+fn booleans_are_parsed_as_in_go(#[case] texts: &[&str], #[case] value: bool) {
     for text in texts {
         let attributes = json!({"oras.artifact.reference": "r.io/a", "oras.options.pullalways": text});
         assert_eq!(recipe(&read_pod(&inline(&attributes)).unwrap()).options.bypass_cache, value, "{text}");
@@ -449,7 +453,7 @@ fn canonical_attributes() -> Value {
 }
 
 #[test]
-fn a_canonical_volume_is_parsed_and_kept() {
+fn a_canonical_volume_is_parsed() {
     let intent = read_pod(&inline(&canonical_attributes())).unwrap();
     assert!(
         matches!(&intent.volumes[0].content, Requested::Canonical(volume) if volume.id().as_str().starts_with("a-"))
@@ -466,14 +470,14 @@ fn a_canonical_volume_is_parsed_and_kept() {
 }
 
 #[test]
-fn other_drivers_are_nobodys_business() {
+fn volumes_of_other_drivers_are_ignored() {
     let pod = json!({"spec": {"volumes": [{"name": "v", "csi": {"driver": "csi.oras.land.evil",
         "volumeAttributes": {"csi.storage.k8s.io/x": "y"}}}]}});
     assert!(read_pod(&pod).unwrap().volumes.is_empty());
 }
 
 #[test]
-fn a_mount_below_an_inline_volume_is_worth_a_warning() {
+fn a_mount_below_an_inline_volume_gives_a_warning() {
     let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a"}));
     pod["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "in", "mountPath": "/data"}, {"name": "x", "mountPath": "/data/x"}]);
@@ -485,7 +489,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn hostile_annotations_never_panic_and_answers_are_printable(
+    fn hostile_annotations_never_panic_and_denials_are_printable(
         annotations in proptest::collection::btree_map(
             "(artifact|artifact\\.[a-z.A-Z-]{0,6}|mount-path|containers|platform|inject|media-types|\\PC{0,8})", ".*", 0..6),
     ) {
