@@ -203,11 +203,11 @@ mod tests {
     #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/c", "x/y"], Some("(a/c, x/y); it has a/b, a/tar.tar"))]
     fn an_artifact_without_files_gets_a_reason(
         #[case] layers: &str,
-        #[case] wanted: &[&str],
+        #[case] requested: &[&str],
         #[case] words: Option<&str>,
     ) {
-        let wanted: Vec<MediaType> = wanted.iter().map(|text| text.parse().unwrap()).collect();
-        let found = contents(layers).check(&wanted).map_err(|nothing| nothing.to_string());
+        let requested: Vec<MediaType> = requested.iter().map(|text| text.parse().unwrap()).collect();
+        let found = contents(layers).check(&requested).map_err(|nothing| nothing.to_string());
         match words {
             None => assert_eq!(found, Ok(())),
             Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),

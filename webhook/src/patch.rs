@@ -69,20 +69,20 @@ pub(crate) fn plan(
 
 /// Plans the operations that make a `PersistentVolume` canonical, for a claim of `namespace`.
 pub(crate) fn plan_persistent(
-    there: &PersistentVolume<'_>,
+    current: &PersistentVolume<'_>,
     volume: &PlannedVolume<'_>,
     namespace: &str,
 ) -> Patch {
     let mut plan = Plan(Vec::new());
     let at = [token("spec"), token("csi")];
-    plan.source(&at, Some(&there.csi), volume, |name| json!({"name": name, "namespace": namespace}));
+    plan.source(&at, Some(&current.csi), volume, |name| json!({"name": name, "namespace": namespace}));
     // A Secret's name without a namespace stays, and gets the namespace of the claim.
     let has_right_name = match volume.secret {
-        PlannedSecret::Named(wanted) => there.csi.secret == Some(wanted),
-        PlannedSecret::Unchanged => there.csi.secret.is_some(),
+        PlannedSecret::Named(needed) => current.csi.secret == Some(needed),
+        PlannedSecret::Unchanged => current.csi.secret.is_some(),
         PlannedSecret::None => false,
     };
-    if has_right_name && there.secret_namespace.is_none() {
+    if has_right_name && current.secret_namespace.is_none() {
         let [spec, csi] = at;
         plan.add([spec, csi, token("nodePublishSecretRef"), token("namespace")], json!(namespace));
     }
@@ -115,9 +115,10 @@ impl Plan {
                 }
                 continue;
             };
-            let there = pod.volumes().iter().find(|one| one.index == index).and_then(|one| one.csi.as_ref());
+            let current =
+                pod.volumes().iter().find(|one| one.index == index).and_then(|one| one.csi.as_ref());
             let at = [token("spec"), token("volumes"), index.into(), token("csi")];
-            self.source(&at, there, volume, |name| json!({"name": name}));
+            self.source(&at, current, volume, |name| json!({"name": name}));
         }
     }
 
@@ -125,20 +126,20 @@ impl Plan {
     fn source(
         &mut self,
         at: &[Token<'_>],
-        there: Option<&Csi<'_>>,
+        current: Option<&Csi<'_>>,
         volume: &PlannedVolume<'_>,
         reference: impl Fn(&str) -> Value,
     ) {
         let field = |name| PointerBuf::from_tokens(at.iter().cloned().chain([token(name)]));
         let mut add =
             |name, value| self.0.push(PatchOperation::Add(AddOperation { path: field(name), value }));
-        if there.is_none_or(|csi| !csi.read_only) {
+        if current.is_none_or(|csi| !csi.read_only) {
             add("readOnly", json!(true));
         }
-        let secret = there.and_then(|csi| csi.secret);
+        let secret = current.and_then(|csi| csi.secret);
         match volume.secret {
-            PlannedSecret::Named(wanted) if secret != Some(wanted) => {
-                add("nodePublishSecretRef", reference(wanted));
+            PlannedSecret::Named(needed) if secret != Some(needed) => {
+                add("nodePublishSecretRef", reference(needed));
             }
             PlannedSecret::None if secret.is_some() => {
                 let path = field("nodePublishSecretRef");
@@ -146,8 +147,8 @@ impl Plan {
             }
             _ => {}
         }
-        let wanted = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
-        if there.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(wanted)) {
+        let needed = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
+        if current.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(needed)) {
             let (path, value) = (field("volumeAttributes"), json!(volume.attributes));
             self.0.push(PatchOperation::Add(AddOperation { path, value }));
         }
@@ -190,7 +191,7 @@ impl Plan {
         }
     }
 
-    /// Sets the annotations that the webhook owns, and replaces what the user wrote there.
+    /// Sets the annotations that the webhook owns, and replaces what the user wrote current.
     fn annotations<const N: usize>(&mut self, pod: &Pod<'_>, annotations: [(&'static str, Option<&str>); N]) {
         let at = |key| [token("metadata"), token("annotations"), token(key)];
         let mut new = Map::new();

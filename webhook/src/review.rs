@@ -320,7 +320,7 @@ fn within_limits(warnings: Vec<String>) -> Vec<String> {
     } else {
         usize::MAX
     };
-    let mut kept = Vec::new();
+    let mut included = Vec::new();
     let mut size = 0;
     for warning in warnings {
         // A warning is sent in an HTTP header (RFC 7234, section 5.5).
@@ -328,12 +328,12 @@ fn within_limits(warnings: Vec<String>) -> Vec<String> {
         let warning = cut(warning, max_chars);
         size += warning.len();
         if size > MAX_WARNING_BYTES - LAST_WARNING_BYTES {
-            kept.push(format!("and {} more warnings", all - kept.len()));
+            included.push(format!("and {} more warnings", all - included.len()));
             break;
         }
-        kept.push(warning);
+        included.push(warning);
     }
-    kept
+    included
 }
 
 #[cfg(test)]
@@ -464,11 +464,11 @@ mod tests {
     #[test]
     fn warnings_stay_within_the_limits() {
         let many: Vec<String> = (0..100).map(|n| format!("{n}\r\n{}", "ü".repeat(300))).collect();
-        let kept = within_limits(many);
-        assert!(kept.iter().map(String::len).sum::<usize>() <= 4_096);
-        assert!(kept.iter().all(|line| line.chars().count() <= 256 && !line.contains(['\r', '\n'])));
-        let last = kept.last().unwrap();
-        assert!(last.contains(&format!("{} more", 100 - (kept.len() - 1))), "{last}");
+        let included = within_limits(many);
+        assert!(included.iter().map(String::len).sum::<usize>() <= 4_096);
+        assert!(included.iter().all(|line| line.chars().count() <= 256 && !line.contains(['\r', '\n'])));
+        let last = included.last().unwrap();
+        assert!(last.contains(&format!("{} more", 100 - (included.len() - 1))), "{last}");
         assert_eq!(within_limits(vec!["a".into()]), ["a"]);
         let long = "x".repeat(3_000);
         assert_eq!(within_limits(vec![long.clone()]), [long], "a single warning is not cut");

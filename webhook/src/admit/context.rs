@@ -27,7 +27,7 @@ pub(super) struct Context<'a> {
     pub(super) pod: Option<&'a Pod<'a>>,
     /// The revision that the pod belongs to, where a controller made it.
     pub(super) revision: Option<Revision<'a>>,
-    /// What the pod's annotations say that its volumes were pinned to.
+    /// The digests that the pod's annotations have for its volumes.
     pub(super) pinned_annotation: PinnedAnnotation,
     /// Whether the request may create pins and sets.
     pub(super) writes: Writes,

@@ -205,7 +205,7 @@ impl Reader<'_> {
     /// Expands a patch, or a recipe artifact, that a volume names.
     ///
     /// Where the object already has a canonical volume, the digest that its annotation has for the patch is tried first:
-    /// if that patch gives this very volume, the volume stays what it is although the tag may have moved.
+    /// if that patch expands to this very volume, the volume keeps its digests although the tag may have moved.
     async fn expand_patch(
         &self,
         request: &PatchRequest,

@@ -1,4 +1,4 @@
-//! First stage: looks up the sets that volumes name, and verifies the seals of canonical volumes that came along.
+//! First stage: looks up the sets that volumes name, and verifies the seals of canonical volumes in the request.
 
 use std::sync::Arc;
 
@@ -120,7 +120,7 @@ async fn look_up_set(
     Ok(SetVolume { found, origin, pin, earlier })
 }
 
-/// Takes a canonical volume without a valid seal for what it says. Where it names a cluster set, the set must have or
+/// Accepts the content of a canonical volume without a valid seal. Where it names a cluster set, the set must have or
 /// have had that recipe.
 async fn readmit_canonical(
     services: &Services,

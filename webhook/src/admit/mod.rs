@@ -130,7 +130,7 @@ impl Admission {
         self.services.sealer.is_ready()
     }
 
-    /// Answers what an object requests, without admitting it.
+    /// Shows what an object requests, without admitting it.
     pub fn preview(&self) -> Preview<'_> {
         Preview { services: &self.services }
     }

@@ -21,7 +21,7 @@ pub(super) fn line(reference: &Reference, digest: &Digest) -> String {
     }
 }
 
-/// What the annotations said when the pod came. It is untrusted input: it is used only for the tags beside digests that
+/// The annotations of the pod in the request. They are untrusted input: each is used only for the tags beside digests that
 /// the pod's volumes really have, and for a patch whose expansion is exactly the volume.
 #[derive(Default)]
 pub(super) struct PinnedAnnotation {
@@ -52,8 +52,8 @@ impl PinnedAnnotation {
 
     /// Returns the line of a step of a volume that has `pinned` there, with the tag if the annotation has it.
     pub(super) fn line(&self, volume: &str, step: usize, pinned: &PinnedReference) -> String {
-        let noted = self.noted(volume, step, pinned);
-        noted.map_or_else(|| pinned.to_string(), |noted| line(noted, pinned.digest()))
+        let annotated = self.annotated(volume, step, pinned);
+        annotated.map_or_else(|| pinned.to_string(), |annotated| line(annotated, pinned.digest()))
     }
 
     /// Returns the lines of a canonical volume.
@@ -82,15 +82,17 @@ impl PinnedAnnotation {
     fn agrees(&self, volume: &str, step: usize, pinned: &PinnedReference, written: &Reference) -> bool {
         match written.digest() {
             Some(digest) => digest == pinned.digest(),
-            None => self.noted(volume, step, pinned).is_some_and(|noted| noted.tag() == written.tag()),
+            None => {
+                self.annotated(volume, step, pinned).is_some_and(|annotated| annotated.tag() == written.tag())
+            }
         }
     }
 
-    fn noted(&self, volume: &str, step: usize, pinned: &PinnedReference) -> Option<&Reference> {
-        let is_same = |noted: &&Reference| {
-            noted.registry() == pinned.registry()
-                && noted.repository() == pinned.repository()
-                && noted.digest() == Some(pinned.digest())
+    fn annotated(&self, volume: &str, step: usize, pinned: &PinnedReference) -> Option<&Reference> {
+        let is_same = |annotated: &&Reference| {
+            annotated.registry() == pinned.registry()
+                && annotated.repository() == pinned.repository()
+                && annotated.digest() == Some(pinned.digest())
         };
         let lines = self.lines.get(volume).map(Vec::as_slice).unwrap_or_default();
         lines.get(step).and_then(Option::as_ref).filter(is_same)

@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use crate::policy::Rulebook;
 use crate::policy::judge::Findings;
 
-/// The policies that select the namespace, and the warnings and audit notes that they gave.
+/// The policies that select the namespace, and the warnings and audit notes so far.
 #[derive(Clone)]
 pub(super) struct PolicyChecks<'a> {
     pub(super) book: &'a Rulebook,

@@ -1,4 +1,4 @@
-//! What an object requests and what policies say about it, without an admission.
+//! What an object requests and what the policies decide about it, without an admission.
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::policy::Source;
@@ -22,7 +22,7 @@ use crate::policy::judge::{Findings, Opinion, opinions, opinions_of_contents};
 use crate::resolve::Requirements;
 use crate::view::{PersistentVolume, Pod};
 
-/// Answers what an object requests and what policies say about it, for `oras-csi explain`.
+/// Shows what an object requests and what the policies decide about it, for `oras-csi explain`.
 #[derive(Clone, Copy)]
 pub struct Preview<'a> {
     pub(super) services: &'a Services,
@@ -78,7 +78,7 @@ impl Preview<'_> {
         Ok(outcome.expanded.iter().map(preview).collect())
     }
 
-    /// Returns what policies say about a reference's registry, repository and tag in a namespace.
+    /// Returns each policy's opinion about a reference's registry, repository and tag in a namespace.
     pub async fn opinions(
         &self,
         reference: &Reference,
@@ -89,7 +89,7 @@ impl Preview<'_> {
         Ok(opinions(&book, reference, Source::Direct))
     }
 
-    /// Returns what the policies that look at contents say about what the registry has under a reference.
+    /// Returns the opinions of the policies that check contents about what the registry has under a reference.
     pub async fn opinions_of_contents(
         &self,
         reference: &Reference,
@@ -213,7 +213,7 @@ impl ReferencePreview {
         self.denial.as_ref()
     }
 
-    /// Returns what each policy says about the registry, repository and tag.
+    /// Returns each policy's opinion about the registry, repository and tag.
     pub fn opinions(&self) -> &[Opinion] {
         &self.opinions
     }

@@ -56,7 +56,7 @@ impl SealedVolumes {
         if lines.is_empty() { None } else { Some(Value::from_iter(lines).to_string()) }
     }
 
-    /// Returns the value of `oras.land/pinned-patch`: only the patches that the annotations name are noted there.
+    /// Returns the value of `oras.land/pinned-patch`: it has only the patches that the annotations name.
     pub(super) fn pinned_patch(&self) -> Option<String> {
         let mut volumes = self.volumes.iter().map(|volume| &volume.expanded);
         let of_annotations = volumes.find(|volume| volume.target.is_from_annotations)?;

@@ -157,12 +157,12 @@ fn own_volume(pod: &Pod<'_>) -> Result<Option<(usize, Option<CanonicalVolume>)>,
     let Some(volume) = pod.volumes().iter().find(|volume| volume.name == VOLUME_NAME) else {
         return Ok(None);
     };
-    let ours = volume.csi.as_ref().filter(|csi| {
+    let canonical = volume.csi.as_ref().filter(|csi| {
         csi.driver == DRIVER
             && csi.attributes.contains_key(canonical::RECIPE)
             && csi.attributes.contains_key(canonical::ID)
     });
-    if let Some(csi) = ours {
+    if let Some(csi) = canonical {
         let attributes = csi.attributes.iter().map(|(key, value)| (*key, *value));
         return Ok(Some((volume.index, CanonicalVolume::from_attributes(attributes).ok())));
     }

@@ -38,9 +38,11 @@ pub(super) fn read(
     let canonical_key = csi.attributes.keys().find(|key| is_canonical(key));
     let earlier_key = csi.attributes.keys().find(|key| !is_canonical(key));
     let content = match (canonical_key, earlier_key) {
-        (Some(ours), Some(other)) => {
-            let rule =
-                format!("cannot be combined with {}, which only the webhook may write", Shown::new(ours));
+        (Some(canonical), Some(other)) => {
+            let rule = format!(
+                "cannot be combined with {}, which only the webhook may write",
+                Shown::new(canonical)
+            );
             let instead = format!("write only {}", attribute::REFERENCE);
             return Err(Denial::bad_request(at(other), None, rule, instead));
         }
@@ -112,7 +114,7 @@ impl<'a> Attributes<'a> {
         Ok(Requested::Artifacts(ArtifactRequest { source, earlier: None, new_set }))
     }
 
-    /// Reports whether there is a name, and neither a reference nor a recipe that it would be the name of.
+    /// Reports whether the volume has a name, but neither a reference nor a recipe.
     fn names_a_set(&self) -> bool {
         let has = |key: &str| self.csi.attributes.contains_key(key);
         has(attribute::NAME) && !has(attribute::REFERENCE) && !has(attribute::ACTIONS)

@@ -158,7 +158,7 @@ pub(super) fn warnings_of_mounts_below(pod: &Pod<'_>, volumes: &[RequestedVolume
     let mut warnings = Vec::new();
     for container in pod.containers() {
         for upper in &container.mounts {
-            let ours = volumes
+            let is_of_driver = volumes
                 .iter()
                 .any(|volume| volume.target.index.is_some() && volume.target.name == upper.volume);
             let Ok(path) = normal(upper.path).parse::<MountPath>() else { continue };
@@ -166,7 +166,7 @@ pub(super) fn warnings_of_mounts_below(pod: &Pod<'_>, volumes: &[RequestedVolume
                 let lower_path = normal(lower.path);
                 lower_path != path.as_str() && path.covers(&lower_path)
             });
-            if let Some(lower) = below.filter(|_| ours) {
+            if let Some(lower) = below.filter(|_| is_of_driver) {
                 warnings.push(format!(
                     "container {}: mount path {} is below the read-only volume {}, so the artifact must contain that directory",
                     Shown::new(container.name),

@@ -11,7 +11,7 @@ use super::origin::{Named, Origin};
 use crate::denial::{At, Denial};
 use crate::registries::Registries;
 
-/// What a volume says besides its recipe.
+/// The options of a volume besides its recipe.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RecipeOptions {
     /// The readable part of the volume's id, where the user gave one.

@@ -1,4 +1,4 @@
-//! The volumes that an object requests, as far as the object itself says. Pure.
+//! The volumes that an object requests, as far as they are known from the object itself. Pure.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ pub(crate) struct ArtifactRequest {
     pub(crate) new_set: Option<NewSet>,
 }
 
-/// Where the references of a volume stand.
+/// Where the references of a volume are written.
 #[derive(Clone, Debug)]
 pub(crate) enum ArtifactSource {
     /// In the object itself.

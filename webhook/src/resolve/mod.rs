@@ -1,4 +1,4 @@
-//! Resolves references to digests: asks the registry, past a cache.
+//! Resolves references to digests with the registry's answers, behind a cache.
 //!
 //! A tag's digest is cached for a short time, and that a tag does not exist for a shorter one. What a manifest contains
 //! is cached for as long as the credential that read it is trusted to read it again. Concurrent lookups of the same thing

@@ -1,4 +1,4 @@
-//! Resolves references: asks the registry, past a cache.
+//! Resolves references with the registry's answers, behind a cache.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ impl Expiry<TagKey, TagAnswer> for TagExpiry {
 /// What one step requires of its artifact.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Requirements<'a> {
-    /// Whether the registry is asked even where the cache has the tag.
+    /// Whether the registry is contacted even where the cache has the tag.
     pub(crate) bypass_cache: bool,
     /// The requested platform; `None` is the node's, which is not known yet.
     pub(crate) platform: Option<&'a Platform>,
@@ -381,8 +381,8 @@ impl Shared {
         reference: &Reference,
     ) -> Result<TagAnswer, RegistryError> {
         let lookup = registry.resolve(reference);
-        let asked = self.bounded(reference.registry(), &reference.name(), lookup).await;
-        match asked {
+        let answer = self.bounded(reference.registry(), &reference.name(), lookup).await;
+        match answer {
             Ok(descriptor) => Ok(TagAnswer::Digest(descriptor.digest().clone())),
             Err(error) if may_be_hidden(&error) => Ok(TagAnswer::Missing(Arc::new(error))),
             Err(error) => Err(error),

@@ -45,8 +45,8 @@ impl<'a> Node<'a> {
             Some(Value::Array(items)) => items.as_slice(),
             Some(_) => return Err(self.wrong_type("a list")),
         };
-        let there = items.iter().enumerate().filter(|(_, value)| !value.is_null());
-        Ok(there.map(|(index, value)| {
+        let present = items.iter().enumerate().filter(|(_, value)| !value.is_null());
+        Ok(present.map(|(index, value)| {
             (index, Node { value: Some(value), path: format!("{}[{index}]", self.path) })
         }))
     }
