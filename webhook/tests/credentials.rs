@@ -208,7 +208,7 @@ async fn a_recipe_that_needs_two_secrets_is_denied() {
         "{denial}"
     );
     assert!(
-        denial.message().contains("put the entries of both into the .dockerconfigjson of one Secret"),
+        denial.message().contains("merge their entries into the .dockerconfigjson of one Secret"),
         "{denial}"
     );
     // The last Secret is used if it is accepted for all references.

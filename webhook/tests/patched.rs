@@ -273,7 +273,7 @@ async fn an_artifact_that_is_no_patch_is_denied() {
         assert_eq!(denial.code().number(), code, "{reference}: {denial}");
     }
     let direct = bench.admit(&pod(&[("artifact", "r.io/app:patched")])).await.unwrap_err();
-    assert!(direct.message().contains("name it with oras.land/patch"), "{direct}");
+    assert!(direct.message().contains("apply it with oras.land/patch"), "{direct}");
     let nested =
         bench.admit(&pod(&[("recipe", "- add: r.io/app:1\n- overlay: r.io/app:patched")])).await.unwrap_err();
     assert!(

@@ -485,7 +485,7 @@ async fn all_pods_of_a_revision_get_one_recipe_while_the_set_changes(#[case] set
     let has = async |revision: &str| {
         let pod = of_revision(by_annotation("model"), revision);
         let outcome = bench.admit(&pod).await.unwrap();
-        let warned = outcome.warnings().iter().any(|words| words.contains("no longer knows the recipe"));
+        let warned = outcome.warnings().iter().any(|words| words.contains("no longer has the recipe"));
         (volume(&patched(&pod, &outcome)).recipe().to_json().to_owned(), warned)
     };
     assert_eq!(has("1").await, (recipe(TAG), false));

@@ -242,7 +242,7 @@ fn a_volume_of_the_user_cannot_have_the_reserved_name(#[case] volume: Value) {
     let mut pod = annotated(&json!({"artifact": "r.io/a"}));
     pod["spec"]["volumes"] = json!([volume]);
     let denial = read_pod(&pod).unwrap_err();
-    assert!(denial.message().contains("volume oras-artifacts: has the name that is reserved"), "{denial}");
+    assert!(denial.message().contains("volume oras-artifacts: has a name that is reserved"), "{denial}");
 }
 
 #[test]
