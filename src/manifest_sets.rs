@@ -52,7 +52,7 @@ impl ManifestSets {
     /// Resolves the sets that the objects request. An error is reported later, at each object that requests the set.
     pub(crate) async fn resolve(&self, admission: &Admission, options: &AdmissionOptions) {
         for name in &self.requested {
-            admission.resolve_stated(&self.sets, name, options.deadline()).await;
+            admission.update_set_statuses(&self.sets, name, options.deadline()).await;
         }
     }
 }

@@ -333,7 +333,7 @@ async fn whoever_applies_a_workload_hears_what_its_pods_will_meet() {
     misplaced["metadata"]["annotations"] = json!({"oras.land/artifact": "kind-registry:5000/acme/model:v1"});
     misplaced["spec"]["template"]["spec"]["containers"][0]["image"] = json!("other");
     assert!(
-        apply(&misplaced).contains("annotation oras.land/artifact on the Deployment itself does nothing")
+        apply(&misplaced).contains("annotation oras.land/artifact on the Deployment itself has no effect")
     );
 
     cluster.webhook.stop();

@@ -27,9 +27,8 @@ use super::object::{
 };
 use super::recipe::SetStep;
 use super::status::{self, Due};
-use super::{SetPlace, nodes, status_now};
+use super::{SetPlace, SetResolver, SetToResolve, nodes, status_now};
 use crate::FIELD_MANAGER;
-use crate::admit::Admission;
 
 /// How many sets of one kind are looked up at once.
 /// A registry that stalls holds up the sets that name it, and these are not all.
@@ -115,11 +114,16 @@ impl Set for ClusterArtifactSet {
 }
 
 /// Keeps the sets of a cluster until `shutdown`.
-pub fn keep(client: &Client, admission: &Arc<Admission>, shutdown: &CancellationToken, tasks: &TaskTracker) {
+pub fn keep<R: SetResolver>(
+    client: &Client,
+    resolver: &Arc<R>,
+    shutdown: &CancellationToken,
+    tasks: &TaskTracker,
+) {
     let keeper = || {
         Arc::new(Keeper {
             client: client.clone(),
-            admission: Arc::clone(admission),
+            resolver: Arc::clone(resolver) as Arc<dyn SetResolver>,
             failures: Mutex::default(),
         })
     };
@@ -162,7 +166,7 @@ enum KeepError {
 
 struct Keeper {
     client: Client,
-    admission: Arc<Admission>,
+    resolver: Arc<dyn SetResolver>,
     failures: Mutex<HashMap<String, Failed>>,
 }
 
@@ -204,8 +208,9 @@ impl Keeper {
         let Written { steps, interval, secret, status } = set.written();
         let namespace = set.namespace();
         let deadline = Instant::now() + LONGEST_LOOK;
-        let found =
-            self.admission.resolve_set(namespace.as_deref(), &set.name_any(), steps, secret, deadline).await;
+        let name = set.name_any();
+        let resolve = SetToResolve { namespace: namespace.as_deref(), name: &name, steps, secret };
+        let found = self.resolver.resolve_set(resolve, deadline).await;
         let again = match &found {
             Ok(_) => {
                 self.forget(&key(&set));

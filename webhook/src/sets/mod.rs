@@ -26,19 +26,20 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Shown;
 use oras_csi_core::recipe::{PinnedRecipe, Recipe, WrittenRecipe};
 use oras_csi_core::reference::Reference;
+use tokio::time::Instant;
 
 use self::object::{ArtifactSet, ClusterArtifactSet, SetStatus};
 use self::recipe::SetStep;
 use crate::credentials::{NoSecrets, Secrets};
 use crate::denial::Denial;
-use crate::intent::Registries;
 use crate::policy::{Labels, selector};
+use crate::registries::Registries;
 
 pub use cluster::ClusterSets;
 pub use controller::keep;
 pub use error::{SetError, SetPlace};
 pub use memory::{MemorySets, TakeError, is_set};
-pub(crate) use status::Resolved;
+pub use status::Resolved;
 
 /// Has the objects, and the labels of namespaces.
 #[async_trait]
@@ -53,6 +54,26 @@ pub trait SetStore: Send + Sync + 'static {
     async fn names(&self, namespace: &str) -> Vec<String>;
     /// Makes a set; gives the one that is there, where there is one of that name.
     async fn make(&self, namespace: &str, set: &ArtifactSet) -> Result<Option<ArtifactSet>, SetError>;
+}
+
+/// A set whose recipe has to be resolved.
+#[derive(Clone, Copy, Debug)]
+pub struct SetToResolve<'a> {
+    /// The set's namespace; `None` for a cluster set.
+    pub namespace: Option<&'a str>,
+    /// The set's name.
+    pub name: &'a str,
+    /// The steps of its spec.
+    pub steps: &'a [SetStep],
+    /// The pull secret that its spec names.
+    pub secret: Option<&'a str>,
+}
+
+/// Resolves the recipes of sets.
+#[async_trait]
+pub trait SetResolver: Send + Sync + 'static {
+    /// Resolves the tags of a set, past every cache.
+    async fn resolve_set(&self, set: SetToResolve<'_>, deadline: Instant) -> Result<Resolved, Denial>;
 }
 
 /// Which set a name means.

@@ -7,7 +7,7 @@ use oras_csi_core::reference::Reference;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::intent::Registries;
+use crate::registries::Registries;
 
 /// One step: exactly one of add, overlay, patch and remove.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,7 +25,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a recipe of a set came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Resolved {
+pub struct Resolved {
     /// Canonical JSON.
     pub(crate) recipe: String,
     pub(crate) id: String,

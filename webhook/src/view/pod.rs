@@ -1,34 +1,26 @@
-//! What the webhook reads of a pod ([`Pod`]) or of a [`PersistentVolume`], and nothing else of it.
-//!
-//! The object stays a [`Value`]: fields that this program has never heard of are neither read nor lost.
-//! `null` and an absent field are the same everywhere, as they are for the API server's own decoder. A
-//! field of another type than Kubernetes gives it is a denial.
-
-mod node;
-mod persistent_volume;
+//! The fields of a pod that the webhook reads.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::csi::Csi;
+use super::node::Node;
 use crate::denial::Denial;
-use node::Node;
 
-pub(crate) use persistent_volume::PersistentVolume;
-
-/// A pod, read.
+/// The fields of a pod.
 #[derive(Debug)]
 pub(crate) struct Pod<'a> {
-    /// The annotations, or `None` where the pod has no such object.
+    /// The annotations, or `None` where `metadata.annotations` is absent.
     annotations: Option<BTreeMap<&'a str, &'a str>>,
-    /// Whether `metadata` is there at all.
+    /// Whether `metadata` is present.
     has_metadata: bool,
     controller: Option<Owner<'a>>,
     revision: Option<&'a str>,
     windows: bool,
     image_pull_secrets: Vec<&'a str>,
     service_account: Option<&'a str>,
-    /// `spec.volumes`, or `None` where there is no such list.
+    /// `spec.volumes`, or `None` where it is absent.
     volumes: Option<Vec<Volume<'a>>>,
     containers: Vec<Container<'a>>,
 }
@@ -49,40 +41,27 @@ pub(crate) struct Owner<'a> {
 /// One entry of `spec.volumes`.
 #[derive(Debug)]
 pub(crate) struct Volume<'a> {
-    /// Its place in the list.
+    /// The position in the list.
     pub(crate) index: usize,
-    /// Its name; empty where it has none (the API server refuses that after us).
+    /// The name; empty where absent (the API server refuses that after the webhook).
     pub(crate) name: &'a str,
-    /// Its `csi` source, where that is there.
+    /// The `csi` source, if present.
     pub(crate) csi: Option<Csi<'a>>,
 }
 
-/// The `csi` source of a volume (core/v1 `CSIVolumeSource`, `CSIPersistentVolumeSource`).
-#[derive(Debug)]
-pub(crate) struct Csi<'a> {
-    /// The name of the driver.
-    pub(crate) driver: &'a str,
-    /// `readOnly`, false where absent.
-    pub(crate) read_only: bool,
-    /// `nodePublishSecretRef.name`, where it names a Secret.
-    pub(crate) secret: Option<&'a str>,
-    /// `volumeAttributes`.
-    pub(crate) attributes: BTreeMap<&'a str, &'a str>,
-}
-
-/// Which list of the pod a container stands in.
+/// The list of the pod that a container is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ContainerList {
     /// `spec.initContainers`
     Init,
     /// `spec.containers`
     Main,
-    /// `spec.ephemeralContainers`, which a new pod cannot have; read so that none escapes.
+    /// `spec.ephemeralContainers`. A new pod cannot have any; they are read so that the checks cover them.
     Ephemeral,
 }
 
 impl ContainerList {
-    /// The field's name in `spec`.
+    /// Returns the name of the field in `spec`.
     pub(crate) fn field(self) -> &'static str {
         match self {
             Self::Init => "initContainers",
@@ -92,27 +71,27 @@ impl ContainerList {
     }
 }
 
-/// One container of any list.
+/// One container of any of the lists.
 #[derive(Debug)]
 pub(crate) struct Container<'a> {
-    /// Which list.
+    /// The list.
     pub(crate) list: ContainerList,
-    /// Its place there.
+    /// The position in the list.
     pub(crate) index: usize,
-    /// Its name.
+    /// The name.
     pub(crate) name: &'a str,
     /// Whether `volumeMounts` is a list.
     pub(crate) has_mount_list: bool,
     /// `volumeMounts`.
     pub(crate) mounts: Vec<Mount<'a>>,
-    /// The paths of `volumeDevices`, with the volumes' names.
+    /// The `devicePath` and the volume's name of each of `volumeDevices`.
     pub(crate) devices: Vec<(&'a str, &'a str)>,
 }
 
 /// One entry of `volumeMounts`.
 #[derive(Debug)]
 pub(crate) struct Mount<'a> {
-    /// Its place in the list.
+    /// The position in the list.
     pub(crate) index: usize,
     /// The volume's name.
     pub(crate) volume: &'a str,
@@ -120,20 +99,22 @@ pub(crate) struct Mount<'a> {
     pub(crate) path: &'a str,
     /// `subPath`, empty where absent.
     pub(crate) sub_path: &'a str,
-    /// Whether `subPathExpr` is there.
+    /// Whether `subPathExpr` is present.
     pub(crate) has_sub_path_expression: bool,
     /// `readOnly`, false where absent.
     pub(crate) read_only: bool,
 }
 
+/// The annotation that kubelet gives the API server's copy of a static pod.
+const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 const WINDOWS: &str = "windows";
 const NODE_OS_LABEL: &str = "kubernetes.io/os";
-/// The labels that say a pod's revision, the first that is there: a StatefulSet and a DaemonSet have a revision for
-/// each template, a Deployment a ReplicaSet. A Job has one template for life and needs none.
+/// The labels with a pod's revision; the first one that is present counts. A StatefulSet and a DaemonSet have a revision
+/// for each template, and a Deployment has a ReplicaSet. A Job's template never changes, so a Job needs no revision.
 const REVISION_LABELS: [&str; 2] = ["controller-revision-hash", "pod-template-hash"];
 
 impl<'a> Pod<'a> {
-    /// Reads what the webhook needs.
+    /// Reads the fields.
     pub(crate) fn read(pod: &'a Value) -> Result<Self, Denial> {
         let root = Node { value: Some(pod), path: "pod".into() };
         root.object()?;
@@ -178,69 +159,78 @@ impl<'a> Pod<'a> {
         })
     }
 
-    /// The value of one annotation.
+    /// Returns the value of one annotation.
     pub(crate) fn annotation(&self, key: &str) -> Option<&'a str> {
         self.annotations.as_ref()?.get(key).copied()
     }
 
-    /// All annotations, sorted by key.
+    /// Returns all annotations, sorted by key.
     pub(crate) fn annotations(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.annotations.iter().flatten().map(|(key, value)| (*key, *value))
     }
 
-    /// Whether `metadata` is an object.
+    /// Reports whether the pod is the API server's copy of a static pod, which kubelet runs whatever the API server says.
+    ///
+    /// A deletion timestamp is no reason to leave a pod alone: the API server removes one that a server-side apply
+    /// creates a pod with, but only after the webhooks.
+    pub(crate) fn is_mirror_pod(&self) -> bool {
+        self.annotation(MIRROR_POD).is_some()
+    }
+
+    /// Reports whether `metadata` is present.
     pub(crate) fn has_metadata(&self) -> bool {
         self.has_metadata
     }
 
-    /// Whether `metadata.annotations` is an object.
+    /// Reports whether `metadata.annotations` is present.
     pub(crate) fn has_annotations(&self) -> bool {
         self.annotations.is_some()
     }
 
-    /// Who makes and counts the pod.
+    /// Returns the controller that manages the pod.
     pub(crate) fn controller(&self) -> Option<Owner<'a>> {
         self.controller
     }
 
-    /// The label that tells the pods of its controller's revisions apart.
+    /// Returns the value of the revision label.
     pub(crate) fn revision(&self) -> Option<&'a str> {
         self.revision
     }
 
-    /// The names in `spec.imagePullSecrets`.
+    /// Returns the names in `spec.imagePullSecrets`.
     pub(crate) fn image_pull_secrets(&self) -> &[&'a str] {
         &self.image_pull_secrets
     }
 
-    /// `spec.serviceAccountName`, where it says one.
+    /// Returns `spec.serviceAccountName`, if present.
     pub(crate) fn service_account(&self) -> Option<&'a str> {
         self.service_account
     }
 
-    /// Whether the pod says that it runs on Windows nodes.
+    /// Reports whether the pod is for Windows nodes.
     pub(crate) fn is_for_windows(&self) -> bool {
         self.windows
     }
 
-    /// Whether `spec.volumes` is a list.
+    /// Reports whether `spec.volumes` is present.
     pub(crate) fn has_volume_list(&self) -> bool {
         self.volumes.is_some()
     }
 
-    /// `spec.volumes`.
+    /// Returns `spec.volumes`.
     pub(crate) fn volumes(&self) -> &[Volume<'a>] {
         self.volumes.as_deref().unwrap_or_default()
     }
 
-    /// Init containers, containers and ephemeral containers, in that order.
+    /// Returns init containers, containers and ephemeral containers, in that order.
     pub(crate) fn containers(&self) -> &[Container<'a>] {
         &self.containers
     }
 }
 
 impl<'a> Owner<'a> {
-    /// An owner that is the controller; one that lacks a part is none (the API server refuses it after us).
+    /// Reads an owner that is the controller. An owner without all fields is ignored: the API server refuses it after the
+    /// webhook.
     fn read(node: &Node<'a>) -> Result<Option<Self>, Denial> {
         let part = |key| node.child(key)?.text().map(Option::unwrap_or_default);
         let owner = Self {
@@ -251,8 +241,8 @@ impl<'a> Owner<'a> {
         };
         let is_controller = node.child("controller")?.flag()?;
         let parts = [owner.api_version, owner.kind, owner.name, owner.uid];
-        let is_whole = parts.iter().all(|part| !part.is_empty());
-        Ok(Some(owner).filter(|_| is_whole && is_controller))
+        let is_complete = parts.iter().all(|part| !part.is_empty());
+        Ok(Some(owner).filter(|_| is_complete && is_controller))
     }
 }
 
@@ -260,21 +250,6 @@ impl<'a> Volume<'a> {
     fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
         let csi = Csi::read(&node.child("csi")?)?;
         Ok(Self { index, name: node.child("name")?.text()?.unwrap_or_default(), csi })
-    }
-}
-
-impl<'a> Csi<'a> {
-    fn read(source: &Node<'a>) -> Result<Option<Self>, Denial> {
-        if source.value.is_none() {
-            return Ok(None);
-        }
-        let secret = source.child("nodePublishSecretRef")?.child("name")?;
-        Ok(Some(Self {
-            driver: source.child("driver")?.text()?.unwrap_or_default(),
-            read_only: source.child("readOnly")?.flag()?,
-            secret: secret.text()?.filter(|name| !name.is_empty()),
-            attributes: source.child("volumeAttributes")?.texts()?.unwrap_or_default(),
-        }))
     }
 }
 
@@ -332,21 +307,21 @@ mod tests {
     }
 
     #[rstest]
-    #[case(json!([]), "pod: is a list where Kubernetes has an object")]
+    #[case(json!([]), "pod: is a list, but Kubernetes requires an object")]
     #[case(json!({"spec": 1}), "pod.spec: is a number")]
-    #[case(json!({"spec": {"volumes": {}}}), "pod.spec.volumes: is an object where Kubernetes has a list")]
+    #[case(json!({"spec": {"volumes": {}}}), "pod.spec.volumes: is an object, but Kubernetes requires a list")]
     #[case(json!({"spec": {"volumes": [{}, {"name": 7}]}}), "pod.spec.volumes[1].name: is a number")]
     #[case(json!({"spec": {"containers": [{"volumeMounts": [{"readOnly": "yes"}]}]}}),
-        "pod.spec.containers[0].volumeMounts[0].readOnly: is a string where Kubernetes has true or false")]
+        "pod.spec.containers[0].volumeMounts[0].readOnly: is a string, but Kubernetes requires true or false")]
     #[case(json!({"metadata": {"annotations": {"a": true}}}), "pod.metadata.annotations.a: is a boolean")]
     #[case(json!({"metadata": {"labels": {"pod-template-hash": 7}}}),
-        "pod.metadata.labels.pod-template-hash: is a number where Kubernetes has a string")]
+        "pod.metadata.labels.pod-template-hash: is a number, but Kubernetes requires a string")]
     #[case(json!({"metadata": {"ownerReferences": {}}}), "pod.metadata.ownerReferences: is an object")]
     #[case(json!({"metadata": {"ownerReferences": [{"controller": true, "uid": "u"}, {"uid": 1}]}}),
         "pod.metadata.ownerReferences[1].uid: is a number")]
     #[case(json!({"metadata": {"ownerReferences": [{"controller": "true"}]}}),
-        "pod.metadata.ownerReferences[0].controller: is a string where Kubernetes has true or false")]
-    fn wrong_types_are_named(#[case] pod: Value, #[case] words: &str) {
+        "pod.metadata.ownerReferences[0].controller: is a string, but Kubernetes requires true or false")]
+    fn a_wrong_type_is_denied_with_its_path(#[case] pod: Value, #[case] words: &str) {
         let denial = Pod::read(&pod).unwrap_err();
         assert!(denial.message().contains(words), "{denial}");
         assert_eq!(denial.code().number(), 400);
@@ -356,12 +331,12 @@ mod tests {
     #[case(json!({"os": {"name": "windows"}}), true)]
     #[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), true)]
     #[case(json!({"os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"}}), false)]
-    fn knows_windows(#[case] spec: Value, #[case] windows: bool) {
+    fn recognizes_pods_for_windows_nodes(#[case] spec: Value, #[case] windows: bool) {
         assert_eq!(Pod::read(&json!({ "spec": spec })).unwrap().is_for_windows(), windows);
     }
 
     #[test]
-    fn knows_who_controls_a_pod() {
+    fn finds_the_controller_of_a_pod() {
         let owner = |kind: &str, more: Value| {
             let mut owner = json!({"apiVersion": "apps/v1", "kind": kind, "name": "n", "uid": "u",
                 "blockOwnerDeletion": true, "fromTheFuture": 1});
@@ -395,7 +370,7 @@ mod tests {
     #[case(json!({"controller-revision-hash": "web-1", "pod-template-hash": "2"}), Some("web-1"))]
     #[case(json!({"controller-revision-hash": "", "pod-template-hash": "2"}), Some("2"))]
     #[case(json!({"batch.kubernetes.io/controller-uid": "3", "job-name": "4"}), None)]
-    fn knows_the_revision_of_a_pod(#[case] labels: Value, #[case] revision: Option<&str>) {
+    fn finds_the_revision_of_a_pod(#[case] labels: Value, #[case] revision: Option<&str>) {
         let pod = json!({"metadata": {"labels": labels}});
         assert_eq!(Pod::read(&pod).unwrap().revision(), revision);
     }

@@ -1,4 +1,4 @@
-//! Reading what is named where a patch can be: its manifest, and the YAML of a recipe, which is a blob.
+//! Reads patches and recipe artifacts: the manifest, and the blob with a recipe's YAML.
 
 use std::sync::Arc;
 
@@ -6,52 +6,48 @@ use futures_util::TryStreamExt as _;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
 use oras_csi_core::manifest::Descriptor;
-use oras_csi_core::patch::{Instructions, Patch, PatchError};
+use oras_csi_core::patch::{Instructions, PatchError};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{Keyring, Registry, RegistryError};
 use tokio::time::Instant as Deadline;
 
-use super::{Failure, Resolver, Shared, View, detached};
-
-/// How many bytes of recipes are remembered.
-pub(super) const MOST_RECIPES: u64 = 4 << 20;
-
-/// What was read.
-#[derive(Clone, Debug)]
-pub(crate) enum Said {
-    /// A patch.
-    Patch(Box<Patch>),
-    /// The YAML of a recipe, not parsed.
-    Recipe(Arc<str>),
-}
+use super::failure::Failure;
+use super::resolver::{CredentialView, Resolver, Shared, detached};
+use crate::contents::PatchDocument;
 
 impl Resolver {
-    /// What `reference` names, and what that says. A digest that is written wins over a tag beside it.
-    pub(crate) async fn instructions(
+    /// Reads the patch or recipe artifact that `reference` names. A digest takes precedence over a tag beside it.
+    pub(crate) async fn read_patch(
         &self,
         reference: &Reference,
         keyring: &Keyring,
-        past_cache: bool,
+        bypass_cache: bool,
         deadline: Deadline,
-    ) -> Result<(Digest, Said), Failure> {
-        let read = |view: View| async move {
+    ) -> Result<(Digest, PatchDocument), Failure> {
+        let read = |view: CredentialView| async move {
             let digest = match reference.digest() {
                 Some(digest) => digest.clone(),
-                None => view.digest_of_tag(reference, past_cache, deadline).await?,
+                None => view.digest_of_tag(reference, bypass_cache, deadline).await?,
             };
-            let said = view.said(&reference.pin(digest.clone()), deadline).await?;
-            Ok((digest, said))
+            let document = view.patch_document(&reference.pin(digest.clone()), deadline).await?;
+            Ok((digest, document))
         };
-        self.with_each(reference, keyring, deadline, read).await.map(|(read, _)| read)
+        self.try_each_credential(reference, keyring, deadline, read).await.map(|(read, _)| read)
     }
 }
 
-impl View {
-    async fn said(&self, pinned: &PinnedReference, deadline: Deadline) -> Result<Said, Failure> {
+impl CredentialView {
+    async fn patch_document(
+        &self,
+        pinned: &PinnedReference,
+        deadline: Deadline,
+    ) -> Result<PatchDocument, Failure> {
         match self.contents(pinned, deadline).await?.instructions(pinned)? {
-            Instructions::Patch(patch) => Ok(Said::Patch(Box::new(patch))),
-            Instructions::Recipe(layer) => self.recipe(pinned, layer, deadline).await.map(Said::Recipe),
+            Instructions::Patch(patch) => Ok(PatchDocument::Patch(Box::new(patch))),
+            Instructions::Recipe(layer) => {
+                self.recipe(pinned, layer, deadline).await.map(PatchDocument::Recipe)
+            }
         }
     }
 
@@ -61,14 +57,14 @@ impl View {
         layer: Descriptor,
         deadline: Deadline,
     ) -> Result<Arc<str>, Failure> {
-        let key = self.manifest(pinned);
+        let key = self.manifest_key(pinned);
         if let Some(yaml) = self.shared.recipes.get(&key).await {
             return Ok(yaml);
         }
         let (shared, registry, from) = (Arc::clone(&self.shared), self.registry(), pinned.clone());
-        let _ticket = self.shared.waiting.enter(pinned.registry())?;
+        let _waiter = self.shared.backpressure.enter(pinned.registry())?;
         let bytes = detached(deadline, async move {
-            let read = shared.ask_for_blob(registry.as_ref(), &from, &layer);
+            let read = shared.request_blob(registry.as_ref(), &from, &layer);
             read.await.map_err(Arc::new)
         });
         let yaml: Arc<str> = artifact::text(bytes.await?).map_err(PatchError::Recipe)?.into();
@@ -78,8 +74,8 @@ impl View {
 }
 
 impl Shared {
-    /// A short blob, whole and verified: its descriptor is not longer than a recipe may be.
-    async fn ask_for_blob(
+    /// Downloads a blob and verifies its digest. The descriptor was checked against the maximum length of a recipe.
+    async fn request_blob(
         &self,
         registry: &dyn Registry,
         pinned: &PinnedReference,
@@ -99,7 +95,7 @@ impl Shared {
         }
         Err(RegistryError::Untruthful {
             at: Printable::new(&pinned.name()),
-            words: format!("the blob {} has other bytes", blob.digest()).into(),
+            words: format!("the content of blob {} does not match its digest", blob.digest()).into(),
         })
     }
 }

@@ -1,8 +1,8 @@
-//! Where the pod of a workload stands, and what is told of it when it is applied.
+//! The pod templates of workloads, and the warnings that a user gets when a workload is applied.
 //!
-//! Pods are made by controllers, minutes or months after somebody wrote them down: whoever applies a Deployment
-//! sees neither the warnings nor the denial of its pods. So they are told at once. Nothing is ever refused or
-//! changed here: what counts is what the pod meets when it is made.
+//! Controllers create pods later than the user applies a Deployment, so the user sees neither the warnings nor the denial
+//! of those pods. The webhook therefore admits the template as well and returns the result as warnings. It never denies
+//! or changes a workload.
 
 use oras_csi_core::display::Shown;
 use oras_csi_core::keys::ANNOTATION_PREFIX;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::denial::Denial;
 
-/// The path to the pod of an object (empty for a pod), or `None` for a kind that has none.
+/// Returns the path to the pod of an object, which is empty for a pod, or `None` for a kind without one.
 pub fn pod_path(object: &Value) -> Option<&'static [&'static str]> {
     let kind = object.get("kind").and_then(Value::as_str)?;
     let group = object.get("apiVersion").and_then(Value::as_str)?.split('/').next()?;
@@ -25,36 +25,38 @@ pub fn pod_path(object: &Value) -> Option<&'static [&'static str]> {
     }
 }
 
-/// Whether an object is a `PersistentVolume`, of whichever driver.
+/// Reports whether an object is a `PersistentVolume` of any driver.
 pub fn is_persistent_volume(object: &Value) -> bool {
     let text = |key: &str| object.get(key).and_then(Value::as_str);
     (text("apiVersion"), text("kind")) == (Some("v1"), Some("PersistentVolume"))
 }
 
-/// The pod template of a workload.
+/// Returns the pod template of a workload.
 pub(crate) fn template(workload: &Value) -> Option<&Value> {
     let path = pod_path(workload).filter(|path| !path.is_empty())?;
     path.iter().try_fold(workload, |value, key| value.get(key)).filter(|template| template.is_object())
 }
 
-/// What the pods of a workload will meet, in words, from the warnings that they would get or their denial.
-pub(crate) fn tell(workload: &Value, admitted: Result<&[String], &Denial>) -> Vec<String> {
+/// Returns the warnings for a workload, from the warnings that its pods would get or from their denial.
+pub(crate) fn warnings(workload: &Value, admitted: Result<&[String], &Denial>) -> Vec<String> {
     let kind = Shown::new(workload.get("kind").and_then(Value::as_str).unwrap_or_default());
-    let mut words = Vec::new();
+    let mut messages = Vec::new();
     match admitted {
-        Ok(warnings) => {
-            words.extend(warnings.iter().map(|warning| format!("pods of this {kind}: {warning}")));
+        Ok(admitted) => {
+            messages.extend(admitted.iter().map(|warning| format!("pods of this {kind}: {warning}")));
         }
-        Err(denial) => words.push(format!("pods of this {kind} would be denied: {denial}")),
+        Err(denial) => messages.push(format!("pods of this {kind} would be denied: {denial}")),
     }
     let annotations = workload.get("metadata").and_then(|metadata| metadata.get("annotations"));
     let keys = annotations.and_then(Value::as_object).into_iter().flat_map(serde_json::Map::keys);
     let path = pod_path(workload).unwrap_or_default().join(".");
-    words.extend(keys.filter(|key| key.starts_with(ANNOTATION_PREFIX)).map(|key| {
+    messages.extend(keys.filter(|key| key.starts_with(ANNOTATION_PREFIX)).map(|key| {
         let key = Shown::new(key);
-        format!("annotation {key} on the {kind} itself does nothing: write it in {path}.metadata.annotations")
+        format!(
+            "annotation {key} on the {kind} itself has no effect: write it in {path}.metadata.annotations"
+        )
     }));
-    words
+    messages
 }
 
 #[cfg(test)]
@@ -65,7 +67,7 @@ mod tests {
     use crate::denial::At;
 
     #[test]
-    fn knows_where_pods_are() {
+    fn finds_the_pod_of_each_kind() {
         let at = |api: &str, kind: &str| pod_path(&json!({"apiVersion": api, "kind": kind}));
         assert_eq!(at("v1", "Pod"), Some(&[] as &[_]));
         assert_eq!(at("batch/v1", "CronJob").map(<[_]>::len), Some(4));
@@ -74,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_found_or_not() {
+    fn finds_the_template_of_a_workload() {
         let pod = json!({"metadata": {}});
         let job = json!({"spec": {"template": pod}});
         let cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "spec": {"jobTemplate": job}});
@@ -90,15 +92,15 @@ mod tests {
     }
 
     #[test]
-    fn tells_of_a_denial_and_of_an_annotation_in_the_wrong_place() {
+    fn warns_of_a_denial_and_of_an_annotation_on_the_workload_itself() {
         let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": {"annotations": {"oras.land/artifact": "x", "example.org/a": "b"}}});
-        let denial = Denial::rewrite(At::Volume("v"), None, "is wrong", "write right");
+        let denial = Denial::bad_request(At::Volume("v"), None, "is wrong", "write right");
         assert_eq!(
-            tell(&deployment, Err(&denial)),
+            warnings(&deployment, Err(&denial)),
             [
                 "pods of this Deployment would be denied: volume v: is wrong: write right",
-                "annotation oras.land/artifact on the Deployment itself does nothing: write it in \
+                "annotation oras.land/artifact on the Deployment itself has no effect: write it in \
                  spec.template.metadata.annotations"
             ]
         );
