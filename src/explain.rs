@@ -17,7 +17,7 @@ use oras_csi_webhook::admit::{Admission, Asked, AskedVolume};
 use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
-use oras_csi_webhook::policy::{Loaded, Opinion};
+use oras_csi_webhook::policy::{Evaluation, Loaded};
 use serde_json::{Map, Value, json};
 
 use crate::asking::Asking;
@@ -86,7 +86,7 @@ async fn explain_reference(text: &str, hosts: &HostsConfig, arguments: &Argument
     };
     if let Some(digest) = digest.as_ref().filter(|_| may_ask) {
         let pinned = reference.pin(digest.clone());
-        for later in admission.opinions_of_contents(&reference, &pinned, namespace, deadline).await? {
+        for later in admission.evaluate_contents(&reference, &pinned, namespace, deadline).await? {
             match opinions.iter_mut().find(|opinion| opinion.author() == later.author()) {
                 Some(opinion) if !opinion.is_broken() && later.is_broken() => *opinion = later,
                 _ => {}
@@ -287,7 +287,7 @@ fn parts(reference: &Reference, digest: Option<&Digest>) -> Map<String, Value> {
 
 /// Whether its name is allowed, and what each policy says of it; one that has rules about contents has said nothing of
 /// them where no registry was asked.
-fn verdicts(opinions: &[Opinion], has_asked: bool) -> Keys {
+fn verdicts(opinions: &[Evaluation], has_asked: bool) -> Keys {
     let policies = opinions.iter().map(|opinion| {
         let mut policy = json!({
             "policy": opinion.author().name(),
@@ -312,12 +312,12 @@ fn verdicts(opinions: &[Opinion], has_asked: bool) -> Keys {
     ])
 }
 
-fn is_refused(opinion: &Opinion) -> bool {
+fn is_refused(opinion: &Evaluation) -> bool {
     opinion.is_broken() && opinion.mode() == Mode::Enforce
 }
 
 /// `registries.deny (registry ghcr.io matches ghcr.io)`.
-fn deciding(opinion: &Opinion) -> String {
+fn deciding(opinion: &Evaluation) -> String {
     let rule = opinion.rule().map(Rule::as_str).unwrap_or_default();
     match opinion.component() {
         Some(component) => format!("{rule} ({component})"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use oras_csi_core::pattern::RegistryPattern;
-use oras_csi_webhook::credentials::StatedSecrets;
+use oras_csi_webhook::credentials::ManifestSecrets;
 use oras_csi_webhook::policy::{
     ClusterNamespaces, Entry, Loaded, Namespaces, NoPolicy, Policies, is_policy, load,
 };
@@ -78,8 +78,8 @@ impl PolicyOptions {
 }
 
 /// The Secrets and service accounts of a stream of manifests; `namespace` is that of objects that name none.
-pub(crate) fn stated_secrets(objects: &[Value], namespace: &str) -> StatedSecrets {
-    let mut stated = StatedSecrets::default();
+pub(crate) fn stated_secrets(objects: &[Value], namespace: &str) -> ManifestSecrets {
+    let mut stated = ManifestSecrets::default();
     for object in objects {
         stated.take(object, namespace);
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use oras_csi_core::keys::{annotation, attribute};
 use oras_csi_webhook::admit::Admission;
-use oras_csi_webhook::policy::StatedNamespaces;
-use oras_csi_webhook::sets::{MemorySets, SetBook};
+use oras_csi_webhook::policy::ManifestNamespaces;
+use oras_csi_webhook::sets::{MemorySets, SetCatalog};
 use serde_json::Value;
 
 use crate::documents::{AskedAs, describe};
@@ -23,7 +23,7 @@ pub(crate) struct StatedSets {
 impl StatedSets {
     /// Reads them; an object that says it is a set and cannot be read is an error.
     pub(crate) fn read(objects: &[Value], asked_as: &AskedAs) -> Result<Self, Failure> {
-        let mut namespaces = StatedNamespaces::default();
+        let mut namespaces = ManifestNamespaces::default();
         for object in objects {
             let taken = namespaces.take(object);
             taken.map_err(|error| Failure::bad_input(format!("in the manifests, {error}")))?;
@@ -41,9 +41,9 @@ impl StatedSets {
     }
 
     /// What an admission goes by. The stream's Secrets are those of cluster sets as well.
-    pub(crate) fn book(&self, objects: &[Value], asked_as: &AskedAs) -> SetBook {
+    pub(crate) fn book(&self, objects: &[Value], asked_as: &AskedAs) -> SetCatalog {
         let secrets = stated_secrets(objects, asked_as.namespace());
-        SetBook::new(self.sets.clone()).with_secrets(Arc::new(secrets), asked_as.namespace())
+        SetCatalog::new(self.sets.clone()).with_secrets(Arc::new(secrets), asked_as.namespace())
     }
 
     /// Looks up what the sets stand for that pods ask for. One that cannot be resolved is told of where it is asked for.

@@ -13,6 +13,7 @@ pub mod artifact_name;
 pub mod credentials;
 pub mod digest;
 pub mod display;
+pub mod dns_name;
 pub mod jitter;
 pub mod keys;
 pub mod manifest;

@@ -4,7 +4,7 @@
 //! [`policy`] refuses, `resolve` asks registries, `patch` plans, [`review`] answers. [`admit`] is the order;
 //! [`server`] is HTTP around it.
 //!
-//! Architecture Invariant: `view`, `intent`, `policy::judge`, `pins::key`, `contents` and `patch` do no
+//! Architecture Invariant: `view`, `intent`, `policy::evaluate`, `pins::key`, `contents` and `patch` do no
 //! I/O.
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
@@ -28,8 +28,10 @@ mod patch;
 mod resolve;
 mod view;
 
-/// Who writes objects of the cluster, for the API server's record.
-const FIELD_MANAGER: &str = "oras-csi-webhook";
+/// The name under which the API server records the writes of the webhook.
+const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-webhook");
+
+use oras_csi_kube_support::field_manager::FieldManager;
 
 pub use intent::Registries;
 pub use resolve::ResolverSettings;

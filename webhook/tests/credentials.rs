@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use oras_csi_core::credentials::{Administrator, AdministratorSettings};
 use oras_csi_webhook::credentials::{
-    CredentialSources, NoSecrets, Secret, SecretError, Secrets, StatedSecrets,
+    CredentialSources, ManifestSecrets, NoSecrets, Secret, SecretError, Secrets,
 };
 use serde_json::{Value, json};
 use support::{Bench, default_digest, inline, patched, pod};
@@ -124,10 +124,7 @@ async fn a_refusal_says_whose_credentials_were_tried_and_what_to_do() {
     let denial = said(asks("private.io/alice/model:v1", &["bobs", "opaque"])).await;
     assert_eq!(denial.code().number(), 404, "{denial}");
     assert!(denial.message().contains("asked with secret bobs, no credentials"), "{denial}");
-    assert!(
-        denial.message().contains("secret opaque was passed over: it has no .dockerconfigjson"),
-        "{denial}"
-    );
+    assert!(denial.message().contains("secret opaque was skipped: it has no .dockerconfigjson"), "{denial}");
 
     let mut named = asks("r.io/a:v1", &[]);
     named["metadata"]["annotations"]["oras.land/pull-secret"] = json!("opaque");
@@ -165,9 +162,9 @@ async fn a_cluster_tells_what_is_missing_and_what_is_out_of_reach() {
         (
             "none",
             404,
-            "does not exist in the pod's namespace: make it: kubectl create secret docker-registry none",
+            "does not exist in the pod's namespace: create it: kubectl create secret docker-registry none",
         ),
-        ("forbidden", 403, "the webhook has no right to read it (no right)"),
+        ("forbidden", 403, "the webhook has no permission to read it (no right)"),
     ] {
         let mut named = asks("r.io/a:v1", &[]);
         named["metadata"]["annotations"]["oras.land/pull-secret"] = json!(name);
@@ -221,7 +218,7 @@ async fn where_nobody_can_read_the_secret_ones_own_credentials_stand_in() {
     let settings = AdministratorSettings { docker_config: Some(file), ..AdministratorSettings::default() };
     let administrator = Some(Administrator::new(settings).unwrap());
     let bench = Bench::with_credentials(CredentialSources {
-        secrets: Box::new(StatedSecrets::default()),
+        secrets: Box::new(ManifestSecrets::default()),
         administrator,
     });
     let alice = "private.io/alice/model:v1";

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oras_csi_webhook::ResolverSettings;
-use oras_csi_webhook::policy::{LabelsFrom, NoPolicy, Policies, StatedNamespaces};
+use oras_csi_webhook::policy::{LabelsFrom, ManifestNamespaces, NoPolicy, Policies};
 use rstest::rstest;
 use serde_json::{Value, json};
 use support::{
@@ -125,7 +125,7 @@ async fn a_policy_is_for_the_namespaces_that_it_selects() {
 
 #[tokio::test]
 async fn with_no_labels_known_every_policy_applies() {
-    let policies = Policies::new(Vec::new(), NoPolicy::Allow, StatedNamespaces::default());
+    let policies = Policies::new(Vec::new(), NoPolicy::Allow, ManifestNamespaces::default());
     let spec =
         json!({"namespaceSelector": {"matchLabels": {"team": "red"}}, "registries": {"allow": ["ghcr.io"]}});
     policies.set_files(entries(&[spec]));
@@ -364,19 +364,19 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
             "{namespaceSelector: {matchExpressions: [{key: a, operator: in, values: [b]}]}}",
             "operator other than",
         ),
-        ("[]", "spec: is a list where an object belongs"),
-        ("[null, Audit, {deny: [ghcr.io]}]", "spec: is a list where an object belongs"),
-        ("{registries: []}", "spec.registries: is a list where an object belongs"),
-        ("{registries: [[ghcr.io]]}", "spec.registries: is a list where an object belongs"),
-        ("{registries: ghcr.io}", "spec.registries: is a string where an object belongs"),
-        ("{namespaceSelector: []}", "spec.namespaceSelector: is a list where an object belongs"),
+        ("[]", "spec: is a list, and must be an object"),
+        ("[null, Audit, {deny: [ghcr.io]}]", "spec: is a list, and must be an object"),
+        ("{registries: []}", "spec.registries: is a list, and must be an object"),
+        ("{registries: [[ghcr.io]]}", "spec.registries: is a list, and must be an object"),
+        ("{registries: ghcr.io}", "spec.registries: is a string, and must be an object"),
+        ("{namespaceSelector: []}", "spec.namespaceSelector: is a list, and must be an object"),
         (
             "{namespaceSelector: {matchLabels: [a]}}",
-            "spec.namespaceSelector.matchLabels: is a list where an object belongs",
+            "spec.namespaceSelector.matchLabels: is a list, and must be an object",
         ),
         (
             "{namespaceSelector: {matchExpressions: [[a, Exists]]}}",
-            "spec.namespaceSelector.matchExpressions[0]: is a list where an object belongs",
+            "spec.namespaceSelector.matchExpressions[0]: is a list, and must be an object",
         ),
         ("[", "not a stream of YAML documents"),
     ] {
@@ -402,14 +402,14 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
     assert!(error.contains("a second ArtifactPolicy p"), "{error}");
     write("{}\nregistries: {allow: [ghcr.io]}");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
-    assert!(error.contains("\"registries\" is no part of an object: rules stand in spec"), "{error}");
+    assert!(error.contains("\"registries\" is not a field of an object: write rules in spec"), "{error}");
     let text = "kind: List\napiVersion: v1\nitems:\n- apiVersion: oras.land/v1alpha1\n  kind: ArtifactPolicy\n  metadata: {name: p}\n";
     std::fs::write(&file, text).unwrap();
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("ArtifactPolicy p: spec: is missing"), "{error}");
     std::fs::write(&file, "# nothing yet\n").unwrap();
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
-    assert!(error.contains("no ArtifactPolicy in it"), "{error}");
+    assert!(error.contains("there is no ArtifactPolicy"), "{error}");
     let error = oras_csi_webhook::policy::load(&[folder.path().join("none")]).unwrap_err().to_string();
     assert!(error.contains("cannot read"), "{error}");
 }
@@ -446,14 +446,11 @@ fn what_is_said_of_one_namespace_is_said_once() {
     };
     assert!(load(&["{tier: a}", "{tier: a}"]).is_ok());
     for (labels, words) in [
-        (
-            &["{tier: a}", "{tier: b}"][..],
-            "document 2: Namespace team is stated twice, with different labels",
-        ),
+        (&["{tier: a}", "{tier: b}"][..], "document 2: Namespace team occurs twice, with different labels"),
         (&["{tier: a}", "{}"], "with different labels"),
-        (&["{tier: 7}"], "document 1: Namespace team: label tier is a number where a string belongs"),
-        (&["{tier: {a: b}}"], "label tier is an object where a string belongs"),
-        (&["[tier]"], "Namespace team: metadata.labels is a list where an object belongs"),
+        (&["{tier: 7}"], "document 1: Namespace team: label tier is a number, and must be a string"),
+        (&["{tier: {a: b}}"], "label tier is an object, and must be a string"),
+        (&["[tier]"], "Namespace team: metadata.labels is a list, and must be an object"),
     ] {
         let error = load(labels).unwrap_err();
         assert!(error.contains(words) && error.contains("namespaces.yaml"), "{labels:?}: {error}");
@@ -476,7 +473,7 @@ async fn files_that_change_are_in_force_within_seconds() {
     let bench = Bench::governed(Arc::clone(&policies), ResolverSettings::default());
     let stop = tokio_util::sync::CancellationToken::new();
     let labels = LabelsFrom::Files;
-    tokio::spawn(oras_csi_webhook::policy::keep(vec![file.clone()], policies, labels, stop.clone()));
+    tokio::spawn(oras_csi_webhook::policy::reload_files(vec![file.clone()], policies, labels, stop.clone()));
     let is_denied = async |reference: &str| bench.admit(&one(reference)).await.is_err();
     assert!(is_denied("evil.example/a:1").await && !is_denied("r.io/a:1").await);
     write("]");
@@ -552,7 +549,8 @@ async fn what_cannot_be_looked_at_is_denied_by_those_who_enforce_and_by_nobody_e
         match bench.admit(&one("r.io/a:1")).await {
             Ok(outcome) => {
                 assert!(admitted, "{mode}");
-                let warned = outcome.warnings().iter().any(|words| words.contains("could not be looked at"));
+                let warned =
+                    outcome.warnings().iter().any(|words| words.contains("could not be checked against"));
                 assert_eq!(warned, mode == "Warn", "{:?}", outcome.warnings());
                 assert_eq!(outcome.audit().contains_key("not-looked-at"), mode == "Audit");
             }

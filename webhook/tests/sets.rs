@@ -10,7 +10,7 @@ use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::seal::{Holder, PublicKeys, SealKey};
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
+use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::pins::MemoryPins;
 use oras_csi_webhook::review::{Hook, Review};
 use oras_csi_webhook::seal::Sealer;
@@ -114,7 +114,7 @@ async fn where_and_in_which_containers_is_the_pods_to_say() {
 #[case(pod(&[("artifact-set", "Model")]), 400, "\"Model\" is not the name of a set", "write the name")]
 #[case(inline(&json!({"oras-csi.name": "model", "oras.options.pullalways": "true"})), 400,
     "oras.options.pullalways", "names a set")]
-#[case(by_annotation("modle"), 404, "\"modle\" is no set that namespace team has", "did you mean model?")]
+#[case(by_annotation("modle"), 404, "\"modle\" is not a set that namespace team", "did you mean model?")]
 #[case(by_name("modle"), 404, "volume in, attribute oras-csi.name", "kubectl get clusterartifactsets")]
 #[case(by_annotation("theirs"), 403, "does not select namespace team", "ask the administrator")]
 #[case(
@@ -130,7 +130,7 @@ async fn where_and_in_which_containers_is_the_pods_to_say() {
     "kubectl get artifactset changed --namespace team"
 )]
 #[case(by_annotation("failed"), 503, "RegistryUnavailable: it is away", "kubectl get artifactset failed")]
-#[case(by_annotation("wrong"), 422, "InvalidSpec: it cannot be read", "mend it")]
+#[case(by_annotation("wrong"), 422, "InvalidSpec: it cannot be read", "correct it")]
 #[case(
     with_actions("model", "r.io/b:2"),
     400,
@@ -204,7 +204,7 @@ async fn without_sets_a_name_is_denied_in_words() {
     for pod in [by_annotation("model"), by_name("model")] {
         let denial = Bench::new().admit(&pod).await.unwrap_err();
         assert_eq!(denial.code().number(), 400);
-        assert!(denial.message().contains("this webhook knows none"), "{denial}");
+        assert!(denial.message().contains("sets are disabled in this webhook"), "{denial}");
     }
     // A name beside a recipe is but a name then, as it was before there were sets.
     assert!(Bench::new().admit(&with_actions("model", TAG)).await.is_ok());
@@ -279,7 +279,7 @@ async fn the_secret_is_chosen_without_asking(
     #[case] named: Option<&str>,
     #[case] wanted: Option<&str>,
 ) {
-    let mut secrets = StatedSecrets::default();
+    let mut secrets = ManifestSecrets::default();
     for manifest in [secret("elsewhere", "q.io"), secret("here", "r.io"), secret("too", "r.io")] {
         secrets.take(&manifest, "team");
     }
@@ -311,7 +311,7 @@ async fn reviewed(bench: &Bench, pod: &Value, dry_run: bool) -> Value {
 }
 
 fn names(sets: &MemorySets) -> Vec<String> {
-    sets.own_sets().into_iter().map(|((namespace, name), _)| format!("{namespace}/{name}")).collect()
+    sets.namespaced_sets().into_iter().map(|((namespace, name), _)| format!("{namespace}/{name}")).collect()
 }
 
 #[tokio::test]
@@ -324,7 +324,7 @@ async fn a_name_with_a_recipe_makes_the_set_and_the_next_pod_asks_by_the_name_al
     assert_eq!(names(&sets), [""; 0], "who renders makes nothing");
     assert_eq!(reviewed(&bench, &first, false).await["allowed"], true);
     assert_eq!(names(&sets), ["team/group"]);
-    let (_, made) = sets.own_sets().remove(0);
+    let (_, made) = sets.namespaced_sets().remove(0);
     let labels = made.metadata.labels.unwrap();
     assert_eq!(labels["app.kubernetes.io/managed-by"], "oras-csi");
     assert_eq!(serde_json::to_value(&made.spec).unwrap(), json!({"recipe": [{"add": TAG}]}));
@@ -351,7 +351,7 @@ async fn one_pod_cannot_give_two_recipes_one_name() {
     pod["spec"]["volumes"].as_array_mut().unwrap().push(second);
     let answer = reviewed(&bench, &pod, false).await;
     assert_eq!(answer["status"]["code"], 400, "{answer}");
-    assert!(sets.own_sets().is_empty());
+    assert!(sets.namespaced_sets().is_empty());
 }
 
 #[rstest]
@@ -440,7 +440,7 @@ async fn an_unsealed_volume_of_a_cluster_set_is_asked_for_anew(
         let mut own = self::set("model", TAG);
         own["metadata"]["namespace"] = json!(into);
         let (code, words) = comes_back(into, &after, &[own]).await.unwrap_err();
-        assert!(code == 403 && words.contains("that name means ArtifactSet"), "{words}");
+        assert!(code == 403 && words.contains("the name means ArtifactSet"), "{words}");
     }
 }
 

@@ -7,8 +7,8 @@ use oras_csi_core::volume::CanonicalVolume;
 use crate::denial::Denial;
 use crate::intent::{Named, VolumeIntent};
 use crate::metrics::Metrics;
-use crate::policy::Rulebook;
-use crate::policy::judge::{Findings, Opinion, opinions};
+use crate::policy::ApplicablePolicies;
+use crate::policy::evaluate::{Evaluation, Findings, evaluate_reference};
 
 /// A volume that is asked for, as far as it is known without asking anybody.
 #[derive(Clone, Debug)]
@@ -21,10 +21,15 @@ pub struct AskedVolume {
 
 impl AskedVolume {
     /// With what policies say of it.
-    pub(super) fn new(volume: &VolumeIntent, book: &Rulebook, metrics: &Metrics) -> Self {
+    pub(super) fn new(volume: &VolumeIntent, book: &ApplicablePolicies, metrics: &Metrics) -> Self {
         let ask = |named: Named, digest: Option<Digest>| {
             let denial = Findings::default().check_name(book, &named, metrics).err();
-            Asked { denial, opinions: opinions(book, &named.reference, named.source), named, digest }
+            Asked {
+                denial,
+                opinions: evaluate_reference(book, &named.reference, named.source),
+                named,
+                digest,
+            }
         };
         let references = volume.references().into_iter();
         let references = references.map(|named| {
@@ -68,7 +73,7 @@ pub struct Asked {
     named: Named,
     digest: Option<Digest>,
     denial: Option<Denial>,
-    opinions: Vec<Opinion>,
+    opinions: Vec<Evaluation>,
 }
 
 impl Asked {
@@ -93,7 +98,7 @@ impl Asked {
     }
 
     /// What each policy says of its name.
-    pub fn opinions(&self) -> &[Opinion] {
+    pub fn opinions(&self) -> &[Evaluation] {
         &self.opinions
     }
 }

@@ -15,8 +15,8 @@ use super::revision::Fixed;
 use super::volumes::{Case, Credentials, is_that};
 use crate::denial::Denial;
 use crate::intent::{Content, Origin, Patched, Read, ReadFrom, Steps, VolumeIntent, Wanted, check_count};
-use crate::policy::Rulebook;
-use crate::policy::judge::Findings;
+use crate::policy::ApplicablePolicies;
+use crate::policy::evaluate::Findings;
 use crate::resolve::Said;
 
 /// How often something is read because something was read: an artifact of a recipe, then the patches in it.
@@ -52,7 +52,7 @@ impl Admission {
         &self,
         mut volumes: Vec<Arc<VolumeIntent>>,
         credentials: &Credentials<'_>,
-        (book, findings): (&Rulebook, &mut Findings),
+        (book, findings): (&ApplicablePolicies, &mut Findings),
         fixed: &mut Fixed,
         case: &Case<'_>,
     ) -> Result<Vec<Arc<VolumeIntent>>, Denial> {

@@ -30,11 +30,11 @@ use crate::metrics::{Metrics, RequestOutcome};
 use crate::patch::{self, PlannedNotes};
 use crate::pins::Pins;
 use crate::policy::Policies;
-use crate::policy::judge::{Opinion, opinions, opinions_of_contents};
+use crate::policy::evaluate::{Evaluation, evaluate_contents, evaluate_reference};
 use crate::resolve::{Needs, Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
 use crate::seal::Sealer;
-use crate::sets::SetBook;
+use crate::sets::SetCatalog;
 use crate::view::{PersistentVolume, Pod};
 use crate::workload;
 
@@ -55,7 +55,7 @@ pub struct Admission {
     credentials: CredentialSources,
     sealer: Sealer,
     pins: Option<Arc<dyn Pins>>,
-    sets: Option<SetBook>,
+    sets: Option<SetCatalog>,
 }
 
 impl Admission {
@@ -92,7 +92,7 @@ impl Admission {
 
     /// With sets; without, whoever names one is denied.
     #[must_use]
-    pub fn with_sets(self, sets: SetBook) -> Self {
+    pub fn with_sets(self, sets: SetCatalog) -> Self {
         Self { sets: Some(sets), ..self }
     }
 
@@ -223,7 +223,7 @@ impl Admission {
         if volumes.is_empty() {
             return Ok(Vec::new());
         }
-        let book = self.policies.rulebook(namespace, deadline).await?;
+        let book = self.policies.applicable_to(namespace, deadline).await?;
         Ok(volumes.iter().map(|volume| AskedVolume::new(volume, &book, &self.metrics)).collect())
     }
 
@@ -233,19 +233,23 @@ impl Admission {
         reference: &Reference,
         namespace: &str,
         deadline: Deadline,
-    ) -> Result<Vec<Opinion>, Denial> {
-        Ok(opinions(&self.policies.rulebook(namespace, deadline).await?, reference, Source::Direct))
+    ) -> Result<Vec<Evaluation>, Denial> {
+        Ok(evaluate_reference(
+            &self.policies.applicable_to(namespace, deadline).await?,
+            reference,
+            Source::Direct,
+        ))
     }
 
     /// The same, of what a registry has under a reference: the opinions of policies that look at contents.
-    pub async fn opinions_of_contents(
+    pub async fn evaluate_contents(
         &self,
         reference: &Reference,
         pinned: &PinnedReference,
         namespace: &str,
         deadline: Deadline,
-    ) -> Result<Vec<Opinion>, Denial> {
-        let book = self.policies.rulebook(namespace, deadline).await?;
+    ) -> Result<Vec<Evaluation>, Denial> {
+        let book = self.policies.applicable_to(namespace, deadline).await?;
         if !book.looks_at_contents() {
             return Ok(Vec::new());
         }
@@ -253,7 +257,7 @@ impl Admission {
         let keyring = Keyring::new(self.credentials.administrator.clone());
         let found = self.resolver.found(pinned, &keyring, needs, deadline).await;
         let found = found.map_err(|failure| failure.denial(At::Reference, reference))?;
-        Ok(opinions_of_contents(&book, &found))
+        Ok(evaluate_contents(&book, &found))
     }
 
     /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`. Pins are obeyed, and

@@ -97,7 +97,7 @@ impl<'a> Revision<'a> {
         let Some(key) = self.key_of_set(of).filter(|_| self.writes == Writes::Yes) else {
             return Ok(digest.clone());
         };
-        let kept = timeout_at(self.deadline, self.pins.keep(self.namespace, &key, digest)).await;
+        let kept = timeout_at(self.deadline, self.pins.get_or_create(self.namespace, &key, digest)).await;
         let kept = kept.unwrap_or(Err(PinError::TooLate));
         kept.map_err(|error| error.denial(of.origin.at(), key.subject()))
     }
@@ -115,7 +115,7 @@ impl<'a> Revision<'a> {
         }
         for Fresh { reference, digest, origin } in fresh {
             let Some(key) = self.key(reference) else { continue };
-            let kept = timeout_at(self.deadline, self.pins.keep(self.namespace, &key, digest)).await;
+            let kept = timeout_at(self.deadline, self.pins.get_or_create(self.namespace, &key, digest)).await;
             let kept = kept.unwrap_or(Err(PinError::TooLate));
             let kept = kept.map_err(|error| error.denial(origin.at(), reference))?;
             if kept != *digest {

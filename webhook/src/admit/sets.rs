@@ -20,19 +20,19 @@ use super::volumes::{Case, NeededSecret, Pinned, is_that, kept};
 use crate::credentials::{Secret, Secrets};
 use crate::denial::{At, Code, Denial};
 use crate::intent::{Content, Kept, Named, NewSet, OfSet, Origin, SetName, VolumeIntent, Wanted};
-use crate::policy::Rulebook;
-use crate::policy::judge::Findings;
+use crate::policy::ApplicablePolicies;
+use crate::policy::evaluate::Findings;
 use crate::resolve::{Needs, Said};
 use crate::sets::object::{ArtifactSet, ArtifactSetSpec, SecretName};
 use crate::sets::recipe::{self, SetStep, steps_of};
 use crate::sets::{
-    FoundSet, MemorySets, Resolved, SetBook, SetError, Taken, is_current, resolved_now, status_now,
+    FoundSet, MemorySets, Resolved, SetCatalog, SetError, Taken, is_current, resolved_now, status_now,
 };
 
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "oras-csi");
 
 impl Admission {
-    fn book_of_sets(&self) -> Result<&SetBook, SetError> {
+    fn book_of_sets(&self) -> Result<&SetCatalog, SetError> {
         self.sets.as_ref().ok_or(SetError::Off)
     }
 
@@ -189,7 +189,7 @@ impl Admission {
         for volume in volumes {
             let Some(new) = &volume.intent.makes else { continue };
             let set = new_set(new, case.namespace, volume);
-            let make = book.make(case.namespace, &set, &new.recipe, self.registries.as_ref());
+            let make = book.create(case.namespace, &set, &new.recipe, self.registries.as_ref());
             let outcome = timeout_at(case.deadline, make).await.unwrap_or_else(|_| Err(too_late()));
             outcome.map_err(|error| error.denial(new.at(), &new.name))?;
         }
@@ -243,7 +243,7 @@ impl Admission {
     pub(super) async fn keyring_of_set(
         &self,
         of: &OfSet,
-        book: &Rulebook,
+        book: &ApplicablePolicies,
         deadline: Deadline,
     ) -> Result<Keyring, Denial> {
         let secret = of.found.secret.as_deref().filter(|_| book.looks_at_contents());
@@ -300,8 +300,8 @@ impl Admission {
         let written = recipe::read(steps, self.registries.as_ref())
             .map_err(|error| Denial::rewrite(field, None, error, ""))?;
         let (book, source) = match namespace {
-            Some(namespace) => (self.policies.rulebook(namespace, deadline).await?, Source::Direct),
-            None => (self.policies.rulebook_of_cluster(), Source::ClusterSet),
+            Some(namespace) => (self.policies.applicable_to(namespace, deadline).await?, Source::Direct),
+            None => (self.policies.applicable_to_cluster_objects(), Source::ClusterSet),
         };
         let check = |reference: &Reference, origin: &Origin, is_patch| {
             let named = Named { origin: origin.clone(), reference: reference.clone(), is_patch, source };
@@ -360,14 +360,16 @@ impl Admission {
                 sets.put_cluster(name.to_owned(), set);
             }
         }
-        for ((namespace, _), mut set) in sets.own_sets().into_iter().filter(|((_, other), _)| other == name) {
+        for ((namespace, _), mut set) in
+            sets.namespaced_sets().into_iter().filter(|((_, other), _)| other == name)
+        {
             let generation = set.metadata.generation.unwrap_or_default();
             let secret = set.spec.pull_secret.as_ref().map(|secret| secret.name.as_str());
             if !is_current(set.status.as_ref(), generation) {
                 let found =
                     self.resolve_set(Some(&namespace), name, &set.spec.recipe, secret, deadline).await;
                 set.status = Some(status_now(set.status.as_ref(), generation, found));
-                sets.put_own(namespace, name.to_owned(), set);
+                sets.put_namespaced(namespace, name.to_owned(), set);
             }
         }
     }
@@ -413,7 +415,7 @@ fn written_of(found: FoundSet, there: &CanonicalVolume) -> Result<FoundSet, SetE
     if !found.is_cluster_set() {
         return Err(SetError::NoClusterSet { place: found.place });
     }
-    found.as_of(&there.recipe().digest()).ok_or(SetError::Unheard { place: found.place })
+    found.as_of(&there.recipe().digest()).ok_or(SetError::UnknownRecipe { place: found.place })
 }
 
 fn too_late() -> SetError {

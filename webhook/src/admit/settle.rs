@@ -8,7 +8,7 @@ use super::revision::Fixed;
 use super::volumes::{Case, Credentials, Settled};
 use crate::denial::{At, Code, Denial};
 use crate::intent::{Content, VolumeIntent};
-use crate::policy::judge::Findings;
+use crate::policy::evaluate::Findings;
 
 /// How often another pod of the revision may come first: once a tag that is looked up.
 const MOST_ROUNDS: usize = 3;
@@ -40,7 +40,7 @@ impl Admission {
         case: &Case<'_>,
     ) -> Result<Option<Settled>, Denial> {
         let mut findings = Findings::default();
-        let book = self.policies.rulebook(case.namespace, case.deadline).await?;
+        let book = self.policies.applicable_to(case.namespace, case.deadline).await?;
         for named in volumes.iter().flat_map(|volume| volume.names()) {
             findings.check_name(&book, &named, &self.metrics)?;
         }
@@ -49,7 +49,7 @@ impl Admission {
         let of_pod = || volumes.iter().filter(|volume| !volume.is_of_cluster_set());
         let pod = case.pod.filter(|_| of_pod().next().is_some());
         let named_secrets = of_pod().filter_map(|volume| volume.secret.as_deref());
-        let purse = self.credentials.open(pod, case.namespace, named_secrets, case.deadline).await;
+        let purse = self.credentials.read(pod, case.namespace, named_secrets, case.deadline).await;
         let mut keyrings = Vec::new();
         for volume in &volumes {
             keyrings.push(match &volume.content {

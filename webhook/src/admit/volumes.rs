@@ -21,8 +21,8 @@ use super::{Admission, Outcome};
 use crate::denial::{At, Denial};
 use crate::intent::{Content, Origin, ReadFrom, VolumeIntent, Wanted};
 use crate::patch::{PlannedSecret, PlannedVolume};
-use crate::policy::Rulebook;
-use crate::policy::judge::Findings;
+use crate::policy::ApplicablePolicies;
+use crate::policy::evaluate::Findings;
 use crate::resolve::Needs;
 use crate::view::Pod;
 
@@ -146,7 +146,7 @@ impl Settled {
             outcome.intents.push(volume.intent);
         }
         outcome.warnings.extend(findings.take_warnings());
-        outcome.audit = findings.into_audit();
+        outcome.audit = findings.into_audit_annotations();
         outcome
     }
 }
@@ -174,7 +174,7 @@ impl Admission {
         &self,
         volumes: &[Arc<VolumeIntent>],
         credentials: &Credentials<'_>,
-        book: &Rulebook,
+        book: &ApplicablePolicies,
         fixed: &Fixed,
         case: &Case<'_>,
         mut findings: Findings,
@@ -200,7 +200,7 @@ impl Admission {
     /// Asks policies about what the registry has under each digest of a volume.
     async fn check_contents(
         &self,
-        book: &Rulebook,
+        book: &ApplicablePolicies,
         pinned: &Pinned,
         keyring: &Keyring,
         findings: &mut Findings,
@@ -215,7 +215,7 @@ impl Admission {
                 Err(failure) if book.enforces_contents() => {
                     return Err(failure.denial(named.origin.at(), &named.reference));
                 }
-                Err(failure) => findings.not_looked_at(book, &named, &failure),
+                Err(failure) => findings.record_unchecked(book, &named, &failure),
             }
         }
         Ok(())
@@ -304,7 +304,7 @@ impl Admission {
     /// Where no seals are made there is no such word, and none is asked for but of a set's.
     pub(super) fn keeps(&self, there: &CanonicalVolume, holder: Holder<'_>) -> bool {
         let needs_none = !self.sealer.is_sealing() && there.set().is_none();
-        needs_none || self.sealer.believes(there, holder)
+        needs_none || self.sealer.has_valid_seal(there, holder)
     }
 
     /// The one Secret that a recipe needs: kubelet hands the driver no more. Where references were let in by

@@ -17,6 +17,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::dns_name::is_subdomain;
 use oras_csi_core::keys::{DRIVER, annotation, canonical};
 use oras_csi_core::patch::{Part, Patch};
 use oras_csi_core::path::MountPath;
@@ -202,15 +203,6 @@ impl Origin {
 fn read_recipe(yaml: &str, origin: &Origin, registries: &dyn Registries) -> Result<WrittenRecipe, Denial> {
     let recipe = WrittenRecipe::from_yaml(yaml, &|host| registries.names(host));
     recipe.map_err(|error| Denial::rewrite(origin.at(), None, error, ""))
-}
-
-/// Whether it is an RFC 1123 subdomain, as the names of most objects are.
-fn is_subdomain(name: &str) -> bool {
-    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 /// The name of a Secret.
