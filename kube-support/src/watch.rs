@@ -1,12 +1,15 @@
-//! All objects of a resource without namespaces, followed through a watch.
+//! Following all objects of a resource through a watch.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::ready;
+use std::hash::Hash;
 
 use futures_util::{Stream, StreamExt as _};
-use kube::runtime::WatchStreamExt as _;
+use kube::runtime::reflector::Store;
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt as _, reflector};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
@@ -19,12 +22,43 @@ pub fn events<K>(api: Api<K>, on_failure: &'static str) -> impl Stream<Item = Ev
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    log_failures(watcher(api, watcher::Config::default()).default_backoff(), on_failure)
+}
+
+/// Returns a store that holds the objects of `api` while the stream is polled. The stream yields once for each event.
+///
+/// Managed fields are dropped, to save memory. Failures are logged as by [`events`].
+pub fn reflect<K>(
+    api: Api<K>,
+    kind: K::DynamicType,
+    on_failure: &'static str,
+) -> (Store<K>, impl Stream<Item = ()> + Send)
+where
+    K: Resource<DynamicType: Clone + Eq + Hash + Send + Sync>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let writer = Writer::new(kind);
+    let store = writer.as_reader();
+    let changes = watcher(api, watcher::Config::default()).default_backoff();
+    let changes = reflector(writer, changes.modify(|object| object.managed_fields_mut().clear()));
+    (store, log_failures(changes, on_failure).map(|_| ()))
+}
+
+fn log_failures<T: Send>(
+    results: impl Stream<Item = Result<T, watcher::Error>> + Send,
+    on_failure: &'static str,
+) -> impl Stream<Item = T> + Send {
     let mut last = RepeatedFailure::default();
-    watcher(api, watcher::Config::default()).default_backoff().filter_map(move |event| {
-        ready(match event {
-            Ok(event) => {
+    results.filter_map(move |result| {
+        ready(match result {
+            Ok(value) => {
                 last.clear();
-                Some(event)
+                Some(value)
             }
             Err(error) => {
                 let error = error.to_string();
@@ -37,7 +71,7 @@ where
     })
 }
 
-/// The objects of a resource by name, each parsed into a `T`.
+/// The objects of a cluster-scoped resource by name, each parsed into a `T`.
 ///
 /// A list that is still arriving does not show: the objects of the last complete list stay until then.
 #[derive(Debug)]

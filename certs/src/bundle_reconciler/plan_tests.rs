@@ -47,7 +47,7 @@ fn written(plan: &Plan, index: usize) -> Option<CaBundle> {
 #[test]
 fn only_webhooks_without_the_bundle_are_written_and_tests_come_first() {
     let ours = authority();
-    // PEM, but no certificate.
+    // PEM, but not a certificate.
     let hollow = "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
     assert!(bundle_of(Some(&ByteString(hollow.into()))).is_empty());
     let plan = plan(&configuration(&["", &ours.pem(), hollow], &Value::Null), &ours, ForeignCas::Keep, now());

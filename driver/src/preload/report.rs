@@ -1,4 +1,4 @@
-//! Writes `NodeArtifacts`: what is new, not too often, and everything once in a while.
+//! Writes `NodeArtifacts`: changes at most once per interval, and the whole status periodically.
 
 use std::sync::Arc;
 use std::time::Duration;

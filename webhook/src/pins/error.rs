@@ -36,7 +36,7 @@ impl fmt::Display for PinPlace {
     }
 }
 
-/// Why there is no pin, or none that can be used.
+/// Why a tag or a set cannot be pinned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PinError {
     /// The webhook lacks a permission in RBAC.

@@ -12,6 +12,24 @@ use super::owner::PinOwner;
 
 const HASH_LENGTH: usize = 32;
 
+/// The kind of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SetKind {
+    /// A set of one namespace.
+    ArtifactSet,
+    /// A set of the cluster.
+    ClusterArtifactSet,
+}
+
+impl fmt::Display for SetKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ArtifactSet => "ArtifactSet",
+            Self::ClusterArtifactSet => "ClusterArtifactSet",
+        })
+    }
+}
+
 /// What a pin fixes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PinSubject {
@@ -20,7 +38,7 @@ pub enum PinSubject {
     /// The digest of a set's recipe.
     Set {
         /// The kind of the set.
-        kind: &'static str,
+        kind: SetKind,
         /// The name of the set.
         name: String,
     },
@@ -56,12 +74,7 @@ impl PinKey {
     }
 
     /// Makes the key for a set in the pods of one revision of `owner`.
-    pub fn of_set(
-        owner: impl Into<PinOwner>,
-        revision: Option<&str>,
-        kind: &'static str,
-        name: &str,
-    ) -> Self {
+    pub fn of_set(owner: impl Into<PinOwner>, revision: Option<&str>, kind: SetKind, name: &str) -> Self {
         let revision = revision.filter(|revision| !revision.is_empty()).map(str::to_owned);
         Self { owner: owner.into(), revision, subject: PinSubject::Set { kind, name: name.to_owned() } }
     }

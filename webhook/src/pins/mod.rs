@@ -19,7 +19,7 @@ use oras_csi_core::digest::Digest;
 
 pub use cluster::ClusterPins;
 pub use error::{PinError, PinPlace};
-pub use key::{PinKey, PinSubject};
+pub use key::{PinKey, PinSubject, SetKind};
 pub use memory::MemoryPins;
 pub use object::PinMismatch;
 pub use owner::PinOwner;

@@ -13,23 +13,23 @@ use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::{WatchStreamExt as _, reflector};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
 use kube::{Client, ResourceExt as _};
 use oras_csi_core::display::Shown;
 use oras_csi_kube_support::call::call;
 use oras_csi_kube_support::conditions::{NewCondition, set_condition};
 use oras_csi_kube_support::status::{ObjectVersion, StatusWrite, replace_status};
 use oras_csi_kube_support::time;
-use oras_csi_kube_support::watch::{Change, WatchedObjects, events};
+use oras_csi_kube_support::watch::{Change, WatchedObjects, events, reflect};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::SpecError;
 use super::entry::Entry;
-use super::object::{ArtifactPolicy, ArtifactPolicyStatus, InForce, SpecError};
+use super::object::{ArtifactPolicy, ArtifactPolicyStatus, InForce};
 use super::policies::{Labels, Namespaces, NamespacesError, Policies};
 use crate::FIELD_MANAGER;
 
@@ -54,7 +54,7 @@ pub fn watch(client: &Client, policies: Arc<Policies>, shutdown: &CancellationTo
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(write_statuses(api, queue)));
 }
 
-/// What is known of one object.
+/// The state of one watched object.
 #[derive(Debug)]
 struct WatchedPolicy {
     uid: Option<String>,
@@ -216,17 +216,11 @@ impl ClusterNamespaces {
     /// Watches the namespaces until `shutdown`.
     pub fn watch(client: &Client, shutdown: &CancellationToken, tasks: &TaskTracker) -> Self {
         let api: Api<Namespace> = Api::all(client.clone());
-        let (known, writer) = store();
         let metadata: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-        let changes = watcher(metadata, watcher::Config::default()).default_backoff();
-        let changes = reflector(writer, changes.modify(|namespace| namespace.metadata.managed_fields = None));
+        let (known, changes) = reflect(metadata, (), "cannot watch namespaces");
         tasks.spawn(shutdown.clone().run_until_cancelled_owned(async move {
             let mut changes = pin!(changes);
-            while let Some(change) = changes.next().await {
-                if let Err(error) = change {
-                    tracing::warn!(%error, "cannot watch namespaces");
-                }
-            }
+            while changes.next().await.is_some() {}
         }));
         Self { known, api }
     }

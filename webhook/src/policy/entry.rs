@@ -8,7 +8,8 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::policy::{Author, Policy};
 use serde_json::Value;
 
-use super::object::{ArtifactPolicy, ArtifactPolicySpec, SpecError};
+use super::SpecError;
+use super::object::{ArtifactPolicy, ArtifactPolicySpec};
 use crate::manifest::said_kind;
 
 /// A policy and the namespaces that it selects.

@@ -14,6 +14,7 @@ mod files;
 pub mod object;
 mod policies;
 pub(crate) mod selector;
+mod spec_error;
 
 pub use cluster::{ClusterNamespaces, watch};
 pub use entry::{Entry, EntryError, is_policy};
@@ -23,3 +24,4 @@ pub use policies::{
     ApplicablePolicies, Labels, ManifestNamespaceError, ManifestNamespaces, Namespaces, NamespacesError,
     NoPolicy, Policies,
 };
+pub use spec_error::SpecError;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::selector;
+use super::spec_error::SpecError;
 use crate::manifest::what;
 
 /// Restricts the artifacts that the pods of the selected namespaces can mount. An artifact must pass all policies that
@@ -138,20 +139,6 @@ pub struct InForce {
     /// The spec of that generation.
     #[schemars(schema_with = "anything_schema")]
     pub spec: Value,
-}
-
-/// Why a policy is invalid.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {problem}")]
-pub struct SpecError {
-    field: String,
-    problem: String,
-}
-
-impl SpecError {
-    pub(super) fn new(field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
-        Self { field: field.into(), problem: problem.to_string() }
-    }
 }
 
 impl ArtifactPolicySpec {

@@ -6,7 +6,7 @@ use kube::core::{Rule, Selector};
 use oras_csi_core::display::Shown;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use super::object::SpecError;
+use super::spec_error::SpecError;
 
 const FIELD: &str = "spec.namespaceSelector";
 /// `[PREFIX/]NAME` (Kubernetes, "Labels and Selectors", syntax).

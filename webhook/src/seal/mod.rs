@@ -4,7 +4,7 @@
 //! valid ([`cluster`]). The driver reads only the ConfigMap. Without Kubernetes, a folder holds both ([`folder`]). The first
 //! replica creates the key, and all others use it.
 //!
-//! # A new key
+//! # Key rotation
 //!
 //! To rotate the key, delete the Secret (or the file). The webhook creates another key, adds its public half to the valid
 //! keys, and continues to sign with the old key until the new one has had time to reach every node. The old public key

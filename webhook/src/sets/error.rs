@@ -44,7 +44,7 @@ impl fmt::Display for SetPlace {
     }
 }
 
-/// Why there is no set, or none that can be used.
+/// Why a set cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
     /// No set has that name.

@@ -33,6 +33,7 @@ use self::recipe::SetStep;
 use crate::credentials::{NoSecrets, Secrets};
 use crate::denial::Denial;
 use crate::intent::Registries;
+use crate::pins::SetKind;
 use crate::policy::{Labels, selector};
 
 pub use cluster::ClusterSets;
@@ -87,8 +88,8 @@ impl FoundSet {
     }
 
     /// Returns the kind of the object.
-    pub(crate) fn kind(&self) -> &'static str {
-        if self.is_cluster_set() { "ClusterArtifactSet" } else { "ArtifactSet" }
+    pub(crate) fn kind(&self) -> SetKind {
+        if self.is_cluster_set() { SetKind::ClusterArtifactSet } else { SetKind::ArtifactSet }
     }
 
     /// Returns the set with the earlier recipe of that digest, or `None` if its history does not have it.

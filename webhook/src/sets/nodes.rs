@@ -6,11 +6,10 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
-use kube::runtime::watcher::{self, watcher};
-use kube::runtime::{WatchStreamExt as _, reflector};
 use kube::{Client, ResourceExt as _};
 use oras_csi_kube_support::status::{ObjectVersion, replace_status};
 use oras_csi_kube_support::time;
+use oras_csi_kube_support::watch::reflect;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -48,15 +47,13 @@ pub(super) async fn count_nodes(client: Client) {
     let resource = ApiResource::from_gvk_with_plural(&kind, "nodeartifacts");
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let sets: Api<ClusterArtifactSet> = Api::all(client);
-    let (known, writer) = store_of(&resource);
-    let changes = reflector(writer, watcher(api, watcher::Config::default()).default_backoff());
+    let (known, changes) = reflect(api, resource, "cannot watch NodeArtifacts objects");
     let mut changes = pin!(changes);
     let mut at = Instant::now() + BATCH_DELAY;
     loop {
         tokio::select! {
             change = changes.next() => match change {
-                Some(Ok(_)) => at = at.min(Instant::now() + BATCH_DELAY),
-                Some(Err(error)) => tracing::debug!(%error, "cannot watch NodeArtifacts"),
+                Some(()) => at = at.min(Instant::now() + BATCH_DELAY),
                 None => sleep(RECOUNT_INTERVAL).await,
             },
             () = sleep_until(at) => {
@@ -68,13 +65,6 @@ pub(super) async fn count_nodes(client: Client) {
             }
         }
     }
-}
-
-fn store_of(
-    resource: &ApiResource,
-) -> (reflector::Store<DynamicObject>, reflector::store::Writer<DynamicObject>) {
-    let writer = reflector::store::Writer::new(resource.clone());
-    (writer.as_reader(), writer)
 }
 
 fn read(node: &DynamicObject) -> NodeStatus {
