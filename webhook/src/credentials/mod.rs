@@ -125,11 +125,11 @@ impl CredentialSources {
                 }
             }
         }
-        let mut names: Vec<&str> = named.collect();
-        names.extend(order.iter().map(String::as_str));
-        names.sort_unstable();
-        names.dedup();
-        let reads = names.into_iter().map(|name| async move {
+        let mut to_read: Vec<&str> = named.collect();
+        to_read.extend(order.iter().map(String::as_str));
+        to_read.sort_unstable();
+        to_read.dedup();
+        let reads = to_read.into_iter().map(|name| async move {
             let read = timeout_at(deadline, self.secrets.secret(namespace, name)).await;
             (name.to_owned(), read.unwrap_or_else(|_| Err(too_late())))
         });

@@ -183,7 +183,7 @@ async fn write_statuses(api: Api<DynamicObject>, mut queue: mpsc::Receiver<NewSt
         match call(WRITE_TIMEOUT, write(&api, new)).await {
             Ok(()) => tracing::info!(policy = name, message, "wrote the status of an ArtifactPolicy"),
             Err(error) => {
-                tracing::warn!(policy = name, %error, "cannot write the status of an ArtifactPolicy")
+                tracing::warn!(policy = name, %error, "cannot write the status of an ArtifactPolicy");
             }
         }
     }

@@ -144,7 +144,7 @@ async fn run<K: Set>(api: Api<K>, reconciler: Arc<Reconciler>, shutdown: Cancell
     let controller = Controller::new(api, watcher::Config::default())
         .with_config(Config::default().concurrency(MAX_CONCURRENT))
         .graceful_shutdown_on(async move { shutdown.cancelled().await });
-    let reconciled = controller.run(
+    let outcomes = controller.run(
         |set: Arc<K>, reconciler: Arc<Reconciler>| async move { reconciler.reconcile(set.as_ref()).await },
         |set, error, reconciler| {
             let wait = reconciler.record_failure(&key(set.as_ref()));
@@ -153,8 +153,8 @@ async fn run<K: Set>(api: Api<K>, reconciler: Arc<Reconciler>, shutdown: Cancell
         },
         reconciler,
     );
-    let mut reconciled = pin!(reconciled);
-    while let Some(outcome) = reconciled.next().await {
+    let mut outcomes = pin!(outcomes);
+    while let Some(outcome) = outcomes.next().await {
         if let Err(error) = outcome {
             tracing::debug!(%error, "the controller failed for a set; it processes the set again");
         }
