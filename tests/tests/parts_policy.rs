@@ -395,7 +395,7 @@ async fn the_schema_refuses_what_can_be_seen_and_explains_itself() {
     let words = run(&mut kubectl(&["explain", "artifactpolicy.spec.registries"]));
     eprintln!("{words}");
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    for part in ["compared part by part", "allow", "deny", "The only ones that may be used"] {
+    for part in ["compared segment by segment", "allow", "deny", "The only registries and repositories"] {
         assert!(words.contains(part), "{part}: {words}");
     }
     drop(cluster);

@@ -5,7 +5,7 @@
 //! checks names, [`credentials`] reads pull secrets, `resolve` contacts registries, [`policy`] checks contents, `patch`
 //! plans the JSON Patch, [`review`] builds the answer. [`admit`] is this order; [`server`] is the HTTP server around it.
 //!
-//! Architecture Invariant: `view`, `intent`, `policy::judge`, `pins::key`, `contents` and `patch` do no I/O.
+//! Architecture Invariant: `view`, `intent`, `policy::evaluate`, `pins::key`, `contents` and `patch` do no I/O.
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
@@ -29,8 +29,10 @@ mod registries;
 mod resolve;
 mod view;
 
-/// The field manager of every object that the webhook writes.
-const FIELD_MANAGER: &str = "oras-csi-webhook";
+/// The name under which the API server records the writes of the webhook.
+const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-webhook");
+
+use oras_csi_kube_support::field_manager::FieldManager;
 
 pub use registries::Registries;
 pub use resolve::ResolverSettings;

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use oras_csi_core::credentials::{Administrator, AdministratorSettings};
 use oras_csi_webhook::credentials::{
-    CredentialSources, NoSecrets, Secret, SecretError, Secrets, StatedSecrets,
+    CredentialSources, ManifestSecrets, NoSecrets, Secret, SecretError, Secrets,
 };
 use serde_json::{Value, json};
 use support::{Bench, default_digest, inline, patched, pod};
@@ -127,10 +127,7 @@ async fn a_denial_names_the_credentials_that_were_tried() {
     let denial = said(pod_with_secrets("private.io/alice/model:v1", &["bobs", "opaque"])).await;
     assert_eq!(denial.code().number(), 404, "{denial}");
     assert!(denial.message().contains("asked with secret bobs, no credentials"), "{denial}");
-    assert!(
-        denial.message().contains("secret opaque was passed over: it has no .dockerconfigjson"),
-        "{denial}"
-    );
+    assert!(denial.message().contains("secret opaque was skipped: it has no .dockerconfigjson"), "{denial}");
 
     let mut named = pod_with_secrets("r.io/a:v1", &[]);
     named["metadata"]["annotations"]["oras.land/pull-secret"] = json!("opaque");
@@ -168,9 +165,9 @@ async fn a_missing_secret_and_an_unreadable_secret_are_denied() {
         (
             "none",
             404,
-            "does not exist in the pod's namespace: make it: kubectl create secret docker-registry none",
+            "does not exist in the pod's namespace: create it: kubectl create secret docker-registry none",
         ),
-        ("forbidden", 403, "the webhook has no right to read it (no right)"),
+        ("forbidden", 403, "the webhook has no permission to read it (no right)"),
     ] {
         let mut named = pod_with_secrets("r.io/a:v1", &[]);
         named["metadata"]["annotations"]["oras.land/pull-secret"] = json!(name);
@@ -226,7 +223,7 @@ async fn the_users_credentials_replace_a_secret_that_cannot_be_read() {
     let settings = AdministratorSettings { docker_config: Some(file), ..AdministratorSettings::default() };
     let administrator = Some(Administrator::new(settings).unwrap());
     let bench = Bench::with_credentials(CredentialSources {
-        secrets: Box::new(StatedSecrets::default()),
+        secrets: Box::new(ManifestSecrets::default()),
         administrator,
     });
     let alice = "private.io/alice/model:v1";

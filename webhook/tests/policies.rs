@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oras_csi_webhook::ResolverSettings;
-use oras_csi_webhook::policy::{LabelsFrom, NoPolicy, Policies, StatedNamespaces};
+use oras_csi_webhook::policy::{LabelsFrom, ManifestNamespaces, NoPolicy, Policies};
 use rstest::rstest;
 use serde_json::{Value, json};
 use support::{
@@ -125,7 +125,7 @@ async fn a_policy_applies_to_the_namespaces_that_it_selects() {
 
 #[tokio::test]
 async fn every_policy_applies_where_labels_are_unknown() {
-    let policies = Policies::new(Vec::new(), NoPolicy::Allow, StatedNamespaces::default());
+    let policies = Policies::new(Vec::new(), NoPolicy::Allow, ManifestNamespaces::default());
     let spec =
         json!({"namespaceSelector": {"matchLabels": {"team": "red"}}, "registries": {"allow": ["ghcr.io"]}});
     policies.set_files(entries(&[spec]));
@@ -476,7 +476,7 @@ async fn files_that_change_are_in_force_within_seconds() {
     let bench = Bench::governed(Arc::clone(&policies), ResolverSettings::default());
     let stop = tokio_util::sync::CancellationToken::new();
     let labels = LabelsFrom::Files;
-    tokio::spawn(oras_csi_webhook::policy::keep(vec![file.clone()], policies, labels, stop.clone()));
+    tokio::spawn(oras_csi_webhook::policy::reload_files(vec![file.clone()], policies, labels, stop.clone()));
     let is_denied = async |reference: &str| bench.admit(&one(reference)).await.is_err();
     assert!(is_denied("evil.example/a:1").await && !is_denied("r.io/a:1").await);
     write("]");

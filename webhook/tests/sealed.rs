@@ -297,9 +297,12 @@ async fn a_cluster_sets_volume_needs_a_seal_for_its_namespace() {
     claimed["metadata"]["annotations"] = json!({});
     claimed["spec"]["volumes"][0]["csi"]["volumeAttributes"]["csi.oras.land/set"] = json!("models");
     let (code, words) = scene.stored("team", &claimed, false).await.unwrap_err();
-    assert!(code == 400 && words.contains("this webhook knows none"), "{words}");
+    assert!(code == 400 && words.contains("sets are disabled in this webhook"), "{words}");
     let denial = Bench::new().admit(&claimed).await.unwrap_err();
-    assert!(denial.message().contains("this webhook knows none"), "nor where no seals are made: {denial}");
+    assert!(
+        denial.message().contains("sets are disabled in this webhook"),
+        "nor where no seals are made: {denial}"
+    );
 }
 
 /// A webhook without a key makes no seals.
@@ -312,7 +315,7 @@ async fn without_a_key_there_is_no_seal() {
 }
 
 fn pin_key() -> oras_csi_webhook::pins::PinKey {
-    let owner = oras_csi_webhook::pins::object::PinOwner {
+    let owner = oras_csi_webhook::pins::PinOwner {
         api_version: "v1".into(),
         kind: "X".into(),
         name: "x".into(),

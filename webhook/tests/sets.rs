@@ -10,7 +10,7 @@ use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::seal::{Holder, PublicKeys, SealKey};
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
+use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::pins::MemoryPins;
 use oras_csi_webhook::review::{Hook, Review};
 use oras_csi_webhook::seal::Sealer;
@@ -279,7 +279,7 @@ async fn the_secret_is_chosen_without_a_registry_request(
     #[case] named: Option<&str>,
     #[case] wanted: Option<&str>,
 ) {
-    let mut secrets = StatedSecrets::default();
+    let mut secrets = ManifestSecrets::default();
     for manifest in [secret("elsewhere", "q.io"), secret("here", "r.io"), secret("too", "r.io")] {
         secrets.take(&manifest, "team");
     }
@@ -311,7 +311,7 @@ async fn reviewed(bench: &Bench, pod: &Value, dry_run: bool) -> Value {
 }
 
 fn names(sets: &MemorySets) -> Vec<String> {
-    sets.own_sets().into_iter().map(|((namespace, name), _)| format!("{namespace}/{name}")).collect()
+    sets.namespaced_sets().into_iter().map(|((namespace, name), _)| format!("{namespace}/{name}")).collect()
 }
 
 #[tokio::test]
@@ -324,7 +324,7 @@ async fn a_name_with_a_recipe_creates_the_set_for_the_next_pod() {
     assert_eq!(names(&sets), [""; 0], "who renders makes nothing");
     assert_eq!(reviewed(&bench, &first, false).await["allowed"], true);
     assert_eq!(names(&sets), ["team/group"]);
-    let (_, made) = sets.own_sets().remove(0);
+    let (_, made) = sets.namespaced_sets().remove(0);
     let labels = made.metadata.labels.unwrap();
     assert_eq!(labels["app.kubernetes.io/managed-by"], "oras-csi");
     assert_eq!(serde_json::to_value(&made.spec).unwrap(), json!({"recipe": [{"add": TAG}]}));
@@ -351,7 +351,7 @@ async fn one_pod_cannot_use_one_name_for_two_recipes() {
     pod["spec"]["volumes"].as_array_mut().unwrap().push(second);
     let answer = reviewed(&bench, &pod, false).await;
     assert_eq!(answer["status"]["code"], 400, "{answer}");
-    assert!(sets.own_sets().is_empty());
+    assert!(sets.namespaced_sets().is_empty());
 }
 
 #[rstest]

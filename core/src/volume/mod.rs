@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::display::Shown;
+use crate::dns_name;
 use crate::keys::{KUBELET_PREFIX, canonical, nearest_attribute};
 use crate::recipe::{PinnedRecipe, RecipeError};
 use crate::seal::{Holder, PublicKeys, Seal, SealError, SealKey, SealedContent};
@@ -206,22 +207,11 @@ impl CanonicalVolume {
 }
 
 fn parse_set_name(set: &str) -> Result<String, VolumeError> {
-    if is_set_name(set) {
+    if dns_name::is_subdomain(set) {
         Ok(set.to_owned())
     } else {
         Err(VolumeError::Value { key: canonical::SET, value: set.into() })
     }
-}
-
-/// Reports whether a text is the name of a Kubernetes object: a DNS subdomain (RFC 1123) of at most 253 characters.
-fn is_set_name(name: &str) -> bool {
-    let is_label = |label: &str| {
-        !label.is_empty()
-            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 #[cfg(test)]

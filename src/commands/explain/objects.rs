@@ -120,7 +120,7 @@ impl Explained {
             let explain_name = |name: &ReferencePreview, digest: Option<&Digest>| {
                 let mut keys = reference_keys(name.reference(), digest);
                 keys.insert("at".into(), json!(name.place()));
-                keys.extend(policy_keys(name.opinions(), self.used_network));
+                keys.extend(policy_keys(name.evaluations(), self.used_network));
                 keys
             };
             let patches = requested.patches().iter().map(|name| explain_name(name, name.digest())).collect();

@@ -33,7 +33,7 @@ pub(super) async fn explain_reference(
         admission(interactive_client(hosts), hosts, policies, credentials, &Arc::new(Metrics::new()));
     let namespace = arguments.admission.namespace();
     let deadline = arguments.admission.deadline();
-    let mut opinions = admission.preview().opinions(&reference, namespace, deadline).await?;
+    let mut opinions = admission.preview().evaluate_reference(&reference, namespace, deadline).await?;
     // As in the webhook, a denied reference causes no registry request.
     let use_network = !arguments.offline && !opinions.iter().any(is_denial);
     let digest = match reference.digest() {
@@ -43,9 +43,7 @@ pub(super) async fn explain_reference(
     };
     if let Some(digest) = digest.as_ref().filter(|_| use_network) {
         let pinned = reference.pin(digest.clone());
-        for later in
-            admission.preview().opinions_of_contents(&reference, &pinned, namespace, deadline).await?
-        {
+        for later in admission.preview().evaluate_contents(&reference, &pinned, namespace, deadline).await? {
             match opinions.iter_mut().find(|opinion| opinion.author() == later.author()) {
                 Some(opinion) if !opinion.is_broken() && later.is_broken() => *opinion = later,
                 _ => {}

@@ -51,7 +51,7 @@ pub(super) async fn attach(
     let pod = context.pod.filter(|_| of_pod().next().is_some());
     let named_secrets = of_pod().filter_map(|volume| volume.target.secret.as_deref());
     let scope = context.scope;
-    let secrets = services.credentials.open(pod, scope.namespace, named_secrets, scope.deadline).await;
+    let secrets = services.credentials.read(pod, scope.namespace, named_secrets, scope.deadline).await;
     let problems: Option<Arc<str>> = secrets.problems().map(Into::into);
     let mut keyed = Vec::new();
     for LocatedVolume { target, content } in volumes {

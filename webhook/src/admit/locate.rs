@@ -158,7 +158,7 @@ fn find_recipe(found: FoundSet, canonical: &CanonicalVolume) -> Result<FoundSet,
     if !found.is_cluster_set() {
         return Err(SetError::NoClusterSet { place: found.place });
     }
-    found.as_of(&canonical.recipe().digest()).ok_or(SetError::Unheard { place: found.place })
+    found.as_of(&canonical.recipe().digest()).ok_or(SetError::UnknownRecipe { place: found.place })
 }
 
 /// Checks that each volume that creates a set may have that name. Where the namespace already has the same set, and the

@@ -56,7 +56,7 @@ use crate::registries::Registries;
 use crate::resolve::{Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
 use crate::seal::Sealer;
-use crate::sets::{MemorySets, Resolved, SetBook, SetResolver, SetToResolve};
+use crate::sets::{MemorySets, Resolved, SetCatalog, SetResolver, SetToResolve};
 use crate::view::{PersistentVolume, Pod};
 
 pub use self::outcome::Outcome;
@@ -115,7 +115,7 @@ impl Admission {
 
     /// Sets the sets; without them, a volume that names a set is denied.
     #[must_use]
-    pub fn with_sets(mut self, sets: SetBook) -> Self {
+    pub fn with_sets(mut self, sets: SetCatalog) -> Self {
         self.services.sets = Some(sets);
         self
     }

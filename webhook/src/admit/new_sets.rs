@@ -47,7 +47,7 @@ pub(super) async fn create_sets(
     for PinnedVolume { expanded, pinned } in volumes {
         let Expanded::Recipe(ExpandedRecipe { new_set: Some(new), .. }) = &expanded.content else { continue };
         let set = set_object(new, namespace, pinned);
-        let made = timeout_at(context.scope.deadline, sets.make(namespace, &set, &new.recipe, registries));
+        let made = timeout_at(context.scope.deadline, sets.create(namespace, &set, &new.recipe, registries));
         let made = made.await.unwrap_or_else(|_| Err(timed_out()));
         made.map_err(|error| error.denial(new.at(), &new.name))?;
     }

@@ -48,7 +48,7 @@ impl Outcome {
             outcome.expanded.push(expanded);
         }
         outcome.warnings.extend(findings.take_warnings());
-        outcome.audit = findings.into_audit();
+        outcome.audit = findings.into_audit_annotations();
         outcome
     }
 

@@ -320,7 +320,7 @@ impl Pinner<'_> {
                 Err(failure) if policy.book.enforces_contents() => {
                     return Err(failure.denial(named.origin.at(), &named.reference));
                 }
-                Err(failure) => policy.findings.not_looked_at(policy.book, &named, &failure),
+                Err(failure) => policy.findings.record_unchecked(policy.book, &named, &failure),
             }
         }
         Ok(())

@@ -3,19 +3,19 @@
 use crate::denial::Denial;
 use crate::intent::Named;
 use crate::metrics::Metrics;
-use crate::policy::Rulebook;
-use crate::policy::judge::Findings;
+use crate::policy::ApplicablePolicies;
+use crate::policy::evaluate::Findings;
 
 /// The policies that select the namespace, and the warnings and audit notes so far.
 #[derive(Clone)]
 pub(super) struct PolicyChecks<'a> {
-    pub(super) book: &'a Rulebook,
+    pub(super) book: &'a ApplicablePolicies,
     pub(super) metrics: &'a Metrics,
     pub(super) findings: Findings,
 }
 
 impl<'a> PolicyChecks<'a> {
-    pub(super) fn new(book: &'a Rulebook, metrics: &'a Metrics) -> Self {
+    pub(super) fn new(book: &'a ApplicablePolicies, metrics: &'a Metrics) -> Self {
         Self { book, metrics, findings: Findings::default() }
     }
 

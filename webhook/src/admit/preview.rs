@@ -17,8 +17,8 @@ use super::services::Services;
 use crate::denial::{At, Denial};
 use crate::intent::{self, Named, RequestedVolume};
 use crate::metrics::Metrics;
-use crate::policy::Rulebook;
-use crate::policy::judge::{Findings, Opinion, opinions, opinions_of_contents};
+use crate::policy::ApplicablePolicies;
+use crate::policy::evaluate::{Evaluation, Findings, evaluate_contents, evaluate_reference};
 use crate::resolve::Requirements;
 use crate::view::{PersistentVolume, Pod};
 
@@ -68,7 +68,7 @@ impl Preview<'_> {
         if outcome.expanded.is_empty() {
             return Ok(Vec::new());
         }
-        let book = self.services.policies.rulebook(namespace, deadline).await?;
+        let book = self.services.policies.applicable_to(namespace, deadline).await?;
         let preview = |volume: &ExpandedVolume| VolumePreview {
             patches: self.references(volume.patches(), &book),
             references: self.references(with_written_digests(volume.references()), &book),
@@ -79,25 +79,25 @@ impl Preview<'_> {
     }
 
     /// Returns each policy's opinion about a reference's registry, repository and tag in a namespace.
-    pub async fn opinions(
+    pub async fn evaluate_reference(
         &self,
         reference: &Reference,
         namespace: &str,
         deadline: Deadline,
-    ) -> Result<Vec<Opinion>, Denial> {
-        let book = self.services.policies.rulebook(namespace, deadline).await?;
-        Ok(opinions(&book, reference, Source::Direct))
+    ) -> Result<Vec<Evaluation>, Denial> {
+        let book = self.services.policies.applicable_to(namespace, deadline).await?;
+        Ok(evaluate_reference(&book, reference, Source::Direct))
     }
 
     /// Returns the opinions of the policies that check contents about what the registry has under a reference.
-    pub async fn opinions_of_contents(
+    pub async fn evaluate_contents(
         &self,
         reference: &Reference,
         pinned: &PinnedReference,
         namespace: &str,
         deadline: Deadline,
-    ) -> Result<Vec<Opinion>, Denial> {
-        let book = self.services.policies.rulebook(namespace, deadline).await?;
+    ) -> Result<Vec<Evaluation>, Denial> {
+        let book = self.services.policies.applicable_to(namespace, deadline).await?;
         if !book.looks_at_contents() {
             return Ok(Vec::new());
         }
@@ -106,7 +106,7 @@ impl Preview<'_> {
         let resolver = &self.services.resolver;
         let found = resolver.contents_for_policy(pinned, &keyring, requirements, deadline).await;
         let found = found.map_err(|failure| failure.denial(At::Reference, reference))?;
-        Ok(opinions_of_contents(&book, &found))
+        Ok(evaluate_contents(&book, &found))
     }
 
     async fn requested(
@@ -118,7 +118,7 @@ impl Preview<'_> {
         if located.is_empty() {
             return Ok(Vec::new());
         }
-        let book = self.services.policies.rulebook(scope.namespace, scope.deadline).await?;
+        let book = self.services.policies.applicable_to(scope.namespace, scope.deadline).await?;
         let preview = |volume: &LocatedVolume| VolumePreview {
             patches: self.references(volume.patches(), &book),
             references: self.references(with_written_digests(volume.references()), &book),
@@ -128,7 +128,11 @@ impl Preview<'_> {
         Ok(located.iter().map(preview).collect())
     }
 
-    fn references(&self, names: Vec<(Named, Option<Digest>)>, book: &Rulebook) -> Vec<ReferencePreview> {
+    fn references(
+        &self,
+        names: Vec<(Named, Option<Digest>)>,
+        book: &ApplicablePolicies,
+    ) -> Vec<ReferencePreview> {
         let metrics = &self.services.metrics;
         names.into_iter().map(|(named, digest)| ReferencePreview::new(named, digest, book, metrics)).collect()
     }
@@ -184,13 +188,13 @@ pub struct ReferencePreview {
     named: Named,
     digest: Option<Digest>,
     denial: Option<Denial>,
-    opinions: Vec<Opinion>,
+    opinions: Vec<Evaluation>,
 }
 
 impl ReferencePreview {
-    fn new(named: Named, digest: Option<Digest>, book: &Rulebook, metrics: &Metrics) -> Self {
+    fn new(named: Named, digest: Option<Digest>, book: &ApplicablePolicies, metrics: &Metrics) -> Self {
         let denial = Findings::default().check_name(book, &named, metrics).err();
-        Self { denial, opinions: opinions(book, &named.reference, named.source), named, digest }
+        Self { denial, opinions: evaluate_reference(book, &named.reference, named.source), named, digest }
     }
 
     /// Returns the annotation or attribute that has the reference, as a denial names it.
@@ -214,7 +218,7 @@ impl ReferencePreview {
     }
 
     /// Returns each policy's opinion about the registry, repository and tag.
-    pub fn opinions(&self) -> &[Opinion] {
+    pub fn evaluations(&self) -> &[Evaluation] {
         &self.opinions
     }
 }

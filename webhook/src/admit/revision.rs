@@ -121,7 +121,7 @@ impl<'a> Revision<'a> {
     }
 
     async fn record(&self, key: &PinKey, digest: &Digest) -> Result<Digest, PinError> {
-        let recorded = timeout_at(self.deadline, self.pins.keep(self.namespace, key, digest)).await;
+        let recorded = timeout_at(self.deadline, self.pins.get_or_create(self.namespace, key, digest)).await;
         recorded.unwrap_or(Err(PinError::TooLate))
     }
 

@@ -12,7 +12,7 @@ use super::pinned_annotation::line;
 use super::services::Services;
 use crate::denial::{At, Denial};
 use crate::patch::PlannedVolume;
-use crate::policy::judge::Findings;
+use crate::policy::evaluate::Findings;
 
 /// The volumes of a request as they leave the webhook.
 #[derive(Default)]

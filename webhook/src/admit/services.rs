@@ -12,7 +12,7 @@ use crate::policy::Policies;
 use crate::registries::Registries;
 use crate::resolve::Resolver;
 use crate::seal::Sealer;
-use crate::sets::SetBook;
+use crate::sets::SetCatalog;
 
 /// The collaborators of an admission.
 pub(super) struct Services {
@@ -25,7 +25,7 @@ pub(super) struct Services {
     /// Without pins, each pod gets the digest that its tag has when it is created.
     pub(super) pins: Option<Arc<dyn Pins>>,
     /// Without sets, a volume that names one is denied.
-    pub(super) sets: Option<SetBook>,
+    pub(super) sets: Option<SetCatalog>,
 }
 
 impl Services {
@@ -33,6 +33,6 @@ impl Services {
     /// A webhook that makes no seals requires one only of a cluster set's volume.
     pub(super) fn is_admitted(&self, canonical: &CanonicalVolume, holder: Holder<'_>) -> bool {
         let needs_no_seal = !self.sealer.is_sealing() && canonical.set().is_none();
-        needs_no_seal || self.sealer.believes(canonical, holder)
+        needs_no_seal || self.sealer.has_valid_seal(canonical, holder)
     }
 }

@@ -13,8 +13,8 @@ use super::services::Services;
 use crate::contents::PatchDocument;
 use crate::denial::{At, Denial};
 use crate::intent::{Named, Origin};
-use crate::policy::Rulebook;
-use crate::policy::judge::Findings;
+use crate::policy::ApplicablePolicies;
+use crate::policy::evaluate::Findings;
 use crate::resolve::Requirements;
 use crate::sets::recipe;
 use crate::sets::{MemorySets, Resolved, SetToResolve, is_current, status_now};
@@ -33,8 +33,8 @@ pub(super) async fn resolve_set(
     let written = recipe::read(steps, services.registries.as_ref())
         .map_err(|error| Denial::bad_request(field, None, error, ""))?;
     let (book, source) = match namespace {
-        Some(namespace) => (services.policies.rulebook(namespace, deadline).await?, Source::Direct),
-        None => (services.policies.rulebook_of_cluster(), Source::ClusterSet),
+        Some(namespace) => (services.policies.applicable_to(namespace, deadline).await?, Source::Direct),
+        None => (services.policies.applicable_to_cluster_objects(), Source::ClusterSet),
     };
     let resolution = SetResolution { services, book, source, deadline };
     let patches: Vec<usize> = written.patches().map(|(number, _)| number).collect();
@@ -82,7 +82,9 @@ pub(super) async fn update_statuses(services: &Services, sets: &MemorySets, name
             sets.put_cluster(name.to_owned(), set);
         }
     }
-    for ((namespace, _), mut set) in sets.own_sets().into_iter().filter(|((_, other), _)| other == name) {
+    for ((namespace, _), mut set) in
+        sets.namespaced_sets().into_iter().filter(|((_, other), _)| other == name)
+    {
         let generation = set.metadata.generation.unwrap_or_default();
         let secret = set.spec.pull_secret.as_ref().map(|secret| secret.name.as_str());
         if !is_current(set.status.as_ref(), generation) {
@@ -90,7 +92,7 @@ pub(super) async fn update_statuses(services: &Services, sets: &MemorySets, name
             let resolve = SetToResolve { namespace: Some(&namespace), name, steps, secret };
             let found = resolve_set(services, resolve, deadline).await;
             set.status = Some(status_now(set.status.as_ref(), generation, found));
-            sets.put_own(namespace, name.to_owned(), set);
+            sets.put_namespaced(namespace, name.to_owned(), set);
         }
     }
 }
@@ -101,7 +103,7 @@ fn step_origin(number: usize) -> Origin {
 
 struct SetResolution<'a> {
     services: &'a Services,
-    book: Rulebook,
+    book: ApplicablePolicies,
     source: Source,
     deadline: Deadline,
 }

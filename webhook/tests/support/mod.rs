@@ -19,14 +19,14 @@ use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_webhook::admit::{Admission, Outcome};
-use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
+use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{
-    Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies, StatedNamespaces,
+    Entry, Labels, ManifestNamespaces, Namespaces, NamespacesError, NoPolicy, Policies,
 };
 use oras_csi_webhook::server::{App, Health, ServerSettings};
-use oras_csi_webhook::sets::{MemorySets, SetBook};
+use oras_csi_webhook::sets::{MemorySets, SetCatalog};
 use oras_csi_webhook::{Registries, ResolverSettings};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -337,7 +337,7 @@ impl Bench {
 
     /// Uses these Secrets and service accounts.
     pub fn with_secrets(manifests: &[Value]) -> Self {
-        let mut secrets = StatedSecrets::default();
+        let mut secrets = ManifestSecrets::default();
         for manifest in manifests {
             secrets.take(manifest, "team");
         }
@@ -352,7 +352,7 @@ impl Bench {
 
     /// Uses these sets and Namespaces.
     pub fn with_sets(self, manifests: &[Value]) -> (Self, Arc<MemorySets>) {
-        let mut namespaces = StatedNamespaces::default();
+        let mut namespaces = ManifestNamespaces::default();
         for manifest in manifests {
             namespaces.take(manifest).unwrap();
         }
@@ -360,7 +360,7 @@ impl Bench {
         for manifest in manifests {
             sets.take(manifest, "team").unwrap();
         }
-        let admission = Arc::into_inner(self.admission).unwrap().with_sets(SetBook::new(sets.clone()));
+        let admission = Arc::into_inner(self.admission).unwrap().with_sets(SetCatalog::new(sets.clone()));
         (Self { admission: Arc::new(admission), ..self }, sets)
     }
 

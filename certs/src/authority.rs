@@ -1,5 +1,5 @@
-//! Making certificates: a CA and the short-lived leaves that it signs. Pure, but for the randomness of
-//! keys: the time is an argument.
+//! Issuing certificates: a CA and the short-lived leaf certificates that it signs. The time is an argument; only the keys
+//! are random.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -11,23 +11,23 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::sign::CertifiedKey;
 
-use crate::bundle::validity_of;
-use crate::clock::{Validity, human};
+use crate::ca_bundle::validity_of;
+use crate::clock::{Validity, rfc3339};
 use crate::error::Error;
 use crate::settings::Names;
-use crate::tls;
+use crate::tls_config;
 
-/// How long a CA is good for: ten years. It is pinned in one `caBundle` and nowhere else, so a short life
-/// would add an outage and take away no risk; `ca-previous.crt` lets it be replaced at any time.
+/// How long a CA is valid: ten years. It is trusted in one `caBundle` only, so a short life would cause outages without
+/// reducing a risk. With `ca-previous.crt` it can be replaced at any time.
 pub(crate) const AUTHORITY_LIFE: Duration = Duration::from_hours(3650 * 24);
 
-/// How long a leaf is good for: seven days. Nobody can revoke it, so it must run out by itself.
+/// How long a leaf is valid: seven days. It cannot be revoked, so it must expire soon.
 pub(crate) const LEAF_LIFE: Duration = Duration::from_hours(7 * 24);
 
-/// How far back a certificate's life begins, for clients whose clock is behind: five minutes.
+/// How long before now a certificate becomes valid, for clients with a slow clock: five minutes.
 pub(crate) const BACKDATED: Duration = Duration::from_mins(5);
 
-/// A CA with its key: it can sign leaves.
+/// A CA with its key, which can sign leaf certificates.
 pub(crate) struct Authority {
     certificate: CertificateDer<'static>,
     certificate_pem: String,
@@ -36,25 +36,25 @@ pub(crate) struct Authority {
     validity: Validity,
 }
 
-/// A leaf as it is written: PEM, certificate and key.
-pub(crate) struct Issued {
-    /// The certificate, which the CA signed directly: no intermediates.
+/// A leaf certificate and its key, in PEM.
+pub(crate) struct IssuedLeaf {
+    /// The certificate. The CA signed it directly, without intermediates.
     pub(crate) certificate_pem: String,
-    /// Its key, PKCS #8.
+    /// The key, in PKCS #8.
     pub(crate) key_pem: String,
 }
 
 impl Authority {
-    /// A new CA with a new ECDSA P-256 key, good from [`BACKDATED`] before `now` for [`AUTHORITY_LIFE`].
+    /// Creates a CA with a new ECDSA P-256 key, valid from [`BACKDATED`] before `now` for [`AUTHORITY_LIFE`].
     pub(crate) fn generate(now: SystemTime) -> Result<Self, Error> {
         Self::for_key(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?, now)
     }
 
-    /// A new CA certificate for the key in `ca.key` of `place`: whichever process makes it, what the key
-    /// signs is trusted through it.
+    /// Creates a CA certificate for the key in `ca.key` of `place`. Every process can do that: leaf certificates that the
+    /// key signs are trusted through any of these CA certificates.
     ///
     /// Fails with [`Error::Unusable`] for a key that does not parse.
-    pub(crate) fn finish(place: &str, key_pem: &[u8], now: SystemTime) -> Result<Self, Error> {
+    pub(crate) fn for_existing_key(place: &str, key_pem: &[u8], now: SystemTime) -> Result<Self, Error> {
         let key = KeyPair::from_pem(&String::from_utf8_lossy(key_pem)).map_err(|error| Error::Unusable {
             place: place.to_owned(),
             entry: "ca.key",
@@ -65,8 +65,8 @@ impl Authority {
 
     fn for_key(key: KeyPair, now: SystemTime) -> Result<Self, Error> {
         let mut params = CertificateParams::default();
-        // The date tells two CAs in one bundle apart for people; for machines the key identifier does.
-        params.distinguished_name.push(DnType::CommonName, format!("oras-csi webhook CA {}", human(now)));
+        // The date lets people distinguish two CAs in one bundle. Programs use the key identifier.
+        params.distinguished_name.push(DnType::CommonName, format!("oras-csi webhook CA {}", rfc3339(now)));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = (now - BACKDATED).into();
@@ -82,10 +82,10 @@ impl Authority {
         })
     }
 
-    /// The CA of which `certificate` and `key_pem` were read from `place`.
+    /// Makes a CA from a certificate and a key that were read from `place`.
     ///
-    /// Fails with [`Error::Unusable`] for a key that does not parse, [`Error::KeyMismatch`] for another
-    /// certificate's key.
+    /// Fails with [`Error::Unusable`] for a key that does not parse, and with [`Error::KeyMismatch`] for the key of another
+    /// certificate.
     pub(crate) fn parse(
         place: &str,
         certificate: &CertificateDer<'static>,
@@ -94,7 +94,7 @@ impl Authority {
         let unusable = |entry, reason: String| Error::Unusable { place: place.to_owned(), entry, reason };
         let key = PrivateKeyDer::from_pem_slice(key_pem)
             .map_err(|error| unusable("ca.key", format!("it holds no private key ({error})")))?;
-        match CertifiedKey::from_der(vec![certificate.clone()], key, &tls::provider()) {
+        match CertifiedKey::from_der(vec![certificate.clone()], key, &tls_config::crypto_provider()) {
             Ok(_) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {
                 return Err(Error::KeyMismatch {
@@ -110,13 +110,13 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_der(certificate, key)
             .map_err(|error| unusable("ca.crt", error.to_string()))?;
         let validity = validity_of(certificate).map_err(|reason| unusable("ca.crt", reason))?;
-        let certificate_pem = crate::bundle::to_pem(certificate);
+        let certificate_pem = crate::ca_bundle::to_pem(certificate);
         Ok(Self { certificate: certificate.clone(), certificate_pem, key_pem, issuer, validity })
     }
 
-    /// A leaf for `names` with a new ECDSA P-256 key, for TLS servers only, good from [`BACKDATED`] before
-    /// `now` for [`LEAF_LIFE`], but no longer than the CA itself.
-    pub(crate) fn issue(&self, names: &Names, now: SystemTime) -> Result<Issued, Error> {
+    /// Issues a leaf for `names` with a new ECDSA P-256 key, for TLS servers only. It is valid from [`BACKDATED`] before `now`
+    /// for [`LEAF_LIFE`], but not longer than the CA.
+    pub(crate) fn issue(&self, names: &Names, now: SystemTime) -> Result<IssuedLeaf, Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "oras-csi webhook");
         for name in names.dns() {
@@ -131,25 +131,25 @@ impl Authority {
         params.not_after = (now + LEAF_LIFE).min(self.validity.not_after()).into();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        Ok(IssuedLeaf { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
     }
 
-    /// The CA's certificate.
+    /// Returns the certificate of the CA.
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// The CA's certificate as PEM.
+    /// Returns the certificate of the CA as PEM.
     pub(crate) fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    /// The CA's private key as PEM: for whoever keeps it, and for no log.
+    /// Returns the private key of the CA as PEM. It must be stored only, and never logged.
     pub(crate) fn key_pem(&self) -> &str {
         &self.key_pem
     }
 
-    /// From when until when the CA is good.
+    /// Returns the validity of the CA.
     pub(crate) fn validity(&self) -> Validity {
         self.validity
     }
@@ -164,12 +164,12 @@ impl fmt::Debug for Authority {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::{Bundle, parse_certificates};
+    use crate::ca_bundle::{CaBundle, parse_certificates};
     use crate::testing::{names, now};
     use x509_parser::prelude::{FromDer, X509Certificate};
 
     #[test]
-    fn a_ca_is_a_ca_and_a_leaf_is_none() {
+    fn a_leaf_is_not_a_ca() {
         let authority = Authority::generate(now()).unwrap();
         let (_, ca) = X509Certificate::from_der(authority.certificate()).unwrap();
         let constraints = ca.basic_constraints().unwrap().unwrap();
@@ -189,11 +189,11 @@ mod tests {
         assert_eq!((validity.not_before(), validity.not_after()), (now() - BACKDATED, now() + LEAF_LIFE));
         let san = leaf.subject_alternative_name().unwrap().unwrap().value;
         assert_eq!(san.general_names.len(), names().dns().len() + names().ips().len());
-        Bundle::from(authority.certificate().clone()).vouches_for(&chain, now()).unwrap();
+        CaBundle::from(authority.certificate().clone()).verify_chain(&chain, now()).unwrap();
     }
 
     #[test]
-    fn a_leaf_does_not_outlive_its_ca() {
+    fn a_leaf_expires_no_later_than_its_ca() {
         let authority = Authority::generate(now()).unwrap();
         let late = authority.validity().not_after() - Duration::from_mins(1);
         let issued = authority.issue(&names(), late).unwrap();
@@ -202,12 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_read_back_signs_what_the_first_one_vouches_for() {
+    fn a_ca_that_was_read_back_issues_trusted_leaves() {
         let made = Authority::generate(now()).unwrap();
         let read = Authority::parse("here", made.certificate(), made.key_pem().as_bytes()).unwrap();
         let issued = read.issue(&names(), now()).unwrap();
         let chain = parse_certificates(issued.certificate_pem.as_bytes()).unwrap();
-        Bundle::from(made.certificate().clone()).vouches_for(&chain, now()).unwrap();
+        CaBundle::from(made.certificate().clone()).verify_chain(&chain, now()).unwrap();
 
         let other = Authority::generate(now()).unwrap();
         let mixed = Authority::parse("here", made.certificate(), other.key_pem().as_bytes());
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_printed() {
+    fn debug_output_has_no_key() {
         let authority = Authority::generate(now()).unwrap();
         assert!(!format!("{authority:?}").contains("PRIVATE"));
     }

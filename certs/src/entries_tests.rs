@@ -1,10 +1,10 @@
-//! Which entries mean what.
+//! How entries are interpreted.
 
 use super::*;
 use crate::testing::{names, now};
 use rstest::rstest;
 
-/// A CA of ours (a) and another (b), with a leaf of each.
+/// A CA (a) and another CA (b), with a leaf of each.
 struct Material {
     a: Authority,
     b: Authority,
@@ -17,7 +17,7 @@ impl Material {
 
     /// Entries by a short notation: which CA each of ca.crt, ca.key, tls.crt, tls.key is from; `-` for
     /// none, `!` for garbage.
-    fn contents(&self, notation: &str) -> Contents {
+    fn entries(&self, notation: &str) -> Entries {
         let leaves = [&self.a, &self.b].map(|authority| authority.issue(&names(), now()).unwrap());
         let mut entries = notation.chars().enumerate().map(|(index, letter)| {
             let which = match letter {
@@ -36,25 +36,25 @@ impl Material {
             Some(text.as_bytes().to_vec())
         });
         let mut next = || entries.next().flatten();
-        Contents { ca_crt: next(), ca_key: next(), tls_crt: next(), tls_key: next(), ca_previous: None }
+        Entries { ca_crt: next(), ca_key: next(), tls_crt: next(), tls_key: next(), ca_previous: None }
     }
 }
 
-fn words(kept: Result<Kept, Error>) -> &'static str {
-    match kept {
-        Ok(Kept::Nothing) => "nothing",
-        Ok(Kept::External { bundle, .. }) if bundle.is_empty() => "external",
-        Ok(Kept::External { .. }) => "external with ca",
-        Ok(Kept::Authority(kept)) => match kept.beside {
-            Beside::Nothing => "ours",
-            Beside::Ours(Some(_)) => "ours with leaf",
-            Beside::Ours(None) => "ours with half a leaf",
-            Beside::Foreign(_) => "ours beside another's",
+fn describe(stored: Result<Stored, Error>) -> &'static str {
+    match stored {
+        Ok(Stored::Nothing) => "nothing",
+        Ok(Stored::External { bundle, .. }) if bundle.is_empty() => "external",
+        Ok(Stored::External { .. }) => "external with ca",
+        Ok(Stored::Authority(stored)) => match stored.leaf {
+            StoredLeaf::Nothing => "ours",
+            StoredLeaf::Ours(Some(_)) => "ours with leaf",
+            StoredLeaf::Ours(None) => "ours with half a leaf",
+            StoredLeaf::Foreign(_) => "ours with a foreign leaf",
         },
         Err(Error::Incomplete { .. }) => "incomplete",
         Err(Error::Unusable { .. }) => "unusable",
         Err(Error::KeyMismatch { .. }) => "mismatch",
-        Err(Error::Absent { .. }) => "absent",
+        Err(Error::NoCertificateYet { .. }) => "absent",
         Err(_) => "another error",
     }
 }
@@ -65,7 +65,7 @@ fn words(kept: Result<Kept, Error>) -> &'static str {
 #[case("aa--", "ours", "absent")]
 #[case("aaaa", "ours with leaf", "external with ca")]
 #[case("aaa-", "ours with half a leaf", "incomplete")]
-#[case("aabb", "ours beside another's", "external with ca")]
+#[case("aabb", "ours with a foreign leaf", "external with ca")]
 #[case("aa-a", "incomplete", "incomplete")]
 #[case("aab-", "incomplete", "incomplete")]
 #[case("aa!b", "unusable", "external with ca")]
@@ -79,38 +79,38 @@ fn words(kept: Result<Kept, Error>) -> &'static str {
 #[case("a!--", "unusable", "absent")]
 #[case("!a--", "unusable", "absent")]
 #[case("!-bb", "unusable", "unusable")]
-fn meanings(#[case] notation: &str, #[case] automatic: &str, #[case] external: &str) {
+fn entries_are_interpreted(#[case] notation: &str, #[case] automatic: &str, #[case] external: &str) {
     let material = Material::new();
-    let meaning = |issuance| words(material.contents(notation).meaning("here", issuance, now()));
-    assert_eq!(meaning(Issuance::Automatic), automatic, "automatic");
-    assert_eq!(meaning(Issuance::External), external, "external");
+    let interpreted = |issuance| describe(material.entries(notation).interpret("here", issuance, now()));
+    assert_eq!(interpreted(Issuance::Automatic), automatic, "automatic");
+    assert_eq!(interpreted(Issuance::External), external, "external");
 }
 
 #[test]
-fn the_ca_before_is_in_the_bundle_after_the_one_in_use() {
+fn an_earlier_ca_is_in_the_bundle_after_the_present_ca() {
     let material = Material::new();
     let previous = Some(material.b.certificate_pem().into());
-    let contents = Contents { ca_previous: previous, ..material.contents("aa--") };
-    let Ok(Kept::Authority(kept)) = contents.meaning("here", Issuance::Automatic, now()) else {
+    let entries = Entries { ca_previous: previous, ..material.entries("aa--") };
+    let Ok(Stored::Authority(stored)) = entries.interpret("here", Issuance::Automatic, now()) else {
         panic!("not ours")
     };
-    let bundle: Vec<_> = kept.bundle.iter().collect();
+    let bundle: Vec<_> = stored.bundle.iter().collect();
     assert_eq!(bundle, [material.a.certificate(), material.b.certificate()]);
 }
 
 #[test]
-fn an_empty_ca_crt_of_somebody_else_is_none() {
+fn an_empty_external_ca_crt_is_ignored() {
     let material = Material::new();
-    let contents = Contents { ca_crt: Some(b"\n".to_vec()), ..material.contents("--bb") };
-    assert_eq!(words(contents.meaning("here", Issuance::Automatic, now())), "external");
+    let entries = Entries { ca_crt: Some(b"\n".to_vec()), ..material.entries("--bb") };
+    assert_eq!(describe(entries.interpret("here", Issuance::Automatic, now())), "external");
 }
 
 #[test]
-fn an_expired_ca_says_what_to_do() {
+fn the_error_for_an_expired_ca_says_what_to_do() {
     let material = Material::new();
     let late = material.a.validity().not_after() + std::time::Duration::from_secs(1);
-    let Err(error) = material.contents("aa--").meaning("here", Issuance::Automatic, late) else {
-        panic!("an expired CA was taken")
+    let Err(error) = material.entries("aa--").interpret("here", Issuance::Automatic, late) else {
+        panic!("an expired CA was accepted")
     };
     assert!(error.to_string().contains("remove ca.crt, ca.key"), "{error}");
 }

@@ -1,4 +1,5 @@
-//! Asks policies about a pod's artifacts, and sorts what they say: a denial, warnings, audit notes. Pure.
+//! Applies the policies of a namespace to the artifacts of a pod. The result is a denial, warnings and audit
+//! annotations. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,38 +9,38 @@ use oras_csi_core::policy::{ArtifactContents, Author, Mode, Policy, Rule, Source
 use oras_csi_core::reference::Reference;
 use serde_json::json;
 
-use super::Rulebook;
+use super::ApplicablePolicies;
 use crate::denial::{Code, Denial};
 use crate::intent::{Named, Origin};
 use crate::metrics::{Metrics, Verdict};
 
-/// What is noted for the audit log of one pod under one key, at most; the rest is counted.
-const MOST_NOTES: usize = 32;
+/// How many entries one audit annotation of a pod can have; further entries are counted.
+const MAX_AUDIT_ENTRIES: usize = 32;
 
-/// The keys of audit annotations. A key that is there in both rounds of one admission has the same value in
-/// both (the API server keeps the first and complains of another): what a rule says of an attribute's writing is
-/// apart, since a second round finds the attribute rewritten.
+/// The keys of audit annotations. A key that is set in both rounds of one admission must have the same value in both: the
+/// API server keeps the first value and reports an error for another one. So violations by the spelling of a volume
+/// attribute have a key of their own, because the second round sees the attribute rewritten.
 const VIOLATIONS: &str = "violations";
 const WRITING_VIOLATIONS: &str = "writing-violations";
 const WRITING_VIOLATIONS_INLINE: &str = "writing-violations-inline";
-/// What rules say of a patch, which no second round finds at a volume that has become canonical.
+/// Violations by a patch: the second round sees a canonical volume without the patch.
 const PATCH_VIOLATIONS: &str = "patch-violations";
 const PATCH_VIOLATIONS_INLINE: &str = "patch-violations-inline";
-/// Artifacts that policies in mode Audit could not look at.
-const NOT_LOOKED_AT: &str = "not-looked-at";
+/// Artifacts whose contents could not be checked. The value is part of the interface.
+const UNCHECKED: &str = "not-looked-at";
 
-/// What policies said, but for the denial that ends it.
+/// What the policies reported for a pod, except a denial.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     warnings: Vec<String>,
-    notes: BTreeMap<&'static str, Vec<serde_json::Value>>,
-    /// How many more there were than are kept.
+    audit: BTreeMap<&'static str, Vec<serde_json::Value>>,
+    /// How many entries were left out.
     more: BTreeMap<&'static str, usize>,
 }
 
-/// One policy's word on one artifact.
+/// The result of one policy for one artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opinion {
+pub struct Evaluation {
     author: Author,
     mode: Mode,
     rule: Option<Rule>,
@@ -48,48 +49,53 @@ pub struct Opinion {
     looks_at_contents: bool,
 }
 
-impl Opinion {
-    /// Whose policy it is.
+impl Evaluation {
+    /// Returns the policy, or the option that stands for one.
     pub fn author(&self) -> &Author {
         &self.author
     }
 
-    /// What becomes of those who break its rules.
+    /// Returns the mode: what happens when a rule is broken.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Whether a rule of it is broken.
+    /// Reports whether the artifact breaks a rule.
     pub fn is_broken(&self) -> bool {
         self.is_broken
     }
 
-    /// Whether the policy has rules about contents, of which an opinion on a name says nothing.
+    /// Reports whether the policy has rules about contents, which an evaluation of a reference does not cover.
     pub fn looks_at_contents(&self) -> bool {
         self.looks_at_contents
     }
 
-    /// The rule that decided: the one that is broken, or the list that has the artifact.
+    /// Returns the rule that decided: the broken rule, or the list that allows the artifact.
     pub fn rule(&self) -> Option<Rule> {
         self.rule
     }
 
-    /// What the rule looked at.
+    /// Returns the part of the artifact that the rule matched.
     pub fn component(&self) -> Option<&str> {
         self.component.as_deref()
     }
 }
 
-/// What each policy says of a reference's name.
-pub(crate) fn opinions(book: &Rulebook, reference: &Reference, source: Source) -> Vec<Opinion> {
-    book.policies()
+/// Evaluates each policy for a reference.
+pub(crate) fn evaluate_reference(
+    policies: &ApplicablePolicies,
+    reference: &Reference,
+    source: Source,
+) -> Vec<Evaluation> {
+    policies
+        .policies()
         .map(|policy| {
             let (rule, component, is_broken) = match policy.check_reference(reference, source) {
                 Ok(None) => (None, None, false),
                 Ok(Some(pattern)) => (Some(Rule::RegistriesAllow), Some(pattern.to_string()), false),
                 Err(violation) => (Some(violation.rule()), Some(violation.component().to_owned()), true),
             };
-            Opinion {
+            Evaluation {
                 author: policy.author().clone(),
                 mode: policy.mode(),
                 rule,
@@ -101,13 +107,16 @@ pub(crate) fn opinions(book: &Rulebook, reference: &Reference, source: Source) -
         .collect()
 }
 
-/// What each policy that looks at contents says of what a registry has.
-pub(crate) fn opinions_of_contents(book: &Rulebook, found: &[ArtifactContents]) -> Vec<Opinion> {
-    let policies = book.policies().filter(|policy| policy.looks_at_contents());
+/// Evaluates each policy with rules about contents, for the manifests that the registry returned.
+pub(crate) fn evaluate_contents(
+    applicable: &ApplicablePolicies,
+    found: &[ArtifactContents],
+) -> Vec<Evaluation> {
+    let policies = applicable.policies().filter(|policy| policy.looks_at_contents());
     policies
         .map(|policy| {
             let violation = found.iter().find_map(|found| policy.check_contents(found).err());
-            Opinion {
+            Evaluation {
                 author: policy.author().clone(),
                 mode: policy.mode(),
                 rule: violation.as_ref().map(Violation::rule),
@@ -120,40 +129,40 @@ pub(crate) fn opinions_of_contents(book: &Rulebook, found: &[ArtifactContents]) 
 }
 
 impl Findings {
-    /// Asks all policies about a name. The denial is that of the first rule in the order of [`Rule`], so that
-    /// what is forbidden comes before what is merely not allowed.
+    /// Checks a reference against all policies. The denial names the first broken rule in the order of [`Rule`], so that
+    /// a deny list is reported before a missing entry of an allow list.
     pub(crate) fn check_name(
         &mut self,
-        book: &Rulebook,
+        policies: &ApplicablePolicies,
         named: &Named,
         metrics: &Metrics,
     ) -> Result<(), Denial> {
         let check = |policy: &Policy| policy.check_reference(&named.reference, named.source).map(|_| ());
-        self.check(book, named, metrics, check)
+        self.check(policies, named, metrics, check)
     }
 
-    /// Asks all policies about what a registry has; each of `found` may be what a node mounts.
+    /// Checks contents against all policies; a node may mount any of `found`.
     pub(crate) fn check_found(
         &mut self,
-        book: &Rulebook,
+        policies: &ApplicablePolicies,
         named: &Named,
         found: &[ArtifactContents],
         metrics: &Metrics,
     ) -> Result<(), Denial> {
         let check = |policy: &Policy| found.iter().try_for_each(|found| policy.check_contents(found));
-        self.check(book, named, metrics, check)
+        self.check(policies, named, metrics, check)
     }
 
     fn check(
         &mut self,
-        book: &Rulebook,
+        policies: &ApplicablePolicies,
         named: &Named,
         metrics: &Metrics,
         check: impl Fn(&Policy) -> Result<(), Violation>,
     ) -> Result<(), Denial> {
         let mut denied: Option<(&Policy, Violation)> = None;
-        let mut more = 0_usize;
-        for policy in book.policies() {
+        let mut others = 0_usize;
+        for policy in policies.policies() {
             let Err(violation) = check(policy) else {
                 metrics.verdict(Verdict::Passed);
                 continue;
@@ -162,7 +171,7 @@ impl Findings {
             match policy.mode() {
                 Mode::Enforce => match &denied {
                     Some((_, first)) => {
-                        more += 1;
+                        others += 1;
                         if violation.rule() < first.rule() {
                             denied = Some((policy, violation));
                         }
@@ -170,15 +179,15 @@ impl Findings {
                     None => denied = Some((policy, violation)),
                 },
                 Mode::Warn => self.warn(policy, named, &violation),
-                Mode::Audit => self.note(policy, named, &violation),
+                Mode::Audit => self.record_violation(policy, named, &violation),
             }
         }
         match denied {
             None => Ok(()),
             Some((policy, violation)) => {
-                let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+                let others = if others > 0 { format!(" (and {others} more)") } else { String::new() };
                 let rule = format!(
-                    "is refused by {}, rule {} ({}){more}",
+                    "is refused by {}, rule {} ({}){others}",
                     policy.author(),
                     violation.rule(),
                     violation.component()
@@ -201,7 +210,7 @@ impl Findings {
         ));
     }
 
-    fn note(&mut self, policy: &Policy, named: &Named, violation: &Violation) {
+    fn record_violation(&mut self, policy: &Policy, named: &Named, violation: &Violation) {
         let key = match (named.is_patch, violation.rule().is_about_tags(), &named.origin) {
             (true, _, Origin::Annotation { .. }) => PATCH_VIOLATIONS,
             (true, _, Origin::Attribute { .. } | Origin::Field(_)) => PATCH_VIOLATIONS_INLINE,
@@ -209,47 +218,52 @@ impl Findings {
             (false, true, Origin::Annotation { .. }) => WRITING_VIOLATIONS,
             (false, true, Origin::Attribute { .. } | Origin::Field(_)) => WRITING_VIOLATIONS_INLINE,
         };
-        // A rule on a name says the same of a tag and of the digest that replaces it.
-        let note = json!({
+        // Without tag or digest: a rule on a name has the same result for a tag and for the digest that replaces it.
+        let entry = json!({
             "policy": policy.author().name(),
             "rule": violation.rule().as_str(),
             "artifact": named.reference.name(),
             "component": violation.component(),
         });
-        self.keep(key, note);
+        self.add_audit_entry(key, entry);
     }
 
-    /// Says that nobody could look at an artifact, where no policy that would have denies.
-    pub(crate) fn not_looked_at(&mut self, book: &Rulebook, named: &Named, failure: &impl fmt::Display) {
+    /// Records that the contents of an artifact could not be checked, for policies that do not deny.
+    pub(crate) fn record_unchecked(
+        &mut self,
+        policies: &ApplicablePolicies,
+        named: &Named,
+        failure: &impl fmt::Display,
+    ) {
         let text = Shown::new(&named.reference.to_string());
-        for policy in book.policies().filter(|policy| policy.looks_at_contents()) {
+        for policy in policies.policies().filter(|policy| policy.looks_at_contents()) {
             let author = policy.author();
             match policy.mode() {
                 Mode::Warn => self.warnings.push(format!(
-                    "{}: \"{text}\" could not be looked at for {author} ({failure})",
+                    "{}: \"{text}\" could not be checked against {author} ({failure})",
                     named.origin.at()
                 )),
-                Mode::Audit | Mode::Enforce => self.keep(
-                    NOT_LOOKED_AT,
+                Mode::Audit | Mode::Enforce => self.add_audit_entry(
+                    UNCHECKED,
                     json!({"policy": author.name(), "artifact": named.reference.name()}),
                 ),
             }
         }
     }
 
-    fn keep(&mut self, key: &'static str, note: serde_json::Value) {
-        let notes = self.notes.entry(key).or_default();
-        if notes.contains(&note) {
+    fn add_audit_entry(&mut self, key: &'static str, entry: serde_json::Value) {
+        let entries = self.audit.entry(key).or_default();
+        if entries.contains(&entry) {
             return;
         }
-        if notes.len() < MOST_NOTES {
-            notes.push(note);
+        if entries.len() < MAX_AUDIT_ENTRIES {
+            entries.push(entry);
         } else {
             *self.more.entry(key).or_default() += 1;
         }
     }
 
-    /// The warnings, each once.
+    /// Returns the warnings, each once.
     pub(crate) fn take_warnings(&mut self) -> Vec<String> {
         let mut seen = BTreeSet::new();
         let mut warnings = std::mem::take(&mut self.warnings);
@@ -257,12 +271,12 @@ impl Findings {
         warnings
     }
 
-    /// Audit annotations, a JSON list each.
-    pub(crate) fn into_audit(mut self) -> BTreeMap<String, String> {
+    /// Returns the audit annotations; each value is a JSON list.
+    pub(crate) fn into_audit_annotations(mut self) -> BTreeMap<String, String> {
         for (key, more) in self.more {
-            self.notes.entry(key).or_default().push(json!({"more": more}));
+            self.audit.entry(key).or_default().push(json!({"more": more}));
         }
-        let text = |notes: Vec<serde_json::Value>| serde_json::Value::Array(notes).to_string();
-        self.notes.into_iter().map(|(key, notes)| (key.to_owned(), text(notes))).collect()
+        let text = |entries: Vec<serde_json::Value>| serde_json::Value::Array(entries).to_string();
+        self.audit.into_iter().map(|(key, entries)| (key.to_owned(), text(entries))).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Secrets and service accounts that manifests have.
+//! Secrets and service accounts in a stream of manifests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,19 +7,20 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use oras_csi_core::credentials::DockerConfig;
+use oras_csi_kube_support::pull_secret::DOCKER_CONFIG_KEYS;
 use serde_json::Value;
 
-use super::{DOCKER_CONFIG_KEYS, Secret, SecretError, Secrets};
+use super::{Secret, SecretError, Secrets};
 
-/// What a stream of manifests says; of everything else nothing is known.
+/// The Secrets and service accounts in a stream of manifests. Other Secrets are unknown.
 #[derive(Clone, Debug, Default)]
-pub struct StatedSecrets {
+pub struct ManifestSecrets {
     secrets: BTreeMap<(String, String), Result<Arc<DockerConfig>, SecretError>>,
     accounts: BTreeMap<(String, String), Vec<String>>,
 }
 
-impl StatedSecrets {
-    /// Takes a manifest in, if it is a Secret or a service account; `namespace` is that of one that names none.
+impl ManifestSecrets {
+    /// Adds a manifest if it is a Secret or a service account. `namespace` is used for a manifest without one.
     pub fn take(&mut self, manifest: &Value, namespace: &str) {
         let Some(name) = manifest["metadata"]["name"].as_str() else { return };
         if manifest["apiVersion"] != "v1" {
@@ -41,7 +42,7 @@ impl StatedSecrets {
     }
 }
 
-/// `stringData` wins over `data`, as in the API server.
+/// Reads the docker config of a Secret. `stringData` takes precedence over `data`, as in the API server.
 fn read(manifest: &Value) -> Result<Arc<DockerConfig>, SecretError> {
     for key in DOCKER_CONFIG_KEYS {
         let plain = manifest["stringData"][key].as_str().map(|text| text.as_bytes().to_vec());
@@ -54,7 +55,7 @@ fn read(manifest: &Value) -> Result<Arc<DockerConfig>, SecretError> {
 }
 
 #[async_trait]
-impl Secrets for StatedSecrets {
+impl Secrets for ManifestSecrets {
     async fn secret(&self, namespace: &str, name: &str) -> Result<Secret, SecretError> {
         match self.secrets.get(&(namespace.to_owned(), name.to_owned())) {
             Some(Ok(config)) => Ok(Secret::Known(Arc::clone(config))),

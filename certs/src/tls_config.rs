@@ -1,4 +1,4 @@
-//! The TLS settings of the server.
+//! The TLS configuration of the server.
 
 use std::sync::Arc;
 
@@ -9,16 +9,17 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::error::Error;
 
-/// The cryptography in use. Named explicitly, so that nothing hangs on a process-wide default.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
+/// Returns the cryptography provider. It is named explicitly, so that nothing depends on a default of the process.
+pub(crate) fn crypto_provider() -> Arc<CryptoProvider> {
     static PROVIDER: std::sync::LazyLock<Arc<CryptoProvider>> =
         std::sync::LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     Arc::clone(&PROVIDER)
 }
 
-/// TLS 1.3 and 1.2, HTTP/2 and HTTP/1.1, no client certificates, the certificate from `resolver`.
+/// Makes a configuration with TLS 1.3 and 1.2, HTTP/2 and HTTP/1.1, without client certificates. `resolver` selects the
+/// certificate.
 pub(crate) fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>, Error> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(resolver);

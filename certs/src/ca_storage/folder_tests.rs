@@ -1,10 +1,11 @@
-//! The folder: who wins, what is left behind, and who may read it.
+//! The folder: which writer wins, which files stay, and their permissions.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Arc, Barrier};
 
 use super::*;
-use crate::contents::{Beside, Kept};
+use crate::entries::{Stored, StoredLeaf};
 use crate::settings::Issuance;
 use crate::testing::{names, now};
 
@@ -12,20 +13,20 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-fn kept(folder: &Folder) -> crate::contents::KeptAuthority {
-    match folder.read().unwrap().meaning("here", Issuance::Automatic, now()).unwrap() {
-        Kept::Authority(kept) => *kept,
-        _ => panic!("no CA is kept"),
+fn stored(folder: &CaFolder) -> crate::entries::StoredCa {
+    match folder.read().unwrap().interpret("here", Issuance::Automatic, now()).unwrap() {
+        Stored::Authority(stored) => *stored,
+        _ => panic!("no CA is stored"),
     }
 }
 
 #[test]
-fn a_folder_is_made_private_and_keys_are_for_the_owner() {
+fn a_new_folder_and_its_keys_are_private() {
     let root = tempfile::tempdir().unwrap();
-    let folder = Folder::new(root.path().join("deep/certs"));
-    folder.establish(&Authority::generate(now()).unwrap(), now()).unwrap();
-    let renewed = folder.renew(&kept(&folder).authority, &names(), now()).unwrap();
-    assert!(renewed.kept);
+    let folder = CaFolder::new(root.path().join("deep/certs"));
+    folder.store_ca(&Authority::generate(now()).unwrap(), now()).unwrap();
+    let renewed = folder.renew(&stored(&folder).authority, &names(), now()).unwrap();
+    assert!(renewed.is_stored);
     let path = root.path().join("deep/certs");
     assert_eq!(mode(&path), 0o700);
     assert_eq!(mode(&path.join("ca.key")), 0o600);
@@ -37,68 +38,71 @@ fn a_folder_is_made_private_and_keys_are_for_the_owner() {
 }
 
 #[test]
-fn all_who_race_for_one_folder_end_with_one_ca_and_one_pair_that_matches() {
+fn racing_processes_end_with_one_ca_and_one_matching_pair() {
     const RACERS: usize = 8;
     for _ in 0..10 {
         let root = tempfile::tempdir().unwrap();
         let start = Arc::new(Barrier::new(RACERS));
         let racers: Vec<_> = (0..RACERS)
             .map(|_| {
-                let (folder, start) = (Folder::new(root.path().join("certs")), Arc::clone(&start));
+                let (folder, start) = (CaFolder::new(root.path().join("certs")), Arc::clone(&start));
                 std::thread::spawn(move || {
                     let proposed = Authority::generate(now()).unwrap();
                     start.wait();
-                    folder.establish(&proposed, now()).unwrap();
-                    let kept = kept(&folder);
-                    let leaf = folder.renew(&kept.authority, &names(), now()).unwrap().leaf;
-                    (kept.authority.certificate().clone(), leaf)
+                    folder.store_ca(&proposed, now()).unwrap();
+                    let stored = stored(&folder);
+                    let leaf = folder.renew(&stored.authority, &names(), now()).unwrap().leaf;
+                    (stored.authority.certificate().clone(), leaf)
                 })
             })
             .collect();
         let results: Vec<_> = racers.into_iter().map(|racer| racer.join().unwrap()).collect();
         assert!(results.iter().all(|result| *result == results[0]), "all agree");
-        let kept = kept(&Folder::new(root.path().join("certs")));
-        let Beside::Ours(Some(pair)) = kept.beside else { panic!("no pair of ours") };
+        let stored = stored(&CaFolder::new(root.path().join("certs")));
+        let StoredLeaf::Ours(Some(pair)) = stored.leaf else { panic!("no pair of ours") };
         Leaf::parse("here", &pair.certificate, &pair.key, &names(), now()).unwrap();
     }
 }
 
 #[test]
-fn a_ca_that_was_cut_short_is_finished_with_the_key_that_is_there() {
+fn an_incomplete_ca_is_completed_with_the_existing_key() {
     let root = tempfile::tempdir().unwrap();
-    let folder = Folder::new(root.path().to_owned());
+    let folder = CaFolder::new(root.path().to_owned());
     let dead = Authority::generate(now()).unwrap();
     std::fs::write(root.path().join("ca.key"), dead.key_pem()).unwrap();
-    folder.establish(&Authority::generate(now()).unwrap(), now()).unwrap();
-    let kept = kept(&folder);
-    assert_eq!(kept.authority.key_pem(), dead.key_pem());
+    folder.store_ca(&Authority::generate(now()).unwrap(), now()).unwrap();
+    let stored = stored(&folder);
+    assert_eq!(stored.authority.key_pem(), dead.key_pem());
 }
 
 #[test]
-fn a_renewal_that_was_cut_short_is_done_again() {
+fn an_interrupted_renewal_is_repeated() {
     let root = tempfile::tempdir().unwrap();
-    let folder = Folder::new(root.path().to_owned());
-    folder.establish(&Authority::generate(now()).unwrap(), now()).unwrap();
-    let authority = kept(&folder).authority;
+    let folder = CaFolder::new(root.path().to_owned());
+    folder.store_ca(&Authority::generate(now()).unwrap(), now()).unwrap();
+    let authority = stored(&folder).authority;
     folder.renew(&authority, &names(), now()).unwrap();
     let newer = authority.issue(&names(), now()).unwrap();
     std::fs::write(root.path().join("tls.crt"), newer.certificate_pem).unwrap();
-    assert!(matches!(kept(&folder).beside, Beside::Ours(Some(_))), "the certificate tells whose it is");
+    assert!(
+        matches!(stored(&folder).leaf, StoredLeaf::Ours(Some(_))),
+        "the certificate shows which CA issued the pair"
+    );
     folder.renew(&authority, &names(), now()).unwrap();
-    let Beside::Ours(Some(pair)) = kept(&folder).beside else { panic!("no pair of ours") };
+    let StoredLeaf::Ours(Some(pair)) = stored(&folder).leaf else { panic!("no pair of ours") };
     Leaf::parse("here", &pair.certificate, &pair.key, &names(), now()).unwrap();
 }
 
 #[test]
-fn another_ones_pair_is_never_overwritten() {
+fn an_external_pair_is_never_overwritten() {
     let root = tempfile::tempdir().unwrap();
-    let folder = Folder::new(root.path().to_owned());
-    folder.establish(&Authority::generate(now()).unwrap(), now()).unwrap();
+    let folder = CaFolder::new(root.path().to_owned());
+    folder.store_ca(&Authority::generate(now()).unwrap(), now()).unwrap();
     let theirs = Authority::generate(now()).unwrap().issue(&names(), now()).unwrap();
     std::fs::write(root.path().join("tls.crt"), &theirs.certificate_pem).unwrap();
     std::fs::write(root.path().join("tls.key"), &theirs.key_pem).unwrap();
-    let renewed = folder.renew(&kept(&folder).authority, &names(), now()).unwrap();
-    assert!(!renewed.kept);
+    let renewed = folder.renew(&stored(&folder).authority, &names(), now()).unwrap();
+    assert!(!renewed.is_stored);
     assert_eq!(std::fs::read_to_string(root.path().join("tls.crt")).unwrap(), theirs.certificate_pem);
     assert_eq!(std::fs::read_to_string(root.path().join("tls.key")).unwrap(), theirs.key_pem);
 }
@@ -106,16 +110,16 @@ fn another_ones_pair_is_never_overwritten() {
 #[test]
 fn a_folder_that_cannot_be_made_is_named_in_the_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let folder = Folder::new(file.path().join("certs"));
-    let error = folder.establish(&Authority::generate(now()).unwrap(), now()).unwrap_err().to_string();
+    let folder = CaFolder::new(file.path().join("certs"));
+    let error = folder.store_ca(&Authority::generate(now()).unwrap(), now()).unwrap_err().to_string();
     assert!(error.contains(&file.path().display().to_string()), "{error}");
 }
 
 #[test]
-fn where_nothing_can_be_written_a_leaf_is_used_all_the_same() {
+fn a_leaf_is_used_even_if_nothing_can_be_written() {
     let root = tempfile::tempdir().unwrap();
-    let folder = Folder::new(root.path().join("gone"));
+    let folder = CaFolder::new(root.path().join("missing"));
     let authority = Authority::generate(now()).unwrap();
     let renewed = folder.renew(&authority, &names(), now()).unwrap();
-    assert!(!renewed.kept && renewed.leaf.is_from(authority.certificate()));
+    assert!(!renewed.is_stored && renewed.leaf.is_from(authority.certificate()));
 }

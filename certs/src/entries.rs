@@ -1,12 +1,12 @@
-//! What a folder or Secret holds, and what that means. Pure.
+//! The entries of a folder or Secret, and how they are interpreted. No I/O.
 
 use std::time::SystemTime;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::bundle::{Bundle, parse_certificates};
+use crate::authority::Authority;
+use crate::ca_bundle::{CaBundle, parse_certificates};
 use crate::error::Error;
-use crate::issue::Authority;
 use crate::leaf;
 use crate::settings::Issuance;
 
@@ -14,16 +14,16 @@ use crate::settings::Issuance;
 pub(crate) const CA_CRT: &str = "ca.crt";
 /// The private key of the first certificate in [`CA_CRT`].
 pub(crate) const CA_KEY: &str = "ca.key";
-/// CA certificates that were in use before and are trusted still.
+/// CA certificates that were in use before and are still trusted.
 pub(crate) const CA_PREVIOUS_CRT: &str = "ca-previous.crt";
-/// The serving certificate, intermediates after it.
+/// The serving certificate, followed by intermediates.
 pub(crate) const TLS_CRT: &str = "tls.crt";
 /// The private key of [`TLS_CRT`].
 pub(crate) const TLS_KEY: &str = "tls.key";
 
-/// The entries of a folder or Secret, as bytes. Not printed: some are private keys.
+/// The entries of a folder or Secret, as bytes. They are never printed, because some are private keys.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Contents {
+pub(crate) struct Entries {
     /// [`CA_CRT`]
     pub(crate) ca_crt: Option<Vec<u8>>,
     /// [`CA_KEY`]
@@ -36,7 +36,7 @@ pub(crate) struct Contents {
     pub(crate) tls_key: Option<Vec<u8>>,
 }
 
-/// A certificate and key that have not been looked at.
+/// A certificate and a key that have not been checked.
 #[derive(Clone)]
 pub(crate) struct RawPair {
     /// [`TLS_CRT`]
@@ -45,61 +45,61 @@ pub(crate) struct RawPair {
     pub(crate) key: Vec<u8>,
 }
 
-/// What [`Contents`] mean.
-pub(crate) enum Kept {
-    /// Nothing yet, or the key of a CA whose certificate was not written before the process that made it
-    /// ended: a CA may be made and kept, or finished.
+/// What [`Entries`] hold.
+pub(crate) enum Stored {
+    /// Nothing yet, or the key of a CA without its certificate, because the process that created it ended in between. A CA
+    /// can be created or completed.
     Nothing,
-    /// Our own CA.
-    Authority(Box<KeptAuthority>),
-    /// Somebody else's certificate, with the CAs that they trust; perhaps none.
+    /// A CA that oras-csi created.
+    Authority(Box<StoredCa>),
+    /// An external certificate, with its CAs if there are any.
     External {
         /// The certificate and key.
         pair: RawPair,
         /// [`CA_CRT`] and [`CA_PREVIOUS_CRT`].
-        bundle: Bundle,
+        bundle: CaBundle,
     },
 }
 
-/// Our own CA, and the serving certificate beside it.
-pub(crate) struct KeptAuthority {
+/// A CA that oras-csi created, and the serving certificate beside it.
+pub(crate) struct StoredCa {
     /// The CA.
     pub(crate) authority: Authority,
-    /// The CA and those before it.
-    pub(crate) bundle: Bundle,
-    /// What is in [`TLS_CRT`] and [`TLS_KEY`].
-    pub(crate) beside: Beside,
+    /// The CA and earlier CAs.
+    pub(crate) bundle: CaBundle,
+    /// The contents of [`TLS_CRT`] and [`TLS_KEY`].
+    pub(crate) leaf: StoredLeaf,
 }
 
-/// The serving certificate beside our own CA.
-pub(crate) enum Beside {
+/// The serving certificate beside the CA.
+pub(crate) enum StoredLeaf {
     /// There is none.
     Nothing,
-    /// The CA signed it, so it is ours to renew. Its key may be missing or another's: a renewal that was
-    /// cut short.
+    /// The CA signed it, so it can be renewed. Its key is missing or belongs to another certificate if a renewal was
+    /// interrupted.
     Ours(Option<RawPair>),
-    /// Somebody put another there: it is served, and never renewed nor overwritten.
+    /// Another CA signed it. It is served, and never renewed or overwritten.
     Foreign(RawPair),
 }
 
-impl Contents {
-    /// What the entries mean.
+impl Entries {
+    /// Interprets the entries.
     ///
-    /// A `tls.crt` and `tls.key` without a `ca.key` that belongs to `ca.crt` are external. With
-    /// [`Issuance::External`] nothing else is looked at.
+    /// A `tls.crt` and `tls.key` without a `ca.key` that belongs to `ca.crt` are external. With [`Issuance::External`] no
+    /// other case is considered.
     ///
     /// Fails with [`Error::Unusable`], [`Error::Incomplete`], [`Error::KeyMismatch`],
-    /// [`Error::OutOfDate`] for a CA that has expired, or [`Error::Absent`].
-    pub(crate) fn meaning(self, place: &str, issuance: Issuance, now: SystemTime) -> Result<Kept, Error> {
+    /// [`Error::OutOfDate`] for an expired CA, or [`Error::NoCertificateYet`].
+    pub(crate) fn interpret(self, place: &str, issuance: Issuance, now: SystemTime) -> Result<Stored, Error> {
         let incomplete =
             |present, missing| Err(Error::Incomplete { place: place.to_owned(), present, missing });
         if issuance == Issuance::External {
             return match (self.tls_crt, self.tls_key) {
                 (Some(certificate), Some(key)) => {
                     let bundle = bundle(place, self.ca_crt.as_deref(), self.ca_previous.as_deref())?;
-                    Ok(Kept::External { pair: RawPair { certificate, key }, bundle })
+                    Ok(Stored::External { pair: RawPair { certificate, key }, bundle })
                 }
-                (None, None) => Err(Error::Absent { place: place.to_owned() }),
+                (None, None) => Err(Error::NoCertificateYet { place: place.to_owned() }),
                 (Some(_), None) => incomplete(TLS_CRT, TLS_KEY),
                 (None, Some(_)) => incomplete(TLS_KEY, TLS_CRT),
             };
@@ -108,10 +108,10 @@ impl Contents {
             match authority(place, ca_crt, ca_key, now) {
                 Ok(authority) => {
                     let bundle = bundle(place, Some(ca_crt), self.ca_previous.as_deref())?;
-                    let beside = beside(place, authority.certificate(), self.tls_crt, self.tls_key)?;
-                    return Ok(Kept::Authority(Box::new(KeptAuthority { authority, bundle, beside })));
+                    let leaf = stored_leaf(place, authority.certificate(), self.tls_crt, self.tls_key)?;
+                    return Ok(Stored::Authority(Box::new(StoredCa { authority, bundle, leaf })));
                 }
-                // Somebody replaced everything but our key, as cert-manager does in a Secret.
+                // Another tool replaced all entries except `ca.key`, as cert-manager does in a Secret.
                 Err(Error::KeyMismatch { .. }) if self.tls_crt.is_some() && self.tls_key.is_some() => {}
                 Err(error) => return Err(error),
             }
@@ -119,19 +119,19 @@ impl Contents {
         match (self.tls_crt, self.tls_key, self.ca_crt) {
             (Some(certificate), Some(key), ca_crt) => {
                 let bundle = bundle(place, ca_crt.as_deref(), self.ca_previous.as_deref())?;
-                Ok(Kept::External { pair: RawPair { certificate, key }, bundle })
+                Ok(Stored::External { pair: RawPair { certificate, key }, bundle })
             }
             (Some(_), None, _) => incomplete(TLS_CRT, TLS_KEY),
             (None, Some(_), _) => incomplete(TLS_KEY, TLS_CRT),
             (None, None, Some(_)) => incomplete(CA_CRT, CA_KEY),
-            (None, None, None) => Ok(Kept::Nothing),
+            (None, None, None) => Ok(Stored::Nothing),
         }
     }
 }
 
 fn authority(place: &str, ca_crt: &[u8], ca_key: &[u8], now: SystemTime) -> Result<Authority, Error> {
     let certificates = certificates(place, CA_CRT, ca_crt)?;
-    // parse_certificates gives at least one.
+    // parse_certificates returns at least one.
     let authority = Authority::parse(place, &certificates[0], ca_key)?;
     let validity = authority.validity();
     if !validity.contains(now) {
@@ -141,21 +141,21 @@ fn authority(place: &str, ca_crt: &[u8], ca_key: &[u8], now: SystemTime) -> Resu
             not_before: validity.not_before(),
             not_after: validity.not_after(),
             now,
-            remedy: "remove ca.crt, ca.key, tls.crt and tls.key to have new ones made",
+            remedy: "remove ca.crt, ca.key, tls.crt and tls.key, and new ones are created",
         });
     }
     Ok(authority)
 }
 
-fn beside(
+fn stored_leaf(
     place: &str,
     authority: &CertificateDer<'static>,
     certificate: Option<Vec<u8>>,
     key: Option<Vec<u8>>,
-) -> Result<Beside, Error> {
+) -> Result<StoredLeaf, Error> {
     match (certificate, key) {
-        (None, None) => Ok(Beside::Nothing),
-        // The certificate is written before its key, so this is not a renewal of ours that was cut short.
+        (None, None) => Ok(StoredLeaf::Nothing),
+        // The certificate is written before its key, so this is not an interrupted renewal.
         (None, Some(_)) => {
             Err(Error::Incomplete { place: place.to_owned(), present: TLS_KEY, missing: TLS_CRT })
         }
@@ -163,8 +163,8 @@ fn beside(
             let chain = certificates(place, TLS_CRT, &certificate)?;
             let pair = key.map(|key| RawPair { certificate, key });
             match pair {
-                pair if leaf::is_from(&chain, authority) => Ok(Beside::Ours(pair)),
-                Some(pair) => Ok(Beside::Foreign(pair)),
+                pair if leaf::is_from(&chain, authority) => Ok(StoredLeaf::Ours(pair)),
+                Some(pair) => Ok(StoredLeaf::Foreign(pair)),
                 None => {
                     Err(Error::Incomplete { place: place.to_owned(), present: TLS_CRT, missing: TLS_KEY })
                 }
@@ -173,10 +173,10 @@ fn beside(
     }
 }
 
-fn bundle(place: &str, current: Option<&[u8]>, previous: Option<&[u8]>) -> Result<Bundle, Error> {
-    let mut bundle = Bundle::default();
+fn bundle(place: &str, current: Option<&[u8]>, previous: Option<&[u8]>) -> Result<CaBundle, Error> {
+    let mut bundle = CaBundle::default();
     for (entry, pem) in [(CA_CRT, current), (CA_PREVIOUS_CRT, previous)] {
-        // cert-manager writes an empty ca.crt for issuers that name no CA.
+        // cert-manager writes an empty ca.crt for issuers without a CA.
         if let Some(pem) = pem.filter(|pem| !pem.trim_ascii().is_empty()) {
             bundle.extend(certificates(place, entry, pem)?);
         }
@@ -189,5 +189,5 @@ fn certificates(place: &str, entry: &'static str, pem: &[u8]) -> Result<Vec<Cert
 }
 
 #[cfg(test)]
-#[path = "contents_tests.rs"]
+#[path = "entries_tests.rs"]
 mod tests;
