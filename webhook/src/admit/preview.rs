@@ -128,7 +128,7 @@ impl Preview<'_> {
         Ok(located.iter().map(preview).collect())
     }
 
-    fn references(&self, names: Vec<(Named, Option<Digest>)>, book: &Rulebook) -> Vec<ReferencePreview> {
+    fn references(self, names: Vec<(Named, Option<Digest>)>, book: &Rulebook) -> Vec<ReferencePreview> {
         let metrics = &self.services.metrics;
         names.into_iter().map(|(named, digest)| ReferencePreview::new(named, digest, book, metrics)).collect()
     }
