@@ -35,7 +35,7 @@ pub(super) struct ExpandedVolume {
 #[derive(Clone, Debug)]
 pub(super) enum Expanded {
     /// A recipe whose tags have to be resolved.
-    Recipe(ExpandedRecipe),
+    Recipe(Box<ExpandedRecipe>),
     /// A canonical volume that was admitted for this very holder, and stays as it is.
     Admitted(CanonicalVolume),
     /// The recipe of a set.
@@ -88,9 +88,15 @@ struct OnceRead {
 }
 
 enum OnceReadContent {
-    Recipe { source: RecipeSource, earlier: Option<CanonicalVolume>, new_set: Option<NewSet> },
+    Recipe(Box<OnceReadRecipe>),
     Admitted(CanonicalVolume),
     Set(Box<SetVolume>),
+}
+
+struct OnceReadRecipe {
+    source: RecipeSource,
+    earlier: Option<CanonicalVolume>,
+    new_set: Option<NewSet>,
 }
 
 /// Reads patches for one request.
@@ -133,7 +139,8 @@ impl Reader<'_> {
             let content = match content {
                 Located::Admitted(canonical) => OnceReadContent::Admitted(canonical),
                 Located::Set(set) => OnceReadContent::Set(set),
-                Located::Artifacts(ArtifactRequest { source, earlier, new_set }) => {
+                Located::Artifacts(request) => {
+                    let ArtifactRequest { source, earlier, new_set } = *request;
                     let patches = VolumePatches {
                         target: &target,
                         credentials: &credentials,
@@ -148,7 +155,7 @@ impl Reader<'_> {
                             read.add(self.expand_patch(&request, &patches, pins).await?)
                         }
                     };
-                    OnceReadContent::Recipe { source, earlier, new_set }
+                    OnceReadContent::Recipe(Box::new(OnceReadRecipe { source, earlier, new_set }))
                 }
             };
             expanded.push(OnceRead { target, credentials, content });
@@ -169,7 +176,8 @@ impl Reader<'_> {
             let content = match content {
                 OnceReadContent::Admitted(canonical) => Expanded::Admitted(canonical),
                 OnceReadContent::Set(set) => Expanded::Set(set),
-                OnceReadContent::Recipe { source, earlier, new_set } => {
+                OnceReadContent::Recipe(recipe) => {
+                    let OnceReadRecipe { source, earlier, new_set } = *recipe;
                     let patches = VolumePatches {
                         target: &target,
                         credentials: &credentials,
@@ -181,7 +189,7 @@ impl Reader<'_> {
                             read.add_plain(self.expand_recipe(&recipe, &patches, pins).await?)
                         }
                     };
-                    Expanded::Recipe(ExpandedRecipe { recipe, earlier, new_set })
+                    Expanded::Recipe(Box::new(ExpandedRecipe { recipe, earlier, new_set }))
                 }
             };
             expanded.push(ExpandedVolume { target, credentials, content });

@@ -15,7 +15,8 @@ use crate::intent::{
     ArtifactRequest, ArtifactSource, Named, NewSet, Origin, RecipeSource, Requested, RequestedVolume,
     SetRequest, UnpinnedRecipe, VolumeTarget, canonical_references,
 };
-use crate::sets::{FoundSet, SetError, Taken};
+use crate::registries::Registries;
+use crate::sets::{FoundSet, SetBook, SetError, Taken};
 
 /// A volume whose set, if it names one, has been looked up.
 #[derive(Clone)]
@@ -28,7 +29,7 @@ pub(super) struct LocatedVolume {
 #[derive(Clone)]
 pub(super) enum Located {
     /// References to resolve.
-    Artifacts(ArtifactRequest),
+    Artifacts(Box<ArtifactRequest>),
     /// A canonical volume that was admitted for this very holder, and stays as it is.
     Admitted(CanonicalVolume),
     /// The recipe of a set.
@@ -90,7 +91,7 @@ pub(super) async fn look_up_sets(
     let mut located = Vec::new();
     for RequestedVolume { target, content } in volumes {
         let content = match content {
-            Requested::Artifacts(request) => Located::Artifacts(request),
+            Requested::Artifacts(request) => Located::Artifacts(Box::new(request)),
             Requested::Set(request) => Located::Set(Box::new(look_up_set(services, request, scope).await?)),
             Requested::Canonical(canonical) if services.is_admitted(&canonical, scope.holder) => {
                 Located::Admitted(canonical)
@@ -131,7 +132,8 @@ async fn readmit_canonical(
     let Some(set) = canonical.set() else {
         let recipe = UnpinnedRecipe::of_canonical(canonical, name);
         let source = ArtifactSource::Recipe(RecipeSource::Plain(recipe));
-        return Ok(Located::Artifacts(ArtifactRequest { source, earlier: None, new_set: None }));
+        let request = ArtifactRequest { source, earlier: None, new_set: None };
+        return Ok(Located::Artifacts(Box::new(request)));
     };
     let origin = Origin::Attribute { volume: name.to_owned(), key: canonical::SET, step: None };
     let found = find_set(services, set, &origin, scope).await?;
@@ -168,35 +170,44 @@ pub(super) async fn check_new_sets(
     volumes: Vec<LocatedVolume>,
     context: &Context<'_>,
 ) -> Result<Vec<LocatedVolume>, Denial> {
-    let Some(sets) = &services.sets else { return Ok(volumes) };
     let mut checked: Vec<LocatedVolume> = Vec::new();
-    for volume in volumes {
-        let (target, request, new) = match volume {
-            LocatedVolume {
-                target,
-                content: Located::Artifacts(ArtifactRequest { source, earlier, new_set: Some(new) }),
-            } => (target, ArtifactRequest { source, earlier, new_set: None }, new),
-            volume => {
-                checked.push(volume);
-                continue;
-            }
+    for LocatedVolume { target, content } in volumes {
+        let located = match (content, &services.sets) {
+            (Located::Artifacts(mut request), Some(sets)) => match request.new_set.take() {
+                Some(new) => {
+                    check_name_is_unique(&checked, &new)?;
+                    check_new_set(sets, services.registries.as_ref(), request, new, context).await?
+                }
+                None => Located::Artifacts(request),
+            },
+            (other, _) => other,
         };
-        check_name_is_unique(&checked, &new)?;
-        let taken = sets.taken(context.scope.namespace, &new.name, &new.recipe, services.registries.as_ref());
-        let taken = timeout_at(context.scope.deadline, taken).await.unwrap_or_else(|_| Err(timed_out()));
-        let content = match taken.map_err(|error| error.denial(new.at(), &new.name))? {
-            // The pins of a revision are those of its tags: the pod that created the set had no others.
-            Taken::Same(Some(found)) if !request.source.bypasses_cache() && context.revision.is_none() => {
-                let (origin, earlier) = (new.origin, request.earlier);
-                let set = SetVolume { found: *found, origin, pin: SetPin::Missing, earlier };
-                Located::Set(Box::new(set))
-            }
-            Taken::Same(_) => Located::Artifacts(request),
-            Taken::Free => Located::Artifacts(ArtifactRequest { new_set: Some(new), ..request }),
-        };
-        checked.push(LocatedVolume { target, content });
+        checked.push(LocatedVolume { target, content: located });
     }
     Ok(checked)
+}
+
+async fn check_new_set(
+    sets: &SetBook,
+    registries: &dyn Registries,
+    mut request: Box<ArtifactRequest>,
+    new: NewSet,
+    context: &Context<'_>,
+) -> Result<Located, Denial> {
+    let taken = sets.taken(context.scope.namespace, &new.name, &new.recipe, registries);
+    let taken = timeout_at(context.scope.deadline, taken).await.unwrap_or_else(|_| Err(timed_out()));
+    Ok(match taken.map_err(|error| error.denial(new.at(), &new.name))? {
+        // The pins of a revision are those of its tags: the pod that created the set had no others.
+        Taken::Same(Some(found)) if !request.source.bypasses_cache() && context.revision.is_none() => {
+            let (origin, earlier) = (new.origin, request.earlier);
+            Located::Set(Box::new(SetVolume { found: *found, origin, pin: SetPin::Missing, earlier }))
+        }
+        Taken::Same(_) => Located::Artifacts(request),
+        Taken::Free => {
+            request.new_set = Some(new);
+            Located::Artifacts(request)
+        }
+    })
 }
 
 fn check_name_is_unique(volumes: &[LocatedVolume], new: &NewSet) -> Result<(), Denial> {

@@ -4,7 +4,7 @@ use kube::api::ObjectMeta;
 use tokio::time::timeout_at;
 
 use super::context::Context;
-use super::expand::{Expanded, ExpandedRecipe};
+use super::expand::Expanded;
 use super::locate::timed_out;
 use super::pin::{NeededSecret, Pinned, PinnedVolume};
 use super::revision::Writes;
@@ -45,7 +45,8 @@ pub(super) async fn create_sets(
     };
     let (namespace, registries) = (context.scope.namespace, services.registries.as_ref());
     for PinnedVolume { expanded, pinned } in volumes {
-        let Expanded::Recipe(ExpandedRecipe { new_set: Some(new), .. }) = &expanded.content else { continue };
+        let Expanded::Recipe(recipe) = &expanded.content else { continue };
+        let Some(new) = &recipe.new_set else { continue };
         let set = set_object(new, namespace, pinned);
         let made = timeout_at(context.scope.deadline, sets.create(namespace, &set, &new.recipe, registries));
         let made = made.await.unwrap_or_else(|_| Err(timed_out()));

@@ -69,15 +69,15 @@ pub(super) async fn pin_volumes(
     pins: &TagPins,
     context: &Context<'_>,
 ) -> Result<Vec<PinnedVolume>, Denial> {
-    let pinner = Pinner { services, pins, context };
+    let stage = Pinner { services, pins, context };
     // Collected first: the compiler does not see that a stream of closures that borrow is `Send`.
-    let lookups: Vec<_> = volumes.into_iter().map(|volume| pinner.pin(volume)).collect();
+    let lookups: Vec<_> = volumes.into_iter().map(|volume| stage.pin(volume)).collect();
     let mut lookups = stream::iter(lookups).buffered(VOLUMES_AT_ONCE);
     let mut pinned = Vec::new();
     while let Some(volume) = lookups.next().await {
         let volume = volume?;
         if policy.book.looks_at_contents() {
-            pinner.check_contents(&volume, policy).await?;
+            stage.check_contents(&volume, policy).await?;
         }
         pinned.push(volume);
     }

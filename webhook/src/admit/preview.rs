@@ -129,7 +129,7 @@ impl Preview<'_> {
     }
 
     fn references(
-        &self,
+        self,
         names: Vec<(Named, Option<Digest>)>,
         book: &ApplicablePolicies,
     ) -> Vec<ReferencePreview> {

@@ -405,7 +405,7 @@ fn a_denial_names_the_place_of_the_secret() {
 fn a_patch_is_read_with_its_options() {
     let patch_request = |intent: &Intent| match source(intent) {
         ArtifactSource::Patch(request) => request.clone(),
-        _ => panic!("a patch was written"),
+        ArtifactSource::Recipe(_) => panic!("a patch was written"),
     };
     let pod = annotated(&json!({"patch": "kind/app:p", "patch-level": "crit", "mount-path": "/srv",
         "containers": "app", "pull-secret": "s", "pinned": "x", "pinned-patch": "y"}));
