@@ -356,7 +356,7 @@ fn what_cannot_be_patched_is_told() {
     let file = bench.certs.path().join("volume.json");
     std::fs::write(&file, volume.to_string()).expect("writes");
     let (code, words) = bench.fails(&["render", "-f", &file.display().to_string()]);
-    let told = format!("is of the digest {}, and the patch is for {base}@{}", bench.critical, bench.base);
+    let told = format!("has the digest {}, but the patch is for {base}@{}", bench.critical, bench.base);
     assert!(code == 2 && words.contains(&told), "{code}: {words}");
 }
 

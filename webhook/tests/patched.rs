@@ -134,7 +134,7 @@ async fn a_patch_of_something_else_is_denied() {
     let denial = bench.admit(&inline(&both)).await.unwrap_err();
     assert_eq!(denial.code().number(), 400);
     for words in [
-        "volume in, attribute oras.artifact.reference: \"r.io/other:1\" is of the digest".to_owned(),
+        "volume in, attribute oras.artifact.reference: \"r.io/other:1\" has the digest".to_owned(),
         default_digest("r.io/other:1").to_string(),
         format!("the patch is for {}", at(BASE)),
         format!("the patch is r.io/app:patched@{digest}"),
