@@ -13,7 +13,7 @@ use oras_csi_core::registry::{Access, Credentials, Limits as RegistryLimits, Reg
 use super::assemble::assemble;
 use super::error::PullError;
 use super::fetch_blob::{FetchBlob, Job};
-use super::keyed_lock::KeyedLocks;
+use super::keyed_lock::{KeyedLocks, LockKey};
 use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
@@ -131,8 +131,8 @@ impl Fetcher {
     ) -> Result<Tree, PullError> {
         let key = self.key(recipe);
         // Whoever has the same from another registry does not wait for this one.
-        let names = recipe.references().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let held = self.shared.locks.hold(&format!("tree {key} of {names}"), &self.priority).await;
+        let references = recipe.references().cloned().collect();
+        let held = self.shared.locks.lock(LockKey::Tree(key.clone(), references), &self.priority).await;
         // Nothing of it is collected before it is in use.
         let mut lease = self.store.lease();
         lease.add([Item::Tree(key.clone())]).await;
@@ -300,12 +300,13 @@ impl Fetcher {
         for source in steps.iter().filter_map(Work::source) {
             let step = source.step();
             for piece in source.pieces().iter().filter(|piece| source.needs(piece)) {
-                let (name, job, path) = match piece.content() {
-                    Content::File(path) => (piece.descriptor().digest().to_string(), Job::Blob, path),
+                let digest = piece.descriptor().digest();
+                let (item, job, path) = match piece.content() {
+                    Content::File(path) => (Item::Blob(digest.clone()), Job::Blob, path),
                     Content::Archive { at, shape } => {
-                        let key = LayerKey::of(piece.descriptor().digest(), shape);
+                        let key = LayerKey::of(digest, shape);
                         let unpacking = Unpacking::new(shape.clone(), budget.clone());
-                        (key.to_string(), Job::Layer(key, unpacking), at)
+                        (Item::Layer(key.clone()), Job::Layer(key, unpacking), at)
                     }
                 };
                 let shown = if path.is_root() {
@@ -317,7 +318,7 @@ impl Fetcher {
                 let planned = Planned::new(descriptor.clone(), shown);
                 let reference = step.reference().clone();
                 let fetch = Fetch { job, descriptor, reference, is_proof: false };
-                wanted.entry(name).or_insert((fetch, planned));
+                wanted.entry(item).or_insert((fetch, planned));
             }
         }
         self.blocking(move |store| {
@@ -354,9 +355,10 @@ impl Fetcher {
     ) -> Result<(), PullError> {
         let digest = fetch.descriptor.digest();
         let host = fetch.reference.registry();
-        let held = self.shared.locks.hold(&format!("{} from {host}", fetch.name()), priority).await;
+        let held = self.shared.locks.lock(LockKey::Item(fetch.item(), host.clone()), priority).await;
         // The same bytes, however they are laid out: who waits for them takes nobody's turn.
-        let held = self.shared.locks.hold(&format!("bytes {digest} from {host}"), held.priority()).await;
+        let bytes = LockKey::Bytes(digest.clone(), host.clone());
+        let held = self.shared.locks.lock(bytes, held.priority()).await;
         let look = fetch.clone();
         let is_there = self.blocking(move |store| look.is_there(store)).await?;
         let given = self.store.provenance().of(&fetch.reference, digest);
@@ -423,13 +425,6 @@ impl Fetcher {
 }
 
 impl Fetch {
-    fn name(&self) -> String {
-        match &self.job {
-            Job::Blob => format!("blob {}", self.descriptor.digest()),
-            Job::Layer(key, _) => format!("layer {key}"),
-        }
-    }
-
     fn item(&self) -> Item {
         match &self.job {
             Job::Blob => Item::Blob(self.descriptor.digest().clone()),
