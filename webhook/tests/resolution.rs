@@ -330,7 +330,11 @@ async fn an_index_is_pinned_as_an_index() {
     assert!(pinned(bench.admit(&on("linux/amd64")).await.unwrap().pinned().unwrap()));
     for (platform, code, words) in [
         ("linux/arm64", 422, "has nothing to mount"),
-        ("linux/riscv64", 404, "no manifest for linux/riscv64; it has: linux/s390x, linux/arm64, linux/amd64"),
+        (
+            "linux/riscv64",
+            404,
+            "no manifest for linux/riscv64; it has: linux/s390x, linux/arm64, linux/amd64",
+        ),
         ("linux/s390x", 404, "does not exist"),
     ] {
         let denial = bench.admit(&on(platform)).await.unwrap_err();
