@@ -13,7 +13,7 @@ use oras_csi_core::registry::RegistryError;
 use oras_csi_webhook::ResolverSettings;
 use rstest::rstest;
 use serde_json::{Value, json};
-use support::{Behaviour, Bench, default_digest, index, inline, manifest, not_found, pod, soon};
+use support::{Behaviour, Bench, default_digest, index, inline, manifest, not_found, patient, pod, soon};
 use tokio::time::Instant;
 
 fn one(reference: &str) -> Value {
@@ -384,7 +384,7 @@ async fn a_digest_is_checked_at_its_registry() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_thousand_parallel_requests_never_swap_digests() {
     const WAVE: usize = 12_500;
-    let settings = ResolverSettings { tag_ttl: Duration::from_millis(50), ..ResolverSettings::default() };
+    let settings = ResolverSettings { tag_ttl: Duration::from_millis(50), ..patient() };
     let bench = Arc::new(Bench::with(&[], settings));
     bench.registry.set_delay(Duration::from_millis(5));
     let mut right = 0;
