@@ -10,11 +10,11 @@ use async_trait::async_trait;
 use futures_util::stream;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
+use oras_csi_core::display::Printable;
+use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
 use oras_csi_core::patch;
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
-use oras_csi_core::display::Printable;
-use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_webhook::Registries;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ impl Registry for FakeRegistry {
         Ok(Descriptor::new(media::OCI_MANIFEST, digest.clone(), 1))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         let text = reference.to_string();
         trouble(hash(&text) % DIGESTS_PER_TROUBLE, &text).await?;
         let found = SHELF.manifests.get(reference.digest());
@@ -66,7 +66,7 @@ impl Registry for FakeRegistry {
         Ok(Box::pin(stream::once(ready(Ok(bytes.into())))))
     }
 
-    fn seen_by(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
         self
     }
 }
@@ -130,7 +130,7 @@ struct Shelf {
     /// Of what tags name in the repository [`INSTRUCTIONS`].
     instructions: Vec<Digest>,
     recipes: HashMap<Digest, &'static str>,
-    manifests: HashMap<Digest, ManifestDocument>,
+    manifests: HashMap<Digest, VerifiedManifest>,
 }
 
 /// The repository that has patches and recipes, and nothing else.
@@ -218,7 +218,7 @@ impl Shelf {
     fn put(&mut self, manifest: &Value) -> Digest {
         let text = manifest.to_string();
         let digest = Digest::sha256_of(text.as_bytes());
-        let document = ManifestDocument::verify(&digest, None, text.into()).expect("a manifest");
+        let document = VerifiedManifest::verify(&digest, None, text.into()).expect("a manifest");
         self.manifests.insert(digest.clone(), document);
         self.digests.push(digest.clone());
         digest

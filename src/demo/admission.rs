@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 /// What an API server has of a webhook: an address, and a CA from its `caBundle`.
 #[derive(Debug)]

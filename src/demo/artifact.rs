@@ -7,10 +7,10 @@ use std::path::Path;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::Reference;
-use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_core::registry::push::{Artifact, Content, PushLayer, Pusher};
+use oras_csi_core::registry::{Artifact, Content, HostsConfig, Layer, Publication};
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
+use crate::registry_client::{publisher, transfer_client};
 
 /// Relative path → SHA-256 of a file.
 pub(super) type Listing = BTreeMap<String, Digest>;
@@ -62,10 +62,10 @@ pub(super) async fn push(
 ) -> Result<Digest, Failure> {
     let failed = |error: io::Error| Failure::failed(format!("cannot read the files to push: {error}"));
     let title = "org.opencontainers.image.title";
-    let jar = PushLayer::new("application/java-archive", Content::File(folder.join("HelloWorldServer.jar")))
+    let jar = Layer::new("application/java-archive", Content::File(folder.join("HelloWorldServer.jar")))
         .annotated(title, "HelloWorldServer.jar");
     let archive = archive(folder, "config").map_err(failed)?;
-    let config = PushLayer::new(
+    let config = Layer::new(
         "application/vnd.oci.image.layer.v1.tar+gzip",
         Content::Bytes(gzip(&archive).map_err(failed)?.into()),
     )
@@ -73,7 +73,10 @@ pub(super) async fn push(
     .annotated("io.deis.oras.content.unpack", "true")
     .annotated("io.deis.oras.content.digest", Digest::sha256_of(&archive).to_string());
     let artifact = Artifact::new("application/vnd.example.java-app", vec![jar, config]);
-    Pusher::new(hosts.clone()).push(reference, &artifact).await.map_err(Failure::failed)
+    let publication = Publication::of_artifact(artifact);
+    let publisher = publisher(transfer_client(hosts), None);
+    let pushed = publisher.publish(reference, reference.tag(), &publication).await?;
+    Ok(pushed.digest().clone())
 }
 
 fn archive(folder: &Path, name: &str) -> io::Result<Vec<u8>> {

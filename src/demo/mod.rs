@@ -19,9 +19,9 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 use crate::registry;
-use crate::runtime::{block_on, stopped_by_signal};
+use crate::runtime::{block_on, cancelled_by_signal};
 
 /// Shows the whole path on this machine, without Kubernetes and without root.
 ///
@@ -42,13 +42,13 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(address) = arguments.serve_registry {
-        crate::terminal::start_log("info");
+        crate::logging::start_logging("info");
         return block_on(serve_registry(address));
     }
     if arguments.probe_namespaces {
         return namespace::try_mount().map_err(Failure::failed);
     }
-    crate::terminal::start_log("error");
+    crate::logging::start_logging("error");
     let mounts = if arguments.no_mount { Err("--no-mount was given".to_owned()) } else { namespace::enter() };
     block_on(tour::run(mounts))
 }
@@ -57,5 +57,5 @@ async fn serve_registry(address: SocketAddr) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("cannot listen at {address}: {error}"));
     let bound = registry::EmbeddedRegistry::bind(address).await.map_err(failed)?;
     println!("registry at http://{}", bound.local_addr());
-    bound.serve(stopped_by_signal()).await.map_err(failed)
+    bound.serve(cancelled_by_signal()).await.map_err(failed)
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::processes::Process;
 use super::tour::{NAMESPACE, command, disk};
 use super::volume::Kubelet;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 /// What gets a volume's files before somebody's eyes.
 pub(super) enum Node {

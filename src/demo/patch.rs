@@ -4,8 +4,7 @@ use std::path::Path;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::Reference;
-use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_core::registry::push::{Artifact, Content, PushLayer, Pusher};
+use oras_csi_core::registry::{Artifact, Content, HostsConfig, Layer, Publication};
 use serde_json::Value;
 
 use super::admission::ApiServer;
@@ -13,8 +12,9 @@ use super::artifact::Listing;
 use super::narrator::Narrator;
 use super::node::Node;
 use super::tour::{NAMESPACE, REFERENCE, command, compare, our_volume};
-use crate::documents;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
+use crate::registry_client::{publisher, transfer_client};
+use crate::yaml_documents as documents;
 
 const POD: &str = include_str!("../../examples/patch.yaml");
 const NAME: &str = "patch";
@@ -33,11 +33,13 @@ pub(super) async fn step(
     base: &Listing,
 ) -> Result<(), Failure> {
     narrator.step("A patch is laid over it");
-    let fix = PushLayer::new("text/plain", Content::Bytes(FIXED.into()))
+    let fix = Layer::new("text/plain", Content::Bytes(FIXED.into()))
         .annotated("org.opencontainers.image.title", FILE);
     let artifact = Artifact::new("application/vnd.example.fix", vec![fix]);
     let reference = Reference::parse(FIX).map_err(Failure::bad_input)?;
-    Pusher::new(hosts.clone()).push(&reference, &artifact).await.map_err(Failure::failed)?;
+    publisher(transfer_client(hosts), None)
+        .publish(&reference, reference.tag(), &Publication::of_artifact(artifact))
+        .await?;
     let words = ["patch", REFERENCE, "--minor", FIX, "--push", PATCH];
     let patched = command(certs, &words).await?;
     narrator.say(&format!("$ oras-csi {}\n{}", words.join(" "), patched.trim_end()));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a process may take to end by itself.

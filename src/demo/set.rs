@@ -8,8 +8,8 @@ use super::artifact::Listing;
 use super::narrator::Narrator;
 use super::node::Node;
 use super::tour::{REFERENCE, command, compare, disk, our_volume};
-use crate::documents;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
+use crate::yaml_documents as documents;
 
 const NAME: &str = "by-name";
 

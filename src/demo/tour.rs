@@ -14,9 +14,9 @@ use super::node::Node;
 use super::patch;
 use super::processes::{Process, free_port};
 use super::set;
-use crate::documents;
-use crate::failure::Failure;
-use crate::runtime::interrupted;
+use crate::exit_status::Failure;
+use crate::runtime::wait_for_signal as interrupted;
+use crate::yaml_documents as documents;
 
 /// The pod that is admitted: the one that a newcomer copies first.
 const POD: &str = include_str!("../../examples/pod.yaml");

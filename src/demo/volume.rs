@@ -8,7 +8,7 @@ use oras_csi_driver::proto::csi::node_client::NodeClient;
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 /// What a kubelet has of a driver: its socket.
 #[derive(Debug)]

@@ -151,7 +151,7 @@ pub fn scrub(
         let item = Item::Blob(found.digest().clone());
         // While it is compared nobody takes it away, or puts another in its place.
         let mut lease = store.lease();
-        lease.blob(found.digest());
+        lease.add_blocking([item.clone()]);
         let verdict = verify_blob(store.layout(), found.digest(), &mut pace);
         report.blobs += 1;
         if !apply_verdict(store, &item, verdict, &mut report)? {
@@ -161,7 +161,7 @@ pub fn scrub(
     for found in inventory.layers() {
         let item = Item::Layer(found.key().clone());
         let mut lease = store.lease();
-        lease.layer(found.key());
+        lease.add_blocking([item.clone()]);
         let verdict = match verify_layer(store.layout(), found.key(), &mut pace)? {
             Verdict::NoChecksums => record_checksums(store, found.key())?,
             verdict => verdict,
@@ -175,7 +175,7 @@ pub fn scrub(
     for found in Inventory::read(store.layout())?.trees() {
         let item = Item::Tree(found.key().clone());
         let mut lease = store.lease();
-        lease.tree(found.key());
+        lease.add_blocking([item.clone()]);
         let verdict = verify_tree(store.layout(), found, &mut pace)?;
         report.trees += 1;
         if !apply_verdict(store, &item, verdict, &mut report)? {

@@ -126,6 +126,6 @@ async fn a_persistent_volume_gets_in_where_the_webhook_was_asked_and_nowhere_els
     let asked = volume(&json!({LABEL: name, "oras-csi-test": name}));
     backstop.admits("a PersistentVolume that the webhook rewrote", &asked).await;
     let not_asked = volume(&json!({LABEL: name}));
-    backstop.denies("one that it never saw", &not_asked, "has to have").await;
+    backstop.denies("one that it never saw", &not_asked, "must have").await;
     backstop.uninstall().await;
 }

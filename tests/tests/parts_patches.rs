@@ -243,7 +243,7 @@ fn a_pod_that_names_a_patch_is_rendered_with_its_steps(#[case] make: Make) {
     let pushed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert!(pushed.starts_with(&format!("{tag}@sha256:")), "{pushed}");
     let words = String::from_utf8_lossy(&output.stderr);
-    assert!(words.contains("kind-registry:5000/app lists what is attached to its base"), "{words}");
+    assert!(words.contains("the referrers of kind-registry:5000/app do not list this patch"), "{words}");
     let (base, fix, last) = (&bench.base, &bench.minor, &bench.critical);
     let up_to_minor = format!(r#"[{{"add":"{NAME}/app@{base}"}},{{"overlay":"{NAME}/fixes/app@{fix}"}}"#);
     let all = format!(r#"{up_to_minor},{{"overlay":"{NAME}/app@{last}"}}]"#);
@@ -312,8 +312,8 @@ fn what_cannot_be_patched_is_told() {
     let of_base = format!("{NAME}/app@{}", bench.base);
     for (words, status, told) in [
         (vec!["patch", &base], 2, "--minor REF, --major REF or --critical REF".to_owned()),
-        (vec!["patch", "team/app", "--minor", &minor], 2, "can be read in two ways".to_owned()),
-        (vec!["patch", &base, "--minor", "a b"], 2, "--minor: \"a b\" has blanks".to_owned()),
+        (vec!["patch", "team/app", "--minor", &minor], 2, "is ambiguous".to_owned()),
+        (vec!["patch", &base, "--minor", "a b"], 2, "--minor: \"a b\" has spaces".to_owned()),
         (vec!["patch", &base, "--minor", &gone], 1, format!("level minor {NAME}/app@{gone}")),
         (
             vec!["patch", &format!("{NAME}/app:none"), "--minor", &minor],
@@ -331,7 +331,11 @@ fn what_cannot_be_patched_is_told() {
             format!("base {patched}: is a patch or a recipe itself"),
         ),
         (vec!["patch", &base, "--minor", &of_base], 2, "lays its base".to_owned()),
-        (vec!["patch", &base, "--minor", &minor, "--push", &patch], 2, "a push makes the digest".to_owned()),
+        (
+            vec!["patch", &base, "--minor", &minor, "--push", &patch],
+            2,
+            "the digest is known only after the push".to_owned(),
+        ),
         (vec!["patch", &base, "--list", "--minor", &minor], 2, "cannot be used with".to_owned()),
         (vec!["recipe", "show", &base], 2, "is an artifact of type".to_owned()),
     ] {
@@ -343,7 +347,7 @@ fn what_cannot_be_patched_is_told() {
     assert!(code == 4 && words.contains("which is neither a patch nor a recipe"), "{code}: {words}");
     let output = bench.render(&json!({"oras.land/artifact": patched}), &[]);
     let (code, words) = failure(&output);
-    assert!(code == 4 && words.contains("name it with oras.land/patch"), "{code}: {words}");
+    assert!(code == 4 && words.contains("apply it with oras.land/patch"), "{code}: {words}");
     // A mistake in what is named beside it.
     let volume = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app"}, "spec": {
         "containers": [{"name": "app", "volumeMounts": [{"name": "in", "mountPath": "/data"}]}],
@@ -352,7 +356,7 @@ fn what_cannot_be_patched_is_told() {
     let file = bench.certs.path().join("volume.json");
     std::fs::write(&file, volume.to_string()).expect("writes");
     let (code, words) = bench.fails(&["render", "-f", &file.display().to_string()]);
-    let told = format!("is of the digest {}, and the patch is for {base}@{}", bench.critical, bench.base);
+    let told = format!("has the digest {}, but the patch is for {base}@{}", bench.critical, bench.base);
     assert!(code == 2 && words.contains(&told), "{code}: {words}");
 }
 
@@ -390,7 +394,7 @@ fn a_recipe_is_an_artifact_like_any_other(#[case] make: Make) {
     std::fs::write(folder.path().join("bad.yaml"), "- ad: r.io/a\n").expect("writes");
     let bad = folder.path().join("bad.yaml").display().to_string();
     let (code, words) = bench.fails(&["recipe", "push", "-f", &bad, &tag]);
-    assert!(code == 2 && words.contains("bad.yaml: the recipe cannot be read"), "{words}");
+    assert!(code == 2 && words.contains("bad.yaml: cannot parse the recipe"), "{words}");
 }
 
 /// A lock has all that is needed to render again, the text of a recipe as well.

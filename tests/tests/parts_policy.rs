@@ -127,9 +127,7 @@ async fn labels_of_a_namespace_say_which_policies_it_has() {
     let params = PatchParams::default();
     namespaces.patch("policy-labels", &params, &label(json!("yes"))).await.expect("labelled");
     eventually("the label counts", PATIENCE, async || match cluster.create(&by_tag("labelled")).await {
-        Err(status) if status.message.contains("rule requireDigest (tag v1 stands without a digest)") => {
-            Ok(())
-        }
+        Err(status) if status.message.contains("rule requireDigest (tag v1 has no digest)") => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
@@ -335,7 +333,7 @@ async fn whoever_applies_a_workload_hears_what_its_pods_will_meet() {
     misplaced["metadata"]["annotations"] = json!({"oras.land/artifact": "kind-registry:5000/acme/model:v1"});
     misplaced["spec"]["template"]["spec"]["containers"][0]["image"] = json!("other");
     assert!(
-        apply(&misplaced).contains("annotation oras.land/artifact on the Deployment itself does nothing")
+        apply(&misplaced).contains("annotation oras.land/artifact on the Deployment itself has no effect")
     );
 
     cluster.webhook.stop();
@@ -397,7 +395,7 @@ async fn the_schema_refuses_what_can_be_seen_and_explains_itself() {
     let words = run(&mut kubectl(&["explain", "artifactpolicy.spec.registries"]));
     eprintln!("{words}");
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    for part in ["compared part by part", "allow", "deny", "The only ones that may be used"] {
+    for part in ["compared segment by segment", "allow", "deny", "The only registries and repositories"] {
         assert!(words.contains(part), "{part}: {words}");
     }
     drop(cluster);

@@ -44,6 +44,7 @@ async fn install(client: &Client) {
     let mut helm = Command::new(testbed("helm"));
     helm.args(["template", "oras-csi"]).arg(repository().join("deploy/chart"));
     helm.args(["--namespace", NAMESPACE, "--set", "clusterSets.pullSecrets={robot}"]);
+    helm.args(["--set", "image.repository=localhost/oras-csi"]);
     apply(&run(helm.args(["--show-only", "templates/driver-rbac.yaml"])));
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
         "metadata": {"name": "oras-csi-driver", "namespace": NAMESPACE}});
@@ -199,7 +200,7 @@ async fn a_set_is_on_its_nodes_before_a_pod_asks_and_starts_without_the_registry
     registry.stop();
     driver.kill();
     driver.start_again();
-    let sealed = key.seal(volume.clone().with_set("preload-models").expect("a name"), Holder::pod("team"));
+    let sealed = volume.clone().with_set("preload-models").expect("a name").sign(&key, Holder::pod("team"));
     driver.publish_volume("pod", &sealed, None).await.expect("it is on the node");
     assert_eq!(std::fs::read(driver.target("pod").join("file")).expect("it is there"), b"precious");
     driver.unpublish("pod").await.expect("it goes");

@@ -10,10 +10,10 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// What happens before a request is answered: somebody else is faster.
+/// A change by another client before a request is answered.
 type Meanwhile = Box<dyn FnOnce(&mut Option<Value>) + Send>;
 
-/// The server: one object of one kind, which may be missing.
+/// The API server: one object of one kind, which may be missing.
 #[derive(Clone)]
 pub(crate) struct FakeApi {
     state: Arc<Mutex<State>>,
@@ -31,14 +31,14 @@ struct State {
 }
 
 impl FakeApi {
-    /// A server that holds `object`, and a client for it.
+    /// Makes a server that holds `object`, and a client.
     pub(crate) fn serve(object: Option<Value>) -> (Self, kube::Client) {
         let api = Self::holding(object);
         let server = api.clone();
         (api, connect(move |_| server.clone()))
     }
 
-    /// Servers of a mutating and of a validating webhook configuration, and a client for both.
+    /// Makes servers of a mutating and of a validating webhook configuration, and a client for both.
     pub(crate) fn serve_both(
         mutating: Option<Value>,
         validating: Option<Value>,
@@ -59,19 +59,19 @@ impl FakeApi {
     fn holding(object: Option<Value>) -> Self {
         let api = Self { state: Arc::default(), version: watch::channel(1).0 };
         if let Some(object) = object {
-            api.edit(|kept| *kept = Some(object));
+            api.edit(|stored| *stored = Some(object));
         }
         api
     }
 
-    /// Somebody changes the object, or makes or removes it.
+    /// Changes, creates or removes the object, as another client would.
     pub(crate) fn edit(&self, change: impl FnOnce(&mut Option<Value>)) {
         let mut state = self.state.lock().unwrap();
         change(&mut state.object);
         self.bump(&mut state);
     }
 
-    /// The object as it is.
+    /// Returns the object.
     pub(crate) fn object(&self) -> Option<Value> {
         self.state.lock().unwrap().object.clone()
     }
@@ -81,22 +81,22 @@ impl FakeApi {
         self.state.lock().unwrap().refusals.push_back((method, code));
     }
 
-    /// Lets somebody else change the object just before the next request of this method.
+    /// Changes the object just before the next request of this method.
     pub(crate) fn meanwhile(&self, method: Method, change: impl FnOnce(&mut Option<Value>) + Send + 'static) {
         self.state.lock().unwrap().meanwhile.push_back((method, Box::new(change)));
     }
 
-    /// The methods that were called, watches as `WATCH`.
+    /// Returns the methods of the requests, with `WATCH` for watches.
     pub(crate) fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
     }
 
-    /// How often a method was called.
+    /// Returns the number of requests with a method.
     pub(crate) fn count(&self, method: &str) -> usize {
         self.log().iter().filter(|called| *called == method).count()
     }
 
-    /// What was sent, oldest first.
+    /// Returns the bodies of the requests, oldest first.
     pub(crate) fn bodies(&self) -> Vec<Value> {
         self.state.lock().unwrap().bodies.clone()
     }
@@ -171,7 +171,7 @@ impl FakeApi {
         }
     }
 
-    /// Waits for something newer than the version that was asked for, and gives it as one event.
+    /// Waits for a newer version than the one in the query, and returns it as one event.
     async fn watch(&self, query: &str) -> Response<Body> {
         let since = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion=")).unwrap();
         let since: u64 = since.parse().unwrap();
@@ -182,7 +182,7 @@ impl FakeApi {
     }
 }
 
-/// A client whose requests go to the server of their path.
+/// Makes a client whose requests go to the server for their path.
 fn connect(route: impl Fn(&str) -> FakeApi + Send + 'static) -> kube::Client {
     let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     tokio::spawn(async move {

@@ -7,7 +7,7 @@ use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::registry::Keyring;
 use oras_csi_store::gc::make_more_space;
 use oras_csi_store::pull::{PullError, Pulls};
-use oras_csi_store::{Lease, PullErrorKind, Tree, TreeKey};
+use oras_csi_store::{Item, Lease, PullErrorKind, Tree, TreeKey};
 use tokio::sync::{Notify, watch};
 
 use super::object::SetState;
@@ -108,7 +108,7 @@ impl PreloadTask {
     async fn look(&self, context: &Context) -> Result<(Option<Tree>, Lease), PullError> {
         let (store, key) = (context.pulls.fetcher().store().clone(), self.key.clone());
         let mut lease = store.lease();
-        lease.tree(&key);
+        lease.add([Item::Tree(key.clone())]).await;
         let looked = tokio::task::spawn_blocking(move || store.tree(&key)).await;
         Ok((looked.map_err(|_| PullError::Stopped)??, lease))
     }

@@ -28,7 +28,7 @@ use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
 use oras_csi_store::gc::make_more_space;
 use oras_csi_store::pull::{PullError, Pulls, Reading, Waited};
-use oras_csi_store::{DiskError, PullErrorKind, Store, Totals, TreeKey};
+use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Totals, TreeKey};
 
 pub use self::authorization::RightError;
 use self::authorization::Rights;
@@ -246,7 +246,7 @@ impl Publisher {
         let key = self.pulls.fetcher().key(request.recipe());
         // From before anybody looks for the tree until its record is written nobody takes it away.
         let mut lease = self.disk.store.lease();
-        lease.tree(&key);
+        lease.add([Item::Tree(key.clone())]).await;
         let before = {
             let (request, key) = (request.clone(), key.clone());
             self.disk(move |disk| disk.before(&request, &key)).await?

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
+use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
@@ -164,7 +164,7 @@ impl Memory {
         &self,
         reference: &PinnedReference,
         who: &Credential,
-    ) -> Result<ManifestDocument, RegistryError> {
+    ) -> Result<VerifiedManifest, RegistryError> {
         let digest = reference.digest();
         let at = || format!("GET https://{reference}").into();
         let host = reference.registry().host();
@@ -175,7 +175,7 @@ impl Memory {
         let found = found.filter(|_| !self.boasts(host) && !self.lacks(host, digest));
         let bytes =
             found.ok_or_else(|| RegistryError::NotFound { at: at(), words: "manifest unknown".into() })?;
-        ManifestDocument::verify(digest, None, bytes)
+        VerifiedManifest::verify(digest, None, bytes)
             .map_err(|error| RegistryError::Invalid { at: at(), words: error.to_string().into() })
     }
 
@@ -254,7 +254,7 @@ impl Registry for Seen {
         Ok(Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest, 1))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.0.manifest_for(reference, &self.1).await
     }
 
@@ -279,7 +279,7 @@ impl Registry for Seen {
         self.0.range_for(reference, blob, range, &self.1).map(Some)
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Self(self.0.clone(), credential))
     }
 }
@@ -292,7 +292,7 @@ impl Registry for Memory {
         Ok(Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest, 1))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.manifest_for(reference, &Credential::Anonymous).await
     }
 
@@ -317,7 +317,7 @@ impl Registry for Memory {
         self.range_for(reference, blob, range, &Credential::Anonymous).map(Some)
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Seen(self, credential))
     }
 }

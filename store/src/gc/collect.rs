@@ -149,7 +149,7 @@ fn remove(store: &Store, what: &What, done: &mut CollectionReport) -> Result<boo
         Err(errno) => Err(DiskError::new("take away", &path, errno)),
     };
     let gone = match &item {
-        Some(item) => store.leases().take_away(item, away)?,
+        Some(item) => store.leases().remove(item, away)?,
         None => away().map(|()| true)?,
     };
     if gone {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
-use oras_csi_core::manifest::{Descriptor, Document, ImageManifest, ManifestDocument};
+use oras_csi_core::manifest::{Descriptor, ImageManifest, Manifest, VerifiedManifest};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
@@ -20,7 +20,7 @@ use super::scheduler::Scheduler;
 use super::steps::{Source, Work, mark_laid};
 use crate::disk::{DiskError, EntryPath};
 use crate::layout::{Item, LayerKey, TreeKey};
-use crate::state::provenance::ServedBy;
+use crate::state::provenance::{Provenance, ServedBy};
 use crate::store::Store;
 use crate::store::trees::Tree;
 use crate::unpack::budget::Budget;
@@ -103,13 +103,14 @@ impl Fetcher {
     async fn is_to_be_had(&self, reference: &PinnedReference) -> Result<(), PullError> {
         let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
         asked.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.store.provenance().record(reference, reference.digest());
+        let noted = reference.clone();
+        self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
         Ok(())
     }
 
     /// Whose credential was let in to the repository of a reference, once it was asked for.
     pub fn accepted_credential(&self, reference: &PinnedReference) -> Option<Asker> {
-        self.access.as_ref()?.let_in(reference.registry(), reference.repository())
+        self.access.as_ref()?.accepted_source(reference.registry(), reference.repository())
     }
 
     /// The store.
@@ -134,7 +135,7 @@ impl Fetcher {
         let held = self.shared.locks.lock(LockKey::Tree(key.clone(), references), &self.priority).await;
         // Nothing of it is collected before it is in use.
         let mut lease = self.store.lease();
-        lease.tree(&key);
+        lease.add([Item::Tree(key.clone())]).await;
         if self.store.provenance().has_tree(&key, recipe) {
             let key = key.clone();
             if let Some(tree) = self.blocking(move |store| store.tree(&key)).await? {
@@ -142,13 +143,15 @@ impl Fetcher {
             }
         }
         let steps = self.read_steps(recipe).await?;
+        let mut parts = Vec::new();
         for piece in steps.iter().filter_map(Work::source).flat_map(Source::pieces) {
             let digest = piece.descriptor().digest();
-            lease.blob(digest);
+            parts.push(Item::Blob(digest.clone()));
             if let Content::Archive { shape, .. } = piece.content() {
-                lease.layer(&LayerKey::of(digest, shape));
+                parts.push(Item::Layer(LayerKey::of(digest, shape)));
             }
         }
+        lease.add(parts).await;
         let fetches = self.missing(&steps).await?;
         let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&announced);
@@ -188,7 +191,8 @@ impl Fetcher {
             .await?
         };
         drop(marked);
-        self.store.provenance().record_tree(&key, recipe);
+        let (noted_key, noted_recipe) = (key.clone(), recipe.clone());
+        self.record(move |provenance| provenance.record_tree(&noted_key, &noted_recipe)).await?;
         let vanished = || DiskError::new("find the tree just made", key.as_str(), rustix::io::Errno::NOENT);
         Ok(assembled.ok_or_else(vanished)?)
     }
@@ -220,15 +224,15 @@ impl Fetcher {
         loop {
             let manifest = self.manifest(&current).await?;
             manifests.push(current.digest().clone());
-            match manifest.into_document() {
-                Document::Image(image) => {
+            match manifest.into_manifest() {
+                Manifest::Image(image) => {
                     let pieces = self.plan(&image, step)?;
                     return Ok(Source::new(step.clone(), laying, manifests, pieces));
                 }
-                Document::Index(_) if manifests.len() > 1 => {
+                Manifest::Index(_) if manifests.len() > 1 => {
                     return Err(PullError::Nested { reference: reference.into() });
                 }
-                Document::Index(index) => {
+                Manifest::Index(index) => {
                     let selected = index.select(platform);
                     let entry = selected.map_err(|source| PullError::Platform {
                         reference: current.clone().into(),
@@ -256,7 +260,7 @@ impl Fetcher {
     }
 
     /// A manifest by its digest: the store's, else the registry's, which is then kept.
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let digest = reference.digest().clone();
         let refused = |source| PullError::Manifest { reference: reference.clone().into(), source };
         let wanted = digest.clone();
@@ -269,20 +273,21 @@ impl Fetcher {
         if given != ServedBy::Unknown
             && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await?
         {
-            return ManifestDocument::verify(&digest, None, bytes.into()).map_err(refused);
+            return VerifiedManifest::verify(&digest, None, bytes.into()).map_err(refused);
         }
         self.get_manifest(reference).await
     }
 
     /// A manifest as its registry gives it, which is then kept.
-    async fn get_manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
+    async fn get_manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let manifest = self.registry.manifest(reference).await;
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.store.provenance().record(reference, reference.digest());
+        let noted = reference.clone();
+        self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
-        if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
+        if VerifiedManifest::verify(&digest, None, bytes.clone()).is_ok() {
             self.blocking(move |store| store.put_blob(&digest, &bytes)).await?;
         }
         Ok(manifest)
@@ -387,9 +392,19 @@ impl Fetcher {
         } else {
             fetch_blob.run(slot).await.map_err(failed)?;
         }
-        self.store.provenance().record(&fetch.reference, digest);
+        let (noted, content) = (fetch.reference.clone(), digest.clone());
+        self.record(move |provenance| provenance.record(&noted, &content)).await?;
         progress.finished(digest);
         Ok(())
+    }
+
+    /// Records facts about provenance, on a thread that may block on the disk.
+    async fn record(&self, note: impl FnOnce(&Provenance) + Send + 'static) -> Result<(), PullError> {
+        self.blocking(move |store| {
+            note(store.provenance());
+            Ok::<_, DiskError>(())
+        })
+        .await
     }
 
     /// Runs what blocks on the disk where it may.

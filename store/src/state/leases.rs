@@ -1,117 +1,175 @@
-//! What is in use though no record says so yet.
+//! Leases: what is in use although no record says so yet.
 //!
-//! A publish holds a lease on its tree from before it looks for it until its record is written; a pull holds
-//! one on its tree and on every blob and layer that it is going to link, from before it looks which are there.
+//! A publish holds a lease on its tree from before it looks for the tree until its record is written. A pull holds a
+//! lease on its tree and on every blob and layer that it links, from before it looks which of them exist.
 //!
-//! A collector first [`Leases::begin`]s, then reads records and mounts, then takes away one thing at a time
-//! with [`Leases::take_away`]. What anybody leases from the beginning on, and be it for a moment, stays: a
-//! volume that is published meanwhile is in no list that was read before. What was leased and given back
-//! before the beginning has its record, and is in the list.
+//! The garbage collector first calls [`Leases::begin`], then reads records and mounts, and then removes one item at a
+//! time with [`Leases::remove`]. An item that was leased at any time after `begin` is not removed: its volume is in no
+//! list that was read before. An item that was leased and released before `begin` has its record, which is in the list.
 //!
-//! Architecture Invariant: nothing leaves `blobs`, `layers` or `trees` but under the mutex of the leases.
+//! **Renames run without the mutex.** A rename can hang as long as the disk does, and calls of other volumes take the
+//! same mutex on runtime threads. So a rename that removes an item marks it as `moving`, one that makes a tree visible
+//! marks its parts as `committing`, and the mutex is released while the system call runs:
+//!
+//! | operation | waits for | on |
+//! |---|---|---|
+//! | [`Lease::add`], [`Lease::add_blocking`] | a rename that removes the same item | a task; a blocking thread |
+//! | [`Leases::remove`] | another removal of the same item | a blocking thread |
+//! | [`Leases::remove_damaged`] | a removal of the same item, a commit of a tree that contains it | a blocking thread |
+//! | [`Leases::commit`] | nothing | |
+//!
+//! Architecture Invariant: an item leaves `blobs`, `layers` or `trees` only while it is marked as `moving`.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use oras_csi_core::digest::Digest;
+use tokio::sync::Notify;
 
 use crate::disk::DiskError;
-use crate::layout::{Item, LayerKey, TreeKey};
+use crate::layout::Item;
 
 #[derive(Debug, Default)]
 struct Table {
     held: HashMap<Item, usize>,
-    /// What was leased since a collection began.
+    /// The items leased since a collection began.
     seen: Option<HashSet<Item>>,
-    /// What was found damaged while it was leased, and when: nothing may be visible that was begun before.
+    /// The items found damaged while they were leased, and when. A tree that was begun before must not contain them.
     damaged: HashMap<Item, Instant>,
+    /// The items whose removal is in progress.
+    moving: HashSet<Item>,
+    /// The parts of trees that are being made visible, with the number of these trees.
+    committing: HashMap<Item, usize>,
 }
 
-/// All leases on a store's things.
-#[derive(Clone, Debug, Default)]
-pub struct Leases(Arc<Mutex<Table>>);
+#[derive(Debug, Default)]
+struct Shared {
+    table: Mutex<Table>,
+    /// Wakes blocking threads when a rename has ended.
+    renamed: Condvar,
+    /// Wakes tasks when a rename has ended.
+    renamed_async: Notify,
+}
 
-/// While this is there, what it names is not taken away by a collector.
+/// All leases on the items of a store.
+#[derive(Clone, Debug, Default)]
+pub struct Leases(Arc<Shared>);
+
+/// Protects the items it names from garbage collection for as long as it lives.
 #[derive(Debug)]
 pub struct Lease {
     all: Leases,
     items: Vec<Item>,
 }
 
-/// While this is there, whatever is leased is remembered.
+/// Records every leased item for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Watch(Leases);
 
+/// Clears the marks of a rename when it has ended, even by a panic.
+struct Renaming<'a> {
+    all: &'a Leases,
+    moving: Option<Item>,
+    committing: Vec<Item>,
+}
+
 impl Leases {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A lease on nothing yet.
+    /// Waits, on a blocking thread, until `is_clear` holds.
+    fn wait<'a>(
+        &self,
+        mut table: MutexGuard<'a, Table>,
+        is_clear: impl Fn(&Table) -> bool,
+    ) -> MutexGuard<'a, Table> {
+        while !is_clear(&table) {
+            table = self.0.renamed.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        table
+    }
+
+    /// Returns a lease that names no item yet.
     pub fn lease(&self) -> Lease {
         Lease { all: self.clone(), items: Vec::new() }
     }
 
-    /// How many things are leased.
+    /// Returns the number of leased items.
     pub fn count(&self) -> usize {
         self.table().held.len()
     }
 
-    /// Begins to remember what is leased; only one collector at a time does.
+    /// Starts to record which items are leased. Only one collection at a time calls this.
     pub(crate) fn begin(&self) -> Watch {
         let mut table = self.table();
         table.seen = Some(table.held.keys().cloned().collect());
         Watch(self.clone())
     }
 
-    /// Whether a collector has to leave it.
+    /// Reports whether the garbage collector must leave the item.
     pub(crate) fn is_taken(&self, item: &Item) -> bool {
         self.table().is_taken(item)
     }
 
-    /// Does `away` unless the thing is leased, or was since the collection began. Says whether it did.
-    pub(crate) fn take_away(
+    /// Runs `rename`, which removes the item, unless the item is leased or was leased since the collection began.
+    /// Returns whether the item was removed. Blocks while the disk does.
+    pub(crate) fn remove(
         &self,
         item: &Item,
-        away: impl FnOnce() -> Result<(), DiskError>,
+        rename: impl FnOnce() -> Result<(), DiskError>,
     ) -> Result<bool, DiskError> {
-        let table = self.table();
+        let mut table = self.wait(self.table(), |table| !table.moving.contains(item));
         if table.is_taken(item) {
             return Ok(false);
         }
-        away().map(|()| true)
+        let _renaming = self.mark_moving(&mut table, item);
+        drop(table);
+        rename().map(|()| true)
     }
 
-    /// Does `away` with something damaged, leased or not; what is being made of it comes to nothing.
-    pub(crate) fn take_damaged(
+    /// Runs `rename`, which moves a damaged item away, leased or not. A tree that is being built from it cannot be
+    /// committed afterwards. Blocks while the disk does.
+    pub(crate) fn remove_damaged(
         &self,
         item: &Item,
-        away: impl FnOnce() -> Result<(), DiskError>,
+        rename: impl FnOnce() -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
-        let mut table = self.table();
+        let mut table = self
+            .wait(self.table(), |table| !table.moving.contains(item) && !table.committing.contains_key(item));
         if table.held.contains_key(item) {
             table.damaged.insert(item.clone(), Instant::now());
         }
-        away()
+        let _renaming = self.mark_moving(&mut table, item);
+        drop(table);
+        rename()
     }
 
-    /// Does `keep`, which makes something of `parts` visible that was begun at a time, unless one of them was found
-    /// damaged since: what was found before that is fetched again by now.
-    pub(crate) fn keep(
+    /// Runs `rename`, which makes a tree visible that was begun at `begun` and consists of `parts`. Fails if one of the
+    /// parts was found damaged since: a part that was found damaged earlier has been downloaded again.
+    pub(crate) fn commit(
         &self,
         begun: Instant,
         parts: impl IntoIterator<Item = Item>,
-        keep: impl FnOnce() -> Result<(), DiskError>,
+        rename: impl FnOnce() -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
-        let table = self.table();
-        if !table.damaged.is_empty()
-            && let Some(part) =
-                parts.into_iter().find(|part| table.damaged.get(part).is_some_and(|found| *found >= begun))
-        {
+        let parts: Vec<Item> = parts.into_iter().collect();
+        let mut table = self.table();
+        let is_damaged = |part: &&Item| table.damaged.get(part).is_some_and(|found| *found >= begun);
+        if let Some(part) = parts.iter().find(is_damaged) {
             return Err(DiskError::Damaged { what: part.to_string() });
         }
-        keep()
+        for part in &parts {
+            *table.committing.entry(part.clone()).or_default() += 1;
+        }
+        drop(table);
+        let _renaming = Renaming { all: self, moving: None, committing: parts };
+        rename()
+    }
+
+    fn mark_moving(&self, table: &mut Table, item: &Item) -> Renaming<'_> {
+        table.moving.insert(item.clone());
+        Renaming { all: self, moving: Some(item.clone()), committing: Vec::new() }
     }
 }
 
@@ -119,33 +177,48 @@ impl Table {
     fn is_taken(&self, item: &Item) -> bool {
         self.held.contains_key(item) || self.seen.as_ref().is_some_and(|seen| seen.contains(item))
     }
+
+    fn is_moving(&self, items: &[Item]) -> bool {
+        !self.moving.is_empty() && items.iter().any(|item| self.moving.contains(item))
+    }
 }
 
 impl Lease {
-    /// Leases a tree as well.
-    pub fn tree(&mut self, key: &TreeKey) -> &mut Self {
-        self.add(Item::Tree(key.clone()))
-    }
-
-    /// Leases a layer as well.
-    pub fn layer(&mut self, key: &LayerKey) -> &mut Self {
-        self.add(Item::Layer(key.clone()))
-    }
-
-    /// Leases a blob as well.
-    pub fn blob(&mut self, digest: &Digest) -> &mut Self {
-        self.add(Item::Blob(digest.clone()))
-    }
-
-    fn add(&mut self, item: Item) -> &mut Self {
-        let mut table = self.all.table();
-        *table.held.entry(item.clone()).or_default() += 1;
-        if let Some(seen) = &mut table.seen {
-            seen.insert(item.clone());
+    /// Leases more items. Waits for the end of a removal of one of them that is in progress, so that the caller can
+    /// look afterwards whether the item exists.
+    pub async fn add(&mut self, items: impl IntoIterator<Item = Item>) {
+        let first = self.register(items);
+        loop {
+            let renamed = self.all.0.renamed_async.notified();
+            tokio::pin!(renamed);
+            // Registered before the check, so that no notification is missed.
+            renamed.as_mut().enable();
+            if !self.all.table().is_moving(&self.items[first..]) {
+                return;
+            }
+            renamed.await;
         }
-        drop(table);
-        self.items.push(item);
-        self
+    }
+
+    /// Does the same as [`Lease::add`] on a thread that may block.
+    pub fn add_blocking(&mut self, items: impl IntoIterator<Item = Item>) {
+        let first = self.register(items);
+        let added = &self.items[first..];
+        drop(self.all.wait(self.all.table(), |table| !table.is_moving(added)));
+    }
+
+    /// Leases the items and returns the index of the first.
+    fn register(&mut self, items: impl IntoIterator<Item = Item>) -> usize {
+        let first = self.items.len();
+        self.items.extend(items);
+        let mut table = self.all.table();
+        for item in &self.items[first..] {
+            *table.held.entry(item.clone()).or_default() += 1;
+            if let Some(seen) = &mut table.seen {
+                seen.insert(item.clone());
+            }
+        }
+        first
     }
 }
 
@@ -169,49 +242,135 @@ impl Drop for Watch {
     }
 }
 
+impl Drop for Renaming<'_> {
+    fn drop(&mut self) {
+        let mut table = self.all.table();
+        if let Some(item) = self.moving.take() {
+            table.moving.remove(&item);
+        }
+        for part in self.committing.drain(..) {
+            let Some(count) = table.committing.get_mut(&part) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                table.committing.remove(&part);
+            }
+        }
+        drop(table);
+        self.all.0.renamed.notify_all();
+        self.all.0.renamed_async.notify_waiters();
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use oras_csi_core::digest::Digest;
+
     use super::*;
 
     fn item(text: &[u8]) -> Item {
         Item::Blob(Digest::sha256_of(text))
     }
 
-    fn goes(leases: &Leases, item: &Item) -> bool {
-        leases.take_away(item, || Ok(())).unwrap()
+    fn is_removed(leases: &Leases, item: &Item) -> bool {
+        leases.remove(item, || Ok(())).unwrap()
     }
 
     #[test]
-    fn what_is_leased_stays_and_what_was_leased_meanwhile_too() {
+    fn keeps_leased_items_and_items_leased_during_a_collection() {
         let leases = Leases::default();
-        let (a, b, c) = (Digest::sha256_of(b"a"), Digest::sha256_of(b"b"), item(b"c"));
+        let (a, b, c) = (item(b"a"), item(b"b"), item(b"c"));
         let mut before = leases.lease();
-        before.blob(&a);
+        before.add_blocking([a.clone()]);
         let watch = leases.begin();
         let mut short = leases.lease();
-        short.blob(&b).blob(&b);
+        short.add_blocking([b.clone(), b.clone()]);
         assert_eq!(leases.count(), 2);
         drop((short, before));
         assert_eq!(leases.count(), 0);
-        assert!(!goes(&leases, &item(b"a")) && !goes(&leases, &item(b"b")) && goes(&leases, &c));
+        assert!(!is_removed(&leases, &a) && !is_removed(&leases, &b) && is_removed(&leases, &c));
         drop(watch);
-        assert!(goes(&leases, &item(b"a")) && goes(&leases, &item(b"b")));
+        assert!(is_removed(&leases, &a) && is_removed(&leases, &b));
     }
 
     #[test]
-    fn nothing_is_made_of_what_was_damaged_meanwhile() {
+    fn refuses_to_commit_a_tree_whose_part_was_found_damaged_since_it_was_begun() {
         let leases = Leases::default();
         let digest = Digest::sha256_of(b"a");
         let (mut lease, begun) = (leases.lease(), Instant::now());
-        lease.blob(&digest);
-        leases.take_damaged(&item(b"a"), || Ok(())).unwrap();
-        leases.take_damaged(&item(b"b"), || Ok(())).unwrap();
-        let error = leases.keep(begun, [item(b"b"), item(b"a")], || Ok(())).unwrap_err().to_string();
+        lease.add_blocking([item(b"a")]);
+        leases.remove_damaged(&item(b"a"), || Ok(())).unwrap();
+        leases.remove_damaged(&item(b"b"), || Ok(())).unwrap();
+        let error = leases.commit(begun, [item(b"b"), item(b"a")], || Ok(())).unwrap_err().to_string();
         assert!(error.contains(digest.hex()), "{error}");
-        leases.keep(begun, [item(b"b")], || Ok(())).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1));
-        leases.keep(Instant::now(), [item(b"a")], || Ok(())).unwrap();
+        leases.commit(begun, [item(b"b")], || Ok(())).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        leases.commit(Instant::now(), [item(b"a")], || Ok(())).unwrap();
         drop(lease);
-        leases.keep(begun, [item(b"a")], || Ok(())).unwrap();
+        leases.commit(begun, [item(b"a")], || Ok(())).unwrap();
+    }
+
+    /// A rename that hangs: what else can go on, and what waits for its end.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_hanging_removal_delays_only_leases_on_the_same_item() {
+        let leases = Leases::default();
+        let (started, has_started) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let remover = leases.clone();
+        let hanging = std::thread::spawn(move || {
+            remover.remove(&item(b"a"), || {
+                started.send(()).unwrap();
+                released.recv().unwrap();
+                Ok(())
+            })
+        });
+        has_started.recv().unwrap();
+
+        leases.lease().add([item(b"b")]).await;
+        leases.commit(Instant::now(), [item(b"b")], || Ok(())).unwrap();
+        assert!(is_removed(&leases, &item(b"b")));
+
+        let mut lease = leases.lease();
+        {
+            let waiting = lease.add([item(b"a")]);
+            tokio::pin!(waiting);
+            let early = tokio::time::timeout(Duration::from_millis(20), waiting.as_mut()).await;
+            assert!(early.is_err(), "the item may still be visible");
+            release.send(()).unwrap();
+            waiting.await;
+        }
+        assert!(hanging.join().unwrap().unwrap());
+        assert!(!is_removed(&leases, &item(b"a")), "it is leased now");
+    }
+
+    #[test]
+    fn a_damaged_part_is_moved_only_after_a_commit_in_progress() {
+        let leases = Leases::default();
+        let (started, has_started) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let committer = leases.clone();
+        let committing = std::thread::spawn(move || {
+            committer.commit(Instant::now(), [item(b"a")], || {
+                started.send(()).unwrap();
+                released.recv().unwrap();
+                Ok(())
+            })
+        });
+        has_started.recv().unwrap();
+        let (moved, has_moved) = mpsc::channel();
+        let mover = leases.clone();
+        let moving = std::thread::spawn(move || {
+            mover.remove_damaged(&item(b"a"), || {
+                moved.send(()).unwrap();
+                Ok(())
+            })
+        });
+        assert!(has_moved.recv_timeout(Duration::from_millis(50)).is_err());
+        release.send(()).unwrap();
+        committing.join().unwrap().unwrap();
+        has_moved.recv().unwrap();
+        moving.join().unwrap().unwrap();
     }
 }

@@ -38,17 +38,30 @@ type Fact = [u8; HEX];
 #[derive(Debug)]
 pub struct Provenance {
     is_persistent: bool,
+    /// Never locked while the disk is used: runtime threads ask what is known.
     known: Mutex<Known>,
+    /// Locked before `known`, by threads that may block on the disk.
+    file: Mutex<FactFile>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     facts: HashSet<Fact>,
     order: VecDeque<Fact>,
-    /// Where they are kept, where they are.
-    path: Option<PathBuf>,
-    /// This process has written there.
+}
+
+#[derive(Debug)]
+struct FactFile {
+    path: PathBuf,
+    /// Whether this process has appended to the file.
     has_begun: bool,
+}
+
+/// What must be written after new facts were added.
+enum Change {
+    Append(Vec<u8>),
+    /// The older half was dropped: the file is written anew.
+    Replace(Vec<u8>),
 }
 
 fn fact(words: &[&str]) -> Fact {
@@ -61,7 +74,7 @@ fn fact(words: &[&str]) -> Fact {
 impl Provenance {
     /// What an earlier run noted.
     pub(crate) fn read(path: &Path) -> Self {
-        let mut known = Known { path: Some(path.to_owned()), ..Known::default() };
+        let mut known = Known::default();
         match std::fs::read(path) {
             Ok(text) => {
                 let whole = text.split_inclusive(|byte| *byte == b'\n');
@@ -77,7 +90,8 @@ impl Provenance {
                 tracing::warn!(path = %path.display(), %error, "who gave what cannot be read; it is asked for again");
             }
         }
-        Self { is_persistent: true, known: Mutex::new(known) }
+        let file = FactFile { path: path.to_owned(), has_begun: false };
+        Self { is_persistent: true, known: Mutex::new(known), file: Mutex::new(file) }
     }
 
     /// The same facts, which are no longer written to the disk.
@@ -89,48 +103,68 @@ impl Provenance {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).facts.contains(fact)
     }
 
+    /// Adds facts, in memory at once and then to the file. Blocks while the disk does.
     fn note(&self, facts: &[Fact]) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lines = Vec::new();
-        for fact in facts {
-            if known.facts.insert(*fact) {
-                known.order.push_back(*fact);
-                lines.extend_from_slice(fact);
-                lines.push(b'\n');
-            }
-        }
-        if !self.is_persistent || lines.is_empty() {
-            return;
-        }
-        let written = if known.facts.len() > MAX_FACTS { known.halve() } else { known.append(&lines) };
+        // Taken first, so that the lines reach the file in the order in which facts were added.
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let change = self.known.lock().unwrap_or_else(PoisonError::into_inner).add(facts);
+        let written = match change {
+            Some(Change::Append(lines)) if self.is_persistent => file.append(&lines),
+            Some(Change::Replace(text)) if self.is_persistent => file.replace(&text),
+            _ => return,
+        };
         if let Err(error) = written {
-            tracing::warn!(%error, "who gave what is not written down; after a start it is asked for again");
+            tracing::warn!(
+                path = %file.path.display(), %error,
+                "cannot write which registry served which content; after a restart the driver downloads it again"
+            );
         }
     }
 }
 
 impl Known {
+    /// Adds facts; returns what to write if one of them is new.
+    fn add(&mut self, facts: &[Fact]) -> Option<Change> {
+        let mut new = Vec::new();
+        for fact in facts {
+            if self.facts.insert(*fact) {
+                self.order.push_back(*fact);
+                new.push(*fact);
+            }
+        }
+        if new.is_empty() {
+            return None;
+        }
+        if self.facts.len() <= MAX_FACTS {
+            return Some(Change::Append(to_lines(&new)));
+        }
+        for fact in self.order.drain(..MAX_FACTS / 2) {
+            self.facts.remove(&fact);
+        }
+        Some(Change::Replace(to_lines(&self.order)))
+    }
+}
+
+fn to_lines<'a>(facts: impl IntoIterator<Item = &'a Fact>) -> Vec<u8> {
+    facts.into_iter().flat_map(|fact| fact.iter().copied().chain([b'\n'])).collect()
+}
+
+impl FactFile {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
-        // Not held open: a disk with a file open for writing cannot become read-only.
-        let mut file = File::options().create(true).append(true).mode(0o600).open(path)?;
+        // Not kept open: a disk with a file open for writing cannot become read-only.
+        let mut file = File::options().create(true).append(true).mode(0o600).open(&self.path)?;
         if !self.has_begun {
-            // There may be a line that was cut short.
+            // A crash can have left the last line incomplete.
             file.write_all(b"\n")?;
             self.has_begun = true;
         }
         file.write_all(lines)
     }
 
-    /// Forgets the older half, and writes the rest anew.
-    fn halve(&mut self) -> io::Result<()> {
-        for fact in self.order.drain(..MAX_FACTS / 2) {
-            self.facts.remove(&fact);
-        }
-        let Some(path) = &self.path else { return Ok(()) };
-        let text: Vec<u8> = self.order.iter().flat_map(|fact| fact.iter().copied().chain([b'\n'])).collect();
-        // Facts are what may be lost, so it need not be whole at every moment.
-        std::fs::write(path, text)
+    /// Writes the file anew. Facts can be lost, so it need not be whole at every moment.
+    fn replace(&mut self, text: &[u8]) -> io::Result<()> {
+        self.has_begun = true;
+        std::fs::write(&self.path, text)
     }
 }
 

@@ -61,7 +61,7 @@ impl Store {
                 (self.layout.blob(digest), format!("{prefix}-{}", digest.hex()))
             }
         };
-        self.leases.take_damaged(item, || move_to_free_name(&from, &self.layout.quarantine(), &name))?;
+        self.leases.remove_damaged(item, || move_to_free_name(&from, &self.layout.quarantine(), &name))?;
         self.durability.forget(item);
         Ok(())
     }

@@ -281,7 +281,7 @@ impl Staging<'_> {
             self.store.sync()?;
         }
         let (from, renamed) = (&self.folder.path, &mut self.folder.renamed);
-        self.store.leases.keep(self.begun, parts, || {
+        self.store.leases.commit(self.begun, parts, || {
             match rustix::fs::renameat_with(CWD, from, CWD, name, RenameFlags::NOREPLACE) {
                 Ok(()) => {
                     *renamed = true;

@@ -1,4 +1,4 @@
-//! A registry that counts what it is asked, and pods to ask with.
+//! A fake registry that counts requests, and the pods and policies of the tests.
 
 #![allow(dead_code, missing_docs, unreachable_pub)]
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -13,25 +13,25 @@ use bytes::Bytes;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
-use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
+use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
 use oras_csi_core::patch::{Level, Patch};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_webhook::admit::{Admission, Outcome};
-use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
+use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{
-    Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies, StatedNamespaces,
+    Entry, Labels, ManifestNamespaces, Namespaces, NamespacesError, NoPolicy, Policies,
 };
 use oras_csi_webhook::server::{App, Health, ServerSettings};
-use oras_csi_webhook::sets::{MemorySets, SetBook};
+use oras_csi_webhook::sets::{MemorySets, SetCatalog};
 use oras_csi_webhook::{Registries, ResolverSettings};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-/// What the registry does with one reference, by its canonical text.
+/// What the registry answers for one reference, by its canonical text.
 #[derive(Clone)]
 pub enum Behaviour {
     /// The manifest of that digest.
@@ -40,11 +40,11 @@ pub enum Behaviour {
     Fails(RegistryError),
     /// Never answers.
     Hangs,
-    /// A bug of ours.
+    /// A panic in the client.
     Panics,
 }
 
-/// Gives every reference an artifact of one titled file, unless told otherwise.
+/// Has an artifact with one titled file for every reference, unless a test sets another behaviour.
 #[derive(Default)]
 pub struct FakeRegistry {
     behaviour: Mutex<BTreeMap<String, Behaviour>>,
@@ -54,7 +54,7 @@ pub struct FakeRegistry {
     pub resolves: AtomicUsize,
     pub manifest_requests: AtomicUsize,
     pub blob_requests: AtomicUsize,
-    /// What was asked for, in order.
+    /// The references of all requests, in order.
     pub log: Mutex<Vec<String>>,
 }
 
@@ -68,7 +68,7 @@ impl FakeRegistry {
         *self.delay.lock().unwrap() = delay;
     }
 
-    /// Stores a manifest, and gives its digest.
+    /// Stores a manifest, and returns its digest.
     pub fn store(&self, manifest: &Value) -> Digest {
         let bytes = Bytes::from(manifest.to_string());
         let digest = Digest::sha256_of(&bytes);
@@ -76,7 +76,7 @@ impl FakeRegistry {
         digest
     }
 
-    /// Stores bytes as a manifest, and gives them a tag.
+    /// Stores bytes as a manifest, and tags it.
     pub fn tag_bytes(&self, reference: &str, bytes: Vec<u8>) -> Digest {
         let digest = Digest::sha256_of(&bytes);
         self.manifests.lock().unwrap().insert(digest.clone(), bytes.into());
@@ -84,14 +84,14 @@ impl FakeRegistry {
         digest
     }
 
-    /// Stores a patch of `base`, and gives it a tag.
+    /// Stores a patch of `base`, and tags it.
     pub fn tag_patch(&self, reference: &str, base: &Reference, levels: &[(Level, Reference)]) -> Digest {
         let patch = Patch::new(base.clone(), levels.iter().cloned()).unwrap();
         let base = Descriptor::new(media::OCI_MANIFEST, base.digest().unwrap().clone(), 1);
         self.tag_bytes(reference, patch.to_manifest(&base, reference).unwrap())
     }
 
-    /// Stores the artifact of a recipe, and gives it a tag.
+    /// Stores a recipe artifact, and tags it.
     pub fn tag_recipe(&self, reference: &str, yaml: &str) -> Digest {
         let blob = Bytes::copy_from_slice(yaml.as_bytes());
         self.blobs.lock().unwrap().insert(Digest::sha256_of(&blob), blob);
@@ -104,7 +104,7 @@ impl FakeRegistry {
         digest
     }
 
-    /// All requests so far.
+    /// Returns the number of requests.
     pub fn calls(&self) -> usize {
         self.resolves.load(Ordering::SeqCst) + self.manifest_requests.load(Ordering::SeqCst)
     }
@@ -120,7 +120,7 @@ impl FakeRegistry {
             Some(Behaviour::Is(digest)) => Ok(Some(digest)),
             Some(Behaviour::Fails(error)) => Err(error),
             Some(Behaviour::Hangs) => std::future::pending().await,
-            Some(Behaviour::Panics) => panic!("told to"),
+            Some(Behaviour::Panics) => panic!("a test asked for it"),
         }
     }
 }
@@ -135,17 +135,17 @@ impl Registry for FakeRegistry {
         Ok(Descriptor::new(media::OCI_MANIFEST, digest, 1))
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.manifest_requests.fetch_add(1, Ordering::SeqCst);
         self.log.lock().unwrap().push(reference.to_string());
         self.behave(&reference.to_string()).await?;
         let bytes = self.manifests.lock().unwrap().get(reference.digest()).cloned();
         let bytes = bytes.ok_or_else(|| not_found(&reference.to_string()))?;
-        ManifestDocument::verify(reference.digest(), None, bytes)
+        VerifiedManifest::verify(reference.digest(), None, bytes)
             .map_err(|error| RegistryError::Invalid { at: "GET".into(), words: error.to_string().into() })
     }
 
-    /// A webhook reads no blobs but recipes.
+    /// The webhook reads no blobs except recipes.
     async fn blob(
         &self,
         from: &PinnedReference,
@@ -159,18 +159,18 @@ impl Registry for FakeRegistry {
         Ok(Box::pin(futures_util::stream::once(async move { Ok(bytes) })))
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
-        Arc::new(Seen { registry: self, credential })
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        Arc::new(Authenticated { registry: self, credential })
     }
 }
 
-/// The registry as somebody sees it: `private.io/NAME/…` is for who has the password `NAME`, and hidden from others.
-struct Seen {
+/// The registry accessed with one credential: `private.io/NAME/…` needs the password `NAME`, and is hidden otherwise.
+struct Authenticated {
     registry: Arc<FakeRegistry>,
     credential: Credential,
 }
 
-impl Seen {
+impl Authenticated {
     fn check(&self, host: &RegistryHost, repository: &str) -> Result<(), RegistryError> {
         if host.to_string() != "private.io" {
             return Ok(());
@@ -187,13 +187,13 @@ impl Seen {
 }
 
 #[async_trait]
-impl Registry for Seen {
+impl Registry for Authenticated {
     async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
         let found = self.registry.resolve(reference).await?;
         self.check(reference.registry(), reference.repository()).map(|()| found)
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         let found = self.registry.manifest(reference).await?;
         self.check(reference.registry(), reference.repository()).map(|()| found)
     }
@@ -208,8 +208,8 @@ impl Registry for Seen {
         self.registry.blob(from, blob, offset).await
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
-        self.registry.clone().seen_by(credential)
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        self.registry.clone().with_credential(credential)
     }
 }
 
@@ -217,18 +217,18 @@ pub fn not_found(at: &str) -> RegistryError {
     RegistryError::NotFound { at: Printable::new(&format!("GET {at}")), words: Printable::default() }
 }
 
-/// The manifest that a reference has by default: one file, titled after it.
+/// Returns the default manifest of a reference: one file with the reference as its title.
 pub fn default_manifest(reference: &str) -> Value {
     manifest(&[("application/java-archive", Some(reference))])
 }
 
-/// What a tag resolves to by default.
+/// Returns the default digest of a tag.
 pub fn default_digest(reference: &str) -> Digest {
     let reference = Reference::parse(reference).unwrap().to_string();
     Digest::sha256_of(default_manifest(&reference).to_string().as_bytes())
 }
 
-/// An image manifest of layers with a media type and perhaps a title.
+/// Returns an image manifest of layers with a media type and an optional title.
 pub fn manifest(layers: &[(&str, Option<&str>)]) -> Value {
     let digest = format!("sha256:{}", "5".repeat(64));
     let layers: Vec<Value> = layers
@@ -243,7 +243,7 @@ pub fn manifest(layers: &[(&str, Option<&str>)]) -> Value {
         "config": {"mediaType": media::EMPTY, "digest": digest, "size": 2}, "layers": layers})
 }
 
-/// An index of manifests with their platforms, as `(os/arch, digest)`.
+/// Returns an index of manifests with their platforms, as `(os/arch, digest)`.
 pub fn index(entries: &[(&str, &Digest)]) -> Value {
     let entries: Vec<Value> = entries
         .iter()
@@ -256,7 +256,7 @@ pub fn index(entries: &[(&str, &Digest)]) -> Value {
     json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries})
 }
 
-/// `kind` is the administrator's; `plain.example` may be plain, and the registry of the examples insecure as well.
+/// Configures the host `kind`, plain HTTP for `plain.example`, and plain HTTP and insecure TLS for the examples' registry.
 pub struct Administrator;
 
 impl Registries for Administrator {
@@ -280,7 +280,7 @@ pub struct Bench {
     pub policies: Arc<Policies>,
 }
 
-/// Policies p0, p1 and so on of these specs.
+/// Returns policies p0, p1 and so on with these specs.
 pub fn entries(specs: &[Value]) -> Vec<Entry> {
     let entry = |(number, spec): (usize, &Value)| {
         Entry::from_manifest(&json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactPolicy",
@@ -290,14 +290,14 @@ pub fn entries(specs: &[Value]) -> Vec<Entry> {
     specs.iter().enumerate().map(entry).collect()
 }
 
-/// Every namespace has the label `team` with its own name, and the one that the API server gives.
+/// Gives every namespace the label `team` with its own name, and the label that the API server adds.
 pub struct Namespaced;
 
 #[async_trait]
 impl Namespaces for Namespaced {
     async fn labels(&self, namespace: &str) -> Result<Labels, NamespacesError> {
         if namespace == "unreadable" {
-            return Err(NamespacesError("the API server is away".to_owned()));
+            return Err(NamespacesError("the API server is unavailable".to_owned()));
         }
         let label = |key: &str| (key.to_owned(), namespace.to_owned());
         Ok(Labels::Known(BTreeMap::from([label("team"), label("kubernetes.io/metadata.name")])))
@@ -315,7 +315,7 @@ impl Bench {
         Self::governed(policies, settings)
     }
 
-    /// With policies as they are written in files.
+    /// Uses policies as they are written in files.
     pub fn under(specs: &[Value]) -> Self {
         let policies = Policies::new(Vec::new(), NoPolicy::Allow, Namespaced);
         policies.set_files(entries(specs));
@@ -335,9 +335,9 @@ impl Bench {
         Self { registry, admission, metrics, policies }
     }
 
-    /// With these Secrets and service accounts, as manifests have them.
+    /// Uses these Secrets and service accounts.
     pub fn with_secrets(manifests: &[Value]) -> Self {
-        let mut secrets = StatedSecrets::default();
+        let mut secrets = ManifestSecrets::default();
         for manifest in manifests {
             secrets.take(manifest, "team");
         }
@@ -350,9 +350,9 @@ impl Bench {
         Self { admission: Arc::new(admission), ..bench }
     }
 
-    /// With these sets and Namespaces, as manifests have them.
+    /// Uses these sets and Namespaces.
     pub fn with_sets(self, manifests: &[Value]) -> (Self, Arc<MemorySets>) {
-        let mut namespaces = StatedNamespaces::default();
+        let mut namespaces = ManifestNamespaces::default();
         for manifest in manifests {
             namespaces.take(manifest).unwrap();
         }
@@ -360,7 +360,7 @@ impl Bench {
         for manifest in manifests {
             sets.take(manifest, "team").unwrap();
         }
-        let admission = Arc::into_inner(self.admission).unwrap().with_sets(SetBook::new(sets.clone()));
+        let admission = Arc::into_inner(self.admission).unwrap().with_sets(SetCatalog::new(sets.clone()));
         (Self { admission: Arc::new(admission), ..self }, sets)
     }
 
@@ -372,14 +372,14 @@ impl Bench {
         self.admission.admit_pod(pod, namespace, soon()).await
     }
 
-    /// The pod as it is after its admission.
+    /// Returns the pod after its admission.
     pub async fn admitted(&self, pod: &Value) -> Value {
         let outcome = self.admit(pod).await.unwrap();
         patched(pod, &outcome)
     }
 
     pub fn app(self, health: impl Health, settings: ServerSettings) -> Arc<App> {
-        let admission = Arc::into_inner(self.admission).expect("nobody else holds it");
+        let admission = Arc::into_inner(self.admission).expect("the only reference");
         App::new(admission, health, self.metrics, settings)
     }
 }
@@ -394,7 +394,7 @@ pub fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
-/// Ready or not.
+/// Always ready, or never.
 pub struct FixedHealth(pub bool);
 
 impl Health for FixedHealth {
@@ -407,7 +407,7 @@ impl Health for FixedHealth {
     }
 }
 
-/// A pod with annotations below `oras.land/` and one container.
+/// Returns a pod with annotations below `oras.land/` and one container.
 pub fn pod(annotations: &[(&str, &str)]) -> Value {
     let annotations: BTreeMap<String, &str> =
         annotations.iter().map(|(key, value)| (format!("oras.land/{key}"), *value)).collect();
@@ -415,14 +415,14 @@ pub fn pod(annotations: &[(&str, &str)]) -> Value {
         "spec": {"containers": [{"name": "app", "image": "busybox"}]}})
 }
 
-/// A pod with one inline volume of ours, mounted in its container.
+/// Returns a pod with one inline volume of this driver, mounted in its container.
 pub fn inline(attributes: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app"},
         "spec": {"containers": [{"name": "app", "volumeMounts": [{"name": "in", "mountPath": "/data"}]}],
             "volumes": [{"name": "in", "csi": {"driver": "csi.oras.land", "volumeAttributes": attributes}}]}})
 }
 
-/// A review of the creation of a pod.
+/// Returns a review of the creation of a pod.
 pub fn review(pod: &Value) -> Value {
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
         "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",

@@ -1,4 +1,4 @@
-//! A small API server with the pins of all namespaces, in place of a connection.
+//! A small API server that holds the pins of all namespaces, in place of a connection.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 /// The objects by their paths.
 type Objects = BTreeMap<String, Value>;
-/// What happens before a request is answered: somebody else is faster, or the server says something of its own.
+/// What happens before a request is answered: another client is faster, or the server gives a fixed answer.
 type Meanwhile = Box<dyn FnOnce(&mut Objects) -> Option<Response<Body>> + Send>;
 
 const API: &str = "/apis/oras.land/v1alpha1/namespaces/";
 
-/// The server.
+/// The API server.
 #[derive(Clone, Default)]
 pub(super) struct FakeApi(Arc<Mutex<State>>);
 
@@ -29,7 +29,7 @@ struct State {
 }
 
 impl FakeApi {
-    /// A client for it.
+    /// Returns a client.
     pub(super) fn client(&self) -> kube::Client {
         let api = self.clone();
         let service = tower::service_fn(move |request| {
@@ -39,12 +39,12 @@ impl FakeApi {
         kube::Client::new(service, "default")
     }
 
-    /// Nothing is answered from now on.
-    pub(super) fn fall_silent(&self) {
+    /// Leaves all requests from now on without an answer.
+    pub(super) fn stop_answering(&self) {
         self.0.lock().unwrap().is_silent = true;
     }
 
-    /// What happens just before the next request of this method that nothing else was to happen before.
+    /// Runs a change just before the next request of this method. Several changes run in their order, one per request.
     pub(super) fn meanwhile(&self, method: Method, change: impl FnOnce(&mut Objects) + Send + 'static) {
         let change = |objects: &mut Objects| {
             change(objects);
@@ -53,29 +53,29 @@ impl FakeApi {
         self.0.lock().unwrap().meanwhile.push_back((method, Box::new(change)));
     }
 
-    /// The answer to that request.
-    pub(super) fn say(&self, method: Method, code: u16, body: &str) {
+    /// Sets the answer to the next request of this method.
+    pub(super) fn answer_with(&self, method: Method, code: u16, body: &str) {
         let answer = answer(code, body);
         self.0.lock().unwrap().meanwhile.push_back((method, Box::new(|_| Some(answer))));
     }
 
-    /// Somebody makes an object.
+    /// Stores an object as another client would.
     pub(super) fn put(&self, namespace: &str, object: Value) {
         let path = path(namespace, object["metadata"]["name"].as_str().unwrap());
         self.0.lock().unwrap().objects.insert(path, object);
     }
 
-    /// All objects.
+    /// Returns all objects by their paths.
     pub(super) fn objects(&self) -> Objects {
         self.0.lock().unwrap().objects.clone()
     }
 
-    /// What was asked, as `METHOD PATH?QUERY`.
+    /// Returns the requests, each as `METHOD PATH?QUERY`.
     pub(super) fn log(&self) -> Vec<String> {
         self.0.lock().unwrap().log.clone()
     }
 
-    /// What was sent, oldest first.
+    /// Returns the bodies of the requests, oldest first.
     pub(super) fn bodies(&self) -> Vec<Value> {
         self.0.lock().unwrap().bodies.clone()
     }
@@ -86,7 +86,7 @@ impl FakeApi {
         if self.0.lock().unwrap().is_silent {
             return std::future::pending().await;
         }
-        // Others have their turn between two requests of one keeper.
+        // Other tasks run between two requests of one writer.
         tokio::task::yield_now().await;
         let mut state = self.0.lock().unwrap();
         state.log.push(format!("{} {}", head.method, head.uri));
@@ -96,20 +96,20 @@ impl FakeApi {
                 return answer;
             }
         }
-        let asked = head.uri.path();
+        let path_of_request = head.uri.path();
         if head.method == Method::GET {
-            let name = asked.rsplit('/').next().unwrap();
-            let found = state.objects.get(asked);
+            let name = path_of_request.rsplit('/').next().unwrap();
+            let found = state.objects.get(path_of_request);
             return found
                 .map_or_else(|| refusal(404, "NotFound", name), |object| answer(200, &object.to_string()));
         }
-        assert_eq!(head.method, Method::POST, "nothing else is asked");
+        assert_eq!(head.method, Method::POST, "no other method is used");
         let mut object: Value = serde_json::from_slice(&body).unwrap();
         state.bodies.push(object.clone());
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        let namespace = asked.strip_prefix(API).unwrap().split('/').next().unwrap();
+        let namespace = path_of_request.strip_prefix(API).unwrap().split('/').next().unwrap();
         let path = path(namespace, &name);
-        assert_eq!(path.strip_suffix(&format!("/{name}")), Some(asked));
+        assert_eq!(path.strip_suffix(&format!("/{name}")), Some(path_of_request));
         if state.objects.contains_key(&path) {
             return refusal(409, "AlreadyExists", &name);
         }
@@ -120,7 +120,7 @@ impl FakeApi {
     }
 }
 
-/// The path of a pin.
+/// Returns the path of a pin.
 pub(super) fn path(namespace: &str, name: &str) -> String {
     format!("{API}{namespace}/artifactpins/{name}")
 }

@@ -1,4 +1,4 @@
-//! A server that says exactly what a test tells it to, true or not.
+//! A server that sends exactly the bytes that a test scripts.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ impl Request {
     }
 }
 
-/// What goes over the wire, in order; then the connection is closed.
+/// What the server sends, in order. Then it closes the connection.
 #[derive(Clone)]
 pub(super) enum Part {
     Bytes(Vec<u8>),
@@ -37,7 +37,7 @@ pub(super) enum Part {
     Hang,
 }
 
-/// An answer with a body and its length.
+/// A response with a body and its length.
 pub(super) fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<Part> {
     let length = body.len().to_string();
     let mut all = vec![("Content-Length", length.as_str())];
@@ -65,7 +65,7 @@ pub(super) struct Server {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// How many requests wait for the first byte of their answer, and how many did at most.
+/// How many requests wait for the first byte of their response, now and at most.
 #[derive(Default)]
 struct Busy {
     now: AtomicUsize,
@@ -132,7 +132,7 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
-    /// How many requests waited for their answer at once, at most.
+    /// The maximum number of requests that waited for their response at the same time.
     pub(super) fn most_at_once(&self) -> usize {
         self.busy.most.load(Ordering::SeqCst)
     }
@@ -159,7 +159,7 @@ async fn serve(
         let Ok(byte) = stream.read_u8().await else { return };
         head.push(byte);
         if head[0] == 0x16 {
-            // A TLS handshake on a plain port, answered as real servers do.
+            // A TLS handshake on a plain http port gets the response that real servers send.
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await;
             return;
         }
@@ -204,7 +204,7 @@ async fn serve(
         let _ = stream.flush().await;
     }
     let _ = stream.shutdown().await;
-    // Until the client has read it all: a reset would take the last bytes with it.
+    // Waits until the client has read everything: a reset would discard the last bytes.
     let mut rest = [0; 64];
     let _ = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut rest)).await;
 }
