@@ -1,8 +1,8 @@
 //! What a node keeps and how it gets there: verified blobs, unpacked layers, and trees of hard links.
 //!
 //! ```text
-//! pull ──► unpack ──► store ──► state ──► content ──► layout ──► disk ──► limits
-//! gc, scrub ────────────┘
+//! gc, scrub, pull ──► store ──► state ──► content ──► layout ──► disk ──► limits
+//!             └─────► unpack ───────────────┘
 //! ```
 //!
 //! This crate knows no CSI, no kubelet, no Kubernetes and no metrics. A program that mounts trees tells the store what

@@ -5,29 +5,29 @@
 //! ├── lock                  flock, exclusive, for as long as a process has the store open
 //! ├── format                "oras-csi store 2": the first thing that is written, refused if newer (see `format`)
 //! ├── tmp/NUMBER…           everything unfinished, and what is being deleted; emptied at start, under the lock
-//! ├── partial/              big blobs on their way (see `partial`); what nobody goes on with goes after a day
+//! ├── partial/              big blobs on their way (see `partial_blobs`); what nobody goes on with goes after a day
 //! ├── set-aside/NAME.N      what was found damaged: KEY.N a tree, layer-KEY.N, sha256-HEX.N; it may be mounted
 //! ├── blobs/sha256/HEX      verified files: manifests, and layers that are one file (0444)
 //! ├── blobs/sha512/HEX
 //! ├── layers/KEY/           a tar layer, unpacked once
 //! │   ├── files/            its tree
-//! │   ├── sums              checksums of what is in it (see `sums`)
+//! │   ├── sums              checksums of what is in it (see `checksums`)
 //! │   └── layer.json        how much is in it
 //! ├── trees/KEY/            a recipe's tree: hard links to blobs and to files of layers
 //! │   ├── files/            what a pod sees
 //! │   ├── sums              checksums of its own files: copies, where a link could not be made
 //! │   └── tree.json         how much is in it, what it is made of; its mtime is when it was last used
-//! ├── volumes/HASH.json     one published volume each (see `records`)
-//! ├── unsynced/BOOT/NAME    marks of layers and trees that the disk may not have yet (see `unsynced`)
-//! ├── state.json            what the store tells of itself: damage, the last scrub and collection (see `state`)
-//! ├── given                 which registries gave which of it (see `givers`); may be absent
-//! ├── preload.json          which trees cluster sets want here, whoever uses them (see `wanted`); may be absent
+//! ├── volumes/HASH.json     one published volume each (see the driver's `volume_records`)
+//! ├── unsynced/BOOT/NAME    marks of layers and trees that the disk may not have yet (see `durability`)
+//! ├── state.json            what the store tells of itself: damage, the last scrub and collection (see `node_record`)
+//! ├── given                 which registries gave which of it (see `provenance`); may be absent
+//! ├── preload.json          which trees cluster sets want here, whoever uses them (see `preload_index`); may be absent
 //! └── readonly/             where `trees` is mounted once more, read-only (see `mount`)
 //! ```
 //!
 //! **Commit points.** A blob, a layer and a tree (never over another) come into being by one `rename` out of `tmp`.
 //! None waits for the disk: a mark says of a layer and a tree that the disk may not have them yet, is there before
-//! them, and goes behind a `syncfs` that brings all that waits to the disk (see `unsynced`). A blob's name says what
+//! them, and goes behind a `syncfs` that brings all that waits to the disk (see `durability`). A blob's name says what
 //! its bytes are. A volume's record comes into being by a `rename` over the old one, and is not synced: after a power
 //! cut its mount is gone as well, and kubelet publishes again.
 //!
@@ -40,22 +40,22 @@
 //! | between a blob and its tree | a blob that no tree needs | used by the next pull, or collected |
 //! | after a tree was renamed away | its folder in `tmp`, blobs that no tree needs | deleted at start; collected |
 //! | while something damaged is set aside | the part aside, some of its trees not yet | the scrub finds the trees' bytes wrong, or they go as others do |
-//! | between a record and its mount | a record too many | see `records` |
+//! | between a record and its mount | a record too many | see the driver's `volume_records` |
 //! | while `preload.json` is written | the old one, and a file in `tmp` | written again once the sets are known |
 //! | after it, before what it names is there | a name of nothing | fetched ahead |
 //!
 //! A crash of the machine leaves the same, and marks: their trees are taken out of sight at start, and what a new one is
-//! made of is compared with what it was before it is used (see `trust`).
+//! made of is compared with what it was before it is used (see `integrity`).
 //!
 //! Nothing in `blobs`, `layers` or `trees` is ever written to again, but for the time of a `tree.json`.
 //!
 //! **Locks.** Between processes: `lock`; `oras-csi store ls` and `verify` read without it. Within one: whoever makes
 //! a blob, a layer or a tree holds the lock of its name and of its registry in [`crate::pull`], so that one download
 //! serves all who name the same; were two
-//! to make the same, either is as good. The mutex of the leases (`lease`) is held for each rename that takes
+//! to make the same, either is as good. The mutex of the leases (`leases`) is held for each rename that takes
 //! something away and for that which makes a tree visible; one collection at a time holds `collecting`.
 //!
-//! **Roots** of a collector ([`crate::collect`]): the trees that records in `volumes` name, the trees that
+//! **Roots** of a collector ([`crate::gc`]): the trees that records in `volumes` name, the trees that
 //! `preload.json` names, the trees that are mounted anywhere (mountinfo), and whatever is leased; from a tree, the
 //! blobs and layers in its `tree.json`. A name of a file that a tree shares is another link to the same inode: removing a blob
 //! or a layer frees nothing that a tree still has, and harms none.

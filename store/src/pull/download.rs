@@ -48,7 +48,7 @@ const STALL: u32 = RESUMES;
 /// How much is much: a registry that gives a byte a connection would keep us for years.
 const PROGRESS: u64 = 16 << 10;
 /// How many further workers may fail before there are no more.
-const MOST_FAILED: u32 = 4;
+const MAX_FAILED: u32 = 4;
 /// How often it is looked for a spare turn, and when for the first time: where one stream gives more than is written,
 /// others would only take the registry's time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -165,7 +165,7 @@ impl Download<'_> {
             let partial = partial.clone();
             tokio::task::spawn_blocking(move || partial.sync_behind());
         }
-        let fed = self.bring(partial, slot, &sender).await;
+        let fed = self.download_missing(partial, slot, &sender).await;
         drop(sender);
         // A disk that failed is why nothing more was wanted.
         writer.await.map_err(|_| StreamFault::Stopped)??;
@@ -177,7 +177,7 @@ impl Download<'_> {
         }
     }
 
-    async fn bring(
+    async fn download_missing(
         &self,
         partial: &Arc<Partial>,
         mut slot: DownloadSlot,
@@ -188,43 +188,42 @@ impl Download<'_> {
         if self.blob.size() >= PARTS_FROM {
             let queue = Queue::default();
             queue.get().extend(missing.into_iter().flat_map(parts));
-            match self.side_by_side(&queue, &mut slot, sender).await {
+            match self.download_in_parts(&queue, &mut slot, sender).await {
                 Err(Broken::NoParts) => {
                     tracing::debug!(digest = %self.blob.digest(), "the registry gives no parts");
                     // The queue's first is the first that is missing: parts are begun in order.
                     let start = queue.get().iter().map(|range| range.start).min().unwrap_or(start);
-                    return self.in_one(start, &mut slot, sender).await;
+                    return self.download_in_one_stream(start, &mut slot, sender).await;
                 }
                 ended => return ended,
             }
         }
-        self.in_one(start, &mut slot, sender).await
+        self.download_in_one_stream(start, &mut slot, sender).await
     }
 
     /// In one stream from `start` to the end.
-    async fn in_one(
+    async fn download_in_one_stream(
         &self,
         start: u64,
         slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Piece>,
     ) -> Result<(), Broken> {
         let mut rest = start..self.blob.size();
-        let mut pace = Pace::new(self.limits);
-        self.insisting(&mut rest, false, slot, &mut pace, sender, &mut Patience::default()).await
+        self.download_with_retries(&mut rest, Request::ToTheEnd, &mut Worker::new(self.limits, slot, sender))
+            .await
     }
 
     /// In parts, of which several come at once.
-    async fn side_by_side(
+    async fn download_in_parts(
         &self,
         queue: &Queue,
         slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Piece>,
     ) -> Result<(), Broken> {
         // Alone, until it is known that there are parts.
-        let mut pace = Pace::new(self.limits);
-        let mut patience = Patience::default();
+        let mut worker = Worker::new(self.limits, slot, sender);
         if let Some(mut first) = queue.next() {
-            let brought = self.insisting(&mut first, true, slot, &mut pace, sender, &mut patience).await;
+            let brought = self.download_with_retries(&mut first, Request::Part, &mut worker).await;
             queue.put_back(first);
             brought?;
         }
@@ -233,7 +232,7 @@ impl Download<'_> {
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_FIRST, LOOK_EVERY);
         let mut further = FuturesUnordered::new();
         while !queue.is_empty() || !further.is_empty() {
-            let leading = self.leading(queue, slot, &mut pace, sender, &mut patience);
+            let leading = self.run_main_worker(queue, &mut worker);
             tokio::pin!(leading);
             let mut is_leading = true;
             while is_leading || !further.is_empty() {
@@ -245,9 +244,9 @@ impl Download<'_> {
                     Some(has_failed) = further.next(), if !further.is_empty() => failed += u32::from(has_failed),
                     _ = look.tick() => {
                         let is_slow = sender.capacity() > PIECES / 2;
-                        while is_slow && further.len() < most && failed < MOST_FAILED && !queue.is_empty() {
+                        while is_slow && further.len() < most && failed < MAX_FAILED && !queue.is_empty() {
                             let Some(spare) = self.scheduler.spare(self.reference.registry(), self.priority) else { break };
-                            further.push(self.helping(queue, spare, sender));
+                            further.push(self.run_extra_worker(queue, spare, sender));
                         }
                     }
                 }
@@ -260,17 +259,10 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// The worker that has a turn for good.
-    async fn leading(
-        &self,
-        queue: &Queue,
-        slot: &mut DownloadSlot,
-        pace: &mut Pace,
-        sender: &mpsc::Sender<Piece>,
-        patience: &mut Patience,
-    ) -> Result<(), Broken> {
+    /// The worker that keeps its slot.
+    async fn run_main_worker(&self, queue: &Queue, worker: &mut Worker<'_>) -> Result<(), Broken> {
         while let Some(mut part) = queue.next() {
-            let brought = self.insisting(&mut part, true, slot, pace, sender, patience).await;
+            let brought = self.download_with_retries(&mut part, Request::Part, worker).await;
             queue.put_back(part);
             brought?;
         }
@@ -278,14 +270,20 @@ impl Download<'_> {
     }
 
     /// Another one, as long as nobody wants its turn; says whether it failed.
-    async fn helping(&self, queue: &Queue, mut slot: DownloadSlot, sender: &mpsc::Sender<Piece>) -> bool {
-        let mut pace = Pace::new(self.limits);
+    async fn run_extra_worker(
+        &self,
+        queue: &Queue,
+        mut slot: DownloadSlot,
+        sender: &mpsc::Sender<Piece>,
+    ) -> bool {
+        let mut worker = Worker::new(self.limits, &mut slot, sender);
         while let Some(part) = queue.next() {
             let mut rest = PutBack { queue, rest: part };
-            if slot.is_wanted() {
+            if worker.slot.is_wanted() {
                 return false;
             }
-            let brought = self.once(&mut rest.rest, true, true, &mut slot, &mut pace, sender).await;
+            let brought =
+                self.request_range(&mut rest.rest, Request::Part, Yielding::WhenWanted, &mut worker).await;
             match brought {
                 Ok(()) if rest.rest.is_empty() => {}
                 Ok(()) => return false,
@@ -296,20 +294,18 @@ impl Download<'_> {
     }
 
     /// Asks for a range until all of it has come, or it is clear that it will not.
-    async fn insisting(
+    async fn download_with_retries(
         &self,
         rest: &mut Range<u64>,
-        in_parts: bool,
-        slot: &mut DownloadSlot,
-        pace: &mut Pace,
-        sender: &mpsc::Sender<Piece>,
-        patience: &mut Patience,
+        request: Request,
+        worker: &mut Worker<'_>,
     ) -> Result<(), Broken> {
         loop {
-            let Err(broken) = self.once(rest, in_parts, false, slot, pace, sender).await else {
-                patience.began();
+            let Err(broken) = self.request_range(rest, request, Yielding::Never, worker).await else {
+                worker.patience.began();
                 return Ok(());
             };
+            let Worker { slot, pace, patience, sender } = worker;
             let (error, wait) = patience.after(broken, rest.start)?;
             tracing::info!(digest = %self.blob.digest(), offset = rest.start, %error, "a download broke off; going on from there");
             tokio::select! {
@@ -319,21 +315,21 @@ impl Download<'_> {
         }
     }
 
-    /// One request; `rest` is what is left of the range after it. `yields`: ends early where the turn is wanted.
-    async fn once(
+    /// Sends one request; `rest` is what is left of the range after it.
+    async fn request_range(
         &self,
         rest: &mut Range<u64>,
-        in_parts: bool,
-        yields: bool,
-        slot: &mut DownloadSlot,
-        pace: &mut Pace,
-        sender: &mpsc::Sender<Piece>,
+        request: Request,
+        yielding: Yielding,
+        worker: &mut Worker<'_>,
     ) -> Result<(), Broken> {
+        let Worker { slot, pace, sender, .. } = worker;
         let answer = async {
-            if in_parts {
-                self.registry.part(self.reference, self.blob, rest.clone()).await
-            } else {
-                self.registry.blob(self.reference, self.blob, rest.start).await.map(Some)
+            match request {
+                Request::Part => self.registry.part(self.reference, self.blob, rest.clone()).await,
+                Request::ToTheEnd => {
+                    self.registry.blob(self.reference, self.blob, rest.start).await.map(Some)
+                }
             }
         };
         let answer = pace.wait(slot, answer).await.map_err(Broken::Slow)?;
@@ -353,11 +349,41 @@ impl Download<'_> {
             }
             rest.start += length;
             self.progress.received(self.blob.digest(), length);
-            if yields && slot.is_wanted() {
+            if yielding == Yielding::WhenWanted && slot.is_wanted() {
                 return Ok(());
             }
         }
         Ok(())
+    }
+}
+
+/// How a range is asked for.
+#[derive(Clone, Copy)]
+enum Request {
+    /// As a part, which some registries do not give.
+    Part,
+    /// From its start to the end of the blob.
+    ToTheEnd,
+}
+
+/// Whether a request ends early where another pull needs its slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Yielding {
+    Never,
+    WhenWanted,
+}
+
+/// One sequence of requests: its slot, its speed, its retries, and where its bytes go.
+struct Worker<'a> {
+    slot: &'a mut DownloadSlot,
+    pace: Pace,
+    patience: Patience,
+    sender: &'a mpsc::Sender<Piece>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(limits: &Limits, slot: &'a mut DownloadSlot, sender: &'a mpsc::Sender<Piece>) -> Self {
+        Self { slot, pace: Pace::new(limits), patience: Patience::default(), sender }
     }
 }
 
