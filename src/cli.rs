@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::{demo, driver, explain, patch, pull, recipe, render, store, terminal, webhook};
+use crate::{driver, explain, patch, pull, recipe, render, store, terminal, webhook};
 
 /// OCI artifacts as volumes in Kubernetes: an admission webhook and a CSI driver that share one contract.
 ///
@@ -26,7 +26,6 @@ enum Command {
     Patch(patch::Arguments),
     Recipe(recipe::Arguments),
     Store(store::Arguments),
-    Demo(demo::Arguments),
 }
 
 impl Cli {
@@ -65,8 +64,6 @@ impl Cli {
                 terminal::start_log("warn");
                 store::run(arguments)
             }
-            // Enters namespaces first, which only a process with one thread can.
-            Command::Demo(arguments) => demo::run(&arguments),
         }
     }
 }

@@ -74,6 +74,7 @@ pub(crate) fn write_out(text: &str) -> Result<(), Failure> {
 }
 
 /// The documents of a YAML stream (of which JSON is a part), empty ones left out.
+#[cfg(test)]
 pub(crate) fn parse(text: &str) -> Result<Vec<Value>, Failure> {
     Ok(parse_stream(text)?.0)
 }

@@ -4,7 +4,6 @@
 
 mod asking;
 mod cli;
-mod demo;
 mod documents;
 mod driver;
 mod explain;
@@ -16,7 +15,6 @@ mod policies;
 mod pull;
 mod recipe;
 mod registries;
-mod registry;
 mod render;
 mod runtime;
 mod sets;

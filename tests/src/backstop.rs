@@ -15,7 +15,7 @@ use crate::cluster::{client, eventually};
 use crate::webhook::chart;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Whose value PersistentVolumes have that are looked at.
+/// The label that selects the PersistentVolumes of a test.
 pub const LABEL: &str = "tests.oras.land/backstop";
 
 /// The chart's policies, bound to one namespace and to the PersistentVolumes with its label.
@@ -86,14 +86,14 @@ impl Backstop {
         }
     }
 
-    /// It gets in.
+    /// Fails unless the object is admitted.
     pub async fn admits(&self, what: &str, object: &Value) {
         if let Err(status) = self.create(object).await {
             panic!("{what}: is refused with {} {}", status.code, status.message);
         }
     }
 
-    /// It is denied by our policies, for that reason, in words that help.
+    /// Fails unless our policies deny the object with a message that contains `words`.
     pub async fn denies(&self, what: &str, object: &Value, words: &str) -> String {
         let Err(status) = self.create(object).await else { panic!("{what}: gets in") };
         let message = status.message;
@@ -104,7 +104,7 @@ impl Backstop {
         message
     }
 
-    /// The twin gets in; with one field set (or taken away by null) it does not.
+    /// Fails unless `twin` is admitted and is denied with one field changed, or removed by null.
     pub async fn tell_apart(&self, what: &str, twin: &Value, path: &[&str], bad: Value, words: &str) {
         self.admits(&format!("the twin of {what}"), twin).await;
         let mut object = twin.clone();

@@ -17,7 +17,7 @@ use crate::cluster::eventually;
 use crate::parts::{oras_csi, repository, testbed};
 use crate::process::{Running, free_port, run};
 
-/// A webhook for one namespace of the API server, which is made for it.
+/// A webhook for one namespace of the API server.
 #[derive(Debug)]
 pub struct Webhook {
     running: Option<Running>,
@@ -27,7 +27,7 @@ pub struct Webhook {
     configuration: String,
 }
 
-/// The label of pods that are for the other replica: see [`Webhook::start_other`].
+/// The label of pods for the other replica: see [`Webhook::start_other`].
 const REPLICA: (&str, &str) = ("oras-csi-test-replica", "other");
 
 impl Webhook {
@@ -102,7 +102,7 @@ impl Webhook {
         webhook
     }
 
-    /// The API server reads new configurations from a cache of its own: waits until it calls this one.
+    /// Waits until the API server, which caches configurations, calls this webhook.
     async fn until_called(&self, client: &Client) {
         let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(client.clone(), &self.namespace);
         let probe = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "annotations": {"oras.land/probe": ""}},
@@ -123,14 +123,14 @@ impl Webhook {
         .await;
     }
 
-    /// Stops it without a word.
+    /// Kills it.
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.kill();
         }
     }
 
-    /// Starts it again, with the certificates that it had.
+    /// Starts it again with its certificates.
     pub fn start_again(&mut self) {
         let mut command = Command::new(oras_csi());
         command.args(&self.arguments).env("RUST_LOG", "debug");
@@ -143,12 +143,12 @@ impl Webhook {
         self.running = Some(running);
     }
 
-    /// The namespace that it is called for.
+    /// Returns its namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// Takes its configuration away again.
+    /// Deletes its configuration.
     pub async fn uninstall(self, client: &Client) {
         let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
         api.delete(&self.configuration, &DeleteParams::default()).await.expect("it was made");

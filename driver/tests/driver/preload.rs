@@ -25,7 +25,7 @@ use tonic::Code;
 use crate::calls::{Running, request_for, until};
 use crate::cluster::Cluster;
 use crate::namespace::entered_once;
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 use crate::trees::Bench;
 
 const UID: &str = "c0ffee";
@@ -56,10 +56,15 @@ impl Scene {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         fs::create_dir(folder.path().join("keys")).unwrap();
         fs::write(folder.path().join("keys/key.pem"), key.public().to_pem()).unwrap();
-        Self::begin(cluster, key, folder, Memory::new()).await
+        Self::begin(cluster, key, folder, FakeRegistry::new()).await
     }
 
-    async fn begin(cluster: Cluster, key: SealKey, folder: Arc<TempDir>, registry: Arc<Memory>) -> Self {
+    async fn begin(
+        cluster: Cluster,
+        key: SealKey,
+        folder: Arc<TempDir>,
+        registry: Arc<FakeRegistry>,
+    ) -> Self {
         let at = folder.clone();
         let driver = Running::start_with(folder, registry, |before| settings(before, &cluster, &at)).await;
         Self { cluster, key, driver }
@@ -109,8 +114,8 @@ fn status(volume: &CanonicalVolume, generation: i64) -> Value {
 }
 
 #[tokio::test]
-async fn what_a_set_wants_starts_with_registry_and_api_server_gone() {
-    if !entered_once("preload::what_a_set_wants_starts_with_registry_and_api_server_gone") {
+async fn a_preloaded_set_starts_without_registry_and_api_server() {
+    if !entered_once("preload::a_preloaded_set_starts_without_registry_and_api_server") {
         return;
     }
     let scene = Scene::open().await;
@@ -140,7 +145,7 @@ async fn what_a_set_wants_starts_with_registry_and_api_server_gone() {
     assert_eq!(cluster.writes(), writes);
 
     cluster.go_down();
-    scene.driver.registry.down.store(true, Ordering::SeqCst);
+    scene.driver.registry.is_down.store(true, Ordering::SeqCst);
     let scene = scene.restarted().await;
     // Collections go on all the while.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -161,8 +166,8 @@ async fn what_a_set_wants_starts_with_registry_and_api_server_gone() {
 }
 
 #[tokio::test]
-async fn what_is_kept_follows_the_set_and_the_labels_of_the_node() {
-    if !entered_once("preload::what_is_kept_follows_the_set_and_the_labels_of_the_node") {
+async fn kept_content_follows_the_set_and_the_labels_of_the_node() {
+    if !entered_once("preload::kept_content_follows_the_set_and_the_labels_of_the_node") {
         return;
     }
     let scene = Scene::open().await;
@@ -205,15 +210,15 @@ async fn what_is_kept_follows_the_set_and_the_labels_of_the_node() {
 }
 
 #[tokio::test]
-async fn a_set_is_read_with_its_own_secret() {
-    if !entered_once("preload::a_set_is_read_with_its_own_secret") {
+async fn a_set_is_pulled_with_its_own_secret() {
+    if !entered_once("preload::a_set_is_pulled_with_its_own_secret") {
         return;
     }
     let scene = Scene::open().await;
     let (cluster, driver) = (scene.cluster.clone(), &scene.driver);
     let (wanted, other) = (scene.artifact("private"), scene.artifact("private as well"));
     let credential = Credential::basic("robot".to_owned(), "of today".to_owned()).unwrap();
-    *driver.registry.let_in.lock().unwrap() = Some(vec![credential]);
+    *driver.registry.accepted.lock().unwrap() = Some(vec![credential]);
     let spec = json!({"preload": true, "pullSecret": {"name": "robot"}});
     scene.put("models", &spec, &wanted);
     let message = || cluster.told("models").unwrap()["message"].as_str().unwrap().to_owned();
@@ -256,8 +261,8 @@ async fn a_set_is_read_with_its_own_secret() {
 
 /// Without `--cluster-sets` nobody would let go of what sets wanted.
 #[tokio::test]
-async fn a_driver_that_stands_alone_keeps_nothing_for_sets() {
-    if !entered_once("preload::a_driver_that_stands_alone_keeps_nothing_for_sets") {
+async fn a_stand_alone_driver_keeps_nothing_for_sets() {
+    if !entered_once("preload::a_stand_alone_driver_keeps_nothing_for_sets") {
         return;
     }
     let scene = Scene::open().await;
@@ -286,13 +291,13 @@ fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
 }
 
 #[tokio::test]
-async fn a_pod_overtakes_what_is_fetched_ahead() {
+async fn a_pod_overtakes_preloads() {
     let bench = Bench::new();
     let pulls = Arc::new(Pulls::new(bench.fetcher.clone(), Metrics::default(), CancellationToken::new()));
     let gate = bench.registry.close_gate();
     // A host has four turns, of which three may be had by those who fetch ahead.
     let ahead: Vec<_> = (0..8).map(|number| of_one(&bench, &format!("ahead {number}"))).collect();
-    let begun = || ahead.iter().filter(|(_, layer)| bench.registry.asked_for(layer) > 0).count();
+    let begun = || ahead.iter().filter(|(_, layer)| bench.registry.requests_for(layer) > 0).count();
     let mut tasks = tokio::task::JoinSet::new();
     for (volume, _) in &ahead {
         let (pulls, fetcher, recipe) = (pulls.clone(), bench.fetcher.clone(), volume.recipe().clone());
@@ -306,18 +311,18 @@ async fn a_pod_overtakes_what_is_fetched_ahead() {
     let wait = Duration::from_millis(100);
     let waited = pulls.wait_for(other.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
-    until("it is asked for", async || bench.registry.asked_for(&layer) == 1).await;
+    until("it is asked for", async || bench.registry.requests_for(&layer) == 1).await;
     // One that asks for what waits to be fetched ahead takes the turn of what nobody waits for.
-    let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.asked_for(layer) == 0).unwrap();
+    let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.requests_for(layer) == 0).unwrap();
     let waited = pulls.wait_for(last.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
-    until("it is asked for", async || bench.registry.asked_for(layer) == 1).await;
+    until("it is asked for", async || bench.registry.requests_for(layer) == 1).await;
     assert_eq!(begun(), 4);
     gate.add_permits(1_000);
     for (volume, layer) in ahead.iter().map(|(volume, layer)| (volume, layer)) {
         let waited = pulls.wait_for(volume.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
         assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
-        assert_eq!(bench.registry.asked_for(layer), 1, "each is fetched once");
+        assert_eq!(bench.registry.requests_for(layer), 1, "each is fetched once");
     }
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap().unwrap();
@@ -325,14 +330,14 @@ async fn a_pod_overtakes_what_is_fetched_ahead() {
 }
 
 #[tokio::test]
-async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
+async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
     let bench = Bench::new();
     let pulls = Pulls::new(bench.fetcher.clone(), Metrics::default(), CancellationToken::new());
     let gate = bench.registry.close_gate();
     let ((dropped, first), (joined, second)) = (of_one(&bench, "dropped"), of_one(&bench, "joined"));
     let ahead = (pulls.ahead(dropped.recipe(), &bench.fetcher), pulls.ahead(joined.recipe(), &bench.fetcher));
     until("both are under way", async || {
-        [&first, &second].iter().all(|layer| bench.registry.asked_for(layer) == 1)
+        [&first, &second].iter().all(|layer| bench.registry.requests_for(layer) == 1)
     })
     .await;
     let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::ZERO).await;
@@ -341,7 +346,7 @@ async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
     gate.add_permits(1_000);
     let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
     assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
-    assert_eq!(bench.registry.asked_for(&second), 1);
+    assert_eq!(bench.registry.requests_for(&second), 1);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let store = bench.fetcher.store();
     assert_eq!(store.tree(&bench.fetcher.key(dropped.recipe())).unwrap(), None);
@@ -351,7 +356,7 @@ async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
 }
 
 #[tokio::test]
-async fn roots_are_what_is_written_down() {
+async fn gc_roots_are_read_from_the_disk() {
     let bench = Bench::with(Limits::default());
     let (wanted, _) = of_one(&bench, "wanted");
     let tree = bench.pull(wanted.recipe()).await.unwrap();
@@ -371,8 +376,8 @@ async fn roots_are_what_is_written_down() {
 }
 
 #[tokio::test]
-async fn damage_is_told_as_an_event_of_the_node_and_in_its_object() {
-    if !entered_once("preload::damage_is_told_as_an_event_of_the_node_and_in_its_object") {
+async fn damage_is_reported_as_an_event_and_in_the_node_object() {
+    if !entered_once("preload::damage_is_reported_as_an_event_and_in_the_node_object") {
         return;
     }
     let scene = Scene::open().await;

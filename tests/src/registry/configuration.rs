@@ -1,4 +1,4 @@
-//! What stands in front of a distribution registry, as its configuration file says it.
+//! Configuration files of distribution registries.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::tls::{Authority, Identity};
 use super::token_service::TokenService;
 
-/// How a distribution registry is set up; at first plain http that is open to everybody.
+/// The configuration of a distribution registry. Default: plain HTTP without authentication.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
     tls: Option<Identity>,

@@ -1,4 +1,4 @@
-//! A forward proxy that counts, and that knows names which nobody else knows.
+//! A forward proxy that counts requests and resolves names that exist only in the proxy.
 //!
 //! A test gives a registry and its token service host names by it: a client behind a proxy leaves the resolving
 //! of names to the proxy.
@@ -70,7 +70,7 @@ impl ForwardProxy {
         format!("http://{}", self.served.address())
     }
 
-    /// Everybody who asked so far.
+    /// All requests so far.
     pub fn seen(&self) -> Vec<Proxied> {
         self.shared.seen.lock().expect("no panic").clone()
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Configuration, Distribution, Login, Oras, Rules, TokenService};
 
-/// `a` with "secret of a" may see `team-a`, `b` with "secret of b" `team-b`, everybody `public`.
+/// `a` with "secret of a" can pull `team-a`, `b` with "secret of b" can pull `team-b`, and all can pull `public`.
 pub fn rules() -> Rules {
     let rules = Rules::default().with_tenant("admin", "of all", &[""]).with_public("public");
     rules.with_tenant("a", "secret of a", &["team-a"]).with_tenant("b", "secret of b", &["team-b"])

@@ -89,7 +89,7 @@ impl Identity {
     }
 
     /// What a server of our own needs.
-    pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+    pub fn server_config(&self) -> Arc<ServerConfig> {
         let certificate = CertificateDer::from_pem_file(&self.certificate).expect("a certificate");
         let key = PrivateKeyDer::from_pem_file(&self.key).expect("a key");
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

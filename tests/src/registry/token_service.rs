@@ -24,7 +24,7 @@ use super::tls::{Authority, Identity};
 const NAME: &str = "registry.test";
 const ISSUER: &str = "tokens.test";
 
-/// What a service gives to whom.
+/// The rules of a token service.
 #[derive(Clone, Debug)]
 pub struct Rules {
     tenants: Vec<Tenant>,
@@ -73,7 +73,7 @@ impl Rules {
         self
     }
 
-    /// Everybody may pull below this path.
+    /// Anonymous clients can pull below this path.
     #[must_use]
     pub fn with_public(mut self, repositories: &str) -> Self {
         self.public.push(repositories.to_owned());

@@ -35,13 +35,13 @@ pub(super) struct Asked {
 }
 
 enum Proof {
-    Nobody,
+    Anonymous,
     Password(String, String),
     Refresh(String),
     Unreadable,
 }
 
-/// Neither nobody nor a tenant.
+/// Credentials of no tenant.
 pub(super) struct Denied;
 
 impl Denied {
@@ -55,7 +55,7 @@ impl Asked {
         let fields = Fields::new(query.as_bytes());
         let authorization = headers.get(header::AUTHORIZATION);
         let proof = match authorization.map(|value| basic(value.to_str().unwrap_or_default())) {
-            None => Proof::Nobody,
+            None => Proof::Anonymous,
             Some(Some((user, password))) => Proof::Password(user, password),
             Some(None) => Proof::Unreadable,
         };
@@ -81,14 +81,14 @@ impl Asked {
         Self { note, proof, offline }
     }
 
-    /// The tenant that it is; nobody in particular is not denied.
+    /// Returns the tenant. Anonymous requests are not denied.
     pub(super) fn who<'a>(
         &self,
         tenants: &'a [Tenant],
         grants: &Grants,
     ) -> Result<Option<&'a Tenant>, Denied> {
         let found = match &self.proof {
-            Proof::Nobody => return Ok(None),
+            Proof::Anonymous => return Ok(None),
             Proof::Password(user, password) => {
                 tenants.iter().find(|tenant| tenant.user == *user && tenant.password == *password)
             }

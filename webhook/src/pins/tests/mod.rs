@@ -141,7 +141,7 @@ async fn a_pin_that_vanishes_is_made_again_a_few_times() {
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_ever() {
     let api = FakeApi::default();
-    api.fall_silent();
+    api.stop_answering();
     let pins = ClusterPins::new(api.client());
     let limit = Duration::from_secs(11);
     assert_eq!(timeout(limit, pins.find("team", &key())).await, Ok(Err(PinError::TooLate)));

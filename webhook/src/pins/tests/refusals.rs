@@ -134,7 +134,7 @@ async fn what_the_api_server_says_of_a_new_pin_is_told(
     #[case] instead: &str,
 ) {
     let api = FakeApi::default();
-    api.say(Method::POST, code, &status(code, reason, message, &named()));
+    api.answer_with(Method::POST, code, &status(code, reason, message, &named()));
     let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
     let (number, told) = told(&error);
     assert_eq!(number, denied, "{told}");
@@ -150,7 +150,7 @@ async fn a_namespace_that_goes_is_told() {
         [{"reason": "NamespaceTerminating", "message": "namespace team is being terminated", "field": "metadata.namespace"}]});
     let message = "artifactpins.oras.land \"x\" is forbidden: unable to create new content in namespace team because it \
         is being terminated";
-    api.say(Method::POST, 403, &status(403, "Forbidden", message, &details));
+    api.answer_with(Method::POST, 403, &status(403, "Forbidden", message, &details));
     let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
     assert_eq!(error, PinError::Terminating("team".into()));
     assert_eq!(told(&error).0, 403);
@@ -162,9 +162,9 @@ async fn a_kind_that_is_not_installed_is_no_missing_pin() {
     let pins = ClusterPins::new(api.client());
     let unknown = status(404, "NotFound", "the server could not find the requested resource", &json!({}));
     for answer in ["404 page not found\n", "", &unknown] {
-        api.say(Method::GET, 404, answer);
+        api.answer_with(Method::GET, 404, answer);
         assert_eq!(pins.find("team", &key()).await, Err(PinError::NoKind), "{answer}");
-        api.say(Method::POST, 404, answer);
+        api.answer_with(Method::POST, 404, answer);
         assert_eq!(pins.keep("team", &key(), &digest("one")).await, Err(PinError::NoKind), "{answer}");
     }
     let (code, words) = told(&PinError::NoKind);
@@ -178,11 +178,11 @@ async fn a_pin_that_cannot_be_read_is_not_made_again() {
     let api = FakeApi::default();
     let pins = ClusterPins::new(api.client());
     let forbidden = status(403, "Forbidden", "User \"x\" cannot get resource \"artifactpins\"", &named());
-    api.say(Method::GET, 403, &forbidden);
+    api.answer_with(Method::GET, 403, &forbidden);
     let error = pins.find("team", &key()).await.unwrap_err();
     assert!(told(&error).1.starts_with("the webhook has no right to get ArtifactPin team/model-"), "{error}");
     api.put("team", pin(|_| {}));
-    api.say(Method::GET, 403, &forbidden);
+    api.answer_with(Method::GET, 403, &forbidden);
     assert_eq!(pins.keep("team", &key(), &digest("two")).await, Err(error));
 }
 
@@ -191,7 +191,7 @@ async fn the_wait_that_the_api_server_asks_for_is_passed_on_within_bounds() {
     for (asked, told) in [(0, None), (7, Some(7)), (86_400, Some(60))] {
         let api = FakeApi::default();
         let details = json!({"retryAfterSeconds": asked});
-        api.say(Method::GET, 429, &status(429, "TooManyRequests", "too many requests", &details));
+        api.answer_with(Method::GET, 429, &status(429, "TooManyRequests", "too many requests", &details));
         let error = ClusterPins::new(api.client()).find("team", &key()).await.unwrap_err();
         let denial = error.denial(At::Reference, key().subject());
         assert_eq!((denial.code().number(), denial.retry_after()), (503, told), "{denial}");
@@ -253,7 +253,7 @@ async fn a_pin_of_somebody_elses_making_is_never_believed(
 async fn what_comes_back_from_making_a_pin_is_looked_at() {
     let api = FakeApi::default();
     let changed = pin(|pin| pin["spec"]["reference"] = json!("mirror.io/team/model:v1"));
-    api.say(Method::POST, 201, &changed.to_string());
+    api.answer_with(Method::POST, 201, &changed.to_string());
     let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
     assert!(matches!(error, PinError::Mismatch { .. }), "{error}");
 }

@@ -5,16 +5,15 @@ mod credentials;
 mod echo;
 mod manifest;
 mod redirect;
-mod server;
 mod tls;
 mod token;
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use oras_csi_testkit::scripted::{Part, Request, Server, answer, chunk, head};
 use tempfile::TempDir;
 
-use self::server::{Part, Request, Server, answer, chunk, head};
 use super::*;
 use crate::manifest::media;
 use crate::registry::RegistryErrorKind as Kind;
