@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use oras_csi_core::patch::PatchError;
 use oras_csi_core::registry::{PublishError, RegistryError, RegistryErrorKind};
-use oras_csi_driver::class::ErrorClass;
+use oras_csi_store::ErrorClass;
 use oras_csi_webhook::denial::{Code, Denial};
 
 /// Why a command did not do what it was asked for.
@@ -136,7 +136,7 @@ mod tests {
 
     use oras_csi_core::registry::Registry as _;
     use oras_csi_core::registry::hosts::HostsConfig;
-    use oras_csi_driver::pull::PullError;
+    use oras_csi_store::pull::PullError;
     use oras_csi_webhook::admit::Admission;
     use oras_csi_webhook::metrics::Metrics;
     use oras_csi_webhook::policy::Loaded;

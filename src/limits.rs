@@ -2,7 +2,7 @@
 
 use clap::Args;
 use oras_csi_core::policy::ByteSize;
-use oras_csi_driver::settings::Limits;
+use oras_csi_store::Limits;
 
 /// What a registry may make this machine do. Each has a message of its own when it is passed.
 #[derive(Debug, Args)]

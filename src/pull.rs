@@ -13,8 +13,8 @@ use oras_csi_core::recipe::{Layer, Recipe, Step, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_driver::pull::{Fetcher, Progress, into_directory};
-use oras_csi_driver::store::Store;
+use oras_csi_store::Store;
+use oras_csi_store::pull::{Fetcher, Progress, into_directory};
 
 use self::progress::Shown;
 use crate::documents::read_text;
@@ -23,6 +23,7 @@ use crate::limits::LimitOptions;
 use crate::recipe::expanded;
 use crate::registries::{RegistryOptions, access, patient_client, pin};
 use crate::runtime::interrupted;
+use crate::store;
 
 /// Fetches an artifact, or all that a recipe names, into a directory: by the driver's own store and unpacking.
 ///
@@ -97,14 +98,14 @@ async fn pull(arguments: Arguments, behind: &mut Behind) -> Result<(), Failure> 
     let cannot = |path: &Path, error: std::io::Error| Failure::failed(format!("{}: {error}", path.display()));
     let limits = arguments.limits.limits();
     let open = |folder: &Path| {
-        let store = Store::open(folder, limits);
+        let store = store::open(folder, limits);
         store.map_err(|error| Failure::new(Status::from(error.class()), error))
     };
     let store = if let Some(folder) = &arguments.store {
         open(folder)?
     } else {
         let beside = temporary_beside(&directory).map_err(|error| cannot(&directory, error))?;
-        open(behind.folder.insert(beside).path())?.for_one_pull()
+        open(behind.folder.insert(beside).path())?.ephemeral()
     };
     let store = Arc::new(store);
     behind.store = Arc::downgrade(&store);

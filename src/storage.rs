@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 use oras_csi_core::policy::ByteSize;
-use oras_csi_driver::collect::{Percent, Watermarks};
-use oras_csi_driver::scrub::Schedule;
-use oras_csi_driver::store::Reserve;
+use oras_csi_store::Percent;
+use oras_csi_store::Reserve;
+use oras_csi_store::gc::Watermarks;
+use oras_csi_store::scrub::Schedule;
 
 use crate::failure::Failure;
 

@@ -2,17 +2,17 @@
 
 mod list;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use oras_csi_core::policy::ByteSize;
-use oras_csi_driver::collect::{Goal, Watermarks, collect};
-use oras_csi_driver::scrub::{self, Verdict};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{
-    AtOnce, CollectionReport, DiskError, Inventory, Layout, Store, StoreError, look_at,
-};
+use oras_csi_driver::NodeRoots;
+use oras_csi_store::Limits;
+use oras_csi_store::gc::{Goal, Watermarks, collect};
+use oras_csi_store::{CollectionReport, DiskError, Inventory, Layout, Store, StoreError, Unpaced, look_at};
+use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
 use crate::failure::{Failure, Status};
 
@@ -77,6 +77,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
+/// Opens a store. Its garbage collection keeps what the volumes of this node use, as the driver's does.
+pub(crate) fn open(path: &Path, limits: Limits) -> Result<Store, StoreError> {
+    Ok(Store::open(path, limits)?.with_garbage_collection(Arc::new(NodeRoots)))
+}
+
 fn look(folder: &Folder) -> Result<Layout, Failure> {
     look_at(&folder.path).map_err(failed)
 }
@@ -94,18 +99,18 @@ fn verify(layout: &Layout) -> Result<(), Failure> {
             damaged += 1;
             println!("damaged: {what}: {found}");
         }
-        Verdict::NoSums => without_sums += 1,
+        Verdict::NoChecksums => without_sums += 1,
         Verdict::Good | Verdict::Gone | Verdict::Stopped => {}
     };
     for blob in inventory.blobs() {
-        tell(format!("blob {}", blob.digest()), scrub::blob(layout, blob.digest(), &mut AtOnce));
+        tell(format!("blob {}", blob.digest()), verify_blob(layout, blob.digest(), &mut Unpaced));
     }
     for layer in inventory.layers() {
-        let verdict = twice(|| scrub::layer(layout, layer.name(), &mut AtOnce)).map_err(disk)?;
-        tell(format!("layer {}", layer.name()), verdict);
+        let verdict = twice(|| verify_layer(layout, layer.key(), &mut Unpaced)).map_err(disk)?;
+        tell(format!("layer {}", layer.key()), verdict);
     }
     for tree in inventory.trees() {
-        let verdict = twice(|| scrub::tree(layout, tree, &mut AtOnce)).map_err(disk)?;
+        let verdict = twice(|| verify_tree(layout, tree, &mut Unpaced)).map_err(disk)?;
         tell(format!("tree {}", tree.key()), verdict);
     }
     let (blobs, layers, trees) = (inventory.blobs().len(), inventory.layers().len(), inventory.trees().len());
@@ -134,7 +139,7 @@ fn twice(look: impl Fn() -> Result<Verdict, DiskError>) -> Result<Verdict, DiskE
 
 fn collect_now(gc: &Gc) -> Result<(), Failure> {
     look(&gc.folder)?;
-    let store = Store::open(&gc.folder.path, Limits::default()).map_err(|error| match error {
+    let store = open(&gc.folder.path, Limits::default()).map_err(|error| match error {
         StoreError::Locked(path) => Failure::failed(format!(
             "the store {} is in use: the driver collects by itself (--gc-high-threshold, --store-max-bytes); to do it by hand, stop the driver first",
             path.display()
@@ -147,10 +152,10 @@ fn collect_now(gc: &Gc) -> Result<(), Failure> {
         Some(most) => (Goal::To(most.bytes()), Duration::ZERO),
         None => (Goal::Watermarks(&marks), marks.age()),
     };
-    let CollectionReport { trees, layers, blobs, aside, bytes, .. } =
+    let CollectionReport { trees, layers, blobs, quarantined, bytes, .. } =
         collect(&store, goal, age).map_err(Failure::failed)?;
     println!(
-        "took away {trees} trees, {layers} layers, {blobs} blobs and {aside} damaged things: about {}",
+        "took away {trees} trees, {layers} layers, {blobs} blobs and {quarantined} damaged things: about {}",
         list::amount(bytes)
     );
     Ok(())

@@ -1,12 +1,13 @@
 //! What the driver counts, for Prometheus. Labels come from closed sets; no name of a volume, a pod or a
 //! registry ever becomes one.
 
-mod holdings;
 mod preloads;
+mod store;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use oras_csi_store::PullErrorKind;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,9 +15,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use self::holdings::Holdings;
 use self::preloads::Preloads;
-use crate::pull::PullErrorKind;
+use self::store::StoreMetrics;
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,7 +124,7 @@ struct Inner {
     bytes: Counter<u64, AtomicU64>,
     publish_seconds: Histogram,
     volumes: Gauge,
-    holdings: Holdings,
+    store: StoreMetrics,
     preloads: Preloads,
 }
 
@@ -140,7 +140,7 @@ impl Default for Metrics {
         registry.register("pulled_bytes", "Bytes that came from registries", Counter::clone(&bytes));
         registry.register("publish_seconds", "Time of a NodePublishVolume call", publish_seconds.clone());
         registry.register("volumes", "Published volumes", Gauge::clone(&volumes));
-        let holdings = Holdings::register(&mut registry);
+        let store = StoreMetrics::register(&mut registry);
         let preloads = Preloads::register(&mut registry);
         Self(Arc::new(Inner {
             registry,
@@ -150,7 +150,7 @@ impl Default for Metrics {
             bytes,
             publish_seconds,
             volumes,
-            holdings,
+            store,
             preloads,
         }))
     }
@@ -164,15 +164,6 @@ impl Metrics {
 
     pub(crate) fn unpublished(&self, outcome: CallOutcome) {
         self.0.unpublishes.get_or_create(&Call { outcome }).inc();
-    }
-
-    pub(crate) fn pulled(&self, failure: Option<PullErrorKind>) {
-        let outcome = failure.map_or(PullOutcome::Done, PullOutcome::from);
-        self.0.pulls.get_or_create(&Pull { outcome }).inc();
-    }
-
-    pub(crate) fn received(&self, bytes: u64) {
-        self.0.bytes.inc_by(bytes);
     }
 
     pub(crate) fn volumes(&self) -> &Gauge {

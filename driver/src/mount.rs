@@ -25,6 +25,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use oras_csi_store::{Store, TreeKey, tree_files};
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, StatVfsMountFlags, Statx, StatxAttributes, StatxFlags,
 };
@@ -35,7 +36,6 @@ use rustix::mount::{
 };
 
 use crate::mountinfo::{self, MountEntry, MountedTree};
-use crate::store::{Store, Tree, TreeKey};
 
 /// The flags that every mount of ours has.
 const FLAGS: [&str; 3] = ["ro", "nosuid", "nodev"];
@@ -184,7 +184,7 @@ pub struct Mounter {
 impl Mounter {
     /// Mounts the read-only view; what an earlier run left there is taken away first.
     pub fn prepare(store: &Store) -> Result<Self, MountError> {
-        let (trees, readonly) = (store.trees(), store.readonly());
+        let (trees, readonly) = (store.layout().trees(), store.layout().readonly());
         detach_all(&readonly)?;
         mount_bind(&trees, &readonly)
             .map_err(|errno| MountError::new("mount the store's trees at", &readonly, errno))?;
@@ -233,7 +233,7 @@ impl Mounter {
         let parent = target.open_parent()?.ok_or_else(|| target.no_parent())?;
         let clone = open_tree(
             &self.view,
-            Tree::relative(tree),
+            tree_files(tree),
             OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_SYMLINK_NOFOLLOW

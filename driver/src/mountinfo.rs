@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use crate::store::{TreeKey, tree_of_name};
+use oras_csi_store::{TreeKey, quarantined_tree};
 
 /// One line: a mount of this process's mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,12 +59,12 @@ impl MountEntry {
         let root = root.strip_suffix(b"//deleted").unwrap_or(root);
         let mut names = Path::new(OsStr::from_bytes(root)).components().rev().map(Component::as_os_str);
         let (files, name, folder) = (names.next()?, names.next()?.to_str()?, names.next()?);
-        let (tree, aside) = match folder.to_str()? {
+        let (tree, quarantined_as) = match folder.to_str()? {
             "trees" if files == "files" => (TreeKey::parse(name)?, None),
-            "set-aside" if files == "files" => (tree_of_name(name)?, Some(name.to_owned())),
+            "set-aside" if files == "files" => (quarantined_tree(name)?, Some(name.to_owned())),
             _ => return None,
         };
-        Some(MountedTree { point: self.point.clone(), tree, aside })
+        Some(MountedTree { point: self.point.clone(), tree, quarantined_as })
     }
 
     /// The mount's own flags, as text.
@@ -78,7 +78,7 @@ impl MountEntry {
 pub struct MountedTree {
     point: PathBuf,
     tree: TreeKey,
-    aside: Option<String>,
+    quarantined_as: Option<String>,
 }
 
 impl MountedTree {
@@ -93,8 +93,8 @@ impl MountedTree {
     }
 
     /// Its name in `set-aside`, if the tree was found damaged since.
-    pub fn aside(&self) -> Option<&str> {
-        self.aside.as_deref()
+    pub fn quarantined_as(&self) -> Option<&str> {
+        self.quarantined_as.as_deref()
     }
 }
 
@@ -160,7 +160,10 @@ mod tests {
         let key = "ab".repeat(32);
         let tree = |root: &str| {
             let line = format!("127 27 254:0 {root} /pods/a ro - ext4 /dev/vda rw");
-            MountEntry::parse(line.as_bytes()).unwrap().tree().map(|found| found.aside().map(str::to_owned))
+            MountEntry::parse(line.as_bytes())
+                .unwrap()
+                .tree()
+                .map(|found| found.quarantined_as().map(str::to_owned))
         };
         assert_eq!(tree(&format!("/s/trees/{key}/files")), Some(None));
         assert_eq!(tree(&format!("/trees/{key}/files//deleted")), Some(None));

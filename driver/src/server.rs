@@ -15,6 +15,10 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use oras_csi_core::display::Shown;
 use oras_csi_core::registry::{Keyring, Registry};
+use oras_csi_store::gc::{self, Watermarks};
+use oras_csi_store::pull::{Fetcher, Pulls};
+use oras_csi_store::scrub::{self, Schedule};
+use oras_csi_store::{ErrorClass, Store, StoreError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -24,8 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use crate::class::ErrorClass;
-use crate::collect::{self, Watermarks};
+use crate::gc_roots::NodeRoots;
 use crate::identity::IdentityService;
 use crate::metrics::Metrics;
 use crate::mount::{MountError, Mounter};
@@ -35,12 +38,9 @@ use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::publish::{PublishError, Publisher};
-use crate::pull::{Fetcher, Pulls};
 use crate::registration::{RegistrationService, Repaired};
-use crate::scrub::{self, Schedule};
 use crate::settings::Settings;
 use crate::socket::{PrivateSocket, SocketError};
-use crate::store::{Store, StoreError};
 
 /// How long calls that are being answered may take once the driver is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -137,11 +137,13 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     let (publisher, store, preload) = {
         let (settings, metrics, stop) = (settings.clone(), metrics.clone(), stop.clone());
         let prepare = move || -> Result<(Publisher, Arc<Store>, Option<Preload>), RunError> {
-            let store = Arc::new(Store::open(settings.store(), *settings.limits())?);
-            store.count_with(metrics.clone());
+            let store = Store::open(settings.store(), *settings.limits())?
+                .with_observer(Arc::new(metrics.clone()))
+                .with_garbage_collection(Arc::new(NodeRoots));
+            let store = Arc::new(store);
             let mounter = Mounter::prepare(&store)?;
             let fetcher = Arc::new(Fetcher::new(store.clone(), registry));
-            let pulls = Arc::new(Pulls::new(fetcher, metrics.clone(), stop));
+            let pulls = Arc::new(Pulls::new(fetcher, stop));
             let keyring = Keyring::new(settings.administrator().cloned());
             let (seals, wait) = (settings.seals().clone(), settings.publish_wait());
             let grace = settings.rights_grace();
@@ -156,7 +158,7 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
             });
             if preload.is_none() {
                 // Nobody would ever let go of what sets wanted when there were any.
-                store.want(&[]).map_err(StoreError::from)?;
+                store.write_preload_index(&[]).map_err(StoreError::from)?;
             }
             let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, grace, metrics)
                 .with_set_secrets(settings.cluster_sets().map(ClusterSets::secrets));
@@ -246,7 +248,8 @@ impl Bound {
     /// What goes on by itself: collecting, scrubbing, and fetching ahead. All end with `stop`.
     fn keeping(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
-        let collecting = collect::keep(self.store.clone(), self.watermarks, move || publisher.tidy(), stop);
+        let collecting =
+            gc::run(self.store.clone(), self.watermarks, move || publisher.forget_stale_volumes(), stop);
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let runtime = tokio::runtime::Handle::current();
         // On another thread than the runtime's.
@@ -256,11 +259,11 @@ impl Bound {
             if let Some(tell) = &damage {
                 tell();
             }
-            drop(runtime.spawn(publisher.clone().heal()));
+            drop(runtime.spawn(publisher.clone().repull_damaged()));
         };
-        let scrubbing = scrub::keep(self.store.clone(), self.scrubbing, heal, stop);
+        let scrubbing = scrub::run(self.store.clone(), self.scrubbing, heal, stop);
         if let Some(preload) = preload {
-            let fetching = preload::keep(preload, self.stop.clone());
+            let fetching = preload::run(preload, self.stop.clone());
             tasks.spawn(async move {
                 Box::pin(fetching).await;
                 Ok(())

@@ -19,13 +19,12 @@
 //! | another volume at the target | `ALREADY_EXISTS` | yes |
 //! | kernel or disk | `INTERNAL` | yes |
 
+use oras_csi_store::{DiskError, PullErrorKind};
 use tonic::{Code, Status};
 
 use crate::metrics::CallOutcome;
 use crate::mount::MountError;
 use crate::publish::{PublishError, RightError, SealRefusal, StatsError, UnpublishError};
-use crate::pull::PullErrorKind;
-use crate::store::DiskError;
 
 /// An error that has a code.
 pub(crate) trait Coded: std::error::Error {

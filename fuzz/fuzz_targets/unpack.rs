@@ -17,12 +17,13 @@ use std::path::Path;
 
 use bytes::Bytes;
 use libfuzzer_sys::{Corpus, fuzz_target};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::Reserve;
-use oras_csi_driver::unpack::budget::Budget;
-use oras_csi_driver::unpack::name::EntryPath;
-use oras_csi_driver::unpack::stream::BlobReader;
-use oras_csi_driver::unpack::{Shape, Totals, Unpacking, unpack_layer};
+use oras_csi_store::Limits;
+use oras_csi_store::Reserve;
+use oras_csi_store::unpack::Budget;
+use oras_csi_store::EntryPath;
+use oras_csi_store::BlobReader;
+use oras_csi_store::unpack::{Unpacking, unpack_layer};
+use oras_csi_store::{LayerShape, Totals};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
@@ -45,8 +46,8 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     };
     let bytes = Bytes::from(bytes);
     let prefix = EntryPath::parse(b"d", &Limits::default()).expect("a path");
-    unpack(&bytes, media_type, &Shape::Image);
-    unpack(&bytes, media_type, &Shape::Directory { prefix, content: None });
+    unpack(&bytes, media_type, &LayerShape::Image);
+    unpack(&bytes, media_type, &LayerShape::Directory { prefix, content: None });
     Corpus::Keep
 });
 
@@ -56,7 +57,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("memory takes all")
 }
 
-fn unpack(bytes: &Bytes, media_type: &str, shape: &Shape) {
+fn unpack(bytes: &Bytes, media_type: &str, shape: &LayerShape) {
     let folder = scratch();
     let root = folder.path().join("tree");
     fs::create_dir(&root).expect("makes");
@@ -72,7 +73,7 @@ fn unpack(bytes: &Bytes, media_type: &str, shape: &Shape) {
     let beside = fs::read_dir(folder.path()).expect("reads").count();
     assert_eq!(beside, 1, "something lies beside the tree");
     let mut found = Found { is_whole: result.is_ok(), ..Found::default() };
-    look(&root, &opened, &root, *shape == Shape::Image, &mut found);
+    look(&root, &opened, &root, *shape == LayerShape::Image, &mut found);
     match result {
         Ok(unpacked) => {
             assert_eq!(unpacked.totals, found.totals);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oras_csi_core::digest::Digest;
-use oras_csi_driver::pull::{Planned, Progress};
+use oras_csi_store::pull::{Planned, Progress};
 
 /// More bars than fit on a screen help nobody: the rest is counted in the total alone.
 const MOST_BARS: usize = 12;

@@ -3,9 +3,10 @@
 use std::time::SystemTime;
 
 use oras_csi_core::display::Shown;
-use oras_csi_driver::collect::Roots;
-use oras_csi_driver::records::{Record, read_all};
-use oras_csi_driver::store::{HeldTree, Inventory, Layout, NodeRecord, State, WantedTree, read_wanted};
+use oras_csi_driver::NodeRoots;
+use oras_csi_driver::volume_records::{Record, read_all};
+use oras_csi_store::gc::Roots;
+use oras_csi_store::{HeldTree, Inventory, Layout, NodeRecord, PreloadEntry, State, read_preload_index};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -14,7 +15,7 @@ struct Listed {
     inventory: Inventory,
     roots: Roots,
     volumes: Vec<Record>,
-    wanted: Vec<WantedTree>,
+    wanted: Vec<PreloadEntry>,
     record: NodeRecord,
 }
 
@@ -33,9 +34,9 @@ impl Listed {
     fn read(layout: &Layout) -> Result<Self, Failure> {
         Ok(Self {
             inventory: Inventory::read(layout).map_err(Failure::failed)?,
-            roots: Roots::read(layout).map_err(Failure::failed)?,
+            roots: Roots::read(&NodeRoots, layout).map_err(Failure::failed)?,
             volumes: read_all(&layout.volumes()).map_err(Failure::failed)?,
-            wanted: read_wanted(layout).map_err(Failure::failed)?,
+            wanted: read_preload_index(layout).map_err(Failure::failed)?,
             record: NodeRecord::read(layout),
         })
     }
@@ -50,7 +51,7 @@ impl Listed {
         wanted.map(|wanted| Shown::new(wanted.set()).to_string()).collect()
     }
 
-    fn has(&self, wanted: &WantedTree) -> bool {
+    fn has(&self, wanted: &PreloadEntry) -> bool {
         self.inventory.trees().iter().any(|tree| wanted.tree().as_ref() == Some(tree.key()))
     }
 
@@ -68,7 +69,7 @@ impl Listed {
         });
         let layers = self.inventory.layers().iter().map(|layer| {
             json!({
-                "key": layer.name(),
+                "key": layer.key().as_str(),
                 "bytes": layer.totals().map(|totals| totals.bytes),
                 "inodes": layer.totals().map(|totals| totals.inodes),
                 "made": seconds(layer.made()),
@@ -77,8 +78,8 @@ impl Listed {
         let blobs = self.inventory.blobs().iter().map(
             |blob| json!({"digest": blob.digest().to_string(), "bytes": blob.size(), "made": seconds(blob.made())}),
         );
-        let aside = self.inventory.aside().iter().map(|entry| {
-            json!({"name": entry.name(), "bytes": entry.size(), "mounted": self.roots.has_aside(entry.name())})
+        let aside = self.inventory.quarantined().iter().map(|entry| {
+            json!({"name": entry.name(), "bytes": entry.size(), "mounted": self.roots.is_quarantined_mounted(entry.name())})
         });
         let volumes = self.volumes.iter().map(|record| {
             json!({
@@ -134,7 +135,7 @@ impl Listed {
             (State::Blobs, self.inventory.blobs().len()),
             (State::Layers, self.inventory.layers().len()),
             (State::Partial, self.inventory.partial().len()),
-            (State::SetAside, self.inventory.aside().len()),
+            (State::Quarantined, self.inventory.quarantined().len()),
         ];
         let sizes = self.inventory.sizes();
         for (state, count) in counts {
@@ -210,8 +211,8 @@ pub(super) fn amount(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use oras_csi_core::recipe::PinnedRecipe;
-    use oras_csi_driver::settings::Limits;
-    use oras_csi_driver::store::{Store, TreeKey};
+    use oras_csi_store::Limits;
+    use oras_csi_store::{Store, TreeKey};
 
     use super::*;
 
@@ -229,9 +230,9 @@ mod tests {
         std::fs::write(folder.path().join(&tree).join("tree.json"), "{}")?;
         let wanted = |set: &str, key: &str| {
             let key = TreeKey::parse(key).ok_or("it is a key")?;
-            Ok::<_, &str>(WantedTree::new(set, "models-1", &recipe, &key))
+            Ok::<_, &str>(PreloadEntry::new(set, "models-1", &recipe, &key))
         };
-        store.want(&[wanted("models", &here)?, wanted("others", &absent)?])?;
+        store.write_preload_index(&[wanted("models", &here)?, wanted("others", &absent)?])?;
         let listed = Listed::read(store.layout()).map_err(|failure| failure.to_string())?;
         let json = listed.to_json(store.layout());
         assert_eq!(json["trees"][0]["sets"], json!(["models"]));

@@ -165,6 +165,8 @@ pub fn chart() -> Vec<Value> {
         "oras-csi-system",
         "--set",
         "backstop.enabled=true",
+        "--set",
+        "image.repository=localhost/oras-csi",
     ]);
     serde_saphyr::from_multiple(&run(&mut helm)).expect("the chart is YAML")
 }

@@ -1,4 +1,4 @@
-{{/* A cluster has one driver of one name, hence one installation: names are fixed, not the release's. */}}
+{{/* A cluster has one driver of this name, so it has one installation. Names are fixed and do not contain the release. */}}
 
 {{- define "oras-csi.labels" -}}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
@@ -13,6 +13,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "oras-csi.image" -}}
+{{- if not .Values.image.repository }}
+{{- fail "image.repository is not set: build the image with 'make image', push it to a registry that your nodes can reach, and set image.repository and image.tag to it (the chart has no default image)" }}
+{{- end -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
@@ -20,7 +23,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 /etc/oras-csi/certs.d
 {{- end }}
 
-{{/* Each registry's files, {host: {file: text}}, or nothing. What else stands there is about all registries. */}}
+{{/* The files of each registry, {host: {file: text}}, or nothing. The omitted keys apply to all registries. */}}
 {{- define "oras-csi.registries" -}}
 {{- $all := dict }}
 {{- range $host, $value := omit .Values.registries "dockerConfigSecret" "credentialHelpers" "credentialProviders" }}
@@ -31,7 +34,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 
-{{/* The next three are for webhook and driver alike: {Values, programs: whether it runs the node's}. */}}
+{{/* The next three serve the webhook and the driver: {Values, programs: whether it runs credential programs of the node}. */}}
 
 {{- define "oras-csi.registry-args" -}}
 {{- if include "oras-csi.registries" . }}
@@ -58,7 +61,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   readOnly: true
 {{- end }}
 {{- if .Values.registries.dockerConfigSecret }}
-# The folder, not the file in it: a file would stay as it was when the pod started.
+# The directory, not the file in it: a file mounted by subPath would never be updated.
 - name: docker-config
   mountPath: /etc/oras-csi/docker
   readOnly: true
@@ -98,7 +101,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - name: docker-config
   secret:
     secretName: {{ . | quote }}
-    # With the key named, a Secret of another kind is an event of the pod, and not silence.
+    # The key is named so that a Secret of another type fails with an event of the pod.
     items: [{key: .dockerconfigjson, path: .dockerconfigjson}]
 {{- end }}
 {{- if .programs }}

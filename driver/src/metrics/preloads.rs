@@ -1,12 +1,12 @@
 //! What is fetched ahead.
 
+use oras_csi_store::PullErrorKind;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::{Metrics, Pull, PullOutcome};
-use crate::pull::PullErrorKind;
 
 #[derive(Clone, Debug)]
 pub(super) struct Preloads {

@@ -3,9 +3,9 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use oras_csi_core::display::Shown;
+use oras_csi_store::{Damage, NodeRecord};
 
 use super::{ClusterSets, FIELD_MANAGER};
-use crate::store::{Damage, NodeRecord};
 
 /// The most of a note (events.k8s.io/v1).
 const LONGEST: usize = 1_000;

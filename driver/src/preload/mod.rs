@@ -3,7 +3,7 @@
 //! ```text
 //! ClusterArtifactSets ─ watched ─┐                          ┌─► preload.json (roots, before anything is fetched)
 //! labels of the node ─ asked ────┼─► wanted ─► what is kept ┤
-//! preload.json, until then ──────┘                          └─► an errand a set ─► pulls, in no hurry
+//! preload.json, until then ──────┘                          └─► a task a set ─► pulls, in no hurry
 //!                                                                    │ state
 //!                                                   NodeArtifacts ◄──┘ at most every five seconds
 //! ```
@@ -14,24 +14,24 @@
 //! Architecture Invariant: nothing waits for the API server but what is written for it. A publish asks it for one
 //! Secret, with a deadline, and only where the bytes are missing.
 //!
-//! Architecture Invariant: fetching ahead never keeps a pod waiting (see `pull::slots`), and a pod that asks for what is
+//! Architecture Invariant: fetching ahead never keeps a pod waiting (see `oras_csi_store::pull`), and a pod that asks for what is
 //! being fetched ahead makes that as urgent as its own.
 
-mod errand;
+mod cluster_set;
+mod controller;
+mod desired;
 mod events;
-mod keeper;
 pub mod object;
 mod report;
 mod secrets;
-mod view;
-mod wanted;
+mod task;
 
 use std::fmt;
 use std::time::Duration;
 
 use oras_csi_core::jitter;
 
-pub(crate) use self::keeper::{Preload, keep};
+pub(crate) use self::controller::{Preload, run};
 pub use self::secrets::{SetSecretError, SetSecrets};
 
 /// Who writes objects of the cluster, for the API server's record.

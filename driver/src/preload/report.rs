@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, GetParams, ObjectMeta, Patch, PatchParams, PostParams};
+use oras_csi_store::{Inventory, NodeRecord, Store};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,7 +17,6 @@ use super::object::{
     NodeArtifacts, NodeArtifactsSpec, NodeArtifactsStatus, SetOnNode, SetState, StoreOnNode,
 };
 use super::{ClusterSets, FIELD_MANAGER, Rhythm, spread};
-use crate::store::{Inventory, NodeRecord, Store};
 
 /// How long the API server may take for one answer.
 pub(super) const LONGEST_CALL: Duration = Duration::from_secs(10);

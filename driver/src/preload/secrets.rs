@@ -10,7 +10,7 @@ use oras_csi_core::credentials::{DockerConfig, DockerConfigError};
 use oras_csi_core::display::Shown;
 use oras_csi_core::registry::{Keyring, Source};
 
-use super::view;
+use super::cluster_set;
 
 /// The keys of pull secrets (Kubernetes, `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`).
 const KEYS: [&str; 2] = [".dockerconfigjson", ".dockercfg"];
@@ -124,10 +124,10 @@ impl SetSecrets {
             set: shown.clone(),
             words: Shown::new(&error.to_string()),
         };
-        let sets: Api<DynamicObject> = Api::all_with(self.client.clone(), &view::resource());
+        let sets: Api<DynamicObject> = Api::all_with(self.client.clone(), &cluster_set::resource());
         let object = sets.get_opt(set).await.map_err(|error| silent(&error))?;
         let object = object.ok_or_else(|| SetSecretError::NoSet(shown.clone()))?;
-        let name = view::pull_secret(&object).map_err(|error| SetSecretError::Set {
+        let name = cluster_set::pull_secret(&object).map_err(|error| SetSecretError::Set {
             set: shown.clone(),
             words: Shown::new(&error.to_string()),
         })?;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oras_csi_core::registry::{Keyring, Source};
+use oras_csi_store::TreeKey;
+use oras_csi_store::pull::{Fetcher, Waited};
 
 use super::{PublishError, PublishRequest, Publisher};
 use crate::preload::SetSecretError;
-use crate::pull::{Fetcher, Waited};
-use crate::store::TreeKey;
 
 impl Publisher {
     /// The pod's secret, then what the administrator gave, then nobody's.
@@ -20,7 +20,7 @@ impl Publisher {
     }
 
     /// With the pull secret of the volume's cluster set, where the seal says that it is one of a set; and why not.
-    pub(super) async fn in_the_name_of_its_set(
+    pub(super) async fn with_credentials_of_its_set(
         &self,
         request: &PublishRequest,
         fetcher: Arc<Fetcher>,
@@ -29,7 +29,7 @@ impl Publisher {
         let set = request.canonical().set().filter(|_| self.disk.seals.vouch_for(request));
         let (Some(secrets), Some(set)) = (&self.set_secrets, set) else { return (fetcher, None) };
         let (keyring, without) = secrets.add_to(&self.keyring_of(request), set).await;
-        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(keyring)));
+        let fetcher = Arc::new(self.pulls.fetcher().with_credentials(Arc::new(keyring)));
         (fetcher, without.map(Box::new))
     }
 

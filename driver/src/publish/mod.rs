@@ -1,22 +1,23 @@
 //! Publishing: a canonical volume becomes a read-only mount at kubelet's path, and goes again.
 //!
 //! ```text
-//! request ─► seal ─► guard ─► look at the target ─► right ─► tree (store, else pull) ─► record ─► mount
+//! request ─► seal ─► target_lock ─► look at the target ─► right ─► tree (store, else pull) ─► record ─► mount
 //! ```
 //!
-//! Whether the pod may have the bytes is asked before anybody looks for them ([`rights`](RightError)). Three do without:
+//! Whether the pod may have the bytes is asked before anybody looks for them ([`authorization`](RightError)). Three do without:
 //! what is mounted already; a volume that has a record of the same tree, as after a reboot of the node; and one whose
 //! seal names a cluster set, which is the administrator's word for everybody.
 //!
-//! Each step can be the last before a crash: see [`crate::records`] for why the next call repairs it.
+//! Each step can be the last before a crash: see [`crate::volume_records`] for why the next call repairs it.
 //! A publish that fails leaves neither a directory nor a record; the pull that it waited for goes on.
 
+mod authorization;
 mod fetching;
-mod guard;
+mod recovery;
 mod request;
-mod rights;
 mod seal;
-mod upkeep;
+mod stale_volumes;
+mod target_lock;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,20 +26,19 @@ use std::time::{Duration, Instant};
 use oras_csi_core::display::Shown;
 use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
+use oras_csi_store::gc::make_more_space;
+use oras_csi_store::pull::{PullError, Pulls, Reading, Waited};
+use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Totals, TreeKey};
 
-pub use self::guard::Guards;
+pub use self::authorization::RightError;
+use self::authorization::Rights;
 pub use self::request::{PublishRequest, SecretError};
-pub use self::rights::RightError;
-use self::rights::Rights;
 pub use self::seal::{SealRefusal, Seals};
-use crate::collect::make_more_room;
+pub use self::target_lock::TargetLocks;
 use crate::metrics::Metrics;
 use crate::mount::{Found, MountError, Mounter, Target};
 use crate::preload::{SetSecretError, SetSecrets};
-use crate::pull::{PullError, PullErrorKind, Pulls, Reading, Waited};
-use crate::records::{Record, Records};
-use crate::store::{DiskError, Store, TreeKey};
-use crate::unpack::Totals;
+use crate::volume_records::{Record, Records};
 
 /// Why a volume is not published.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +184,7 @@ pub enum Done {
 pub struct Publisher {
     disk: Arc<Disk>,
     pulls: Arc<Pulls>,
-    guards: Guards,
+    target_locks: TargetLocks,
     keyring: Keyring,
     rights: Rights,
     set_secrets: Option<SetSecrets>,
@@ -223,8 +223,8 @@ impl Publisher {
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
-        let (guards, rights) = (Guards::default(), Rights::new(grace));
-        Self { disk, pulls, guards, keyring, rights, set_secrets: None, wait }
+        let (target_locks, rights) = (TargetLocks::default(), Rights::new(grace));
+        Self { disk, pulls, target_locks, keyring, rights, set_secrets: None, wait }
     }
 
     /// The same, with the pull secrets of cluster sets for their volumes.
@@ -242,11 +242,11 @@ impl Publisher {
             self.disk(move |disk| Ok(disk.seals.check(&request)?)).await?;
         }
         let busy = || PublishError::Busy(target.path().to_owned());
-        let guard = self.guards.take(target.path()).ok_or_else(busy)?;
+        let target_lock = self.target_locks.try_lock(target.path()).ok_or_else(busy)?;
         let key = self.pulls.fetcher().key(request.recipe());
         // From before anybody looks for the tree until its record is written nobody takes it away.
         let mut lease = self.disk.store.lease();
-        lease.tree(&key);
+        lease.add([Item::Tree(key.clone())]).await;
         let before = {
             let (request, key) = (request.clone(), key.clone());
             self.disk(move |disk| disk.before(&request, &key)).await?
@@ -255,7 +255,7 @@ impl Publisher {
             return Ok(Done::Already);
         }
         let began = Instant::now();
-        let fetcher = Arc::new(self.pulls.fetcher().in_the_name_of(Arc::new(self.keyring_of(&request))));
+        let fetcher = Arc::new(self.pulls.fetcher().with_credentials(Arc::new(self.keyring_of(&request))));
         if matches!(before, Before::Nothing) && !self.disk.seals.vouch_for(&request) {
             let asked = self.rights.check(&fetcher, request.secret(), request.recipe());
             let asked = tokio::time::timeout(self.wait, asked).await;
@@ -270,13 +270,13 @@ impl Publisher {
         }
         // A tree that others brought is not there for a pod whose own registries never gave what is in it.
         let is_known = matches!(before, Before::Recorded) || self.disk.seals.vouch_for(&request);
-        let is_there = (is_known || self.disk.store.is_from(&key, request.recipe())) && {
+        let is_there = (is_known || self.disk.store.provenance().has_tree(&key, request.recipe())) && {
             let key = key.clone();
             self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await?
         };
         self.disk.metrics.looked_up(is_there);
         if !is_there {
-            let (fetcher, without) = self.in_the_name_of_its_set(&request, fetcher).await;
+            let (fetcher, without) = self.with_credentials_of_its_set(&request, fetcher).await;
             let wait = self.wait.saturating_sub(began.elapsed());
             match self.pulled(&request, &key, &fetcher, wait).await? {
                 Waited::Ready(_) => {}
@@ -288,7 +288,7 @@ impl Publisher {
                     self.disk(move |disk| {
                         disk.forget_failed(&target)?;
                         if no_room {
-                            make_more_room(&disk.store);
+                            make_more_space(&disk.store);
                         }
                         Ok(())
                     })
@@ -300,9 +300,9 @@ impl Publisher {
                 }
             }
         }
-        // The guard goes with the work: a caller that hangs up does not let another in between.
+        // The target_lock goes with the work: a caller that hangs up does not let another in between.
         self.disk(move |disk| {
-            let _held = (guard, lease);
+            let _held = (target_lock, lease);
             disk.mount(&request, &key)
         })
         .await?;
@@ -319,10 +319,10 @@ impl Publisher {
         }
         let target = Target::parse(target)?;
         let busy = || UnpublishError::Busy(target.path().to_owned());
-        let guard = self.guards.take(target.path()).ok_or_else(busy)?;
+        let target_lock = self.target_locks.try_lock(target.path()).ok_or_else(busy)?;
         let (disk, volume) = (self.disk.clone(), volume.to_owned());
         let work = tokio::task::spawn_blocking(move || {
-            let _guard = guard;
+            let _lock = target_lock;
             disk.unmount(&volume, &target)
         });
         work.await.map_err(|_| UnpublishError::Interrupted)?
@@ -401,7 +401,7 @@ impl Disk {
             self.records.remove(target)?;
             return Err(error.into());
         }
-        self.store.used(key);
+        self.store.mark_used(key);
         if !known {
             self.metrics.volumes().inc();
         }
@@ -431,7 +431,7 @@ impl Disk {
         let Some(record) = record else { return Ok(Done::Already) };
         // From now on it counts as unused.
         if let Some(key) = record.tree() {
-            self.store.used(&key);
+            self.store.mark_used(&key);
         }
         self.records.remove(target)?;
         self.metrics.volumes().dec();
@@ -449,6 +449,6 @@ impl Disk {
             _ => return Err(missing()),
         }
         let there = self.store.tree(&tree)?.map(|tree| tree.totals());
-        there.or_else(|| self.store.totals_aside(&tree)).ok_or_else(missing)
+        there.or_else(|| self.store.quarantined_totals(&tree)).ok_or_else(missing)
     }
 }

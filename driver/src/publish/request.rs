@@ -6,13 +6,13 @@ use std::sync::Arc;
 use oras_csi_core::credentials::{DockerConfig, DockerConfigError};
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_store::TreeKey;
 
 use super::PublishError;
 use crate::mount::Target;
 use crate::proto::csi::NodePublishVolumeRequest;
 use crate::proto::csi::volume_capability::AccessType;
-use crate::records::Record;
-use crate::store::TreeKey;
+use crate::volume_records::Record;
 
 /// The keys of pull secrets (Kubernetes, `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`).
 const DOCKER_CONFIG_JSON: &str = ".dockerconfigjson";

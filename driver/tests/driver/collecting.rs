@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use oras_csi_core::digest::Digest;
-use oras_csi_driver::collect::{Goal, Watermarks, collect};
 use oras_csi_driver::mount::Target;
-use oras_csi_driver::pull::PullErrorKind;
-use oras_csi_driver::records::{Record, Records};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{Reserve, Tree};
+use oras_csi_driver::volume_records::{Record, Records};
+use oras_csi_store::Limits;
+use oras_csi_store::gc::{Goal, Watermarks, collect};
+use oras_csi_store::pull::PullErrorKind;
+use oras_csi_store::{Item, Reserve, Tree};
 
 use crate::calls::{Running, mounts, names, request, until};
 use crate::namespace::{entered, entered_once, in_memory};
@@ -77,7 +77,7 @@ async fn leased_and_recorded_content_is_not_evicted() {
     let (_, recorded) = pull(&bench, "b", 1_000).await;
     let store = bench.fetcher.store().clone();
     let mut lease = store.lease();
-    lease.tree(leased.key());
+    lease.add([Item::Tree(leased.key().clone())]).await;
     let records = Records::new(store.clone());
     let target = Target::parse("/pods/x/mount").unwrap();
     records.put(&target, &Record::new("csi-1", &target, recorded.key(), "id", "default")).unwrap();
@@ -110,7 +110,7 @@ async fn evicts_unused_blobs_and_partial_blobs() {
         fs::write(partial(digest), "half").unwrap();
     }
     let mut lease = store.lease();
-    lease.blob(&leased);
+    lease.add([Item::Blob(leased.clone())]).await;
     assert!(all(&bench).2 >= 2, "what came of the broken pull, and the part that nobody waits for");
     assert!(!partial(&loose).exists());
     assert_eq!(names(&store.path().join("blobs/sha256")), [""; 0]);

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_driver::Settings;
-use oras_csi_driver::collect::Watermarks;
-use oras_csi_driver::pull::{Fetcher, Progress, Silent};
-use oras_csi_driver::scrub::{Schedule, scrub};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{Inventory, NodeRecord, Store};
+use oras_csi_store::Limits;
+use oras_csi_store::gc::Watermarks;
+use oras_csi_store::pull::{Fetcher, Progress, Silent};
+use oras_csi_store::scrub::{Schedule, scrub};
+use oras_csi_store::{Inventory, NodeRecord, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Running, mounts, names, request, until};
@@ -80,7 +80,7 @@ async fn a_flipped_bit_is_found_reported_and_never_mounted_again() {
         driver.publish(request("csi-b", &second, &digest)).await.unwrap();
         assert_eq!(fs::read(second.join(file)).unwrap(), right);
         // The node's own record has what, and who still uses it.
-        let record = NodeRecord::read(&oras_csi_driver::store::Layout::new(driver.store()));
+        let record = NodeRecord::read(&oras_csi_store::Layout::new(driver.store()));
         assert_eq!(record.damage.len(), 1, "{record:?}");
         let damage = &record.damage[0];
         assert!(damage.what.contains(kind) && damage.volumes == ["csi-a"], "{damage:?}");

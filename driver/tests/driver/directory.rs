@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_driver::ErrorClass;
-use oras_csi_driver::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::Store;
+use oras_csi_store::ErrorClass;
+use oras_csi_store::Limits;
+use oras_csi_store::Store;
+use oras_csi_store::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
 use tar::EntryType;
 
 use crate::registry::{Artifact, FakeRegistry, add, gzip, recipe};
@@ -138,7 +138,7 @@ async fn files_moved_out_of_a_store_equal_copied_files() {
         let copied = bench.folder.path().join(format!("copied-{number}"));
         pull(&bench, recipe, &copied).await.unwrap();
         let folder = bench.folder.path().join(format!("store-{number}"));
-        let store = Store::open(&folder, Limits::default()).unwrap().for_one_pull();
+        let store = Store::open(&folder, Limits::default()).unwrap().ephemeral();
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()));
         let moved = bench.folder.path().join(format!("moved-{number}"));
         let progress: Arc<dyn Progress> = Arc::new(Silent);

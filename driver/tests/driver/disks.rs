@@ -5,8 +5,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{Reserve, Store};
+use oras_csi_store::Limits;
+use oras_csi_store::{Reserve, Store};
 use tonic::Code;
 
 use crate::calls::{Running, mounts, request, until};
@@ -147,10 +147,10 @@ async fn a_blob_with_as_many_names_as_there_can_be_is_copied() {
     // A copy is its tree's own, and compared as such.
     let store = bench.fetcher.store().clone();
     let copy = bench.root(&second).join("beneath/f");
-    let schedule = oras_csi_driver::scrub::Schedule::default();
+    let schedule = oras_csi_store::scrub::Schedule::default();
     let scrub = || {
         let stop = tokio_util::sync::CancellationToken::new();
-        oras_csi_driver::scrub::scrub(&store, &schedule, stop, &|| ()).unwrap()
+        oras_csi_store::scrub::scrub(&store, &schedule, stop, &|| ()).unwrap()
     };
     assert_eq!(scrub().damaged, 0);
     assert!(Command::new("chmod").arg("644").arg(&copy).status().unwrap().success());

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use oras_csi_core::path::Glob;
 use oras_csi_core::recipe::{PinnedRecipe, Step};
-use oras_csi_driver::pull::{Fetcher, Progress, PullError, Silent};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::Store;
+use oras_csi_store::Limits;
+use oras_csi_store::Store;
+use oras_csi_store::pull::{Fetcher, Progress, PullError, Silent};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -322,7 +322,7 @@ fn pull(moves: &[Move], layers: &[Vec<Layer>]) -> Result<Model, Refusal> {
         }
     });
     let recipe = PinnedRecipe::new(steps.collect()).unwrap();
-    let store = Store::open(folder.path(), Limits::default()).unwrap().for_one_pull();
+    let store = Store::open(folder.path(), Limits::default()).unwrap().ephemeral();
     let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
     let progress: Arc<dyn Progress> = Arc::new(Silent);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -69,6 +69,20 @@ pub fn entered_once(name: &str) -> bool {
     false
 }
 
+/// The same as root alone, for what a user namespace does not allow (loop devices, freezing a file system).
+pub fn entered_as_root(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if kinds().contains(&Kind::Root) {
+        run("unshare", Kind::Root.flags(), name);
+    } else {
+        eprintln!("SKIPPED: {name} needs root for a loop device");
+        assert!(std::env::var_os("CI").is_none_or(|value| value != "true"), "with CI=true this is a failure");
+    }
+    false
+}
+
 /// An empty file system in memory, with these options, which is there for as long as the test's namespace.
 pub fn in_memory(options: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

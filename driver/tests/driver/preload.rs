@@ -11,12 +11,11 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::seal::{Holder, SealKey};
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_driver::Settings;
-use oras_csi_driver::collect::{Goal, Watermarks, collect};
-use oras_csi_driver::metrics::Metrics;
 use oras_csi_driver::proto::csi::NodePublishVolumeRequest;
 use oras_csi_driver::publish::Seals;
-use oras_csi_driver::pull::{Pulls, Waited};
-use oras_csi_driver::settings::Limits;
+use oras_csi_store::Limits;
+use oras_csi_store::gc::{Goal, Watermarks, collect};
+use oras_csi_store::pull::{Pulls, Waited};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -293,7 +292,7 @@ fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
 #[tokio::test]
 async fn a_pod_overtakes_preloads() {
     let bench = Bench::new();
-    let pulls = Arc::new(Pulls::new(bench.fetcher.clone(), Metrics::default(), CancellationToken::new()));
+    let pulls = Arc::new(Pulls::new(bench.fetcher.clone(), CancellationToken::new()));
     let gate = bench.registry.close_gate();
     // A host has four turns, of which three may be had by those who fetch ahead.
     let ahead: Vec<_> = (0..8).map(|number| of_one(&bench, &format!("ahead {number}"))).collect();
@@ -301,7 +300,7 @@ async fn a_pod_overtakes_preloads() {
     let mut tasks = tokio::task::JoinSet::new();
     for (volume, _) in &ahead {
         let (pulls, fetcher, recipe) = (pulls.clone(), bench.fetcher.clone(), volume.recipe().clone());
-        tasks.spawn(async move { pulls.ahead(&recipe, &fetcher).ended().await });
+        tasks.spawn(async move { pulls.start_in_background(&recipe, &fetcher).ended().await });
     }
     until("three are under way", async || begun() == 3).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -332,10 +331,13 @@ async fn a_pod_overtakes_preloads() {
 #[tokio::test]
 async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
     let bench = Bench::new();
-    let pulls = Pulls::new(bench.fetcher.clone(), Metrics::default(), CancellationToken::new());
+    let pulls = Pulls::new(bench.fetcher.clone(), CancellationToken::new());
     let gate = bench.registry.close_gate();
     let ((dropped, first), (joined, second)) = (of_one(&bench, "dropped"), of_one(&bench, "joined"));
-    let ahead = (pulls.ahead(dropped.recipe(), &bench.fetcher), pulls.ahead(joined.recipe(), &bench.fetcher));
+    let ahead = (
+        pulls.start_in_background(dropped.recipe(), &bench.fetcher),
+        pulls.start_in_background(joined.recipe(), &bench.fetcher),
+    );
     until("both are under way", async || {
         [&first, &second].iter().all(|layer| bench.registry.requests_for(layer) == 1)
     })
@@ -361,9 +363,8 @@ async fn gc_roots_are_read_from_the_disk() {
     let (wanted, _) = of_one(&bench, "wanted");
     let tree = bench.pull(wanted.recipe()).await.unwrap();
     let store = bench.fetcher.store();
-    let root =
-        oras_csi_driver::store::WantedTree::new("models", wanted.id().as_str(), wanted.recipe(), tree.key());
-    store.want(&[root]).unwrap();
+    let root = oras_csi_store::PreloadEntry::new("models", wanted.id().as_str(), wanted.recipe(), tree.key());
+    store.write_preload_index(&[root]).unwrap();
     assert_eq!(collect(store, Goal::All, Duration::ZERO).unwrap().trees, 0);
     // What cannot be read, as on a disk that fails, keeps everything; a file that means nothing keeps nothing.
     let file = store.path().join("preload.json");

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_driver::pull::{Progress, PullErrorKind, Silent};
-use oras_csi_driver::settings::Limits;
+use oras_csi_store::Limits;
+use oras_csi_store::pull::{Progress, PullErrorKind, Silent};
 use serde_json::json;
 
 use crate::registry::{Artifact, add, add_from, gzip, recipe, tar};

@@ -5,9 +5,9 @@ use std::fs;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_driver::ErrorClass;
-use oras_csi_driver::pull::{PullError, PullErrorKind};
-use oras_csi_driver::settings::Limits;
+use oras_csi_store::ErrorClass;
+use oras_csi_store::Limits;
+use oras_csi_store::pull::{PullError, PullErrorKind};
 use rstest::rstest;
 use tonic::Code;
 

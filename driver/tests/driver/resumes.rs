@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_driver::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{Reserve, Store, Tree};
+use oras_csi_driver::NodeRoots;
+use oras_csi_store::Limits;
+use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
+use oras_csi_store::{Reserve, Store, Tree};
 use rstest::rstest;
 
 use crate::registry::{Artifact, FakeRegistry, add, add_from, recipe};
@@ -34,6 +35,7 @@ fn noise(length: usize) -> Vec<u8> {
 fn open(folder: &Path, registry: &Arc<FakeRegistry>) -> Arc<Fetcher> {
     let store =
         Store::open(&folder.join("store"), Limits::default().with_reserve(Reserve::bytes(0))).unwrap();
+    let store = store.with_garbage_collection(Arc::new(NodeRoots));
     Arc::new(Fetcher::new(Arc::new(store), registry.clone()))
 }
 

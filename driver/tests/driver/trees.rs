@@ -10,10 +10,11 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::media;
 use oras_csi_core::path::Glob;
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_driver::ErrorClass;
-use oras_csi_driver::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{Store, Tree};
+use oras_csi_driver::NodeRoots;
+use oras_csi_store::ErrorClass;
+use oras_csi_store::Limits;
+use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
+use oras_csi_store::{Store, Tree};
 use rstest::rstest;
 use serde_json::json;
 use tempfile::TempDir;
@@ -38,7 +39,9 @@ impl Bench {
     /// With the store in this folder.
     pub fn inside(folder: TempDir, limits: Limits) -> Self {
         let registry = FakeRegistry::new();
-        let store = Store::open(&folder.path().join("store"), limits).unwrap();
+        let store = Store::open(&folder.path().join("store"), limits)
+            .unwrap()
+            .with_garbage_collection(Arc::new(NodeRoots));
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
         Self { folder, registry, fetcher }
     }
@@ -48,6 +51,7 @@ impl Bench {
         let Self { folder, registry, fetcher } = self;
         drop(fetcher);
         let store = Store::open(&folder.path().join("store"), Limits::default()).unwrap();
+        let store = store.with_garbage_collection(Arc::new(NodeRoots));
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
         Self { folder, registry, fetcher }
     }

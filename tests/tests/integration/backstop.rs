@@ -75,7 +75,7 @@ fn volume(name: &str, change: impl FnOnce(&mut Value)) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn denies_a_pod_that_requests_an_artifact_and_has_no_volume() {
     let backstop = Backstop::install("backstop-asks").await;
-    let missing = "asks for artifacts, and the pod has no volume oras-artifacts of csi.oras.land";
+    let missing = "requests an artifact, but the pod has no volume oras-artifacts of csi.oras.land";
     let asks = json!("ghcr.io/acme/model:v1");
     let annotations = &["metadata", "annotations"];
     let inject = |key: &str, word: &str| json!({"oras.land/artifact": asks, key: word});
@@ -113,7 +113,9 @@ async fn denies_a_pod_that_requests_an_artifact_and_has_no_volume() {
         let twin = pod(good, json!([]));
         backstop.tell_apart(what, &twin, annotations, bad, missing).await;
     }
-    let message = backstop.denies("the words", &asking("r.io/a"), "annotation oras.land/artifact asks").await;
+    let message = backstop
+        .denies("the words", &asking("r.io/a"), "annotation oras.land/artifact requests an artifact")
+        .await;
     eprintln!("{message}");
     for words in ["kubectl get mutatingwebhookconfiguration oras-csi", "oras.land/inject: \"false\""] {
         assert!(message.contains(words), "{words}: {message}");
@@ -187,12 +189,12 @@ async fn other_pods_are_not_checked() {
     let mut mirror = pod(json!({"oras.land/artifact": "r.io/a", is_mirror: "x"}), json!([]));
     set(&mut mirror, &["spec", "nodeName"], json!("node1"));
     let bad = json!({"oras.land/artifact": "r.io/a", "kubernetes.io/config.mirrors": "x"});
-    backstop.tell_apart("no mirror pod", &mirror, annotations, bad, "asks for artifacts").await;
+    backstop.tell_apart("no mirror pod", &mirror, annotations, bad, "requests an artifact").await;
     set(&mut mirror, annotations, json!({is_mirror: "x"}));
     let volume = inline("v", json!({"oras.artifact.reference": "r.io/a"}));
     set(&mut mirror, &["spec", "volumes"], json!([volume]));
     let bad = json!({"kubernetes.io/Config.mirror": "x"});
-    let words = "has to have the attributes";
+    let words = "must have the attributes";
     backstop.tell_apart("a mirror pod in capitals", &mirror, annotations, bad, words).await;
 
     // The largest pods that an API server takes, and none of the policies' budgets is touched.
@@ -212,7 +214,7 @@ async fn denies_a_volume_that_is_not_canonical() {
     let csi = ["spec", "volumes", "0", "csi"];
     let field = |key: &'static str| [csi.as_slice(), &[key]].concat();
     let attribute = |key: &'static str| [csi.as_slice(), &["volumeAttributes", key]].concat();
-    let keys = "has to have the attributes csi.oras.land/id, csi.oras.land/recipe and csi.oras.land/seal";
+    let keys = "must have the attributes csi.oras.land/id, csi.oras.land/recipe and csi.oras.land/seal";
     let hash = "0123456789abcdef0123456789abcdef";
     let (id, set_of, seal_of) = ("has no id of a canonical volume", "has no name of a set", "has no seal");
     for (what, path, bad, words) in [
@@ -234,8 +236,8 @@ async fn denies_a_volume_that_is_not_canonical() {
         ("kubelet's namespace", attribute("csi.storage.k8s.io/pod.namespace"), json!("kube-system"), keys),
         ("kubelet's tokens", attribute("csi.storage.k8s.io/serviceAccount.tokens"), json!("{}"), keys),
         ("an empty key", attribute(""), json!("x"), keys),
-        ("writable", field("readOnly"), json!(false), "has to have readOnly: true"),
-        ("nothing on writing", field("readOnly"), Value::Null, "has to have readOnly: true"),
+        ("writable", field("readOnly"), json!(false), "must have readOnly: true"),
+        ("nothing on writing", field("readOnly"), Value::Null, "must have readOnly: true"),
         ("an empty id", attribute(ID), json!(""), id),
         ("a path for an id", attribute(ID), json!(format!("../../etc-{hash}")), id),
         ("an id without a hash", attribute(ID), json!("model"), id),
@@ -301,7 +303,7 @@ async fn denies_a_volume_that_is_not_canonical() {
     let mut worse = several.clone();
     set(&mut worse, &["spec", "volumes", "3", "csi", "readOnly"], json!(false));
     set(&mut worse, &both, json!(false));
-    backstop.denies("both", &worse, "volume one, two has to have readOnly: true").await;
+    backstop.denies("both", &worse, "volume one, two must have readOnly: true").await;
     backstop.uninstall().await;
 }
 
@@ -335,7 +337,7 @@ const CANONICAL: [&str; 14] = [
 type Pairs = (&'static str, &'static [(&'static str, &'static str)]);
 const PAIRS: [Pairs; 6] = [
     (
-        "something else than the JSON of a pinned recipe",
+        "no canonical JSON of a pinned recipe",
         &[
             ("[{$A}]", ""),
             ("[{$A}]", "[]"),
@@ -372,7 +374,7 @@ const PAIRS: [Pairs; 6] = [
         ],
     ),
     (
-        "with other keys, or in another order",
+        "with unknown keys or with keys in another order",
         &[
             (r#"[{$A},{"remove":"a"}]"#, r#"[{"remove":"a"},{$A}]"#),
             (r"[{$A}]", r#"[{"remove":"a"}]"#),
@@ -458,7 +460,7 @@ const PAIRS: [Pairs; 6] = [
         ],
     ),
     (
-        "a media type or a platform in csi.oras.land/recipe that is none",
+        "an invalid media type or platform in csi.oras.land/recipe",
         &[
             (r#"[{$A,"mediaTypes":["a/b"]}]"#, r#"[{$A,"mediaTypes":["a"]}]"#),
             (r#"[{$A,"mediaTypes":["a/b"]}]"#, r#"[{$A,"mediaTypes":["*/*"]}]"#),
@@ -592,15 +594,15 @@ async fn the_same_rules_apply_to_persistent_volumes() {
     let csi = ["spec", "csi"];
     let field = |key: &'static str| [csi.as_slice(), &[key]].concat();
     let attribute = |key: &'static str| [csi.as_slice(), &["volumeAttributes", key]].concat();
-    let claim = "has to name the namespace that may claim it";
-    let keys = "has to have the attributes";
+    let claim = "must name the namespace of its claim";
+    let keys = "must have the attributes";
     for (what, path, bad, words) in [
         ("no claim", vec!["spec", "claimRef"], Value::Null, claim),
         ("an empty claim", vec!["spec", "claimRef"], json!({}), claim),
         ("a claim of no namespace", vec!["spec", "claimRef", "namespace"], Value::Null, claim),
         ("a claim of an empty namespace", vec!["spec", "claimRef", "namespace"], json!(""), claim),
-        ("writable", field("readOnly"), json!(false), "has to have readOnly: true"),
-        ("nothing on writing", field("readOnly"), Value::Null, "has to have readOnly: true"),
+        ("writable", field("readOnly"), json!(false), "must have readOnly: true"),
+        ("nothing on writing", field("readOnly"), Value::Null, "must have readOnly: true"),
         ("no attributes", field("volumeAttributes"), Value::Null, keys),
         (
             "the earlier driver's",
@@ -625,7 +627,7 @@ async fn the_same_rules_apply_to_persistent_volumes() {
     let with_secret =
         volume(name, |csi| csi["nodePublishSecretRef"] = json!({"namespace": "team-a", "name": "pull"}));
     let path = ["spec", "csi", "nodePublishSecretRef", "namespace"];
-    let words = "nobody gets the Secrets of others";
+    let words = "must be in the namespace of its spec.claimRef";
     backstop.tell_apart("another team's secret", &with_secret, &path, json!("team-b"), words).await;
     let path = ["spec", "claimRef", "namespace"];
     backstop.tell_apart("another team's claim", &with_secret, &path, json!("team-b"), words).await;

@@ -124,6 +124,6 @@ async fn admits_a_persistent_volume_only_after_the_webhook_has_rewritten_it() {
     let asked = volume(&json!({LABEL: name, "oras-csi-test": name}));
     backstop.admits("a PersistentVolume that the webhook rewrote", &asked).await;
     let not_asked = volume(&json!({LABEL: name}));
-    backstop.denies("one that it never saw", &not_asked, "has to have").await;
+    backstop.denies("one that it never saw", &not_asked, "must have").await;
     backstop.uninstall().await;
 }

@@ -42,6 +42,7 @@ async fn install(client: &Client) {
     let mut helm = Command::new(testbed("helm"));
     helm.args(["template", "oras-csi"]).arg(repository().join("deploy/chart"));
     helm.args(["--namespace", NAMESPACE, "--set", "clusterSets.pullSecrets={robot}"]);
+    helm.args(["--set", "image.repository=localhost/oras-csi"]);
     apply(&run(helm.args(["--show-only", "templates/driver-rbac.yaml"])));
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
         "metadata": {"name": "oras-csi-driver", "namespace": NAMESPACE}});

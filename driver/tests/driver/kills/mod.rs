@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::platform::Platform;
-use oras_csi_driver::collect::{Goal, collect};
-use oras_csi_driver::scrub::{self, Verdict};
-use oras_csi_driver::settings::Limits;
-use oras_csi_driver::store::{AtOnce, Inventory, Layout, Store, TreeKey, WantedTree, read_wanted};
+use oras_csi_driver::NodeRoots;
+use oras_csi_store::Limits;
+use oras_csi_store::gc::{Goal, collect};
+use oras_csi_store::{Inventory, Layout, PreloadEntry, Store, TreeKey, Unpaced, read_preload_index};
+use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
 use self::trace::{Ended, READY};
 use crate::calls::{Running, mounts, names, request};
@@ -84,14 +85,15 @@ async fn a_process_that_publishes() {
 fn a_process_that_collects() {
     let Some(folder) = wait_to_begin() else { return };
     let store = Store::open(&folder.join("driver/store"), Limits::default()).unwrap();
+    let store = store.with_garbage_collection(Arc::new(NodeRoots));
     let done = collect(&store, Goal::All, Duration::ZERO).unwrap();
     assert_eq!((done.trees, done.layers), (2, 1));
 }
 
-fn wanted(set: &str) -> WantedTree {
+fn wanted(set: &str) -> PreloadEntry {
     let recipe = recipe([add(&artifact(&FakeRegistry::new()))]);
     let key = TreeKey::of(&recipe, &Platform::node());
-    WantedTree::new(set, "models-1", &recipe, &key)
+    PreloadEntry::new(set, "models-1", &recipe, &key)
 }
 
 /// Not a test by itself: writes down what sets want, three times.
@@ -99,9 +101,9 @@ fn wanted(set: &str) -> WantedTree {
 fn a_process_that_writes_the_preload_index() {
     let Some(folder) = wait_to_begin() else { return };
     let store = Store::open(&folder.join("driver/store"), Limits::default()).unwrap();
-    store.want(&[wanted("first")]).unwrap();
-    store.want(&[wanted("first"), wanted("second")]).unwrap();
-    store.want(&[]).unwrap();
+    store.write_preload_index(&[wanted("first")]).unwrap();
+    store.write_preload_index(&[wanted("first"), wanted("second")]).unwrap();
+    store.write_preload_index(&[]).unwrap();
 }
 
 fn killed(test: &str, folder: &Path, at: u64) -> Ended {
@@ -142,17 +144,17 @@ fn check_whole(store: &Path, at: u64) {
     }
     let inventory = Inventory::read(&layout).unwrap();
     for blob in inventory.blobs() {
-        assert_eq!(scrub::blob(&layout, blob.digest(), &mut AtOnce), Verdict::Good, "killed at {at}");
+        assert_eq!(verify_blob(&layout, blob.digest(), &mut Unpaced), Verdict::Good, "killed at {at}");
     }
     for layer in inventory.layers() {
         assert_eq!(
-            scrub::layer(&layout, layer.name(), &mut AtOnce).unwrap(),
+            verify_layer(&layout, layer.key(), &mut Unpaced).unwrap(),
             Verdict::Good,
             "killed at {at}"
         );
     }
     for tree in inventory.trees() {
-        assert_eq!(scrub::tree(&layout, tree, &mut AtOnce).unwrap(), Verdict::Good, "killed at {at}");
+        assert_eq!(verify_tree(&layout, tree, &mut Unpaced).unwrap(), Verdict::Good, "killed at {at}");
     }
     let aside = store.join("set-aside");
     assert!(!aside.exists() || names(&aside).is_empty(), "killed at {at}");
@@ -268,6 +270,7 @@ fn killed_at_every_call_of_a_collection() {
         let path = folder.join("driver/store");
         check_whole(&path, at);
         let opened = Store::open(&path, Limits::default()).unwrap();
+        let opened = opened.with_garbage_collection(Arc::new(NodeRoots));
         assert_eq!(names(&path.join("tmp")), [""; 0], "killed at {at}");
         check_whole(&path, at);
         collect(&opened, Goal::All, Duration::ZERO).unwrap();
@@ -298,10 +301,10 @@ fn killed_at_every_call_of_writing_the_preload_index() {
             // Whole, whichever it is.
             serde_json::from_slice::<serde_json::Value>(&fs::read(&file).unwrap()).unwrap();
         }
-        let before = read_wanted(&Layout::new(&path)).unwrap();
+        let before = read_preload_index(&Layout::new(&path)).unwrap();
         let opened = Store::open(&path, Limits::default()).unwrap();
         assert_eq!(names(&path.join("tmp")), [""; 0], "killed at {at}");
-        assert_eq!(read_wanted(opened.layout()).unwrap(), before, "killed at {at}");
+        assert_eq!(read_preload_index(opened.layout()).unwrap(), before, "killed at {at}");
         found.lock().unwrap().insert(before.iter().map(|wanted| wanted.set().to_owned()).collect::<Vec<_>>());
         drop(opened);
         fs::remove_dir_all(&folder).unwrap();

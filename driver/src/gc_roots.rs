@@ -1,0 +1,35 @@
+//! Which trees of a store the volumes of this node use: those that records name, and those that are mounted.
+
+use std::collections::BTreeSet;
+
+use oras_csi_store::{DiskError, GcRoots, Layout, RootsError, TreeKey, TreesInUse};
+
+use crate::mount::mounted;
+use crate::volume_records::{Record, read_all};
+
+/// The volumes of this node, as records and mountinfo have them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NodeRoots;
+
+impl GcRoots for NodeRoots {
+    fn read(&self, layout: &Layout) -> Result<TreesInUse, RootsError> {
+        let mut trees = TreesInUse::default();
+        // Records first: a publish writes its record before it mounts, an unpublish removes it afterwards.
+        for key in read_all(&layout.volumes())?.iter().filter_map(Record::tree) {
+            trees.add_recorded(key);
+        }
+        for mount in mounted().map_err(|error| RootsError::Mounts(Box::new(error)))? {
+            match mount.quarantined_as() {
+                Some(name) => trees.add_quarantined_mount(name.to_owned()),
+                None => trees.add_mount(mount.tree().clone()),
+            }
+        }
+        Ok(trees)
+    }
+
+    fn volumes_using(&self, layout: &Layout, trees: &BTreeSet<TreeKey>) -> Result<Vec<String>, DiskError> {
+        let volumes = read_all(&layout.volumes())?;
+        let volumes = volumes.iter().filter(|record| record.tree().is_some_and(|key| trees.contains(&key)));
+        Ok(volumes.map(|record| record.volume().to_owned()).collect())
+    }
+}

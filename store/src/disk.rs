@@ -1,0 +1,19 @@
+//! The file system below the store: errors, free space, paths, walks. Nothing here knows what a store holds.
+
+pub(crate) mod beneath;
+mod boot_id;
+mod disk_space;
+pub(crate) mod entry_path;
+mod error;
+pub(crate) mod files;
+pub(crate) mod folders;
+pub(crate) mod reader;
+mod totals;
+pub(crate) mod walk;
+
+pub(crate) use self::boot_id::boot_id;
+pub(crate) use self::disk_space::DiskSpace;
+pub use self::entry_path::{EntryPath, NameError};
+pub use self::error::DiskError;
+pub use self::reader::{Pace, Unpaced};
+pub use self::totals::Totals;

@@ -1,0 +1,318 @@
+//! Paths within a tree, as a registry or an archive gives them.
+//!
+//! This is the first of two fences: what parses here names something beneath the tree. The second is
+//! the kernel's (`openat2` with `RESOLVE_BENEATH`), in [`super::beneath`].
+
+use std::fmt;
+
+use oras_csi_core::display::Shown;
+use oras_csi_core::path::TreePath;
+
+use crate::limits::Limits;
+
+/// A relative and normal path; empty is the root. Bytes, since an archive may hold any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryPath(Vec<u8>);
+
+/// The longest name that Linux file systems take.
+const LONGEST_SEGMENT: usize = 255;
+
+/// Why a path is not one within a tree.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// It begins with a slash.
+    #[error("the path \"{0}\" is absolute: everything in an artifact lies beneath its root")]
+    Absolute(Shown),
+    /// It goes up.
+    #[error("the path \"{0}\" has \"..\" in it: nothing may leave the volume")]
+    Upwards(Shown),
+    /// It holds a character that no path may have.
+    #[error("the path \"{0}\" has a control character in it")]
+    Control(Shown),
+    /// It is empty, or only dots and slashes.
+    #[error("the path \"{0}\" names nothing")]
+    Empty(Shown),
+    /// One name of it is too long.
+    #[error("the path \"{0}\" has a name of {1} bytes in it: at most 255 are possible")]
+    LongSegment(Shown, usize),
+    /// The whole is too long.
+    #[error("the path \"{shown}\" has {length} bytes: the limit is {limit}")]
+    Long {
+        /// The path.
+        shown: Shown,
+        /// Its length.
+        length: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// Too many directories within each other.
+    #[error("the path \"{shown}\" is {depth} directories deep: the limit is {limit}")]
+    Deep {
+        /// The path.
+        shown: Shown,
+        /// How deep it is.
+        depth: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+}
+
+pub(crate) fn shown(bytes: &[u8]) -> Shown {
+    Shown::new(&String::from_utf8_lossy(bytes))
+}
+
+impl EntryPath {
+    /// The root of the tree.
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// The name of an archive's entry: `./`, doubled and trailing slashes are dropped, `.` is the root;
+    /// anything that is absolute or goes up is refused.
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, NameError> {
+        if bytes.first() == Some(&b'/') {
+            return Err(NameError::Absolute(shown(bytes)));
+        }
+        if bytes.contains(&0) {
+            return Err(NameError::Control(shown(bytes)));
+        }
+        check_length(bytes, limits)?;
+        let mut path = Vec::with_capacity(bytes.len());
+        let mut depth = 0;
+        for segment in bytes.split(|byte| *byte == b'/') {
+            match segment {
+                b"" | b"." => continue,
+                b".." => return Err(NameError::Upwards(shown(bytes))),
+                _ if segment.len() > LONGEST_SEGMENT => {
+                    return Err(NameError::LongSegment(shown(bytes), segment.len()));
+                }
+                _ => {}
+            }
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(segment);
+            depth += 1;
+        }
+        check_depth(bytes, depth, limits)?;
+        Ok(Self(path))
+    }
+
+    /// Whether it is within the limits also where it came to lie, beneath the path of a step.
+    pub fn check(&self, limits: &Limits) -> Result<(), NameError> {
+        check_length(&self.0, limits)?;
+        check_depth(&self.0, self.depth(), limits)
+    }
+
+    /// A title of ORAS: as [`EntryPath::parse`], without control characters.
+    pub fn from_title(title: &str, limits: &Limits) -> Result<Self, NameError> {
+        if title.chars().any(char::is_control) {
+            return Err(NameError::Control(title.into()));
+        }
+        if title.is_empty() {
+            return Err(NameError::Empty(title.into()));
+        }
+        Self::parse(title.as_bytes(), limits)
+    }
+
+    /// Whether it is the tree's root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bytes, without a slash in front or behind.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The names in it.
+    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty())
+    }
+
+    /// How many names it has.
+    pub fn depth(&self) -> usize {
+        self.segments().count()
+    }
+
+    /// The directory it lies in, and its own name; `None` for the root.
+    pub fn split(&self) -> Option<(Self, &[u8])> {
+        if self.0.is_empty() {
+            return None;
+        }
+        match self.0.iter().rposition(|byte| *byte == b'/') {
+            None => Some((Self::root(), &self.0)),
+            Some(slash) => Some((Self(self.0[..slash].to_vec()), &self.0[slash + 1..])),
+        }
+    }
+
+    /// The same path beneath `base`.
+    #[must_use]
+    pub fn under(&self, base: &Self) -> Self {
+        match (base.is_root(), self.is_root()) {
+            (true, _) => self.clone(),
+            (_, true) => base.clone(),
+            _ => Self([&base.0[..], b"/", &self.0].concat()),
+        }
+    }
+
+    /// The entry `name` of this directory. `name` is one segment that a directory listing gave.
+    #[must_use]
+    pub(crate) fn child(&self, name: &[u8]) -> Self {
+        self.join(&Self(name.to_vec()))
+    }
+
+    /// `other` beneath this path.
+    #[must_use]
+    pub fn join(&self, other: &Self) -> Self {
+        other.under(self)
+    }
+
+    /// What is left of it beneath `base`; `None` where it is not beneath it.
+    pub fn beneath(&self, base: &Self) -> Option<Self> {
+        if base.is_root() {
+            return Some(self.clone());
+        }
+        match self.0.strip_prefix(&base.0[..])? {
+            [] => Some(Self::root()),
+            [b'/', rest @ ..] => Some(Self(rest.to_vec())),
+            _ => None,
+        }
+    }
+
+    /// The path as text, for globs and messages; what is no UTF-8 becomes U+FFFD.
+    pub fn to_text(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.0)
+    }
+}
+
+/// What the kernel says of a path that is within our limit and not within its own.
+pub(crate) fn too_long(path: &EntryPath) -> NameError {
+    let length = path.as_bytes().len();
+    NameError::Long { shown: shown(path.as_bytes()), length, limit: 4_095 }
+}
+
+fn check_length(bytes: &[u8], limits: &Limits) -> Result<(), NameError> {
+    if bytes.len() > limits.path() {
+        return Err(NameError::Long { shown: shown(bytes), length: bytes.len(), limit: limits.path() });
+    }
+    Ok(())
+}
+
+fn check_depth(bytes: &[u8], depth: usize, limits: &Limits) -> Result<(), NameError> {
+    if depth > limits.depth() {
+        return Err(NameError::Deep { shown: shown(bytes), depth, limit: limits.depth() });
+    }
+    Ok(())
+}
+
+impl From<&TreePath> for EntryPath {
+    fn from(path: &TreePath) -> Self {
+        Self(path.as_str().as_bytes().to_vec())
+    }
+}
+
+impl fmt::Display for EntryPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_root() { f.write_str(".") } else { shown(&self.0).fmt(f) }
+    }
+}
+
+/// Whether a symbolic link in a directory `depth` levels below the root stays below it, whatever other
+/// links of the same kind it leads through.
+///
+/// `..` is taken only at the front: behind a name it could climb out of wherever that name leads.
+pub(crate) fn stays_inside(depth: usize, target: &[u8]) -> bool {
+    if target.first() == Some(&b'/') {
+        return false;
+    }
+    let mut ups = 0;
+    let mut descended = false;
+    for segment in target.split(|byte| *byte == b'/') {
+        match segment {
+            b"" | b"." => {}
+            b".." if descended => return false,
+            b".." => ups += 1,
+            _ => descended = true,
+        }
+    }
+    ups <= depth
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<EntryPath, NameError> {
+        EntryPath::parse(text.as_bytes(), &Limits::default())
+    }
+
+    #[rstest]
+    #[case("a", "a")]
+    #[case("./a//b/./c/", "a/b/c")]
+    #[case(".", "")]
+    #[case("", "")]
+    #[case("..a/b..", "..a/b..")]
+    #[case("a:b/ü \u{1f600}", "a:b/ü \u{1f600}")]
+    fn names_beneath_the_root(#[case] text: &str, #[case] normal: &str) {
+        assert_eq!(parse(text).unwrap().as_bytes(), normal.as_bytes());
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let deep = "d/".repeat(300);
+        let long = "x".repeat(256);
+        let longer = "x/".repeat(2100);
+        for (text, word) in [
+            ("/etc/passwd", "absolute"),
+            ("//", "absolute"),
+            ("..", "leave"),
+            ("a/../b", "leave"),
+            ("a\0b", "control"),
+            (&deep, "deep"),
+            (&long, "256"),
+            (&longer, "4200"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn titles_are_stricter() {
+        let title = |text: &str| EntryPath::from_title(text, &Limits::default());
+        for text in ["", "a\nb", "a\u{7}", "a\0"] {
+            assert!(title(text).is_err(), "{text:?}");
+        }
+        assert!(title(".").unwrap().is_root());
+        assert_eq!(title("sub/file.txt").unwrap().to_string(), "sub/file.txt");
+    }
+
+    #[test]
+    fn paths_compose() {
+        let (base, path) = (parse("model").unwrap(), parse("a/b").unwrap());
+        assert_eq!(path.under(&base).as_bytes(), b"model/a/b");
+        assert_eq!(path.under(&base).beneath(&base), Some(path.clone()));
+        assert_eq!(parse("modelx/a").unwrap().beneath(&base), None);
+        assert_eq!(base.beneath(&base), Some(EntryPath::root()));
+        assert_eq!(path.split(), Some((parse("a").unwrap(), &b"b"[..])));
+        assert_eq!(EntryPath::root().split(), None);
+        assert_eq!(path.depth(), 2);
+    }
+
+    #[rstest]
+    #[case(0, "a", true)]
+    #[case(0, "a/b", true)]
+    #[case(0, "..", false)]
+    #[case(1, "..", true)]
+    #[case(1, "../a", true)]
+    #[case(1, "../../a", false)]
+    #[case(2, "./.././../a", true)]
+    #[case(5, "a/../b", false)]
+    #[case(5, "/a", false)]
+    fn links_that_stay(#[case] depth: usize, #[case] target: &str, #[case] stays: bool) {
+        assert_eq!(stays_inside(depth, target.as_bytes()), stays);
+    }
+}

@@ -1,0 +1,146 @@
+//! Modes, times and copies of files.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
+
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::beneath::open_beneath;
+use super::entry_path::EntryPath;
+
+/// The times of directories, until nothing changes in them any more. They are a courtesy: one that cannot be set
+/// fails nothing, and those of a million directories of long paths, which would be gigabytes, are not all kept.
+#[derive(Default)]
+pub(crate) struct Times {
+    paths: Vec<(EntryPath, i64)>,
+    bytes: usize,
+}
+
+impl Times {
+    const MOST: usize = 8 << 20;
+
+    pub(crate) fn remember(&mut self, path: EntryPath, mtime: i64) {
+        self.bytes += path.as_bytes().len() + size_of::<(EntryPath, i64)>();
+        if self.bytes <= Self::MOST {
+            self.paths.push((path, mtime));
+        }
+    }
+
+    /// Sets them beneath `root`, the last first.
+    pub(crate) fn set(&self, root: &OwnedFd) {
+        for (path, mtime) in self.paths.iter().rev() {
+            if let Ok(folder) = open_beneath(root, path) {
+                set_time(&folder, *mtime);
+            }
+        }
+    }
+}
+
+/// Permissions of a file: readable for all, executable for all if for anybody, writable for its owner if
+/// it was; without setuid, setgid and sticky bits.
+pub(crate) fn file_mode(mode: u32) -> Mode {
+    let execute = if mode & 0o111 == 0 { 0 } else { 0o111 };
+    Mode::from_raw_mode(0o444 | (mode & 0o200) | execute)
+}
+
+pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
+
+/// The bits that this process takes from the mode of what it makes, as it was started. Asking the kernel would set
+/// them first.
+pub(crate) fn umask() -> Option<Mode> {
+    static UMASK: OnceLock<Option<Mode>> = OnceLock::new();
+    *UMASK.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+        u32::from_str_radix(umask.trim(), 8).ok().map(Mode::from_raw_mode)
+    })
+}
+
+pub(crate) fn times(mtime: i64) -> Timestamps {
+    let time = Timespec { tv_sec: mtime, tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+pub(crate) fn set_time(file: impl AsFd, mtime: i64) {
+    let _ = rustix::fs::futimens(file, &times(mtime));
+}
+
+/// Links a file; copies it where it has as many names as the file system allows.
+pub(crate) fn link_or_copy(
+    source: impl AsFd,
+    source_name: &[u8],
+    folder: impl AsFd,
+    name: &[u8],
+) -> Result<(), Errno> {
+    match rustix::fs::linkat(
+        &source,
+        OsStr::from_bytes(source_name),
+        &folder,
+        OsStr::from_bytes(name),
+        AtFlags::empty(),
+    ) {
+        Err(Errno::MLINK) => {}
+        other => return other,
+    }
+    let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let from = rustix::fs::openat(
+        &source,
+        OsStr::from_bytes(source_name),
+        OFlags::RDONLY | nofollow,
+        Mode::empty(),
+    )?;
+    let found = rustix::fs::fstat(&from)?;
+    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
+    let to = rustix::fs::openat(&folder, OsStr::from_bytes(name), create, Mode::RUSR | Mode::WUSR)?;
+    copy(&from, &to)?;
+    rustix::fs::fchmod(&to, Mode::from_raw_mode(found.st_mode & 0o777))?;
+    set_time(&to, found.st_mtime);
+    Ok(())
+}
+
+/// Copies a file's bytes: shared blocks where the file system can, else in the kernel, else by hand.
+pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
+    let size = u64::try_from(rustix::fs::fstat(from)?.st_size).unwrap_or(0);
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(size);
+    }
+    let mut done = 0;
+    loop {
+        match rustix::fs::copy_file_range(from, None, to, None, 1 << 30) {
+            Ok(0) => break,
+            Ok(count) => done += count as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if done == 0 => {
+                return copy_by_hand(from, to);
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    // Some file systems copy nothing and say nothing.
+    if done == 0 && size > 0 { copy_by_hand(from, to) } else { Ok(done) }
+}
+
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut done = 0;
+    loop {
+        let count = match rustix::io::read(from, &mut buffer[..]) {
+            Ok(0) => return Ok(done),
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            match rustix::io::write(to, rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        done += count as u64;
+    }
+}

@@ -1,0 +1,42 @@
+//! What must stay: the trees that volumes use, and those that the preload index names.
+
+use std::collections::HashSet;
+
+use crate::layout::{Layout, TreeKey};
+use crate::state::gc_roots::{GcRoots, RootsError, TreesInUse};
+use crate::store::preload_index::{PreloadEntry, read_preload_index};
+
+/// The trees that are not deleted, whatever happens.
+#[derive(Clone, Debug, Default)]
+pub struct Roots {
+    preloaded: HashSet<TreeKey>,
+    in_use: TreesInUse,
+}
+
+impl Roots {
+    /// Reads the preload index and what `roots` knows.
+    pub fn read(roots: &dyn GcRoots, layout: &Layout) -> Result<Self, RootsError> {
+        let preloaded = read_preload_index(layout)?.iter().filter_map(PreloadEntry::tree).collect();
+        Ok(Self { preloaded, in_use: roots.read(layout)? })
+    }
+
+    /// Whether a tree must stay.
+    pub fn contains(&self, key: &TreeKey) -> bool {
+        self.preloaded.contains(key) || self.in_use.contains(key)
+    }
+
+    /// Whether a tree is mounted.
+    pub fn is_mounted(&self, key: &TreeKey) -> bool {
+        self.in_use.is_mounted(key)
+    }
+
+    /// Whether something with this name in quarantine is mounted.
+    pub fn is_quarantined_mounted(&self, name: &str) -> bool {
+        self.in_use.is_quarantined_mounted(name)
+    }
+
+    /// How many mounts of trees there are.
+    pub fn mounts(&self) -> usize {
+        self.in_use.mounts()
+    }
+}

@@ -1,0 +1,169 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::limits::{Limits, Reserve};
+
+const SIZE: u64 = 4 << 20;
+
+fn host(name: &str) -> RegistryHost {
+    name.parse().unwrap()
+}
+
+fn content() -> Vec<u8> {
+    (0..SIZE).map(|at| (at / 7).to_le_bytes()[0]).collect()
+}
+
+fn blob() -> Descriptor {
+    Descriptor::new("application/octet-stream", Digest::sha256_of(&content()), SIZE)
+}
+
+fn store(folder: &Path) -> Store {
+    Store::open(folder, Limits::default().with_reserve(Reserve::bytes(0))).unwrap()
+}
+
+fn missing(partial: &Partial) -> Vec<(u64, u64)> {
+    partial.missing().into_iter().map(|range| (range.start, range.end)).collect()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder.join("partial")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn write(partial: &Partial, at: usize, bytes: &[u8]) -> Result<(), DiskError> {
+    partial.write(at as u64, Bytes::copy_from_slice(bytes))
+}
+
+fn read_all(partial: &Partial) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        match partial.next(all.len() as u64).unwrap() {
+            Next::Bytes(piece) if !piece.is_empty() => all.extend_from_slice(&piece),
+            _ => return all,
+        }
+    }
+}
+
+#[test]
+fn what_was_written_is_there_for_the_next_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (content, blob) = (content(), blob());
+    let half = content.len() / 2;
+    {
+        let store = store(folder.path());
+        let partial = store.partial(&blob, &host("a:5000")).unwrap();
+        assert_eq!((partial.resumed(), missing(&partial)), (0, vec![(0, SIZE)]));
+        write(&partial, half, &content[half..]).unwrap();
+        // As after a kill: no close.
+    }
+    let store = store(folder.path());
+    let partial = store.partial(&blob, &host("a:5000")).unwrap();
+    assert_eq!((partial.resumed(), missing(&partial)), (half as u64, vec![(0, half as u64)]));
+    // Of another host there is nothing.
+    assert_eq!(store.partial(&blob, &host("b:5000")).unwrap().resumed(), 0);
+    write(&partial, 0, &content[..half]).unwrap();
+    assert!(read_all(&partial) == content);
+    store.commit_partial(&partial, blob.digest()).unwrap();
+    assert!(store.has_blob(&blob).unwrap());
+    assert!(names(folder.path()).iter().all(|name| !name.contains(&partial.path.display().to_string())));
+    assert!(!partial.note.exists() && !partial.path.exists());
+}
+
+#[test]
+fn a_size_that_is_claimed_takes_no_room_before_its_bytes_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let claimed = Descriptor::new("application/octet-stream", Digest::sha256_of(b"x"), 1 << 30);
+    let partial = store.partial(&claimed, &host("a:5000")).unwrap();
+    assert_eq!(store.taken_for(&claimed, &host("a:5000")), 0);
+    write(&partial, 0, &[1; 4096]).unwrap();
+    let taken = store.taken_for(&claimed, &host("a:5000"));
+    assert!((4_096..1 << 20).contains(&taken), "{taken} bytes");
+}
+
+#[test]
+fn a_note_that_is_torn_or_of_another_boot_keeps_less() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, content, blob) = (store(folder.path()), content(), blob());
+    let part = 1 << 20;
+    let note = {
+        let partial = store.partial(&blob, &host("a")).unwrap();
+        for at in 0..3 {
+            write(&partial, at * part, &content[at * part..(at + 1) * part]).unwrap();
+        }
+        partial.note.clone()
+    };
+    let text = std::fs::read_to_string(&note).unwrap();
+    let resumed = |text: &str| {
+        std::fs::write(&note, text).unwrap();
+        store.partial(&blob, &host("a")).unwrap().resumed()
+    };
+    assert_eq!(resumed(&text), 3 << 20);
+    let boot = boot_id();
+    let other = text.replace(&boot, "another");
+    let before_last = text.trim_end().rsplit_once('\n').unwrap().0;
+    let cases = [
+        // The end of a line is missing: its number may be too.
+        (text.trim_end().to_owned(), 2 << 20),
+        (format!("{before_last}\nw 2097152 31"), 2 << 20),
+        (String::new(), 0),
+        (text.replace("partial 1", "partial 2"), 0),
+        (text.replace(&SIZE.to_string(), "17"), 0),
+        (other.clone(), 0),
+        (format!("{other}s 0 1048576\n"), 1 << 20),
+        (format!("{text}w 0 99999999\nw 9 3\nw a b\n\0\0\0\nq 0 4194304\n"), 3 << 20),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(resumed(&text), expected, "{text}");
+    }
+    // A file that is shorter than its note says.
+    std::fs::write(&note, &text).unwrap();
+    let data = note.with_extension("");
+    File::options().write(true).open(data).unwrap().set_len(5).unwrap();
+    assert_eq!(store.partial(&blob, &host("a")).unwrap().resumed(), 0);
+}
+
+#[test]
+fn readers_wait_for_what_comes_and_end_when_nothing_more_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, content) = (store(folder.path()), content());
+    let partial = Arc::new(store.partial(&blob(), &host("a")).unwrap());
+    let reader = std::thread::spawn({
+        let partial = partial.clone();
+        move || read_all(&partial)
+    });
+    // From behind: the reader has nothing until the first piece is there.
+    for at in (0..4_usize).rev() {
+        let piece = &content[at << 20..(at + 1) << 20];
+        write(&partial, at << 20, piece).unwrap();
+    }
+    assert!(reader.join().unwrap() == content);
+
+    let other = Descriptor::new("x", Digest::sha256_of(b"other"), SIZE);
+    let partial = Arc::new(store.partial(&other, &host("a")).unwrap());
+    write(&partial, 0, b"some").unwrap();
+    let reader = std::thread::spawn({
+        let partial = partial.clone();
+        move || (partial.next(0).unwrap(), partial.next(4).unwrap())
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    partial.close();
+    assert_eq!(reader.join().unwrap(), (Next::Bytes(Bytes::from_static(b"some")), Next::Closed));
+}
+
+#[test]
+fn what_nobody_goes_on_with_is_removed_and_what_is_being_written_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let (mine, others) = (blob(), Descriptor::new("x", Digest::sha256_of(b"x"), SIZE));
+    drop(store.partial(&others, &host("a")).unwrap());
+    let partial = store.partial(&mine, &host("a")).unwrap();
+    std::fs::write(store.partials().join("sha256-00-00.whole"), "").unwrap();
+    store.forget_partials(FORGOTTEN_AFTER);
+    assert_eq!(names(folder.path()).len(), 5);
+    store.forget_partials(Duration::ZERO);
+    let mut left = names(folder.path());
+    left.sort();
+    let name = partial.path.file_name().unwrap().to_str().unwrap();
+    assert_eq!(left, [name.to_owned(), format!("{name}{NOTE}")]);
+}

@@ -1,0 +1,159 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use bytes::Bytes;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::Descriptor;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::content::blob_reader::{BlobReader, StreamFault};
+use crate::content::description::TreeContent;
+use crate::disk::Totals;
+use crate::error_class::ErrorClass;
+use crate::layout::TreeKey;
+
+fn open(path: &Path) -> Store {
+    Store::open(path, Limits::default()).unwrap()
+}
+
+fn reader(descriptor: &Descriptor, pieces: &[&[u8]]) -> BlobReader {
+    let (sender, receiver) = mpsc::channel(16);
+    for piece in pieces {
+        sender.try_send(Ok(Bytes::copy_from_slice(piece))).unwrap();
+    }
+    BlobReader::new(descriptor.clone(), receiver)
+}
+
+fn descriptor(bytes: &[u8]) -> Descriptor {
+    Descriptor::new("application/octet-stream", Digest::sha256_of(bytes), bytes.len() as u64)
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let error = Store::open(folder.path(), Limits::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Locked(_)), "{error}");
+    drop(store);
+    open(folder.path());
+    assert_eq!(fs::metadata(folder.path().join("tmp")).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn only_a_store_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("thesis.tex"), "").unwrap();
+    let error = Store::open(folder.path(), Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("thesis.tex"), "{error}");
+    assert_eq!(error.class(), ErrorClass::BadInput);
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let format = folder.path().join("format");
+    assert_eq!(fs::read_to_string(&format).unwrap(), "oras-csi store 2\n");
+    for (text, words) in [("oras-csi store 3\n", "format 3"), ("", "no version"), ("garbage", "no version")] {
+        fs::write(&format, text).unwrap();
+        let error = Store::open(folder.path(), Limits::default()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_start_clears_what_was_unfinished() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    fs::create_dir_all(folder.path().join("tmp/7/files/deep")).unwrap();
+    fs::write(folder.path().join("tmp/8"), "half").unwrap();
+    drop(open(folder.path()));
+    assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_blob_is_verified_before_it_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let blob = descriptor(b"hello world");
+    for pieces in [&[&b"hello"[..], b" there"][..], &[b"hello world!"], &[b"hello"], &[]] {
+        let error = store.write_blob(&blob, reader(&blob, pieces)).unwrap_err();
+        assert!(!matches!(error, StreamFault::Disk(_)), "{error}");
+        assert!(!store.has_blob(&blob).unwrap());
+        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+    }
+    store.write_blob(&blob, reader(&blob, &[b"hello", b"", b" world"])).unwrap();
+    assert!(store.has_blob(&blob).unwrap());
+    let path = folder.path().join("blobs/sha256").join(blob.digest().hex());
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o444);
+    // A second writer of the same is no error.
+    store.write_blob(&blob, reader(&blob, &[b"hello world"])).unwrap();
+    assert_eq!(store.read_blob(blob.digest(), 100).unwrap().unwrap(), b"hello world");
+    assert_eq!(store.read_blob(blob.digest(), 10).unwrap(), None);
+    assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_empty_blob_is_a_blob() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let blob = descriptor(b"");
+    store.write_blob(&blob, reader(&blob, &[])).unwrap();
+    assert!(store.has_blob(&blob).unwrap());
+}
+
+#[test]
+fn a_damaged_blob_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let blob = descriptor(b"hello world");
+    let path = folder.path().join("blobs/sha256").join(blob.digest().hex());
+    fs::write(&path, "short").unwrap();
+    assert!(!store.has_blob(&blob).unwrap());
+    store.write_blob(&blob, reader(&blob, &[b"hello world"])).unwrap();
+    assert!(store.has_blob(&blob).unwrap());
+    // A manifest that lies about the size takes nothing away from those that do not.
+    let lie = Descriptor::new("x/y", blob.digest().clone(), 5);
+    assert!(!store.has_blob(&lie).unwrap());
+    store.write_blob(&lie, reader(&lie, &[b"hello", b" world"])).unwrap_err();
+    assert!(store.has_blob(&blob).unwrap());
+    fs::write(&path, "hello_world").unwrap();
+    assert_eq!(store.read_blob(blob.digest(), 100).unwrap(), None);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_blob_that_does_not_fit_is_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), Limits::default()).unwrap();
+    let huge = Descriptor::new("x/y", Digest::sha256_of(b""), 1 << 60);
+    let error = store.write_blob(&huge, reader(&huge, &[])).unwrap_err();
+    assert!(matches!(&error, StreamFault::Disk(disk) if disk.is_full()), "{error}");
+}
+
+#[test]
+fn a_tree_appears_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let key = TreeKey::parse(&"ab".repeat(32)).unwrap();
+    let made = TreeContent { totals: Totals { bytes: 3, inodes: 2 }, ..TreeContent::default() };
+    {
+        let staging = store.stage().unwrap();
+        fs::write(folder.path().join("tmp/0/files/f"), "abc").unwrap();
+        assert!(store.tree(&key).unwrap().is_none());
+        drop(staging);
+    }
+    assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+    store.stage().unwrap().commit_tree(&key, &made).unwrap();
+    assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
+    // A second one is thrown away.
+    store.stage().unwrap().commit_tree(&key, &TreeContent::default()).unwrap();
+    assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
+    assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+    // A damaged one is set aside.
+    fs::write(folder.path().join("trees").join(key.as_str()).join("tree.json"), "").unwrap();
+    assert!(store.tree(&key).unwrap().is_none());
+    store.stage().unwrap().commit_tree(&key, &made).unwrap();
+    assert!(store.tree(&key).unwrap().is_some());
+}

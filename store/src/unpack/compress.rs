@@ -1,0 +1,206 @@
+//! What a layer is compressed with: its media type says it, its first bytes prove it.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use flate2::bufread::MultiGzDecoder;
+use oras_csi_core::display::Shown;
+use oras_csi_core::media_type::essence;
+
+/// How a layer is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    /// Not at all.
+    None,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Compression {
+    /// What the media type says; `None` where it says nothing, or only that it is tar.
+    pub(crate) fn declared(media_type: &str) -> Option<Self> {
+        let essence = essence(media_type);
+        let ends = |endings: &[&str]| endings.iter().any(|ending| essence.ends_with(ending));
+        if ends(&["+gzip", ".gzip", "tar.gz", ".tgz", "/gzip", "/x-gzip", "+gz"]) {
+            Some(Self::Gzip)
+        } else if ends(&["+zstd", ".zstd", "/zstd"]) {
+            Some(Self::Zstd)
+        } else {
+            None
+        }
+    }
+
+    /// What the first bytes show.
+    pub(crate) fn of_magic(bytes: &[u8]) -> Self {
+        match bytes {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // A frame, or a skippable one in front of it.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "neither gzip nor zstd",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// Why the stream of a layer cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum CompressionError {
+    /// Media type and content differ.
+    #[error(
+        "the layer's media type \"{media_type}\" says {declared}, and its content is {found}: it was pushed with the wrong type, or damaged"
+    )]
+    Lies {
+        /// The media type.
+        media_type: Shown,
+        /// What it says.
+        declared: &'static str,
+        /// What the bytes are.
+        found: &'static str,
+    },
+    /// The stream failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A zstd frame that needs more memory than is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the layer was compressed with a zstd window of more than {} MiB: compress it without --ultra or --long",
+    1_u64 << (.limit - 20)
+)]
+pub struct Window {
+    limit: u32,
+}
+
+/// Tells the one failure of the zstd decoder that its user can do something about.
+struct Windowed<R> {
+    decoder: R,
+    limit: u32,
+}
+
+impl<R: Read> Read for Windowed<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(into).map_err(|error| {
+            // The library has a number for it, and the crate gives its text alone.
+            if error.to_string().contains("too much memory") {
+                io::Error::other(Window { limit: self.limit })
+            } else {
+                error
+            }
+        })
+    }
+}
+
+/// Opens a layer's stream uncompressed.
+///
+/// A zstd frame whose window is larger than `window_log` allows fails when it is read.
+pub(crate) fn open<'a, R: BufRead + 'a>(
+    mut input: R,
+    media_type: &str,
+    window_log: u32,
+) -> Result<Box<dyn BufRead + 'a>, CompressionError> {
+    const BUFFER: usize = 256 << 10;
+    let mut begin = Vec::with_capacity(4);
+    input.by_ref().take(4).read_to_end(&mut begin)?;
+    let found = Compression::of_magic(&begin);
+    if let Some(declared) = Compression::declared(media_type)
+        && declared != found
+    {
+        return Err(CompressionError::Lies {
+            media_type: media_type.into(),
+            declared: declared.name(),
+            found: found.name(),
+        });
+    }
+    let whole = io::Cursor::new(begin).chain(input);
+    Ok(match found {
+        Compression::None => Box::new(whole),
+        Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole))),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
+            decoder.window_log_max(window_log)?;
+            Box::new(BufReader::with_capacity(BUFFER, Windowed { decoder, limit: window_log }))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn read(bytes: &[u8], media_type: &str, window_log: u32) -> Result<Vec<u8>, CompressionError> {
+        let mut plain = Vec::new();
+        open(bytes, media_type, window_log)?.read_to_end(&mut plain)?;
+        Ok(plain)
+    }
+
+    #[rstest]
+    #[case("application/vnd.oci.image.layer.v1.tar", None)]
+    #[case("application/vnd.oci.image.layer.v1.tar+gzip", Some(Compression::Gzip))]
+    #[case("Application/X.TAR+ZSTD; a=b", Some(Compression::Zstd))]
+    #[case("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(Compression::Gzip))]
+    #[case("application/gzip", Some(Compression::Gzip))]
+    #[case("", None)]
+    fn media_types(#[case] media_type: &str, #[case] declared: Option<Compression>) {
+        assert_eq!(Compression::declared(media_type), declared);
+    }
+
+    #[test]
+    fn the_content_decides_where_the_type_is_silent() {
+        let zstd = zstd::encode_all(&b"hello"[..], 1).unwrap();
+        let two = [gzip(b"hel"), gzip(b"lo")].concat();
+        for bytes in [&b"hello"[..], &gzip(b"hello"), &two, &zstd] {
+            assert_eq!(read(bytes, "application/x-tar", 27).unwrap(), b"hello");
+        }
+        assert_eq!(read(b"", "application/x-tar", 27).unwrap(), b"");
+        assert_eq!(read(b"hi", "application/x-tar", 27).unwrap(), b"hi");
+    }
+
+    #[test]
+    fn a_type_that_lies_is_refused() {
+        let zstd = zstd::encode_all(&b"hello"[..], 1).unwrap();
+        for (bytes, media_type) in [
+            (&b"hello"[..], "application/gzip"),
+            (&zstd[..], "x/tar+gzip"),
+            (&gzip(b"hello")[..], "x/tar+zstd"),
+        ] {
+            assert!(matches!(read(bytes, media_type, 27), Err(CompressionError::Lies { .. })));
+        }
+    }
+
+    #[test]
+    fn broken_and_garbage_streams_fail() {
+        let whole = gzip(&vec![7; 100_000]);
+        assert!(read(&whole[..whole.len() - 4], "application/gzip", 27).is_err());
+        assert!(read(&[&whole[..], b"garbage"].concat(), "application/gzip", 27).is_err());
+    }
+
+    #[test]
+    fn a_window_above_the_limit_fails() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(25).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.write_all(&vec![1; 40 << 20]).unwrap();
+        let bytes = encoder.finish().unwrap();
+        assert!(read(&bytes, "x/tar+zstd", 27).is_ok());
+        assert!(read(&bytes, "x/tar+zstd", 24).is_err());
+    }
+}

@@ -1,0 +1,398 @@
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use bytes::Bytes;
+use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::Descriptor;
+use rustix::fs::{Mode, OFlags};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::content::blob_reader::{BlobReader, PIECES, StreamFault};
+use crate::disk::{EntryPath, Totals};
+use crate::error_class::ErrorClass;
+use crate::layout::LayerShape;
+use crate::limits::{Limits, Reserve};
+
+/// A raw entry: header, data, padding.
+pub(super) fn entry(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
+    raw_entry(name.as_bytes(), kind, link.as_bytes(), data, 0o644)
+}
+
+fn raw_entry(name: &[u8], kind: u8, link: &[u8], data: &[u8], mode: u32) -> Vec<u8> {
+    let mut header = ::tar::Header::new_ustar();
+    header.as_mut_bytes()[..name.len()].copy_from_slice(name);
+    header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link);
+    header.as_mut_bytes()[156] = kind;
+    header.set_size(data.len() as u64);
+    header.set_mode(mode);
+    header.set_mtime(1_600_000_000);
+    header.set_uid(12_345);
+    header.set_gid(12_345);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().div_ceil(512) * 512, 0);
+    bytes
+}
+
+pub(super) fn pax(records: &[(&str, &str)]) -> Vec<u8> {
+    let mut text = String::new();
+    for (key, value) in records {
+        let rest = format!(" {key}={value}\n");
+        let length = (1..6)
+            .map(|digits| rest.len() + digits)
+            .find(|length| length.to_string().len() + rest.len() == *length);
+        text.push_str(&length.unwrap().to_string());
+        text.push_str(&rest);
+    }
+    entry("pax", b'x', "", text.as_bytes())
+}
+
+pub(super) fn end() -> Vec<u8> {
+    vec![0; 1_024]
+}
+
+pub(super) fn archive(entries: &[Vec<u8>]) -> Vec<u8> {
+    [entries.concat(), end()].concat()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn open(path: &std::path::Path) -> OwnedFd {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
+}
+
+/// A reader that gets `bytes` in pieces, as they would come for a blob that is announced as `announced`.
+fn reader(bytes: &[u8], announced: &[u8], media_type: &str) -> BlobReader {
+    let descriptor = Descriptor::new(media_type, Digest::sha256_of(announced), announced.len() as u64);
+    let (sender, receiver) = mpsc::channel(PIECES);
+    let pieces = bytes.chunks(700).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+    std::thread::spawn(move || {
+        for piece in pieces {
+            if sender.blocking_send(Ok(piece)).is_err() {
+                return;
+            }
+        }
+    });
+    BlobReader::new(descriptor, receiver)
+}
+
+struct Case {
+    folder: TempDir,
+    result: Result<Unpacked, UnpackError>,
+}
+
+fn unpack_with(bytes: &[u8], media_type: &str, shape: &LayerShape, limits: Limits) -> Case {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("tree");
+    fs::create_dir(&inside).unwrap();
+    let unpacking = Unpacking::new(shape.clone(), Budget::default());
+    let result = unpack_layer(reader(bytes, bytes, media_type), &unpacking, &open(&inside), &limits);
+    // Nothing ever lies beside the tree.
+    let beside = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(beside.collect::<Vec<_>>(), ["tree"]);
+    Case { folder, result }
+}
+
+fn directory(prefix: &str) -> LayerShape {
+    let prefix = EntryPath::parse(prefix.as_bytes(), &Limits::default()).unwrap();
+    LayerShape::Directory { prefix, content: None }
+}
+
+fn image(entries: &[Vec<u8>]) -> Case {
+    unpack_with(&archive(entries), "application/x-tar", &LayerShape::Image, Limits::default())
+}
+
+fn oras(entries: &[Vec<u8>]) -> Case {
+    let bytes = gzip(&archive(entries));
+    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+    unpack_with(&bytes, media_type, &directory("d"), Limits::default())
+}
+
+impl Case {
+    fn path(&self, path: &str) -> std::path::PathBuf {
+        self.folder.path().join("tree").join(path)
+    }
+
+    fn error(&self) -> String {
+        self.result.as_ref().unwrap_err().to_string()
+    }
+
+    fn totals(&self) -> Totals {
+        self.result.as_ref().unwrap().totals
+    }
+}
+
+#[test]
+fn an_oras_directory_loses_its_name() {
+    let case = oras(&[
+        entry("d", b'5', "", b""),
+        entry("d/a.txt", b'0', "", b"hello"),
+        entry("d/sub/b", b'0', "", b"deep"),
+        entry("d/sub/link", b'2', "../a.txt", b""),
+        entry("d/hard", b'1', "d/a.txt", b""),
+    ]);
+    assert_eq!(case.totals(), Totals { bytes: 9, inodes: 5 });
+    assert_eq!(fs::read(case.path("a.txt")).unwrap(), b"hello");
+    assert_eq!(fs::read(case.path("sub/link")).unwrap(), b"hello");
+    assert_eq!(
+        fs::metadata(case.path("hard")).unwrap().ino(),
+        fs::metadata(case.path("a.txt")).unwrap().ino()
+    );
+    assert_eq!(fs::metadata(case.path("a.txt")).unwrap().mtime(), 1_600_000_000);
+    assert_eq!(fs::metadata(case.path("")).unwrap().mtime(), 1_600_000_000);
+}
+
+#[test]
+fn modes_are_readable_and_without_privileges() {
+    let case = image(&[
+        raw_entry(b"suid", b'0', b"", b"", 0o6755),
+        raw_entry(b"secret", b'0', b"", b"", 0o600),
+        raw_entry(b"nothing", b'0', b"", b"", 0),
+        raw_entry(b"run", b'0', b"", b"", 0o700),
+        raw_entry(b"world", b'0', b"", b"", 0o777),
+        raw_entry(b"dir", b'5', b"", b"", 0o1700),
+    ]);
+    case.result.as_ref().unwrap();
+    for (name, mode) in [
+        ("suid", 0o755),
+        ("secret", 0o644),
+        ("nothing", 0o444),
+        ("run", 0o755),
+        ("world", 0o755),
+        ("dir", 0o755),
+    ] {
+        let found = fs::metadata(case.path(name)).unwrap();
+        assert_eq!(found.permissions().mode() & 0o7777, mode, "{name}");
+        assert_eq!(found.uid(), rustix::process::geteuid().as_raw());
+    }
+}
+
+#[test]
+fn nothing_leaves_the_tree() {
+    let evil = [
+        (entry("../evil", b'0', "", b"x"), "leave"),
+        (entry("d/../../evil", b'0', "", b"x"), "leave"),
+        (entry("d/..", b'5', "", b""), "leave"),
+        (entry("evil", b'0', "", b"x"), "beneath \"d\""),
+        (entry("dd/evil", b'0', "", b"x"), "beneath \"d\""),
+        (entry("/etc/evil", b'0', "", b"x"), "absolute"),
+        (entry("d/l", b'2', "/etc/passwd", b""), "leads to"),
+        (entry("d/l", b'2', "../x", b""), "leads to"),
+        (entry("d/s/l", b'2', "../../x", b""), "leads to"),
+        (entry("d/s/l", b'2', "a/../../x", b""), "leads to"),
+        (entry("d/h", b'1', "../../etc/passwd", b""), "leave"),
+        (entry("d/h", b'1', "/etc/passwd", b""), "absolute"),
+        (entry("d/h", b'1', "d/later", b""), "no earlier file"),
+        (entry("d/h", b'1', "d", b""), "no earlier file"),
+        (entry("d", b'0', "", b"x"), "root of the volume"),
+        (entry("d/l", b'2', "", b""), "empty"),
+    ];
+    for (entry, word) in evil {
+        let error = oras(&[entry]).error();
+        assert!(error.contains(word), "{error} / {word}");
+    }
+}
+
+#[test]
+fn nothing_is_written_through_a_link() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().to_str().unwrap();
+    for entries in [
+        vec![entry("l", b'2', target, b""), entry("l/evil", b'0', "", b"x")],
+        vec![entry("l", b'2', target, b""), entry("l/evil", b'5', "", b"")],
+        vec![entry("l", b'2', target, b""), entry("l/evil", b'2', "x", b"")],
+        vec![entry("l", b'2', ".", b""), entry("l/evil", b'0', "", b"x")],
+        vec![entry("a/l", b'2', "../../../../../../../../tmp", b""), entry("a/l/b/evil", b'0', "", b"x")],
+        vec![entry("f", b'0', "", b"x"), entry("l", b'2', target, b""), entry("l/h", b'1', "f", b"")],
+    ] {
+        let case = image(&entries);
+        assert!(case.error().contains("symbolic link"), "{}", case.error());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+    // A hard link to what lies behind a link.
+    fs::write(outside.path().join("secret"), "s").unwrap();
+    let case = image(&[entry("l", b'2', target, b""), entry("h", b'1', "l/secret", b"")]);
+    assert!(case.error().contains("no earlier file"), "{}", case.error());
+    // A directory in the place of the link is a directory.
+    let case =
+        image(&[entry("l", b'2', target, b""), entry("l", b'5', "", b""), entry("l/file", b'0', "", b"x")]);
+    assert_eq!(case.totals().inodes, 3);
+    assert!(fs::symlink_metadata(case.path("l")).unwrap().is_dir());
+    assert!(!outside.path().join("file").exists());
+}
+
+#[test]
+fn links_of_images_are_data() {
+    let case = image(&[
+        entry("abs", b'2', "/etc/passwd", b""),
+        entry("up", b'2', "../../x", b""),
+        entry("hard", b'1', "abs", b""),
+    ]);
+    assert_eq!(case.totals().inodes, 3);
+    assert_eq!(fs::read_link(case.path("abs")).unwrap().to_str(), Some("/etc/passwd"));
+    assert_eq!(fs::read_link(case.path("hard")).unwrap().to_str(), Some("/etc/passwd"));
+    // Under another name it could leave a directory that was pushed.
+    let case = oras(&[entry("d/a/b/l", b'2', "../../x", b""), entry("d/l", b'1', "d/a/b/l", b"")]);
+    assert!(case.error().contains("no earlier file"));
+}
+
+#[test]
+fn the_last_of_a_name_counts() {
+    let case = image(&[
+        entry("a", b'0', "", b"first"),
+        entry("h", b'1', "a", b""),
+        entry("a", b'0', "", b"second!"),
+        entry("x", b'2', "a", b""),
+        entry("x", b'0', "", b"file"),
+        entry("e", b'5', "", b""),
+        entry("e", b'0', "", b"e"),
+        entry("f", b'0', "", b"f"),
+        entry("f/below", b'5', "", b""),
+    ]);
+    // A file in the way of a directory that is only implied is refused, a named one replaces.
+    assert!(case.error().contains("or a file"), "{}", case.error());
+    assert_eq!(fs::read(case.path("a")).unwrap(), b"second!");
+    let counted = image(&[
+        entry("a", b'0', "", b"first"),
+        entry("h", b'1', "a", b""),
+        entry("a", b'0', "", b"second!"),
+        entry("l", b'2', "a-long-target", b""),
+        entry("l", b'0', "", b"x"),
+    ]);
+    assert_eq!(counted.totals(), Totals { bytes: 13, inodes: 4 }, "what stays under another name counts");
+    assert_eq!(fs::read(case.path("h")).unwrap(), b"first");
+    assert_eq!(fs::read(case.path("x")).unwrap(), b"file");
+    assert_eq!(fs::read(case.path("e")).unwrap(), b"e");
+    let case = image(&[entry("d/in", b'0', "", b"x"), entry("d", b'0', "", b"x")]);
+    assert!(case.error().contains("directory with something in it"));
+    let case =
+        image(&[entry("d/in", b'0', "", b"x"), entry("d/", b'5', "", b""), entry("d/in", b'1', "d/in", b"")]);
+    assert_eq!(case.totals(), Totals { bytes: 1, inodes: 3 });
+}
+
+#[test]
+fn devices_and_fifos_are_left_out_and_counted() {
+    for case in [
+        image(&[
+            entry("n", b'3', "", b""),
+            entry("b", b'4', "", b""),
+            entry("p", b'6', "", b""),
+            entry("f", b'0', "", b""),
+        ]),
+        oras(&[
+            entry("d/n", b'3', "", b""),
+            entry("d/b", b'4', "", b""),
+            entry("d/p", b'6', "", b""),
+            entry("d/f", b'0', "", b""),
+        ]),
+    ] {
+        assert_eq!(case.result.as_ref().unwrap().left_out, 3);
+        assert_eq!(fs::read_dir(case.path("")).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn strange_names_are_names() {
+    let names: [&[u8]; 5] = [b"a:b", "\u{fc}\u{1f600}".as_bytes(), b"line\nbreak", b"\xff\xfe", b"A"];
+    let mut entries = names.iter().map(|name| raw_entry(name, b'0', b"", b"", 0o644)).collect::<Vec<_>>();
+    entries.push(entry("a", b'0', "", b""));
+    let case = image(&entries);
+    assert_eq!(fs::read_dir(case.path("")).unwrap().count(), 6);
+    let case = image(&[pax(&[("path", "x\0y")]), entry("a", b'0', "", b"")]);
+    assert!(case.error().contains("control character"));
+}
+
+#[test]
+fn limits_have_words() {
+    let limits = Limits::default();
+    let many = (0..12).map(|number| entry(&format!("f{number}"), b'0', "", b"")).collect::<Vec<_>>();
+    let deep = pax(&[("path", &"d/".repeat(300))]);
+    let long = pax(&[("path", &"x".repeat(5_000))]);
+    let bomb = gzip(&archive(&[entry("zeros", b'0', "", &vec![0; 4 << 20])]));
+    let tail = gzip(&[archive(&[entry("a", b'0', "", b"")]), vec![0; 4 << 20]].concat());
+    let implied = [entry("a/b/c/d/e/f/g/h/i/j/k/l/m", b'0', "", b"")];
+    for (bytes, limits, word) in [
+        (archive(&many), limits.with_entries(10), "more than 10 entries"),
+        (archive(&implied), limits.with_entries(10), "more than 10 entries"),
+        (archive(&[deep, entry("a", b'5', "", b"")]), limits, "300 directories deep"),
+        (archive(&[long, entry("a", b'5', "", b"")]), limits, "5000 bytes"),
+        (bomb.clone(), limits.with_unpacked(1 << 20), "more than 1048576 bytes"),
+        (tail, limits.with_unpacked(1 << 20), "more than 1048576 bytes"),
+        (gzip(&vec![0; 80 << 20]), limits.with_reserve(Reserve::bytes(u64::MAX)), "free"),
+    ] {
+        let case = unpack_with(&bytes, "application/x-tar", &LayerShape::Image, limits);
+        assert!(case.error().contains(word), "{} / {word}", case.error());
+    }
+}
+
+#[test]
+fn the_digest_of_the_content_is_verified() {
+    let plain =
+        [archive(&[entry("d/a", b'0', "", b"x")]), vec![0; 9_000], b"behind the end".to_vec()].concat();
+    let bytes = gzip(&plain);
+    let shape = |content: &[u8]| LayerShape::Directory {
+        prefix: EntryPath::parse(b"d", &Limits::default()).unwrap(),
+        content: Some(Digest::sha256_of(content)),
+    };
+    let unpack = |shape| unpack_with(&bytes, "x/y.tar+gzip", &shape, Limits::default());
+    unpack(shape(&plain)).result.unwrap();
+    assert!(unpack(shape(&plain[..plain.len() - 1])).error().contains("annotation says"));
+}
+
+#[test]
+fn other_bytes_than_announced_are_refused() {
+    let bytes = archive(&[entry("a", b'0', "", &[1; 3_000])]);
+    let mut flipped = bytes.clone();
+    flipped[700] ^= 1;
+    let longer = [&bytes[..], b"more"].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let unpack = |sent: &[u8]| {
+        let inside = tempfile::tempdir_in(folder.path()).unwrap();
+        let reader = reader(sent, &bytes, "application/x-tar");
+        let unpacking = Unpacking::new(LayerShape::Image, Budget::default());
+        unpack_layer(reader, &unpacking, &open(inside.path()), &Limits::default()).unwrap_err()
+    };
+    assert!(matches!(unpack(&flipped), UnpackError::Stream(StreamFault::Digest { .. })));
+    assert!(matches!(unpack(&longer), UnpackError::Stream(StreamFault::Size { found: None, .. })));
+    // A sender that goes away is no verdict on the bytes.
+    let error = unpack(&bytes[..1_000]);
+    assert!(matches!(error, UnpackError::Stream(StreamFault::Stopped)), "{error}");
+    assert_eq!(error.class(), ErrorClass::Failed);
+}
+
+#[test]
+fn what_does_not_decompress_is_refused() {
+    let good = gzip(&archive(&[entry("a", b'0', "", &[1; 3_000])]));
+    for bytes in [good[..good.len() / 2].to_vec(), [&good[..], b"garbage"].concat(), {
+        let mut flipped = good.clone();
+        flipped[20] ^= 0x55;
+        flipped
+    }] {
+        let case = unpack_with(&bytes, "application/x-tar", &LayerShape::Image, Limits::default());
+        assert_eq!(case.result.as_ref().unwrap_err().class(), ErrorClass::Refused, "{}", case.error());
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+    /// Whatever names and links an archive has, nothing lies outside afterwards (see `unpack_with`).
+    #[test]
+    fn no_archive_writes_outside(
+        entries in proptest::collection::vec(
+            ("[ab./]{1,6}", proptest::sample::select(vec![b'0', b'1', b'2', b'5']), "[ab./]{0,6}"), 1..8)
+    ) {
+        let entries = entries.iter().map(|(name, kind, link)| entry(name, *kind, link, b"")).collect::<Vec<_>>();
+        for shape in [LayerShape::Image, directory("a"), directory("")] {
+            let _ = unpack_with(&archive(&entries), "application/x-tar", &shape, Limits::default());
+        }
+    }
+}

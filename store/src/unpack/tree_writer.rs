@@ -1,0 +1,288 @@
+//! Writes a tree beneath one directory, by descriptors.
+//!
+//! Architecture Invariant: every directory is opened with `openat2` and `RESOLVE_BENEATH`,
+//! `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`; what is made in it is made by a single name, with
+//! `O_EXCL` and `O_NOFOLLOW`. So no path of an archive, and no symbolic link that it laid down before,
+//! leads anywhere else: the kernel says no, not a comparison of strings.
+
+use std::ffi::OsStr;
+use std::io::BufRead;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::budget::Budget;
+use super::error::UnpackError;
+use super::tar::TarError;
+use crate::disk::beneath::open_beneath;
+use crate::disk::entry_path::{EntryPath, too_long};
+use crate::disk::files::{DIRECTORY_MODE, Times, file_mode, link_or_copy, set_time, times, umask};
+use crate::disk::{DiskError, Totals};
+use crate::limits::Limits;
+
+/// A directory that is being filled.
+pub(crate) struct TreeWriter<'a> {
+    root: &'a OwnedFd,
+    limits: &'a Limits,
+    budget: &'a Budget,
+    umask: Mode,
+    last: Option<(EntryPath, OwnedFd)>,
+    times: Times,
+    totals: Totals,
+}
+
+fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> UnpackError {
+    UnpackError::Disk(DiskError::new(step, PathBuf::from(OsStr::from_bytes(path.as_bytes())), errno))
+}
+
+fn name_of(bytes: &[u8]) -> &OsStr {
+    OsStr::from_bytes(bytes)
+}
+
+impl<'a> TreeWriter<'a> {
+    /// Fills `root`, which is empty.
+    pub(crate) fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
+        let totals = Totals { bytes: 0, inodes: 1 };
+        let umask = umask().unwrap_or(Mode::RWXU | Mode::RWXG | Mode::RWXO);
+        Self { root, limits, budget, umask, last: None, times: Times::default(), totals }
+    }
+
+    fn count(&mut self) -> Result<(), UnpackError> {
+        self.budget.entry(self.limits)
+    }
+
+    /// Makes a directory and those above it.
+    pub(crate) fn directory(&mut self, path: &EntryPath, mtime: i64) -> Result<(), UnpackError> {
+        self.count()?;
+        if let Some((parent, name)) = path.split() {
+            self.enter(&parent)?;
+            self.make_directory(&parent, name, path)?;
+        }
+        self.times.remember(path.clone(), mtime);
+        Ok(())
+    }
+
+    /// Writes a file with all of `data`.
+    pub(crate) fn file(
+        &mut self,
+        path: &EntryPath,
+        mode: u32,
+        mtime: i64,
+        size: u64,
+        data: &mut impl BufRead,
+    ) -> Result<(), UnpackError> {
+        self.count()?;
+        let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
+        self.enter(&parent)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = file_mode(mode);
+        let folder = self.folder();
+        let file = match rustix::fs::openat(folder, name_of(name), flags, mode) {
+            Err(Errno::EXIST) => {
+                self.make_way(name, path)?;
+                rustix::fs::openat(self.folder(), name_of(name), flags, mode)
+            }
+            other => other,
+        };
+        let file = file.map_err(|errno| disk("make the file", path, errno))?;
+        let mut written = 0;
+        loop {
+            let piece = data.fill_buf().map_err(UnpackError::from_stream)?;
+            if piece.is_empty() {
+                break;
+            }
+            let count = rustix::io::write(&file, piece);
+            match count {
+                Ok(count) => {
+                    data.consume(count);
+                    written += count as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(disk("write", path, errno)),
+            }
+        }
+        if written != size {
+            return Err(UnpackError::Tar(TarError::Truncated("a file")));
+        }
+        if self.umask.intersects(mode) {
+            rustix::fs::fchmod(&file, mode).map_err(|errno| disk("set the mode of", path, errno))?;
+        }
+        set_time(&file, mtime);
+        self.totals.bytes += written;
+        self.totals.inodes += 1;
+        Ok(())
+    }
+
+    /// Makes a symbolic link. It is data: nothing here follows it.
+    pub(crate) fn symlink(&mut self, path: &EntryPath, target: &[u8], mtime: i64) -> Result<(), UnpackError> {
+        self.count()?;
+        let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
+        if target.is_empty() || target.contains(&0) || target.len() >= self.limits.path() {
+            return Err(UnpackError::LinkTarget { path: path.to_string() });
+        }
+        self.enter(&parent)?;
+        let link = |folder: BorrowedFd<'_>| rustix::fs::symlinkat(name_of(target), folder, name_of(name));
+        match link(self.folder()) {
+            Err(Errno::EXIST) => {
+                self.make_way(name, path)?;
+                link(self.folder())
+            }
+            other => other,
+        }
+        .map_err(|errno| disk("make the symbolic link", path, errno))?;
+        let _ = rustix::fs::utimensat(self.folder(), name_of(name), &times(mtime), AtFlags::SYMLINK_NOFOLLOW);
+        self.totals.inodes += 1;
+        Ok(())
+    }
+
+    /// Gives an earlier file another name. Links to symbolic links only where `links_to_links`.
+    pub(crate) fn hard_link(
+        &mut self,
+        path: &EntryPath,
+        existing: &EntryPath,
+        links_to_links: bool,
+    ) -> Result<(), UnpackError> {
+        self.count()?;
+        let missing = || UnpackError::HardLink { path: path.to_string(), existing: existing.to_string() };
+        let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
+        let Some((source_parent, source_name)) = existing.split() else { return Err(missing()) };
+        if path == existing {
+            return Ok(());
+        }
+        let source = open_beneath(self.root, &source_parent).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => missing(),
+            errno => disk("open the directory", &source_parent, errno),
+        })?;
+        let found = rustix::fs::statat(&source, name_of(source_name), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|_| missing())?;
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Symlink if links_to_links => {}
+            _ => return Err(missing()),
+        }
+        self.enter(&parent)?;
+        if self.exists(name) {
+            self.make_way(name, path)?;
+        }
+        link_or_copy(&source, source_name, self.folder(), name)
+            .map_err(|errno| disk("make the hard link", path, errno))
+    }
+
+    /// Sets the times of directories, now that nothing changes in them, and says what was written.
+    pub(crate) fn finish(self) -> Totals {
+        self.times.set(self.root);
+        self.totals
+    }
+
+    fn folder(&self) -> BorrowedFd<'_> {
+        self.last.as_ref().map_or_else(|| self.root.as_fd(), |(_, folder)| folder.as_fd())
+    }
+
+    /// Makes the directory `path` the one that [`Self::folder`] gives, with those above it.
+    fn enter(&mut self, path: &EntryPath) -> Result<(), UnpackError> {
+        match &self.last {
+            Some((last, _)) if last == path => return Ok(()),
+            None if path.is_root() => return Ok(()),
+            _ => {}
+        }
+        self.last = None;
+        if path.is_root() {
+            return Ok(());
+        }
+        let folder = match open_beneath(self.root, path) {
+            Err(Errno::NOENT) => {
+                let mut made = EntryPath::root();
+                for segment in path.segments() {
+                    let next = made.child(segment);
+                    self.count()?;
+                    self.last = if made.is_root() { None } else { Some((made.clone(), self.open(&made)?)) };
+                    self.make_directory(&made, segment, &next)?;
+                    made = next;
+                }
+                self.open(path)?
+            }
+            Err(errno) => return Err(blocked(path, errno)),
+            Ok(folder) => folder,
+        };
+        self.last = Some((path.clone(), folder));
+        Ok(())
+    }
+
+    fn open(&self, path: &EntryPath) -> Result<OwnedFd, UnpackError> {
+        open_beneath(self.root, path).map_err(|errno| blocked(path, errno))
+    }
+
+    /// Makes `name` in the current folder a directory; what is no directory goes, as tar does it.
+    fn make_directory(
+        &mut self,
+        parent: &EntryPath,
+        name: &[u8],
+        path: &EntryPath,
+    ) -> Result<(), UnpackError> {
+        debug_assert!(self.last.as_ref().map_or(parent.is_root(), |(last, _)| last == parent));
+        let make = |folder: BorrowedFd<'_>| rustix::fs::mkdirat(folder, name_of(name), DIRECTORY_MODE);
+        match make(self.folder()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let found = rustix::fs::statat(self.folder(), name_of(name), AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|errno| disk("look at", path, errno))?;
+                if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                    return Ok(());
+                }
+                self.make_way(name, path)?;
+                make(self.folder()).map_err(|errno| disk("make the directory", path, errno))?;
+            }
+            Err(errno) => return Err(disk("make the directory", path, errno)),
+        }
+        if self.umask.intersects(DIRECTORY_MODE) {
+            rustix::fs::chmodat(self.folder(), name_of(name), DIRECTORY_MODE, AtFlags::empty())
+                .map_err(|errno| disk("set the mode of", path, errno))?;
+        }
+        self.totals.inodes += 1;
+        Ok(())
+    }
+
+    fn exists(&self, name: &[u8]) -> bool {
+        rustix::fs::statat(self.folder(), name_of(name), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Takes away an earlier entry of the same name: the last one counts, as in tar. A directory with
+    /// something in it stays, and the archive is refused.
+    fn make_way(&mut self, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
+        let folder = self.folder();
+        let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| disk("look at", path, errno))?;
+        let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+        let (flags, gone) = match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }),
+            // It stays under its other names.
+            _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default()),
+            _ => {
+                let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
+                (AtFlags::empty(), Totals { bytes, inodes: 1 })
+            }
+        };
+        match rustix::fs::unlinkat(folder, name_of(name), flags) {
+            Ok(()) => {
+                self.totals.bytes = self.totals.bytes.saturating_sub(gone.bytes);
+                self.totals.inodes = self.totals.inodes.saturating_sub(gone.inodes);
+                Ok(())
+            }
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                Err(UnpackError::ReplacesDirectory { path: path.to_string() })
+            }
+            Err(errno) => Err(disk("replace", path, errno)),
+        }
+    }
+}
+
+fn blocked(path: &EntryPath, errno: Errno) -> UnpackError {
+    match errno {
+        Errno::LOOP | Errno::XDEV | Errno::NOTDIR => UnpackError::Through { path: path.to_string() },
+        Errno::NAMETOOLONG => UnpackError::Name(too_long(path)),
+        errno => disk("open the directory", path, errno),
+    }
+}
