@@ -1,6 +1,6 @@
-//! From an empty store to a mounted volume, against `oras pull` of the same artifact, in turn from one real registry;
-//! then what a further pod costs. What counts is the ratio of the medians: figures of one machine say nothing of
-//! another. `benches/mounted [RUNS]` runs it.
+//! Measures the time from an empty store to a mounted volume against `oras pull` of the same artifact, by turns from one
+//! real registry, and then the time of further publish calls. Compare the ratio of the medians: absolute times depend on
+//! the machine. `benches/mounted [RUNS]` runs it.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
@@ -17,14 +17,14 @@ use oras_csi_tests::registry::{Distribution, Oras};
 const NAME: &str = "bench.example:5000";
 const WARM: usize = 200;
 
-/// What is pushed: a folder, and which of its files.
+/// A folder, and the files of it that are pushed.
 struct Case {
     name: &'static str,
     folder: tempfile::TempDir,
     files: Vec<String>,
 }
 
-/// Not compressible, as models are.
+/// Writes incompressible bytes, like those of models.
 fn write_noise(path: &Path, bytes: u64) {
     let source = File::open("/dev/urandom").expect("it is there");
     io::copy(&mut source.take(bytes), &mut File::create(path).expect("a file")).expect("there is room");

@@ -76,7 +76,7 @@ impl Node {
         self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Who may pull from [`PRIVATE`].
+    /// Returns the login for [`PRIVATE`].
     pub fn private_login() -> Login {
         Login::password(PRIVATE_USER.0, PRIVATE_USER.1)
     }
@@ -166,7 +166,7 @@ pub fn on_this_node(mut document: Value) -> Value {
     document
 }
 
-/// `kubectl apply -f -`, whatever comes of it.
+/// Runs `kubectl apply -f -`.
 pub fn try_apply(document: &Value) -> Output {
     let mut child = kubectl(&["apply", "-f", "-"])
         .stdin(Stdio::piped())
@@ -180,7 +180,7 @@ pub fn try_apply(document: &Value) -> Output {
     child.wait_with_output().expect("kubectl ends")
 }
 
-/// `kubectl apply -f -`, which has to succeed; gives what it printed, warnings too.
+/// Runs `kubectl apply -f -`, which must succeed; returns its output with warnings.
 pub fn apply(document: &Value) -> String {
     let output = try_apply(document);
     let words =
@@ -189,14 +189,14 @@ pub fn apply(document: &Value) -> String {
     words
 }
 
-/// `kubectl apply -f -`, which has to be refused; gives the words.
+/// Runs `kubectl apply -f -`, which must be refused; returns the message.
 pub fn refused(document: &Value) -> String {
     let output = try_apply(document);
     assert!(!output.status.success(), "admitted: {}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Asks every 100 ms until there is an answer; fails after `patience` with what the cluster says.
+/// Calls `ask` every 100 ms until it returns a value; fails after `patience` with the state of the cluster.
 pub fn until<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -220,7 +220,7 @@ pub fn phase(pod: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Waits until a pod has run to its end with success, and gives what it printed.
+/// Waits until a pod has succeeded; returns its output.
 pub fn logs_of_finished(pod: &str) -> String {
     until(&format!("{pod} has run"), Duration::from_mins(2), || match phase(pod).as_str() {
         "Succeeded" => Some(()),
@@ -230,7 +230,7 @@ pub fn logs_of_finished(pod: &str) -> String {
     logs(pod)
 }
 
-/// What a pod printed.
+/// Returns the output of a pod.
 pub fn logs(pod: &str) -> String {
     run(&mut kubectl(&["logs", pod, "--all-containers"]))
 }

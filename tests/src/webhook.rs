@@ -55,7 +55,7 @@ impl Webhook {
         Self::install(client, &self.namespace, &configuration, certs, arguments).await
     }
 
-    /// The same pod for the other replica.
+    /// Returns the same pod for the other replica.
     #[must_use]
     pub fn for_other(mut pod: Value) -> Value {
         pod["metadata"]["labels"][REPLICA.0] = json!(REPLICA.1);
@@ -195,7 +195,7 @@ pub async fn install_definitions(client: &Client) {
     }
 }
 
-/// A webhook configuration of the chart, but for where the webhook is and which namespace it is for.
+/// Returns a webhook configuration of the chart with the address and the namespace of a test.
 fn configured<T: serde::de::DeserializeOwned>(namespace: &str, name: &str, port: u16, kind: &str) -> T {
     let found = chart().into_iter().find(|object| object["kind"] == kind);
     let mut configuration = found.expect("the chart has a webhook configuration");
@@ -203,7 +203,7 @@ fn configured<T: serde::de::DeserializeOwned>(namespace: &str, name: &str, port:
     for hook in configuration["webhooks"].as_array_mut().expect("with webhooks") {
         let path = hook["clientConfig"]["service"]["path"].as_str().expect("a path").to_owned();
         hook["clientConfig"] = json!({"url": format!("https://127.0.0.1:{port}{path}")});
-        // What lies in no namespace is of this webhook's test by a label.
+        // A label assigns cluster-scoped objects to the webhook of a test.
         if hook["rules"][0]["scope"] == "Cluster" {
             hook["objectSelector"] = json!({"matchLabels": {"oras-csi-test": name}});
         } else {

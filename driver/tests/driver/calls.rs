@@ -1,4 +1,4 @@
-//! A driver in a temporary directory, and kubelet's side of its socket.
+//! A driver in a temporary folder, and the calls of kubelet.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What nobody uses goes, and nothing else.
+//! Garbage collection: deletes unused content, and nothing else.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -18,7 +18,7 @@ use crate::registry::{Artifact, FakeRegistry, add, add_from, recipe};
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that no compression makes smaller.
+/// Writes incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);

@@ -186,10 +186,7 @@ impl ApiServer {
 
     /// Changes objects, as another client would.
     pub fn edit(&self, change: impl FnOnce(&mut Objects)) {
-        self.state().edit(|objects| {
-            change(objects);
-            None
-        });
+        self.state().edit(change);
     }
 
     /// Creates or replaces an object, as another client would.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::PATIENCE;
 
-/// What `patch.yaml` says in its first lines.
+/// The command in the first lines of `patch.yaml`.
 fn patch(certs: &tempfile::TempDir) {
     let at = |name: &str| format!("kind-registry:5000/{name}");
     let mut patch = Command::new(oras_csi());
@@ -36,7 +36,7 @@ fn every_example_runs() {
         "acme/dataset:2024",
         "acme/config:v1",
     ] {
-        // A patch does not lay its base over itself.
+        // A patch must not overlay its base with itself.
         node.push(artifact, &[("HelloWorldServer.jar", "PK jar"), ("notes.txt", artifact)]);
     }
     patch(&node.registry().certs_d(&["kind-registry:5000"]));
@@ -50,7 +50,7 @@ fn every_example_runs() {
         let text = std::fs::read_to_string(&file).expect("reads");
         for mut document in serde_saphyr::from_multiple::<Value>(&text).expect("YAML") {
             let stem = file.file_stem().expect("a name").to_string_lossy();
-            // The second pod asks for what the first has named.
+            // The second pod uses the set that the first has created.
             let is_second = stem == "issue-25-second";
             let namespace = format!("example-{}", if is_second { "issue-25-first" } else { &stem });
             let _ = try_run(&mut kubectl(&["create", "namespace", &namespace]));
@@ -71,7 +71,7 @@ fn every_example_runs() {
                 continue;
             }
             let document = on_this_node(document);
-            // A set that was applied a moment ago is being resolved.
+            // The webhook still resolves a set that was applied a moment ago.
             let applied = until(&format!("{} is let in", file.display()), PATIENCE, || {
                 let applied = try_apply(&document);
                 let words = String::from_utf8_lossy(&applied.stderr).into_owned();

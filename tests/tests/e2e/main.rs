@@ -1,5 +1,5 @@
-//! Pods on a real node: admitted by the webhook, mounted by the driver, both of them pods of the image of this
-//! build and running nowhere else.
+//! Pods on a real node: admitted by the webhook and mounted by the driver, which both run as pods of the image of this
+//! build.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Where the chart is installed.
 const SYSTEM: &str = "oras-csi-system";
-/// A container that stays, and ends at once when it is asked to.
+/// A container that runs until SIGTERM, and then ends at once.
 const STAYS: &str = "cat /mnt/oras/file; echo; trap 'exit 0' TERM; sleep 1000000 & wait";
 
-/// What `kubectl` says.
+/// Returns the output of `kubectl`.
 fn says(words: &[&str]) -> String {
     run(&mut kubectl(words))
 }
@@ -53,7 +53,7 @@ fn delete(pod: &str) {
     says(&["delete", "pod", pod, "--wait=true", "--timeout=60s"]);
 }
 
-/// Deletes a pod, after which nothing of it is mounted on the node any more, nor is its volume's folder there.
+/// Deletes a pod, and waits until its volume is unmounted and its folder removed.
 fn goes_without_a_trace(pod: &str) {
     let uid = &uid(pod);
     delete(pod);

@@ -1,4 +1,4 @@
-//! Patches: made with the command, named by a pod, laid over their base by the driver.
+//! Patches: created with the command, named by a pod, applied over their base by the driver.
 
 use oras_csi_tests::archive::{archive, entry, gzip};
 use oras_csi_tests::node::{Node, apply, logs_of_finished};

@@ -1,4 +1,4 @@
-//! Pods that ask by annotation, with registries up and down.
+//! Pods with annotations, with available and unavailable registries.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use super::{PATIENCE, delete, goes_without_a_trace, pod, uid};
 fn a_pod_reads_exactly_what_was_pushed_and_cannot_write() {
     let node = Node::get();
     let jar = "PK the beginning of a jar";
-    // Tags are remembered for a while: each test has its own.
+    // The webhook caches tags, so each test has its own.
     node.push("server:v1", &[("HelloWorldServer.jar", jar), ("config/server.properties", "port=8080\n")]);
     let script = "cd /mnt/oras && find . -type f | sort | xargs sha256sum; touch /mnt/oras/new; rm HelloWorldServer.jar; true";
     let started = Instant::now();
@@ -92,7 +92,7 @@ fn the_node_sees_the_mount_read_only_and_it_outlives_the_driver() {
     assert!(logs("stays").contains("two"));
     assert_eq!(run(&mut kubectl(&["exec", "stays", "--", "cat", "/mnt/oras/file"])), "two");
 
-    // The driver that never mounted it unmounts it.
+    // A driver that did not mount the volume unmounts it.
     goes_without_a_trace("stays");
 }
 

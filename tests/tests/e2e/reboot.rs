@@ -1,4 +1,4 @@
-//! The node goes down and comes up again: volumes are published once more, with the seals that they have.
+//! The node reboots: kubelet publishes volumes again, with their old seals.
 
 use oras_csi_tests::cluster::kubectl;
 use oras_csi_tests::node::{Node, apply, mounts, reboot, until};
@@ -9,7 +9,7 @@ use super::{PATIENCE, STAYS, SYSTEM, delete, pod, restart_every_webhook, says, u
 
 const SEAL: &str = "oras-csi-seal";
 
-/// A pod that runs until it is deleted, whatever happens to its containers.
+/// A pod that runs until it is deleted, and restarts its containers.
 fn keeps_running(name: &str) {
     let mut pod = pod(name, &json!({"oras.land/artifact": "kind-registry:5000/reboot:v1"}), STAYS);
     pod["spec"]["restartPolicy"] = json!("Always");
@@ -17,7 +17,7 @@ fn keeps_running(name: &str) {
     until(&format!("{name} runs"), PATIENCE, || runs(name, 0).then_some(()));
 }
 
-/// Whether its container runs, after at least so many restarts, with its volume.
+/// Reports whether its container runs with its volume, after at least so many restarts.
 fn runs(name: &str, restarts: u32) -> bool {
     let status =
         "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].state.running}";
@@ -35,7 +35,7 @@ fn key_of(name: &str) -> String {
     seal.split('.').nth(1).expect("a seal has a key").to_owned()
 }
 
-/// Kubelet looks at a ConfigMap when it looks at the pod that has it: every minute or so, or when that changes.
+/// Kubelet updates a mounted ConfigMap when it syncs the pod: about every minute, or when the pod changes.
 fn driver_sees(what: &str, wanted: impl Fn(&[String]) -> bool) {
     let folder = "kubernetes.io~configmap/seal-keys";
     let mut touched = 0;
@@ -61,7 +61,7 @@ fn pods_of_an_old_key_are_published_again_after_a_reboot_until_the_key_is_droppe
     let old = key_of("old");
 
     says(&["delete", "secret", "-n", SYSTEM, SEAL]);
-    // One that starts now does not wait until every node knows the new key.
+    // A pod that starts now does not wait until every node has the new key.
     restart_every_webhook();
     until("a new key seals", PATIENCE, || {
         let mut probe = pod("probe", &json!({"oras.land/artifact": "kind-registry:5000/reboot:v1"}), "true");

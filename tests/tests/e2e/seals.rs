@@ -65,7 +65,7 @@ fn a_persistent_volume_is_published_through_its_claim_and_to_no_other_namespace(
     says(&["delete", "pv", "shared", "--wait=true", "--timeout=60s"]);
 }
 
-/// What the driver says to a pod that it refuses a volume; the pod is deleted then.
+/// Returns the driver's message for a pod whose volume it refuses, and deletes the pod.
 fn refusal(namespace: &str, name: &str) -> String {
     let selector = format!("involvedObject.name={name},reason=FailedMount");
     let words = until("an event that says why", PATIENCE, || {
@@ -78,7 +78,7 @@ fn refusal(namespace: &str, name: &str) -> String {
     words
 }
 
-/// A pod of the release's namespace, for which the webhook is not asked: the driver says why it does not mount.
+/// Returns the driver's message for a pod of the release's namespace, for which the webhook is not called.
 fn does_not_mount(pod: &Value) {
     apply(pod);
     let words = refusal(SYSTEM, pod["metadata"]["name"].as_str().expect("a name"));
@@ -103,7 +103,7 @@ fn a_volume_that_was_admitted_for_another_namespace_does_not_mount() {
     copied["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "oras-artifacts", "mountPath": "/mnt/oras", "readOnly": true}]);
     does_not_mount(&copied);
-    // Without a seal it does not get as far as the node.
+    // Without a seal it is not admitted.
     copied["spec"]["volumes"][0]["csi"]["volumeAttributes"]
         .as_object_mut()
         .expect("an object")
@@ -113,7 +113,7 @@ fn a_volume_that_was_admitted_for_another_namespace_does_not_mount() {
     delete("sealed");
 }
 
-/// An object of the cluster that is away for as long as this value lives.
+/// Removes an object of the cluster until this value is dropped.
 struct Away(Value);
 
 impl Away {
@@ -185,7 +185,7 @@ fn forged_kubelet_attributes_are_refused() {
     assert!(words.contains("csi.storage.k8s.io/ attributes are not kubelet's"), "{words}");
     gone("thief");
 
-    // The twin differs in who claims it.
+    // The twin differs in its claim.
     has("default");
     apply(&claims("honest", "default", "forged", script));
     assert_eq!(logs_of_finished("honest"), "forged");
@@ -215,7 +215,7 @@ fn kubelet_refuses_csi_volumes_of_static_pods() {
         file
     };
     let refused = write("sealed-copy", &volume_of("admitted"));
-    // The twin differs in the volume alone.
+    // The twin differs only in the volume.
     let twin = write("twin", &json!({"name": "oras-artifacts", "emptyDir": {}}));
     assert_eq!(logs_of_finished("twin-node1").trim(), "has run");
     until("kubelet says why", PATIENCE, || {

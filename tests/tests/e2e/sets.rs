@@ -1,4 +1,4 @@
-//! Sets on the real node: asked for by name, fetched ahead, and driven by what people use.
+//! Sets on a real node: named by pods, preloaded, and changed by the tools that users have.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +19,7 @@ fn example(file: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&text).expect("YAML")
 }
 
-/// Applies as a GitOps tool does: by server-side apply, in a name of its own.
+/// Applies as a GitOps tool does: by server-side apply with its own field manager.
 fn apply_from_git(documents: &[Value]) {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": documents});
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -32,7 +32,7 @@ fn is_ready(set: &str) {
     says(&["wait", "--for=condition=Ready", set, "--timeout=60s"]);
 }
 
-/// What the API server has of an object's intent: what is drift-free does not change it.
+/// Returns the fields of an object that a GitOps tool compares.
 fn version(object: &str) -> String {
     says(&["get", object, "-o", "jsonpath={.metadata.generation} {.spec}"])
 }
@@ -113,7 +113,7 @@ fn preloaded_pods_start_without_the_registry() {
     until("the node no longer tells of it", PATIENCE, || gone().is_empty().then_some(()));
 }
 
-/// Has the registry of the node known by its name in a namespace: what the example mounts.
+/// Creates the ConfigMap with the registry of the node that the example mounts.
 fn name_the_registry(namespace: &str, host: &str) {
     let hosts = format!("server = \"http://{host}\"\n");
     apply(
@@ -150,7 +150,7 @@ fn a_job_and_a_batch_script_publish_a_patch_through_a_set() {
     says(&["wait", "-n", namespace, "--for=condition=Ready", "artifactset/java-app", "--timeout=60s"]);
     assert_eq!(port_in(namespace, "after-the-job"), "8443\n");
 
-    // Back to what it was, and again from where no pod runs.
+    // Back to the first recipe, and the same again with the batch script.
     let back = json!({"spec": {"recipe": [{"add": format!("{NAME}/java-app:v1")}]}}).to_string();
     says(&["patch", "artifactset/java-app", "-n", namespace, "--type=merge", "-p", &back]);
     ready_again(namespace);
@@ -161,7 +161,7 @@ fn a_job_and_a_batch_script_publish_a_patch_through_a_set() {
     says(&["delete", "namespace", namespace, "--wait=false"]);
 }
 
-/// Waits until the set has a recipe for what it says now.
+/// Waits until the recipe of the set is that of its current generation.
 fn ready_again(namespace: &str) {
     let both = "jsonpath={.metadata.generation} {.status.recipeGeneration}";
     until("the set is resolved", PATIENCE, || {
@@ -171,7 +171,7 @@ fn ready_again(namespace: &str) {
     });
 }
 
-/// What a pod of the set reads.
+/// Returns what a pod of the set reads.
 fn port_in(namespace: &str, name: &str) -> String {
     let mut pod =
         pod(name, &json!({"oras.land/artifact-set": "java-app"}), "cat /mnt/oras/config/port; echo");
@@ -188,7 +188,7 @@ fn port_in(namespace: &str, name: &str) -> String {
     says(&["logs", "-n", namespace, name])
 }
 
-/// Runs the batch script as a scheduler does: with a shell, and what the site has on its nodes.
+/// Runs the batch script as a scheduler does: with a shell and the tools of the node.
 fn batch(namespace: &str, certs: &Path) {
     let bin = tempfile::tempdir().expect("a folder");
     std::os::unix::fs::symlink(oras_csi(), bin.path().join("oras-csi")).expect("a link");

@@ -1,4 +1,4 @@
-//! Controllers' pods: one digest a revision, whatever kind of controller it is.
+//! Pods of controllers: one digest per revision, for each kind of controller.
 
 use oras_csi_tests::cluster::kubectl;
 use oras_csi_tests::node::{Node, apply, until};
@@ -12,7 +12,7 @@ fn printed(app: &str) -> Vec<String> {
     let selector = format!("app={app}");
     let running = "--field-selector=status.phase=Running";
     let names = says(&["get", "pods", "-l", &selector, running, "-o", "jsonpath={.items[*].metadata.name}"]);
-    // One may go in between.
+    // A pod can end in the meantime.
     let logs = |name| try_run(&mut kubectl(&["logs", name]));
     names
         .split_whitespace()
@@ -66,7 +66,7 @@ fn workload(kind: &str, app: &str, reference: &str) -> Value {
     let selector = json!({"matchLabels": {"app": app}});
     let spec = match kind {
         "Job" => json!({"completions": 9, "template": template}),
-        // At a time that does not come while this runs: runs are made from it by hand.
+        // The schedule never fires during the test, which creates the Jobs itself.
         "CronJob" => {
             json!({"schedule": "0 0 1 1 *", "jobTemplate": {"spec": {"completions": 9, "template": template}}})
         }
@@ -76,7 +76,7 @@ fn workload(kind: &str, app: &str, reference: &str) -> Value {
     json!({"apiVersion": version, "kind": kind, "metadata": {"name": app}, "spec": spec})
 }
 
-/// A pod whose controller is no workload of Kubernetes, and has no revisions.
+/// A pod whose controller is not a built-in workload and has no revisions.
 fn of_a_trainer(name: &str, uid: &str, reference: &str) -> Value {
     let mut pod = pod(name, &json!({"oras.land/artifact": reference}), super::STAYS);
     pod["metadata"]["labels"] = json!({"app": "trainer"});
@@ -129,7 +129,7 @@ fn every_kind_of_controller_keeps_its_digest_and_takes_the_next_with_the_next_re
     for app in ["stateful", "daemon", "job", "cron"] {
         have_printed(app, &["two"]);
     }
-    // Without revisions another tag is what tells the next one.
+    // Without revisions another tag marks the next one.
     delete("trainer-2");
     apply(&of_a_trainer("trainer-3", &uid, "kind-registry:5000/kinds:v2"));
     have_printed("trainer", &["edited"]);

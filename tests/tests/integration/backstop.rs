@@ -1,6 +1,6 @@
-//! The chart's ValidatingAdmissionPolicies on a real API server, with no webhook at all.
+//! The chart's ValidatingAdmissionPolicies on a real API server, without any webhook.
 //!
-//! What is denied stands beside a twin that differs in one field and gets in.
+//! Each denied object has a twin that differs in one field and is admitted.
 
 use std::time::Instant;
 
@@ -48,17 +48,17 @@ fn pod(annotations: Value, volumes: Value) -> Value {
         "spec": {"containers": [{"name": "app", "image": "none"}], "volumes": volumes}})
 }
 
-/// A pod that asks, and has nothing yet.
+/// A pod that requests an artifact, before the webhook.
 fn asking(reference: &str) -> Value {
     pod(json!({"oras.land/artifact": reference}), json!([]))
 }
 
-/// A pod that asked, as the webhook leaves it.
+/// A pod that requests an artifact, after the webhook.
 fn answered() -> Value {
     pod(json!({"oras.land/artifact": "ghcr.io/acme/model:v1"}), json!([inline("oras-artifacts", simple())]))
 }
 
-/// A pod with an inline volume, as the webhook leaves it.
+/// A pod with an inline volume, after the webhook.
 fn with_inline() -> Value {
     pod(json!({}), json!([inline("model", simple())]))
 }
@@ -144,7 +144,7 @@ async fn denies_a_pod_that_requests_an_artifact_and_has_no_volume() {
     let other = json!([inline("model", simple())]);
     backstop.tell_apart("a canonical volume of another name", &answered(), volumes, other, missing).await;
 
-    // What else a pod is makes no difference.
+    // Other properties of a pod make no difference.
     let null = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "p-", "annotations": null},
         "spec": {"containers": [{"name": "app", "image": "none", "volumeMounts": null}], "volumes": null}});
     backstop.tell_apart("nulls", &null, annotations, json!({"oras.land/artifact": asks}), missing).await;
@@ -183,7 +183,7 @@ async fn other_pods_are_not_checked() {
         .admits("a generic ephemeral volume", &pod(json!({}), json!([{"name": "v", "ephemeral": claim}])))
         .await;
 
-    // What kubelet reports of a static pod, and the same without being one.
+    // The mirror pod that kubelet creates for a static pod, and the same pod without the annotation.
     let is_mirror = "kubernetes.io/config.mirror";
     let annotations = &["metadata", "annotations"];
     let mut mirror = pod(json!({"oras.land/artifact": "r.io/a", is_mirror: "x"}), json!([]));
@@ -197,7 +197,7 @@ async fn other_pods_are_not_checked() {
     let words = "must have the attributes";
     backstop.tell_apart("a mirror pod in capitals", &mirror, annotations, bad, words).await;
 
-    // The largest pods that an API server takes, and none of the policies' budgets is touched.
+    // The largest pods that an API server accepts do not exceed the cost budgets of the policies.
     let many =
         (0..50_000).map(|number| (format!("{number:x}"), json!(""))).collect::<serde_json::Map<_, _>>();
     backstop.admits("many annotations", &pod(Value::Object(many), json!([]))).await;
@@ -286,7 +286,7 @@ async fn denies_a_volume_that_is_not_canonical() {
     let mut with_secret = with_inline();
     set(&mut with_secret, &field("nodePublishSecretRef"), json!({"name": "pull"}));
     backstop.admits("a pull secret", &with_secret).await;
-    // What is meant of annotations leaves volumes as they are.
+    // The policy for annotations does not affect volumes.
     let mut ignored = with_inline();
     set(&mut ignored, &["metadata", "annotations"], json!({"oras.land/inject": "false"}));
     backstop.tell_apart("a volume beside inject: false", &ignored, &attribute(SEAL), Value::Null, keys).await;
@@ -307,8 +307,8 @@ async fn denies_a_volume_that_is_not_canonical() {
     backstop.uninstall().await;
 }
 
-/// Recipes that core reads and recipes that it does not: the API server tells them apart as core does, but for what
-/// only core can see. `$A` is an `add` of something pinned, `@D` and `@E` are digests, `@U` and `@F` are not.
+/// Recipes that core accepts and refuses: the API server decides in the same way, except for rules that
+/// only core can check. `$A` is an `add` of a pinned artifact, `@D` and `@E` are digests, `@U` and `@F` are not.
 fn written(text: &str) -> String {
     let text = text.replace("$A", r#""add":"r.io/a@D""#);
     let text = text.replace("@D", &format!("@{SHA256}")).replace("@E", &format!("@{SHA512}"));
@@ -333,7 +333,7 @@ const CANONICAL: [&str; 14] = [
     r#"[{$A},{"remove":"{x\"},{\"add\":\"r.io_a}"},{"remove":"x\\\\"}]"#,
 ];
 
-/// Words of a denial, and pairs of a canonical recipe and one that is not.
+/// The message of a denial, and pairs of a canonical recipe and one that is not.
 type Pairs = (&'static str, &'static [(&'static str, &'static str)]);
 const PAIRS: [Pairs; 6] = [
     (
@@ -490,7 +490,7 @@ async fn accepts_exactly_the_recipes_that_core_parses() {
             backstop.tell_apart(&bad, &with(&twin), &path, json!(bad), words).await;
         }
     }
-    // What is too fine for CEL: an unsorted list, a repository that is docker.io's, the hash in the id.
+    // CEL cannot check these: an unsorted list, a repository of docker.io, the hash in the id.
     for text in [r#"[{$A,"include":["b","a"]}]"#, r#"[{"add":"docker.io/a@D"}]"#].map(written) {
         assert!(PinnedRecipe::from_json(&text).is_err(), "core reads {text}");
         let mut object = with_inline();
@@ -523,7 +523,7 @@ fn recipe_of(bytes: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn admits_a_pod_with_a_hundred_volumes_of_the_largest_size() {
     let backstop = Backstop::install("backstop-many").await;
-    // As long as it may be: core makes it, and nothing more fits.
+    // The maximum size, which core accepts.
     let empty = attributes(&recipe_of(200));
     let bytes = |attributes: &Value| -> usize {
         let pairs = attributes.as_object().expect("a map").iter();
@@ -564,7 +564,7 @@ async fn admits_a_pod_with_a_hundred_volumes_of_the_largest_size() {
         );
     }
 
-    // To the byte, also where a character has two.
+    // The limit counts bytes, also for characters of two bytes.
     for filler in ["x", "é"] {
         let width = filler.len();
         let count = 100;
@@ -631,7 +631,7 @@ async fn the_same_rules_apply_to_persistent_volumes() {
     backstop.tell_apart("another team's secret", &with_secret, &path, json!("team-b"), words).await;
     let path = ["spec", "claimRef", "namespace"];
     backstop.tell_apart("another team's claim", &with_secret, &path, json!("team-b"), words).await;
-    // No mirror of anything.
+    // Not a mirror pod.
     let mut mirror = volume(name, |_| ());
     set(&mut mirror, &["metadata", "annotations"], json!({"kubernetes.io/config.mirror": "x"}));
     backstop.tell_apart("a mirror's annotation", &mirror, &attribute(SEAL), Value::Null, keys).await;

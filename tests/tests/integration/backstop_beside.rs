@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(30);
 const REFERENCE: &str = "kind-registry:5000/java-app:v1";
 
-/// The policies and a webhook that seals, for one namespace.
+/// Starts the policies and a webhook that signs seals, for one namespace.
 async fn start(name: &str) -> (Backstop, Cluster) {
     let backstop = Backstop::install(name).await;
     let cluster =

@@ -1,5 +1,5 @@
-//! The command before registries that want credentials: htpasswd, and a token service with two tenants. Credentials are
-//! the user's docker config, as text, from a helper, or from one of kubelet's providers.
+//! `oras-csi pull` from registries with authentication: htpasswd, and a token service with two tenants. Credentials are
+//! in the user's docker config, or come from a credential helper or a kubelet credential provider.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -50,7 +50,7 @@ fn program(name: &str, text: &str) -> tempfile::TempDir {
     folder
 }
 
-/// Who is let in by which way, and who is not.
+/// Credentials and the repositories that they can pull.
 #[rstest]
 #[case::the_own("a", "team-a/app", true)]
 #[case::anothers("b", "team-a/app", false)]
@@ -208,7 +208,7 @@ fn anonymous_clients_get_a_token_for_public_repositories() {
     pull(certs.path(), &[&format!("{NAME}/team-a/app:v1")]).failed(1, &["team-a/app"]);
 }
 
-// The parts themselves, by the real client: what they refuse and give to others, they will to us.
+// The registry and the token service themselves, with other clients: they must work as real ones do.
 
 #[rstest]
 #[case::the_own("a", "team-a/app", true)]
@@ -254,7 +254,7 @@ fn access_ends_when_the_token_expires() {
     assert!(!try_run(&mut oras.pull(&reference, out.path())).status.success());
 }
 
-/// Sends a form to the service, and gives the answer's status and what it says.
+/// Sends a form to the service; returns the status and the body of the answer.
 fn post(service: &TokenService, form: &str) -> (u16, Value) {
     let mut stream = TcpStream::connect(service.host()).expect("it listens");
     let head = "POST /token HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\

@@ -23,7 +23,7 @@ fn recipe(repository: &str, digest: &str) -> PinnedRecipe {
     PinnedRecipe::new(vec![Step::Add(Layer::new(pinned))]).expect("a recipe")
 }
 
-/// Bytes that no compression makes fewer.
+/// Returns incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let next = |state: &mut u64| {

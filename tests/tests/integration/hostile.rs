@@ -17,15 +17,15 @@ use serde_json::{Value, json};
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const TITLE: &str = "org.opencontainers.image.title";
 
-/// How a blob is given: all of it, or in some other way each time that it is asked for.
+/// How the registry sends a blob.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
     Whole,
-    /// The first time the headers, and then the end.
+    /// Only the headers for the first request.
     CutBeforeTheFirstByte,
-    /// One byte, each time.
+    /// One byte for each request.
     OneByte,
-    /// A few bytes of it, and then nothing more for a long time.
+    /// A few bytes, and then nothing for a long time.
     Hang,
 }
 
@@ -61,7 +61,7 @@ impl Hostile {
     }
 }
 
-/// One request a connection.
+/// Answers one request per connection.
 fn answer(
     mut stream: TcpStream,
     manifest: &[u8],
@@ -139,7 +139,7 @@ fn file(bytes: &[u8]) -> Vec<u8> {
     manifest(&[descriptor("application/octet-stream", bytes, Some("file"))]).to_string().into_bytes()
 }
 
-/// Ended with `status`, in words that are safe to print, and nothing is left in `folder`.
+/// Fails unless the command ended with `status` and a printable message, and `folder` is empty.
 fn failed_cleanly(output: &Output, status: i32, folder: &Path) -> String {
     let words = String::from_utf8(output.stderr.clone()).expect("UTF-8");
     assert_eq!(output.status.code(), Some(status), "{words}");
@@ -152,7 +152,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect()
 }
 
-/// The peak of memory in MiB, by the kernel; of this child alone.
+/// Returns the peak of resident memory in MiB, as the kernel reports it for this child.
 fn pull_with_peak(command: &Command) -> (Output, u64) {
     let mut timed = Command::new("sh");
     timed.args(["-c", "\"$@\" & pid=$!; peak=0; while grep VmHWM /proc/$pid/status 2>/dev/null; do sleep 0.02; done; wait $pid", "sh"]);
@@ -244,8 +244,8 @@ fn an_interrupted_pull_leaves_nothing() {
     }
 }
 
-/// Interrupted while a layer of many files is unpacked, hard-linked or copied: the threads that write are
-/// waited for, and the directory is there whole or not at all.
+/// Interrupts the command while a layer of many files is unpacked, hard-linked or copied: it must wait for the
+/// threads that write, and the directory must be complete or absent.
 #[test]
 fn an_interruption_while_files_are_written_leaves_nothing() {
     let source = tempfile::tempdir().expect("a folder");

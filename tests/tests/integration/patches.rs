@@ -1,4 +1,4 @@
-//! Patches and recipes as artifacts, in real registries and seen by the real `oras`: one registry that lists referrers
+//! Patches and recipes as artifacts in real registries, checked with the real `oras`: one registry that lists referrers
 //! (go-containerregistry's), and one where clients keep that list under a tag (the distribution project's).
 
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 const KIND: &str = "application/vnd.oci.image.patch.v1+json";
 const NAME: &str = "kind-registry:5000";
 
-/// A registry with a base and what can be laid over it.
+/// A registry with a base and overlays.
 struct Bench {
     registry: Made,
     certs: tempfile::TempDir,
@@ -59,7 +59,7 @@ impl Bench {
         run(&mut self.command(words)).trim_end().to_owned()
     }
 
-    /// How a command fails.
+    /// Runs a command that must fail; returns its message.
     fn fails(&self, words: &[&str]) -> (i32, String) {
         failure(&try_run(&mut self.command(words)))
     }
@@ -77,7 +77,7 @@ impl Bench {
         serde_json::from_str::<Vec<Value>>(&self.says(&words)).expect("JSON")
     }
 
-    /// The rendered pod that asks with these annotations.
+    /// Renders a pod with these annotations.
     fn render(&self, annotations: &Value, more: &[&str]) -> Output {
         try_run(&mut self.rendering(annotations, more))
     }
@@ -225,7 +225,7 @@ fn a_dry_run_writes_the_manifest_and_nothing_else() {
     assert_eq!(annotations["org.opencontainers.image.patch.minor.digest"], bench.minor);
     let reference = format!("{NAME}/fixes/app:minor@{}", bench.minor);
     assert_eq!(annotations["land.oras.csi.patch.minor.ref"], reference);
-    // What is pushed then is that, byte for byte.
+    // The pushed manifest equals it byte by byte.
     assert_eq!(bench.says(&words), format!("{NAME}/app@{}", Digest::sha256_of(manifest.as_bytes())));
 }
 
@@ -391,7 +391,7 @@ fn a_recipe_artifact_can_be_pushed_and_pulled(#[case] make: Make) {
     assert!(code == 2 && words.contains("bad.yaml: the recipe cannot be read"), "{words}");
 }
 
-/// A lock has all that is needed to render again, the text of a recipe as well.
+/// A lock file has all that `render` needs, including the text of a recipe.
 #[test]
 fn with_a_lock_file_no_registry_is_contacted() {
     let mut registry = Distribution::start();
@@ -455,7 +455,7 @@ fn pushes_with_the_credentials_of_the_docker_config() {
     assert!(found.contains(&digest_in(pushed.trim())), "{found}");
 }
 
-/// The form that patches had first, and that no registry takes any more.
+/// The earlier form of patches, which registries no longer accept.
 #[test]
 fn parses_the_earlier_form_of_a_patch() {
     let layer = b"notes".to_vec();

@@ -24,7 +24,7 @@ const SEAL: &str = "oras-csi-seal";
 /// How often replicas race for a first pin.
 const ROUNDS: usize = 20;
 
-/// A webhook of one namespace that keeps pins and seals, as the chart's does.
+/// Starts a webhook with pins and seals for one namespace, as the chart does.
 async fn start(name: &str) -> Cluster {
     let cluster = Cluster::start(name, &[&seal_flag(name), "--keep-pins"]).await;
     let probe = pod("sealed", &json!({"oras.land/artifact": "kind-registry:5000/java-app:v1"}));
@@ -32,12 +32,12 @@ async fn start(name: &str) -> Cluster {
     cluster
 }
 
-/// What the chart gives a webhook for seals and pins.
+/// Returns the flag of the chart for the seal key.
 fn seal_flag(name: &str) -> String {
     format!("--seal-secret={name}/{SEAL}")
 }
 
-/// Until a key is there, no pod gets a seal.
+/// Waits until the webhook has a key, and admits a pod.
 async fn admitted(cluster: &Cluster, pod: &Value) -> Value {
     let dry = PostParams { dry_run: true, ..PostParams::default() };
     eventually("the webhook has a key", PATIENCE, async || {
@@ -52,7 +52,7 @@ fn push(registry: &Distribution, repository_and_tag: &str, content: &str) -> Str
     registry.push(repository_and_tag, folder.path(), &["file"])
 }
 
-/// Copies a manifest with all that it names.
+/// Copies a manifest with its content.
 fn copy(from: &Distribution, what: &str, to: &Distribution, tag: &str) {
     let (from, to) = (format!("{}/{what}", from.host()), format!("{}/{tag}", to.host()));
     run(oras().args(["cp", "--from-plain-http", "--to-plain-http", &from, &to]));
@@ -91,7 +91,7 @@ async fn pins(cluster: &Cluster) -> Vec<ArtifactPin> {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_that_see_different_digests_agree_on_the_first_pin() {
     let cluster = start("racing").await;
-    // The same name is another registry to the other replica, and the tag another digest there.
+    // For the other replica the same name is another registry, where the tag has another digest.
     let elsewhere = Distribution::start();
     let (one, two) = (push(&cluster.registry, "raced:v1", "one"), push(&cluster.registry, "raced:v2", "two"));
     copy(&cluster.registry, &format!("raced@{one}"), &elsewhere, "raced:v2");
@@ -173,7 +173,7 @@ async fn a_controller_without_revisions_keeps_a_digest_until_its_tag_is_edited()
     assert_eq!(digest(&create(&cluster, "a", uid, "v1").await), first);
     let moved = push(&cluster.registry, "edited:v1", "moved");
     let second = push(&cluster.registry, "edited:v2", "second");
-    // No cache can be the reason.
+    // Clears the cache of the webhook.
     cluster.webhook.stop();
     cluster.webhook.start_again();
     assert_eq!(digest(&create(&cluster, "b", uid, "v1").await), first);
@@ -210,7 +210,7 @@ async fn denies_the_pod_when_the_api_server_refuses_its_pin() {
     let status: Box<Status> = eventually("pins are refused", PATIENCE, async || {
         number += 1;
         let mut pod = asks(&format!("p{number}"));
-        // Each with an owner of its own: a pin that was made before the policy was in force stays.
+        // Each pod has another owner, because a pin from before the policy stays.
         pod["metadata"]["ownerReferences"][0]["uid"] = json!(format!("33333333-0000-0000-0000-{number:012}"));
         match cluster.create(&pod).await {
             Err(status) => Ok(status),

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_tests::parts::oras_csi;
 use oras_csi_tests::process::{run, try_run};
-use oras_csi_tests::registry::Distribution;
+use oras_csi_tests::registry::{Distribution, oras};
 use serde_json::Value;
 
 type Listing = BTreeMap<String, Digest>;

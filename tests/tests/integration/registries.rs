@@ -1,4 +1,4 @@
-//! The command against real registries of several makes, with what people have in front of them: private
+//! `oras-csi pull` from real registries of several projects, with what users configure for them: private
 //! authorities, client certificates, mirrors, proxies and token services.
 
 use oras_csi_core::digest::Digest;
@@ -227,7 +227,7 @@ fn the_default_folder_applies_to_hosts_without_one() {
     pull(certs.path(), &["other.example:5000/java-app:v1"]).failed(1, &["not found"]);
 }
 
-/// A registry over TLS, of which only the proxy knows where it is.
+/// A registry with TLS whose address only the proxy knows.
 const BEHIND: &str = "registry.acme.example";
 
 /// `https://registry.acme.example` and `https://auth.acme.example`, with certificates of one authority.
@@ -287,7 +287,7 @@ fn https_uses_a_proxy_tunnel() {
         .is(behind.files.path());
 }
 
-/// As Go's programs: `NO_PROXY` with ports and `*`, no `ALL_PROXY`. An address that is none is told.
+/// As in Go programs: `NO_PROXY` with ports and `*`, no `ALL_PROXY`. An invalid proxy address is reported.
 #[test]
 fn proxy_variables_work_as_in_go_programs() {
     let behind = Behind::new();
@@ -331,7 +331,7 @@ fn http_requests_to_a_proxy_have_absolute_urls() {
     assert!(proxy.seen().contains(&Proxied::Request("HEAD".to_owned(), tag)), "{:?}", proxy.seen());
     assert!(proxy.seen().iter().all(|seen| matches!(seen, Proxied::Request(..))), "{:?}", proxy.seen());
 
-    // What is here is not asked through a proxy.
+    // Local addresses are not requested through a proxy.
     write_hosts_toml(certs.path(), NAME, &registry.url());
     let before = proxy.seen().len();
     pull_with(certs.path(), &[REFERENCE], &[("http_proxy", &proxy.url())]).is(files.path());
@@ -357,7 +357,7 @@ fn tokens_come_from_a_sibling_of_the_registry() {
     assert_eq!(service.requests().len(), 1, "{:?}", service.requests());
 }
 
-/// Files that take longer than a token lives: tokens of a second, which say that they live for minutes.
+/// The download takes longer than the lifetime of a token: one second, although the token announces minutes.
 fn slow() -> (TokenService, Distribution, ForwardProxy, tempfile::TempDir) {
     let service = TokenService::start(rules().with_realm("http://auth.acme.example/token"));
     let (registry, files) = (behind(&service), folder());
@@ -376,7 +376,7 @@ fn slow() -> (TokenService, Distribution, ForwardProxy, tempfile::TempDir) {
     (service, registry, proxy, files)
 }
 
-/// A blob that was refused to a token.
+/// Reports whether a request for a blob was refused with a token.
 fn refused(line: &str) -> bool {
     is_blob(line) && line.ends_with(" 401")
 }

@@ -1,7 +1,7 @@
-//! Two tenants of a private registry on one node: the driver as it is installed, over its socket, without the mount.
+//! Two tenants of a private registry on one node: the driver as a process, over its socket, without mounts.
 //!
-//! What is mounted is tested in `driver/tests`; here are the registry's own words, real tokens, and what the driver
-//! writes anywhere.
+//! `driver/tests` covers mounts. These tests cover errors of the registry, real tokens, and all files that the driver
+//! writes.
 
 use std::collections::HashMap;
 use std::fs;
@@ -139,7 +139,7 @@ async fn tenants_share_cached_bytes_and_not_pull_permission() {
     registry.start_again();
     assert_eq!(node.publish("of-a-at-last", &digest, a).await.expect("a may"), mounted);
 
-    // Log and store, the former with all that it can tell.
+    // The log with its most verbose level, and the store.
     let mut seen = 0;
     look_through(node.folder.path(), &mut |path, text| {
         seen += 1;

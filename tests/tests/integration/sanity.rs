@@ -1,4 +1,4 @@
-//! csi-sanity, the conformance suite of CSI, against the driver as it is installed.
+//! Runs csi-sanity, the conformance suite of CSI, against the driver as a process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -13,10 +13,10 @@ use oras_csi_tests::parts::{oras_csi, testbed};
 use oras_csi_tests::process::{Running, try_run};
 use oras_csi_tests::registry::Distribution;
 
-/// Specs that must have run and passed. A smaller count is a suite that no longer tests what it did.
+/// The minimum number of passed specs: with fewer, the suite would test less than before.
 const FEWEST_PASSED: usize = 17;
 
-/// Specs that may be skipped, each with the reason; any other skip is a failure.
+/// Specs that can be skipped, with the reason; any other skip is a failure.
 const ALLOWED_SKIPS: [(&str, &str); 6] = [
     ("NodeStageVolume", "the driver does not stage: a volume is one mount, made by publish"),
     ("NodeUnstageVolume", "the driver does not stage: a volume is one mount, made by publish"),

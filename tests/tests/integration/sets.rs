@@ -1,4 +1,4 @@
-//! Sets on a real API server and a real registry: kept in their status, asked for by name.
+//! Sets on a real API server and a real registry: their status, and pods that name them.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use oras_csi_tests::process::run;
 use oras_csi_tests::registry::Distribution;
 use serde_json::{Value, json};
 
-/// Every webhook looks after all sets of its API server, and to each of these tests `kind-registry:5000` is another one.
+/// Every webhook reconciles all sets of the API server, and `kind-registry:5000` is another registry in each test.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -116,7 +116,7 @@ async fn admits_a_pod_by_set_name_without_the_registry_and_after_a_restart() {
     let by_name = inline("inline", &json!({"oras-csi.name": "app"}));
     let stored = cluster.create(&by_name).await.expect("admitted");
     assert!(attribute(&stored, "csi.oras.land/recipe").expect("a recipe").contains(&cluster.digest));
-    // What it had stays in use while tags cannot be looked up, and the set says so.
+    // The last recipe stays in use while tags cannot be resolved, and the status reports that.
     let api = sets(&cluster, "ArtifactSet");
     eventually("the set says that the registry is gone", PATIENCE, async || {
         let set = api.get("app").await.map_err(|error| error.to_string())?;
@@ -225,7 +225,7 @@ async fn only_selected_namespaces_can_use_a_cluster_set() {
     let stored = cluster.create(&by_annotation("yes", "sets-cluster-app")).await.expect("admitted");
     assert_eq!(attribute(&stored, "csi.oras.land/set"), Some("sets-cluster-app"));
     assert!(stored["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"].is_null());
-    // As it was stored it is admitted once more; nothing can be made under its name.
+    // The stored pod is admitted again; no set of the same name can be created.
     let mut copy = stored.clone();
     copy["metadata"] = json!({"name": "copy", "annotations": stored["metadata"]["annotations"]});
     copy.as_object_mut().expect("an object").remove("status");
@@ -233,7 +233,7 @@ async fn only_selected_namespaces_can_use_a_cluster_set() {
     assert_eq!(attribute(&copy, "csi.oras.land/seal"), attribute(&stored, "csi.oras.land/seal"));
     let shadow = json!({"oras-csi.name": "sets-cluster-app", "oras-csi.actions": "- add: kind-registry:5000/java-app:v1"});
     assert_eq!(cluster.refusal(&inline("shadow", &shadow)).await.code, 400);
-    // What the definition does not let in.
+    // Specs that the custom resource definition refuses.
     for wrong in [
         json!({"recipe": [{"add": "r.io/a:1"}]}),
         json!({"recipe": [], "namespaceSelector": {}}),

@@ -76,7 +76,7 @@ impl Tenants {
         api.create(&PostParams::default(), &account).await.expect("it is stored");
     }
 
-    /// Which Secret the driver is told of, or why the pod is refused.
+    /// Creates a pod; returns the Secret that is named for the driver, or the denial.
     async fn told(&self, pod: &Value) -> Result<Value, String> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         let stored =
@@ -171,7 +171,7 @@ async fn names_the_accepted_secret_and_reads_only_secrets_that_pods_name() {
     assert_eq!(found, expected, "and no other: neither by list nor by watch");
 }
 
-/// For equal references at the same moment, with what is remembered of both.
+/// Concurrent requests for equal references, with cached answers for both credentials.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_requests_never_share_pull_permission() {
     let tenants = Tenants::start("tenants-parallel").await;
@@ -199,7 +199,7 @@ async fn concurrent_requests_never_share_pull_permission() {
     assert!(refused.contains("secret late"), "{refused}");
 }
 
-/// Neither a registry that is configured later nor a password that changes needs a restart.
+/// A new registry configuration and a changed password need no restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_webhook_follows_hosts_toml_and_the_docker_config() {
     const LATE: &str = "late.example:5000";

@@ -20,14 +20,14 @@ use serde_json::{Value, json};
 use cases::{Case, End, MANIFEST, Pushed, all, descriptor, manifest};
 use node::Node;
 
-/// Small enough that what is meant to pass them need not be large.
+/// Low limits, so that artifacts that exceed them can be small.
 const LIMITS: [&str; 2] = ["--max-unpacked=64Mi", "--max-entries=5000"];
-/// MiB of resident memory that no pull reaches, whatever it is given.
+/// The limit of resident memory of a pull, in MiB.
 const MOST_MEMORY: u64 = 64;
 /// The driver's after all of them; a zstd window of 128 MiB would be allowed, and none of them gets one.
 const MOST_OF_DRIVER: u64 = 128;
 
-/// Runs a pull; gives the peak of its resident memory in MiB, by the kernel.
+/// Runs a pull; returns the peak of its resident memory in MiB, as the kernel reports it.
 fn pull(certs: &Path, reference: &str, folder: &Path) -> (Output, u64) {
     pull_within(&LIMITS, certs, reference, folder)
 }
@@ -50,7 +50,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect()
 }
 
-/// Pulls with the command, and says how much memory that took.
+/// Pulls with the command; returns the peak of memory.
 fn check_command(certs: &Path, digest: &Digest, end: &End) -> Result<u64, String> {
     let folder = tempfile::tempdir().expect("a folder");
     let (output, peak) = pull(certs, &format!("kind-registry:5000/hostile@{digest}"), folder.path());
@@ -71,7 +71,7 @@ fn check_command(certs: &Path, digest: &Digest, end: &End) -> Result<u64, String
     Ok(peak)
 }
 
-/// The same by the driver, as kubelet asks it.
+/// Publishes with the driver, as kubelet does.
 async fn check_driver(name: &str, node: &Node, digest: &Digest, end: &End) -> Result<(), String> {
     let target = node.target(name);
     match (end.words(), node.publish(name, &target, digest).await) {

@@ -1,4 +1,4 @@
-//! A driver that fetches ahead what a cluster set wants, with the rights that the chart gives it, on a real API server
+//! A driver that preloads a cluster set, with the permissions that the chart grants, on a real API server
 //! and from a real registry.
 
 use std::process::{Command, Stdio};
@@ -24,7 +24,7 @@ const NAME: &str = "kind-registry:5000";
 const NAMESPACE: &str = "preload";
 const NODE: &str = "node1";
 const PATIENCE: Duration = Duration::from_mins(1);
-/// What a slow line carries a second.
+/// The bytes per second of a slow connection.
 const LINE: usize = 8 << 20;
 
 fn apply(text: &str) {
@@ -34,7 +34,7 @@ fn apply(text: &str) {
     assert!(child.wait().expect("it ends").success(), "{text}");
 }
 
-/// What the chart gives the driver. Both tests need it, and two `kubectl apply` at once would both create it.
+/// Installs the permissions of the driver. Both tests need them, and two concurrent `kubectl apply` would both create them.
 async fn install(client: &Client) {
     static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
@@ -50,7 +50,7 @@ async fn install(client: &Client) {
     install_definitions(client).await;
 }
 
-/// A kubeconfig with the token that the driver's pod on a node has.
+/// Returns a kubeconfig with a token like that of the driver's pod on a node.
 fn kubeconfig_of(node: &str, folder: &std::path::Path) -> std::path::PathBuf {
     let bound = [format!("--bound-object-name={node}"), format!("--namespace={NAMESPACE}")];
     let mut token = kubectl(&["create", "token", "oras-csi-driver", "--bound-object-kind=Node"]);
@@ -79,7 +79,7 @@ fn volume(repository: &str, digest: &str) -> CanonicalVolume {
     CanonicalVolume::new(Some("models"), recipe).expect("it fits")
 }
 
-/// Writes a set for nodes with a label, and in its status what the webhook would.
+/// Writes a set for nodes with a label, with the status that the webhook would write.
 async fn put_set(client: &Client, name: &str, gpu: &str, secret: Option<&str>, volume: &CanonicalVolume) {
     apply(
         &json!({"apiVersion": "oras.land/v1alpha1", "kind": "ClusterArtifactSet", "metadata": {"name": name},
@@ -161,7 +161,7 @@ async fn a_preloaded_set_is_mounted_without_the_registry() {
     ];
     let mut driver = Driver::start_in_cluster(certs.path(), &flags, Some(&kubeconfig));
 
-    // A secret that the chart does not name.
+    // A Secret that the chart does not list.
     put_set(&client, "preload-models", "a100", Some("secret"), &volume).await;
     let failed = until_state(&client, "preload-models", SetState::Failed).await;
     eprintln!("{}", failed.message);
@@ -173,7 +173,7 @@ async fn a_preloaded_set_is_mounted_without_the_registry() {
     assert_eq!(object.owner_references()[0].kind, "Node");
     eprintln!("{}", run(&mut kubectl(&["get", "na", NODE])));
 
-    // The token of one node says nothing in the name of another.
+    // The token of one node cannot write for another.
     let own = client_of(&kubeconfig).await;
     let theirs = client_of(&kubeconfig_of("node2", folder.path())).await;
     let try_write = async |client: Client| {
@@ -194,7 +194,7 @@ async fn a_preloaded_set_is_mounted_without_the_registry() {
     })
     .await;
 
-    // Neither the registry nor what the driver had in memory.
+    // Without the registry, and without the memory of the driver.
     registry.stop();
     driver.kill();
     driver.start_again();
@@ -202,7 +202,7 @@ async fn a_preloaded_set_is_mounted_without_the_registry() {
     driver.publish_volume("pod", &sealed, None).await.expect("it is on the node");
     assert_eq!(std::fs::read(driver.target("pod").join("file")).expect("it is there"), b"precious");
     driver.unpublish("pod").await.expect("it goes");
-    // A round of collecting at least: only the set keeps it.
+    // At least one round of garbage collection: only the set protects the content.
     let evicted = driver.metric("oras_csi_driver_evictions_total");
     driver.kill();
     driver.start_again();
@@ -216,7 +216,7 @@ async fn a_preloaded_set_is_mounted_without_the_registry() {
         other => Err(format!("{other:?}")),
     })
     .await;
-    // The first round of a driver is at its start.
+    // A driver collects garbage when it starts.
     driver.kill();
     driver.start_again();
     eventually("it is collected", PATIENCE, async || {
@@ -229,7 +229,7 @@ async fn a_preloaded_set_is_mounted_without_the_registry() {
     run(&mut kubectl(&["delete", "nodeartifacts", NODE]));
 }
 
-/// Bytes that no compression makes fewer.
+/// Returns incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ length as u64;
     let next = |state: &mut u64| {
@@ -241,7 +241,7 @@ fn noise(length: usize) -> Vec<u8> {
     (0..length.div_ceil(8)).flat_map(|_| next(&mut state)).take(length).collect()
 }
 
-/// Turns and the line: a pod's pull takes as long beside one that fetches ahead as it does alone.
+/// The pull of a pod takes as long beside a preload as it does alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preload_does_not_slow_down_the_pull_of_a_pod() {
     if cannot_mount().is_some() {

@@ -1,5 +1,5 @@
-//! A pull that is killed in the middle goes on where it was: the command as it is installed, and the distribution
-//! project's registry, behind a proxy that counts what goes through.
+//! A killed pull is resumed: the command as a process, and the registry of the distribution
+//! project behind a proxy that counts bytes.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -15,12 +15,12 @@ use oras_csi_tests::process::{Running, run};
 use oras_csi_tests::registry::{Distribution, push, write_hosts_toml};
 
 const MIB: u64 = 1 << 20;
-/// What may come twice: what no note spoke of when it was killed, and what was in the sockets.
+/// The limit of bytes that are downloaded twice: those not yet recorded when the pull was killed, and those in sockets.
 const TWICE: u64 = 24 * MIB;
 
-/// What waits in a connection to be read.
+/// The size of socket buffers.
 const UNDER_WAY: usize = 256 << 10;
-/// One at a time has the machine, so that readers keep up with what comes.
+/// One test at a time, so that the client can keep up with the proxy.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Returns the size of the blob: several times the memory and the repeated bytes that are allowed. ORAS_CSI_RESUME_MIB sets
@@ -30,7 +30,7 @@ fn size() -> u64 {
     mib.unwrap_or(256) * MIB
 }
 
-/// Passes connections on, and counts what comes back through them.
+/// Forwards connections, and counts the bytes from the server.
 struct Counter {
     port: u16,
     bytes: Arc<AtomicU64>,
@@ -45,7 +45,7 @@ impl Counter {
         let counted = bytes.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().filter_map(Result::ok) {
-                // What waits here has not come: it is to be little.
+                // Bytes in this buffer are counted and not received, so it is small.
                 rustix::net::sockopt::set_socket_send_buffer_size(&client, UNDER_WAY).expect("a buffer");
                 let Ok(server) = TcpStream::connect(&address) else { continue };
                 let (mut asks, mut hears) = (client.try_clone().unwrap(), server.try_clone().unwrap());
@@ -80,7 +80,7 @@ fn answers(mut server: TcpStream, mut client: TcpStream, counted: &AtomicU64, pa
     let _ = client.shutdown(std::net::Shutdown::Both);
 }
 
-/// Bytes that no compression makes smaller.
+/// Writes incompressible bytes.
 fn write_noise(path: &Path, size: u64) {
     let mut file = io::BufWriter::with_capacity(1 << 20, File::create(path).unwrap());
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -107,7 +107,7 @@ fn pull(folder: &Path, certs: &Path, reference: &str, into: &Path) -> Command {
     command
 }
 
-/// Kills a pull in the middle, and lets the second be; `name` is pushed, which is `file` or a folder with it alone.
+/// Kills a pull and runs a second one to its end. `name` is pushed: `file`, or a folder that contains only it.
 fn is_resumed(name: &str, file: &str) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let made = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! What a client asks a token service for, and in whose name.
+//! Token requests and their credentials.
 
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
@@ -9,16 +9,16 @@ use url::form_urlencoded;
 use super::Tenant;
 use super::grant::Grants;
 
-/// What was noted of a request.
+/// A recorded request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRequest {
     /// GET or POST.
     pub method: &'static str,
-    /// Whether an Authorization header was sent.
+    /// Whether there was an Authorization header.
     pub authorization: bool,
     /// `grant_type` of a POST.
     pub grant: Option<String>,
-    /// The user that was named, whether it was one or not.
+    /// The user name of the request, valid or not.
     pub user: Option<String>,
     /// `scope`, each.
     pub scopes: Vec<String>,
@@ -26,11 +26,11 @@ pub struct TokenRequest {
     pub status: u16,
 }
 
-/// A request that was read.
+/// A parsed request.
 pub(super) struct Asked {
     pub(super) note: TokenRequest,
     proof: Proof,
-    /// Whether a refresh token is wanted.
+    /// Whether a refresh token is requested.
     pub(super) offline: bool,
 }
 
@@ -134,7 +134,7 @@ impl Fields {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
     }
 
-    /// `scope` may be there several times, and may have several in it.
+    /// `scope` can occur several times, and can have several values.
     fn scopes(&self) -> Vec<String> {
         let values = self.0.iter().filter(|(key, _)| key == "scope");
         values.flat_map(|(_, value)| value.split(' ')).map(str::to_owned).collect()

@@ -1,7 +1,6 @@
 //! Changes of answers that several tests share, for the lines of a [`super::Script`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{Answer, Part, Request, Trick};
 

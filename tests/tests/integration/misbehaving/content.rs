@@ -1,4 +1,4 @@
-//! Manifests that lie about what is there.
+//! Manifests that do not match their content.
 
 use oras_csi_testkit::scripted::tricks::{answer, header, honest, status};
 use oras_csi_testkit::scripted::{Script, Trick};

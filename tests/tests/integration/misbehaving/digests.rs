@@ -1,4 +1,4 @@
-//! HEAD and GET that differ, digests that are wrong.
+//! Answers to HEAD and GET that differ, and wrong digests.
 
 use oras_csi_testkit::scripted::tricks::{answer, header, parts, raw, status};
 use oras_csi_testkit::scripted::{Part, Script};

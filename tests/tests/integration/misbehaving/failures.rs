@@ -1,4 +1,4 @@
-//! Statuses, Retry-After, and words that are not safe to print.
+//! Error statuses, Retry-After, and messages that are not safe to print.
 
 use std::process::Command;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! What never ends.
+//! Answers that never end.
 
 use std::time::Duration;
 

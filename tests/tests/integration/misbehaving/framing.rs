@@ -1,4 +1,4 @@
-//! HTTP that is none.
+//! Invalid HTTP.
 
 use std::time::Duration;
 

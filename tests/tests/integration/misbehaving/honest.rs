@@ -1,4 +1,4 @@
-//! Registries that do what they should: the table is worth something.
+//! Registries that work correctly: proves that the checks of the table can pass.
 
 use oras_csi_testkit::scripted::Script;
 use oras_csi_testkit::scripted::tricks::redirect_to_host;

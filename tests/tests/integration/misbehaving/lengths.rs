@@ -1,4 +1,4 @@
-//! Lengths and ranges that are wrong.
+//! Wrong lengths and ranges.
 
 use oras_csi_testkit::scripted::Part;
 use oras_csi_testkit::scripted::tricks::{answer, chunk, chunked, header, honest, parts, status};

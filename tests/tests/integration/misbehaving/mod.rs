@@ -1,10 +1,10 @@
 //! `oras-csi pull` against a registry that stalls, breaks connections, sends wrong content or too much of it.
 //!
-//! What can be survived is survived with exact bytes; what cannot ends in bounded time with the exit status of
-//! its kind, in words that are safe to print, with nothing left behind and in less than 64 MiB. That much is
-//! checked of every row; a row adds what is its own.
+//! A pull either succeeds with the exact bytes or fails in bounded time with the exit status of
+//! its kind and a message that is safe to print, leaves nothing behind and uses less than 64 MiB. Every row
+//! is checked for that; a row can add checks of its own.
 //!
-//! The rows of a table run side by side rather than as a test each: those that wait for the command's own limits
+//! The rows of a table run at the same time in one test: those that wait for the timeouts of the command
 //! of 30 and 60 seconds then wait for them together. `ROW=words` runs only the rows with these words in
 //! their name.
 
@@ -44,14 +44,14 @@ const DONE: i32 = 0;
 const FAILED: i32 = 1;
 const REFUSED: i32 = 4;
 
-/// 300 KiB in which every four bytes are different, so that a piece from elsewhere is noticed.
+/// Returns 300 KiB in which every four bytes are different, so that a misplaced part is noticed.
 fn large() -> Vec<u8> {
     (0..76_800_u32).flat_map(u32::to_le_bytes).collect()
 }
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// What a registry holds as `artifact:v1`, and the files that it stands for.
+/// The content of `artifact:v1`, and its files.
 struct Artifact {
     content: Content,
     files: Files,
@@ -85,14 +85,14 @@ fn one_file() -> Artifact {
     holding(manifest(&[layer(&large(), "large.bin")]).to_string())
 }
 
-/// One file, about which the manifest says something else.
+/// One file with a changed descriptor.
 fn described(change: impl FnOnce(&mut Value)) -> Artifact {
     let mut layer = layer(&large(), "large.bin");
     change(&mut layer);
     holding(manifest(&[layer]).to_string())
 }
 
-/// One file whose digest is right in the manifest, and other bytes under it.
+/// One file with other bytes than its digest says.
 fn with_bytes(bytes: Vec<u8>) -> Artifact {
     let Artifact { content, files } = one_file();
     Artifact { content: content.with_blob(&sha256(&large()), bytes), files }
@@ -110,7 +110,7 @@ fn many_files() -> Artifact {
     Artifact { content, files: names.iter().map(|name| ((*name).to_owned(), bytes(name))).collect() }
 }
 
-/// What happened, for what a row checks on its own.
+/// The result of a row, for its own checks.
 struct Seen {
     verdict: Verdict,
     registry: Vec<Request>,
@@ -126,7 +126,7 @@ impl Seen {
 type Making = Box<dyn FnOnce(&str) -> Script + Send>;
 type Check = Box<dyn Fn(&Seen) -> bool + Send>;
 
-/// Who speaks TLS.
+/// Which side uses TLS.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tls {
     No,
@@ -137,7 +137,7 @@ enum Tls {
     Client,
 }
 
-/// A registry, `artifact:v1` in it, a second server that it may send us to, and how pulling ends.
+/// A registry with `artifact:v1`, a second server for redirects, and the expected result of the pull.
 struct Row {
     name: &'static str,
     status: i32,
@@ -167,17 +167,17 @@ fn row(name: &'static str, status: i32, script: impl FnOnce(&str) -> Script + Se
     }
 }
 
-/// A row in which one thing is always wrong.
+/// A row in which an answer is always wrong.
 fn always(name: &'static str, status: i32, what: &'static str, trick: Trick) -> Row {
     row(name, status, move |_| Script::default().on(what, trick))
 }
 
-/// A row in which one thing is wrong the first time.
+/// A row in which an answer is wrong the first time.
 fn once(name: &'static str, status: i32, what: &'static str, trick: Trick) -> Row {
     row(name, status, move |_| Script::default().once(what, trick))
 }
 
-/// A row in which the blob is cut in the middle, and what comes of asking for the rest.
+/// A row in which the blob is cut, and the answer to the request for the rest is wrong.
 fn resumed(name: &'static str, status: i32, trick: Trick) -> Row {
     row(name, status, move |_| Script::default().once("/blobs/", cut(100_000)).on("/blobs/", trick)).stored()
 }
@@ -209,7 +209,7 @@ impl Row {
         self
     }
 
-    /// Wants tokens.
+    /// Requires tokens.
     fn private(mut self) -> Self {
         self.artifact.content = self.artifact.content.private();
         self
@@ -247,7 +247,7 @@ impl Row {
         })
     }
 
-    /// Runs it; gives how it went, and what is wrong.
+    /// Runs the row; returns the result, and the problem if there is one.
     fn run(self, authority: &Authority) -> (Seen, Option<String>) {
         let identity = |address: &str| Security::Tls(authority.server(&[address]).server_config());
         let security = |secure: bool, address: &str| if secure { identity(address) } else { Security::Plain };
@@ -290,7 +290,7 @@ fn scheme(secure: bool) -> &'static str {
     if secure { "https" } else { "http" }
 }
 
-/// Runs rows, so many at once, and tells of each.
+/// Runs rows, `at_once` at the same time, and reports each.
 fn check(at_once: usize, rows: Vec<Row>) {
     let wanted = std::env::var("ROW").unwrap_or_default();
     let (rows, left_out): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.name.contains(&wanted));
@@ -330,5 +330,5 @@ fn check(at_once: usize, rows: Vec<Row>) {
     assert!(problems.is_empty(), "{} rows fail:\n{}", problems.len(), problems.join("\n"));
 }
 
-/// A few at once: each is a process, and two cores are what there may be.
+/// Each row is a process, and a machine can have only two cores.
 const FEW: usize = 4;

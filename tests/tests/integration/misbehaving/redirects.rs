@@ -1,4 +1,4 @@
-//! Where a registry sends us.
+//! Redirects.
 
 use oras_csi_testkit::scripted::Script;
 use oras_csi_testkit::scripted::tricks::{answer, cut, redirect, redirect_to_host, status, status_with};

@@ -1,4 +1,4 @@
-//! What never comes, or a byte at a time.
+//! Answers that never come, or come a byte at a time.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use oras_csi_testkit::scripted::{Part, Script, Trick};
 
 use super::{DONE, FAILED, Tls, always, check, once, row};
 
-/// Those that wait: all at once.
+/// Rows that wait for a timeout run all at once.
 #[test]
 fn stalls() {
     let slow_start = || {
