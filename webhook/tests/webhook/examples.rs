@@ -165,7 +165,7 @@ fn all_examples_are_tested_and_listed() {
     for entry in std::fs::read_dir(folder()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         // What drives sets from outside is tested on the node (tests/tests/e2e/sets.rs).
-        if !["README.md", "workflows"].contains(&name.as_str()) {
+        if !["README.md", "demo", "workflows"].contains(&name.as_str()) {
             assert!(readme.contains(&format!("]({name})")), "{name} is not in the README");
             assert!(tests.contains(&format!("#[case(\"{name}\"")), "{name} has no case here");
         }
