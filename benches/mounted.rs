@@ -1,6 +1,8 @@
-//! Measures the time from an empty store to a mounted volume against `oras pull` of the same artifact, by turns from one
-//! real registry, and then the time of further publish calls. Compare the ratio of the medians: absolute times depend on
-//! the machine. `benches/mounted [RUNS]` runs it.
+//! Compares the time from an empty store to a mounted volume with `oras pull` of the same artifact, alternating, from one
+//! real registry. Then measures the time of each further pod.
+//!
+//! The result is the ratio of the medians; absolute times are not comparable between machines. Run it with
+//! `benches/mounted [RUNS]`.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
@@ -15,24 +17,25 @@ use oras_csi_tests::driver::Driver;
 use oras_csi_tests::registry::{Distribution, Oras};
 
 const NAME: &str = "bench.example:5000";
-const WARM: usize = 200;
+/// The number of publishes that are measured with a warm store.
+const WARM_PUBLISHES: usize = 200;
 
-/// A folder, and the files of it that are pushed.
+/// An artifact to push: a folder, and the files in it.
 struct Case {
     name: &'static str,
     folder: tempfile::TempDir,
     files: Vec<String>,
 }
 
-/// Writes incompressible bytes, like those of models.
-fn write_noise(path: &Path, bytes: u64) {
-    let source = File::open("/dev/urandom").expect("it is there");
-    io::copy(&mut source.take(bytes), &mut File::create(path).expect("a file")).expect("there is room");
+/// Writes random data, which does not compress, like the weights of a model.
+fn write_random(path: &Path, bytes: u64) {
+    let source = File::open("/dev/urandom").expect("open /dev/urandom");
+    io::copy(&mut source.take(bytes), &mut File::create(path).expect("a file")).expect("write");
 }
 
 fn single() -> Case {
     let folder = tempfile::tempdir().expect("a folder");
-    write_noise(&folder.path().join("model"), 1 << 30);
+    write_random(&folder.path().join("model"), 1 << 30);
     Case { name: "1 GiB", folder, files: vec!["model".to_owned()] }
 }
 
@@ -40,7 +43,7 @@ fn many() -> Case {
     let folder = tempfile::tempdir().expect("a folder");
     let files = (0..16).map(|number| number.to_string()).collect::<Vec<_>>();
     for file in &files {
-        write_noise(&folder.path().join(file), 64 << 20);
+        write_random(&folder.path().join(file), 64 << 20);
     }
     Case { name: "16 x 64 MiB", folder, files }
 }
@@ -52,7 +55,7 @@ fn small() -> Case {
         fs::create_dir_all(&path).expect("a folder");
         for file in 0..1_000 {
             let mut file = File::create(path.join(file.to_string())).expect("a file");
-            writeln!(file, "{directory}").expect("there is room");
+            writeln!(file, "{directory}").expect("write");
         }
     }
     Case { name: "100,000 files", folder, files: vec!["small".to_owned()] }
@@ -64,7 +67,7 @@ fn median(times: &mut [Duration]) -> Duration {
 }
 
 fn time(command: &mut Command) -> Duration {
-    // What an earlier run wrote is not this one's to wait for.
+    // Flushes what the previous run wrote, so that it does not slow down this one.
     assert!(Command::new("sync").status().expect("it runs").success());
     let begun = Instant::now();
     let done = command.stdout(Stdio::null()).status().expect("it starts");
@@ -78,8 +81,8 @@ async fn time_publish(driver: &Driver, pod: &str, recipe: &PinnedRecipe) -> Dura
     begun.elapsed()
 }
 
-/// The slower of copying and hashing, which no download is faster than.
-fn limit(file: &Path, folder: &Path) -> Duration {
+/// Returns the slower of copying and hashing, as the lower bound for a verified download.
+fn lower_bound(file: &Path, folder: &Path) -> Duration {
     let copy = time(Command::new("cp").arg(file).arg(folder.join("copy")));
     copy.max(time(Command::new("openssl").args(["dgst", "-sha256"]).arg(file)))
 }
@@ -91,11 +94,11 @@ async fn main() {
     let certs = registry.certs_d(&[NAME]);
     println!(
         "{:<14} {:>10} {:>10} {:>7} {:>14} {:>12}",
-        "case", "oras pull", "mounted", "ratio", "of the limit", "a further pod"
+        "case", "oras pull", "mounted", "ratio", "of the limit", "further pod"
     );
     for make in [single, many, small] {
         let case = make();
-        // Nothing is deleted between the runs: a file system may be slow with inodes that were in use a moment ago.
+        // Nothing is deleted between the runs, because some file systems are slow with recently freed inodes.
         let work = tempfile::tempdir().expect("a folder");
         let files = case.files.iter().map(String::as_str).collect::<Vec<_>>();
         let digest = registry.push("bench:v1", case.folder.path(), &files);
@@ -112,12 +115,12 @@ async fn main() {
             drivers.push(driver);
             if files.len() == 1 && case.folder.path().join(files[0]).is_file() {
                 fs::create_dir_all(&out).expect("a folder");
-                limits.push(limit(&case.folder.path().join(files[0]), &out));
+                limits.push(lower_bound(&case.folder.path().join(files[0]), &out));
             }
         }
         let driver = drivers.last().expect("there was a run");
-        let mut warm = Vec::with_capacity(WARM);
-        for pod in 0..WARM {
+        let mut warm = Vec::with_capacity(WARM_PUBLISHES);
+        for pod in 0..WARM_PUBLISHES {
             warm.push(time_publish(driver, &format!("warm-{pod}"), &recipe).await);
         }
         let (theirs, ours, warm) = (median(&mut theirs), median(&mut ours), median(&mut warm));

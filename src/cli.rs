@@ -1,20 +1,52 @@
-//! The commands, and what each of them needs around it.
+//! The command line: parses the arguments, starts logging and the runtime, and calls the subcommand.
 
 use clap::{Parser, Subcommand};
 
-use crate::failure::Failure;
+use crate::commands::{driver, explain, patch, pull, recipe, render, store, webhook};
+use crate::exit_status::Failure;
+use crate::logging::start_logging;
 use crate::runtime::block_on;
-use crate::{driver, explain, patch, pull, recipe, render, store, terminal, webhook};
+use crate::standard_output::exit_quietly_on_broken_pipe;
 
-/// OCI artifacts as volumes in Kubernetes: an admission webhook and a CSI driver that share one contract.
-///
-/// Exit status: 0 done, 1 failed (network, registry, disk), 2 bad input, 3 denied by policy, 4 refused content.
+/// Mounts OCI artifacts as read-only volumes in Kubernetes pods, with an admission webhook and a CSI driver.
 #[derive(Debug, Parser)]
-#[command(name = "oras-csi", version, max_term_width = 110)]
+#[command(name = "oras-csi", version, max_term_width = 110, after_help = EXIT_STATUS, after_long_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+macro_rules! exit_status {
+    () => {
+        "\
+Exit status:
+  0  success
+  1  failure of the network, a registry or the disk; a retry may succeed
+  2  invalid input: a flag, a reference, a manifest or a configuration file
+  3  denied by a policy
+  4  content refused: a digest does not match, a path leaves the volume, or a limit is exceeded"
+    };
+}
+
+const EXIT_STATUS: &str = exit_status!();
+
+const EXAMPLES: &str = concat!(
+    exit_status!(),
+    "
+
+Examples:
+  # Show how a reference is parsed and which digest it resolves to
+  oras-csi explain ghcr.io/acme/model:v1
+
+  # Show what the webhook makes of a pod
+  oras-csi render -f pod.yaml
+
+  # Download an artifact into a directory
+  oras-csi pull ghcr.io/acme/model:v1 ./model
+
+  # Show the examples of a subcommand
+  oras-csi render --help"
+);
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -30,38 +62,38 @@ enum Command {
 
 impl Cli {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        terminal::keep_quiet_about_closed_pipes();
+        exit_quietly_on_broken_pipe();
         match self.command {
             Command::Webhook(arguments) => {
-                terminal::start_log("info");
+                start_logging("info");
                 block_on(webhook::run(arguments))
             }
             Command::Driver(arguments) => {
-                terminal::start_log("info");
+                start_logging("info");
                 block_on(driver::run(arguments))
             }
             Command::Render(arguments) => {
-                terminal::start_log("error");
+                start_logging("error");
                 block_on(render::run(arguments))
             }
             Command::Explain(arguments) => {
-                terminal::start_log("error");
+                start_logging("error");
                 block_on(explain::run(arguments))
             }
             Command::Pull(arguments) => {
-                terminal::start_log("error");
+                start_logging("error");
                 block_on(pull::run(arguments))
             }
             Command::Patch(arguments) => {
-                terminal::start_log("error");
+                start_logging("error");
                 block_on(patch::run(arguments))
             }
             Command::Recipe(arguments) => {
-                terminal::start_log("error");
+                start_logging("error");
                 block_on(recipe::run(arguments))
             }
             Command::Store(arguments) => {
-                terminal::start_log("warn");
+                start_logging("warn");
                 store::run(arguments)
             }
         }
@@ -72,8 +104,19 @@ impl Cli {
 mod tests {
     use clap::CommandFactory as _;
 
+    use super::*;
+
     #[test]
     fn options_do_not_contradict_each_other() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_has_examples_in_its_long_help() {
+        for subcommand in Cli::command().get_subcommands() {
+            let help = subcommand.clone().render_long_help().to_string();
+            let call = format!("\n  oras-csi {} ", subcommand.get_name());
+            assert!(help.contains("Examples:\n") && help.matches(&call).count() >= 2, "{help}");
+        }
     }
 }

@@ -1,27 +1,27 @@
-//! `oras-csi`: OCI artifacts as volumes in Kubernetes.
+//! `oras-csi`: mounts OCI artifacts as read-only volumes in Kubernetes pods.
+//!
+//! The subcommands are in `commands/`, one file or folder each; `cli.rs` dispatches to them. `options/` holds the
+//! flags that several subcommands share.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its terminal")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command writes to its terminal")]
 
-mod asking;
+mod admission;
+mod admission_object;
+mod api_client;
 mod cli;
-mod documents;
-mod driver;
-mod explain;
-mod failure;
-mod limits;
-mod lock;
-mod patch;
-mod policies;
-mod pull;
-mod recipe;
-mod registries;
-mod render;
+mod commands;
+mod exit_status;
+mod lock_file;
+mod logging;
+mod manifest_policies;
+mod manifest_sets;
+mod options;
+mod parsing;
+mod patch_expansion;
+mod registry_client;
 mod runtime;
-mod sets;
-mod storage;
-mod store;
-mod terminal;
-mod webhook;
+mod standard_output;
+mod yaml_documents;
 
 use clap::Parser as _;
 

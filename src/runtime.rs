@@ -1,35 +1,35 @@
-//! What a command runs on, and how it hears that it shall end.
+//! The tokio runtime of a subcommand, and the signals that end it.
 
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
-/// Runs a command on a runtime of its own, with the one cryptography provider of this program.
+/// Runs a subcommand on its own multi-threaded runtime, with aws-lc-rs as the cryptography provider of rustls.
 pub(crate) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    // Fails only where it is installed already.
+    // Fails only where a provider is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?.block_on(command)
 }
 
-/// Cancelled at the first SIGTERM or Ctrl-C, so that what is under way is finished; at the second the process
-/// ends at once.
-pub(crate) fn stopped_by_signal() -> CancellationToken {
+/// Returns a token that the first SIGTERM or Ctrl-C cancels, so that running work is finished; the second signal
+/// ends the process at once.
+pub(crate) fn cancelled_by_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let signal = stop.clone();
     tokio::spawn(async move {
-        interrupted().await;
-        tracing::info!("ending: what is under way is finished first");
+        wait_for_signal().await;
+        tracing::info!("shutting down: finishing running requests; a second signal exits at once");
         signal.cancel();
-        interrupted().await;
-        tracing::warn!("ending at once: asked a second time");
+        wait_for_signal().await;
+        tracing::warn!("exiting at once: received a second signal");
         std::process::exit(1);
     });
     stop
 }
 
-/// Ends when this process is asked to: SIGTERM, or Ctrl-C.
-pub(crate) async fn interrupted() {
+/// Waits for SIGTERM or Ctrl-C.
+pub(crate) async fn wait_for_signal() {
     let terminated = async {
         match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
             Ok(mut signal) => signal.recv().await,

@@ -241,7 +241,7 @@ fn a_pod_that_names_a_patch_is_rendered_with_its_steps(#[case] make: Make) {
     let pushed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert!(pushed.starts_with(&format!("{tag}@sha256:")), "{pushed}");
     let words = String::from_utf8_lossy(&output.stderr);
-    assert!(words.contains("kind-registry:5000/app lists what is attached to its base"), "{words}");
+    assert!(words.contains("the referrers of kind-registry:5000/app do not list this patch"), "{words}");
     let (base, fix, last) = (&bench.base, &bench.minor, &bench.critical);
     let up_to_minor = format!(r#"[{{"add":"{NAME}/app@{base}"}},{{"overlay":"{NAME}/fixes/app@{fix}"}}"#);
     let all = format!(r#"{up_to_minor},{{"overlay":"{NAME}/app@{last}"}}]"#);
@@ -329,7 +329,11 @@ fn reports_what_cannot_be_patched() {
             format!("base {patched}: is a patch or a recipe itself"),
         ),
         (vec!["patch", &base, "--minor", &of_base], 2, "lays its base".to_owned()),
-        (vec!["patch", &base, "--minor", &minor, "--push", &patch], 2, "a push makes the digest".to_owned()),
+        (
+            vec!["patch", &base, "--minor", &minor, "--push", &patch],
+            2,
+            "the digest is known only after the push".to_owned(),
+        ),
         (vec!["patch", &base, "--list", "--minor", &minor], 2, "cannot be used with".to_owned()),
         (vec!["recipe", "show", &base], 2, "is an artifact of type".to_owned()),
     ] {

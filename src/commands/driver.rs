@@ -1,0 +1,115 @@
+//! `oras-csi driver`: the CSI driver of a node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use oras_csi_driver::preload::ClusterSets;
+use oras_csi_driver::publish::Seals;
+use oras_csi_driver::settings::Settings;
+
+use crate::api_client::{self, RetryPolicy};
+use crate::exit_status::{ExitStatus, Failure};
+use crate::options::limits::LimitOptions;
+use crate::options::registry::RegistryOptions;
+use crate::options::storage::StorageOptions;
+use crate::registry_client::transfer_client;
+use crate::runtime::cancelled_by_signal;
+
+/// Run the CSI driver of a node.
+///
+/// The driver serves the Identity and Node services over a Unix socket and registers itself with kubelet. It mounts
+/// canonical volumes read-only, and pulls the artifacts that its store does not hold.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Name of this node.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_id: String,
+    /// Kubelet's folder. The driver's sockets and the mounts of volumes are below it. In a container it must have the
+    /// same path as on the node, with mount propagation Bidirectional.
+    #[arg(long, value_name = "DIR", default_value = Settings::KUBELET_DIR)]
+    kubelet_dir: PathBuf,
+    /// Folder of the store, which caches blobs, layers and trees.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/oras-csi")]
+    store: PathBuf,
+    /// Folder with the webhook's public keys, one KEYID.pem each. The driver mounts only volumes with a valid seal of
+    /// one of these keys for the pod's namespace [default: stand-alone mode, which mounts any canonical volume for any
+    /// pod].
+    #[arg(long, value_name = "DIR")]
+    seal_keys: Option<PathBuf>,
+    /// Preload ClusterArtifactSets that select this node, report their state in the node's NodeArtifacts object, and
+    /// read the pull secrets of sets from --namespace. Connects to the API server with the pod's service account or
+    /// KUBECONFIG [default: no connection to the API server].
+    #[arg(long, requires = "namespace")]
+    cluster_sets: bool,
+    /// Namespace that the driver runs in.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
+    namespace: Option<String>,
+    /// Seconds that a publish waits for a pull. Then it fails with the progress of the pull, the pull continues in the
+    /// background, and kubelet retries. Kubelet's own timeout is two minutes.
+    #[arg(long, value_name = "SECONDS", default_value_t = Settings::PUBLISH_WAIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=115))]
+    publish_wait: u64,
+    /// Seconds that a pull permission stays valid while its registry is unreachable. It never covers content that the
+    /// registry has not allowed before, and a restart of the driver ends it. Values below 600 have no effect: a pull
+    /// permission is checked again after ten minutes at the earliest.
+    #[arg(long, value_name = "SECONDS", default_value_t = Settings::RIGHTS_GRACE.as_secs(), value_parser = clap::value_parser!(u64).range(..=2_592_000))]
+    rights_grace: u64,
+    /// Serve /metrics and /healthz at this address over plain HTTP [default: disabled].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    limits: LimitOptions,
+    #[command(flatten)]
+    storage: StorageOptions,
+    #[command(flatten)]
+    registries: RegistryOptions,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  # On a node of a cluster, as the Helm chart runs it
+  oras-csi driver --node-id \"$NODE_NAME\" --seal-keys /etc/oras-csi/seal-keys \\
+    --cluster-sets --namespace oras-csi-system --metrics-listen 0.0.0.0:9808
+
+  # Stand-alone, in a scratch directory: mounts any canonical volume, and does not need Kubernetes
+  oras-csi driver --node-id test --kubelet-dir /tmp/kubelet --store /tmp/store
+
+  # Keep the store below 50 GiB, and verify it every day
+  oras-csi driver --node-id \"$NODE_NAME\" --store-max-bytes 50Gi --scrub-interval 24";
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let hosts = arguments.registries.hosts()?;
+    let seals = arguments.seal_keys.map_or(Seals::NotNeeded, Seals::Needed);
+    if seals == Seals::NotNeeded {
+        tracing::warn!(
+            "stand-alone mode: without --seal-keys the driver mounts any canonical volume for any pod, without a seal"
+        );
+    }
+    let cluster_sets = match arguments.namespace.filter(|_| arguments.cluster_sets) {
+        Some(namespace) => Some(connect_cluster_sets(namespace).await?),
+        None => None,
+    };
+    let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
+        .with_metrics(arguments.metrics_listen)
+        .with_seals(seals)
+        .with_publish_wait(Duration::from_secs(arguments.publish_wait))
+        .with_limits(arguments.limits.limits().with_reserve(arguments.storage.reserve()))
+        .with_rights_grace(Duration::from_secs(arguments.rights_grace))
+        .with_watermarks(arguments.storage.watermarks()?)
+        .with_scrubbing(arguments.storage.scrub_schedule()?)
+        .with_administrator(arguments.registries.service_credentials()?)
+        .with_cluster_sets(cluster_sets);
+    let stop = cancelled_by_signal();
+    oras_csi_driver::run(settings, transfer_client(&hosts), stop)
+        .await
+        .map_err(|error| Failure::new(ExitStatus::from(error.class()), error))
+}
+
+/// Configures the client for cluster sets. It sends no request yet, so the driver starts while the API server is down.
+async fn connect_cluster_sets(namespace: String) -> Result<ClusterSets, Failure> {
+    let client = api_client::connect(RetryPolicy::Never).await;
+    let client = client.map_err(|failure| Failure::bad_input(failure).at("--cluster-sets"))?;
+    Ok(ClusterSets::new(client, namespace))
+}

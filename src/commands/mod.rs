@@ -1,0 +1,10 @@
+//! The subcommands, one file or folder each.
+
+pub(crate) mod driver;
+pub(crate) mod explain;
+pub(crate) mod patch;
+pub(crate) mod pull;
+pub(crate) mod recipe;
+pub(crate) mod render;
+pub(crate) mod store;
+pub(crate) mod webhook;

@@ -1,0 +1,8 @@
+//! Flags that several subcommands share.
+
+pub(crate) mod admission;
+pub(crate) mod limits;
+pub(crate) mod plain_http;
+pub(crate) mod policy;
+pub(crate) mod registry;
+pub(crate) mod storage;
