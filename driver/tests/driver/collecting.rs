@@ -82,7 +82,7 @@ async fn leased_and_recorded_content_is_not_evicted() {
     let target = Target::parse("/pods/x/mount").unwrap();
     records.put(&target, &Record::new("csi-1", &target, recorded.key(), "id", "default")).unwrap();
     assert_eq!(all(&bench), (0, 0, 0));
-    // Also when it is found damaged meanwhile: whoever leased it may be about to attach it.
+    // Also if it is found damaged in the meantime: the holder of the lease can be about to mount it.
     fs::write(bench.root(&leased).parent().unwrap().join("tree.json"), "").unwrap();
     assert_eq!(store.tree(leased.key()).unwrap(), None);
     all(&bench);
@@ -111,7 +111,7 @@ async fn evicts_unused_blobs_and_partial_blobs() {
     }
     let mut lease = store.lease();
     lease.add([Item::Blob(leased.clone())]).await;
-    assert!(all(&bench).2 >= 2, "what came of the broken pull, and the part that nobody waits for");
+    assert!(all(&bench).2 >= 2, "the bytes of the broken pull, and the part that no pull needs");
     assert!(!partial(&loose).exists());
     assert_eq!(names(&store.path().join("blobs/sha256")), [""; 0]);
     assert!(partial(&leased).exists());
@@ -163,7 +163,7 @@ async fn collects_garbage_above_the_high_watermark() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(driver.names("trees").len(), 2, "below the high mark nothing goes");
     driver.publish(request("csi-c", &target("c"), &digests[2])).await.unwrap();
-    until("what nobody uses is gone", async || driver.names("trees").len() == 2).await;
+    until("unused content is deleted", async || driver.names("trees").len() == 2).await;
     assert!(
         fs::read(target("a").join("a")).unwrap().len() == 8 << 20,
         "what is mounted stays, above the mark too"
@@ -316,7 +316,7 @@ async fn mounted_trees_stay_complete_during_garbage_collection() {
     for (target, volume, _) in &last {
         driver.unpublish(volume, target).await.unwrap();
     }
-    until("nothing is left of what nobody uses", async || {
+    until("all unused content is deleted", async || {
         ["trees", "layers", "blobs/sha256", "set-aside", "tmp"]
             .iter()
             .all(|folder| driver.names(folder).is_empty())

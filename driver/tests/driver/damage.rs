@@ -74,7 +74,7 @@ async fn a_flipped_bit_is_found_reported_and_never_mounted_again() {
 
         let line = format!("oras_csi_driver_damaged_total{{kind=\"{kind}\"}} 1");
         until("the metric tells", async || driver.metrics_text().await.contains(&line)).await;
-        // The pod that has it keeps it; it is fetched again without anybody asking.
+        // The pod keeps its mount; the content is downloaded again in the background.
         assert_ne!(fs::read(first.join(file)).unwrap(), right);
         until("it is fetched again", async || tree.exists()).await;
         driver.publish(request("csi-b", &second, &digest)).await.unwrap();

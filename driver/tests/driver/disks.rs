@@ -28,7 +28,7 @@ async fn reports_a_full_disk_and_recovers() {
     let (first, second) = (driver.target("a"), driver.target("b"));
     let small = driver.artifact(b"jar");
     driver.publish(request("csi-a", &first, &small)).await.unwrap();
-    // Somebody else's bytes.
+    // Bytes of another program.
     let other = driver.folder.path().join("other");
     let others = |bytes: usize| fs::write(&other, vec![0; bytes]).unwrap();
     others(5 << 20);

@@ -110,7 +110,7 @@ async fn an_answer_that_is_not_final_is_followed_by_an_unpublish_that_works() {
     let status = driver.publish(wanted.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted, "{status}");
     driver.unpublish("csi-1", &target).await.unwrap();
-    // The pod is gone, and its pull is done: nothing is mounted for nobody.
+    // The pod is deleted and its pull has ended: nothing is mounted.
     gate.add_permits(1_000);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!target.exists() && mounts(&target).is_empty() && driver.records() == 0);

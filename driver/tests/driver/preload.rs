@@ -155,7 +155,7 @@ async fn a_preloaded_set_starts_without_registry_and_api_server() {
     let status = scene.driver.publish(scene.request("v", "others", &other)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
 
-    // The set went meanwhile: nobody else wants it.
+    // The set was deleted in the meantime, and nothing else needs its content.
     cluster.drop_set("models");
     cluster.come_back();
     let driver = &scene.driver;
@@ -258,7 +258,7 @@ async fn a_set_is_pulled_with_its_own_secret() {
     scene.driver.stop().await.unwrap();
 }
 
-/// Without `--cluster-sets` nobody would let go of what sets wanted.
+/// Without `--cluster-sets` no controller would release the content of sets.
 #[tokio::test]
 async fn a_stand_alone_driver_keeps_nothing_for_sets() {
     if !entered_once("preload::a_stand_alone_driver_keeps_nothing_for_sets") {
@@ -282,7 +282,7 @@ async fn a_stand_alone_driver_keeps_nothing_for_sets() {
     driver.stop().await.unwrap();
 }
 
-/// An artifact whose one layer is nobody else's; the layer's digest as well.
+/// Returns an artifact with one layer of its own, and the digest of the layer.
 fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
     let bytes = [text.as_bytes(), &vec![7; 40_960]].concat();
     let digest = Artifact::new(&bench.registry).file("f", &bytes).push();
@@ -311,7 +311,7 @@ async fn a_pod_overtakes_preloads() {
     let waited = pulls.wait_for(other.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
     until("it is asked for", async || bench.registry.requests_for(&layer) == 1).await;
-    // One that asks for what waits to be fetched ahead takes the turn of what nobody waits for.
+    // A pod that requests a queued preload takes the slot of a preload that no pod needs.
     let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.requests_for(layer) == 0).unwrap();
     let waited = pulls.wait_for(last.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
@@ -352,7 +352,7 @@ async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let store = bench.fetcher.store();
     assert_eq!(store.tree(&bench.fetcher.key(dropped.recipe())).unwrap(), None);
-    // Whoever asks for it now begins anew, and hears of no failure.
+    // A pod that requests it now starts a new pull, and gets no error of the old one.
     let waited = pulls.wait_for(dropped.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
     assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
 }
@@ -388,7 +388,7 @@ async fn damage_is_reported_as_an_event_and_in_the_node_object() {
     until("the node has it", async || cluster.has_told("models", "Ready")).await;
     let name = scene.driver.names("trees").remove(0);
     fs::write(scene.driver.store().join("trees").join(&name).join("tree.json"), "no description").unwrap();
-    // Whoever looks for it finds the damage.
+    // The scrub finds the damage.
     until("damage is told", async || {
         let _ = scene.driver.publish(scene.request("v", "models", &wanted)).await;
         let _ = scene.driver.unpublish("csi-1", &scene.target("v")).await;

@@ -92,7 +92,7 @@ async fn recipes_that_share_a_blob_fetch_it_once() {
     assert_eq!(bench.registry.requests_for(&Digest::sha256_of(&bytes)), 1);
 }
 
-/// An artifact of four layers that are nobody else's.
+/// Returns an artifact with four layers of its own.
 fn of_four(bench: &Bench, name: &str) -> Digest {
     let layer = |number: usize| [format!("{name} {number} ").as_bytes(), &noise(50_000)].concat();
     let layers = (0..4).map(layer).collect::<Vec<_>>();
@@ -162,7 +162,7 @@ async fn a_slow_blob_takes_one_download_slot() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     bench.registry.slow_hosts.lock().unwrap().clear();
     assert_eq!(bench.registry.requests_for(&digest), 1, "of four layers of it");
-    // The same host serves somebody else.
+    // The same host serves another artifact.
     let honest = recipe([add_from("one:5000", &of_four(&bench, "honest"))]);
     let served = tokio::time::timeout(Duration::from_secs(5), bench.pull(&honest)).await;
     assert!(served.is_ok_and(|tree| tree.is_ok()));

@@ -88,7 +88,7 @@ async fn whiteouts_of_an_added_artifact_affect_only_that_artifact() {
     let added = image(&bench, &[&[("c", b"c"), ("d", b"d")], &[(".wh.a", b""), (".wh.c", b"")]]);
     let recipe = steps(vec![Step::Add(add(&base)), Step::Add(add(&added))]);
     assert_eq!(bench.files(&recipe).await, map(&[("a", "a"), ("b", "b"), ("d", "d")]));
-    // In what ORAS packed it is a name like any other, until somebody says that it lies over something.
+    // In a directory of ORAS it is an ordinary name, except in an overlay.
     let packed = Artifact::new(&bench.registry).directory("d", &[(".wh.x", b""), ("y", b"y")]).push();
     let below = Artifact::new(&bench.registry).file("d/x", b"x").file("d/z", b"z").push();
     let recipe = steps(vec![Step::Add(add(&below)), Step::Add(add(&packed))]);

@@ -197,7 +197,7 @@ async fn a_pull_does_not_wait_for_a_registry_that_it_does_not_name(#[case] size:
     let tree = tokio::time::timeout(Duration::from_secs(30), pull(&fetcher, &honest)).await.unwrap().unwrap();
     assert!(file(folder.path(), &tree, "f") == bytes && file(folder.path(), &tree, "d/g") == bytes);
     eprintln!("beside a slow registry: {:?}", began.elapsed());
-    // Whoever asked the slow one has none of them before that one gave them.
+    // The pull from the slow registry does not get the bytes of the other registry.
     assert!(!slow.is_finished());
     slow.abort();
 }

@@ -53,7 +53,7 @@ async fn after_a_restart_a_mounts_and_b_is_refused() {
     }
     let (driver, digest) = fetched_by_a().await;
     let driver = restarted(driver).await;
-    let absent = driver.artifact(b"nobody has fetched this");
+    let absent = driver.artifact(b"not downloaded yet");
     // What is mounted stays mounted, and is not asked about.
     driver.publish(request("csi-a", &driver.target("a"), &digest)).await.unwrap();
     let mut words = Vec::new();
@@ -68,7 +68,7 @@ async fn after_a_restart_a_mounts_and_b_is_refused() {
         assert!(!target.exists() && driver.records() == 1);
         words.push(status.message().replace(digest.hex(), "…"));
     }
-    assert_eq!(words[..2], words[2..], "nobody hears what is on the node");
+    assert_eq!(words[..2], words[2..], "the errors do not tell what is cached");
     assert!(!words.concat().contains("secret of"), "{words:?}");
     driver.publish(with_secret(request("csi-c", &driver.target("c"), &digest), "a")).await.unwrap();
     assert_eq!(fs::read(driver.target("c").join("app.jar")).unwrap(), b"precious");
@@ -94,7 +94,7 @@ async fn without_its_registry_only_recently_accepted_credentials_mount() {
         driver.unpublish("csi-d", &target).await.unwrap();
     };
     refused(&driver, "b").await;
-    // Nothing is remembered over a restart, of anybody.
+    // A restart forgets all authorizations.
     let driver = restarted(driver).await;
     refused(&driver, "b").await;
     refused(&driver, "a").await;

@@ -457,7 +457,7 @@ async fn cached_bytes_give_no_right_to_read_them() {
     let of_owner = recipe([add_from("a.example", &owned)]);
     bench.pull(&of_owner).await.unwrap();
 
-    // Whoever knows the digests makes a manifest and an index of his own.
+    // A user who knows the digests can push another manifest and index with them.
     let named = Artifact::new(&bench.registry).file("mine", secret).push();
     let size = bench.registry.manifest_size(&owned);
     let index = bench.registry.put_manifest(&serde_json::json!({"schemaVersion": 2,

@@ -344,7 +344,8 @@ impl State {
                 (Some(old), None) => ("DELETED", old.clone()),
                 _ => continue,
             };
-            self.version += 1;
+            // The version of an empty server is 1: see `list`.
+            self.version = self.version.max(1) + 1;
             object["metadata"]["resourceVersion"] = json!(self.version.to_string());
             let line = Bytes::from(format!("{}\n", json!({"type": kind, "object": object})));
             if exists {
