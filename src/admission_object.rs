@@ -1,8 +1,8 @@
 //! The objects that the webhook admits: the pod in a manifest, or a `PersistentVolume`.
 
-use oras_csi_webhook::admit::{Admission, AskedVolume, Outcome};
+use oras_csi_webhook::admit::{Admission, Outcome, VolumePreview};
 use oras_csi_webhook::denial::Denial;
-use oras_csi_webhook::workload::is_persistent_volume;
+use oras_csi_webhook::pod_template::is_persistent_volume;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -31,10 +31,10 @@ impl<'a> AdmissionObject<'a> {
         admission: &Admission,
         namespace: &str,
         deadline: Instant,
-    ) -> Result<Vec<AskedVolume>, Denial> {
+    ) -> Result<Vec<VolumePreview>, Denial> {
         match self {
-            Self::Pod(pod) => admission.asks(pod, namespace, deadline).await,
-            Self::PersistentVolume(volume) => admission.persistent_volume_asks(volume, deadline).await,
+            Self::Pod(pod) => admission.preview().pod(pod, namespace, deadline).await,
+            Self::PersistentVolume(volume) => admission.preview().persistent_volume(volume, deadline).await,
         }
     }
 

@@ -82,7 +82,9 @@ impl From<PublishError> for Failure {
         let status = match &error {
             PublishError::Registry { source, .. } => ExitStatus::from(source.kind()),
             PublishError::Digest(_) => ExitStatus::BadInput,
-            PublishError::Contended { .. } | PublishError::TooMany(_) => ExitStatus::Failed,
+            PublishError::File { .. } | PublishError::Contended { .. } | PublishError::TooMany(_) => {
+                ExitStatus::Failed
+            }
         };
         Self::new(status, error)
     }

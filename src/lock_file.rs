@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::{TryStreamExt as _, stream};
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::{Descriptor, IndexEntry, ManifestDocument};
+use oras_csi_core::manifest::{Descriptor, IndexEntry, VerifiedManifest};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
@@ -144,9 +144,9 @@ fn parse(path: &Path, text: &str) -> Result<Content, Failure> {
 fn verify_manifest(
     digest: &Digest,
     manifest: &LockedManifest,
-) -> Result<ManifestDocument, oras_csi_core::manifest::ManifestError> {
+) -> Result<VerifiedManifest, oras_csi_core::manifest::ManifestError> {
     let bytes = Bytes::copy_from_slice(manifest.content.as_bytes());
-    ManifestDocument::verify(digest, Some(&manifest.media_type), bytes)
+    VerifiedManifest::verify(digest, Some(&manifest.media_type), bytes)
 }
 
 #[async_trait]
@@ -163,7 +163,7 @@ impl Registry for LockedRegistry {
         Ok(found)
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         let key = reference.to_string();
         let known = self.with_content(|content| content.manifests.get(&key).cloned());
         if let Some(Ok(known)) = known.map(|known| verify_manifest(reference.digest(), &known)) {
@@ -171,7 +171,7 @@ impl Registry for LockedRegistry {
         }
         let found = self.registry.manifest(reference).await?;
         if let Ok(content) = std::str::from_utf8(found.bytes()) {
-            let media_type = found.document().media_type().to_owned();
+            let media_type = found.manifest().media_type().to_owned();
             let known = LockedManifest { media_type, content: content.to_owned() };
             self.with_content(|content| content.manifests.insert(key, known));
         }
@@ -206,9 +206,9 @@ impl Registry for LockedRegistry {
     }
 
     /// All credentials share the content of the file: it pins digests and gives no pull permission.
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Self {
-            registry: Arc::clone(&self.registry).seen_by(credential),
+            registry: Arc::clone(&self.registry).with_credential(credential),
             path: self.path.clone(),
             content: Arc::clone(&self.content),
             loaded: self.loaded.clone(),

@@ -1,6 +1,6 @@
 //! Policies, Namespaces, Secrets and service accounts that `render` and `explain` read from the manifests themselves.
 
-use oras_csi_webhook::credentials::StatedSecrets;
+use oras_csi_webhook::credentials::ManifestSecrets;
 use oras_csi_webhook::policy::{Entry, Loaded, is_policy};
 use serde_json::Value;
 
@@ -8,8 +8,8 @@ use crate::exit_status::Failure;
 use crate::yaml_documents::describe;
 
 /// Reads the Secrets and service accounts of the manifests. `namespace` is that of objects that do not name one.
-pub(crate) fn secrets_in_manifests(objects: &[Value], namespace: &str) -> StatedSecrets {
-    let mut secrets = StatedSecrets::default();
+pub(crate) fn secrets_in_manifests(objects: &[Value], namespace: &str) -> ManifestSecrets {
+    let mut secrets = ManifestSecrets::default();
     for object in objects {
         secrets.take(object, namespace);
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use oras_csi_core::keys::{annotation, attribute};
 use oras_csi_webhook::admit::Admission;
-use oras_csi_webhook::policy::StatedNamespaces;
-use oras_csi_webhook::sets::{MemorySets, SetBook};
+use oras_csi_webhook::policy::ManifestNamespaces;
+use oras_csi_webhook::sets::{MemorySets, SetCatalog};
 use serde_json::Value;
 
 use crate::exit_status::Failure;
@@ -26,7 +26,7 @@ pub(crate) struct ManifestSets {
 impl ManifestSets {
     /// Reads the sets. An object of a set's kind that cannot be parsed is an error.
     pub(crate) fn read(objects: &[Value], options: &AdmissionOptions) -> Result<Self, Failure> {
-        let mut namespaces = StatedNamespaces::default();
+        let mut namespaces = ManifestNamespaces::default();
         for object in objects {
             let taken = namespaces.take(object);
             taken.map_err(|error| Failure::bad_input(format!("in the manifests, {error}")))?;
@@ -44,15 +44,15 @@ impl ManifestSets {
     }
 
     /// Returns the sets for an admission. The Secrets of the manifests serve as pull secrets of cluster sets too.
-    pub(crate) fn book(&self, objects: &[Value], options: &AdmissionOptions) -> SetBook {
+    pub(crate) fn book(&self, objects: &[Value], options: &AdmissionOptions) -> SetCatalog {
         let secrets = secrets_in_manifests(objects, options.namespace());
-        SetBook::new(self.sets.clone()).with_secrets(Arc::new(secrets), options.namespace())
+        SetCatalog::new(self.sets.clone()).with_secrets(Arc::new(secrets), options.namespace())
     }
 
     /// Resolves the sets that the objects request. An error is reported later, at each object that requests the set.
     pub(crate) async fn resolve(&self, admission: &Admission, options: &AdmissionOptions) {
         for name in &self.requested {
-            admission.resolve_stated(&self.sets, name, options.deadline()).await;
+            admission.update_set_statuses(&self.sets, name, options.deadline()).await;
         }
     }
 }

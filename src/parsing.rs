@@ -8,10 +8,10 @@ use crate::exit_status::Failure;
 
 /// Parses a reference.
 pub(crate) fn parse_reference(text: &str, hosts: &HostsConfig) -> Result<Reference, Failure> {
-    Reference::parse_knowing(text, &|host| hosts.names(host)).map_err(Failure::bad_input)
+    Reference::parse_with_known_hosts(text, &|host| hosts.is_configured(host)).map_err(Failure::bad_input)
 }
 
 /// Parses a recipe in YAML or canonical JSON.
 pub(crate) fn parse_recipe(text: &str, hosts: &HostsConfig) -> Result<WrittenRecipe, Failure> {
-    WrittenRecipe::from_yaml(text, &|host| hosts.names(host)).map_err(Failure::bad_input)
+    WrittenRecipe::from_yaml(text, &|host| hosts.is_configured(host)).map_err(Failure::bad_input)
 }

@@ -23,11 +23,11 @@ pub(crate) async fn expand_patches(
         let at = |failure: Failure| failure.at(format_args!("step {number}: {}", step.reference()));
         let (pinned, instructions) = read_instructions(registry, step.reference()).await.map_err(at)?;
         expanded.push(match instructions {
-            Instructions::Patch(patch) => step.steps(&patch),
+            Instructions::Patch(patch) => patch.steps_for(step),
             Instructions::Recipe(layer) => {
                 let yaml = read_recipe_yaml(registry, &pinned, &layer).await.map_err(at)?;
                 let recipe = parse_recipe(&yaml, hosts).map_err(at)?;
-                step.steps_of(&recipe).map_err(|error| at(Failure::bad_input(error)))?
+                step.steps_from(&recipe).map_err(|error| at(Failure::bad_input(error)))?
             }
         });
     }
@@ -44,7 +44,7 @@ pub(crate) async fn read_instructions(
     reference: &Reference,
 ) -> Result<(PinnedReference, Instructions), Failure> {
     let pinned = reference.pin(resolve_digest(registry, reference).await?);
-    let document = registry.manifest(&pinned).await?.into_document();
+    let document = registry.manifest(&pinned).await?.into_manifest();
     let instructions = Instructions::read(&pinned, &document)?;
     Ok((pinned, instructions))
 }

@@ -19,7 +19,7 @@ const MAX_INTERACTIVE_RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// Returns an anonymous client for requests that a caller waits for: admission, `render`, `explain`.
 pub(crate) fn interactive_client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
-    let settings = Settings::default().with_longest_wait(MAX_INTERACTIVE_RETRY_WAIT);
+    let settings = Settings::default().with_max_retry_wait(MAX_INTERACTIVE_RETRY_WAIT);
     Arc::new(HttpRegistry::new(hosts.clone(), settings))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use oras_csi_core::display::Shown;
 use oras_csi_webhook::manifest::{Stream, flatten, read_stream};
-use oras_csi_webhook::workload::pod_path;
+use oras_csi_webhook::pod_template::pod_path;
 use serde_json::Value;
 
 use crate::exit_status::Failure;

@@ -1,10 +1,11 @@
-//! From settings to real handshakes.
+//! From settings to real TLS clockhakes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use http::Method;
+use oras_csi_kube_support::verb::Verb;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
@@ -13,8 +14,8 @@ use rustls::{
 use serde_json::json;
 
 use super::*;
-use crate::issue::Authority;
-use crate::testing::{FakeApi, Hands, names, now};
+use crate::authority::Authority;
+use crate::testing::{FakeApi, ManualClock, names, now};
 
 fn settings(folder: &Path) -> Settings {
     Settings::new(Source::Folder(folder.to_owned()), names()).poll(Duration::from_millis(10))
@@ -26,20 +27,20 @@ async fn started(settings: Settings, client: Option<kube::Client>) -> (Certifica
     (certificates, shutdown)
 }
 
-/// What a client saw: the leaf, and the protocol that was agreed on.
-struct Seen {
+/// The leaf certificate that a client received, and the negotiated protocol.
+struct Handshake {
     leaf: CertificateDer<'static>,
     alpn: Option<Vec<u8>>,
 }
 
-/// A handshake and one byte each way over loopback, by a client that trusts `bundle` and asks for `name`.
-fn shake(
+/// Does a clockhake and sends one byte each way over loopback. The client trusts `bundle` and expects `name`.
+fn clockhake(
     certificates: &Certificates,
     bundle: &str,
     name: &str,
     version: &'static SupportedProtocolVersion,
     alpn: &[&[u8]],
-) -> Result<Seen, String> {
+) -> Result<Handshake, String> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let config = certificates.server_config();
@@ -53,7 +54,7 @@ fn shake(
     });
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(bundle.as_bytes()).map(Result::unwrap));
-    let mut config = ClientConfig::builder_with_provider(tls::provider())
+    let mut config = ClientConfig::builder_with_provider(tls_config::crypto_provider())
         .with_protocol_versions(&[version])
         .unwrap()
         .with_root_certificates(roots)
@@ -70,16 +71,16 @@ fn shake(
     talked.map_err(|error| error.to_string())?;
     answer.unwrap();
     let leaf = connection.peer_certificates().unwrap()[0].clone().into_owned();
-    Ok(Seen { leaf, alpn: connection.alpn_protocol().map(<[u8]>::to_vec) })
+    Ok(Handshake { leaf, alpn: connection.alpn_protocol().map(<[u8]>::to_vec) })
 }
 
 fn leaf_now(certificates: &Certificates) -> CertificateDer<'static> {
     let bundle = certificates.ca_bundle_pem().unwrap();
-    shake(certificates, &bundle, "localhost", &TLS13, &[b"h2"]).unwrap().leaf
+    clockhake(certificates, &bundle, "localhost", &TLS13, &[b"h2"]).unwrap().leaf
 }
 
 #[tokio::test]
-async fn with_nothing_but_a_folder_a_client_that_trusts_the_bundle_gets_through() {
+async fn with_only_a_folder_a_client_that_trusts_the_bundle_connects() {
     let root = tempfile::tempdir().unwrap();
     let (certificates, _shutdown) = started(settings(&root.path().join("certs")), None).await;
     let bundle = certificates.ca_bundle_pem().unwrap();
@@ -88,23 +89,23 @@ async fn with_nothing_but_a_folder_a_client_that_trusts_the_bundle_gets_through(
         ("localhost", &TLS12, "http/1.1", "http/1.1"),
         ("127.0.0.1", &TLS13, "h2", "h2"),
     ] {
-        let seen = shake(&certificates, &bundle, name, version, &[offered.as_bytes()]).unwrap();
-        assert_eq!(seen.alpn.as_deref(), Some(agreed.as_bytes()));
+        let done = clockhake(&certificates, &bundle, name, version, &[offered.as_bytes()]).unwrap();
+        assert_eq!(done.alpn.as_deref(), Some(agreed.as_bytes()));
     }
     let readiness = certificates.readiness();
     assert!(readiness.is_ready(), "{readiness}");
     let expiry = certificates.expiry();
-    assert_eq!(expiry.leaf, readiness.not_after().map(unix));
+    assert_eq!(expiry.leaf, readiness.not_after().map(unix_seconds));
     assert!(expiry.authority > expiry.leaf);
 }
 
 #[tokio::test]
-async fn a_client_for_another_name_or_with_another_bundle_is_refused() {
+async fn a_client_for_another_name_or_with_another_bundle_fails() {
     let root = tempfile::tempdir().unwrap();
     let (certificates, _shutdown) = started(settings(root.path()), None).await;
     let bundle = certificates.ca_bundle_pem().unwrap();
     let refused = |bundle: &str, name: &str| {
-        shake(&certificates, bundle, name, &TLS13, &[b"h2"]).err().expect("no connection")
+        clockhake(&certificates, bundle, name, &TLS13, &[b"h2"]).err().expect("no connection")
     };
     let error = refused(&bundle, "elsewhere.example");
     assert!(error.contains("not valid for name"), "{error}");
@@ -114,7 +115,7 @@ async fn a_client_for_another_name_or_with_another_bundle_is_refused() {
 }
 
 #[tokio::test]
-async fn the_next_handshake_after_a_change_gets_the_new_certificate() {
+async fn the_next_clockhake_after_a_change_gets_the_new_certificate() {
     let root = tempfile::tempdir().unwrap();
     let (certificates, _shutdown) = started(settings(root.path()), None).await;
     let before = leaf_now(&certificates);
@@ -137,7 +138,7 @@ async fn the_next_handshake_after_a_change_gets_the_new_certificate() {
 }
 
 #[tokio::test]
-async fn an_external_certificate_is_waited_for() {
+async fn an_external_certificate_is_awaited() {
     let root = tempfile::tempdir().unwrap();
     let (certificates, _shutdown) = started(settings(root.path()).issuance(Issuance::External), None).await;
     let readiness = certificates.readiness();
@@ -162,14 +163,14 @@ async fn an_expired_certificate_is_not_ready() {
     let pair = Authority::generate(now()).unwrap().issue(&names(), now()).unwrap();
     std::fs::write(root.path().join("tls.key"), &pair.key_pem).unwrap();
     std::fs::write(root.path().join("tls.crt"), &pair.certificate_pem).unwrap();
-    let hands = Hands::default();
+    let clock = ManualClock::default();
     let tasks = TaskTracker::new();
     let certificates =
-        start_with_clock(settings(root.path()), None, CancellationToken::new(), &tasks, hands.clock())
+        start_with_clock(settings(root.path()), None, CancellationToken::new(), &tasks, clock.clock())
             .await
             .unwrap();
     assert!(certificates.readiness().is_ready());
-    hands.advance(Duration::from_hours(8 * 24));
+    clock.advance(Duration::from_hours(8 * 24));
     let readiness = certificates.readiness();
     assert!(!readiness.certificate().is_ok(), "{readiness}");
 }
@@ -183,7 +184,7 @@ fn configuration() -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn readiness_waits_for_the_live_configuration_and_tasks_end_with_the_process() {
+async fn readiness_waits_for_the_configuration_and_tasks_end_at_shutdown() {
     let root = tempfile::tempdir().unwrap();
     let (api, client) = FakeApi::serve(None);
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -200,7 +201,8 @@ async fn readiness_waits_for_the_live_configuration_and_tasks_end_with_the_proce
     tokio::time::timeout(Duration::from_secs(20), ready).await.expect("in time");
     let bundle = api.object().unwrap()["webhooks"][0]["clientConfig"]["caBundle"].clone();
     let bundle: k8s_openapi::ByteString = serde_json::from_value(bundle).unwrap();
-    shake(&certificates, std::str::from_utf8(&bundle.0).unwrap(), "hook.oras.svc", &TLS13, &[b"h2"]).unwrap();
+    clockhake(&certificates, std::str::from_utf8(&bundle.0).unwrap(), "hook.oras.svc", &TLS13, &[b"h2"])
+        .unwrap();
     shutdown.cancel();
     tasks.close();
     tokio::time::timeout(Duration::from_secs(20), tasks.wait()).await.expect("in time");
@@ -212,7 +214,7 @@ fn secret() -> Settings {
 }
 
 #[tokio::test]
-async fn what_needs_an_api_server_says_so() {
+async fn settings_that_need_an_api_server_fail_without_a_client() {
     let root = tempfile::tempdir().unwrap();
     let folder = || settings(root.path());
     let validating = folder().validating_webhook_configuration(Some("oras".to_owned()));
@@ -223,7 +225,7 @@ async fn what_needs_an_api_server_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_server_that_is_away_for_a_moment_is_waited_for_and_a_refusal_is_not() {
+async fn a_transient_failure_of_the_api_server_is_retried_and_a_refusal_is_not() {
     let (api, client) = FakeApi::serve(None);
     api.refuse(Method::GET, 503);
     api.refuse(Method::GET, 429);
@@ -233,12 +235,12 @@ async fn an_api_server_that_is_away_for_a_moment_is_waited_for_and_a_refusal_is_
     let (api, client) = FakeApi::serve(None);
     api.refuse(Method::GET, 403);
     let refused = start(secret(), Some(client), CancellationToken::new(), &TaskTracker::new()).await;
-    assert!(matches!(refused, Err(Error::Api { action: "get", .. })));
+    assert!(matches!(refused, Err(Error::Api { verb: Verb::Get, .. })));
     assert_eq!(api.count("GET"), 1);
 }
 
 #[tokio::test]
-async fn garbage_at_the_start_is_an_error_that_names_it() {
+async fn an_invalid_entry_at_the_start_is_named_in_the_error() {
     let root = tempfile::tempdir().unwrap();
     for entry in ["tls.crt", "tls.key"] {
         std::fs::write(root.path().join(entry), "garbage").unwrap();

@@ -1,4 +1,4 @@
-//! Wall-clock time: where it comes from, how long a certificate is good for, and how it is printed.
+//! Wall-clock time: its source, the validity of certificates, and how times are printed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use k8s_openapi::jiff::Timestamp;
 use rustls::pki_types::UnixTime;
 
-/// Where the time comes from. Always the wall clock: a machine that was suspended wakes up with an old
-/// certificate, and a monotonic clock would not know.
+/// The source of the time. It is the wall clock, because a machine that was suspended wakes up with an old certificate, and
+/// a monotonic clock does not count the time of the suspension.
 #[derive(Clone)]
 pub(crate) struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
 
@@ -24,7 +24,7 @@ impl Clock {
         Self(Arc::new(now))
     }
 
-    /// The time now.
+    /// Returns the time.
     pub(crate) fn now(&self) -> SystemTime {
         (self.0)()
     }
@@ -36,7 +36,7 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// From when until when a certificate is good, both ends included.
+/// The validity of a certificate, including both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Validity {
     not_before: SystemTime,
@@ -44,7 +44,7 @@ pub(crate) struct Validity {
 }
 
 impl Validity {
-    /// The validity that a certificate states.
+    /// Returns the validity that a certificate states.
     pub(crate) fn of(certificate: &x509_parser::certificate::X509Certificate<'_>) -> Self {
         let stated = certificate.validity();
         Self {
@@ -53,34 +53,34 @@ impl Validity {
         }
     }
 
-    /// The first moment it is good.
+    /// Returns the first moment of the validity.
     pub(crate) fn not_before(&self) -> SystemTime {
         self.not_before
     }
 
-    /// The last moment it is good.
+    /// Returns the last moment of the validity.
     pub(crate) fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// Whether it is good at `now`.
+    /// Reports whether the certificate is valid at `now`.
     pub(crate) fn contains(&self, now: SystemTime) -> bool {
         self.not_before <= now && now <= self.not_after
     }
 
-    /// How long it is good for, all in all.
+    /// Returns the whole duration of the validity.
     pub(crate) fn life(&self) -> Duration {
         self.not_after.duration_since(self.not_before).unwrap_or_default()
     }
 
-    /// The moment halfway.
+    /// Returns the moment in the middle.
     pub(crate) fn middle(&self) -> SystemTime {
         self.not_before + self.life() / 2
     }
 }
 
-/// Seconds since 1970; negative before.
-pub(crate) fn unix(time: SystemTime) -> i64 {
+/// Returns the seconds since 1970, negative for earlier times.
+pub(crate) fn unix_seconds(time: SystemTime) -> i64 {
     let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => seconds(since),
@@ -88,14 +88,14 @@ pub(crate) fn unix(time: SystemTime) -> i64 {
     }
 }
 
-/// The time that rustls wants; 1970 for anything earlier.
-pub(crate) fn for_rustls(time: SystemTime) -> UnixTime {
+/// Converts a time for rustls. Times before 1970 become 1970.
+pub(crate) fn to_unix_time(time: SystemTime) -> UnixTime {
     UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// A time as people read it, RFC 3339 in UTC to the second.
-pub(crate) fn human(time: SystemTime) -> String {
-    let seconds = unix(time);
+/// Formats a time as RFC 3339, in UTC and in whole seconds.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let seconds = unix_seconds(time);
     Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s after 1970"), |t| t.to_string())
 }
 
@@ -109,9 +109,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_and_words() {
+    fn times_are_printed_in_whole_seconds() {
         let t = from_unix(1_800_000_000);
-        assert_eq!((unix(t), human(t).as_str()), (1_800_000_000, "2027-01-15T08:00:00Z"));
-        assert_eq!(unix(from_unix(-5)), -5);
+        assert_eq!((unix_seconds(t), rfc3339(t).as_str()), (1_800_000_000, "2027-01-15T08:00:00Z"));
+        assert_eq!(unix_seconds(from_unix(-5)), -5);
     }
 }

@@ -1,63 +1,66 @@
-//! What can go wrong, with the values and with what to do.
+//! The errors of this crate.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::clock::human;
+use oras_csi_kube_support::errors::{is_transient, message};
+use oras_csi_kube_support::verb::Verb;
 
-/// Why certificates could not be had, kept or served.
+use crate::clock::rfc3339;
+
+/// Why a certificate cannot be created, stored or served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No name was given for the server.
-    #[error("no name was given for the serving certificate: give at least one DNS name or IP address")]
+    /// There is no name for the server.
+    #[error("there is no name for the serving certificate: specify at least one DNS name or IP address")]
     NoNames,
 
-    /// A DNS name that is none.
-    #[error("{name:?} is not a DNS name: give one without wildcards, and IP addresses as such")]
+    /// A name is not a DNS name.
+    #[error("{name:?} is not a DNS name: specify a name without wildcards, and IP addresses as addresses")]
     InvalidName {
-        /// What was given.
+        /// The name.
         name: String,
     },
 
-    /// A Secret or a webhook configuration was named, but there is no client for the API server.
+    /// A Secret or a webhook configuration is named, but there is no client for the API server.
     #[error(
-        "{what} needs a Kubernetes API server: run in a cluster or give a kubeconfig, or keep certificates in a folder"
+        "{what} needs a Kubernetes API server: run in a cluster, specify a kubeconfig, or store the certificates in a folder"
     )]
     NoClient {
-        /// What needs it.
+        /// What needs the API server.
         what: &'static str,
     },
 
-    /// A folder or file could not be read.
+    /// A folder or file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 
-    /// A folder or file could not be made.
-    #[error("cannot write {}: {source}; give a folder that this user may write, or one that already holds tls.crt and tls.key", path.display())]
+    /// A folder or file cannot be written.
+    #[error("cannot write {}: {source}; use a folder that this user can write, or one that holds tls.crt and tls.key already", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 
-    /// The API server refused or could not be reached.
-    #[error("cannot {action} {place}: {}; {hint}", api_words(source))]
+    /// The API server refused the request, or cannot be reached.
+    #[error("cannot {verb} {place}: {}; {hint}", message(source))]
     Api {
-        /// What was tried, as a verb of RBAC.
-        action: &'static str,
+        /// The verb of the request.
+        verb: Verb,
         /// The object.
         place: String,
-        /// What may help.
+        /// What to do.
         hint: &'static str,
-        /// What the client said.
+        /// The error of the client.
         source: Box<kube::Error>,
     },
 
@@ -66,145 +69,130 @@ pub enum Error {
     Unusable {
         /// The folder or Secret.
         place: String,
-        /// The entry's name.
+        /// The name of the entry.
         entry: &'static str,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
 
-    /// Certificate and key do not belong together.
+    /// The certificate and the key do not belong together.
     #[error("{key} of {place} is not the key of {certificate}: replace both together")]
     KeyMismatch {
         /// The folder or Secret.
         place: String,
-        /// The certificate's entry.
+        /// The entry of the certificate.
         certificate: &'static str,
-        /// The key's entry.
+        /// The entry of the key.
         key: &'static str,
     },
 
-    /// Half of what belongs together is missing.
+    /// One of two entries that belong together is missing.
     #[error("{place} holds {present} without {missing}: add it, or remove {present}")]
     Incomplete {
         /// The folder or Secret.
         place: String,
-        /// The entry that is there.
+        /// The entry that exists.
         present: &'static str,
-        /// The entry that is not.
+        /// The entry that is missing.
         missing: &'static str,
     },
 
-    /// An external certificate is awaited.
+    /// An external certificate has not been stored yet.
     #[error(
-        "{place} holds no tls.crt and tls.key yet: whoever issues the certificate (cert-manager?) has to put them there"
+        "{place} holds no tls.crt and tls.key yet: waiting for the issuer of the certificate, such as cert-manager, to store them there"
     )]
-    Absent {
+    NoCertificateYet {
         /// The folder or Secret.
         place: String,
     },
 
-    /// The certificate is for other names.
+    /// The certificate does not cover a name of the server.
     #[error(
-        "tls.crt of {place} is not for {name:?}: it needs every name of the server as a subject alternative name"
+        "tls.crt of {place} does not cover the name {name:?}: it needs every name of the server as a subject alternative name"
     )]
     NotCovered {
         /// The folder or Secret.
         place: String,
-        /// The first name that is missing.
+        /// The first name that is not covered.
         name: String,
     },
 
-    /// Expired, or not good yet.
-    #[error("{entry} of {place} is good from {} to {}, and it is {}: {remedy}", human(*not_before), human(*not_after), human(*now))]
+    /// The certificate has expired, or is not valid yet.
+    #[error("{entry} of {place} is valid from {} to {}, and the time is {}: {remedy}", rfc3339(*not_before), rfc3339(*not_after), rfc3339(*now))]
     OutOfDate {
         /// The folder or Secret.
         place: String,
-        /// The entry's name.
+        /// The name of the entry.
         entry: &'static str,
-        /// First moment it is good.
+        /// The first moment of the validity.
         not_before: SystemTime,
-        /// Last moment it is good.
+        /// The last moment of the validity.
         not_after: SystemTime,
-        /// The time it was looked at.
+        /// The time of the check.
         now: SystemTime,
         /// What to do.
         remedy: &'static str,
     },
 
-    /// The certificate is not signed by the CA beside it.
+    /// The CA beside the certificate did not sign it.
     #[error(
-        "tls.crt of {place} is not trusted by ca.crt beside it ({reason}), so the API server would refuse it: put the CA that signed it into ca.crt"
+        "ca.crt of {place} does not trust tls.crt beside it ({reason}), so the API server would reject it: write the CA that signed it into ca.crt"
     )]
     NotTrusted {
         /// The folder or Secret.
         place: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
 
-    /// Others kept changing the Secret or folder.
+    /// Other writers changed the Secret or folder each time.
     #[error(
-        "{place} kept changing while a CA was being kept in it ({tries} tries): see who else writes there"
+        "cannot store a CA in {place}: it changed each time ({tries} tries). Check which other process writes there"
     )]
     Contended {
         /// The folder or Secret.
         place: String,
-        /// How often it was tried.
+        /// The number of tries.
         tries: u32,
     },
 
-    /// A certificate could not be made.
-    #[error("cannot make a certificate: {source}")]
+    /// A certificate cannot be issued.
+    #[error("cannot issue a certificate: {source}")]
     Issue {
-        /// What rcgen said.
+        /// The error of rcgen.
         #[from]
         source: rcgen::Error,
     },
 
-    /// The TLS configuration could not be made.
+    /// TLS cannot be configured.
     #[error("cannot set up TLS: {source}")]
     Tls {
-        /// What rustls said.
+        /// The error of rustls.
         #[from]
         source: rustls::Error,
     },
 
-    /// The process is ending.
+    /// The process is shutting down.
     #[error("stopped before the certificate was loaded")]
     Stopped,
 
-    /// A thread for file work ended early.
-    #[error("reading or writing certificates was cut short: {source}")]
+    /// The thread for file access ended early.
+    #[error("reading or writing certificates was interrupted: {source}")]
     Thread {
-        /// What the runtime said.
+        /// The error of the runtime.
         #[from]
         source: tokio::task::JoinError,
     },
 }
 
 impl Error {
-    /// Whether trying the same again soon may help.
+    /// Reports whether the same operation may succeed soon.
     pub(crate) fn is_transient(&self) -> bool {
-        match self {
-            Self::Api { source, .. } => match &**source {
-                kube::Error::Api(status) => status.code >= 500 || status.code == 429,
-                kube::Error::Service(_) | kube::Error::HyperError(_) => true,
-                _ => false,
-            },
-            _ => false,
-        }
+        matches!(self, Self::Api { source, .. } if is_transient(source))
     }
 
-    /// Whether this may be what is seen between two steps of somebody who replaces several entries.
-    pub(crate) fn is_half_done(&self) -> bool {
+    /// Reports whether another process may be in the middle of replacing several entries.
+    pub(crate) fn may_be_partial_update(&self) -> bool {
         matches!(self, Self::KeyMismatch { .. } | Self::Incomplete { .. } | Self::NotTrusted { .. })
-    }
-}
-
-/// What an API error says, without the debug print that kube appends to it.
-pub(crate) fn api_words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
-        other => other.to_string(),
     }
 }

@@ -1,4 +1,4 @@
-//! A serving certificate that was looked at and found good.
+//! A serving certificate that was checked.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 
-use crate::bundle::{Bundle, parse_certificates, validity_of};
+use crate::ca_bundle::{CaBundle, parse_certificates, validity_of};
 use crate::clock::Validity;
 use crate::error::Error;
 use crate::settings::Names;
-use crate::tls;
+use crate::tls_config;
 
-/// Certificate chain and key that belong together, are for the server's names, and were good when they
-/// were read. There is no other way to make one.
+/// A certificate chain and its key. They belong together, cover the names of the server, and were valid when they were
+/// read: [`Leaf::parse`], which checks that, is the only constructor.
 #[derive(Clone)]
 pub(crate) struct Leaf {
     key: Arc<CertifiedKey>,
@@ -24,7 +24,7 @@ pub(crate) struct Leaf {
 }
 
 impl Leaf {
-    /// Reads `tls.crt` (leaf first, intermediates after) and `tls.key` of `place`.
+    /// Parses `tls.crt` (the leaf first, then intermediates) and `tls.key` of `place`.
     ///
     /// Fails with [`Error::Unusable`], [`Error::KeyMismatch`], [`Error::NotCovered`] or
     /// [`Error::OutOfDate`].
@@ -39,14 +39,17 @@ impl Leaf {
         let chain = parse_certificates(certificate).map_err(|reason| unusable("tls.crt", reason))?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|error| unusable("tls.key", format!("it holds no private key in PEM ({error})")))?;
-        // parse_certificates gives at least one.
+        // parse_certificates returns at least one.
         let validity = validity_of(&chain[0]).map_err(|reason| unusable("tls.crt", reason))?;
-        let key = CertifiedKey::from_der(chain, key, &tls::provider()).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                Error::KeyMismatch { place: place.to_owned(), certificate: "tls.crt", key: "tls.key" }
-            }
-            error => unusable("tls.key", error.to_string()),
-        })?;
+        let key =
+            CertifiedKey::from_der(chain, key, &tls_config::crypto_provider()).map_err(
+                |error| match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        Error::KeyMismatch { place: place.to_owned(), certificate: "tls.crt", key: "tls.key" }
+                    }
+                    error => unusable("tls.key", error.to_string()),
+                },
+            )?;
         let parsed = key.end_entity_cert().and_then(ParsedCertificate::try_from)?;
         for name in names.server_names() {
             if verify_server_name(&parsed, &name).is_err() {
@@ -66,29 +69,29 @@ impl Leaf {
         Ok(Self { key: Arc::new(key), validity })
     }
 
-    /// What rustls serves.
+    /// Returns the chain and the key for rustls.
     pub(crate) fn certified_key(&self) -> &Arc<CertifiedKey> {
         &self.key
     }
 
-    /// The certificates, leaf first.
+    /// Returns the certificates, leaf first.
     pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
         &self.key.cert
     }
 
-    /// From when until when it is good.
+    /// Returns the validity.
     pub(crate) fn validity(&self) -> Validity {
         self.validity
     }
 
-    /// Whether it was signed by `authority` itself.
+    /// Reports whether `authority` signed it directly.
     pub(crate) fn is_from(&self, authority: &CertificateDer<'static>) -> bool {
         is_from(self.chain(), authority)
     }
 
-    /// Whether it is time for a new one: a third of its life is left, or a little more. How much more, up
-    /// to a twentieth of its life, hangs on the certificate's own signature, so that replicas that started
-    /// together do not renew together.
+    /// Reports whether it must be renewed: a third of its life is left, or a little more. The addition, up to a twentieth of
+    /// its life, depends on the signature of the certificate, so that replicas that started together do not renew at the
+    /// same time.
     pub(crate) fn is_due(&self, now: SystemTime) -> bool {
         let life = self.validity.life();
         let spread = self.chain().first().map_or(0, |leaf| leaf.last().copied().unwrap_or(0));
@@ -96,7 +99,7 @@ impl Leaf {
         now < self.validity.not_before() || now + early >= self.validity.not_after()
     }
 
-    /// How long it is good for from `now`, for a log line.
+    /// Returns how long it remains valid after `now`.
     pub(crate) fn remaining(&self, now: SystemTime) -> Duration {
         self.validity.not_after().duration_since(now).unwrap_or_default()
     }
@@ -114,22 +117,24 @@ impl fmt::Debug for Leaf {
     }
 }
 
-/// Whether `chain` begins with a leaf that `authority` signed directly, be it expired by now or not.
+/// Reports whether `chain` begins with a leaf that `authority` signed directly, even if the leaf has expired.
 pub(crate) fn is_from(chain: &[CertificateDer<'_>], authority: &CertificateDer<'static>) -> bool {
     let Some(leaf) = chain.first() else { return false };
     let Ok(validity) = validity_of(leaf) else { return false };
     leaf != authority
-        && Bundle::from(authority.clone()).vouches_for(std::slice::from_ref(leaf), validity.middle()).is_ok()
+        && CaBundle::from(authority.clone())
+            .verify_chain(std::slice::from_ref(leaf), validity.middle())
+            .is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::issue::{Authority, BACKDATED, LEAF_LIFE};
+    use crate::authority::{Authority, BACKDATED, LEAF_LIFE};
     use crate::testing::{names, now, other_names};
     use rstest::rstest;
 
-    fn pair(names: &Names) -> (Authority, crate::issue::Issued) {
+    fn pair(names: &Names) -> (Authority, crate::authority::IssuedLeaf) {
         let authority = Authority::generate(now()).unwrap();
         let issued = authority.issue(names, now()).unwrap();
         (authority, issued)
@@ -140,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_pair_is_taken_and_knows_its_ca() {
+    fn a_valid_pair_is_accepted_and_names_its_ca() {
         let (authority, issued) = pair(&names());
         let leaf = parse(&issued.certificate_pem, &issued.key_pem, now()).unwrap();
         assert!(leaf.is_from(authority.certificate()));
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_served_is_refused_with_its_reason() {
+    fn an_unusable_pair_is_rejected_with_the_reason() {
         let (_, good) = pair(&names());
         let (_, other) = pair(&names());
         let (_, foreign) = pair(&other_names());
@@ -175,7 +180,7 @@ mod tests {
     #[case::half(0.5, false)]
     #[case::before_the_window(0.61, false)]
     #[case::a_third_is_left(0.667, true)]
-    #[case::nearly_over(0.99, true)]
+    #[case::nearly_expired(0.99, true)]
     fn a_leaf_is_due_when_a_third_of_its_life_is_left(#[case] lived: f64, #[case] due: bool) {
         let (_, issued) = pair(&names());
         let leaf = parse(&issued.certificate_pem, &issued.key_pem, now()).unwrap();
@@ -184,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_back_makes_a_leaf_due() {
+    fn a_leaf_is_due_when_the_clock_was_set_back() {
         let (_, issued) = pair(&names());
         let leaf = parse(&issued.certificate_pem, &issued.key_pem, now()).unwrap();
         assert!(leaf.is_due(now() - 2 * BACKDATED));

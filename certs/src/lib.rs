@@ -1,62 +1,65 @@
-//! Certificates of a webhook: made or found, kept, renewed, hot-reloaded, and trusted by the API server.
+//! Certificates of a webhook: created or found, stored, renewed, reloaded, and trusted by the API server.
 //!
-//! [`start`] with [`Settings`] gives [`Certificates`], which hand out a `rustls::ServerConfig` that always
-//! serves the certificate of the moment.
+//! [`start`] with [`Settings`] returns [`Certificates`], which provide a `rustls::ServerConfig` that always serves the
+//! present certificate.
 //!
-//! # Whose certificate
+//! # Which certificate is served
 //!
-//! What the [`Source`] holds decides:
+//! The contents of the [`Source`] decide:
 //!
-//! | it holds | then |
+//! | contents | result |
 //! |---|---|
-//! | nothing | a CA is made and kept there as `ca.crt` and `ca.key`; whoever writes first wins |
-//! | `ca.crt` with its `ca.key` | the CA is ours: it signs a leaf of seven days, renewed when a third is left |
-//! | `tls.crt`, `tls.key`, and no `ca.key` that belongs to `ca.crt` | somebody else's (cert-manager): served with its chain, `ca.crt` is trusted, nothing is ever written |
+//! | nothing | a CA is created and stored as `ca.crt` and `ca.key`; the first writer wins |
+//! | `ca.crt` with its `ca.key` | this CA signs a leaf certificate of seven days, which is renewed when a third of its life is left |
+//! | `tls.crt`, `tls.key`, and no `ca.key` that belongs to `ca.crt` | an external certificate (cert-manager): it is served with its chain, `ca.crt` is trusted, and nothing is ever written |
 //!
-//! In a folder the leaf is kept beside the CA as `tls.crt` and `tls.key`, so that several processes and a
-//! restart share it; `tls.crt` is ours, to be renewed, if and only if our CA signed it, and any other that
-//! somebody puts there is served and never overwritten. With a Secret each replica has a leaf of its own,
-//! whose key never leaves its memory.
+//! In a folder, the leaf is stored beside the CA as `tls.crt` and `tls.key`, so that several processes and a restart share
+//! it. The webhook renews `tls.crt` only if the CA in the folder signed it. Any other certificate is served and never
+//! overwritten. With a Secret, each replica has a leaf of its own, and the key of the leaf stays in memory.
 //!
 //! # Changes
 //!
-//! The contents are read every few seconds. A pair is taken if it parses, belongs together, covers all
-//! names and has not expired; else the last good one stays and [`Readiness`] says why. `ca.crt` may hold
-//! several CAs and `ca-previous.crt` those before: all are in the bundle. Where the bundle is published in
-//! a MutatingWebhookConfiguration, a certificate of a new CA is served only once the live configuration
-//! trusts it; nothing waits for a ValidatingWebhookConfiguration. CAs that nobody wants any more leave the
-//! bundle after a minute.
+//! The contents are read every few seconds. A pair is accepted if it parses, belongs together, covers all names and has not
+//! expired. Otherwise the last valid pair stays in use and [`Readiness`] reports the reason. `ca.crt` can hold several CAs,
+//! and `ca-previous.crt` earlier ones: all of them are in the bundle. If the bundle is written into a
+//! MutatingWebhookConfiguration, a certificate of a new CA is served only when the configuration in the cluster trusts it.
+//! Nothing waits for a ValidatingWebhookConfiguration. Unused CAs are removed from the bundle after a minute.
 //!
-//! To replace our CA, copy `ca.crt` to `ca-previous.crt` and write a new `ca.crt` and `ca.key`. It is not
-//! replaced by itself: it is good for ten years, [`Expiry`] tells when it ends, and after that an error
-//! says what to do.
+//! To replace the CA, copy `ca.crt` to `ca-previous.crt` and write a new `ca.crt` and `ca.key`. The CA is not replaced
+//! automatically: it is valid for ten years, [`Expiry`] reports when it ends, and then an error says what to do.
 //!
-//! # Rights
+//! # Permissions
 //!
-//! For a Secret: `get` on it, and `update` on it if it is made empty beforehand (a chart can restrict both
-//! by name), else `create` in its namespace; only `get` with [`Issuance::External`]. For each
-//! webhook configuration: `list`, `watch` and `patch`, all restricted by name.
+//! For a Secret: `get`, and `update` if the Secret is created empty beforehand (a chart can restrict both by name);
+//! otherwise `create` in its namespace. With [`Issuance::External`] only `get`. For each webhook configuration: `list`,
+//! `watch` and `patch`, all restricted by name.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
-mod bundle;
+mod authority;
+mod bundle_reconciler;
+mod ca_bundle;
+mod ca_storage;
 mod certificates;
 mod clock;
-mod contents;
+mod entries;
 mod error;
-mod issue;
-mod keep;
 mod leaf;
+pub mod new_file;
 mod readiness;
 mod reload;
 mod settings;
 mod store;
 #[cfg(test)]
 mod testing;
-mod tls;
-mod trust;
+mod tls_config;
+
+use oras_csi_kube_support::field_manager::FieldManager;
 
 pub use certificates::{Certificates, start};
 pub use error::Error;
 pub use readiness::{Check, Expiry, Readiness};
 pub use settings::{DEFAULT_POLL, Issuance, Names, Settings, Source};
+
+/// The name under which the API server records the writes of this crate.
+const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-certs");

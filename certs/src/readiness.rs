@@ -1,9 +1,9 @@
-//! Whether the webhook can be called, and why not.
+//! Whether the API server can call the webhook, and why not.
 
 use std::fmt;
 use std::time::SystemTime;
 
-/// The answer to one question of readiness, with a reason that a person can act on.
+/// The result of one readiness check, with a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     ok: bool,
@@ -11,28 +11,28 @@ pub struct Check {
 }
 
 impl Check {
-    /// Passed, and why.
+    /// The check passed for this reason.
     pub(crate) fn passed(reason: impl Into<String>) -> Self {
         Self { ok: true, reason: reason.into() }
     }
 
-    /// Failed, and why.
+    /// The check failed for this reason.
     pub(crate) fn failed(reason: impl Into<String>) -> Self {
         Self { ok: false, reason: reason.into() }
     }
 
-    /// Whether it passed.
+    /// Reports whether the check passed.
     pub fn is_ok(&self) -> bool {
         self.ok
     }
 
-    /// Why it passed, or what is awaited; one line, no secrets.
+    /// Returns why the check passed or failed, in one line without secrets.
     pub fn reason(&self) -> &str {
         &self.reason
     }
 }
 
-/// Whether clients can reach the server over TLS, as of the moment it was asked.
+/// Whether clients can reach the server over TLS, at the moment of the check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readiness {
     pub(crate) certificate: Check,
@@ -41,22 +41,23 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Whether both checks pass.
+    /// Reports whether both checks pass.
     pub fn is_ready(&self) -> bool {
         self.certificate.ok && self.trust.ok
     }
 
-    /// A serving certificate is loaded and has not expired.
+    /// Returns the check that a serving certificate is loaded and has not expired.
     pub fn certificate(&self) -> &Check {
         &self.certificate
     }
 
-    /// The live MutatingWebhookConfiguration trusts the serving certificate, or none was named.
+    /// Returns the check that the MutatingWebhookConfiguration in the cluster trusts the serving certificate. It passes if no
+    /// configuration is named.
     pub fn trust(&self) -> &Check {
         &self.trust
     }
 
-    /// When the serving certificate runs out, where one is loaded.
+    /// Returns when the serving certificate expires, if one is loaded.
     pub fn not_after(&self) -> Option<SystemTime> {
         self.not_after
     }
@@ -70,11 +71,11 @@ impl fmt::Display for Readiness {
     }
 }
 
-/// When certificates run out, for a gauge such as `cert_not_after_seconds{kind}`.
+/// When certificates expire, for a gauge such as `cert_not_after_seconds{kind}`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Expiry {
-    /// The serving certificate's last moment, in seconds since 1970; none while none is loaded.
+    /// The expiry of the serving certificate, in seconds since 1970, if one is loaded.
     pub leaf: Option<i64>,
-    /// The CA's last moment, in seconds since 1970; none where the CA is not known.
+    /// The expiry of the CA, in seconds since 1970, if the CA is known.
     pub authority: Option<i64>,
 }

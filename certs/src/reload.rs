@@ -1,9 +1,9 @@
-//! Following what is kept: a look at the contents every few seconds, never inotify (kubelet replaces a
-//! mounted Secret by swapping the `..data` symlink, which a watch on the file sees once or not at all).
+//! Reading the folder or Secret every few seconds, and never with inotify: kubelet replaces a mounted Secret by swapping the
+//! `..data` symlink, which a watch on the file reports once or not at all.
 //!
-//! Each look asks what the folder or Secret means ([`crate::contents`]) and which certificate follows
-//! from it. One that cannot be served leaves the last good one in place, and readiness says why. Renewal
-//! goes by the wall clock, so a machine that was suspended renews at the first look after it wakes.
+//! Each refresh interprets the entries ([`crate::entries`]) and decides which certificate to serve. If that certificate
+//! cannot be served, the last valid one stays in use and readiness reports the reason. Renewal depends on the wall clock, so
+//! a machine that was suspended renews the certificate at the first refresh after it wakes up.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,61 +11,62 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::Bundle;
-use crate::clock::{Clock, human};
-use crate::contents::{Beside, Kept, KeptAuthority, RawPair};
+use crate::authority::Authority;
+use crate::bundle_reconciler::{ObservedConfiguration, is_trusted};
+use crate::ca_bundle::CaBundle;
+use crate::ca_storage::CaStorage;
+use crate::clock::{Clock, rfc3339};
+use crate::entries::{RawPair, Stored, StoredCa, StoredLeaf};
 use crate::error::Error;
-use crate::issue::Authority;
-use crate::keep::Keeper;
 use crate::leaf::Leaf;
 use crate::settings::{Issuance, Names};
 use crate::store::{CertificateStore, Serving};
-use crate::trust::{Live, trusts};
 
-/// How often a folder or Secret that changes under our hands is read again before giving up.
-pub(crate) const TRIES: u32 = 5;
-/// How long to wait between two such tries: enough for somebody to write the second of two files.
-pub(crate) const BETWEEN_TRIES: Duration = Duration::from_millis(100);
+/// How often a folder or Secret that other processes are changing is read before the refresh fails.
+pub(crate) const MAX_TRIES: u32 = 5;
+/// The delay between two such tries: long enough for another process to write the second of two files.
+pub(crate) const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Keeps a [`CertificateStore`] in step with a [`Keeper`].
+/// Keeps a [`CertificateStore`] up to date with a [`CaStorage`].
 pub(crate) struct Reloader {
-    keeper: Keeper,
+    storage: CaStorage,
     names: Names,
     issuance: Issuance,
     clock: Clock,
     store: Arc<CertificateStore>,
     publication: Publication,
-    /// Our CA, as last read: it can be put back, and can sign while the API server is away.
+    /// The CA as it was last read. It can be stored again, and can sign while the API server cannot be reached.
     authority: Option<Arc<Authority>>,
     /// A certificate that is not served yet, because clients do not trust its CA yet.
-    held: Option<Held>,
-    /// Whether the folder could not be written, so that our certificate is in memory only.
-    unkept: bool,
+    pending: Option<PendingLeaf>,
+    /// Whether the folder could not be written, so that the certificate is only in memory.
+    is_only_in_memory: bool,
 }
 
-/// The way to and from those who keep the `caBundle` of webhook configurations.
+/// The connection to the reconcilers of the `caBundle` of webhook configurations.
 #[derive(Default)]
 pub(crate) struct Publication {
-    /// What shall be in them.
-    pub(crate) wanted: watch::Sender<Bundle>,
-    /// What is in the one that has to trust a certificate before it is served, if there is one.
-    pub(crate) live: Option<watch::Receiver<Live>>,
+    /// The bundle to write.
+    pub(crate) desired: watch::Sender<CaBundle>,
+    /// The configuration that must trust a certificate before it is served, if there is one.
+    pub(crate) observed: Option<watch::Receiver<ObservedConfiguration>>,
 }
 
-struct Held {
+struct PendingLeaf {
     leaf: Leaf,
-    settling: bool,
+    /// Whether the configuration trusts it already.
+    is_trusted: bool,
 }
 
 struct Candidate {
     leaf: Leaf,
-    bundle: Bundle,
+    bundle: CaBundle,
 }
 
 impl Reloader {
-    /// A reloader that has not looked yet.
+    /// Makes a reloader that has not read anything yet.
     pub(crate) fn new(
-        keeper: Keeper,
+        storage: CaStorage,
         names: Names,
         issuance: Issuance,
         clock: Clock,
@@ -73,127 +74,127 @@ impl Reloader {
     ) -> Self {
         let store = Arc::default();
         Self {
-            keeper,
+            storage,
             names,
             issuance,
             clock,
             store,
             publication,
             authority: None,
-            held: None,
-            unkept: false,
+            pending: None,
+            is_only_in_memory: false,
         }
     }
 
-    /// What it keeps in step.
+    /// Returns the store that it keeps up to date.
     pub(crate) fn store(&self) -> Arc<CertificateStore> {
         Arc::clone(&self.store)
     }
 
-    /// Looks every `poll` until `shutdown`.
+    /// Refreshes every `poll` until `shutdown`.
     pub(crate) async fn run(mut self, poll: Duration, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(poll);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         ticks.tick().await;
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            // A look that is cut short leaves nothing half done: files and Secrets change in one step.
-            let Some(result) = shutdown.run_until_cancelled(self.look()).await else { return };
+            // A refresh can be interrupted at any point: files and Secrets change in one step.
+            let Some(result) = shutdown.run_until_cancelled(self.refresh()).await else { return };
             if let Err(error) = result {
-                self.report(&error);
+                self.record_failure(&error);
             }
         }
     }
 
-    /// Notes why the last look came to nothing, and logs it once.
-    pub(crate) fn report(&self, error: &Error) {
-        if self.store.note(Some(error.to_string())) {
-            let place = self.keeper.place();
+    /// Records why the last refresh failed, and logs it once.
+    pub(crate) fn record_failure(&self, error: &Error) {
+        if self.store.set_problem(Some(error.to_string())) {
+            let place = self.storage.place();
             if let Some(serving) = self.store.serving() {
-                let until = human(serving.leaf.validity().not_after());
-                tracing::warn!(%error, %place, %until, "the last good certificate stays");
+                let until = rfc3339(serving.leaf.validity().not_after());
+                tracing::warn!(%error, %place, %until, "cannot load the serving certificate; the last valid one stays in use");
             } else {
-                tracing::warn!(%error, %place, "no certificate yet");
+                tracing::warn!(%error, %place, "cannot load the serving certificate; there is none yet");
             }
         }
     }
 
-    /// Looks once: reads what is kept, makes what is missing, renews what is due, serves what is new.
-    pub(crate) async fn look(&mut self) -> Result<(), Error> {
+    /// Refreshes once: reads the entries, creates what is missing, renews what is due, and serves what is new.
+    pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
         match self.candidate(now).await {
             Ok(candidate) => {
-                self.offer(candidate, now);
+                self.publish_and_serve(candidate, now);
                 Ok(())
             }
             Err(error) => {
-                self.renew_without_keeper(now)?;
+                self.renew_without_storage(now)?;
                 Err(error)
             }
         }
     }
 
     async fn candidate(&mut self, now: SystemTime) -> Result<Candidate, Error> {
-        let place = self.keeper.place();
-        for attempt in 0..TRIES {
+        let place = self.storage.place();
+        for attempt in 0..MAX_TRIES {
             if attempt > 1 {
-                tokio::time::sleep(BETWEEN_TRIES).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
-            match self.keeper.read().await?.meaning(&place, self.issuance, now)? {
-                Kept::External { pair, bundle } => {
+            match self.storage.read().await?.interpret(&place, self.issuance, now)? {
+                Stored::External { pair, bundle } => {
                     let candidate = self.external(&pair, bundle, now)?;
                     self.authority = None;
                     return Ok(candidate);
                 }
-                Kept::Authority(kept) => return self.own(*kept, now).await,
-                Kept::Nothing => {
-                    let foreign = self.store.serving().is_some() && self.authority.is_none();
-                    if foreign {
-                        return Err(Error::Absent { place });
+                Stored::Authority(stored) => return self.issued(*stored, now).await,
+                Stored::Nothing => {
+                    let was_external = self.store.serving().is_some() && self.authority.is_none();
+                    if was_external {
+                        return Err(Error::NoCertificateYet { place });
                     }
-                    // A CA that somebody removed is put back: clients trust it.
+                    // A CA that was removed is stored again, because clients trust it.
                     let proposed = match &self.authority {
                         Some(authority) => Arc::clone(authority),
                         None => Arc::new(Authority::generate(now)?),
                     };
-                    self.keeper.establish(&proposed, now).await?;
+                    self.storage.store_ca(&proposed, now).await?;
                 }
             }
         }
-        Err(Error::Contended { place, tries: TRIES })
+        Err(Error::Contended { place, tries: MAX_TRIES })
     }
 
-    fn external(&self, pair: &RawPair, bundle: Bundle, now: SystemTime) -> Result<Candidate, Error> {
-        let place = self.keeper.place();
+    fn external(&self, pair: &RawPair, bundle: CaBundle, now: SystemTime) -> Result<Candidate, Error> {
+        let place = self.storage.place();
         let leaf = Leaf::parse(&place, &pair.certificate, &pair.key, &self.names, now)?;
-        if self.publication.live.is_some()
+        if self.publication.observed.is_some()
             && !bundle.is_empty()
-            && let Err(reason) = bundle.vouches_for(leaf.chain(), now)
+            && let Err(reason) = bundle.verify_chain(leaf.chain(), now)
         {
             return Err(Error::NotTrusted { place, reason });
         }
         Ok(Candidate { leaf, bundle })
     }
 
-    async fn own(&mut self, kept: KeptAuthority, now: SystemTime) -> Result<Candidate, Error> {
-        let KeptAuthority { authority, bundle, beside } = kept;
+    async fn issued(&mut self, stored: StoredCa, now: SystemTime) -> Result<Candidate, Error> {
+        let StoredCa { authority, bundle, leaf } = stored;
         let authority = Arc::new(authority);
         self.authority = Some(Arc::clone(&authority));
-        let beside = match beside {
-            Beside::Foreign(pair) => return self.external(&pair, bundle, now),
-            Beside::Ours(pair) => pair,
-            Beside::Nothing => None,
+        let stored = match leaf {
+            StoredLeaf::Foreign(pair) => return self.external(&pair, bundle, now),
+            StoredLeaf::Ours(pair) => pair,
+            StoredLeaf::Nothing => None,
         };
-        let leaf = match &self.keeper {
-            Keeper::Folder(folder) => {
-                let place = self.keeper.place();
-                let read = beside
+        let leaf = match &self.storage {
+            CaStorage::Folder(folder) => {
+                let place = self.storage.place();
+                let read = stored
                     .as_ref()
                     .map(|pair| Leaf::parse(&place, &pair.certificate, &pair.key, &self.names, now))
                     .transpose();
-                // What is in memory stays while another process is in the middle of a renewal or has other
-                // names than we have, and where nothing can be written.
-                let stays = read.is_err() || self.unkept;
-                match (read, self.in_hand(&authority, now)) {
+                // The certificate in memory stays in use while another process is in the middle of a renewal or uses
+                // other names, and while the folder cannot be written.
+                let stays = read.is_err() || self.is_only_in_memory;
+                match (read, self.current_leaf(&authority, now)) {
                     (Ok(Some(leaf)), _) if !leaf.is_due(now) => leaf,
                     (_, Some(leaf)) if stays => leaf,
                     _ => {
@@ -201,85 +202,85 @@ impl Reloader {
                         let renewed =
                             tokio::task::spawn_blocking(move || folder.renew(&authority, &names, now))
                                 .await??;
-                        self.unkept = !renewed.kept;
+                        self.is_only_in_memory = !renewed.is_stored;
                         renewed.leaf
                     }
                 }
             }
-            Keeper::Secret(_) => match self.in_hand(&authority, now) {
+            CaStorage::Secret(_) => match self.current_leaf(&authority, now) {
                 Some(leaf) => leaf,
-                None => self.mint(&authority, now)?,
+                None => self.issue_leaf(&authority, now)?,
             },
         };
         Ok(Candidate { leaf, bundle })
     }
 
-    /// A certificate of `authority` that is in memory and not due.
-    fn in_hand(&self, authority: &Authority, now: SystemTime) -> Option<Leaf> {
+    /// Returns a certificate of `authority` that is in memory and not due for renewal.
+    fn current_leaf(&self, authority: &Authority, now: SystemTime) -> Option<Leaf> {
         let serving = self.store.serving().map(|serving| serving.leaf.clone());
-        let held = self.held.as_ref().map(|held| held.leaf.clone());
-        [held, serving]
+        let pending = self.pending.as_ref().map(|pending| pending.leaf.clone());
+        [pending, serving]
             .into_iter()
             .flatten()
             .find(|leaf| leaf.is_from(authority.certificate()) && !leaf.is_due(now))
     }
 
-    fn mint(&self, authority: &Authority, now: SystemTime) -> Result<Leaf, Error> {
+    fn issue_leaf(&self, authority: &Authority, now: SystemTime) -> Result<Leaf, Error> {
         let issued = authority.issue(&self.names, now)?;
         let (certificate, key) = (issued.certificate_pem.as_bytes(), issued.key_pem.as_bytes());
-        Leaf::parse(&self.keeper.place(), certificate, key, &self.names, now)
+        Leaf::parse(&self.storage.place(), certificate, key, &self.names, now)
     }
 
-    /// While what is kept cannot be read, our own CA in memory still signs.
-    fn renew_without_keeper(&mut self, now: SystemTime) -> Result<(), Error> {
+    /// Renews the certificate with the CA in memory while the folder or Secret cannot be read.
+    fn renew_without_storage(&mut self, now: SystemTime) -> Result<(), Error> {
         let (Some(authority), Some(serving)) = (&self.authority, self.store.serving()) else { return Ok(()) };
         if serving.leaf.is_due(now)
             && serving.leaf.is_from(authority.certificate())
             && authority.validity().contains(now)
         {
-            let leaf = self.mint(authority, now)?;
+            let leaf = self.issue_leaf(authority, now)?;
             self.serve(leaf, serving.authority_not_after, now);
         }
         Ok(())
     }
 
-    /// Publishes the candidate's CAs, and serves it as soon as clients trust it: at once where nothing
-    /// better is served, otherwise one look after the live configuration was first seen to trust it, so
-    /// that every API server has read it too.
-    fn offer(&mut self, candidate: Candidate, now: SystemTime) {
+    /// Publishes the CAs of the candidate, and serves its certificate when clients trust it. That is at once if the
+    /// certificate in use is not trusted either. Otherwise it is one refresh after the configuration was first seen to trust
+    /// it, so that every API server has read the configuration.
+    fn publish_and_serve(&mut self, candidate: Candidate, now: SystemTime) {
         let Candidate { leaf, bundle } = candidate;
         let authority_not_after = bundle.not_after();
-        if self.store.wanted() != bundle {
-            self.store.want(bundle.clone());
+        if self.store.ca_bundle() != bundle {
+            self.store.set_ca_bundle(bundle.clone());
         }
-        let held = self.held.take();
+        let pending = self.pending.take();
         let serving = self.store.serving();
-        self.publication.wanted.send_if_modified(|wanted| {
-            let news = *wanted != bundle;
-            if news {
-                *wanted = bundle;
+        self.publication.desired.send_if_modified(|desired| {
+            let is_new = *desired != bundle;
+            if is_new {
+                *desired = bundle;
             }
-            news
+            is_new
         });
-        if let Some(live) = &self.publication.live {
-            let live = live.borrow();
+        if let Some(observed) = &self.publication.observed {
+            let observed = observed.borrow();
             if let Some(serving) = &serving
                 && serving.leaf != leaf
-                && trusts(&live, serving.leaf.chain(), now)
+                && is_trusted(&observed, serving.leaf.chain(), now)
             {
-                let trusted = trusts(&live, leaf.chain(), now);
-                let first_seen_trusted = held.is_some_and(|held| !held.settling);
-                if !trusted || first_seen_trusted {
-                    let word = "a new certificate is kept back until the caBundle of the webhook configuration trusts it";
-                    if self.store.note(Some(word.to_owned())) {
-                        tracing::info!(place = %self.keeper.place(), "{word}");
+                let trusted = is_trusted(&observed, leaf.chain(), now);
+                let was_untrusted = pending.is_some_and(|pending| !pending.is_trusted);
+                if !trusted || was_untrusted {
+                    let message = "a new certificate is not served until the caBundle of the webhook configuration trusts it";
+                    if self.store.set_problem(Some(message.to_owned())) {
+                        tracing::info!(place = %self.storage.place(), "{message}");
                     }
-                    self.held = Some(Held { leaf, settling: trusted });
+                    self.pending = Some(PendingLeaf { leaf, is_trusted: trusted });
                     return;
                 }
             }
         }
-        self.store.note(None);
+        self.store.set_problem(None);
         match serving {
             Some(serving) if serving.leaf == leaf && serving.authority_not_after == authority_not_after => {}
             _ => self.serve(leaf, authority_not_after, now),
@@ -287,9 +288,9 @@ impl Reloader {
     }
 
     fn serve(&self, leaf: Leaf, authority_not_after: Option<SystemTime>, now: SystemTime) {
-        let until = human(leaf.validity().not_after());
+        let until = rfc3339(leaf.validity().not_after());
         let days = leaf.remaining(now).as_secs() / (24 * 3600);
-        tracing::info!(place = %self.keeper.place(), %until, days, "serving certificate loaded");
+        tracing::info!(place = %self.storage.place(), %until, days, "loaded the serving certificate");
         self.store.serve(Serving { leaf, authority_not_after });
     }
 }

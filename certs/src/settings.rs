@@ -1,4 +1,4 @@
-//! What a caller decides.
+//! The settings of this crate.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,11 +8,11 @@ use rustls::pki_types::ServerName;
 
 use crate::error::Error;
 
-/// How often the folder or Secret is read again, unless [`Settings::poll`] says otherwise.
+/// How often the folder or Secret is read, unless [`Settings::poll`] sets another interval.
 pub const DEFAULT_POLL: Duration = Duration::from_secs(10);
 
-/// The names under which clients reach the server. A certificate that does not cover every one of them
-/// is not served, so list what clients use and no more.
+/// The names under which clients reach the server. A certificate that does not cover all of them is not served, so list only
+/// names that clients use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     dns: Vec<String>,
@@ -20,10 +20,10 @@ pub struct Names {
 }
 
 impl Names {
-    /// DNS names (no wildcards) and IP addresses; at least one in all.
+    /// Makes names from DNS names (without wildcards) and IP addresses. There must be at least one.
     ///
     /// # Errors
-    /// [`Error::InvalidName`] for what is no DNS name, [`Error::NoNames`] when there is none at all.
+    /// [`Error::InvalidName`] for a name that is not a DNS name, [`Error::NoNames`] if there is no name.
     pub fn new<D>(
         dns: impl IntoIterator<Item = D>,
         ips: impl IntoIterator<Item = IpAddr>,
@@ -49,60 +49,60 @@ impl Names {
         Ok(names)
     }
 
-    /// The one name by which the API server dials a Service: `NAME.NAMESPACE.svc`.
+    /// Makes the name under which the API server calls a Service: `NAME.NAMESPACE.svc`.
     ///
     /// # Errors
-    /// [`Error::InvalidName`] where name and namespace make no DNS name.
+    /// [`Error::InvalidName`] if name and namespace do not make a DNS name.
     pub fn of_service(name: &str, namespace: &str) -> Result<Self, Error> {
         Self::new([format!("{name}.{namespace}.svc")], [])
     }
 
-    /// The DNS names, in lower case, sorted.
+    /// Returns the DNS names, in lower case and sorted.
     pub fn dns(&self) -> &[String] {
         &self.dns
     }
 
-    /// The IP addresses, sorted.
+    /// Returns the IP addresses, sorted.
     pub fn ips(&self) -> &[IpAddr] {
         &self.ips
     }
 
-    /// Every name in the form that rustls checks.
+    /// Returns every name in the form that rustls checks.
     pub(crate) fn server_names(&self) -> impl Iterator<Item = ServerName<'_>> {
         let dns = self.dns.iter().filter_map(|name| ServerName::try_from(name.as_str()).ok());
         dns.chain(self.ips.iter().map(|ip| ServerName::from(*ip)))
     }
 }
 
-/// Where certificates are kept, or come from.
+/// Where certificates are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A folder with `ca.crt`, `ca.key`, `tls.crt`, `tls.key` and perhaps `ca-previous.crt`. Made, 0700,
-    /// where it is missing. A mounted Secret will do.
+    /// A folder with `ca.crt`, `ca.key`, `tls.crt`, `tls.key` and optionally `ca-previous.crt`. It is created with mode 0700 if
+    /// it is missing. It can be a mounted Secret.
     Folder(PathBuf),
     /// A Secret with the same entries, read through the API server.
     Secret {
-        /// The Secret's namespace.
+        /// The namespace of the Secret.
         namespace: String,
-        /// The Secret's name.
+        /// The name of the Secret.
         name: String,
     },
 }
 
-/// Who makes the certificate.
+/// Who issues the certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Issuance {
-    /// What is in the [`Source`] decides: a `tls.crt` and `tls.key` that are not from our own CA are
-    /// somebody else's and served as they are; where there is nothing, a CA is made and kept there.
+    /// The contents of the [`Source`] decide. A `tls.crt` and `tls.key` that the CA in the source did not sign are external
+    /// and served as they are. If there is nothing, a CA is created and stored there.
     #[default]
     Automatic,
-    /// Always somebody else (cert-manager, a person). Nothing is ever written to the [`Source`], and while
-    /// there is no `tls.crt` and `tls.key` yet, [`start`](crate::start) succeeds and readiness says what
-    /// is awaited. For a Secret that cert-manager fills after the webhook has started.
+    /// Always another tool, such as cert-manager, or a person. Nothing is ever written to the [`Source`]. While there is no
+    /// `tls.crt` and `tls.key`, [`start`](crate::start) succeeds and readiness reports that they are missing. For a Secret
+    /// that cert-manager fills after the start of the webhook.
     External,
 }
 
-/// All that [`start`](crate::start) needs to know.
+/// The settings for [`start`](crate::start).
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(crate) source: Source,
@@ -114,8 +114,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Certificates kept in `source` for a server called `names`; automatic issuance, no webhook
-    /// configuration, [`DEFAULT_POLL`].
+    /// Makes settings for certificates in `source` that cover `names`, with automatic issuance, without a webhook
+    /// configuration, and with [`DEFAULT_POLL`].
     pub fn new(source: Source, names: Names) -> Self {
         Self {
             source,
@@ -127,31 +127,31 @@ impl Settings {
         }
     }
 
-    /// Who makes the certificate.
+    /// Sets who issues the certificate.
     #[must_use]
     pub fn issuance(mut self, issuance: Issuance) -> Self {
         self.issuance = issuance;
         self
     }
 
-    /// The MutatingWebhookConfiguration whose `caBundle` shall be kept in step. Without one, trust is
-    /// somebody else's business and readiness does not ask for it.
+    /// Sets the MutatingWebhookConfiguration whose `caBundle` is written. Without one, readiness does not check whether the
+    /// API server trusts the certificate.
     #[must_use]
     pub fn webhook_configuration(mut self, name: Option<impl Into<String>>) -> Self {
         self.webhook_configuration = name.map(Into::into);
         self
     }
 
-    /// The ValidatingWebhookConfiguration whose `caBundle` shall be kept in step too. For one that can be
-    /// done without (`failurePolicy: Ignore`): neither readiness nor a new certificate waits for it, and
-    /// the log says why while it is missing or does not trust the certificate.
+    /// Sets the ValidatingWebhookConfiguration whose `caBundle` is written as well. It is for optional webhooks
+    /// (`failurePolicy: Ignore`): neither readiness nor a new certificate waits for it. The log reports if it is missing or
+    /// does not trust the certificate.
     #[must_use]
     pub fn validating_webhook_configuration(mut self, name: Option<String>) -> Self {
         self.validating_webhook_configuration = name;
         self
     }
 
-    /// How often the folder or Secret is read again; at least 10 ms.
+    /// Sets how often the folder or Secret is read, at least 10 ms.
     #[must_use]
     pub fn poll(mut self, every: Duration) -> Self {
         self.poll = every.max(Duration::from_millis(10));
@@ -169,13 +169,13 @@ mod tests {
     #[case::address("10.0.0.1")]
     #[case::empty("")]
     #[case::space("a b")]
-    fn what_is_no_dns_name_is_refused_by_name(#[case] name: &str) {
+    fn the_error_for_an_invalid_name_has_the_name(#[case] name: &str) {
         let error = Names::new([name], []).unwrap_err();
         assert!(error.to_string().contains(&format!("{name:?}")), "{error}");
     }
 
     #[test]
-    fn names_are_folded_and_not_empty() {
+    fn names_are_in_lower_case_and_not_empty() {
         assert!(matches!(Names::new(Vec::<String>::new(), []), Err(Error::NoNames)));
         let names = Names::new(["B.x", "a.x", "b.x"], []).unwrap();
         assert_eq!(names.dns(), ["a.x", "b.x"]);

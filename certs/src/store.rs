@@ -1,4 +1,4 @@
-//! What is served now: the one thing that the TLS listener, readiness and the background tasks share.
+//! The certificate that is served now. The TLS listener, readiness and the background tasks share it.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -7,65 +7,65 @@ use arc_swap::ArcSwapOption;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use crate::bundle::Bundle;
+use crate::ca_bundle::CaBundle;
 use crate::leaf::Leaf;
 
-/// The certificate in use, and what is known of it.
+/// The certificate in use.
 #[derive(Clone, Debug)]
 pub(crate) struct Serving {
     /// The certificate in use.
     pub(crate) leaf: Leaf,
-    /// When the CA in use runs out, where there is one.
+    /// When the CA in use expires, if there is one.
     pub(crate) authority_not_after: Option<SystemTime>,
 }
 
-/// Holds the certificate in use and hands it to rustls. Swapped whole: a handshake sees the old one or the
-/// new one. Connections that are up are not touched.
+/// Holds the certificate in use for rustls. It is replaced as a whole: a handshake gets the old certificate or the new one.
+/// Existing connections do not change.
 #[derive(Debug, Default)]
 pub(crate) struct CertificateStore {
     serving: ArcSwapOption<Serving>,
-    wanted: RwLock<Bundle>,
+    ca_bundle: RwLock<CaBundle>,
     problem: RwLock<Option<String>>,
 }
 
 impl CertificateStore {
-    /// What is served now; none before the first certificate was loaded.
+    /// Returns the certificate in use, or `None` before the first one is loaded.
     pub(crate) fn serving(&self) -> Option<Arc<Serving>> {
         self.serving.load_full()
     }
 
-    /// Serves another certificate from the next handshake on.
+    /// Uses another certificate from the next handshake on.
     pub(crate) fn serve(&self, serving: Serving) {
         self.serving.store(Some(Arc::new(serving)));
     }
 
-    /// The CAs that clients should trust. May be ahead of what is served: a new CA is published first.
-    pub(crate) fn wanted(&self) -> Bundle {
-        self.wanted.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the CAs that clients should trust. A new CA is here before a certificate of it is in use.
+    pub(crate) fn ca_bundle(&self) -> CaBundle {
+        self.ca_bundle.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sets what [`wanted`](Self::wanted) gives.
-    pub(crate) fn want(&self, bundle: Bundle) {
-        *self.wanted.write().unwrap_or_else(PoisonError::into_inner) = bundle;
+    /// Replaces the CAs that clients should trust.
+    pub(crate) fn set_ca_bundle(&self, bundle: CaBundle) {
+        *self.ca_bundle.write().unwrap_or_else(PoisonError::into_inner) = bundle;
     }
 
-    /// What stands in the way of following the folder or Secret, if anything does.
+    /// Returns why the folder or Secret could not be used at the last refresh, if it could not.
     pub(crate) fn problem(&self) -> Option<String> {
         self.problem.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes what stands in the way; true if that is news.
-    pub(crate) fn note(&self, problem: Option<String>) -> bool {
-        let mut noted = self.problem.write().unwrap_or_else(PoisonError::into_inner);
-        let news = *noted != problem;
-        *noted = problem;
-        news
+    /// Records the problem of the last refresh, or that there is none. Returns true if that is a change.
+    pub(crate) fn set_problem(&self, problem: Option<String>) -> bool {
+        let mut last = self.problem.write().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *last != problem;
+        *last = problem;
+        is_new
     }
 }
 
 impl ResolvesServerCert for CertificateStore {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // One certificate for all names: a client that came for another name sees that for itself.
+        // There is one certificate for all names. A client that expects another name rejects it.
         self.serving.load().as_ref().map(|serving| Arc::clone(serving.leaf.certified_key()))
     }
 }

@@ -1,4 +1,4 @@
-//! What several tests need.
+//! Helpers for several tests.
 
 mod api;
 mod log;
@@ -12,9 +12,9 @@ use crate::clock::Clock;
 use crate::settings::Names;
 
 pub(crate) use api::FakeApi;
-pub(crate) use log::Warnings;
+pub(crate) use log::CapturedWarnings;
 
-/// A fixed moment, whole seconds as certificates have them.
+/// Returns a fixed time in whole seconds, as in certificates.
 pub(crate) fn now() -> SystemTime {
     static NOW: LazyLock<SystemTime> = LazyLock::new(|| {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -23,28 +23,28 @@ pub(crate) fn now() -> SystemTime {
     *NOW
 }
 
-/// The names that tests serve.
+/// Returns the names of the server in tests.
 pub(crate) fn names() -> Names {
     Names::new(["hook.oras.svc", "localhost"], [IpAddr::V4(Ipv4Addr::LOCALHOST)]).unwrap()
 }
 
-/// Names that do not cover [`names`].
+/// Returns names that do not cover [`names`].
 pub(crate) fn other_names() -> Names {
     Names::new(["elsewhere.example"], []).unwrap()
 }
 
 /// A clock that a test moves.
 #[derive(Clone, Default)]
-pub(crate) struct Hands(Arc<AtomicU64>);
+pub(crate) struct ManualClock(Arc<AtomicU64>);
 
-impl Hands {
-    /// The clock, which begins at [`now`].
+impl ManualClock {
+    /// Returns the clock, which starts at [`now`].
     pub(crate) fn clock(&self) -> Clock {
-        let hands = self.clone();
-        Clock::from_fn(move || now() + Duration::from_secs(hands.0.load(Ordering::SeqCst)))
+        let offset = self.clone();
+        Clock::from_fn(move || now() + Duration::from_secs(offset.0.load(Ordering::SeqCst)))
     }
 
-    /// Moves it on.
+    /// Advances the time.
     pub(crate) fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_secs(), Ordering::SeqCst);
     }

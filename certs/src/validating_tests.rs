@@ -1,4 +1,4 @@
-//! The configuration that readiness does not wait for, beside the one that it does.
+//! The ValidatingWebhookConfiguration, which readiness does not wait for, beside the MutatingWebhookConfiguration.
 
 use http::Method;
 use k8s_openapi::ByteString;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::settings::DEFAULT_POLL;
-use crate::testing::{FakeApi, Warnings, names};
+use crate::testing::{CapturedWarnings, FakeApi, names};
 
 const CERT_MANAGER: &str = "cert-manager.io/inject-ca-from";
 
@@ -16,17 +16,17 @@ struct Scene {
     validating: FakeApi,
     shutdown: CancellationToken,
     tasks: TaskTracker,
-    warnings: Warnings,
+    warnings: CapturedWarnings,
     _root: tempfile::TempDir,
 }
 
 impl Scene {
-    async fn open(validating: Option<Value>) -> Self {
+    async fn start_with(validating: Option<Value>) -> Self {
         Self::refusing(validating, &[]).await
     }
 
     async fn refusing(validating: Option<Value>, refusals: &[Method]) -> Self {
-        let warnings = Warnings::listen();
+        let warnings = CapturedWarnings::capture();
         let root = tempfile::tempdir().unwrap();
         let mutating = configuration("MutatingWebhookConfiguration", &Value::Null);
         let (mutating, validating, client) = FakeApi::serve_both(Some(mutating), validating);
@@ -43,7 +43,7 @@ impl Scene {
         scene
     }
 
-    /// Waits until both webhooks of the validating configuration have our bundle and no other.
+    /// Waits until both webhooks of the validating configuration have exactly our bundle.
     async fn until_trusted(&self) {
         let ours = bundle(&self.certificates.ca_bundle_pem().unwrap());
         until(|| bundles(&self.validating) == [ours.clone(), ours.clone()]).await;
@@ -55,10 +55,10 @@ impl Scene {
         assert!(readiness.trust().reason().contains("MutatingWebhookConfiguration oras trusts"));
     }
 
-    /// Waits until a warning has `part`, and long enough for it to be repeated: it shall not be.
-    async fn warned_once(&self, part: &str) {
+    /// Waits until a warning has `part`, and then long enough to see that it is not repeated.
+    async fn assert_warned_once(&self, part: &str) {
         until(|| !self.warnings.with(part).is_empty()).await;
-        settle().await;
+        wait_for_many_polls().await;
         let warnings = self.warnings.with(part);
         assert_eq!(warnings.len(), 1, "{warnings:#?}");
     }
@@ -73,7 +73,7 @@ async fn until(condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_mins(10), wait).await.expect("in time");
 }
 
-async fn settle() {
+async fn wait_for_many_polls() {
     tokio::time::sleep(12 * DEFAULT_POLL).await;
 }
 
@@ -111,10 +111,10 @@ fn set_bundle(object: &mut Option<Value>, index: usize, bundle: &Value) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_gets_the_bundle_and_nothing_else_changes() {
-    let scene = Scene::open(Some(validating())).await;
+async fn the_bundle_is_written_and_nothing_else_changes() {
+    let scene = Scene::start_with(Some(validating())).await;
     scene.until_trusted().await;
-    settle().await;
+    wait_for_many_polls().await;
     assert_eq!((scene.mutating.count("PATCH"), scene.validating.count("PATCH")), (1, 1));
     assert_eq!(scene.validating.bodies()[0][0]["path"], "/metadata/resourceVersion");
     let mut without = scene.validating.object().unwrap();
@@ -124,48 +124,48 @@ async fn it_gets_the_bundle_and_nothing_else_changes() {
     }
     without["metadata"].as_object_mut().unwrap().remove("resourceVersion");
     assert_eq!(without, validating());
-    assert_eq!(scene.warnings.with(""), [""; 0], "nothing is wrong");
+    assert_eq!(scene.warnings.with(""), [""; 0], "there is no warning");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bundle_that_somebody_empties_comes_back() {
-    let scene = Scene::open(Some(validating())).await;
-    for taken in [Value::Null, json!(""), bundle("garbage")] {
+async fn a_removed_bundle_is_written_again() {
+    let scene = Scene::start_with(Some(validating())).await;
+    for removed in [Value::Null, json!(""), bundle("garbage")] {
         scene.until_trusted().await;
-        scene.validating.edit(|object| set_bundle(object, 1, &taken));
+        scene.validating.edit(|object| set_bundle(object, 1, &removed));
         scene.assert_ready();
     }
     scene.until_trusted().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn cert_managers_is_never_patched() {
+async fn a_configuration_of_cert_manager_is_never_patched() {
     let annotations = json!({CERT_MANAGER: "oras/hook"});
-    let scene = Scene::open(Some(configuration("ValidatingWebhookConfiguration", &annotations))).await;
-    scene.warned_once("waiting for cert-manager").await;
+    let scene = Scene::start_with(Some(configuration("ValidatingWebhookConfiguration", &annotations))).await;
+    scene.assert_warned_once("waiting for cert-manager").await;
     scene.assert_ready();
     let ours = bundle(&scene.certificates.ca_bundle_pem().unwrap());
     scene.validating.edit(|object| (0..2).for_each(|index| set_bundle(object, index, &ours)));
-    settle().await;
+    wait_for_many_polls().await;
     scene.validating.edit(|object| set_bundle(object, 0, &Value::Null));
-    settle().await;
+    wait_for_many_polls().await;
     assert_eq!(scene.validating.count("PATCH"), 0);
     assert_eq!(scene.warnings.with("waiting for cert-manager").len(), 2, "once per change");
     scene.assert_ready();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_one_is_logged_and_leaves_the_process_ready() {
-    let scene = Scene::open(None).await;
-    scene.warned_once("ValidatingWebhookConfiguration oras: there is none of this name yet").await;
+async fn a_missing_configuration_is_logged_and_the_process_is_ready() {
+    let scene = Scene::start_with(None).await;
+    scene.assert_warned_once("ValidatingWebhookConfiguration oras: it does not exist yet").await;
     scene.assert_ready();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_one_that_appears_later_is_patched() {
-    let scene = Scene::open(None).await;
+async fn a_configuration_that_appears_later_is_patched() {
+    let scene = Scene::start_with(None).await;
     for _ in 0..2 {
-        settle().await;
+        wait_for_many_polls().await;
         scene.validating.edit(|object| *object = Some(validating()));
         scene.until_trusted().await;
         scene.validating.edit(|object| *object = None);
@@ -174,33 +174,33 @@ async fn a_missing_one_that_appears_later_is_patched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_cannot_be_watched_is_logged_once_and_leaves_the_process_ready() {
+async fn a_failed_watch_is_logged_once_and_the_process_is_ready() {
     let scene = Scene::refusing(Some(validating()), &vec![Method::GET; 12]).await;
-    scene.warned_once("webhook configuration cannot be watched").await;
-    scene.warned_once("refused with 403; grant list and watch on it").await;
+    scene.assert_warned_once("cannot watch a webhook configuration").await;
+    scene.assert_warned_once("refused with 403; grant list and watch on it").await;
     scene.assert_ready();
     scene.until_trusted().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_cannot_be_patched_is_logged_once_and_leaves_the_process_ready() {
+async fn a_failed_write_is_logged_once_and_the_process_is_ready() {
     let scene = Scene::refusing(Some(validating()), &vec![Method::PATCH; 12]).await;
-    scene.warned_once("caBundle not set, trying again").await;
-    scene.warned_once("refused with 403; grant patch on it").await;
+    scene.assert_warned_once("cannot write the caBundle").await;
+    scene.assert_warned_once("refused with 403; grant patch on it").await;
     scene.assert_ready();
     scene.until_trusted().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_ends_with_the_process() {
-    let scene = Scene::open(Some(validating())).await;
+async fn the_tasks_end_at_shutdown() {
+    let scene = Scene::start_with(Some(validating())).await;
     scene.shutdown.cancel();
     scene.tasks.close();
     tokio::time::timeout(Duration::from_mins(10), scene.tasks.wait()).await.expect("in time");
 }
 
 #[tokio::test(start_paused = true)]
-async fn alone_it_is_kept_and_nothing_waits_for_it() {
+async fn a_validating_configuration_alone_is_reconciled_and_readiness_does_not_wait() {
     let root = tempfile::tempdir().unwrap();
     let (_, api, client) = FakeApi::serve_both(None, Some(validating()));
     let settings = Settings::new(Source::Folder(root.path().to_owned()), names())

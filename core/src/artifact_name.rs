@@ -1,25 +1,27 @@
-//! The NAME of `oras.land/artifact.NAME`: also the directory its files lie in.
+//! The NAME of `oras.land/artifact.NAME`, which is also the directory of that artifact's files in the volume
+//! (docs/design.md, "Annotations").
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::display::{Shown, string_serde};
 
-/// `[a-z0-9]` with `-` and `.` inside, at most 40 characters.
+/// The name of an artifact: `[a-z0-9]` with `-` and `.` inside, at most 40 characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ArtifactName(String);
 
-/// A NAME that breaks the rule.
+/// The error for a text that is not an [`ArtifactName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is not a name: at most 40 characters of a-z and 0-9, with \"-\" and \".\" inside; upper case is not folded"
+    "\"{0}\" is not an artifact name: write at most 40 characters of a-z, 0-9, \"-\" and \".\", with a-z or 0-9 at both \
+     ends; upper case is not converted"
 )]
 pub struct ArtifactNameError(Shown);
 
 impl ArtifactName {
-    const LONGEST: usize = 40;
+    const MAX_LEN: usize = 40;
 
-    /// The name as it is written.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -29,11 +31,12 @@ impl FromStr for ArtifactName {
     type Err = ArtifactNameError;
 
     fn from_str(text: &str) -> Result<Self, ArtifactNameError> {
-        let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let ends = text.bytes().next().is_some_and(word) && text.bytes().next_back().is_some_and(word);
-        if ends
-            && text.len() <= Self::LONGEST
-            && text.bytes().all(|byte| word(byte) || matches!(byte, b'-' | b'.'))
+        let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let has_valid_ends = text.bytes().next().is_some_and(is_alphanumeric)
+            && text.bytes().next_back().is_some_and(is_alphanumeric);
+        if has_valid_ends
+            && text.len() <= Self::MAX_LEN
+            && text.bytes().all(|byte| is_alphanumeric(byte) || matches!(byte, b'-' | b'.'))
         {
             Ok(Self(text.to_owned()))
         } else {
@@ -55,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_the_rule_and_nothing_else() {
+    fn accepts_only_names_that_follow_the_rule() {
         let longest = "a".repeat(40);
         for name in ["a", "0", "model", "a-b.c", longest.as_str()] {
             assert!(name.parse::<ArtifactName>().is_ok(), "{name}");

@@ -1,4 +1,4 @@
-//! Content digests (OCI image-spec, descriptor.md, "Digests"): sha256 and sha512, nothing else.
+//! Content digests (OCI image-spec, descriptor.md, "Digests"). Only sha256 and sha512 are accepted.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use sha2::Digest as _;
 
 use crate::display::{Shown, string_serde};
 
-/// The two registered algorithms of the image-spec that a reference may be pinned with.
+/// A digest algorithm: one of the two that the image-spec registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
     /// SHA-256: 64 lower-case hexadecimal characters.
@@ -17,7 +17,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name before the colon: `sha256` or `sha512`.
+    /// Returns the name before the colon: `sha256` or `sha512`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -25,7 +25,7 @@ impl Algorithm {
         }
     }
 
-    /// How many hexadecimal characters follow the colon.
+    /// Returns how many hexadecimal characters follow the colon: 64 or 128.
     pub fn hex_length(self) -> usize {
         match self {
             Self::Sha256 => 64,
@@ -34,53 +34,53 @@ impl Algorithm {
     }
 }
 
-/// `ALGORITHM:HEX`, for instance `sha256:` and 64 lower-case hexadecimal characters.
+/// A content digest, `ALGORITHM:HEX`: for example `sha256:` and 64 lower-case hexadecimal characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest {
     algorithm: Algorithm,
     hex: String,
 }
 
-/// Why a text is not a digest.
+/// The error for a text that is not a [`Digest`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// No `sha256:` or `sha512:` in front.
+    /// The text does not begin with `sha256:` or `sha512:`.
     #[error("\"{0}\" is not a digest: write sha256: and 64 hexadecimal characters (or sha512: and 128)")]
     Algorithm(Shown),
-    /// The part behind the colon has another length or other characters.
+    /// The part after the colon has the wrong length or invalid characters.
     #[error(
-        "\"{value}\" is not a digest: {algorithm}: is followed by exactly {wanted} characters of 0-9 and a-f \
-         (lower case)"
+        "\"{value}\" is not a digest: write exactly {expected} characters of 0-9 and a-f (lower case) after \
+         {algorithm}:"
     )]
     Hex {
-        /// What was given.
+        /// The invalid text.
         value: Shown,
-        /// The algorithm it names.
+        /// The algorithm that the text names.
         algorithm: &'static str,
-        /// How many characters that algorithm has.
-        wanted: usize,
+        /// The number of characters that the algorithm requires.
+        expected: usize,
     },
 }
 
 impl Digest {
-    /// The algorithm before the colon.
+    /// Returns the algorithm before the colon.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The lower-case hexadecimal characters behind the colon.
+    /// Returns the lower-case hexadecimal characters after the colon.
     pub fn hex(&self) -> &str {
         &self.hex
     }
 
-    /// The SHA-256 digest of `bytes`.
+    /// Computes the SHA-256 digest of `bytes`.
     pub fn sha256_of(bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(bytes);
         hasher.finish()
     }
 
-    /// Whether `bytes` have this digest.
+    /// Reports whether `bytes` have this digest.
     pub fn matches(&self, bytes: &[u8]) -> bool {
         let mut hasher = Hasher::new(self.algorithm);
         hasher.update(bytes);
@@ -97,9 +97,9 @@ impl FromStr for Digest {
             Some(("sha512", hex)) => (Algorithm::Sha512, hex),
             _ => return Err(DigestError::Algorithm(text.into())),
         };
-        let wanted = algorithm.hex_length();
-        if hex.len() != wanted || !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(DigestError::Hex { value: text.into(), algorithm: algorithm.name(), wanted });
+        let expected = algorithm.hex_length();
+        if hex.len() != expected || !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(DigestError::Hex { value: text.into(), algorithm: algorithm.name(), expected });
         }
         Ok(Self { algorithm, hex: hex.to_owned() })
     }
@@ -119,7 +119,7 @@ impl fmt::Debug for Digest {
 
 string_serde!(Digest);
 
-/// Computes a [`Digest`] over bytes as they pass.
+/// Computes a [`Digest`] over bytes that arrive in pieces.
 #[derive(Clone, Debug)]
 pub struct Hasher(State);
 
@@ -130,7 +130,7 @@ enum State {
 }
 
 impl Hasher {
-    /// Starts over no bytes.
+    /// Creates a hasher that has received no bytes yet.
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
             Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
@@ -138,7 +138,7 @@ impl Hasher {
         })
     }
 
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             State::Sha256(state) => state.update(bytes),
@@ -146,7 +146,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all bytes taken.
+    /// Returns the digest of all bytes that were added.
     pub fn finish(self) -> Digest {
         match self.0 {
             State::Sha256(state) => Digest { algorithm: Algorithm::Sha256, hex: hex(&state.finalize()) },
@@ -170,14 +170,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_it_prints() {
+    fn parses_its_own_display_form() {
         for text in [format!("sha256:{}", "0a".repeat(32)), format!("sha512:{}", "f9".repeat(64))] {
             assert_eq!(text.parse::<Digest>().map(|digest| digest.to_string()), Ok(text));
         }
     }
 
     #[test]
-    fn refuses_anything_else() {
+    fn rejects_other_algorithms_lengths_and_characters() {
         for text in [
             String::new(),
             "sha256".into(),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_as_the_standard_says() {
+    fn matches_the_test_vectors_of_fips_180_4() {
         assert_eq!(
             Digest::sha256_of(b"abc").to_string(),
             "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

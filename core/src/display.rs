@@ -1,8 +1,9 @@
-//! How parsed strings behave: `Display`, `FromStr` and serde as the text they print as.
+//! Text in messages: [`Shown`] escapes a user's value, [`Printable`] cleans text that a registry or another
+//! program sent. Also the serde form that all parsed strings of this crate share.
 
 use std::fmt;
 
-/// Gives a type that has `FromStr` and `Display` the serde form of a string, and `TryFrom<&str>`.
+/// Implements serde as a string, and `TryFrom<&str>`, for a type that has `FromStr` and `Display`.
 macro_rules! string_serde {
     ($type:ty) => {
         impl serde::Serialize for $type {
@@ -29,21 +30,21 @@ macro_rules! string_serde {
 }
 pub(crate) use string_serde;
 
-/// What an error message shows of a value: printable, and cut where it is long.
+/// A value of a user as an error message shows it: escaped, and cut after 160 characters.
 ///
-/// A value may come from anybody; control characters would move a terminal's cursor, and bidirectional
-/// marks would let a message read as another one.
+/// A value is untrusted. Control characters could move a terminal's cursor, and bidirectional marks could make
+/// a message read as a different one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shown(String);
 
 impl Shown {
-    const LONGEST: usize = 160;
+    const MAX_CHARS: usize = 160;
 
-    /// The printable form of `text`, at most 160 characters and an ellipsis.
+    /// Escapes `text` and cuts it to 160 characters and an ellipsis.
     pub fn new(text: &str) -> Self {
         let mut shown = String::new();
         for (count, character) in text.chars().enumerate() {
-            if count == Self::LONGEST {
+            if count == Self::MAX_CHARS {
                 shown.push('…');
                 break;
             }
@@ -58,9 +59,9 @@ impl Shown {
 }
 
 impl Shown {
-    /// What a YAML parser says, without the lines in which it draws the place, and without what it tells programmers
-    /// to call instead.
-    pub fn yaml_error(message: &str) -> Self {
+    /// Converts the message of a YAML parser: only its first line, without the drawing of the position, and without
+    /// the advice for programmers about other functions of the parser.
+    pub fn from_yaml_error(message: &str) -> Self {
         let line = message.lines().next().unwrap_or(message).trim();
         let end =
             [", set ", "; use from_", "; set "].into_iter().filter_map(|advice| line.find(advice)).min();
@@ -68,7 +69,8 @@ impl Shown {
     }
 }
 
-/// Characters that print nothing or turn the direction of what follows (Unicode UAX #9 and format marks).
+/// Reports whether a character prints nothing, or changes the direction of the text after it (Unicode UAX #9 and
+/// format marks).
 pub(crate) fn is_invisible(character: char) -> bool {
     matches!(character, '\u{00ad}' | '\u{034f}' | '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
         | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
@@ -93,18 +95,18 @@ impl std::fmt::Debug for Shown {
     }
 }
 
-/// Text of somebody else's, made fit for a terminal, a log line and a Kubernetes event.
+/// Untrusted text from a registry or another program, safe for a terminal, a log line and a Kubernetes event.
 ///
-/// Terminal sequences (ECMA-48), control characters and marks that turn the direction of text (Unicode
-/// UAX #9) are removed, white space is folded, and what is longer than 300 characters is cut.
+/// Terminal sequences (ECMA-48), control characters and marks that change the direction of text (Unicode
+/// UAX #9) are removed. White space is folded. Text of more than 300 characters is cut.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Printable(String);
 
 impl Printable {
-    /// The longest text that is kept, in characters.
-    pub const LONGEST: usize = 300;
+    /// The maximum length, in characters.
+    pub const MAX_CHARS: usize = 300;
 
-    /// The printable part of `text`.
+    /// Removes everything from `text` that is not printable.
     pub fn new(text: &str) -> Self {
         let mut kept = String::new();
         let mut count = 0;
@@ -125,7 +127,7 @@ impl Printable {
                 kept.push(character);
             }
             count += 1;
-            if count == Self::LONGEST {
+            if count == Self::MAX_CHARS {
                 if characters.peek().is_some() {
                     kept.pop();
                     kept.push('…');
@@ -137,19 +139,19 @@ impl Printable {
         Self(kept)
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether nothing printable was in it.
+    /// Reports whether the text has no printable character.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Drops what follows an escape: a control sequence up to its final byte, a string up to its terminator,
-/// or the one character of a short escape.
+/// Skips the rest of an escape sequence (ECMA-48): a control sequence up to its final byte, a control string up to
+/// its terminator, or the one character of a short escape.
 fn skip_sequence(first: char, characters: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     let kind = if first == '\u{9b}' { Some('[') } else { characters.next() };
     match kind {

@@ -1,46 +1,47 @@
-//! Every annotation and volume attribute of the contract, in one place.
+//! The keys of the contract: every annotation and volume attribute that oras-csi reads or writes
+//! (docs/design.md, "Annotations", "Volume attributes" and "Canonical volume").
 
-/// The CSI driver's name, also the prefix of the attributes of a canonical volume.
+/// The name of the CSI driver, which is also the prefix of a canonical volume's attributes.
 pub const DRIVER: &str = "csi.oras.land";
-/// The prefix of all our annotations.
+/// The prefix of all annotations of oras-csi.
 pub const ANNOTATION_PREFIX: &str = "oras.land/";
-/// The volume that a pod gains for its annotations.
+/// The name of the volume that the webhook adds to a pod for its annotations.
 pub const VOLUME_NAME: &str = "oras-artifacts";
-/// Where that volume appears in containers unless `oras.land/mount-path` says otherwise.
+/// The mount path of that volume when `oras.land/mount-path` is not set.
 pub const DEFAULT_MOUNT_PATH: &str = "/mnt/oras";
-/// The prefix of attributes that only kubelet may write.
+/// The prefix of the volume attributes that only kubelet may write.
 pub const KUBELET_PREFIX: &str = "csi.storage.k8s.io/";
 
 /// Annotations on a pod.
 pub mod annotation {
-    /// A reference whose files lie at the root of the volume; with `.NAME`, under `NAME/`.
+    /// A reference. Its files are at the root of the volume; with `.NAME`, they are under `NAME/`.
     pub const ARTIFACT: &str = "oras.land/artifact";
-    /// A whole recipe in YAML.
+    /// A complete recipe in YAML.
     pub const RECIPE: &str = "oras.land/recipe";
-    /// A named set.
+    /// The name of an ArtifactSet or ClusterArtifactSet.
     pub const ARTIFACT_SET: &str = "oras.land/artifact-set";
-    /// A patch artifact.
+    /// A reference to a patch artifact.
     pub const PATCH: &str = "oras.land/patch";
-    /// Up to which level of a patch artifact.
+    /// The highest level of the patch artifact to apply.
     pub const PATCH_LEVEL: &str = "oras.land/patch-level";
-    /// Where the volume appears; with `.NAME`, where NAME's files appear as well.
+    /// The mount path of the volume; with `.NAME`, an additional mount path for the files of NAME.
     pub const MOUNT_PATH: &str = "oras.land/mount-path";
-    /// Which containers get the volume.
+    /// The containers that get the volume.
     pub const CONTAINERS: &str = "oras.land/containers";
-    /// Which layers are kept, by media type; with `.NAME`, of that artifact.
+    /// The media types of the layers to keep; with `.NAME`, of that artifact.
     pub const MEDIA_TYPES: &str = "oras.land/media-types";
-    /// Which manifest of an image index; with `.NAME`, of that artifact.
+    /// The platform to select from an image index; with `.NAME`, for that artifact.
     pub const PLATFORM: &str = "oras.land/platform";
-    /// The Secret with the registry's credentials.
+    /// The Secret with the credentials for the registry.
     pub const PULL_SECRET: &str = "oras.land/pull-secret";
-    /// `"false"`: ignore the annotations.
+    /// `"false"` makes the webhook ignore the annotations.
     pub const INJECT: &str = "oras.land/inject";
-    /// Written by the webhook: what each volume was pinned to.
+    /// Written by the webhook: the references that each volume is pinned to.
     pub const PINNED: &str = "oras.land/pinned";
-    /// Written by the webhook: what the patch was pinned to that gave the volume of the annotations.
+    /// Written by the webhook: the digest of the patch from which it made the volume of the annotations.
     pub const PINNED_PATCH: &str = "oras.land/pinned-patch";
 
-    /// All of them.
+    /// All annotations.
     pub const ALL: [&str; 13] = [
         ARTIFACT,
         RECIPE,
@@ -56,49 +57,49 @@ pub mod annotation {
         PINNED,
         PINNED_PATCH,
     ];
-    /// Those that take `.NAME` behind them.
+    /// The annotations that can end in `.NAME`.
     pub const NAMED: [&str; 4] = [ARTIFACT, MOUNT_PATH, MEDIA_TYPES, PLATFORM];
 }
 
-/// Attributes of a canonical volume (design §4).
+/// Attributes of a canonical volume (docs/design.md, "Canonical volume").
 pub mod canonical {
-    /// The safe identifier.
+    /// The identifier of the volume ([`crate::volume_id`]).
     pub const ID: &str = "csi.oras.land/id";
     /// The pinned recipe as canonical JSON.
     pub const RECIPE: &str = "csi.oras.land/recipe";
-    /// The cluster set that gave the recipe.
+    /// The ClusterArtifactSet that the recipe comes from.
     pub const SET: &str = "csi.oras.land/set";
-    /// The webhook's signature.
+    /// The signature of the webhook ([`crate::seal`]).
     pub const SEAL: &str = "csi.oras.land/seal";
 
-    /// All of them.
+    /// All attributes of a canonical volume.
     pub const ALL: [&str; 4] = [ID, RECIPE, SET, SEAL];
 }
 
-/// Attributes of the earlier driver, and those that its issue 25 sketches.
+/// Attributes of the earlier driver of the same name, and those proposed in its issue 25.
 pub mod attribute {
-    /// The artifact.
+    /// A reference to the artifact.
     pub const REFERENCE: &str = "oras.artifact.reference";
-    /// Which layers are kept: media types, separated by commas.
+    /// The media types of the layers to keep, separated by commas.
     pub const MEDIA_TYPE: &str = "oras.artifact.layers.mediatype";
-    /// A patch artifact.
+    /// A reference to a patch artifact.
     pub const PATCH: &str = "oras.artifact.patch";
-    /// Up to which level of it.
+    /// The highest level of the patch to apply.
     pub const PATCH_LEVEL: &str = "oras.artifact.patch.level";
-    /// Plain http to the registry.
+    /// Use plain HTTP for the registry.
     pub const PLAIN_HTTP: &str = "oras.options.plainhttp";
-    /// A registry whose certificate is not verified.
+    /// Do not verify the certificate of the registry.
     pub const INSECURE: &str = "oras.options.insecure";
-    /// How many layers to fetch at once; taken, and without effect.
+    /// The number of layers to download in parallel; accepted, without effect.
     pub const CONCURRENCY: &str = "oras.options.concurrency";
-    /// Resolve past the cache.
+    /// Resolve the tag without the cache.
     pub const PULL_ALWAYS: &str = "oras.options.pullalways";
-    /// The name of a group of artifacts.
+    /// The name of a set.
     pub const NAME: &str = "oras-csi.name";
     /// A recipe in YAML.
     pub const ACTIONS: &str = "oras-csi.actions";
 
-    /// All of them.
+    /// All attributes of the earlier driver.
     pub const ALL: [&str; 10] = [
         REFERENCE,
         MEDIA_TYPE,
@@ -113,20 +114,20 @@ pub mod attribute {
     ];
 }
 
-/// The known annotation that an unknown one was probably meant to be; a `.NAME` behind it is left out.
+/// Returns the known annotation that is nearest to an unknown one, without a `.NAME` at its end.
 pub fn nearest_annotation(key: &str) -> &'static str {
     let named = key.strip_prefix(ANNOTATION_PREFIX).and_then(|rest| rest.split_once('.'));
     let bare = named.map_or_else(|| key.to_owned(), |(rest, _)| format!("{ANNOTATION_PREFIX}{rest}"));
     nearest(&bare, &annotation::ALL)
 }
 
-/// The known attribute that an unknown one was probably meant to be.
+/// Returns the known volume attribute that is nearest to an unknown one.
 pub fn nearest_attribute(key: &str) -> &'static str {
     if key.starts_with(DRIVER) { nearest(key, &canonical::ALL) } else { nearest(key, &attribute::ALL) }
 }
 
 fn nearest(key: &str, known: &[&'static str]) -> &'static str {
-    // A key may be as long as its sender likes; its beginning is enough to compare.
+    // The length of a key is not limited, and the comparison costs the product of both lengths.
     let key = key.chars().take(128).collect::<String>();
     let longer = known.iter().find(|known| known.starts_with(&key));
     let similar = || known.iter().min_by_key(|known| strsim::damerau_levenshtein(&key, known));
@@ -145,8 +146,8 @@ mod tests {
     #[case("oras.land/mountpath", annotation::MOUNT_PATH)]
     #[case("oras.land/container", annotation::CONTAINERS)]
     #[case("oras.land/pull-secrets", annotation::PULL_SECRET)]
-    fn a_typo_is_told_its_annotation(#[case] typo: &str, #[case] meant: &str) {
-        assert_eq!(nearest_annotation(typo), meant);
+    fn suggests_the_nearest_annotation_for_a_typo(#[case] typo: &str, #[case] expected: &str) {
+        assert_eq!(nearest_annotation(typo), expected);
     }
 
     #[rstest]
@@ -154,7 +155,7 @@ mod tests {
     #[case("oras.options.plain-http", attribute::PLAIN_HTTP)]
     #[case("oras-csi.action", attribute::ACTIONS)]
     #[case("csi.oras.land/recpie", canonical::RECIPE)]
-    fn a_typo_is_told_its_attribute(#[case] typo: &str, #[case] meant: &str) {
-        assert_eq!(nearest_attribute(typo), meant);
+    fn suggests_the_nearest_attribute_for_a_typo(#[case] typo: &str, #[case] expected: &str) {
+        assert_eq!(nearest_attribute(typo), expected);
     }
 }

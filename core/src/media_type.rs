@@ -1,37 +1,40 @@
-//! Media types of layers (RFC 6838, section 4.2).
+//! Media types (RFC 6838, section 4.2).
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::display::{Shown, string_serde};
 
-/// `type/subtype`, compared as it is written.
+/// A media type, `type/subtype`, without parameters. It is compared as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MediaType(String);
 
-/// A text that is no media type.
+/// The error for a text that is not a [`MediaType`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a media type: write type/subtype with no parameters, as application/vnd.acme.model")]
+#[error(
+    "\"{0}\" is not a media type: write type/subtype with no parameters, for example application/vnd.acme.model"
+)]
 pub struct MediaTypeError(Shown);
 
 impl MediaType {
-    /// The longest `type` and `subtype` of RFC 6838.
-    const LONGEST: usize = 127;
+    /// The maximum length of a type and of a subtype (RFC 6838, section 4.2).
+    const MAX_LEN: usize = 127;
 
-    /// The text as it is written.
+    /// Returns the media type as it is written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     fn is_name(text: &str) -> bool {
-        let inside = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
-        text.len() <= Self::LONGEST
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
+        text.len() <= Self::MAX_LEN
             && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
-            && text.bytes().all(inside)
+            && text.bytes().all(is_allowed)
     }
 }
 
-/// A media type without its parameters, in lower case: media types are compared so (RFC 6838, section 4.2).
+/// Returns a media type without its parameters and in lower case, which is how media types are compared (RFC 6838,
+/// section 4.2).
 pub fn essence(media_type: &str) -> String {
     media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
@@ -62,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_the_rule_and_nothing_else() {
+    fn accepts_a_type_and_a_subtype_only() {
         for text in ["text/plain", "application/vnd.oci.image.layer.v1.tar+gzip", "a/b"] {
             assert!(text.parse::<MediaType>().is_ok(), "{text}");
         }

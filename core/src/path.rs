@@ -1,37 +1,40 @@
-//! Paths: inside a volume's tree, in a container, and as globs over a tree.
+//! Paths: inside the tree of a volume, in a container, and globs over the files of a tree.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::display::{Shown, string_serde};
 
-const LONGEST_PATH: usize = 4096;
-const LONGEST_SEGMENT: usize = 255;
+/// `PATH_MAX` of Linux, in bytes.
+const MAX_PATH_LEN: usize = 4096;
+/// `NAME_MAX` of Linux, in bytes.
+const MAX_SEGMENT_LEN: usize = 255;
 
-/// A directory inside a volume's tree: relative and normal, segments of `[A-Za-z0-9._-]`. Empty is the root.
+/// A directory inside the tree of a volume: a relative, normalized path with segments of `[A-Za-z0-9._-]`. The empty
+/// path is the root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreePath(String);
 
-/// A text that is no [`TreePath`].
+/// The error for a text that is not a [`TreePath`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is not a path inside the volume: segments of A-Z a-z 0-9 . _ - separated by single slashes, with no \
-     slash in front or at the end, and neither \".\" nor \"..\""
+    "\"{0}\" is not a path inside the volume: write segments of A-Z a-z 0-9 . _ - separated by single slashes, without \
+     a slash at the beginning or the end, and without \".\" or \"..\""
 )]
 pub struct TreePathError(Shown);
 
 impl TreePath {
-    /// The root of the tree.
+    /// Returns the root of the tree.
     pub fn root() -> Self {
         Self::default()
     }
 
-    /// Whether this is the root of the tree.
+    /// Reports whether this is the root of the tree.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The text: empty for the root.
+    /// Returns the path; it is empty for the root.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -44,10 +47,10 @@ impl FromStr for TreePath {
         let character = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         let segment = |segment: &str| {
             !matches!(segment, "" | "." | "..")
-                && segment.len() <= LONGEST_SEGMENT
+                && segment.len() <= MAX_SEGMENT_LEN
                 && segment.bytes().all(character)
         };
-        if text.is_empty() || (text.len() <= LONGEST_PATH && text.split('/').all(segment)) {
+        if text.is_empty() || (text.len() <= MAX_PATH_LEN && text.split('/').all(segment)) {
             Ok(Self(text.to_owned()))
         } else {
             Err(TreePathError(text.into()))
@@ -69,25 +72,26 @@ impl fmt::Display for TreePath {
 
 string_serde!(TreePath);
 
-/// Where a volume appears in a container: absolute and normal, not `/`, without `:` (which Kubernetes refuses).
-/// A trailing slash is dropped.
+/// The mount path of a volume in a container: an absolute, normalized path other than `/`, without `:` (which
+/// Kubernetes rejects). A trailing slash is removed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MountPath(String);
 
-/// A text that is no [`MountPath`].
+/// The error for a text that is not a [`MountPath`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is not a mount path: write an absolute path such as /mnt/oras, with no \"//\", \".\", \"..\" or \":\" in it, and not / itself"
+    "\"{0}\" is not a mount path: write an absolute path such as /mnt/oras, without \"//\", \".\", \"..\" or \":\"; the path \
+     cannot be /"
 )]
 pub struct MountPathError(Shown);
 
 impl MountPath {
-    /// The text, with no slash at the end.
+    /// Returns the path, without a slash at its end.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether `other` is this path or lies below it.
+    /// Reports whether `other` is this path or a path below it.
     pub fn covers(&self, other: &str) -> bool {
         other.strip_prefix(self.0.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
@@ -98,9 +102,9 @@ impl FromStr for MountPath {
 
     fn from_str(text: &str) -> Result<Self, MountPathError> {
         let path = text.strip_suffix('/').unwrap_or(text);
-        let segment = |segment: &str| !matches!(segment, "" | "." | "..") && segment.len() <= LONGEST_SEGMENT;
+        let segment = |segment: &str| !matches!(segment, "" | "." | "..") && segment.len() <= MAX_SEGMENT_LEN;
         let normal = path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(segment));
-        if normal && path.len() < LONGEST_PATH && !path.chars().any(|c| c == ':' || c.is_control()) {
+        if normal && path.len() < MAX_PATH_LEN && !path.chars().any(|c| c == ':' || c.is_control()) {
             Ok(Self(path.to_owned()))
         } else {
             Err(MountPathError(text.into()))
@@ -116,40 +120,41 @@ impl fmt::Display for MountPath {
 
 string_serde!(MountPath);
 
-/// A pattern over the files of a tree: `*` and `?` stay inside a segment, `**` crosses them.
+/// A pattern over the files of a tree. `*` and `?` match inside one segment, `**` matches across segments.
 #[derive(Clone)]
 pub struct Glob {
     text: String,
     matcher: globset::GlobMatcher,
 }
 
-/// A text that is no [`Glob`].
+/// The error for a text that is not a [`Glob`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GlobError {
-    /// Not relative and normal.
+    /// The pattern is not a relative, normalized path.
     #[error(
-        "\"{0}\" is not a glob over the volume's files: it is relative, with no \"//\", \".\" or \"..\" segment, at most 512 bytes"
+        "\"{0}\" is not a glob over the files of the volume: write a relative path of at most 512 bytes, without \"//\" and \
+         without \".\" or \"..\" as a segment"
     )]
     Path(Shown),
-    /// Brackets or braces that do not close, and the like.
+    /// The pattern has a syntax error, for example a bracket that is not closed.
     #[error("\"{glob}\" is not a glob: {reason}")]
     Syntax {
-        /// What was given.
+        /// The invalid text.
         glob: Shown,
-        /// What the parser says.
+        /// The message of the glob parser.
         reason: Shown,
     },
 }
 
 impl Glob {
-    const LONGEST: usize = 512;
+    const MAX_LEN: usize = 512;
 
-    /// The pattern as it is written.
+    /// Returns the pattern as it is written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether a path relative to the tree's root, with `/` between segments, matches.
+    /// Reports whether a path matches. The path is relative to the root of the tree, with `/` between segments.
     pub fn matches(&self, path: &str) -> bool {
         self.matcher.is_match(path)
     }
@@ -160,7 +165,7 @@ impl FromStr for Glob {
 
     fn from_str(text: &str) -> Result<Self, GlobError> {
         let normal = text.split('/').all(|segment| !matches!(segment, "" | "." | ".."));
-        if text.len() > Self::LONGEST || !normal || text.chars().any(char::is_control) {
+        if text.len() > Self::MAX_LEN || !normal || text.chars().any(char::is_control) {
             return Err(GlobError::Path(text.into()));
         }
         let glob = globset::GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
@@ -220,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tree_paths_are_relative_and_normal() {
+    fn tree_paths_are_relative_and_normalized() {
         let longest = "a".repeat(255);
         for path in ["", "a", "model", "a/b.c/_d-e", "..a", "a..", "...", longest.as_str()] {
             assert!(path.parse::<TreePath>().is_ok(), "{path}");
@@ -238,12 +243,12 @@ mod tests {
     #[case("/mnt/oras", "/mnt/oras")]
     #[case("/mnt/oras/", "/mnt/oras")]
     #[case("/a b/é", "/a b/é")]
-    fn mount_paths_are_absolute_and_normal(#[case] text: &str, #[case] normal: &str) {
+    fn mount_paths_are_absolute_and_normalized(#[case] text: &str, #[case] normal: &str) {
         assert_eq!(text.parse::<MountPath>().map(|path| path.to_string()).as_deref(), Ok(normal));
     }
 
     #[rstest]
-    fn refuses_mount_paths(
+    fn rejects_invalid_mount_paths(
         #[values(
             "",
             "/",
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_path_covers_what_lies_below_it() {
+    fn a_mount_path_covers_itself_and_paths_below_it() {
         let path = "/mnt/oras".parse::<MountPath>().expect("a path");
         assert!(path.covers("/mnt/oras"));
         assert!(path.covers("/mnt/oras/x"));
@@ -280,12 +285,13 @@ mod tests {
     #[case("**/x", "a/b/x", true)]
     #[case("a?c", "a/c", false)]
     #[case("[!a]*", "b", true)]
-    fn globs_stay_inside_a_segment(#[case] glob: &str, #[case] path: &str, #[case] matches: bool) {
+    fn single_wildcards_do_not_cross_a_slash(#[case] glob: &str, #[case] path: &str, #[case] matches: bool) {
         assert_eq!(glob.parse::<Glob>().map(|glob| glob.matches(path)), Ok(matches));
     }
 
     #[rstest]
-    fn refuses_globs(#[values("", "/a", "a/", "../a", "a/../b", "a//b", "[", "{a", "a\n")] glob: &str
+    fn rejects_invalid_globs(
+        #[values("", "/a", "a/", "../a", "a/../b", "a//b", "[", "{a", "a\n")] glob: &str,
     ) {
         assert!(glob.parse::<Glob>().is_err());
     }

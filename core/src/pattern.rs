@@ -1,15 +1,18 @@
-//! Patterns over registries and repositories, matched on parsed parts and never as a string prefix.
+//! Patterns over registries and repositories (docs/design.md, "Policy"). They are matched on parsed components, never
+//! as string prefixes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::display::{Shown, string_serde};
-use crate::reference::host::{DOCKER_HUB, DOCKER_HUB_ALIASES, HTTPS_PORT, speaks_for_itself};
+use crate::reference::host::{DOCKER_HUB, DOCKER_HUB_ALIASES, HTTPS_PORT, is_unambiguous_host};
 use crate::reference::{HostError, RegistryHost, is_repository_segment};
 
-/// `HOST[:PORT][/PATH]`: `*` stands for one whole segment (a label of the host, a segment of the path), `**`
-/// for any number of them; a path that ends in `**` needs at least one segment there. A pattern with no path
-/// is every repository of the host. Ports are exact, where none is written it is 443.
+/// A pattern over registries and repositories, `HOST[:PORT][/PATH]`.
+///
+/// `*` matches one complete segment (a label of the host or a segment of the path), `**` matches any number of
+/// segments. At the beginning and at the end, `**` matches at least one segment. A pattern without a path matches every
+/// repository of the host. The port must be equal; without a port it is 443.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegistryPattern {
     host: HostPattern,
@@ -19,7 +22,7 @@ pub struct RegistryPattern {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum HostPattern {
     Exact(RegistryHost),
-    /// Labels from left to right, and the port.
+    /// The labels from left to right, and the port.
     Labels(Vec<Segment>, u16),
 }
 
@@ -30,103 +33,101 @@ enum Segment {
     Any,
 }
 
-/// Why a text is no pattern.
+/// The error for a text that is not a [`RegistryPattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// Nothing was written, or an empty segment.
-    #[error("\"{0}\" is not a registry pattern: write HOST, HOST/** or HOST/TEAM/*, with no empty segment")]
+    /// The text, or a segment of it, is empty.
+    #[error("\"{0}\" is not a registry pattern: write HOST, HOST/** or HOST/TEAM/*, without empty segments")]
     Empty(Shown),
-    /// The host is none.
+    /// The host is invalid.
     #[error("\"{pattern}\": {source}")]
     Host {
-        /// The whole text.
+        /// The complete text.
         pattern: Shown,
-        /// What is wrong with the host.
+        /// The error of the host.
         source: HostError,
     },
-    /// `team-*` and the like.
-    #[error(
-        "\"{pattern}\": \"{segment}\" mixes a wildcard with text: * and ** stand for whole segments only"
-    )]
+    /// A segment mixes a wildcard with text, for example `team-*`.
+    #[error("\"{pattern}\": \"{segment}\" mixes a wildcard with text: * and ** must be complete segments")]
     Mixed {
-        /// The whole text.
+        /// The complete text.
         pattern: Shown,
-        /// The segment that is wrong.
+        /// The invalid segment.
         segment: Shown,
     },
-    /// `https://ghcr.io` and the like.
-    #[error("\"{0}\" begins with a scheme: leave it out, and write HOST or HOST/PATH")]
+    /// The text has a scheme, for example `https://ghcr.io`.
+    #[error("\"{0}\" begins with a scheme: remove it and write HOST or HOST/PATH")]
     Scheme(Shown),
-    /// A wildcard in brackets.
+    /// There is a wildcard in brackets.
     #[error(
-        "\"{0}\": no wildcard stands for a part of an IPv6 address: write each address, as [2001:db8::1]:5000"
+        "\"{0}\": a wildcard cannot stand for a part of an IPv6 address: write each address, for example [2001:db8::1]:5000"
     )]
     Ipv6(Shown),
-    /// A wildcard in front of a number.
+    /// The host has a wildcard before a number.
     #[error(
-        "\"{0}\" names nothing: a host that ends in a number is an IPv4 address, where wildcards stand at the end, as \
-         10.0.0.*"
+        "\"{0}\" matches nothing: a host that ends in a number is an IPv4 address, which can have wildcards only at the end, \
+         for example 10.0.0.*"
     )]
     Number(Shown),
-    /// A first segment that may be a host, or a repository of Docker Hub.
+    /// The first segment can be a host or a part of a repository of Docker Hub.
     #[error(
-        "\"{pattern}\" is ambiguous: write {}docker.io/{path} for Docker Hub's",
+        "\"{pattern}\" is ambiguous: write {}docker.io/{path} for the repository of Docker Hub",
         .host.as_ref().map(|host| format!("{host} for that host, or ")).unwrap_or_default()
     )]
     Ambiguous {
-        /// The whole text.
+        /// The complete text.
         pattern: Shown,
-        /// The reading as a host, with a port that makes it one, where it can be a host at all.
+        /// The pattern for a host, with a port that marks it. `None` when the segment is not a valid host.
         host: Option<Shown>,
-        /// The reading as a repository of Docker Hub.
+        /// The path of the pattern for a repository of Docker Hub.
         path: Shown,
     },
-    /// A wildcard for nothing but other names of Docker Hub, which is compared by its own.
-    #[error("\"{0}\" names nothing: {hub} is a name of docker.io, so write docker.io", hub = .1)]
+    /// The wildcard matches only aliases of Docker Hub, but references have its canonical name.
+    #[error("\"{0}\" matches nothing: {hub} is an alias of docker.io, so write docker.io", hub = .1)]
     HubAlias(Shown, &'static str),
-    /// What no repository has, a tag or a digest among them.
+    /// A segment cannot occur in a repository, for example because it has a tag or a digest.
     #[error(
-        "\"{pattern}\": \"{segment}\" is no segment of a repository (a-z 0-9, and . _ - in between); a pattern has \
-         neither tag nor digest"
+        "\"{pattern}\": \"{segment}\" is not a segment of a repository: write a-z and 0-9, with . _ - inside; a \
+         pattern has neither a tag nor a digest"
     )]
     Segment {
-        /// The whole text.
+        /// The complete text.
         pattern: Shown,
-        /// The segment that is wrong.
+        /// The invalid segment.
         segment: Shown,
     },
 }
 
 impl RegistryPattern {
-    /// Whether the repository of that registry is one that the pattern names.
+    /// Reports whether the pattern matches a repository of a registry.
     pub fn matches(&self, registry: &RegistryHost, repository: &str) -> bool {
-        // Docker Hub's library/NAME is also NAME.
+        // On Docker Hub, library/NAME is also NAME.
         let short = repository.strip_prefix("library/").filter(|_| registry.is_docker_hub());
         let spellings = [Some(repository), short].into_iter().flatten();
-        let named = |segments: &Vec<Segment>| {
+        let matches_path = |segments: &Vec<Segment>| {
             spellings.clone().any(|name| match_segments(segments, &name.split('/').collect::<Vec<_>>()))
         };
-        self.host.matches(registry) && self.path.as_ref().is_none_or(named)
+        self.host.matches(registry) && self.path.as_ref().is_none_or(matches_path)
     }
 
-    /// Whether it names some repository of that registry.
+    /// Reports whether the pattern matches at least some repositories of a registry.
     pub fn matches_registry(&self, registry: &RegistryHost) -> bool {
         self.host.matches(registry)
     }
 
-    /// Whether it names every repository of the registries that it names.
-    pub fn is_host_alone(&self) -> bool {
+    /// Reports whether the pattern has no path and so matches every repository of its registries.
+    pub fn is_whole_registry(&self) -> bool {
         self.path.is_none()
     }
 }
 
 impl HostPattern {
-    /// Fails on a wildcard that has aliases of Docker Hub, and not the name that they are folded into.
+    /// Fails on a wildcard that matches aliases of Docker Hub, but not its canonical name.
     fn check_hub(&self, pattern: &str) -> Result<(), PatternError> {
         let Self::Labels(labels, HTTPS_PORT) = self else { return Ok(()) };
-        let has = |host: &str| match_segments(labels, &host.split('.').collect::<Vec<_>>());
-        match DOCKER_HUB_ALIASES.into_iter().find(|alias| has(alias)) {
-            Some(alias) if !has(DOCKER_HUB) => Err(PatternError::HubAlias(pattern.into(), alias)),
+        let matches = |host: &str| match_segments(labels, &host.split('.').collect::<Vec<_>>());
+        match DOCKER_HUB_ALIASES.into_iter().find(|alias| matches(alias)) {
+            Some(alias) if !matches(DOCKER_HUB) => Err(PatternError::HubAlias(pattern.into(), alias)),
             _ => Ok(()),
         }
     }
@@ -144,27 +145,27 @@ impl HostPattern {
     }
 }
 
-/// `**` takes one segment or more at the end and in front, none or more in between.
+/// Matches segments. `**` matches one or more segments at the beginning and at the end, zero or more in between.
 fn match_segments(pattern: &[Segment], parts: &[&str]) -> bool {
-    // reachable[i]: the pattern so far can have taken exactly the first i parts.
+    // reachable[i]: the segments of the pattern so far can match exactly the first i parts.
     let mut reachable = vec![false; parts.len() + 1];
     reachable[0] = true;
     for (position, segment) in pattern.iter().enumerate() {
         let outer = position == 0 || position + 1 == pattern.len();
         let mut next = vec![false; parts.len() + 1];
-        for (taken, _) in reachable.iter().enumerate().filter(|(_, reached)| **reached) {
+        for (matched, _) in reachable.iter().enumerate().filter(|(_, reached)| **reached) {
             match segment {
                 Segment::Literal(text) => {
-                    if parts.get(taken) == Some(&text.as_str()) {
-                        next[taken + 1] = true;
+                    if parts.get(matched) == Some(&text.as_str()) {
+                        next[matched + 1] = true;
                     }
                 }
                 Segment::One => {
-                    if taken < parts.len() {
-                        next[taken + 1] = true;
+                    if matched < parts.len() {
+                        next[matched + 1] = true;
                     }
                 }
-                Segment::Any => next[(taken + usize::from(outer)).min(parts.len() + 1)..].fill(true),
+                Segment::Any => next[(matched + usize::from(outer)).min(parts.len() + 1)..].fill(true),
             }
         }
         reachable = next;
@@ -186,7 +187,7 @@ impl FromStr for RegistryPattern {
         if text.contains("://") {
             return Err(PatternError::Scheme(text.into()));
         }
-        if !host.contains('*') && !speaks_for_itself(host) {
+        if !host.contains('*') && !is_unambiguous_host(host) {
             return Err(ambiguous(text, host, path));
         }
         let host = parse_host(text, host)?;
@@ -200,26 +201,30 @@ impl FromStr for RegistryPattern {
     }
 }
 
-/// The two readings of a pattern whose host may be none, or what is wrong with both.
+/// Returns the error for a pattern whose first segment is not certainly a host: both possible patterns, or the error
+/// that both would have.
 fn ambiguous(pattern: &str, host: &str, path: Option<&str>) -> PatternError {
     let lower = host.to_ascii_lowercase();
     let parsed = lower.parse::<RegistryHost>();
     if let (Err(source), false) = (&parsed, is_repository_segment(&lower)) {
-        return PatternError::Host { pattern: pattern.into(), source: written(source.clone(), host) };
+        return PatternError::Host {
+            pattern: pattern.into(),
+            source: with_written_host(source.clone(), host),
+        };
     }
     if let Some(Err(error)) = path.map(|path| parse_path(pattern, path)) {
         return error;
     }
-    let behind = path.map(|path| format!("/{path}")).unwrap_or_default();
+    let suffix = path.map(|path| format!("/{path}")).unwrap_or_default();
     PatternError::Ambiguous {
         pattern: pattern.into(),
-        host: parsed.is_ok().then(|| Shown::new(&format!("{lower}:443{behind}"))),
-        path: Shown::new(&format!("{lower}{behind}")),
+        host: parsed.is_ok().then(|| Shown::new(&format!("{lower}:443{suffix}"))),
+        path: Shown::new(&format!("{lower}{suffix}")),
     }
 }
 
-/// The same about the host as it is written, where another was parsed in its stead.
-fn written(error: HostError, host: &str) -> HostError {
+/// Puts the host as the user wrote it into an error about a modified host.
+fn with_written_host(error: HostError, host: &str) -> HostError {
     match error {
         HostError::Name(_) => HostError::Name(host.into()),
         HostError::Port(_) => HostError::Port(host.rsplit(':').next().unwrap_or(host).into()),
@@ -232,15 +237,15 @@ fn parse_host(pattern: &str, text: &str) -> Result<HostPattern, PatternError> {
     if !text.contains('*') {
         return text.parse().map(HostPattern::Exact).map_err(host_error);
     }
-    // The labels are checked, and the port read, on a name in which each wildcard is an ordinary label.
-    let standing_in = text
+    // The labels are checked, and the port is parsed, on a name in which each wildcard is replaced by a normal label.
+    let replaced = text
         .split_inclusive(['.', ':'])
         .map(|label| label.replacen("**", "x", 1).replacen('*', "x", 1))
         .collect::<String>();
-    let checked = standing_in.parse::<RegistryHost>().map_err(|error| match error {
+    let checked = replaced.parse::<RegistryHost>().map_err(|error| match error {
         HostError::Ipv6(_) => PatternError::Ipv6(pattern.into()),
         HostError::Number(_) => PatternError::Number(pattern.into()),
-        other => host_error(written(other, text)),
+        other => host_error(with_written_host(other, text)),
     })?;
     let labels = text.split(':').next().unwrap_or(text);
     let labels = labels
@@ -270,6 +275,7 @@ fn parse_path(pattern: &str, path: &str) -> Result<Vec<Segment>, PatternError> {
         .collect()
 }
 
+/// Parses a segment that is a wildcard; returns `None` for a segment without one.
 fn wildcard(pattern: &str, segment: &str) -> Result<Option<Segment>, PatternError> {
     match segment {
         "*" => Ok(Some(Segment::One)),
@@ -361,7 +367,7 @@ mod tests {
     #[case("*.io/*", "docker.io/acme/ubuntu", false)]
     #[case("[2001:db8::1]:5000/**", "[2001:DB8:0::1]:5000/a", true)]
     #[case("[::1]", "[::1]:443/a", true)]
-    fn matches_parsed_parts(#[case] pattern: &str, #[case] reference: &str, #[case] expected: bool) {
+    fn matches_parsed_components(#[case] pattern: &str, #[case] reference: &str, #[case] expected: bool) {
         let pattern = pattern.parse::<RegistryPattern>().expect("a pattern");
         let reference = Reference::parse(reference).expect("a reference");
         assert_eq!(pattern.matches(reference.registry(), reference.repository()), expected);
@@ -369,21 +375,21 @@ mod tests {
     }
 
     #[rstest]
-    #[case("http://ghcr.io", "\"http://ghcr.io\" begins with a scheme: leave it out")]
+    #[case("http://ghcr.io", "\"http://ghcr.io\" begins with a scheme: remove it")]
     #[case("https://ghcr.io/acme/**", "begins with a scheme")]
     #[case("ghcr.io:*", "\"ghcr.io:*\": \"*\" is not a port")]
     #[case("*.acme.example:*/x", "\"*\" is not a port")]
-    #[case("[*]:5000", "no wildcard stands for a part of an IPv6 address")]
+    #[case("[*]:5000", "a wildcard cannot stand for a part of an IPv6 address")]
     #[case("*.7:5000", "a host that ends in a number is an IPv4 address")]
     #[case("*.0.0.1", "a host that ends in a number is an IPv4 address")]
     #[case("*.foo_bar", "\"*.foo_bar\" is not a host name")]
     #[case("ghcr。io", "\"ghcr。io\" is not a host name")]
-    #[case("team/..", "\"..\" is no segment of a repository")]
-    #[case("team/App", "\"App\" is no segment of a repository")]
+    #[case("team/..", "\"..\" is not a segment of a repository")]
+    #[case("team/App", "\"App\" is not a segment of a repository")]
     #[case("Team/app", "write team:443/app for that host, or docker.io/team/app")]
     #[case("ubuntu", "write ubuntu:443 for that host, or docker.io/ubuntu")]
     #[case("team_a/x", "write docker.io/team_a/x")]
-    fn an_error_says_what_was_written(#[case] pattern: &str, #[case] words: &str) {
+    fn an_error_shows_the_text_as_the_user_wrote_it(#[case] pattern: &str, #[case] words: &str) {
         let error = pattern.parse::<RegistryPattern>().unwrap_err().to_string();
         assert!(error.contains(words) && !error.contains("\"x") && !error.contains("\"\""), "{error}");
         for spelling in error.split("write ").skip(1).flat_map(|advice| advice.split(", or ")) {
@@ -395,7 +401,7 @@ mod tests {
     }
 
     #[rstest]
-    fn refuses(
+    fn rejects_invalid_patterns(
         #[values(
             "",
             "/",

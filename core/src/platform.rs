@@ -1,13 +1,14 @@
-//! Platforms of an image index (OCI image-spec, image-index.md, "platform").
+//! Platforms of the manifests in an image index (OCI image-spec, image-index.md, "platform").
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::display::{Shown, string_serde};
 
-/// `os/arch[/variant]` in the names of the image-spec (Go's GOOS and GOARCH), in one normal form:
-/// lower case, `x86_64` as `amd64`, `aarch64` as `arm64`, and no variant that the architecture has anyway
-/// (`arm64/v8`, `amd64/v1`, as containerd normalises them).
+/// A platform, `os/arch[/variant]`, with the names of the image-spec (Go's GOOS and GOARCH).
+///
+/// It is normalized as in containerd: lower case, `x86_64` as `amd64`, `aarch64` as `arm64`, and without the default
+/// variant of an architecture (`arm64/v8`, `amd64/v1`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Platform {
     os: String,
@@ -15,19 +16,21 @@ pub struct Platform {
     variant: Option<String>,
 }
 
-/// A text that is no platform.
+/// The error for a text that is not a [`Platform`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a platform: write os/arch or os/arch/variant, as linux/amd64 or linux/arm/v7")]
+#[error(
+    "\"{0}\" is not a platform: write os/arch or os/arch/variant, for example linux/amd64 or linux/arm/v7"
+)]
 pub struct PlatformError(Shown);
 
 impl Platform {
-    /// The platform this program was built for.
+    /// Returns the platform that this program was built for.
     pub fn node() -> Self {
-        Self::normal(std::env::consts::OS, std::env::consts::ARCH, None)
+        Self::normalized(std::env::consts::OS, std::env::consts::ARCH, None)
     }
 
-    /// The normal form of what an index says of an entry; any strings, since they only have to compare.
-    pub fn normal(os: &str, architecture: &str, variant: Option<&str>) -> Self {
+    /// Normalizes the platform of an index entry. The strings are not checked: they are only compared.
+    pub fn normalized(os: &str, architecture: &str, variant: Option<&str>) -> Self {
         let architecture = match architecture.to_ascii_lowercase().as_str() {
             "x86_64" | "x86-64" => "amd64".to_owned(),
             "aarch64" => "arm64".to_owned(),
@@ -42,24 +45,24 @@ impl Platform {
         Self { os: os.to_ascii_lowercase(), architecture, variant }
     }
 
-    /// `linux` and the like.
+    /// Returns the operating system, for example `linux`.
     pub fn os(&self) -> &str {
         &self.os
     }
 
-    /// `amd64`, `arm64` and the like.
+    /// Returns the CPU architecture, for example `amd64` or `arm64`.
     pub fn architecture(&self) -> &str {
         &self.architecture
     }
 
-    /// `v7` and the like.
+    /// Returns the variant of the architecture, for example `v7`.
     pub fn variant(&self) -> Option<&str> {
         self.variant.as_deref()
     }
 
-    /// Whether an entry of an index, in the index's own words, is for this platform.
+    /// Reports whether an index entry with these values is for this platform.
     pub fn matches(&self, os: &str, architecture: &str, variant: Option<&str>) -> bool {
-        *self == Self::normal(os, architecture, variant)
+        *self == Self::normalized(os, architecture, variant)
     }
 }
 
@@ -68,14 +71,14 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let parts: Vec<&str> = text.split('/').collect();
-        let word = |part: &&str| {
+        let is_valid = |part: &&str| {
             !part.is_empty()
                 && part.len() <= 32
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
         };
         match parts.as_slice() {
-            [os, architecture, rest @ ..] if rest.len() <= 1 && parts.iter().all(word) => {
-                Ok(Self::normal(os, architecture, rest.first().copied()))
+            [os, architecture, rest @ ..] if rest.len() <= 1 && parts.iter().all(is_valid) => {
+                Ok(Self::normalized(os, architecture, rest.first().copied()))
             }
             _ => Err(PlatformError(text.into())),
         }
@@ -103,12 +106,12 @@ mod tests {
     #[case("linux/arm64/v8", "linux/arm64")]
     #[case("linux/aarch64", "linux/arm64")]
     #[case("linux/arm/v7", "linux/arm/v7")]
-    fn has_a_normal_form(#[case] text: &str, #[case] normal: &str) {
-        assert_eq!(text.parse::<Platform>().map(|platform| platform.to_string()).as_deref(), Ok(normal));
+    fn is_normalized(#[case] text: &str, #[case] normalized: &str) {
+        assert_eq!(text.parse::<Platform>().map(|platform| platform.to_string()).as_deref(), Ok(normalized));
     }
 
     #[rstest]
-    fn refuses(
+    fn rejects_texts_that_are_not_platforms(
         #[values("", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/a md", "linux/amd64/", "*/*")]
         text: &str,
     ) {
@@ -116,8 +119,8 @@ mod tests {
     }
 
     #[test]
-    fn compares_in_normal_form() {
-        let arm = Platform::normal("linux", "arm64", None);
+    fn compares_normalized_platforms() {
+        let arm = Platform::normalized("linux", "arm64", None);
         assert!(arm.matches("linux", "arm64", Some("v8")));
         assert!(!arm.matches("linux", "arm64", Some("v9")));
         assert!(!arm.matches("linux", "amd64", None));

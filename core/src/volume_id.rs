@@ -1,75 +1,75 @@
-//! The id of a volume: one text that is a DNS label, a path segment, a Kubernetes name and safe as an
-//! overlayfs option at once.
+//! Volume ids. An id is valid as a DNS label, a path segment, a Kubernetes name and an overlayfs option
+//! (docs/design.md, "Canonical volume").
 
 use std::fmt;
 
 use crate::display::Shown;
 use crate::recipe::{PinnedRecipe, Step};
 
-/// A slug for people, `-`, and the first 32 hexadecimal characters of the recipe's SHA-256.
+/// The id of a volume: a readable slug, `-`, and the first 32 hexadecimal characters of the recipe's SHA-256.
 ///
-/// Only `[a-z0-9-]`, at most 63 characters, alphanumeric at both ends. The same recipe with the same name
-/// has the same id, different recipes never share one.
+/// It has only `[a-z0-9-]`, at most 63 characters, and is alphanumeric at both ends. The same recipe with the same name
+/// has the same id, and different recipes never share an id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeId(String);
 
-/// Why a text is not the id of a recipe.
+/// The error for a text that is not the id of a recipe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum IdError {
-    /// Characters or a length that no id has.
+pub enum VolumeIdError {
+    /// The text has invalid characters or an invalid length.
     #[error(
-        "\"{0}\" is not a volume id: at most 63 characters of a-z, 0-9 and \"-\", alphanumeric at both ends"
+        "\"{0}\" is not a volume id: an id has at most 63 characters of a-z, 0-9 and \"-\", and a-z or 0-9 at both ends"
     )]
     Shape(Shown),
-    /// The hash of another recipe.
+    /// The hash in the id is that of another recipe.
     #[error(
         "the volume id \"{id}\" does not belong to its recipe, whose id ends in -{hash}: let the webhook write both"
     )]
     OtherRecipe {
-        /// What was given.
+        /// The id.
         id: Shown,
-        /// What the recipe's id ends in.
+        /// The end of the id that belongs to the recipe.
         hash: String,
     },
 }
 
-const LONGEST: usize = 63;
-const LONGEST_SLUG: usize = 30;
+const MAX_LEN: usize = 63;
+const MAX_SLUG_LEN: usize = 30;
 const HASH_LENGTH: usize = 32;
-const SLUG_OF_NOTHING: &str = "artifact";
+const DEFAULT_SLUG: &str = "artifact";
 
 impl VolumeId {
-    /// The id of `recipe`, under the name that was given, else under its first repository's last segment.
+    /// Returns the id of `recipe`. The slug comes from `name`, or else from the last segment of the first repository.
     pub fn new(name: Option<&str>, recipe: &PinnedRecipe) -> Self {
         let repository =
             recipe.steps().iter().find_map(Step::layer).map(|layer| layer.reference().repository());
-        let named = name.or_else(|| repository.and_then(|repository| repository.rsplit('/').next()));
-        Self(format!("{}-{}", slug(named.unwrap_or_default()), hash(recipe)))
+        let source = name.or_else(|| repository.and_then(|repository| repository.rsplit('/').next()));
+        Self(format!("{}-{}", slug(source.unwrap_or_default()), hash(recipe)))
     }
 
-    /// Takes `text` as the id of `recipe`: its alphabet and its hash have to be right, the slug is anyone's.
-    pub fn check(text: &str, recipe: &PinnedRecipe) -> Result<Self, IdError> {
+    /// Parses `text` as the id of `recipe`. Its characters and its hash must be right; the slug can be any text.
+    pub fn parse_for(text: &str, recipe: &PinnedRecipe) -> Result<Self, VolumeIdError> {
         let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let shape = text.len() <= LONGEST
+        let has_valid_shape = text.len() <= MAX_LEN
             && text.bytes().next().is_some_and(alphanumeric)
             && text.bytes().next_back().is_some_and(alphanumeric)
             && text.bytes().all(|byte| alphanumeric(byte) || byte == b'-');
-        if !shape {
-            return Err(IdError::Shape(text.into()));
+        if !has_valid_shape {
+            return Err(VolumeIdError::Shape(text.into()));
         }
         let hash = hash(recipe);
         match text.rsplit_once('-') {
             Some((_, end)) if end == hash => Ok(Self(text.to_owned())),
-            _ => Err(IdError::OtherRecipe { id: text.into(), hash }),
+            _ => Err(VolumeIdError::OtherRecipe { id: text.into(), hash }),
         }
     }
 
-    /// The part for people.
+    /// Returns the readable part of the id.
     pub fn slug(&self) -> &str {
         self.0.rsplit_once('-').map_or("", |(slug, _)| slug)
     }
 
-    /// The text of the id.
+    /// Returns the id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -81,11 +81,11 @@ fn hash(recipe: &PinnedRecipe) -> String {
     hash
 }
 
-/// What people recognise of a text in a name: at most 30 characters of a-z, 0-9 and single dashes inside, never empty.
+/// Converts a text to a slug: at most 30 characters of a-z and 0-9 with single dashes inside, never empty.
 pub fn slug(text: &str) -> String {
     let mut slug = String::new();
     for character in text.chars().map(|character| character.to_ascii_lowercase()) {
-        if slug.len() == LONGEST_SLUG {
+        if slug.len() == MAX_SLUG_LEN {
             break;
         }
         if character.is_ascii_alphanumeric() {
@@ -95,7 +95,7 @@ pub fn slug(text: &str) -> String {
         }
     }
     let slug = slug.trim_end_matches('-');
-    if slug.is_empty() { SLUG_OF_NOTHING.to_owned() } else { slug.to_owned() }
+    if slug.is_empty() { DEFAULT_SLUG.to_owned() } else { slug.to_owned() }
 }
 
 impl fmt::Display for VolumeId {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn is_a_slug_and_a_hash() {
+    fn has_a_slug_and_a_hash() {
         let recipe = recipe("kind-registry:5000/java-app");
         let id = VolumeId::new(None, &recipe).to_string();
         assert_eq!(id, format!("java-app-{}", &recipe.digest().hex()[..32]));
@@ -133,12 +133,12 @@ mod tests {
     }
 
     #[test]
-    fn is_checked_against_its_recipe() {
+    fn is_parsed_for_one_recipe_only() {
         let (one, other) = (recipe("r.example/a"), recipe("r.example/b"));
         let id = VolumeId::new(None, &one).to_string();
-        assert!(VolumeId::check(&id, &one).is_ok());
-        assert!(VolumeId::check(&id.replace("a-", "another-slug-"), &one).is_ok());
-        assert!(matches!(VolumeId::check(&id, &other), Err(IdError::OtherRecipe { .. })));
+        assert!(VolumeId::parse_for(&id, &one).is_ok());
+        assert!(VolumeId::parse_for(&id.replace("a-", "another-slug-"), &one).is_ok());
+        assert!(matches!(VolumeId::parse_for(&id, &other), Err(VolumeIdError::OtherRecipe { .. })));
         let digest = one.digest();
         let hash = &digest.hex()[..32];
         for text in [
@@ -155,23 +155,23 @@ mod tests {
             &format!("a{hash}"),
             &format!("a-{}", one.digest().hex()),
         ] {
-            assert!(VolumeId::check(text, &one).is_err(), "{text}");
+            assert!(VolumeId::parse_for(text, &one).is_err(), "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn has_no_other_characters(name in proptest::option::of("\\PC*"), recipe in pinned_recipe()) {
+        fn has_only_allowed_characters(name in proptest::option::of("\\PC*"), recipe in pinned_recipe()) {
             let id = VolumeId::new(name.as_deref(), &recipe);
             let text = id.as_str();
             prop_assert!((1..=63).contains(&text.len()));
             prop_assert!(text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'));
             prop_assert!(!text.starts_with('-') && !text.ends_with('-'));
-            prop_assert_eq!(VolumeId::check(text, &recipe), Ok(id.clone()));
+            prop_assert_eq!(VolumeId::parse_for(text, &recipe), Ok(id.clone()));
         }
 
         #[test]
-        fn is_of_one_recipe(name in "[a-z]{0,3}", left in pinned_recipe(), right in pinned_recipe()) {
+        fn differs_between_recipes(name in "[a-z]{0,3}", left in pinned_recipe(), right in pinned_recipe()) {
             let same = VolumeId::new(Some(&name), &left) == VolumeId::new(Some(&name), &right);
             prop_assert_eq!(same, left == right);
         }

@@ -68,7 +68,7 @@ fn check_volume(recipe: &PinnedRecipe) {
         let Ok(volume) = CanonicalVolume::new(name, recipe.clone()) else { continue };
         let attributes = volume.to_attributes();
         let length: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-        assert!(length <= CanonicalVolume::LONGEST);
+        assert!(length <= CanonicalVolume::MAX_BYTES);
         let id = volume.id().as_str();
         assert!((1..=63).contains(&id.len()));
         assert!(id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'));

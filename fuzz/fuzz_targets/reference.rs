@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
     check_pinned(text);
     check_reference(text);
     // An administrator's list can make a host of any first segment; from then on the host speaks for itself.
-    match Reference::parse_knowing(text, &|_| true) {
+    match Reference::parse_with_known_hosts(text, &|_| true) {
         Ok(reference) => check_canonical(&reference),
         Err(error) => printable::check(&error.to_string()),
     }
@@ -28,7 +28,7 @@ fn check_reference(text: &str) {
     match Reference::parse(text) {
         Ok(reference) => {
             // What is known can decide what was ambiguous, and nothing else.
-            assert_eq!(Reference::parse_knowing(text, &|_| true).as_ref(), Ok(&reference));
+            assert_eq!(Reference::parse_with_known_hosts(text, &|_| true).as_ref(), Ok(&reference));
             check_canonical(&reference);
         }
         Err(error) => printable::check(&error.to_string()),

@@ -286,7 +286,7 @@ fn check_patch(before: &Value, after: &Value) {
     let text = |key: &str| annotations.get(key).and_then(Value::as_str).filter(|_| asks(annotations));
     let mut written = Vec::new();
     if let Some(patch) = text(annotation::PATCH) {
-        written.push(Reference::parse_knowing(patch, &is_registry).expect("it was let in"));
+        written.push(Reference::parse_with_known_hosts(patch, &is_registry).expect("it was let in"));
     }
     if let Some(recipe) = text(annotation::RECIPE) {
         let recipe = WrittenRecipe::from_yaml(recipe, &is_registry).expect("it was let in");

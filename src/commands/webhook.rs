@@ -12,7 +12,7 @@ use oras_csi_webhook::pins::ClusterPins;
 use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
 use oras_csi_webhook::seal::{self, Sealer};
 use oras_csi_webhook::server::{self, App, ServerSettings};
-use oras_csi_webhook::sets::{self, ClusterSets, SetBook};
+use oras_csi_webhook::sets::{self, ClusterSets, SetCatalog};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -138,13 +138,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let admission = Arc::new(match cluster.as_ref().zip(arguments.sets.as_ref()) {
         Some((client, namespace)) => {
-            let book = SetBook::new(Arc::new(ClusterSets::new(client.clone())));
+            let book = SetCatalog::new(Arc::new(ClusterSets::new(client.clone())));
             admission.with_sets(book.with_secrets(Arc::new(ClusterSecrets::new(client.clone())), namespace))
         }
         None => admission,
     });
     if let Some(client) = cluster.as_ref().filter(|_| arguments.sets.is_some()) {
-        sets::keep(client, &admission, &stop, &tasks);
+        sets::run_controller(client, &admission, &stop, &tasks);
     }
     let settings = certificate_settings(&arguments)?;
     let certificates =
@@ -177,8 +177,10 @@ fn sealer(
     tasks: &TaskTracker,
 ) -> Result<Sealer, Failure> {
     match (&arguments.seal_secret, cluster, &arguments.seal_dir) {
-        (Some((namespace, name)), Some(client), _) => Ok(seal::keep(client, namespace, name, stop, tasks)),
-        (_, _, Some(folder)) => seal::open(folder).map_err(Failure::bad_input),
+        (Some((namespace, name)), Some(client), _) => {
+            Ok(seal::follow_secret(client, namespace, name, stop, tasks))
+        }
+        (_, _, Some(folder)) => seal::open_folder(folder).map_err(Failure::bad_input),
         _ => {
             tracing::warn!("volumes are not sealed: neither --seal-secret nor --seal-dir is set");
             Ok(Sealer::none())
@@ -205,7 +207,7 @@ fn policies(
     };
     if !options.files().is_empty() {
         let files = options.files().to_vec();
-        tasks.spawn(policy::keep(files, Arc::clone(&policies), labels, stop.clone()));
+        tasks.spawn(policy::reload_files(files, Arc::clone(&policies), labels, stop.clone()));
     }
     Ok(policies)
 }

@@ -1,90 +1,104 @@
-//! What an artifact has: whether anything can be mounted, and what policies ask about. Pure: it looks at manifests that somebody else fetched.
+//! What an artifact's manifest contains: whether anything can be mounted, and the types and sizes that policies check.
+//! Pure: it reads manifests that the resolver downloaded.
 //!
-//! Which layers have files is decided in the core (`registry/layer.rs`), for the driver as well.
+//! Which layers have files is decided in core (`manifest/layer_kind.rs`), so that the driver decides the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use oras_csi_core::manifest::LayerFiles;
-use oras_csi_core::manifest::{Document, Index, IndexEntry, LayerDescriptor};
+use oras_csi_core::manifest::LayerKind;
+use oras_csi_core::manifest::{Index, IndexEntry, LayerDescriptor, Manifest};
 use oras_csi_core::media_type::{MediaType, essence};
-use oras_csi_core::patch::{self, Instructions, PatchError};
-use oras_csi_core::policy::Found;
+use oras_csi_core::patch::{self, Instructions, Patch, PatchError};
+use oras_csi_core::policy::ArtifactContents;
 use oras_csi_core::reference::PinnedReference;
 
 use crate::denial::listed;
 
-/// What is remembered of a manifest.
+/// What the cache keeps of a manifest.
 #[derive(Clone, Debug)]
 pub(crate) enum Contents {
-    /// One artifact.
+    /// An image manifest: one artifact.
     Image(Image),
-    /// Several, one a platform.
+    /// An image index: one manifest for each platform.
     Index(Index),
 }
 
-/// One artifact: its type, and its layers, each kind once.
+/// One artifact: its type and its layers, grouped by media type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
     artifact_type: String,
-    layers: Vec<LayerKind>,
-    /// The whole manifest, of a patch or of the artifact of a recipe; how long it is, where it is too long.
-    instructions: Option<Result<Arc<Document>, usize>>,
+    layers: Vec<LayerSummary>,
+    /// The whole manifest of a patch or a recipe artifact, or its length where it is too long.
+    instructions: Option<Result<Arc<Manifest>, usize>>,
 }
 
-/// The layers of one media type, with or without files in them.
+/// The layers of one media type, either all with files or all without.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct LayerKind {
+struct LayerSummary {
     media_type: String,
     has_files: bool,
     /// The sum of their sizes, as the manifest states them.
     size: u64,
 }
 
-/// Why nothing would be in the volume.
+/// Why the volume would be empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Nothing {
-    #[error("has no layers at all")]
+pub(crate) enum NothingToMount {
+    #[error("has no layers")]
     NoLayers,
-    #[error("has no layer of the media types that are wanted ({wanted}); it has {found}")]
-    NoMatch { wanted: String, found: String },
+    #[error("has no layer of the requested media types ({requested}); it has {found}")]
+    NoMatch { requested: String, found: String },
     #[error(
         "has nothing to mount: none of its layers has a file name (org.opencontainers.image.title) or is a tar"
     )]
     NoName,
-    #[error("is an index whose manifest for the platform is an index again")]
+    #[error("is an index whose manifest for the platform is another index")]
     NestedIndex,
-    #[error("is an index of no manifests")]
+    #[error("is an index without manifests")]
     EmptyIndex,
     #[error("is a patch, which has no files of its own")]
     Patch,
 }
 
-/// What one layer or entry takes beside its texts, and what counts as one, in bytes.
+/// What a patch reference stands for, once it has been read.
+#[derive(Clone, Debug)]
+pub(crate) enum PatchDocument {
+    /// A patch.
+    Patch(Box<Patch>),
+    /// The YAML of a recipe artifact, not parsed.
+    Recipe(Arc<str>),
+}
+
+/// The unit of the cache's weight, in bytes: what one layer or index entry takes besides its strings.
 const UNIT: usize = 256;
 
 impl Contents {
-    /// Of a manifest of `length` bytes.
-    pub(crate) fn of(document: &Document, length: usize) -> Self {
+    /// Reads a manifest of `length` bytes.
+    pub(crate) fn of(document: &Manifest, length: usize) -> Self {
         match document {
-            Document::Index(index) => Self::Index(index.without_annotations()),
-            Document::Image(image) => {
+            Manifest::Index(index) => Self::Index(index.without_annotations()),
+            Manifest::Image(image) => {
                 let mut kinds: BTreeMap<(String, bool), u64> = BTreeMap::new();
                 for layer in image.layers() {
                     let sum = kinds.entry(kind_of(layer)).or_default();
                     *sum = sum.saturating_add(layer.descriptor().size());
                 }
-                let kind = |((media_type, has_files), size)| LayerKind { media_type, has_files, size };
+                let kind = |((media_type, has_files), size)| LayerSummary { media_type, has_files, size };
                 let layers = kinds.into_iter().map(kind).collect();
                 let instructions = Instructions::is_kind(image.kind()).then(|| {
-                    if length <= PatchError::LONGEST { Ok(Arc::new(document.clone())) } else { Err(length) }
+                    if length <= Instructions::MAX_BYTES {
+                        Ok(Arc::new(document.clone()))
+                    } else {
+                        Err(length)
+                    }
                 });
                 Self::Image(Image { artifact_type: image.kind().to_owned(), layers, instructions })
             }
         }
     }
 
-    /// What it says, where it is a patch or the artifact of a recipe.
+    /// Returns the content of a patch or a recipe artifact; anything else is an error.
     pub(crate) fn instructions(&self, own: &PinnedReference) -> Result<Instructions, PatchError> {
         match self {
             Self::Index(_) => Err(PatchError::Index),
@@ -96,12 +110,12 @@ impl Contents {
         }
     }
 
-    /// How much memory it takes, roughly, in pieces of [`UNIT`] bytes.
+    /// Returns roughly how much memory it takes, in units of [`UNIT`] bytes.
     pub(crate) fn weight(&self) -> u32 {
         let (entries, bytes) = match self {
             Self::Image(image) => {
                 let texts: usize = image.layers.iter().map(|layer| layer.media_type.len()).sum();
-                let whole = if let Some(Ok(_)) = image.instructions { PatchError::LONGEST } else { 0 };
+                let whole = if let Some(Ok(_)) = image.instructions { Instructions::MAX_BYTES } else { 0 };
                 (image.layers.len(), image.artifact_type.len() + texts + whole)
             }
             Self::Index(index) => {
@@ -119,41 +133,41 @@ impl Contents {
     }
 }
 
-/// The media type of a layer, and whether it has files.
+/// Returns the media type of a layer, and whether it has files.
 fn kind_of(layer: &LayerDescriptor) -> (String, bool) {
-    (essence(layer.descriptor().media_type()), layer.files() != LayerFiles::Nothing)
+    (essence(layer.descriptor().media_type()), layer.kind() != LayerKind::NoFiles)
 }
 
 impl Image {
-    /// The layers that are left once `wanted` has chosen (empty: all).
-    fn chosen<'a>(&'a self, wanted: &'a [MediaType]) -> impl Iterator<Item = &'a LayerKind> {
+    /// Returns the layers of the requested media types; an empty list requests all.
+    fn selected<'a>(&'a self, requested: &'a [MediaType]) -> impl Iterator<Item = &'a LayerSummary> {
         self.layers.iter().filter(|kind| {
-            wanted.is_empty() || wanted.iter().any(|one| essence(one.as_str()) == kind.media_type)
+            requested.is_empty() || requested.iter().any(|one| essence(one.as_str()) == kind.media_type)
         })
     }
 
-    /// Whether a layer is left that has files, once `wanted` has chosen.
-    pub(crate) fn check(&self, wanted: &[MediaType]) -> Result<(), Nothing> {
+    /// Checks that a layer of the requested media types has files.
+    pub(crate) fn check(&self, requested: &[MediaType]) -> Result<(), NothingToMount> {
         if self.artifact_type == patch::ARTIFACT_TYPE {
-            return Err(Nothing::Patch);
+            return Err(NothingToMount::Patch);
         }
         if self.layers.is_empty() {
-            return Err(Nothing::NoLayers);
+            return Err(NothingToMount::NoLayers);
         }
-        let mut chosen = self.chosen(wanted).peekable();
-        if chosen.peek().is_none() {
-            let wanted = listed(wanted.iter().map(MediaType::as_str));
+        let mut selected = self.selected(requested).peekable();
+        if selected.peek().is_none() {
+            let requested = listed(requested.iter().map(MediaType::as_str));
             let found = listed(self.layers.iter().map(|kind| kind.media_type.as_str()));
-            return Err(Nothing::NoMatch { wanted, found });
+            return Err(NothingToMount::NoMatch { requested, found });
         }
-        if chosen.any(|kind| kind.has_files) { Ok(()) } else { Err(Nothing::NoName) }
+        if selected.any(|kind| kind.has_files) { Ok(()) } else { Err(NothingToMount::NoName) }
     }
 
-    /// What policies ask about. A layer counts also where nothing of it would be mounted: it is fetched by
-    /// whoever reads the manifest less strictly.
-    pub(crate) fn found(&self, wanted: &[MediaType]) -> Found {
-        let layers = self.chosen(wanted).map(|kind| (kind.media_type.clone(), kind.size)).collect();
-        Found { artifact_type: self.artifact_type.clone(), layers }
+    /// Returns the types and sizes that policies check. Layers without files count too: another client of the same
+    /// artifact may download them.
+    pub(crate) fn found(&self, requested: &[MediaType]) -> ArtifactContents {
+        let layers = self.selected(requested).map(|kind| (kind.media_type.clone(), kind.size)).collect();
+        ArtifactContents { artifact_type: self.artifact_type.clone(), layers }
     }
 }
 
@@ -171,7 +185,7 @@ mod tests {
                 .replace("TYPE(", r#"{"mediaType":""#)
                 .replace(')', &format!(r#","digest":"{digest}","size":1}}"#))
         );
-        match Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap(), manifest.len()) {
+        match Contents::of(&Manifest::parse(None, manifest.as_bytes()).unwrap(), manifest.len()) {
             Contents::Image(image) => image,
             Contents::Index(_) => panic!("an image was written"),
         }
@@ -191,9 +205,13 @@ mod tests {
     #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/tar.tar"], None)]
     #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/b"], Some("file name"))]
     #[case(r#"TYPE(a/tar.tar"),TYPE(a/b")"#, &["a/c", "x/y"], Some("(a/c, x/y); it has a/b, a/tar.tar"))]
-    fn nothing_is_said_in_words(#[case] layers: &str, #[case] wanted: &[&str], #[case] words: Option<&str>) {
-        let wanted: Vec<MediaType> = wanted.iter().map(|text| text.parse().unwrap()).collect();
-        let found = contents(layers).check(&wanted).map_err(|nothing| nothing.to_string());
+    fn an_artifact_without_files_gets_a_reason(
+        #[case] layers: &str,
+        #[case] requested: &[&str],
+        #[case] words: Option<&str>,
+    ) {
+        let requested: Vec<MediaType> = requested.iter().map(|text| text.parse().unwrap()).collect();
+        let found = contents(layers).check(&requested).map_err(|nothing| nothing.to_string());
         match words {
             None => assert_eq!(found, Ok(())),
             Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),
@@ -211,16 +229,16 @@ mod tests {
             "annotations": {"a": "x".repeat(annotation)},
         })
         .to_string();
-        (Contents::of(&Document::parse(None, manifest.as_bytes()).unwrap(), manifest.len()), manifest.len())
+        (Contents::of(&Manifest::parse(None, manifest.as_bytes()).unwrap(), manifest.len()), manifest.len())
     }
 
     #[test]
-    fn a_patch_weighs_as_much_as_it_may_hold_and_a_longer_one_is_not_held() {
+    fn a_patch_weighs_its_maximum_length_and_a_longer_one_is_not_cached() {
         let own = format!("a.example/b@sha256:{}", "0".repeat(64)).parse().unwrap();
         let (short, _) = patch_of(100);
-        assert!(short.weight() as usize * UNIT >= PatchError::LONGEST);
+        assert!(short.weight() as usize * UNIT >= Instructions::MAX_BYTES);
         assert!(!matches!(short.instructions(&own), Err(PatchError::TooLong { .. })));
-        let (long, length) = patch_of(PatchError::LONGEST);
+        let (long, length) = patch_of(Instructions::MAX_BYTES);
         assert!((long.weight() as usize) * UNIT < 4_096, "{}", long.weight());
         match long.instructions(&own) {
             Err(PatchError::TooLong { length: found }) => assert_eq!(found, length),

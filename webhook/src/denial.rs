@@ -1,8 +1,7 @@
-//! Why a pod is turned away, in words that somebody can act on.
+//! Denials: why a request is rejected, and what the user has to change.
 //!
-//! Architecture Invariant: every denial is made by [`Denial::new`], so each names where the mistake
-//! stands, the value, the rule, and what to write instead. The answer to the API server is made from it
-//! in [`crate::review`] and nowhere else.
+//! Architecture Invariant: every denial is made by [`Denial::new`], so each names the place of the mistake, the value,
+//! the rule, and what to write instead. Only [`crate::review`] turns it into an answer for the API server.
 
 use std::fmt;
 
@@ -10,25 +9,25 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::patch::Part;
 use oras_csi_core::registry::RegistryErrorKind;
 
-/// The HTTP status a denial carries, with the meaning Kubernetes gives it (`metav1.StatusReason`).
+/// The HTTP status of a denial, with the meaning that Kubernetes gives it (`metav1.StatusReason`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Code {
-    /// The user must rewrite something.
+    /// The user must change the object.
     BadRequest,
-    /// A policy, or a registry's own refusal.
+    /// A policy or a registry refuses it.
     Forbidden,
-    /// The tag, digest or platform is not there.
+    /// The tag, digest, platform or set does not exist.
     NotFound,
-    /// The artifact is there, and nothing in it can be mounted.
+    /// The artifact exists, but nothing in it can be mounted.
     Unprocessable,
-    /// The registry asks to wait.
+    /// The registry limits the request rate.
     TooManyRequests,
-    /// The registry fails or stalls.
+    /// The registry fails or does not answer.
     Unavailable,
 }
 
 impl Code {
-    /// The number for `status.code`.
+    /// Returns the number for `status.code`.
     pub fn number(self) -> u16 {
         match self {
             Self::BadRequest => 400,
@@ -40,7 +39,7 @@ impl Code {
         }
     }
 
-    /// The word for `status.reason` (apimachinery, `meta/v1/types.go`, `StatusReason`).
+    /// Returns the reason for `status.reason` (apimachinery, `meta/v1/types.go`, `StatusReason`).
     pub fn reason(self) -> &'static str {
         match self {
             Self::BadRequest => "BadRequest",
@@ -53,7 +52,7 @@ impl Code {
     }
 }
 
-/// Where a mistake stands in the pod.
+/// The place of a mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At<'a> {
     /// An annotation, by its whole key.
@@ -67,14 +66,14 @@ pub enum At<'a> {
     },
     /// A step of a recipe, or a part of a patch.
     Step {
-        /// The annotation, or the volume with its attribute, that holds the recipe or names it.
+        /// The annotation or attribute that has the recipe, or names it.
         recipe: RecipeAt<'a>,
-        /// Which step.
+        /// The step.
         step: StepAt,
     },
     /// A namespace as a whole.
     Namespace(&'a str),
-    /// A reference that stands in no pod.
+    /// A reference on a command line.
     Reference,
     /// A volume as a whole.
     Volume(&'a str),
@@ -82,7 +81,7 @@ pub enum At<'a> {
     Field(&'a str),
 }
 
-/// Which of the artifacts that are named together.
+/// One of several artifacts that are named in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepAt {
     /// A step of a recipe, counted from 1.
@@ -139,7 +138,7 @@ impl fmt::Display for At<'_> {
     }
 }
 
-/// A refusal: a code, and one sentence for the person who wrote the pod.
+/// A refusal: a status code, and a message for the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Denial {
@@ -149,15 +148,14 @@ pub struct Denial {
     registry: Option<RegistryErrorKind>,
 }
 
-/// Kubernetes puts the message into events, which hold 1,024 characters; the longest of ours that is
-/// worth reading fits twice.
-const LONGEST_MESSAGE: usize = 2_000;
+/// The maximum length of a message, in characters. Kubernetes cuts messages of events after 1,024.
+const MAX_MESSAGE: usize = 2_000;
 
 impl Denial {
-    /// The one way to make a denial: `AT: "VALUE": RULE: INSTEAD`.
+    /// Makes a denial with the message `AT: "VALUE" RULE: INSTEAD`.
     ///
-    /// `rule` says what is wrong. `instead` says what to write; it is empty where `rule` is an error of
-    /// [`oras_csi_core`], all of which end with what to write.
+    /// `rule` says what is wrong, and `instead` what to write. `instead` is empty where `rule` is an error of
+    /// [`oras_csi_core`]: those end with what to write.
     pub(crate) fn new(
         code: Code,
         at: At<'_>,
@@ -169,7 +167,7 @@ impl Denial {
         let mut message = format!("{at}: ");
         if let Some(value) = value {
             let value = format!("\"{}\"", Shown::new(value));
-            // Many errors of the core begin with the value themselves.
+            // Many errors of core begin with the value.
             if !rule.starts_with(&value) {
                 message.push_str(&value);
                 message.push(' ');
@@ -181,11 +179,11 @@ impl Denial {
             message.push_str(": ");
             message.push_str(&instead);
         }
-        Self { code, message: cut(message, LONGEST_MESSAGE), retry_after: None, registry: None }
+        Self { code, message: cut(message, MAX_MESSAGE), retry_after: None, registry: None }
     }
 
-    /// A denial of something that must be rewritten (400).
-    pub(crate) fn rewrite(
+    /// Makes a denial with [`Code::BadRequest`]: the user must change the object.
+    pub(crate) fn bad_request(
         at: At<'_>,
         value: Option<&str>,
         rule: impl fmt::Display,
@@ -194,53 +192,53 @@ impl Denial {
         Self::new(Code::BadRequest, at, value, rule, instead)
     }
 
-    /// The same with the seconds after which trying again makes sense.
+    /// Adds the seconds after which the client should try again.
     pub(crate) fn with_retry_after(mut self, seconds: Option<u32>) -> Self {
         self.retry_after = seconds;
         self
     }
 
-    /// The same as the word of a registry, and not of anything that the pod or a rule says.
-    pub(crate) fn of_registry(mut self, kind: RegistryErrorKind) -> Self {
+    /// Marks the denial as caused by a registry's error.
+    pub(crate) fn with_registry_error(mut self, kind: RegistryErrorKind) -> Self {
         self.registry = Some(kind);
         self
     }
 
-    /// Whether a registry does not let in, or hides, whoever asked.
-    pub(crate) fn is_of_rights(&self) -> bool {
+    /// Reports whether a registry denied access, or hides what the client may not see.
+    pub(crate) fn is_access_denied(&self) -> bool {
         matches!(self.registry, Some(RegistryErrorKind::Refused | RegistryErrorKind::NotFound))
     }
 
-    /// The same with one reason more.
-    pub(crate) fn because(mut self, reason: &str) -> Self {
-        self.message = cut(format!("{}; {reason}", self.message), LONGEST_MESSAGE);
+    /// Adds a detail at the end of the message.
+    pub(crate) fn with_detail(mut self, detail: &str) -> Self {
+        self.message = cut(format!("{}; {detail}", self.message), MAX_MESSAGE);
         self
     }
 
-    /// The status it carries.
+    /// Returns the status code.
     pub fn code(&self) -> Code {
         self.code
     }
 
-    /// The sentence.
+    /// Returns the message.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What the registry did, where it is the one to refuse.
+    /// Returns the kind of the registry's error, where one caused the denial.
     pub fn registry(&self) -> Option<RegistryErrorKind> {
         self.registry
     }
 
-    /// Seconds to wait, where a registry named them.
+    /// Returns the seconds to wait, where a registry named them.
     pub fn retry_after(&self) -> Option<u32> {
         self.retry_after
     }
 }
 
-/// `text`, with an ellipsis where it is longer than `longest` characters.
-pub(crate) fn cut(mut text: String, longest: usize) -> String {
-    if let Some((end, _)) = text.char_indices().nth(longest) {
+/// Cuts `text` after `max` characters, with an ellipsis.
+pub(crate) fn cut(mut text: String, max: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(max) {
         let end = text[..end].char_indices().next_back().map_or(0, |(last, _)| last);
         text.truncate(end);
         text.push('…');
@@ -248,11 +246,12 @@ pub(crate) fn cut(mut text: String, longest: usize) -> String {
     text
 }
 
-/// `a, b, c` of names that may be many or hostile: at most twelve, and how many more there are.
+/// Lists names as `a, b, c`: at most twelve, escaped, and how many more there are.
 pub(crate) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    const MOST: usize = 12;
+    const MAX_NAMES: usize = 12;
     let mut names = names.into_iter();
-    let mut shown: Vec<String> = names.by_ref().take(MOST).map(|name| Shown::new(name).to_string()).collect();
+    let mut shown: Vec<String> =
+        names.by_ref().take(MAX_NAMES).map(|name| Shown::new(name).to_string()).collect();
     let more = names.count();
     if more > 0 {
         shown.push(format!("and {more} more"));
@@ -265,9 +264,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_where_what_why_and_what_instead() {
+    fn a_message_has_place_value_rule_and_correction() {
         let at = At::Annotation("oras.land/mount-path");
-        let denial = Denial::rewrite(at, Some("mnt"), "is not an absolute path", "write /mnt");
+        let denial = Denial::bad_request(at, Some("mnt"), "is not an absolute path", "write /mnt");
         assert_eq!(
             denial.message(),
             "annotation oras.land/mount-path: \"mnt\" is not an absolute path: write /mnt"
@@ -276,23 +275,23 @@ mod tests {
     }
 
     #[test]
-    fn names_the_value_once() {
-        let denial = Denial::rewrite(At::Volume("v"), Some("x y"), "\"x y\" is not a reference", "");
+    fn a_message_has_the_value_once() {
+        let denial = Denial::bad_request(At::Volume("v"), Some("x y"), "\"x y\" is not a reference", "");
         assert_eq!(denial.message(), "volume v: \"x y\" is not a reference");
     }
 
     #[test]
-    fn prints_nothing_that_moves_a_cursor_and_nothing_endless() {
-        let denial = Denial::rewrite(At::Volume("\u{1b}[2J\n"), Some(&"ü\r".repeat(10_000)), "no", "yes");
+    fn a_message_has_no_control_characters_and_a_maximum_length() {
+        let denial = Denial::bad_request(At::Volume("\u{1b}[2J\n"), Some(&"ü\r".repeat(10_000)), "no", "yes");
         assert!(!denial.message().contains(char::is_control));
-        assert!(denial.message().chars().count() <= LONGEST_MESSAGE);
+        assert!(denial.message().chars().count() <= MAX_MESSAGE);
         assert_eq!(cut("üüüü".into(), 3), "üü…");
         assert_eq!(cut("üüü".into(), 3), "üüü");
         assert_eq!(cut("ü".into(), 0), "…");
     }
 
     #[test]
-    fn lists_a_dozen() {
+    fn a_list_has_at_most_twelve_names() {
         let names: Vec<String> = (0..200).map(|n| format!("c{n}")).collect();
         let text = listed(names.iter().map(String::as_str));
         assert!(text.ends_with("c11, and 188 more"), "{text}");

@@ -1,11 +1,11 @@
-//! The admission webhook of oras-csi: what a pod asks for becomes a volume that says exactly which bytes.
+//! The admission webhook of oras-csi. It replaces the artifacts that a pod requests with a volume that is pinned to
+//! digests.
 //!
-//! One request goes through these, in this order: [`review`] decodes, `view` and `intent` read the pod,
-//! [`policy`] refuses, `resolve` asks registries, `patch` plans, [`review`] answers. [`admit`] is the order;
-//! [`server`] is HTTP around it.
+//! One request passes these modules in this order: [`review`] decodes it, `view` and `intent` read the pod, [`policy`]
+//! checks names, [`credentials`] reads pull secrets, `resolve` contacts registries, [`policy`] checks contents, `patch`
+//! plans the JSON Patch, [`review`] builds the answer. [`admit`] is this order; [`server`] is the HTTP server around it.
 //!
-//! Architecture Invariant: `view`, `intent`, `policy::judge`, `pins::key`, `contents` and `patch` do no
-//! I/O.
+//! Architecture Invariant: `view`, `intent`, `policy::evaluate`, `pins::key`, `contents` and `patch` do no I/O.
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
 
@@ -15,21 +15,24 @@ pub mod denial;
 pub mod manifest;
 pub mod metrics;
 pub mod pins;
+pub mod pod_template;
 pub mod policy;
 pub mod review;
 pub mod seal;
 pub mod server;
 pub mod sets;
-pub mod workload;
 
 mod contents;
 mod intent;
 mod patch;
+mod registries;
 mod resolve;
 mod view;
 
-/// Who writes objects of the cluster, for the API server's record.
-const FIELD_MANAGER: &str = "oras-csi-webhook";
+/// The name under which the API server records the writes of the webhook.
+const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-webhook");
 
-pub use intent::Registries;
+use oras_csi_kube_support::field_manager::FieldManager;
+
+pub use registries::Registries;
 pub use resolve::ResolverSettings;

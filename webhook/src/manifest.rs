@@ -1,4 +1,4 @@
-//! Manifests, as files have them.
+//! Reads the manifests of files.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -6,41 +6,41 @@ use std::rc::Rc;
 use oras_csi_core::display::Shown;
 use serde_json::Value;
 
-/// The documents of a YAML stream (of which JSON is a part).
+/// The documents of a YAML stream; JSON is a subset of YAML.
 #[derive(Debug)]
 pub struct Stream {
-    /// The documents; an empty one is `null`.
+    /// The documents; an empty document is `null`.
     pub documents: Vec<Value>,
-    /// Whether there are comments.
+    /// Whether the stream has comments.
     pub has_comments: bool,
 }
 
-/// Why a text is no stream: the parser's words, with line and column.
+/// A text is not a YAML stream; it has the parser's message with line and column.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a stream of YAML documents: {0}")]
 pub struct StreamError(Shown);
 
-/// The one way to read manifests and policies, so that they say the same wherever they stand.
+/// Reads a stream of manifests. Every command uses this function, so that a manifest means the same everywhere.
 ///
-/// Numbers are read as `kubectl` reads them (YAML 1.1: `defaultMode: 0644` is octal). The budget is that of a stream
-/// of 64 MiB; what aliases unfold to has the parser's own, smaller one.
+/// Numbers are read as `kubectl` reads them (YAML 1.1: `defaultMode: 0644` is octal). The budget allows a stream of
+/// 64 MiB; the expansion of aliases has the parser's own, smaller budget.
 pub fn read_stream(text: &str) -> Result<Stream, StreamError> {
-    const MOST: usize = 1 << 25;
+    const MAX: usize = 1 << 25;
     let commented = Rc::new(Cell::new(false));
     let options = serde_saphyr::options! {
         legacy_octal_numbers: true,
-        budget: serde_saphyr::budget! { max_documents: MOST, max_nodes: MOST, max_events: MOST },
+        budget: serde_saphyr::budget! { max_documents: MAX, max_nodes: MAX, max_events: MAX },
     };
     let options = options.with_budget_report({
         let commented = Rc::clone(&commented);
         move |report| commented.set(report.total_comment_bytes > 0)
     });
     let documents = serde_saphyr::from_multiple_with_options::<Value>(text, options)
-        .map_err(|error| StreamError(Shown::yaml_error(&error.to_string())))?;
+        .map_err(|error| StreamError(Shown::from_yaml_error(&error.to_string())))?;
     Ok(Stream { documents, has_comments: commented.get() })
 }
 
-/// What an error calls a value that is not what belongs in its place.
+/// Returns the JSON type of a value, for an error about a value of the wrong type.
 pub(crate) fn what(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
@@ -52,7 +52,7 @@ pub(crate) fn what(value: &Value) -> &'static str {
     }
 }
 
-/// What an object says that it is, for an error about one of another kind.
+/// Describes the kind of an object, for an error about an object of the wrong kind.
 pub(crate) fn said_kind(kind: &str, api_version: &str) -> String {
     match (kind, api_version) {
         ("", _) => "has no kind".to_owned(),
@@ -61,7 +61,7 @@ pub(crate) fn said_kind(kind: &str, api_version: &str) -> String {
     }
 }
 
-/// The items of a `kind: List`, or of a `PodList` and the like, as `kubectl` applies them.
+/// Returns the items of a `kind: List`, or of a `PodList` and the like, as `kubectl` applies them.
 pub fn flatten(document: Value) -> Vec<Value> {
     let text = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (version, kind) = (text("apiVersion"), text("kind"));

@@ -1,4 +1,4 @@
-//! What the webhook counts. Every label has a fixed, small set of values: no name of an object, a
+//! The metrics of the webhook. Every label has a small, fixed set of values: no label holds the name of an object, a
 //! namespace or a registry.
 
 use std::sync::atomic::AtomicU64;
@@ -17,43 +17,43 @@ use crate::denial::Code;
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RequestOutcome {
-    /// Allowed, and none of our business.
+    /// Allowed without a change: the object requests no artifact.
     Untouched,
     /// Allowed with a patch.
     Patched,
-    /// Allowed; all was there already.
+    /// Allowed without a change: the object is complete already.
     Unchanged,
-    /// A workload whose pods will meet something that is worth a word.
+    /// Allowed with a warning: the pods of a workload will be denied.
     Warned,
-    /// Denied, with one of the few codes of a denial.
+    /// Denied, with the code of the denial.
     Denied(Code),
-    /// Answered with an HTTP error: the request is not an AdmissionReview that can be answered.
+    /// Answered with an HTTP error: the request is not a valid AdmissionReview.
     Unreadable,
-    /// Turned away because too many were at work.
+    /// Rejected because too many requests were in progress.
     Overload,
-    /// A bug.
+    /// The handler panicked: a bug.
     Crashed,
 }
 
-/// What a policy said of an artifact.
+/// The result of a policy for an artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Verdict {
     /// No rule is broken.
     Passed,
-    /// A rule is broken, of a policy in that mode.
+    /// A rule of a policy in that mode is broken.
     Broken(Mode, Rule),
 }
 
-/// Where a tag's digest came from.
+/// Where the digest of a tag came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CacheOutcome {
-    /// From memory.
+    /// From the cache.
     Hit,
-    /// From memory, which knows that it does not exist.
+    /// From the cache: the tag is known not to exist.
     Negative,
     /// From the registry.
     Miss,
-    /// From the registry, as `pullalways` asks.
+    /// From the registry, because `pullalways` skips the cache.
     Bypass,
 }
 
@@ -103,7 +103,7 @@ struct VerdictLabels {
     rule: &'static str,
 }
 
-/// The webhook's metrics.
+/// The metrics of the webhook.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -116,8 +116,8 @@ pub struct Metrics {
     certificate_not_after: Gauge<f64, AtomicU64>,
 }
 
-/// From a map look-up to the longest that an API server waits.
-const SECONDS: [f64; 11] = [0.000_01, 0.000_1, 0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0];
+/// The buckets of durations, from a lookup in memory to the longest timeout of the API server.
+const DURATION_BUCKETS: [f64; 11] = [0.000_01, 0.000_1, 0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -126,44 +126,44 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at nought, and registered.
+    /// Registers all metrics, with the value 0.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("oras_csi_webhook");
         let requests = Family::default();
-        registry.register("requests", "Admission requests by how they ended", requests.clone());
+        registry.register("requests", "Admission requests, by outcome", requests.clone());
         let resolve: Family<CacheLabels, Histogram, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(SECONDS));
+            Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
         registry.register_with_unit(
             "resolve_duration",
-            "Time until a tag's digest was known, by where it came from",
+            "Time to resolve a tag to a digest, by use of the cache",
             Unit::Seconds,
             resolve.clone(),
         );
         let verdicts = Family::default();
         registry.register(
             "policy_verdicts",
-            "What policies said of artifacts, one count a policy and artifact",
+            "Results of policies for artifacts, one for each policy and artifact",
             verdicts.clone(),
         );
         let policies = Gauge::default();
-        registry.register("policies", "Policies that are known", policies.clone());
+        registry.register("policies", "Number of policies", policies.clone());
         let unreadable_policies = Gauge::default();
         registry.register(
             "unreadable_policies",
-            "Policies whose last generation cannot be read; an earlier one is in force, or nothing is allowed",
+            "Policies whose last generation is invalid: an earlier generation is in force, or no artifact is allowed",
             unreadable_policies.clone(),
         );
-        let slack = Histogram::new(SECONDS);
+        let slack = Histogram::new(DURATION_BUCKETS);
         registry.register_with_unit(
             "deadline_slack",
-            "Time that was left of the API server's timeout",
+            "Time left until the timeout of the API server when the request was answered",
             Unit::Seconds,
             slack.clone(),
         );
         let certificate_not_after = Gauge::default();
         registry.register_with_unit(
             "certificate_not_after",
-            "When the serving certificate ends, since 1970",
+            "Expiry of the serving certificate, in seconds since 1970",
             Unit::Seconds,
             certificate_not_after.clone(),
         );
@@ -207,12 +207,12 @@ impl Metrics {
         self.slack.observe(left.as_secs_f64());
     }
 
-    /// Notes when the serving certificate ends, in seconds since 1970.
+    /// Sets the expiry of the serving certificate, in seconds since 1970.
     pub fn set_certificate_not_after(&self, seconds: f64) {
         self.certificate_not_after.set(seconds);
     }
 
-    /// The OpenMetrics text.
+    /// Returns the metrics in the OpenMetrics text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;

@@ -1,8 +1,8 @@
-//! The patch plan. Pure: a pod (or a `PersistentVolume`) and its pinned volumes in, RFC 6902 operations out.
+//! Plans the JSON Patch (RFC 6902) for a pod or a `PersistentVolume` and its sealed volumes. Pure.
 //!
-//! Nothing of the pod is ever written back: every operation adds or replaces one thing that is ours, so
-//! fields that this program does not know survive untouched. What is there already needs no operation, so
-//! applying a patch twice equals applying it once.
+//! The object is never serialized again: each operation adds, replaces or removes one field that this program owns, so
+//! fields that it does not know stay untouched. A field that already has its value gets no operation, so applying a patch
+//! twice equals applying it once.
 
 use std::collections::BTreeMap;
 
@@ -14,68 +14,75 @@ use serde_json::{Map, Value, json};
 use crate::intent::NewMount;
 use crate::view::{Container, Csi, PersistentVolume, Pod};
 
-/// A volume as it shall stand in the pod.
+/// A volume as the pod has to have it.
 #[derive(Debug)]
 pub(crate) struct PlannedVolume<'a> {
-    /// Its name.
+    /// The volume's name.
     pub(crate) name: &'a str,
-    /// Its place in `spec.volumes`, or `None` where it is to be added.
+    /// Its position in `spec.volumes`, or `None` where it has to be added.
     pub(crate) index: Option<usize>,
     /// The Secret that kubelet hands to the driver.
     pub(crate) secret: PlannedSecret<'a>,
     /// The canonical attributes.
     pub(crate) attributes: BTreeMap<&'static str, String>,
-    /// Mounts to add.
+    /// The mounts to add.
     pub(crate) mounts: &'a [NewMount],
 }
 
-/// `nodePublishSecretRef` as it shall be.
+/// What happens to `nodePublishSecretRef`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlannedSecret<'a> {
-    /// As it is.
-    Kept,
-    /// None.
-    Unneeded,
-    /// This one.
+    /// It stays as it is.
+    Unchanged,
+    /// It is removed.
+    None,
+    /// It names this Secret.
     Named(&'a str),
 }
 
-/// What the pod's annotations say of its volumes.
+/// The values of the annotations that the webhook owns; `None` removes one.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct PlannedNotes<'a> {
+pub(crate) struct PlannedAnnotations<'a> {
     /// `oras.land/pinned`.
     pub(crate) pinned: Option<&'a str>,
     /// `oras.land/pinned-patch`.
     pub(crate) patch: Option<&'a str>,
 }
 
-/// The operations that make `pod` have `volumes`, and say so in its annotations.
-pub(crate) fn plan(pod: &Pod<'_>, volumes: &[PlannedVolume<'_>], notes: PlannedNotes<'_>) -> Patch {
+/// Plans the operations that give `pod` the volumes, their mounts and the annotations.
+pub(crate) fn plan(
+    pod: &Pod<'_>,
+    volumes: &[PlannedVolume<'_>],
+    annotations: PlannedAnnotations<'_>,
+) -> Patch {
     let mut plan = Plan(Vec::new());
     plan.volumes(pod, volumes);
     for (position, container) in pod.containers().iter().enumerate() {
         plan.mounts(position, container, volumes);
     }
-    plan.notes(pod, [(annotation::PINNED, notes.pinned), (annotation::PINNED_PATCH, notes.patch)]);
+    plan.annotations(
+        pod,
+        [(annotation::PINNED, annotations.pinned), (annotation::PINNED_PATCH, annotations.patch)],
+    );
     Patch(plan.0)
 }
 
-/// The operations that make a `PersistentVolume` canonical, for a claim of `namespace`.
+/// Plans the operations that make a `PersistentVolume` canonical, for a claim of `namespace`.
 pub(crate) fn plan_persistent(
-    there: &PersistentVolume<'_>,
+    current: &PersistentVolume<'_>,
     volume: &PlannedVolume<'_>,
     namespace: &str,
 ) -> Patch {
     let mut plan = Plan(Vec::new());
     let at = [token("spec"), token("csi")];
-    plan.source(&at, Some(&there.csi), volume, |name| json!({"name": name, "namespace": namespace}));
-    // A name alone stays where it is; its namespace is the claim's.
-    let keeps_name = match volume.secret {
-        PlannedSecret::Named(wanted) => there.csi.secret == Some(wanted),
-        PlannedSecret::Kept => there.csi.secret.is_some(),
-        PlannedSecret::Unneeded => false,
+    plan.source(&at, Some(&current.csi), volume, |name| json!({"name": name, "namespace": namespace}));
+    // A Secret's name without a namespace stays, and gets the namespace of the claim.
+    let has_right_name = match volume.secret {
+        PlannedSecret::Named(needed) => current.csi.secret == Some(needed),
+        PlannedSecret::Unchanged => current.csi.secret.is_some(),
+        PlannedSecret::None => false,
     };
-    if keeps_name && there.secret_namespace.is_none() {
+    if has_right_name && current.secret_namespace.is_none() {
         let [spec, csi] = at;
         plan.add([spec, csi, token("nodePublishSecretRef"), token("namespace")], json!(namespace));
     }
@@ -108,9 +115,10 @@ impl Plan {
                 }
                 continue;
             };
-            let there = pod.volumes().iter().find(|one| one.index == index).and_then(|one| one.csi.as_ref());
+            let current =
+                pod.volumes().iter().find(|one| one.index == index).and_then(|one| one.csi.as_ref());
             let at = [token("spec"), token("volumes"), index.into(), token("csi")];
-            self.source(&at, there, volume, |name| json!({"name": name}));
+            self.source(&at, current, volume, |name| json!({"name": name}));
         }
     }
 
@@ -118,29 +126,29 @@ impl Plan {
     fn source(
         &mut self,
         at: &[Token<'_>],
-        there: Option<&Csi<'_>>,
+        current: Option<&Csi<'_>>,
         volume: &PlannedVolume<'_>,
         reference: impl Fn(&str) -> Value,
     ) {
         let field = |name| PointerBuf::from_tokens(at.iter().cloned().chain([token(name)]));
         let mut add =
             |name, value| self.0.push(PatchOperation::Add(AddOperation { path: field(name), value }));
-        if there.is_none_or(|csi| !csi.read_only) {
+        if current.is_none_or(|csi| !csi.read_only) {
             add("readOnly", json!(true));
         }
-        let secret = there.and_then(|csi| csi.secret);
+        let secret = current.and_then(|csi| csi.secret);
         match volume.secret {
-            PlannedSecret::Named(wanted) if secret != Some(wanted) => {
-                add("nodePublishSecretRef", reference(wanted));
+            PlannedSecret::Named(needed) if secret != Some(needed) => {
+                add("nodePublishSecretRef", reference(needed));
             }
-            PlannedSecret::Unneeded if secret.is_some() => {
+            PlannedSecret::None if secret.is_some() => {
                 let path = field("nodePublishSecretRef");
                 self.0.push(PatchOperation::Remove(RemoveOperation { path }));
             }
             _ => {}
         }
-        let wanted = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
-        if there.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(wanted)) {
+        let needed = volume.attributes.iter().map(|(key, value)| (*key, value.as_str()));
+        if current.is_none_or(|csi| !csi.attributes.iter().map(|(key, value)| (*key, *value)).eq(needed)) {
             let (path, value) = (field("volumeAttributes"), json!(volume.attributes));
             self.0.push(PatchOperation::Add(AddOperation { path, value }));
         }
@@ -183,19 +191,19 @@ impl Plan {
         }
     }
 
-    /// Makes annotations of ours what they shall be, whatever somebody wrote there.
-    fn notes<const N: usize>(&mut self, pod: &Pod<'_>, notes: [(&'static str, Option<&str>); N]) {
+    /// Sets the annotations that the webhook owns, and replaces what the user wrote current.
+    fn annotations<const N: usize>(&mut self, pod: &Pod<'_>, annotations: [(&'static str, Option<&str>); N]) {
         let at = |key| [token("metadata"), token("annotations"), token(key)];
         let mut new = Map::new();
-        for (key, note) in notes {
-            match note {
-                note if pod.annotation(key) == note => {}
+        for (key, value) in annotations {
+            match value {
+                value if pod.annotation(key) == value => {}
                 None => {
                     let path = PointerBuf::from_tokens(at(key));
                     self.0.push(PatchOperation::Remove(RemoveOperation { path }));
                 }
-                Some(note) if pod.has_annotations() => self.add(at(key), json!(note)),
-                Some(note) => _ = new.insert(key.to_owned(), json!(note)),
+                Some(value) if pod.has_annotations() => self.add(at(key), json!(value)),
+                Some(value) => _ = new.insert(key.to_owned(), json!(value)),
             }
         }
         if new.is_empty() {
@@ -209,7 +217,7 @@ impl Plan {
     }
 }
 
-/// A step of a path, escaped as RFC 6901 says (`oras.land~1pinned`).
+/// Returns a token of a JSON pointer, escaped as RFC 6901 requires (`oras.land~1pinned`).
 fn token(name: &str) -> Token<'_> {
     Token::new(name)
 }

@@ -1,8 +1,8 @@
-//! AdmissionReview `admission.k8s.io/v1`: read as the API server writes it, answered as it wants it.
+//! AdmissionReview `admission.k8s.io/v1`: decodes the request and builds the answer.
 //!
-//! The rules are those of kube-apiserver's `mutating/dispatcher.go` and `request/admissionreview.go`:
-//! the uid comes back, `patch` and `patchType` stand together or not at all, and the patch is a base64
-//! string (a list of numbers, which some libraries write, is refused).
+//! The rules are those of kube-apiserver's `mutating/dispatcher.go` and `request/admissionreview.go`: the answer repeats
+//! the uid, `patch` and `patchType` are both present or both absent, and the patch is a base64 string. The API server
+//! refuses a list of numbers, which some libraries write.
 //!
 //! Architecture Invariant: this is the only file that builds an AdmissionResponse.
 
@@ -19,12 +19,12 @@ use serde_json::{Value, json};
 use crate::denial::{At, Denial, cut};
 use crate::manifest::said_kind;
 
-/// The one version that is spoken.
+/// The only version that is supported.
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 
-/// Why a body is no review that could be answered. There is no uid to answer to: this is HTTP 400, which
-/// the API server counts as a failure of the webhook.
+/// Why a body cannot be answered as a review. Without a uid the answer is HTTP 400, which the API server counts as a
+/// failure of the webhook.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
     /// Not JSON, or JSON of another shape.
@@ -32,16 +32,16 @@ pub enum ReviewError {
     Shape(String),
     /// Another version or kind.
     #[error(
-        "the body {}: this webhook speaks {KIND} of {API_VERSION} only (admissionReviewVersions: [\"v1\"])",
+        "the body {}: this webhook supports only {KIND} of {API_VERSION} (admissionReviewVersions: [\"v1\"])",
         said_kind(.kind, .api_version)
     )]
     Version {
-        /// What `apiVersion` says.
+        /// The value of `apiVersion`.
         api_version: String,
-        /// What `kind` says.
+        /// The value of `kind`.
         kind: String,
     },
-    /// No `request`, or one without its uid.
+    /// No `request`, or a request without a required field.
     #[error("the AdmissionReview has no request.{0}")]
     Missing(&'static str),
 }
@@ -76,7 +76,7 @@ struct WireResource {
     resource: Option<String>,
 }
 
-/// A review that can be answered: it has a uid.
+/// A review that can be answered, because it has a uid.
 #[derive(Clone, Debug)]
 pub struct Review {
     uid: String,
@@ -85,16 +85,16 @@ pub struct Review {
     subject: Subject,
 }
 
-/// Which webhook a review came for.
+/// The webhook that a review is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// The one that pods and persistent volumes go through.
+    /// The webhook for pods and persistent volumes.
     Volumes,
-    /// The one that tells what the pods of workloads will meet.
+    /// The webhook that returns warnings for workloads.
     Workloads,
 }
 
-/// What a review is about.
+/// The object of a review.
 #[derive(Clone, Debug)]
 pub(crate) enum Subject {
     /// A pod that is being created.
@@ -103,21 +103,20 @@ pub(crate) enum Subject {
     NewPersistentVolume(Value),
     /// A workload that is being created or changed.
     Workload(Value),
-    /// The same, with an object that cannot be read.
+    /// An object that cannot be read.
     Unreadable(Denial),
-    /// Any other operation, kind or subresource: none of our business.
+    /// Any other operation, kind or subresource, which is allowed unchanged.
     Other,
 }
 
 impl Review {
-    /// Reads a body that came for `hook`.
+    /// Decodes a body that was sent to `hook`.
     ///
-    /// Only the object of a request that matters is read at all, so a huge or odd `oldObject` of another
-    /// request costs nothing.
+    /// Only `object` is decoded, and only for the kinds that the webhook handles, so a large `oldObject` costs nothing.
     pub fn decode(hook: Hook, body: &[u8]) -> Result<Self, ReviewError> {
-        // serde takes a list for a struct; the API server's decoder does not.
+        // serde accepts a list for a struct; the API server's decoder does not.
         if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-            return Err(ReviewError::Shape("it is a list, and not an object".to_owned()));
+            return Err(ReviewError::Shape("it is a list, not an object".to_owned()));
         }
         let wire: WireReview<'_> = serde_json::from_slice(body)
             .map_err(|error| ReviewError::Shape(Shown::new(&error.to_string()).to_string()))?;
@@ -142,21 +141,21 @@ impl Review {
         let subject = if is_wanted {
             match request.object.map(|raw| serde_json::from_str(raw.get())) {
                 Some(Ok(object)) if hook == Hook::Workloads => Subject::Workload(object),
-                // It is never refused here, whatever it is.
+                // A workload is never denied, whatever it contains.
                 _ if hook == Hook::Workloads => Subject::Other,
                 Some(Ok(volume)) if kind == Some("persistentvolumes") => Subject::NewPersistentVolume(volume),
                 Some(Ok(pod)) => Subject::NewPod(pod),
-                Some(Err(error)) => Subject::Unreadable(Denial::rewrite(
+                Some(Err(error)) => Subject::Unreadable(Denial::bad_request(
                     At::Field("request.object"),
                     None,
                     format_args!("cannot be read: {error}"),
                     "write JSON with numbers that fit 64 bits, Unicode text and fields nested less than 128 deep",
                 )),
-                None => Subject::Unreadable(Denial::rewrite(
+                None => Subject::Unreadable(Denial::bad_request(
                     At::Field("request.object"),
                     None,
                     "is missing",
-                    "a CREATE carries the object",
+                    "send the object with a CREATE request",
                 )),
             }
         } else {
@@ -166,42 +165,42 @@ impl Review {
         Ok(Self { uid, namespace, is_dry_run, subject })
     }
 
-    /// Whether nothing may come of it but the answer.
+    /// Reports whether the request must have no side effects.
     pub(crate) fn is_dry_run(&self) -> bool {
         self.is_dry_run
     }
 
-    /// The namespace of the request; empty for an object that has none. The pod's own may be empty at admission.
+    /// Returns the namespace of the request, which is empty for a cluster-scoped object. The namespace in the pod's
+    /// metadata may still be empty at admission.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// The uid, which every answer repeats.
+    /// Returns the uid, which every answer repeats.
     pub fn uid(&self) -> &str {
         &self.uid
     }
 
-    /// What it is about.
+    /// Returns the object.
     pub(crate) fn subject(&self) -> &Subject {
         &self.subject
     }
 
-    /// Yes, without a change.
+    /// Allows the request without a change.
     pub(crate) fn allow(&self) -> ReviewResponse {
         ReviewResponse::new(Response { uid: self.uid.clone(), allowed: true, ..Response::default() })
     }
 
-    /// Yes, with a patch. An empty one is left out: the API server refuses `patchType` without `patch`.
+    /// Allows the request with a patch. An empty patch is left out: the API server refuses `patchType` without `patch`.
     ///
-    /// `audit` must be the same in a second round for the same pod: the API server never overwrites an
-    /// audit annotation.
+    /// `audit` must be the same on reinvocation for the same pod: the API server never overwrites an audit annotation.
     pub(crate) fn patched(
         &self,
         patch: &Patch,
         warnings: Vec<String>,
         audit: BTreeMap<String, String>,
     ) -> ReviewResponse {
-        // `Value`'s printer cannot fail, where `to_vec` only does not.
+        // Printing a `Value` cannot fail, so no error has to be handled.
         let patch = if patch.0.is_empty() { None } else { Some(BASE64.encode(json!(patch).to_string())) };
         ReviewResponse::new(Response {
             uid: self.uid.clone(),
@@ -214,12 +213,12 @@ impl Review {
         })
     }
 
-    /// Yes, with words.
+    /// Allows the request with warnings.
     pub(crate) fn warned(&self, warnings: Vec<String>) -> ReviewResponse {
         self.patched(&Patch(Vec::new()), warnings, BTreeMap::new())
     }
 
-    /// No.
+    /// Denies the request.
     pub(crate) fn denied(&self, denial: &Denial) -> ReviewResponse {
         ReviewResponse::new(Response {
             uid: self.uid.clone(),
@@ -236,7 +235,7 @@ impl Review {
     }
 }
 
-/// An answer, ready to be sent.
+/// An answer that can be sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReviewResponse {
@@ -262,7 +261,7 @@ struct Response {
     warnings: Vec<String>,
 }
 
-/// `metav1.Status`, as much of it as a refusal has.
+/// The fields of `metav1.Status` that a denial has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Status {
     #[serde(rename = "status")]
@@ -274,7 +273,7 @@ struct Status {
     details: Option<Details>,
 }
 
-/// `metav1.StatusDetails`: from it the API server makes its `Retry-After` header.
+/// `metav1.StatusDetails`: the API server turns it into its `Retry-After` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Details {
@@ -286,54 +285,55 @@ impl ReviewResponse {
         Self { api_version: API_VERSION, kind: KIND, response }
     }
 
-    /// Whether the request is allowed.
+    /// Reports whether the request is allowed.
     pub fn is_allowed(&self) -> bool {
         self.response.allowed
     }
 
-    /// Whether it carries a patch.
+    /// Reports whether the answer has a patch.
     pub fn has_patch(&self) -> bool {
         self.response.patch.is_some()
     }
 
-    /// The code of a refusal.
+    /// Returns the status code of a denial.
     pub fn code(&self) -> Option<u16> {
         self.response.status.as_ref().map(|status| status.code)
     }
 
-    /// The words of a refusal.
+    /// Returns the message of a denial.
     pub fn message(&self) -> Option<&str> {
         self.response.status.as_ref().map(|status| status.message.as_str())
     }
 }
 
-/// The API server cuts warnings to 256 characters each once all together exceed 4,096 bytes; these stay whole.
-const LONGEST_WARNING: usize = 256;
-const LONGEST_WARNINGS: usize = 4_096;
-const LONGEST_LAST_WARNING: usize = 64;
+/// The API server cuts each warning to 256 characters when all together exceed 4,096 bytes. Warnings are kept within
+/// these limits here, so that none is cut unexpectedly.
+const MAX_WARNING_CHARS: usize = 256;
+const MAX_WARNING_BYTES: usize = 4_096;
+const LAST_WARNING_BYTES: usize = 64;
 
-/// Warnings within the API server's limits, the last one saying how many were left out.
+/// Returns the warnings that fit the API server's limits; the last one says how many were left out.
 fn within_limits(warnings: Vec<String>) -> Vec<String> {
     let all = warnings.len();
-    let longest = if warnings.iter().map(String::len).sum::<usize>() > LONGEST_WARNINGS {
-        LONGEST_WARNING
+    let max_chars = if warnings.iter().map(String::len).sum::<usize>() > MAX_WARNING_BYTES {
+        MAX_WARNING_CHARS
     } else {
         usize::MAX
     };
-    let mut kept = Vec::new();
+    let mut included = Vec::new();
     let mut size = 0;
     for warning in warnings {
-        // A warning travels in an HTTP header (RFC 7234, section 5.5).
+        // A warning is sent in an HTTP header (RFC 7234, section 5.5).
         let warning: String = warning.chars().filter(|character| !character.is_control()).collect();
-        let warning = cut(warning, longest);
+        let warning = cut(warning, max_chars);
         size += warning.len();
-        if size > LONGEST_WARNINGS - LONGEST_LAST_WARNING {
-            kept.push(format!("and {} more warnings of this kind", all - kept.len()));
+        if size > MAX_WARNING_BYTES - LAST_WARNING_BYTES {
+            included.push(format!("and {} more warnings", all - included.len()));
             break;
         }
-        kept.push(warning);
+        included.push(warning);
     }
-    kept
+    included
 }
 
 #[cfg(test)]
@@ -367,7 +367,7 @@ mod tests {
     #[case("resource", json!({"group": "", "version": "v1", "resource": "services"}))]
     #[case("resource", json!({"group": "metrics.k8s.io", "version": "v1", "resource": "pods"}))]
     #[case("resource", json!({"group": "", "version": "v2", "resource": "pods"}))]
-    fn leaves_the_rest_alone(#[case] field: &str, #[case] value: Value) {
+    fn allows_other_requests_unchanged(#[case] field: &str, #[case] value: Value) {
         let mut request = pod_request();
         request[field] = value;
         let review = Review::decode(Hook::Volumes, &review(&request)).unwrap();
@@ -380,7 +380,11 @@ mod tests {
     #[case("uid", json!(7), "expected a string")]
     #[case("operation", Value::Null, "request.operation")]
     #[case("resource", Value::Null, "request.resource")]
-    fn refuses_what_it_cannot_answer(#[case] field: &str, #[case] value: Value, #[case] words: &str) {
+    fn rejects_a_request_without_a_required_field(
+        #[case] field: &str,
+        #[case] value: Value,
+        #[case] words: &str,
+    ) {
         let mut request = pod_request();
         request[field] = value;
         let error = Review::decode(Hook::Volumes, &review(&request)).unwrap_err();
@@ -391,21 +395,21 @@ mod tests {
     #[case(b"" as &[u8], "EOF")]
     #[case(b"{", "EOF")]
     #[case(b"[1]", "is not an AdmissionReview")]
-    #[case(br#" ["admission.k8s.io/v1","AdmissionReview",{"uid":"u"}]"#, "a list, and not an object")]
+    #[case(br#" ["admission.k8s.io/v1","AdmissionReview",{"uid":"u"}]"#, "a list, not an object")]
     #[case(
         br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview"}"#,
-        "v1beta1: this webhook speaks"
+        "v1beta1: this webhook supports"
     )]
     #[case(br#"{"apiVersion":"admission.k8s.io/v1","kind":"Pod"}"#, "Pod of")]
     #[case(br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#, "request.uid")]
     #[case(b"\xff\xfe", "is not an AdmissionReview")]
-    fn refuses_other_bodies(#[case] body: &[u8], #[case] words: &str) {
+    fn rejects_bodies_that_are_no_review(#[case] body: &[u8], #[case] words: &str) {
         let error = Review::decode(Hook::Volumes, body).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
 
     #[test]
-    fn reads_a_new_persistent_volume_and_whether_it_is_meant() {
+    fn reads_a_new_persistent_volume_and_the_dry_run_flag() {
         let mut request = pod_request();
         request["resource"]["resource"] = json!("persistentvolumes");
         request["namespace"] = json!(null);
@@ -420,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_nests_too_deep_is_answered() {
+    fn denies_a_pod_that_nests_too_deep() {
         let request = pod_request().to_string();
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         let request = request.replace(r#"{"metadata":{}}"#, &deep);
@@ -430,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_is_a_base64_string_and_never_half_there() {
+    fn a_patch_is_a_base64_string_with_its_type() {
         let review = Review::decode(Hook::Volumes, &review(&pod_request())).unwrap();
         let patch: Patch = serde_json::from_value(json!([{"op": "add", "path": "/a", "value": 1}])).unwrap();
         let answer = serde_json::to_value(review.patched(&patch, vec![], BTreeMap::new())).unwrap();
@@ -445,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_has_a_code_a_reason_and_a_wait() {
+    fn a_denial_has_a_code_a_reason_and_a_retry_delay() {
         let review = Review::decode(Hook::Volumes, &review(&pod_request())).unwrap();
         let denial = Denial::new(crate::denial::Code::TooManyRequests, At::Volume("v"), None, "no", "wait")
             .with_retry_after(Some(7));
@@ -460,13 +464,13 @@ mod tests {
     #[test]
     fn warnings_stay_within_the_limits() {
         let many: Vec<String> = (0..100).map(|n| format!("{n}\r\n{}", "ü".repeat(300))).collect();
-        let kept = within_limits(many);
-        assert!(kept.iter().map(String::len).sum::<usize>() <= 4_096);
-        assert!(kept.iter().all(|line| line.chars().count() <= 256 && !line.contains(['\r', '\n'])));
-        let last = kept.last().unwrap();
-        assert!(last.contains(&format!("{} more", 100 - (kept.len() - 1))), "{last}");
+        let included = within_limits(many);
+        assert!(included.iter().map(String::len).sum::<usize>() <= 4_096);
+        assert!(included.iter().all(|line| line.chars().count() <= 256 && !line.contains(['\r', '\n'])));
+        let last = included.last().unwrap();
+        assert!(last.contains(&format!("{} more", 100 - (included.len() - 1))), "{last}");
         assert_eq!(within_limits(vec!["a".into()]), ["a"]);
         let long = "x".repeat(3_000);
-        assert_eq!(within_limits(vec![long.clone()]), [long], "one that is alone is not cut");
+        assert_eq!(within_limits(vec![long.clone()]), [long], "a single warning is not cut");
     }
 }

@@ -1,7 +1,8 @@
-//! HTTP around [`Admission`]: `POST /mutate` and `/warn`, `/healthz`, `/readyz` and `/metrics`, and how it all ends.
+//! The HTTP server around [`Admission`]: `POST /mutate` and `/warn`, `/healthz`, `/readyz` and `/metrics`, and graceful
+//! shutdown.
 //!
-//! An answer with a uid is HTTP 200, whatever it says. An HTTP error means that there is no uid to answer
-//! to, which the API server takes for a failure of the webhook.
+//! An answer to a review with a uid is always HTTP 200. An HTTP error means that the body had no uid; the API server
+//! counts it as a failure of the webhook.
 
 use std::io;
 use std::net::TcpListener;
@@ -20,6 +21,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsConfig, from_tcp_rustls};
 use futures_util::{FutureExt as _, StreamExt as _};
 use http::{HeaderValue, StatusCode, Version, header};
+use oras_csi_core::go_duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,21 +30,21 @@ use crate::admit::Admission;
 use crate::metrics::{Metrics, RequestOutcome};
 use crate::review::{Hook, Review};
 
-/// The longest body: the API server's own limit is 3 MiB an object, of which a review has two.
-pub const LONGEST_BODY: usize = 8 << 20;
-/// How much of a body that is too long is read before its connection is given up.
-const LONGEST_DROPPED: usize = 8 * LONGEST_BODY;
-/// How long an idle connection is kept: longer than the API server's client keeps it (90 s), so that the
-/// server is never the one to close it under a request.
+/// The maximum length of a body. The API server's own limit is 3 MiB for an object, and a review has two.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
+/// How much of a body that is too long is read and discarded before the connection is closed.
+const MAX_DISCARDED_BYTES: usize = 8 * MAX_BODY_BYTES;
+/// How long an idle connection stays open: longer than the API server's client keeps it (90 s), so that the server never
+/// closes a connection that the client is about to use.
 const KEEP_ALIVE: Duration = Duration::from_mins(2);
-/// The longest `?timeout=` that the API server sends.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum `?timeout=` that the API server sends.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Whether clients can reach the server, in words.
+/// Reports whether clients can connect to the server.
 pub trait Health: Send + Sync + 'static {
-    /// Ready or not, and why, one reason a line.
+    /// Returns whether the server is ready, and the reasons, one per line.
     fn report(&self) -> (bool, String);
-    /// When the serving certificate ends.
+    /// Returns when the serving certificate expires.
     fn certificate_not_after(&self) -> Option<SystemTime>;
 }
 
@@ -57,16 +59,17 @@ impl Health for oras_csi_certs::Certificates {
     }
 }
 
-/// How the server behaves.
+/// The settings of the server.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerSettings {
-    /// How long a request may take that says no `?timeout=`.
+    /// The time limit of a request without `?timeout=`.
     pub default_timeout: Duration,
-    /// How many reviews may be on their way in; more are turned away at once.
-    pub most_requests: usize,
-    /// How long to answer on, not ready, once the end is asked for, so that clients go elsewhere.
+    /// How many reviews may be received at the same time; the server answers 503 to more.
+    pub max_requests: usize,
+    /// How long the server still accepts requests after shutdown was requested, while `/readyz` fails, so that clients
+    /// switch to another replica.
     pub lame_duck: Duration,
-    /// How long to wait after that for what is under way.
+    /// How long the server then waits for requests in progress.
     pub drain: Duration,
 }
 
@@ -74,14 +77,14 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             default_timeout: Duration::from_secs(10),
-            most_requests: 1_024,
+            max_requests: 1_024,
             lame_duck: Duration::from_secs(10),
             drain: Duration::from_secs(15),
         }
     }
 }
 
-/// Everything that the handlers share.
+/// The state that the handlers share.
 pub struct App {
     admission: Arc<Admission>,
     health: Box<dyn Health>,
@@ -92,20 +95,20 @@ pub struct App {
 }
 
 impl App {
-    /// `metrics` are those that `admission` counts in.
+    /// Creates the state. `metrics` are those that `admission` counts in.
     pub fn new(
         admission: impl Into<Arc<Admission>>,
         health: impl Health,
         metrics: Arc<Metrics>,
         settings: ServerSettings,
     ) -> Arc<Self> {
-        let slots = Semaphore::new(settings.most_requests);
+        let slots = Semaphore::new(settings.max_requests);
         let draining = AtomicBool::new(false);
         let admission = admission.into();
         Arc::new(Self { admission, health: Box::new(health), metrics, settings, slots, draining })
     }
 
-    /// From now on `/readyz` says no, and connections are not kept.
+    /// Makes `/readyz` fail, and closes connections after their next answer.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::SeqCst);
     }
@@ -115,23 +118,23 @@ impl App {
     }
 }
 
-/// All routes.
+/// Returns all routes.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/mutate", post(|State(app), request| answer(app, Hook::Volumes, request)))
-        .route("/warn", post(|State(app), request| answer(app, Hook::Workloads, request)))
+        .route("/mutate", post(|State(app), request| handle_review(app, Hook::Volumes, request)))
+        .route("/warn", post(|State(app), request| handle_review(app, Hook::Workloads, request)))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .fallback(|| async {
-            (StatusCode::NOT_FOUND, "there is /mutate, /warn, /healthz, /readyz and /metrics\n")
+            (StatusCode::NOT_FOUND, "no such path: use /mutate, /warn, /healthz, /readyz or /metrics\n")
         })
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), around))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), wrap))
         .with_state(app)
 }
 
-/// Serves over TLS on a listener that is bound already, until `shutdown`: then readiness fails first, new
-/// requests are still answered for a while, and what is under way is waited for.
+/// Serves over TLS on a bound listener until `shutdown`. Readiness fails first, new requests are still answered for
+/// `lame_duck`, and then the server waits for requests in progress.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
@@ -158,77 +161,86 @@ pub async fn serve(
     result
 }
 
-/// What holds for every route: a panic is an answer, and a connection is not kept while draining.
-async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let keeps_connections = request.version() < Version::HTTP_2;
+/// Answers a panic with HTTP 500, and closes connections while draining. Applies to every route.
+async fn wrap(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let is_http_1 = request.version() < Version::HTTP_2;
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| {
-        tracing::error!("a request ended in a panic");
+        tracing::error!("a request handler panicked");
         app.metrics.request(RequestOutcome::Crashed);
-        (StatusCode::INTERNAL_SERVER_ERROR, "the webhook failed on this request; its log says why\n")
+        (StatusCode::INTERNAL_SERVER_ERROR, "the webhook failed on this request, see its log\n")
             .into_response()
     });
-    if keeps_connections && app.is_draining() {
+    if is_http_1 && app.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-async fn answer(app: Arc<App>, hook: Hook, request: Request) -> Response {
+async fn handle_review(app: Arc<App>, hook: Hook, request: Request) -> Response {
     let Ok(slot) = app.slots.try_acquire() else {
         app.metrics.request(RequestOutcome::Overload);
         let wait = [(header::RETRY_AFTER, "1")];
-        return (StatusCode::SERVICE_UNAVAILABLE, wait, "too many reviews are at work\n").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, wait, "too many reviews are in progress\n").into_response();
     };
     let deadline = deadline(Instant::now(), request.uri().query(), app.settings.default_timeout);
-    let read = read(hook, request, deadline).await;
-    // Whoever waits for a registry takes nobody's place.
+    let read = read_review(hook, request, deadline).await;
+    // A request that waits for a registry holds no slot, so a stalled registry cannot block other reviews.
     drop(slot);
     match read {
         Ok(review) => Json(app.admission.review(&review, deadline).await).into_response(),
-        Err((status, words)) => {
+        Err((status, message)) => {
             app.metrics.request(RequestOutcome::Unreadable);
-            tracing::warn!(status = status.as_u16(), reason = words, "not a review that can be answered");
-            (status, format!("{words}\n")).into_response()
+            tracing::warn!(
+                status = status.as_u16(),
+                reason = message,
+                "rejected a request that is not a valid AdmissionReview"
+            );
+            (status, format!("{message}\n")).into_response()
         }
     }
 }
 
-async fn read(hook: Hook, request: Request, deadline: Instant) -> Result<Review, (StatusCode, String)> {
+async fn read_review(
+    hook: Hook,
+    request: Request,
+    deadline: Instant,
+) -> Result<Review, (StatusCode, String)> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(is_json) {
-        let words = "the content type is not application/json";
-        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, words.to_owned()));
+        let message = "the content type is not application/json";
+        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, message.to_owned()));
     }
     let too_large =
-        || (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {LONGEST_BODY} bytes"));
+        || (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {MAX_BODY_BYTES} bytes"));
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let body = match tokio::time::timeout_at(deadline, collect(request.into_body(), length, deadline)).await {
+    let body = match tokio::time::timeout_at(deadline, read_body(request.into_body(), length, deadline)).await
+    {
         Ok(Ok(Some(body))) => body,
         Ok(Ok(None)) => return Err(too_large()),
-        Ok(Err(error)) => return Err((StatusCode::BAD_REQUEST, format!("the body broke off: {error}"))),
-        Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned())),
+        Ok(Err(error)) => return Err((StatusCode::BAD_REQUEST, format!("the body ended early: {error}"))),
+        Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the body was not received in time".to_owned())),
     };
     Review::decode(hook, &body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
 }
 
-/// The whole body, or `None` where it is longer than it may be, whatever its announced length.
-async fn collect(
+/// Reads the whole body; `None` where it is longer than the limit, whatever its `Content-Length`.
+async fn read_body(
     body: Body,
     length: Option<usize>,
     deadline: Instant,
 ) -> Result<Option<Vec<u8>>, axum::Error> {
     let mut chunks = body.into_data_stream();
-    if length.is_some_and(|length| length > LONGEST_BODY) {
-        tokio::spawn(drop_rest(chunks, deadline));
+    if length.is_some_and(|length| length > MAX_BODY_BYTES) {
+        tokio::spawn(discard_rest(chunks, deadline));
         return Ok(None);
     }
     let mut whole = Vec::with_capacity(length.unwrap_or_default());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
-        if whole.len() + chunk.len() > LONGEST_BODY {
-            tokio::spawn(drop_rest(chunks, deadline));
+        if whole.len() + chunk.len() > MAX_BODY_BYTES {
+            tokio::spawn(discard_rest(chunks, deadline));
             return Ok(None);
         }
         whole.extend_from_slice(&chunk);
@@ -236,14 +248,14 @@ async fn collect(
     Ok(Some(whole))
 }
 
-/// Takes in what is left of a body: a client that is still writing when its connection ends never reads why.
-async fn drop_rest(mut chunks: BodyDataStream, deadline: Instant) {
+/// Discards the rest of a body: a client that is still writing when its connection is closed does not read the answer.
+async fn discard_rest(mut chunks: BodyDataStream, deadline: Instant) {
     let rest = async {
-        let mut dropped = 0;
+        let mut discarded = 0;
         while let Some(Ok(chunk)) = chunks.next().await
-            && dropped < LONGEST_DROPPED
+            && discarded < MAX_DISCARDED_BYTES
         {
-            dropped += chunk.len();
+            discarded += chunk.len();
         }
     };
     let _ = tokio::time::timeout_at(deadline, rest).await;
@@ -254,46 +266,41 @@ fn is_json(content_type: &str) -> bool {
     content_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// When an answer has to be ready: the API server's `?timeout=` (rounded up to whole seconds by it), less
-/// a fifth of it and at least a second for the way there and back, but never less than half of it.
+/// Returns when an answer has to be ready: the API server's `?timeout=` (which it rounds up to whole seconds), less a
+/// fifth of it and at least a second for the network, but never less than half of it.
 fn deadline(arrival: Instant, query: Option<&str>, default: Duration) -> Instant {
     let written = query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("timeout=")));
-    let timeout = written.and_then(parse_timeout).unwrap_or(default).min(LONGEST_TIMEOUT);
+    let timeout = written.and_then(parse_timeout).unwrap_or(default).min(MAX_TIMEOUT);
     let reserve = (timeout / 5).max(Duration::from_secs(1)).min(timeout / 2);
     arrival + timeout.saturating_sub(reserve)
 }
 
-/// A duration as Go prints whole and broken seconds: `10s`, `1m30s`, `1.5s`, `500ms`.
+/// Parses a timeout as Go's `Duration.String` prints it: `10s`, `1m30s`, `1.5s`, `500ms`. That form always ends in `s`.
 fn parse_timeout(text: &str) -> Option<Duration> {
-    if let Some(milliseconds) = text.strip_suffix("ms") {
-        return milliseconds.parse().ok().map(Duration::from_millis);
-    }
-    let (minutes, seconds) = text.split_once('m').unwrap_or(("0", text));
-    let minutes: u32 = minutes.parse().ok()?;
-    let seconds: f64 = seconds.strip_suffix('s')?.parse().ok()?;
-    let seconds = Duration::try_from_secs_f64(seconds).ok()?;
-    Duration::from_mins(1).checked_mul(minutes)?.checked_add(seconds)
+    let is_printed_by_go = text.ends_with('s') && !text.starts_with('-');
+    let parsed = Some(text).filter(|_| is_printed_by_go).and_then(go_duration::parse);
+    parsed.filter(|timeout| *timeout < go_duration::MAX)
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
     if app.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
-    let (mut is_ready, mut words) = app.health.report();
+    let (mut is_ready, mut report) = app.health.report();
     if !app.admission.policies().is_synced() {
         is_ready = false;
-        words.push_str(
-            "\npolicies: not read yet; is the ArtifactPolicy resource installed, and may it be watched?",
+        report.push_str(
+            "\npolicies: not read yet: check that the ArtifactPolicy CRD is installed and that the webhook may watch it",
         );
     }
     if !app.admission.has_key() {
         is_ready = false;
-        words.push_str(
-            "\nseal: no key yet; may the webhook get, create and update its Secret and its ConfigMap?",
+        report.push_str(
+            "\nseal: no key yet: check that the webhook may get, create and update its Secret and its ConfigMap",
         );
     }
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, format!("{words}\n")).into_response()
+    (status, format!("{report}\n")).into_response()
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
@@ -330,7 +337,7 @@ mod tests {
     #[case(Some("timeout="), 4_000)]
     #[case(Some("timeout=0s"), 0)]
     #[case(None, 4_000)]
-    fn a_deadline_leaves_time_for_the_way_back(#[case] query: Option<&str>, #[case] milliseconds: u64) {
+    fn a_deadline_leaves_time_for_the_network(#[case] query: Option<&str>, #[case] milliseconds: u64) {
         let now = Instant::now();
         assert_eq!(deadline(now, query, Duration::from_secs(5)), now + Duration::from_millis(milliseconds));
     }
@@ -342,7 +349,7 @@ mod tests {
     #[case("application/jsonx", false)]
     #[case("text/plain; application/json", false)]
     #[case("", false)]
-    fn knows_json(#[case] content_type: &str, #[case] json: bool) {
+    fn recognizes_the_json_content_type(#[case] content_type: &str, #[case] json: bool) {
         assert_eq!(is_json(content_type), json);
     }
 }

@@ -1,4 +1,4 @@
-//! What was logged on this thread.
+//! Capturing the log of a thread.
 
 use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -8,8 +8,8 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// The warnings of the thread that made it, one string each, until it is dropped.
-pub(crate) struct Warnings {
+/// The warnings of the thread that created it, one string each, until it is dropped.
+pub(crate) struct CapturedWarnings {
     lines: Lines,
     _guard: DefaultGuard,
 }
@@ -17,14 +17,14 @@ pub(crate) struct Warnings {
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
-impl Warnings {
-    /// Listens from now on.
-    pub(crate) fn listen() -> Self {
+impl CapturedWarnings {
+    /// Captures warnings from now on.
+    pub(crate) fn capture() -> Self {
         let lines = Lines::default();
         Self { lines: lines.clone(), _guard: tracing::subscriber::set_default(lines) }
     }
 
-    /// Those in which `part` occurs.
+    /// Returns the warnings that contain `part`.
     pub(crate) fn with(&self, part: &str) -> Vec<String> {
         let lines = self.lines.0.lock().unwrap();
         lines.iter().filter(|line| line.contains(part)).cloned().collect()

@@ -1,7 +1,7 @@
-//! The administrator's docker configuration as a file, which may change at any time.
+//! The administrator's docker config file, which may change at any time.
 //!
-//! Read for every question, and parsed where its content has changed: kubelet swaps a mounted Secret by a symlink,
-//! which no watch on a file sees.
+//! The file is read for every lookup and parsed if its content has changed. kubelet updates a mounted Secret by replacing
+//! a symlink, which a watch on the file does not notice.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -12,108 +12,111 @@ use zeroize::Zeroizing;
 
 use crate::display::Shown;
 
-use super::docker_config::{DockerConfig, DockerConfigError, LONGEST};
+use super::docker_config::{DockerConfig, DockerConfigError, MAX_BYTES};
 
-/// Why the file as it is now is not used.
+/// Why the current content of the file is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigFileError {
-    /// It cannot be read.
-    #[error("the docker configuration {} cannot be read: {problem}", .path.display())]
+    /// The file cannot be read.
+    #[error("the docker config {} cannot be read: {problem}", .path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         problem: Shown,
     },
-    /// It is none.
-    #[error("the docker configuration {} cannot be used: {source}", .path.display())]
+    /// The file is not a docker config.
+    #[error("the docker config {} cannot be used: {source}", .path.display())]
     Parse {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         source: DockerConfigError,
     },
 }
 
-/// What the file last said.
+/// The state of the last read.
 #[derive(Debug, Default)]
-struct Known {
-    /// Of the content that was looked at last; none while there is no file.
+struct LastRead {
+    /// The hash of the content that was read last, or `None` if there is no file.
     hash: Option<[u8; 32]>,
-    good: Arc<DockerConfig>,
+    last_good: Arc<DockerConfig>,
     error: Option<ConfigFileError>,
 }
 
-/// A path, and the last good configuration that was there.
+/// A docker config file and its last valid content.
 #[derive(Debug)]
 pub(super) struct ConfigFile {
     path: PathBuf,
-    known: Mutex<Known>,
+    last_read: Mutex<LastRead>,
 }
 
 impl ConfigFile {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, known: Mutex::default() }
+        Self { path, last_read: Mutex::default() }
     }
 
-    /// The configuration of now, or the last good one and what is wrong with that of now. A file that is not
-    /// there holds nothing: who takes it away takes back what it said.
+    /// Returns the current configuration. If it is broken, returns the last valid one with the error. A missing file is an
+    /// empty configuration, so deleting the file revokes its credentials.
     pub(super) async fn current(self: &Arc<Self>) -> (Arc<DockerConfig>, Option<ConfigFileError>) {
         let this = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || read(&this.path)).await;
         let read = read.unwrap_or_else(|error| Err(io::Error::other(error.to_string())));
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
         match read {
-            Ok(Some(bytes)) => self.take(&mut known, &bytes),
-            Ok(None) => *known = Known::default(),
+            Ok(Some(bytes)) => self.update(&mut last_read, &bytes),
+            Ok(None) => *last_read = LastRead::default(),
             Err(error) => {
-                known.hash = None;
+                last_read.hash = None;
                 let problem = Shown::new(&error.to_string());
-                Self::fail(&mut known, ConfigFileError::Read { path: self.path.clone(), problem });
+                Self::record_error(
+                    &mut last_read,
+                    ConfigFileError::Read { path: self.path.clone(), problem },
+                );
             }
         }
-        (Arc::clone(&known.good), known.error.clone())
+        (Arc::clone(&last_read.last_good), last_read.error.clone())
     }
 
-    fn take(&self, known: &mut Known, bytes: &[u8]) {
+    fn update(&self, last_read: &mut LastRead, bytes: &[u8]) {
         let hash: [u8; 32] = Sha256::digest(bytes).into();
-        if known.hash == Some(hash) {
+        if last_read.hash == Some(hash) {
             return;
         }
         match DockerConfig::parse(bytes) {
             Ok(config) => {
                 let file = self.path.display();
                 for problem in config.problems() {
-                    tracing::warn!(%file, %problem, "in the docker configuration");
+                    tracing::warn!(%file, %problem, "ignoring an invalid entry of the docker config");
                 }
-                tracing::info!(%file, entries = config.entries(), "docker configuration read");
-                known.error = None;
-                known.good = Arc::new(config);
+                tracing::info!(%file, entries = config.entries(), "read the docker config");
+                last_read.error = None;
+                last_read.last_good = Arc::new(config);
             }
             Err(source) => {
-                Self::fail(known, ConfigFileError::Parse { path: self.path.clone(), source });
+                Self::record_error(last_read, ConfigFileError::Parse { path: self.path.clone(), source });
             }
         }
-        known.hash = Some(hash);
+        last_read.hash = Some(hash);
     }
 
-    /// Says it once, until something else is wrong.
-    fn fail(known: &mut Known, error: ConfigFileError) {
-        if known.error.as_ref() != Some(&error) {
-            tracing::warn!(%error, "the last good docker configuration stays in use");
+    /// Stores the error and logs it, unless it is the same as before.
+    fn record_error(last_read: &mut LastRead, error: ConfigFileError) {
+        if last_read.error.as_ref() != Some(&error) {
+            tracing::warn!(%error, "cannot use the docker config; the last valid one stays in use");
         }
-        known.error = Some(error);
+        last_read.error = Some(error);
     }
 }
 
-/// The content, at most one byte longer than it may be; `None` where there is no file.
+/// Reads the file, at most one byte more than the limit. Returns `None` if it does not exist.
 fn read(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     let found = match std::fs::metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    // Anything but a file (a pipe, a device) could keep whoever reads it waiting.
+    // Reading a pipe or a device could block for ever.
     if !found.is_file() {
         return Err(io::Error::other("not a file"));
     }
@@ -122,6 +125,6 @@ fn read(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         opened => opened?,
     };
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(LONGEST as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }

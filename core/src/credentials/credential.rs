@@ -1,4 +1,4 @@
-//! A credential, as registries take them, and secrets that do not get out by accident.
+//! A credential for a registry, and a type for secrets that keeps them out of logs and errors.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -7,17 +7,17 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-/// Longer ones do not fit what servers take as a header.
-const LONGEST: usize = 16 << 10;
+/// The maximum length of a secret in bytes. Servers do not accept longer headers.
+const MAX_LEN: usize = 16 << 10;
 
-/// Text that nobody sees: `Debug` hides it, there is no `Display`, and it is overwritten when the last copy
-/// is dropped. It holds no control characters, so that none can add a line to a request.
+/// A secret text. `Debug` hides it, there is no `Display`, and its memory is overwritten when the last copy is dropped. It
+/// has no control characters, so that it cannot add a line to a request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(Arc<Zeroizing<String>>);
 
 impl SecretText {
     fn new(field: &'static str, text: Zeroizing<String>) -> Result<Self, CredentialError> {
-        if text.len() > LONGEST {
+        if text.len() > MAX_LEN {
             return Err(CredentialError::TooLong { field, bytes: text.len() });
         }
         if text.chars().any(char::is_control) {
@@ -26,7 +26,7 @@ impl SecretText {
         Ok(Self(Arc::new(text)))
     }
 
-    /// The text itself, for the request that carries it and nothing else.
+    /// Returns the text itself. Use it only for the request that sends it.
     pub fn expose(&self) -> &str {
         self.0.as_str()
     }
@@ -44,62 +44,72 @@ impl Hash for SecretText {
     }
 }
 
-/// Who asks a registry. Cheap to clone; `Debug` shows the kind alone.
+/// A credential for a registry. Cheap to clone. `Debug` shows only the kind.
+///
+/// ```
+/// use oras_csi_core::credentials::Credential;
+///
+/// let credential = Credential::basic("robot".to_owned(), "hunter2".to_owned())?;
+/// assert_eq!(credential.kind(), "user name and password");
+/// assert_eq!(format!("{credential:?}"), "Basic(…)");
+/// # Ok::<(), oras_csi_core::credentials::CredentialError>(())
+/// ```
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub enum Credential {
-    /// Nobody in particular.
+    /// No credential.
     #[default]
     Anonymous,
-    /// RFC 7617, and what a token service exchanges for a token.
+    /// A user name and a password: for Basic authentication (RFC 7617), or for a token service.
     #[non_exhaustive]
     Basic {
-        /// Has no colon. Hidden as well: some registries take a token for it.
+        /// The user name, without a colon. It is hidden as well, because some registries take a token as user name.
         username: SecretText,
-        /// May be empty.
+        /// The password, which may be empty.
         password: SecretText,
     },
-    /// Docker's `identitytoken`: a refresh token, for a POST to the token service (distribution, "OAuth2 Token
-    /// Authentication").
+    /// Docker's `identitytoken`: a refresh token, which is sent to the token service with POST (distribution, "OAuth2
+    /// Token Authentication").
     #[non_exhaustive]
     RefreshToken(SecretText),
-    /// Docker's `registrytoken`: sent to the registry as `Bearer`, as it is.
+    /// Docker's `registrytoken`, which is sent to the registry unchanged as `Bearer`.
     #[non_exhaustive]
     RegistryToken(SecretText),
 }
 
-/// Why something is no credential. Says which field, never what is in it.
+/// Why a credential is invalid. The message names the field and never contains its value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
-    /// A control character.
-    #[error("the {field} has a control character (a line break at its end?): write it without")]
+    /// A field has a control character.
+    #[error("the {field} has a control character (perhaps a line break at its end): remove it")]
     Control {
-        /// Which part.
+        /// The field.
         field: &'static str,
     },
-    /// More than 16 KiB.
-    #[error("the {field} has {bytes} bytes, and at most {LONGEST} fit into a request")]
+    /// A field is longer than 16 KiB.
+    #[error("the {field} has {bytes} bytes; the maximum is {MAX_LEN}")]
     TooLong {
-        /// Which part.
+        /// The field.
         field: &'static str,
-        /// How long it is.
+        /// Its length.
         bytes: usize,
     },
-    /// Nothing in it.
+    /// A field is empty.
     #[error("the {field} is empty")]
     Empty {
-        /// Which part.
+        /// The field.
         field: &'static str,
     },
-    /// RFC 7617, section 2: the colon ends the user name.
-    #[error("the user name has a colon, which Basic authentication cannot carry (RFC 7617)")]
+    /// The user name has a colon, which ends the user name in RFC 7617, section 2.
+    #[error("the user name has a colon, which Basic authentication does not allow (RFC 7617)")]
     Colon,
-    /// RFC 6750, section 2.1.
-    #[error("the registry token has characters that no bearer token may have (RFC 6750, 2.1)")]
+    /// The registry token is not a `b64token` of RFC 6750, section 2.1.
+    #[error("the registry token has characters that a bearer token must not have (RFC 6750, 2.1)")]
     Token,
 }
 
 impl Credential {
-    /// A user name and a password; one of the two may be empty, as kubelet's providers may answer.
+    /// Creates a credential with a user name and a password. One of them may be empty, because kubelet's credential
+    /// providers may return that.
     pub fn basic(
         username: impl Into<Zeroizing<String>>,
         password: impl Into<Zeroizing<String>>,
@@ -115,7 +125,7 @@ impl Credential {
         Ok(Self::Basic { username, password })
     }
 
-    /// A refresh token.
+    /// Creates a credential with a refresh token.
     pub fn refresh_token(token: impl Into<Zeroizing<String>>) -> Result<Self, CredentialError> {
         let token = SecretText::new("identity token", token.into())?;
         if token.expose().is_empty() {
@@ -124,20 +134,20 @@ impl Credential {
         Ok(Self::RefreshToken(token))
     }
 
-    /// A bearer token.
+    /// Creates a credential with a bearer token.
     pub fn registry_token(token: impl Into<Zeroizing<String>>) -> Result<Self, CredentialError> {
         let token = SecretText::new("registry token", token.into())?;
-        let of_a_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+        let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
         if token.expose().is_empty() {
             return Err(CredentialError::Empty { field: "registry token" });
         }
-        if !token.expose().bytes().all(of_a_token) {
+        if !token.expose().bytes().all(is_token_byte) {
             return Err(CredentialError::Token);
         }
         Ok(Self::RegistryToken(token))
     }
 
-    /// What kind it is, in words for a message.
+    /// Returns the kind of the credential, for a message.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Anonymous => "anonymous",
@@ -147,11 +157,11 @@ impl Credential {
         }
     }
 
-    /// Tells one credential from another: what a cache may share answers by.
+    /// Returns a value that is equal only for equal credentials, as part of a cache key.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut hasher = Sha256::new();
         hasher.update(b"csi.oras.land/credential/v1\0");
-        // Every field with its length, so that no two credentials are the same bytes.
+        // Each field is hashed with its length, so that different credentials never hash the same bytes.
         let mut field = |text: &str| {
             hasher.update((text.len() as u64).to_be_bytes());
             hasher.update(text.as_bytes());
@@ -180,8 +190,7 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Equal for equal credentials, and for no others (SHA-256). Opaque: a password that can be guessed could be
-/// found out from it, so it is never shown.
+/// A SHA-256 hash that identifies a credential. It is never shown, because a weak password could be guessed from it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 

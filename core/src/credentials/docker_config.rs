@@ -1,9 +1,9 @@
-//! Docker's configuration file, as pull secrets of both types and `config.json` hold it.
+//! Parses docker's configuration file, which pull secrets of both types and `config.json` contain.
 //!
 //! The format is docker's (docker/cli, cli/config/configfile/file.go and cli/config/types/authconfig.go; kubernetes
-//! documents the two secret types `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`). Which entry is
-//! for what is kubelet's rule ([`MatchImage`]). Unlike kubelet, one entry that cannot be read does not take the
-//! others with it: it is left out, and [`DockerConfig::problems`] says so.
+//! documents the secret types `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`). Entries are selected by
+//! kubelet's rule ([`MatchImage`]). Unlike in kubelet, an invalid entry does not invalidate the others: it is ignored, and
+//! [`DockerConfig::problems`] reports it.
 
 use std::collections::BTreeMap;
 
@@ -20,18 +20,27 @@ use crate::reference::RegistryHost;
 use super::credential::{Credential, CredentialError};
 use super::helper::{HelperName, HelperNameError};
 use super::keyring::Keyring;
-use super::match_image::{MatchImage, MatchImageError, is_same_host, shown_key};
+use super::match_image::{MatchImage, MatchImageError, is_same_host, redacted_key};
 
-/// A Kubernetes Secret has no more.
-pub(super) const LONGEST: usize = 1 << 20;
-const MOST_ENTRIES: usize = 4096;
-/// Decodes with `=` at the end and without, as kubelet does.
+/// The maximum size in bytes, which is that of a Kubernetes Secret.
+pub(super) const MAX_BYTES: usize = 1 << 20;
+const MAX_ENTRIES: usize = 4096;
+/// Decodes with and without `=` at the end, as kubelet does.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// A configuration that was read. `Debug` shows keys, never secrets.
+/// A parsed docker config. `Debug` shows keys and never secrets.
+///
+/// ```
+/// use oras_csi_core::credentials::DockerConfig;
+///
+/// let config = DockerConfig::parse(br#"{"auths":{"ghcr.io":{"auth":"bWU6c2VjcmV0"}}}"#)?;
+/// assert_eq!(config.credentials_for(&"ghcr.io".parse()?, "acme/model").len(), 1);
+/// assert_eq!(config.credentials_for(&"quay.io".parse()?, "acme/model").len(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct DockerConfig {
     keyring: Keyring,
@@ -40,74 +49,74 @@ pub struct DockerConfig {
     problems: Vec<EntryProblem>,
 }
 
-/// Why a text is no docker configuration at all.
+/// Why a text is not a docker config.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DockerConfigError {
-    /// More than 1 MiB.
-    #[error("a docker configuration has at most 1 MiB")]
+    /// It is larger than 1 MiB.
+    #[error("the docker config is larger than 1 MiB, the limit")]
     TooLong,
-    /// More entries than anybody needs.
-    #[error("a docker configuration has at most {MOST_ENTRIES} entries, and this one has {0}")]
+    /// It has too many entries.
+    #[error("the docker config has {0} entries; the maximum is {MAX_ENTRIES}")]
     TooMany(usize),
-    /// Not a JSON object; where it breaks, and nothing of what stands there.
-    #[error("it is no JSON object of a docker configuration (line {line}, column {column})")]
+    /// It is not a JSON object. The message has the position and not the text there.
+    #[error("it is not the JSON object of a docker config (error at line {line}, column {column})")]
     Json {
         /// The line, from 1.
         line: usize,
         /// The column, from 1.
         column: usize,
     },
-    /// One of the known keys holds something else.
-    #[error("\"{0}\" is not what docker writes there")]
+    /// A known key has a value of another type.
+    #[error("the value of \"{0}\" does not have the type that docker writes")]
     Key(&'static str),
 }
 
-/// An entry that is left out, and why.
+/// An entry that is ignored, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the entry \"{key}\" is left out: {problem}")]
+#[error("the entry \"{key}\" is ignored: {problem}")]
 pub struct EntryProblem {
     key: Shown,
     problem: EntryError,
 }
 
 impl EntryProblem {
-    /// What is wrong.
+    /// Returns what is wrong with the entry.
     pub fn error(&self) -> &EntryError {
         &self.problem
     }
 }
 
-/// Why an entry is left out.
+/// Why an entry is ignored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// Its key names no registry.
+    /// Its key does not name a registry.
     #[error(transparent)]
     Key(#[from] MatchImageError),
-    /// Docker's `credHelpers` go by the host alone.
-    #[error("a helper is for one host, with neither path nor wildcard")]
+    /// A key of docker's `credHelpers` must be a host.
+    #[error("the key of a credential helper must be one host, without a path or a wildcard")]
     HelperKey,
-    /// Its helper has no name that one may have.
+    /// The name of its helper is invalid.
     #[error(transparent)]
     Helper(#[from] HelperNameError),
-    /// A field is not a text, or the entry not an object.
-    #[error("it is not an object of texts, as docker writes it")]
+    /// The entry is not an object of strings.
+    #[error("it is not an object with string values")]
     Shape,
-    /// `auth` does not decode.
+    /// `auth` cannot be decoded.
     #[error("its \"auth\" is not base64 of USER:PASSWORD")]
     Auth,
-    /// What it holds cannot be sent.
+    /// Its credential is invalid.
     #[error(transparent)]
     Credential(#[from] CredentialError),
 }
 
-/// Which helper docker would ask for a registry.
+/// The credential helper that docker selects for a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HelperChoice<'a> {
-    /// The one of `credHelpers`.
+    /// A helper of `credHelpers`.
     Host(&'a HelperName),
-    /// The one of `credsStore`.
+    /// The helper of `credsStore`.
     Store(&'a HelperName),
-    /// None: nothing is configured, or `credHelpers` has an empty name, or none that is one.
+    /// No helper: none is configured, or the name in `credHelpers` is empty or invalid.
     None,
 }
 
@@ -128,12 +137,12 @@ struct RawEntry {
 type Object<'a> = BTreeMap<String, &'a RawValue>;
 
 impl DockerConfig {
-    /// Reads `config.json` (`.dockerconfigjson`), or the older `.dockercfg`, which is the map of entries alone.
+    /// Parses `config.json` (`.dockerconfigjson`), or the older `.dockercfg`, which is only the map of entries.
     pub fn parse(bytes: &[u8]) -> Result<Self, DockerConfigError> {
-        if bytes.len() > LONGEST {
+        if bytes.len() > MAX_BYTES {
             return Err(DockerConfigError::TooLong);
         }
-        // serde's own message may repeat a value.
+        // The message of serde may repeat a value.
         let top = serde_json::from_slice::<Object<'_>>(bytes)
             .map_err(|error| DockerConfigError::Json { line: error.line(), column: error.column() })?;
         let known = ["auths", "credHelpers", "credsStore"];
@@ -150,22 +159,23 @@ impl DockerConfig {
                 .map_err(|_| DockerConfigError::Key("credsStore"))?;
             match name.filter(|name| !name.is_empty()).map(|name| name.parse()).transpose() {
                 Ok(name) => config.store = name,
-                Err(error) => config.leave_out("credsStore", EntryError::Helper(error)),
+                Err(error) => config.report("credsStore", EntryError::Helper(error)),
             }
         }
         Ok(config)
     }
 
-    /// What the file itself holds for a repository, the most specific key first, none twice; no helper is run.
+    /// Returns the credentials in the file for a repository, the most specific key first and without duplicates. No helper
+    /// is run.
     #[must_use]
     pub fn credentials_for(&self, registry: &RegistryHost, repository: &str) -> Vec<Credential> {
         self.keyring.lookup(registry, repository)
     }
 
-    /// The helper for a registry, as docker chooses it (docker/cli, `getConfiguredCredentialStore`): that of
-    /// `credHelpers`, also where it is none, before that of `credsStore`.
+    /// Returns the helper for a registry, as docker selects it (docker/cli, `getConfiguredCredentialStore`): `credHelpers`
+    /// comes before `credsStore`, also if the name there is empty.
     ///
-    /// For the administrator's file only: what a user writes into a Secret runs no program.
+    /// Use it only for the administrator's file: a user's Secret must not run programs.
     #[must_use]
     pub fn helper_for(&self, registry: &RegistryHost) -> HelperChoice<'_> {
         let own = self.helpers.iter().find(|(host, _)| is_same_host(host, registry));
@@ -176,13 +186,13 @@ impl DockerConfig {
         }
     }
 
-    /// The entries that are left out, for a warning.
+    /// Returns the ignored entries, for a warning.
     #[must_use]
     pub fn problems(&self) -> &[EntryProblem] {
         &self.problems
     }
 
-    /// How many entries hold a credential.
+    /// Returns the number of entries with a credential.
     #[must_use]
     pub fn entries(&self) -> usize {
         self.keyring.len()
@@ -195,7 +205,7 @@ impl DockerConfig {
             match key.parse().map_err(EntryError::Key).and_then(|key| Ok((key, credential(raw)?))) {
                 Ok((key, Some(credential))) => found.push((key, credential)),
                 Ok((_, None)) => {}
-                Err(error) => self.leave_out(key, error),
+                Err(error) => self.report(key, error),
             }
         }
         self.keyring = Keyring::new(found);
@@ -215,21 +225,21 @@ impl DockerConfig {
                 (Ok(host), Ok(name)) => self.helpers.push((host, name)),
                 (Ok(host), Err(error)) => {
                     self.helpers.push((host, None));
-                    self.leave_out(key, error);
+                    self.report(key, error);
                 }
-                (Err(error), _) => self.leave_out(key, error),
+                (Err(error), _) => self.report(key, error),
             }
         }
         Ok(())
     }
 
-    fn leave_out(&mut self, key: &str, problem: EntryError) {
-        self.problems.push(EntryProblem { key: shown_key(key), problem });
+    fn report(&mut self, key: &str, problem: EntryError) {
+        self.problems.push(EntryProblem { key: redacted_key(key), problem });
     }
 }
 
 fn check_count(entries: &Object<'_>) -> Result<(), DockerConfigError> {
-    if entries.len() > MOST_ENTRIES { Err(DockerConfigError::TooMany(entries.len())) } else { Ok(()) }
+    if entries.len() > MAX_ENTRIES { Err(DockerConfigError::TooMany(entries.len())) } else { Ok(()) }
 }
 
 fn object<'a>(top: &Object<'a>, key: &'static str) -> Result<Object<'a>, DockerConfigError> {
@@ -239,7 +249,7 @@ fn object<'a>(top: &Object<'a>, key: &'static str) -> Result<Object<'a>, DockerC
     Ok(entries.map_err(|_| DockerConfigError::Key(key))?.unwrap_or_default())
 }
 
-/// Whether it is an entry of `.dockercfg`, and not some setting of `config.json`.
+/// Reports whether a value is an entry of `.dockercfg` and not a setting of `config.json`.
 fn has_credential(raw: &RawValue) -> bool {
     let entry = serde_json::from_str::<RawEntry>(raw.get());
     entry.is_ok_and(|RawEntry { auth, username, identitytoken, registrytoken, .. }| {
@@ -247,25 +257,25 @@ fn has_credential(raw: &RawValue) -> bool {
     })
 }
 
-/// As docker: a registry token before an identity token before `auth` before `username` and `password`. None
-/// where nothing is written, which is what docker leaves beside a `credsStore`.
+/// Parses an entry. As in docker, a registry token comes before an identity token, before `auth`, before `username` and
+/// `password`. Returns `None` for an empty entry, which docker writes if there is a `credsStore`.
 fn credential(raw: &RawValue) -> Result<Option<Credential>, EntryError> {
     let entry = serde_json::from_str::<Option<RawEntry>>(raw.get()).map_err(|_| EntryError::Shape)?;
     let Some(RawEntry { auth, username, password, identitytoken, registrytoken }) = entry else {
         return Ok(None);
     };
-    let written = |text: Option<Zeroizing<String>>| text.filter(|text| !text.is_empty());
-    if let Some(token) = written(registrytoken) {
+    let non_empty = |text: Option<Zeroizing<String>>| text.filter(|text| !text.is_empty());
+    if let Some(token) = non_empty(registrytoken) {
         return Ok(Some(Credential::registry_token(token)?));
     }
-    if let Some(token) = written(identitytoken) {
+    if let Some(token) = non_empty(identitytoken) {
         return Ok(Some(Credential::refresh_token(token)?));
     }
-    if let Some(auth) = written(auth) {
+    if let Some(auth) = non_empty(auth) {
         let (username, password) = decode(&auth).ok_or(EntryError::Auth)?;
         return Ok(Some(Credential::basic(username, password)?));
     }
-    match (written(username), written(password)) {
+    match (non_empty(username), non_empty(password)) {
         (None, None) => Ok(None),
         (username, password) => {
             Ok(Some(Credential::basic(username.unwrap_or_default(), password.unwrap_or_default())?))
@@ -273,7 +283,8 @@ fn credential(raw: &RawValue) -> Result<Option<Credential>, EntryError> {
     }
 }
 
-/// docker/cli, `decodeAuth`: line breaks inside are skipped (as Go's decoder does), a password ends before NULs.
+/// Decodes `auth` as docker/cli's `decodeAuth` does: line breaks are skipped, as in Go's decoder, and NULs at the end of
+/// the password are removed.
 fn decode(auth: &str) -> Option<(Zeroizing<String>, Zeroizing<String>)> {
     let mut text = Zeroizing::new(String::with_capacity(auth.len()));
     text.extend(auth.chars().filter(|character| !matches!(character, '\r' | '\n')));

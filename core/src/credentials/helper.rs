@@ -1,9 +1,9 @@
-//! Docker's credential helpers: programs named `docker-credential-NAME`.
+//! Runs docker's credential helpers, the programs `docker-credential-NAME`.
 //!
-//! The protocol is docker's (docker/docker-credential-helpers, client/client.go and credentials/error.go): with
-//! the argument `get` and the server's address on stdin, a helper writes `{"ServerURL":…,"Username":…,"Secret":…}`,
-//! or fails and writes one known sentence where it has nothing. The user name `<token>` says that the secret is an
-//! identity token (docker/cli, cli/config/credentials/native_store.go).
+//! The protocol is docker's (docker/docker-credential-helpers, client/client.go and credentials/error.go). A helper is run
+//! with the argument `get` and the server's address on stdin. It writes `{"ServerURL":…,"Username":…,"Secret":…}`. If it
+//! has no credential, it fails with a fixed message. The user name `<token>` marks the secret as an identity token
+//! (docker/cli, cli/config/credentials/native_store.go).
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -20,21 +20,28 @@ use crate::display::Shown;
 use crate::reference::RegistryHost;
 
 use super::credential::{Credential, CredentialError};
-use super::memory::Memory;
+use super::credential_cache::CredentialCache;
 use super::process::{Finished, ProcessError, Program, run};
 
 const NOT_FOUND: &[u8] = b"credentials not found in native keychain";
 const TOKEN: &str = "<token>";
-/// What docker calls Docker Hub when it asks a helper (docker/cli, `registry.IndexServer`).
+/// The server address that docker uses for Docker Hub (docker/cli, `registry.IndexServer`).
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
-/// The NAME of `docker-credential-NAME`: `[a-z0-9._-]`, at most 64 characters. No path.
+/// The NAME of `docker-credential-NAME`: `[a-z0-9._-]`, at most 64 characters, and not a path.
+///
+/// ```
+/// use oras_csi_core::credentials::HelperName;
+///
+/// assert!("ecr-login".parse::<HelperName>().is_ok());
+/// assert!("../bin/sh".parse::<HelperName>().is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HelperName(String);
 
-/// A NAME that no helper has.
+/// The error for an invalid helper name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not the name of a credential helper: at most 64 of a-z 0-9 . _ -, as ecr-login")]
+#[error("\"{0}\" is not a valid credential helper name: use at most 64 of a-z 0-9 . _ - as in ecr-login")]
 pub struct HelperNameError(Shown);
 
 impl FromStr for HelperName {
@@ -64,89 +71,89 @@ impl fmt::Display for HelperName {
     }
 }
 
-/// Why a helper gave no answer. Never says what the helper wrote.
+/// Why a helper returned no credential. The message never contains the output of the helper.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelperError {
-    /// There is no such program.
+    /// The program does not exist.
     #[error("credential helper {name} failed: there is no program docker-credential-{name} in {place}")]
     Missing {
-        /// Which helper.
+        /// The helper.
         name: HelperName,
-        /// Where it was looked for.
+        /// Where it was searched.
         place: Shown,
     },
-    /// It could not be run to its end.
+    /// The program did not run to its end.
     #[error("credential helper {name} failed for {server}: {source}")]
     Process {
-        /// Which helper.
+        /// The helper.
         name: HelperName,
-        /// What it was asked for.
+        /// The server address.
         server: Shown,
-        /// What happened.
+        /// What went wrong.
         source: ProcessError,
     },
-    /// It says that it failed.
+    /// The program failed.
     #[error(
-        "credential helper {name} failed for {server} ({status}); what it says may be secret and is not shown: \
-         echo {server} | docker-credential-{name} get"
+        "credential helper {name} failed for {server} ({status}). Its output may be secret and is not shown. To see it, \
+         run: echo {server} | docker-credential-{name} get"
     )]
     Exit {
-        /// Which helper.
+        /// The helper.
         name: HelperName,
-        /// What it was asked for.
+        /// The server address.
         server: Shown,
         /// Its exit status or signal.
         status: String,
     },
-    /// What it wrote is no answer.
+    /// The output is not a valid answer.
     #[error("credential helper {name} failed for {server}: its answer is not the JSON of a credential")]
     Answer {
-        /// Which helper.
+        /// The helper.
         name: HelperName,
-        /// What it was asked for.
+        /// The server address.
         server: Shown,
     },
-    /// Its answer cannot be sent to a registry.
+    /// The credential in the answer is invalid.
     #[error("credential helper {name} failed for {server}: {source}")]
     Credential {
-        /// Which helper.
+        /// The helper.
         name: HelperName,
-        /// What it was asked for.
+        /// The server address.
         server: Shown,
         /// What is wrong with it.
         source: CredentialError,
     },
-    /// The task that asked it was ended.
+    /// The task that ran the program was aborted.
     #[error("credential helper {name} was interrupted")]
     Interrupted {
-        /// Which helper.
+        /// The helper.
         name: HelperName,
     },
 }
 
-/// How long a program may take, and how long its answer and its failure are remembered.
+/// The time limit of a program, and how long its results are cached.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
+pub(super) struct Timing {
     pub(super) timeout: Duration,
-    pub(super) found: Duration,
-    pub(super) failed: Duration,
+    pub(super) success_lifetime: Duration,
+    pub(super) failure_lifetime: Duration,
 }
 
-impl Default for Times {
+impl Default for Timing {
     fn default() -> Self {
-        let [timeout, found, failed] = [10, 60, 5].map(Duration::from_secs);
-        Self { timeout, found, failed }
+        let [timeout, success_lifetime, failure_lifetime] = [10, 60, 5].map(Duration::from_secs);
+        Self { timeout, success_lifetime, failure_lifetime }
     }
 }
 
 type Answer = Result<Option<Credential>, Arc<HelperError>>;
 
-/// Runs helpers, and remembers for a minute what they said, for five seconds that they failed.
+/// Runs credential helpers. Answers are cached for a minute, and failures for five seconds.
 #[derive(Clone)]
 pub struct Helpers {
     folder: Option<PathBuf>,
-    times: Times,
-    memory: Memory<(HelperName, String), Answer>,
+    timing: Timing,
+    cache: CredentialCache<(HelperName, String), Answer>,
 }
 
 impl fmt::Debug for Helpers {
@@ -165,44 +172,44 @@ struct RawAnswer {
 }
 
 impl Helpers {
-    /// Helpers of one folder and no other, or, without one, of the absolute folders of `PATH`.
+    /// Uses the helpers in `folder`, or without one, those in the absolute folders of `PATH`.
     #[must_use]
     pub fn new(folder: Option<PathBuf>) -> Self {
-        Self::with_times(folder, Times::default())
+        Self::with_timing(folder, Timing::default())
     }
 
-    pub(super) fn with_times(folder: Option<PathBuf>, times: Times) -> Self {
-        Self { folder, times, memory: Memory::new() }
+    pub(super) fn with_timing(folder: Option<PathBuf>, timing: Timing) -> Self {
+        Self { folder, timing, cache: CredentialCache::new() }
     }
 
-    /// What a helper has for a registry; `None` where it has nothing.
+    /// Returns the credential of a helper for a registry, or `None` if it has none.
     pub async fn get(&self, name: &HelperName, registry: &RegistryHost) -> Answer {
         let server = server_address(registry);
         let (this, key) = (self.clone(), (name.clone(), server.clone()));
-        let (asked, times) = (name.clone(), self.times);
-        let ask = async move {
-            let answer = this.ask(&asked, &server).await.map_err(Arc::new);
+        let (helper, timing) = (name.clone(), self.timing);
+        let lookup = async move {
+            let answer = this.run_helper(&helper, &server).await.map_err(Arc::new);
             if let Err(error) = &answer {
-                tracing::warn!(%error, "a credential helper is passed over");
+                tracing::warn!(%error, "a credential helper failed; continuing without it");
             }
-            let life = if answer.is_ok() { times.found } else { times.failed };
-            (answer, life)
+            let lifetime = if answer.is_ok() { timing.success_lifetime } else { timing.failure_lifetime };
+            (answer, lifetime)
         };
         let interrupted = || HelperError::Interrupted { name: name.clone() };
-        self.memory.get_or_ask(key, ask).await.unwrap_or_else(|| Err(Arc::new(interrupted())))
+        self.cache.get_or_insert_with(key, lookup).await.unwrap_or_else(|| Err(Arc::new(interrupted())))
     }
 
-    async fn ask(&self, name: &HelperName, server: &str) -> Result<Option<Credential>, HelperError> {
-        let program = self.find(name)?;
+    async fn run_helper(&self, name: &HelperName, server: &str) -> Result<Option<Credential>, HelperError> {
+        let path = find_blocking(self.clone(), name.clone()).await?;
         let shown = || Shown::new(server);
-        let asked = Program {
-            path: &program,
+        let program = Program {
+            path: &path,
             args: &["get".to_owned()],
             env: &[],
             input: server.as_bytes(),
-            timeout: self.times.timeout,
+            timeout: self.timing.timeout,
         };
-        let Finished { status, output } = run(asked).await.map_err(|source| HelperError::Process {
+        let Finished { status, output } = run(program).await.map_err(|source| HelperError::Process {
             name: name.clone(),
             server: shown(),
             source,
@@ -214,7 +221,7 @@ impl Helpers {
             let (name, status) = (name.clone(), status.to_string());
             return Err(HelperError::Exit { name, server: shown(), status });
         }
-        // serde's own message may repeat a value.
+        // The message of serde may repeat a value.
         let answer = serde_json::from_slice::<RawAnswer>(&output)
             .map_err(|_| HelperError::Answer { name: name.clone(), server: shown() })?;
         let RawAnswer { username, secret } = answer;
@@ -226,8 +233,8 @@ impl Helpers {
         } else {
             Credential::basic(username, secret)
         };
-        let wrong = |source| HelperError::Credential { name: name.clone(), server: shown(), source };
-        credential.map(Some).map_err(wrong)
+        let invalid = |source| HelperError::Credential { name: name.clone(), server: shown(), source };
+        credential.map(Some).map_err(invalid)
     }
 
     fn find(&self, name: &HelperName) -> Result<PathBuf, HelperError> {
@@ -243,8 +250,14 @@ impl Helpers {
     }
 }
 
-/// The first program of that name in the folders of `PATH`. Relative ones, which would mean whatever folder this
-/// process happens to be in, are passed over.
+/// Searches the file system on a blocking thread.
+async fn find_blocking(helpers: Helpers, name: HelperName) -> Result<PathBuf, HelperError> {
+    let interrupted = HelperError::Interrupted { name: name.clone() };
+    tokio::task::spawn_blocking(move || helpers.find(&name)).await.unwrap_or(Err(interrupted))
+}
+
+/// Returns the first program of that name in the folders of `PATH`. Relative folders are skipped, because they depend on
+/// the working directory.
 pub(super) fn find_on(path: &OsStr, program: &str) -> Option<PathBuf> {
     std::env::split_paths(path)
         .filter(|folder| folder.is_absolute())
@@ -256,7 +269,7 @@ fn is_program(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// What docker would call the registry.
+/// Returns the server address that docker passes to a helper.
 pub(super) fn server_address(registry: &RegistryHost) -> String {
     if registry.is_docker_hub() { DOCKER_HUB.to_owned() } else { registry.to_string() }
 }

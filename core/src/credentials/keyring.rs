@@ -1,4 +1,4 @@
-//! Credentials under their keys, and the order in which they are tried.
+//! Credentials by key, in the order in which they are tried.
 
 use std::collections::HashSet;
 
@@ -7,18 +7,18 @@ use crate::reference::RegistryHost;
 use super::credential::Credential;
 use super::match_image::MatchImage;
 
-/// kubelet's `BasicDockerKeyring` (kubernetes, pkg/credentialprovider/keyring.go).
+/// Credentials by key, as in kubelet's `BasicDockerKeyring` (kubernetes, pkg/credentialprovider/keyring.go).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Keyring(Vec<(MatchImage, Credential)>);
 
 impl Keyring {
-    /// Sorts what was found; entries with the same key stay in the order given.
+    /// Sorts the entries by specificity. Entries with the same key keep their order.
     pub(super) fn new(mut entries: Vec<(MatchImage, Credential)>) -> Self {
-        entries.sort_by(|(one, _), (other, _)| one.order(other));
+        entries.sort_by(|(one, _), (other, _)| one.compare_specificity(other));
         Self(entries)
     }
 
-    /// What is for this repository, the most specific key first, none twice.
+    /// Returns the credentials for a repository, the most specific key first and without duplicates.
     pub(super) fn lookup(&self, registry: &RegistryHost, repository: &str) -> Vec<Credential> {
         let entries = self.0.iter().filter(|(key, _)| key.matches(registry, repository));
         without_duplicates(entries.map(|(_, credential)| credential.clone()))
@@ -29,7 +29,7 @@ impl Keyring {
     }
 }
 
-/// The same in the same order, each where it comes first.
+/// Removes duplicates and keeps the order of the first occurrences.
 pub(super) fn without_duplicates(credentials: impl IntoIterator<Item = Credential>) -> Vec<Credential> {
     let mut seen = HashSet::new();
     credentials.into_iter().filter(|credential| seen.insert(credential.clone())).collect()

@@ -1,11 +1,13 @@
-//! For which repositories a credential is: the keys of docker's `auths` and of kubelet's credential providers.
+//! Selects the repositories of a credential: the keys of docker's `auths` and of kubelet's credential providers.
 //!
-//! The rules are kubelet's (kubernetes, pkg/credentialprovider/keyring.go, `Add` and `URLsMatch`): a scheme is
-//! dropped, and a leading `/v1/` or `/v2/` of the path; `*` stands for any text inside one label of the host;
-//! the port is exact; the path is a prefix. Stricter than kubelet where its rule would hand a credential to
-//! somebody else: a path ends at a segment (`example.org/acme` is not for `example.org/acmeevil`), and a key
-//! with a user name or a query is none. More lenient in one point: hosts are compared in their canonical form,
-//! so that upper case, `:443`, spellings of IPv6 addresses and docker.io's aliases make no difference.
+//! The rules are kubelet's (kubernetes, pkg/credentialprovider/keyring.go, `Add` and `URLsMatch`): the scheme and a
+//! leading `/v1/` or `/v2/` of the path are ignored; `*` matches any text inside one label of the host; the port is
+//! exact; the path is a prefix.
+//!
+//! Two rules are stricter than kubelet's, which would send a credential to another owner: a path ends at a segment
+//! (`example.org/acme` does not match `example.org/acmeevil`), and a key with a user name or a query is invalid. One rule
+//! is more lenient: hosts are compared in canonical form, so that upper case, `:443`, forms of IPv6 addresses and the
+//! aliases of docker.io make no difference.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,10 +15,20 @@ use std::str::FromStr;
 use crate::display::Shown;
 use crate::reference::{HostError, RegistryHost};
 
-const LONGEST: usize = 1024;
-const MOST_WILDCARDS: usize = 16;
+/// The maximum length of a key in bytes.
+const MAX_LEN: usize = 1024;
+const MAX_WILDCARDS: usize = 16;
 
-/// A key: which registries and repositories it is for.
+/// A key that selects registries and repositories.
+///
+/// ```
+/// use oras_csi_core::credentials::MatchImage;
+///
+/// let key: MatchImage = "*.example.org/acme".parse()?;
+/// assert!(key.matches(&"eu.example.org".parse()?, "acme/model"));
+/// assert!(!key.matches(&"eu.example.org".parse()?, "acmeevil/model"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatchImage {
     host: Host,
@@ -31,36 +43,36 @@ enum Host {
     Labels { labels: Vec<String>, port: Option<u16> },
 }
 
-/// Why a text is no key. Says nothing of the text itself where that may hold a password.
+/// Why a key is invalid. The message does not contain the key if it may hold a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MatchImageError {
-    /// Blanks, control characters, `%`, or what begins a query.
-    #[error("it has characters that no registry and no repository has")]
+    /// It has blanks, control characters, `%`, `?` or `#`.
+    #[error("it has characters that a registry or repository name must not have")]
     Characters,
-    /// Before the `@` there may be a password, and behind it another host than one would think.
+    /// It has an `@`: the text before it may be a password.
     #[error("it has an \"@\": write the host without a user name")]
     UserInfo,
-    /// Neither `https://` nor `http://`.
+    /// Its scheme is neither `https://` nor `http://`.
     #[error("it has a scheme other than https and http")]
     Scheme,
-    /// The host part is not one.
+    /// Its host is invalid.
     #[error("{0}")]
     Host(HostError),
-    /// A host with `*` is wrong.
-    #[error("\"{0}\" is no pattern over hosts: * stands for text inside one label, as *.example.org:5000")]
+    /// Its host pattern is invalid.
+    #[error("\"{0}\" is not a valid host pattern: * matches text inside one label, as in *.example.org:5000")]
     Pattern(Shown),
-    /// The path is no beginning of a repository.
+    /// Its path is not the beginning of a repository name.
     #[error(
-        "\"{0}\" is no beginning of a repository (a-z 0-9 . _ - and / alone; * has a meaning in hosts only)"
+        "\"{0}\" is not the beginning of a repository name (only a-z 0-9 . _ - and /; * is allowed in hosts only)"
     )]
     Path(Shown),
-    /// More than 1,024 bytes, or more wildcards than anybody needs.
-    #[error("it is too long")]
+    /// It has more than 1,024 bytes or more than 16 wildcards.
+    #[error("it is too long: at most {MAX_LEN} bytes and {MAX_WILDCARDS} wildcards are allowed")]
     TooLong,
 }
 
 impl MatchImage {
-    /// Whether the credential under this key is for `repository` of `registry`.
+    /// Reports whether the key selects `repository` of `registry`.
     pub fn matches(&self, registry: &RegistryHost, repository: &str) -> bool {
         let host = match &self.host {
             Host::Exact(host) => is_same_host(host, registry),
@@ -68,7 +80,7 @@ impl MatchImage {
                 let parts = registry.host().split('.').collect::<Vec<_>>();
                 port.unwrap_or(443) == registry.effective_port()
                     && labels.len() == parts.len()
-                    && labels.iter().zip(parts).all(|(glob, part)| is_match(glob, part))
+                    && labels.iter().zip(parts).all(|(glob, part)| matches_glob(glob, part))
             }
         };
         let is_below = |path: &str| {
@@ -77,7 +89,7 @@ impl MatchImage {
         host && (self.path.is_empty() || is_below(&self.path))
     }
 
-    /// The registry, where the key names exactly one and no path: what docker's `credHelpers` go by.
+    /// Returns the registry if the key names exactly one and no path. The keys of docker's `credHelpers` have this form.
     pub(super) fn registry(&self) -> Option<&RegistryHost> {
         match &self.host {
             Host::Exact(host) if self.path.is_empty() => Some(host),
@@ -85,33 +97,33 @@ impl MatchImage {
         }
     }
 
-    /// Sorts keys as kubelet does, in reverse order of their text: a path comes before what it begins with,
-    /// and a name before a wildcard in its place. docker.io comes before its aliases.
-    pub(super) fn order(&self, other: &Self) -> std::cmp::Ordering {
+    /// Compares keys as kubelet does, in reverse order of their text: a longer path comes first, and a name comes before a
+    /// wildcard. docker.io comes before its aliases.
+    pub(super) fn compare_specificity(&self, other: &Self) -> std::cmp::Ordering {
         other.text.cmp(&self.text).then(self.is_alias.cmp(&other.is_alias))
     }
 }
 
-/// Whether two hosts are one registry: the same name and the same port, written or not.
+/// Reports whether two hosts are the same registry: the same name and the same port, whether it is written or not.
 pub(super) fn is_same_host(one: &RegistryHost, other: &RegistryHost) -> bool {
     one.host() == other.host() && one.effective_port() == other.effective_port()
 }
 
-/// How a key is shown: what may be a password is cut away.
-pub(super) fn shown_key(key: &str) -> Shown {
+/// Returns a key for a message, without the parts that may be a password.
+pub(super) fn redacted_key(key: &str) -> Shown {
     let end = key.find(['?', '#']).unwrap_or(key.len());
     let (kept, cut) = key.split_at(end);
     let begin = kept.rfind('@').map_or(String::new(), |_| "…@".to_owned());
     let name = kept.rsplit('@').next().unwrap_or(kept);
-    // A password may hold any of these characters itself: then nothing that is left is known to be a name.
+    // A password may contain these characters itself. Then no part is known to be a host name.
     if cut.contains('@') {
         return Shown::new("…");
     }
     Shown::new(&format!("{begin}{name}{}", if cut.is_empty() { "" } else { "…" }))
 }
 
-/// Whether `*` in `glob`, which stands for any text, can be filled so that it is `text`.
-fn is_match(glob: &str, text: &str) -> bool {
+/// Reports whether `text` matches `glob`, in which `*` matches any text.
+fn matches_glob(glob: &str, text: &str) -> bool {
     let mut pieces = glob.split('*');
     let first = pieces.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else { return false };
@@ -125,16 +137,16 @@ fn is_match(glob: &str, text: &str) -> bool {
 }
 
 fn parse_labels(text: &str) -> Result<Host, MatchImageError> {
-    let wrong = || MatchImageError::Pattern(text.into());
+    let invalid = || MatchImageError::Pattern(text.into());
     let (host, port) = match text.split_once(':') {
         Some((host, port)) => {
             let digits = port.bytes().all(|byte| byte.is_ascii_digit());
             let port = port.parse::<u16>().ok().filter(|port| digits && *port > 0);
-            (host, Some(port.ok_or_else(wrong)?))
+            (host, Some(port.ok_or_else(invalid)?))
         }
         None => (text, None),
     };
-    if host.matches('*').count() > MOST_WILDCARDS {
+    if host.matches('*').count() > MAX_WILDCARDS {
         return Err(MatchImageError::TooLong);
     }
     let labels = host.to_ascii_lowercase().split('.').map(str::to_owned).collect::<Vec<_>>();
@@ -142,20 +154,20 @@ fn parse_labels(text: &str) -> Result<Host, MatchImageError> {
     if labels.iter().all(|label| !label.is_empty() && label.bytes().all(known)) {
         Ok(Host::Labels { labels, port: port.filter(|port| *port != 443) })
     } else {
-        Err(wrong())
+        Err(invalid())
     }
 }
 
 fn parse_path(path: &str) -> Result<String, MatchImageError> {
     let known =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
-    // kubelet's `Add`: docker's API version in front of a path is none of it.
+    // kubelet's `Add` ignores docker's API version before the path.
     let rest = path.strip_prefix("v1/").or_else(|| path.strip_prefix("v2/")).unwrap_or(path);
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let sound = |segment: &str| {
+    let is_valid = |segment: &str| {
         !segment.is_empty() && segment != "." && segment != ".." && segment.bytes().all(known)
     };
-    if rest.is_empty() || rest.split('/').all(sound) {
+    if rest.is_empty() || rest.split('/').all(is_valid) {
         Ok(rest.to_owned())
     } else {
         Err(MatchImageError::Path(path.into()))
@@ -166,7 +178,7 @@ impl FromStr for MatchImage {
     type Err = MatchImageError;
 
     fn from_str(text: &str) -> Result<Self, MatchImageError> {
-        if text.len() > LONGEST {
+        if text.len() > MAX_LEN {
             return Err(MatchImageError::TooLong);
         }
         if text.contains('@') {

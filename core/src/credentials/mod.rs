@@ -1,22 +1,21 @@
-//! Credentials: whose name a registry is asked in, and where an administrator keeps them.
+//! Credentials for registries, and the places where an administrator keeps them.
 //!
-//! [`DockerConfig`] reads what pull secrets and docker's `config.json` hold, [`Helpers`] runs docker's
-//! credential helpers, [`Providers`] kubelet's credential providers; [`Administrator`] asks all three in
-//! order. Which credential is for which repository is kubelet's rule in all of them ([`MatchImage`]).
+//! [`DockerConfig`] parses pull secrets and docker's `config.json`. [`Helpers`] runs docker's credential helpers, and
+//! [`Providers`] runs kubelet's credential providers. [`Administrator`] uses all three in order. All of them select the
+//! credentials for a repository by kubelet's rule ([`MatchImage`]).
 //!
-//! Architecture Invariant: no secret is ever shown. A [`SecretText`] has no `Display`, its `Debug` says
-//! nothing, and no error quotes what a file or a program said: neither serde's messages, which repeat
-//! values, nor the output of a helper.
+//! Architecture Invariant: no secret is ever shown. A [`SecretText`] has no `Display`, and its `Debug` shows nothing. No
+//! error quotes the content of a file or the output of a program. Messages of serde are left out as well, because they
+//! repeat values.
 
 mod administrator;
 mod config_file;
 mod credential;
+mod credential_cache;
 mod docker_config;
-mod duration;
 mod helper;
 mod keyring;
 mod match_image;
-mod memory;
 mod process;
 mod provider;
 

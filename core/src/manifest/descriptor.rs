@@ -3,7 +3,7 @@
 use super::media;
 use crate::digest::Digest;
 
-/// What identifies content (OCI image-spec, descriptor.md): its type, its digest and its size.
+/// Identifies content by its media type, its digest and its size (OCI image-spec, descriptor.md).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Descriptor {
     media_type: String,
@@ -13,39 +13,41 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// A descriptor of `size` bytes that have `digest`.
+    /// Creates the descriptor of `size` bytes with that digest.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         Self { media_type: media_type.into(), digest, size, urls: Vec::new() }
     }
 
-    /// The same with `urls`, where the content is to be had as well.
+    /// Returns the descriptor with `urls`, from which the content can be downloaded as well.
     #[must_use]
     pub fn with_urls(self, urls: Vec<String>) -> Self {
         Self { urls, ..self }
     }
 
-    /// `urls`, as somebody wrote them: fetched only from hosts that an administrator lists
-    /// ([`HostsConfig`], `foreign_layers`).
+    /// Returns the `urls` of the descriptor.
+    ///
+    /// They are untrusted: the registry client downloads only from hosts that the administrator lists as
+    /// `foreign_layers` ([`crate::registry::HostsConfig`]).
     pub fn urls(&self) -> &[String] {
         &self.urls
     }
 
-    /// The media type, as the registry wrote it.
+    /// Returns the media type, as the manifest states it.
     pub fn media_type(&self) -> &str {
         &self.media_type
     }
 
-    /// The digest of the content.
+    /// Returns the digest of the content.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// The length of the content in bytes.
+    /// Returns the length of the content in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Whether the media type is one of an image index or a manifest list.
+    /// Reports whether the content is an image index or a manifest list, by its media type.
     pub fn is_index(&self) -> bool {
         matches!(self.media_type.as_str(), media::OCI_INDEX | media::DOCKER_LIST)
     }

@@ -1,86 +1,88 @@
-//! Which layers of an artifact have files, by what its manifest says of them: the one place that decides it, for the
-//! webhook, which refuses what nothing of could be mounted, and for the driver, which mounts it.
+//! Decides which files a layer gives to a volume, from what the manifest states about it.
+//!
+//! The webhook uses this to reject artifacts without mountable files, the driver to unpack them.
 
 use super::LayerDescriptor;
 use crate::media_type::essence;
 
-/// The name of a layer's file or directory (OCI image-spec, annotations.md).
+/// The annotation with the name of a layer's file or directory (OCI image-spec, annotations.md).
 pub const TITLE: &str = "org.opencontainers.image.title";
-/// ORAS: the layer is a directory, packed as tar and gzip.
+/// The annotation by which ORAS marks a layer as a directory, packed as tar and gzip.
 pub const UNPACK: &str = "io.deis.oras.content.unpack";
-/// ModelPack: the path of a model's file, before and after the project moved.
+/// The annotations of ModelPack with the path of a model's file: the current one, and that of its former project.
 pub const MODEL_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
-/// How the media types of tar layers end (OCI's, Docker's, Helm's, ModelPack's), behind one of `./+-`.
+/// How the media types of tar layers end (OCI, Docker, Helm, ModelPack), after one of `./+-`.
 const TAR_ENDINGS: [&str; 7] = ["tar", "tar+gzip", "tar+zstd", "tar.gzip", "tar.gz", "tar.zstd", "tgz"];
-/// Media types of archives that do not end so.
-const TARS: [&str; 3] = ["application/gzip", "application/x-gzip", "application/x-gtar"];
+/// Media types of tar archives without such an ending.
+const TAR_TYPES: [&str; 3] = ["application/gzip", "application/x-gzip", "application/x-gtar"];
 
 /// What a layer gives to a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerFiles<'a> {
-    /// A file of this title or path.
+pub enum LayerKind<'a> {
+    /// A file with this title or path.
     File(&'a str),
-    /// A tar archive that is unpacked as the directory of this title.
+    /// A tar archive that is unpacked into the directory with this title.
     Directory(&'a str),
-    /// A tar archive that is unpacked at the root, as a layer of an image.
+    /// A tar archive that is unpacked at the root, as an image layer.
     Archive,
-    /// Nothing that has a name: a config, a signature, an empty layer.
-    Nothing,
+    /// No files: the layer has no name, for example a config, a signature or an empty layer.
+    NoFiles,
 }
 
 impl LayerDescriptor {
-    /// What it gives.
+    /// Returns what the layer gives to a volume.
     ///
-    /// A title goes before all else: a tar with one that ORAS did not pack stays a file.
-    pub fn files(&self) -> LayerFiles<'_> {
+    /// A title takes precedence over the media type: a tar archive with a title stays a file, unless ORAS marked it
+    /// as a packed directory.
+    pub fn kind(&self) -> LayerKind<'_> {
         let annotation = |key: &str| self.annotations().get(key).map(String::as_str);
-        let named = |key: &str| annotation(key).filter(|name| !name.is_empty());
-        if let Some(title) = named(TITLE) {
+        let non_empty = |key: &str| annotation(key).filter(|name| !name.is_empty());
+        if let Some(title) = non_empty(TITLE) {
             return if annotation(UNPACK) == Some("true") {
-                LayerFiles::Directory(title)
+                LayerKind::Directory(title)
             } else {
-                LayerFiles::File(title)
+                LayerKind::File(title)
             };
         }
         if is_tar(self.descriptor().media_type()) {
-            return LayerFiles::Archive;
+            return LayerKind::Archive;
         }
-        MODEL_PATHS.into_iter().find_map(named).map_or(LayerFiles::Nothing, LayerFiles::File)
+        MODEL_PATHS.into_iter().find_map(non_empty).map_or(LayerKind::NoFiles, LayerKind::File)
     }
 }
 
-/// Whether a layer of this type that has no title is a tar archive.
+/// Reports whether a layer without a title is a tar archive, by its media type.
 fn is_tar(media_type: &str) -> bool {
     let essence = essence(media_type);
-    let ends =
+    let has_ending =
         |ending: &str| essence.strip_suffix(ending).is_some_and(|rest| rest.ends_with(['.', '/', '+', '-']));
-    TAR_ENDINGS.into_iter().any(ends) || TARS.contains(&essence.as_str())
+    TAR_ENDINGS.into_iter().any(has_ending) || TAR_TYPES.contains(&essence.as_str())
 }
 
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
 
-    use super::super::Document;
+    use super::super::Manifest;
     use super::*;
 
     #[rstest]
-    #[case("a/b", &[(TITLE, "a.jar")], LayerFiles::File("a.jar"))]
-    #[case("a/b.tar", &[(TITLE, "a.tar")], LayerFiles::File("a.tar"))]
-    #[case("a/b", &[(TITLE, "d"), (UNPACK, "true")], LayerFiles::Directory("d"))]
-    #[case("a/b", &[(TITLE, "d"), (UNPACK, "yes")], LayerFiles::File("d"))]
-    #[case("a/b.tar", &[(TITLE, ""), (UNPACK, "true")], LayerFiles::Archive)]
-    #[case("application/vnd.oci.image.layer.v1.tar+gzip", &[], LayerFiles::Archive)]
-    #[case("application/vnd.docker.image.rootfs.diff.tar.gzip", &[], LayerFiles::Archive)]
-    #[case("Application/Vnd.X+TAR; a=b", &[], LayerFiles::Archive)]
-    #[case("application/gzip", &[], LayerFiles::Archive)]
-    #[case("application/vnd.acme.star", &[], LayerFiles::Nothing)]
-    #[case("a/b", &[(MODEL_PATHS[0], ""), (MODEL_PATHS[1], "w.bin")], LayerFiles::File("w.bin"))]
-    #[case("a/b", &[], LayerFiles::Nothing)]
-    fn what_a_layer_gives(
+    #[case("a/b", &[(TITLE, "a.jar")], LayerKind::File("a.jar"))]
+    #[case("a/b.tar", &[(TITLE, "a.tar")], LayerKind::File("a.tar"))]
+    #[case("a/b", &[(TITLE, "d"), (UNPACK, "true")], LayerKind::Directory("d"))]
+    #[case("a/b", &[(TITLE, "d"), (UNPACK, "yes")], LayerKind::File("d"))]
+    #[case("a/b.tar", &[(TITLE, ""), (UNPACK, "true")], LayerKind::Archive)]
+    #[case("application/vnd.oci.image.layer.v1.tar+gzip", &[], LayerKind::Archive)]
+    #[case("application/vnd.docker.image.rootfs.diff.tar.gzip", &[], LayerKind::Archive)]
+    #[case("Application/Vnd.X+TAR; a=b", &[], LayerKind::Archive)]
+    #[case("application/gzip", &[], LayerKind::Archive)]
+    #[case("application/vnd.acme.star", &[], LayerKind::NoFiles)]
+    #[case("a/b", &[(MODEL_PATHS[0], ""), (MODEL_PATHS[1], "w.bin")], LayerKind::File("w.bin"))]
+    #[case("a/b", &[], LayerKind::NoFiles)]
+    fn title_media_type_and_model_path_decide_the_kind(
         #[case] media_type: &str,
         #[case] annotations: &[(&str, &str)],
-        #[case] files: LayerFiles<'_>,
+        #[case] kind: LayerKind<'_>,
     ) {
         let digest = format!("sha256:{}", "0".repeat(64));
         let annotations: std::collections::BTreeMap<_, _> = annotations.iter().copied().collect();
@@ -89,9 +91,9 @@ mod tests {
             "config": {"mediaType": "a/b", "digest": digest, "size": 2},
             "layers": [{"mediaType": media_type, "digest": digest, "size": 1, "annotations": annotations}],
         });
-        match Document::parse(None, manifest.to_string().as_bytes()).unwrap() {
-            Document::Image(image) => assert_eq!(image.layers()[0].files(), files),
-            Document::Index(_) => panic!("an image was written"),
+        match Manifest::parse(None, manifest.to_string().as_bytes()).unwrap() {
+            Manifest::Image(image) => assert_eq!(image.layers()[0].kind(), kind),
+            Manifest::Index(_) => panic!("the manifest is an image"),
         }
     }
 }

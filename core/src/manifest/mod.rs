@@ -1,13 +1,15 @@
-//! Manifests and indexes: the one place that reads their JSON. Pure.
+//! Manifests and indexes. This module is the only one that parses their JSON, and it does no I/O.
 //!
-//! OCI image-spec 1.1 (manifest.md, image-index.md, descriptor.md) and Docker's schema 2 manifest and
-//! manifest list, which have the same shape. What a manifest says about itself must agree with how it
-//! came: a document that is an image to one reader and an index to another (CVE-2021-41190) is refused.
+//! It accepts the manifests of OCI image-spec 1.1 (manifest.md, image-index.md, descriptor.md) and Docker's schema 2
+//! manifest and manifest list, which have the same shape. The `Content-Type`, the `mediaType` field and the other
+//! fields must agree: a document that is an image to one reader and an index to another is rejected
+//! (CVE-2021-41190).
 //!
-//! The artifact manifest of image-spec 1.1's first candidates is read for patches alone ([`crate::patch`]), where
-//! earlier tools wrote it: as an image without layers, whose subject may be called `refers`.
+//! Earlier tools wrote patches as the artifact manifest of the release candidates of image-spec 1.1. Such a manifest
+//! is accepted for patches only: it becomes an image without layers, whose subject can have the name `refers`.
 
 mod descriptor;
+mod error;
 mod fields;
 pub mod layer_kind;
 pub mod media;
@@ -24,85 +26,26 @@ use serde_json::Value;
 use self::fields::Object;
 use crate::digest::Digest;
 use crate::display::Printable;
-use crate::patch;
 use crate::platform::Platform;
 
 pub use self::descriptor::Descriptor;
-pub use self::layer_kind::LayerFiles;
-pub use self::verified::ManifestDocument;
+pub use self::error::{ManifestError, SelectError};
+pub use self::layer_kind::LayerKind;
+pub use self::verified::VerifiedManifest;
 
-/// The most layers of an image, and the most manifests of an index.
-pub const MOST_ENTRIES: usize = 4_096;
+/// The maximum number of layers of an image and of manifests of an index.
+pub const MAX_ENTRIES: usize = 4_096;
 
-/// Why bytes are not a manifest that we read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ManifestError {
-    /// The bytes have another digest.
-    #[error("the bytes have the digest {found}, asked was {wanted}")]
-    Digest {
-        /// The digest that was asked for.
-        wanted: Digest,
-        /// The sha256 of what came.
-        found: Digest,
-    },
-    /// Not JSON, or JSON that says a thing twice.
-    #[error("the manifest is not proper JSON: {0}")]
-    Json(Printable),
-    /// A media type that is neither an image nor an index.
-    #[error(
-        "the manifest is of type \"{0}\", which this version does not read: push it as an OCI image manifest"
-    )]
-    Unsupported(Printable),
-    /// The type it came with, the type it has in it, and what it holds are not one thing.
-    #[error("the manifest is ambiguous: {0}")]
-    Ambiguous(Printable),
-    /// A field that is missing or has a value that cannot be.
-    #[error("the manifest's {field} {problem}")]
-    Field {
-        /// Where in the document.
-        field: Printable,
-        /// What is wrong there.
-        problem: Printable,
-    },
-    /// More layers or manifests than we read.
-    #[error("the manifest has {found} {what}, at most {MOST_ENTRIES} are read")]
-    TooMany {
-        /// `layers` or `manifests`.
-        what: &'static str,
-        /// How many there are.
-        found: usize,
-    },
-}
-
-/// Why no manifest of an index was chosen.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SelectError {
-    /// None is for the platform.
-    #[error("the index has nothing for {wanted}; it has: {offered}")]
-    NoPlatform {
-        /// The platform that was asked for.
-        wanted: Platform,
-        /// The platforms that there are.
-        offered: Printable,
-    },
-    /// Several manifests, and none says a platform.
-    #[error("the index has {count} manifests that name no platform: refer to one of them by its digest")]
-    Undecided {
-        /// How many.
-        count: usize,
-    },
-}
-
-/// A manifest, read.
+/// A parsed manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Document {
-    /// One image or artifact.
+pub enum Manifest {
+    /// An image or an artifact.
     Image(ImageManifest),
-    /// Several, one a platform.
+    /// An index: one manifest per platform.
     Index(Index),
 }
 
-/// An image manifest or artifact (image-spec, manifest.md).
+/// The manifest of an image or an artifact (image-spec, manifest.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageManifest {
     media_type: &'static str,
@@ -113,7 +56,7 @@ pub struct ImageManifest {
     annotations: BTreeMap<String, String>,
 }
 
-/// One layer: what it is, and what is said about it.
+/// A layer of an image or artifact: its descriptor and its annotations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerDescriptor {
     descriptor: Descriptor,
@@ -130,7 +73,7 @@ pub struct Index {
     annotations: BTreeMap<String, String>,
 }
 
-/// One manifest of an index.
+/// An entry of an index: one manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexEntry {
     descriptor: Descriptor,
@@ -139,7 +82,7 @@ pub struct IndexEntry {
     annotations: BTreeMap<String, String>,
 }
 
-/// The platform of an index's entry, in the registry's words: it may name systems that no [`Platform`] can.
+/// The platform of an index entry, as the index states it. Unlike a [`Platform`], it can have any value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryPlatform {
     os: String,
@@ -147,13 +90,13 @@ pub struct EntryPlatform {
     variant: Option<String>,
 }
 
-impl Document {
-    /// Reads a manifest. `media_type` is the `Content-Type` that it came with, if any.
+impl Manifest {
+    /// Parses a manifest. `media_type` is the `Content-Type` of the response, if there was one.
     pub fn parse(media_type: Option<&str>, bytes: &[u8]) -> Result<Self, ManifestError> {
         let value =
             strict_json::parse(bytes).map_err(|error| ManifestError::Json(error.to_string().into()))?;
         let Value::Object(map) = value else {
-            return Err(ManifestError::Json("it is not an object".into()));
+            return Err(ManifestError::Json("the value is not an object".into()));
         };
         let top = Object::new(String::new(), &map)?;
         let kind = Kind::of(media_type, &top)?;
@@ -166,10 +109,11 @@ impl Document {
         let subject = top.descriptor_at("subject")?;
         let annotations = top.annotations()?;
         if kind == Kind::Artifact {
-            return ImageManifest::earlier(&top, artifact_type, subject, annotations).map(Self::Image);
+            return ImageManifest::from_artifact_manifest(&top, artifact_type, subject, annotations)
+                .map(Self::Image);
         }
         if kind.is_index() {
-            let entries = top.list("manifests", IndexEntry::read)?;
+            let entries = top.list("manifests", IndexEntry::parse)?;
             Ok(Self::Index(Index {
                 media_type: kind.media_type(),
                 artifact_type,
@@ -179,13 +123,13 @@ impl Document {
             }))
         } else {
             let config = top.descriptor_at("config")?.ok_or_else(|| top.problem("config", "is missing"))?;
-            let layers = top.list("layers", LayerDescriptor::read)?;
+            let layers = top.list("layers", LayerDescriptor::parse)?;
             let media_type = kind.media_type();
             Ok(Self::Image(ImageManifest { media_type, config, artifact_type, layers, subject, annotations }))
         }
     }
 
-    /// The media type that the document has.
+    /// Returns the media type of the manifest.
     pub fn media_type(&self) -> &'static str {
         match self {
             Self::Image(image) => image.media_type,
@@ -195,8 +139,8 @@ impl Document {
 }
 
 impl ImageManifest {
-    /// A patch in the form of an artifact manifest, which has no config and, being a patch, nothing in it.
-    fn earlier(
+    /// Converts a patch in the form of an artifact manifest, which has no config and no blobs.
+    fn from_artifact_manifest(
         top: &Object<'_>,
         artifact_type: Option<String>,
         subject: Option<Descriptor>,
@@ -205,61 +149,61 @@ impl ImageManifest {
         match top.map.get("blobs") {
             None | Some(Value::Null) => {}
             Some(Value::Array(blobs)) if blobs.is_empty() => {}
-            Some(_) => return Err(top.problem("blobs", "is not empty, and a patch has none")),
+            Some(_) => return Err(top.problem("blobs", "is not empty, but a patch has no blobs")),
         }
         let refers = top.descriptor_at("refers")?;
         if subject.is_some() && refers.is_some() && subject != refers {
-            return Err(ManifestError::Ambiguous("its subject and what it refers to differ".into()));
+            return Err(ManifestError::Ambiguous("its fields subject and refers differ".into()));
         }
         let config = Descriptor::new(media::EMPTY, Digest::sha256_of(b"{}"), 2);
         let (media_type, layers) = (media::OCI_ARTIFACT, Vec::new());
         Ok(Self { media_type, config, artifact_type, layers, subject: subject.or(refers), annotations })
     }
 
-    /// The config blob; the empty JSON object for most artifacts.
+    /// Returns the descriptor of the config blob; for most artifacts it is the empty JSON object.
     pub fn config(&self) -> &Descriptor {
         &self.config
     }
 
-    /// `artifactType` as it is written.
+    /// Returns the `artifactType` field, as the manifest states it.
     pub fn artifact_type(&self) -> Option<&str> {
         self.artifact_type.as_deref()
     }
 
-    /// What kind of artifact it is: `artifactType`, else the config's media type (distribution-spec,
+    /// Returns the type of the artifact: `artifactType`, or else the media type of the config (distribution-spec,
     /// "Listing Referrers").
     pub fn kind(&self) -> &str {
         self.artifact_type.as_deref().unwrap_or(self.config.media_type())
     }
 
-    /// The layers, in order.
+    /// Returns the layers, in order.
     pub fn layers(&self) -> &[LayerDescriptor] {
         &self.layers
     }
 
-    /// The manifest that this one is attached to.
+    /// Returns the descriptor of the manifest that this one is attached to.
     pub fn subject(&self) -> Option<&Descriptor> {
         self.subject.as_ref()
     }
 
-    /// Annotations of the manifest itself.
+    /// Returns the annotations of the manifest itself.
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
     }
 }
 
 impl LayerDescriptor {
-    /// Type, digest and size.
+    /// Returns media type, digest and size of the layer.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// Annotations: the ORAS title is one of them.
+    /// Returns the annotations of the layer, for example the ORAS title.
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
     }
 
-    fn read(object: &Object<'_>) -> Result<Self, ManifestError> {
+    fn parse(object: &Object<'_>) -> Result<Self, ManifestError> {
         let descriptor = object.descriptor()?;
         let urls = match object.map.get("urls") {
             None | Some(Value::Null) => Vec::new(),
@@ -275,11 +219,12 @@ impl LayerDescriptor {
 }
 
 impl Index {
-    /// The same for whoever only chooses: annotations may be anything, and much.
+    /// Returns the index without any annotations, for caches: annotations can be large, and [`Self::select`] does not
+    /// use them.
     #[must_use]
     pub fn without_annotations(&self) -> Self {
-        let bare = |entry: &IndexEntry| IndexEntry { annotations: BTreeMap::new(), ..entry.clone() };
-        let entries = self.entries.iter().map(bare).collect();
+        let strip = |entry: &IndexEntry| IndexEntry { annotations: BTreeMap::new(), ..entry.clone() };
+        let entries = self.entries.iter().map(strip).collect();
         let (media_type, artifact_type) = (self.media_type, self.artifact_type.clone());
         Self {
             media_type,
@@ -290,52 +235,52 @@ impl Index {
         }
     }
 
-    /// The manifests, in order.
+    /// Returns the manifests, in order.
     pub fn entries(&self) -> &[IndexEntry] {
         &self.entries
     }
 
-    /// `artifactType` as it is written.
+    /// Returns the `artifactType` field, as the manifest states it.
     pub fn artifact_type(&self) -> Option<&str> {
         self.artifact_type.as_deref()
     }
 
-    /// The manifest that this one is attached to.
+    /// Returns the descriptor of the manifest that this one is attached to.
     pub fn subject(&self) -> Option<&Descriptor> {
         self.subject.as_ref()
     }
 
-    /// Annotations of the index itself.
+    /// Returns the annotations of the index itself.
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
     }
 
-    /// The manifest for `platform`: the first that names it, else the only one that names none (as
-    /// containerd takes a descriptor without a platform for one that fits).
+    /// Selects the manifest for `platform`: the first that states this platform, or else the only one that states none.
+    /// containerd treats a descriptor without a platform as a match, too.
     pub fn select(&self, platform: &Platform) -> Result<&IndexEntry, SelectError> {
-        let fits = |entry: &&IndexEntry| {
-            let named = entry.platform.as_ref();
-            named.is_some_and(|named| platform.matches(&named.os, &named.architecture, named.variant()))
+        let matches = |entry: &&IndexEntry| {
+            let stated = entry.platform.as_ref();
+            stated.is_some_and(|stated| platform.matches(&stated.os, &stated.architecture, stated.variant()))
         };
-        if let Some(entry) = self.entries.iter().find(fits) {
+        if let Some(entry) = self.entries.iter().find(matches) {
             return Ok(entry);
         }
-        let mut unnamed = self.entries.iter().filter(|entry| entry.platform.is_none());
-        match (unnamed.next(), unnamed.count()) {
+        let mut without_platform = self.entries.iter().filter(|entry| entry.platform.is_none());
+        match (without_platform.next(), without_platform.count()) {
             (Some(entry), 0) => Ok(entry),
-            (Some(_), more) => Err(SelectError::Undecided { count: more + 1 }),
+            (Some(_), more) => Err(SelectError::NoPlatformStated { count: more + 1 }),
             (None, _) => {
-                let named = self.entries.iter().filter_map(IndexEntry::platform).map(ToString::to_string);
-                let offered = named.collect::<Vec<_>>().join(", ");
-                let offered = if offered.is_empty() { "nothing at all".to_owned() } else { offered };
-                Err(SelectError::NoPlatform { wanted: platform.clone(), offered: offered.into() })
+                let stated = self.entries.iter().filter_map(IndexEntry::platform).map(ToString::to_string);
+                let available = stated.collect::<Vec<_>>().join(", ");
+                let available = if available.is_empty() { "no manifests".to_owned() } else { available };
+                Err(SelectError::NoPlatform { platform: platform.clone(), available: available.into() })
             }
         }
     }
 }
 
 impl Index {
-    /// Every entry that [`Self::select`] may choose for some platform of that system.
+    /// Returns every entry that [`Self::select`] can select for a platform of that operating system.
     pub fn candidates<'a>(&'a self, os: &'a str) -> impl Iterator<Item = &'a IndexEntry> {
         self.entries.iter().filter(move |entry| {
             entry.platform.as_ref().is_none_or(|platform| platform.os.eq_ignore_ascii_case(os))
@@ -344,32 +289,32 @@ impl Index {
 }
 
 impl IndexEntry {
-    /// Type, digest and size of the manifest.
+    /// Returns media type, digest and size of the manifest.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// The platform it is for.
+    /// Returns the platform that the entry states.
     pub fn platform(&self) -> Option<&EntryPlatform> {
         self.platform.as_ref()
     }
 
-    /// `artifactType` as it is written.
+    /// Returns the `artifactType` field, as the manifest states it.
     pub fn artifact_type(&self) -> Option<&str> {
         self.artifact_type.as_deref()
     }
 
-    /// Annotations of the entry.
+    /// Returns the annotations of the entry.
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
     }
 
-    fn read(object: &Object<'_>) -> Result<Self, ManifestError> {
+    fn parse(object: &Object<'_>) -> Result<Self, ManifestError> {
         let descriptor = object.descriptor()?;
         let platform = match object.map.get("platform") {
             None | Some(Value::Null) => None,
             Some(Value::Object(map)) => {
-                let platform = Object::new(object.path("platform"), map)?;
+                let platform = Object::new(object.path_of("platform"), map)?;
                 Some(EntryPlatform {
                     os: platform.required("os")?,
                     architecture: platform.required("architecture")?,
@@ -384,17 +329,17 @@ impl IndexEntry {
 }
 
 impl EntryPlatform {
-    /// The operating system.
+    /// Returns the operating system.
     pub fn os(&self) -> &str {
         &self.os
     }
 
-    /// The CPU architecture.
+    /// Returns the CPU architecture.
     pub fn architecture(&self) -> &str {
         &self.architecture
     }
 
-    /// The variant of the CPU.
+    /// Returns the variant of the CPU architecture.
     pub fn variant(&self) -> Option<&str> {
         self.variant.as_deref()
     }
@@ -413,7 +358,7 @@ enum Kind {
     OciIndex,
     DockerManifest,
     DockerList,
-    /// The artifact manifest of the candidates for image-spec 1.1.
+    /// The artifact manifest of the release candidates of image-spec 1.1.
     Artifact,
 }
 
@@ -432,7 +377,7 @@ impl Kind {
         matches!(self, Self::OciIndex | Self::DockerList)
     }
 
-    fn named(media_type: &str) -> Result<Self, ManifestError> {
+    fn from_media_type(media_type: &str) -> Result<Self, ManifestError> {
         match media_type {
             media::OCI_MANIFEST => Ok(Self::OciManifest),
             media::OCI_INDEX => Ok(Self::OciIndex),
@@ -443,25 +388,25 @@ impl Kind {
         }
     }
 
-    /// What a document is: by the type that it came with, by `mediaType` in it and by what it holds,
-    /// which must all agree where they say something.
-    fn of(came_with: Option<&str>, top: &Object<'_>) -> Result<Self, ManifestError> {
-        let came_with = came_with
+    /// Determines the kind of a manifest from the `Content-Type`, the `mediaType` field and the other fields. Those
+    /// that are present must agree.
+    fn of(content_type: Option<&str>, top: &Object<'_>) -> Result<Self, ManifestError> {
+        let content_type = content_type
             .map(|text| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
             .filter(|essence| !is_generic(essence));
         let inside = top.text("mediaType")?.filter(|text| !text.is_empty());
-        let kind = match (came_with.as_deref(), inside.as_deref()) {
+        let kind = match (content_type.as_deref(), inside.as_deref()) {
             (Some(header), Some(inside)) if header != inside => {
-                let words = format!("it came as \"{header}\" and says that it is \"{inside}\"");
-                return Err(ManifestError::Ambiguous(words.into()));
+                let problem = format!("its Content-Type is \"{header}\", but its mediaType is \"{inside}\"");
+                return Err(ManifestError::Ambiguous(problem.into()));
             }
-            (Some(named), _) | (None, Some(named)) => Some(Self::named(named)?),
+            (Some(media_type), _) | (None, Some(media_type)) => Some(Self::from_media_type(media_type)?),
             (None, None) => None,
         };
         let has = |name: &str| top.map.get(name).is_some_and(|value| !value.is_null());
         let (image, index) = (has("layers") || has("config"), has("manifests"));
         let is_artifact = kind == Some(Self::Artifact);
-        if is_artifact && top.text("artifactType")?.as_deref() != Some(patch::ARTIFACT_TYPE) {
+        if is_artifact && top.text("artifactType")?.as_deref() != Some(media::PATCH_ARTIFACT) {
             return Err(ManifestError::Unsupported(media::OCI_ARTIFACT.into()));
         }
         let other = if is_artifact { image || index } else { has("blobs") };
@@ -472,8 +417,9 @@ impl Kind {
         }
         match kind {
             Some(kind) if (kind.is_index() && image) || (!kind.is_index() && index) => {
-                let words = format!("it is of type \"{}\" and holds the other kind", kind.media_type());
-                Err(ManifestError::Ambiguous(words.into()))
+                let problem =
+                    format!("its type is \"{}\", but it has the fields of the other kind", kind.media_type());
+                Err(ManifestError::Ambiguous(problem.into()))
             }
             Some(kind) => Ok(kind),
             None if index => Ok(Self::OciIndex),
@@ -483,7 +429,7 @@ impl Kind {
     }
 }
 
-/// Types that servers send for any JSON and any file.
+/// Reports whether servers send this type for any JSON or any file.
 fn is_generic(essence: &str) -> bool {
     matches!(
         essence,

@@ -1,10 +1,10 @@
-//! JSON in which no object says a thing twice.
+//! Parses JSON and rejects objects that have the same name twice.
 //!
-//! RFC 8259, 4: what a parser makes of duplicate names is its own affair. Two programs that read one
-//! manifest differently would disagree about what a digest stands for, so such a manifest is refused.
+//! RFC 8259, section 4, leaves the meaning of duplicate names to the parser. Two programs could read one manifest
+//! differently and disagree about the content of its digest, so such a manifest is rejected.
 //!
-//! A short text can stand for much memory (`[0],` is four bytes and two hundred in memory), so what is made
-//! of it is counted while it is made.
+//! A short text can need much memory (`[0],` has four bytes and needs about two hundred in memory), so the parser
+//! counts the memory while it builds the value.
 
 use std::cell::Cell;
 use std::fmt;
@@ -12,20 +12,20 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// What all values of a document may take in memory, by the estimates below: several times what a manifest
-/// of the largest size with the most layers does.
-const BUDGET: usize = 32 << 20;
-/// A value within another, with the room that a list keeps for more.
-const OF_VALUE: usize = 64;
-/// A name and its value in an object whose nodes are half full.
-const OF_NAME: usize = 160;
-/// A list or an object itself: an object's first node has room for eleven names.
-const OF_CONTAINER: usize = 640;
+/// The memory limit for all values of a document, by the estimates below. It is several times what a manifest of the
+/// maximum size with the maximum number of layers needs.
+const MAX_MEMORY: usize = 32 << 20;
+/// The estimate for one value in a list, with the spare capacity of the list.
+const VALUE_BYTES: usize = 64;
+/// The estimate for a name and its value in an object whose nodes are half full.
+const NAME_BYTES: usize = 160;
+/// The estimate for an empty list or object: the first node of an object has space for eleven names.
+const CONTAINER_BYTES: usize = 640;
 
 /// Parses `bytes` as one JSON value without duplicate names at any depth.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let left = Cell::new(BUDGET);
+    let left = Cell::new(MAX_MEMORY);
     let value = Strict { left: &left }.deserialize(&mut reader)?;
     reader.end()?;
     Ok(value)
@@ -37,9 +37,10 @@ struct Strict<'a> {
 }
 
 impl Strict<'_> {
-    fn take<E: serde::de::Error>(self, bytes: usize) -> Result<(), E> {
+    /// Subtracts `bytes` from the remaining memory; fails when the limit is exceeded.
+    fn reserve<E: serde::de::Error>(self, bytes: usize) -> Result<(), E> {
         let left = self.left.get().checked_sub(bytes);
-        self.left.set(left.ok_or_else(|| E::custom("it has more values than any manifest needs"))?);
+        self.left.set(left.ok_or_else(|| E::custom("it has more values than are accepted in a manifest"))?);
         Ok(())
     }
 }
@@ -80,32 +81,32 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
-        self.take(value.len())?;
+        self.reserve(value.len())?;
         Ok(Value::String(value.to_owned()))
     }
 
     fn visit_string<E: serde::de::Error>(self, value: String) -> Result<Value, E> {
-        self.take(value.len())?;
+        self.reserve(value.len())?;
         Ok(Value::String(value))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        self.take(OF_CONTAINER)?;
+        self.reserve(CONTAINER_BYTES)?;
         let mut values = Vec::new();
         while let Some(value) = items.next_element_seed(self)? {
-            self.take(OF_VALUE)?;
+            self.reserve(VALUE_BYTES)?;
             values.push(value);
         }
         Ok(Value::Array(values))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        self.take(OF_CONTAINER)?;
+        self.reserve(CONTAINER_BYTES)?;
         let mut map = Map::new();
         while let Some(name) = entries.next_key::<String>()? {
-            self.take(OF_NAME + name.len())?;
+            self.reserve(NAME_BYTES + name.len())?;
             if map.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("the name {name:?} is there twice")));
+                return Err(A::Error::custom(format_args!("the name {name:?} occurs twice in one object")));
             }
             let value = entries.next_value_seed(self)?;
             map.insert(name, value);
@@ -119,7 +120,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn few_bytes_cannot_become_much_memory() {
+    fn limits_the_memory_that_a_short_text_can_need() {
         let filled = |unit: &str| {
             let units = (4 << 20) / unit.len();
             format!(r#"{{"x":[{}0]}}"#, unit.repeat(units))
@@ -135,13 +136,13 @@ mod tests {
             "d".repeat(100)
         );
         let long = format!(r#"{{"layers":[{}0]}}"#, layer.repeat(4_096));
-        assert!(long.len() > 3 << 20 && parse(long.as_bytes()).is_ok(), "the longest that is in use");
+        assert!(long.len() > 3 << 20 && parse(long.as_bytes()).is_ok(), "the largest manifest in use");
     }
 
     #[test]
-    fn a_name_counts_once() {
+    fn rejects_duplicate_names_at_any_depth() {
         assert!(parse(br#"{"a":1,"b":{"a":[1.5,-2,null,true,"x"]}}"#).is_ok());
-        for twice in [
+        for invalid in [
             r#"{"a":1,"a":1}"#,
             r#"{"a":1,"\u0061":2}"#,
             r#"{"b":[{"a":{},"c":0,"a":{}}]}"#,
@@ -149,8 +150,8 @@ mod tests {
             r#"{"a":1,}"#,
             "",
         ] {
-            assert!(parse(twice.as_bytes()).is_err(), "{twice}");
+            assert!(parse(invalid.as_bytes()).is_err(), "{invalid}");
         }
-        assert!(parse(&vec![b'['; 100_000]).is_err(), "depth is bounded");
+        assert!(parse(&vec![b'['; 100_000]).is_err(), "the depth is limited");
     }
 }

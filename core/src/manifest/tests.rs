@@ -38,13 +38,13 @@ fn add(mut value: Value, key: &str, new: Value) -> Value {
     value
 }
 
-fn parse(value: &Value) -> Result<Document, ManifestError> {
-    Document::parse(None, &serde_json::to_vec(value).unwrap())
+fn parse(value: &Value) -> Result<Manifest, ManifestError> {
+    Manifest::parse(None, &serde_json::to_vec(value).unwrap())
 }
 
 #[test]
-fn an_artifact_keeps_what_it_says() {
-    let Document::Image(read) = parse(&image()).unwrap() else { panic!("an image") };
+fn parses_all_fields_of_an_artifact() {
+    let Manifest::Image(read) = parse(&image()).unwrap() else { panic!("an image") };
     assert_eq!(read.artifact_type(), Some("application/vnd.acme.model"));
     assert_eq!(read.kind(), "application/vnd.acme.model");
     assert_eq!(read.config().size(), 2);
@@ -57,7 +57,7 @@ fn an_artifact_keeps_what_it_says() {
 }
 
 #[test]
-fn the_type_may_be_in_the_header_in_the_document_or_only_in_its_shape() {
+fn the_content_type_the_media_type_field_or_the_fields_alone_determine_the_kind() {
     let bytes = |value: &Value| serde_json::to_vec(value).unwrap();
     let mut bare = image();
     bare.as_object_mut().unwrap().remove("mediaType");
@@ -69,7 +69,7 @@ fn the_type_may_be_in_the_header_in_the_document_or_only_in_its_shape() {
         (None, &bare),
     ] {
         assert_eq!(
-            Document::parse(header, &bytes(value)).unwrap().media_type(),
+            Manifest::parse(header, &bytes(value)).unwrap().media_type(),
             media::OCI_MANIFEST,
             "{header:?}"
         );
@@ -86,8 +86,8 @@ fn the_type_may_be_in_the_header_in_the_document_or_only_in_its_shape() {
 #[case::image_by_name(None, json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "manifests": []}))]
 #[case::image_by_header(Some(media::DOCKER_MANIFEST), json!({"schemaVersion": 2, "manifests": []}))]
 #[case::schema_1_too(None, add(image(), "fsLayers", json!([])))]
-fn two_kinds_at_once_are_refused(#[case] header: Option<&str>, #[case] value: Value) {
-    let error = Document::parse(header, &serde_json::to_vec(&value).unwrap()).unwrap_err();
+fn rejects_manifests_of_two_kinds(#[case] header: Option<&str>, #[case] value: Value) {
+    let error = Manifest::parse(header, &serde_json::to_vec(&value).unwrap()).unwrap_err();
     assert!(matches!(error, ManifestError::Ambiguous(_)), "{error}");
 }
 
@@ -95,10 +95,10 @@ fn two_kinds_at_once_are_refused(#[case] header: Option<&str>, #[case] value: Va
 #[case(Some("application/vnd.docker.distribution.manifest.v1+prettyjws"))]
 #[case(Some("text/html"))]
 #[case(Some("application/vnd.oci.artifact.manifest.v1+json"))]
-fn other_types_are_named(#[case] header: Option<&str>) {
+fn an_unsupported_media_type_is_named_in_the_error(#[case] header: Option<&str>) {
     let mut bare = image();
     bare.as_object_mut().unwrap().remove("mediaType");
-    let error = Document::parse(header, &serde_json::to_vec(&bare).unwrap()).unwrap_err();
+    let error = Manifest::parse(header, &serde_json::to_vec(&bare).unwrap()).unwrap_err();
     assert!(matches!(error, ManifestError::Unsupported(_)), "{error}");
     assert!(error.to_string().contains(header.unwrap()), "{error}");
 }
@@ -124,7 +124,7 @@ fn other_types_are_named(#[case] header: Option<&str>) {
 #[case::subject("/subject", json!([]), "subject")]
 #[case::version("/schemaVersion", json!(1), "schemaVersion")]
 #[case::artifact_type("/artifactType", json!("a\nb"), "artifactType")]
-fn fields_that_cannot_be_are_named(#[case] pointer: &str, #[case] value: Value, #[case] named: &str) {
+fn an_invalid_field_is_named_in_the_error(#[case] pointer: &str, #[case] value: Value, #[case] named: &str) {
     let error = parse(&with(image(), pointer, value)).unwrap_err();
     let ManifestError::Field { field, .. } = &error else { panic!("{error}") };
     assert_eq!(field.as_str(), named, "{error}");
@@ -132,7 +132,7 @@ fn fields_that_cannot_be_are_named(#[case] pointer: &str, #[case] value: Value, 
 }
 
 #[test]
-fn a_name_in_another_case_is_refused_but_not_in_annotations() {
+fn rejects_field_names_in_another_case_except_in_annotations() {
     for (pointer, name) in [("", "Layers"), ("/layers/0", "Digest"), ("/config", "SIZE")] {
         let mut value = image();
         value.pointer_mut(pointer).unwrap()[name] = json!([]);
@@ -142,7 +142,7 @@ fn a_name_in_another_case_is_refused_but_not_in_annotations() {
 }
 
 #[test]
-fn a_name_twice_is_refused() {
+fn rejects_duplicate_names() {
     let text = serde_json::to_string(&image()).unwrap();
     for (once, twice) in [
         ("\"schemaVersion\":2", "\"schemaVersion\":2,\"schemaVersion\":2"),
@@ -150,29 +150,29 @@ fn a_name_twice_is_refused() {
         ("\"title\":\"y\"", "\"title\":\"y\",\"title\":\"z\""),
     ] {
         assert!(text.contains(once), "{once}");
-        let error = Document::parse(None, text.replacen(once, twice, 1).as_bytes()).unwrap_err();
+        let error = Manifest::parse(None, text.replacen(once, twice, 1).as_bytes()).unwrap_err();
         assert!(matches!(error, ManifestError::Json(_)), "{error}");
     }
 }
 
 #[test]
-fn layers_are_counted() {
+fn limits_the_number_of_layers_and_manifests() {
     let layers = |count: usize| Value::Array(vec![descriptor("x"); count]);
-    assert!(parse(&with(image(), "/layers", layers(MOST_ENTRIES))).is_ok());
-    let error = parse(&with(image(), "/layers", layers(MOST_ENTRIES + 1))).unwrap_err();
-    assert_eq!(error, ManifestError::TooMany { what: "layers", found: 4_097 });
-    let index = json!({"schemaVersion": 2, "manifests": layers(MOST_ENTRIES + 1)});
+    assert!(parse(&with(image(), "/layers", layers(MAX_ENTRIES))).is_ok());
+    let error = parse(&with(image(), "/layers", layers(MAX_ENTRIES + 1))).unwrap_err();
+    assert_eq!(error, ManifestError::TooMany { what: "layers", count: 4_097 });
+    let index = json!({"schemaVersion": 2, "manifests": layers(MAX_ENTRIES + 1)});
     assert!(matches!(parse(&index), Err(ManifestError::TooMany { what: "manifests", .. })));
 }
 
 #[test]
-fn bytes_must_have_the_digest() {
+fn verifies_the_digest_before_parsing() {
     let bytes = bytes::Bytes::from(serde_json::to_vec(&image()).unwrap());
     let right = Digest::sha256_of(&bytes);
-    let read = crate::manifest::ManifestDocument::verify(&right, None, bytes.clone()).unwrap();
+    let read = VerifiedManifest::verify(&right, None, bytes.clone()).unwrap();
     assert_eq!((read.descriptor().size(), read.descriptor().digest()), (bytes.len() as u64, &right));
-    let error = crate::manifest::ManifestDocument::verify(&Digest::sha256_of(b"x"), None, bytes).unwrap_err();
-    assert!(matches!(error, ManifestError::Digest { found, .. } if found == right));
+    let error = VerifiedManifest::verify(&Digest::sha256_of(b"x"), None, bytes).unwrap_err();
+    assert!(matches!(error, ManifestError::Digest { actual, .. } if actual == right));
 }
 
 fn index(entries: &[(&str, Option<Value>)]) -> Index {
@@ -186,7 +186,7 @@ fn index(entries: &[(&str, Option<Value>)]) -> Index {
     });
     let value =
         json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries.collect::<Vec<_>>()});
-    let Document::Index(index) = parse(&value).unwrap() else { panic!("an index") };
+    let Manifest::Index(index) = parse(&value).unwrap() else { panic!("an index") };
     index
 }
 
@@ -202,7 +202,7 @@ fn on(os: &str, architecture: &str, variant: &str) -> Option<Value> {
 #[case("linux/arm/v7", Ok("armv7"))]
 #[case("linux/s390x", Err("linux/amd64, linux/arm64/v8, linux/arm/v7, unknown/unknown"))]
 #[case("windows/amd64", Err("linux/amd64, linux/arm64/v8, linux/arm/v7, unknown/unknown"))]
-fn the_manifest_of_the_platform_is_chosen(#[case] platform: &str, #[case] wanted: Result<&str, &str>) {
+fn selects_the_manifest_of_the_platform(#[case] platform: &str, #[case] wanted: Result<&str, &str>) {
     let index = index(&[
         ("amd64", on("linux", "amd64", "")),
         ("arm64", on("linux", "arm64", "v8")),
@@ -212,17 +212,17 @@ fn the_manifest_of_the_platform_is_chosen(#[case] platform: &str, #[case] wanted
     let chosen = index.select(&platform.parse().unwrap());
     match (chosen, wanted) {
         (Ok(entry), Ok(seed)) => assert_eq!(entry.descriptor().digest().to_string(), digest(seed)),
-        (Err(SelectError::NoPlatform { offered, .. }), Err(list)) => assert_eq!(offered.as_str(), list),
+        (Err(SelectError::NoPlatform { available, .. }), Err(list)) => assert_eq!(available.as_str(), list),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn a_manifest_without_a_platform_is_for_all_when_it_is_the_only_one() {
+fn selects_the_only_manifest_without_a_platform() {
     let platform = "linux/amd64".parse().unwrap();
     let one = index(&[("any", None), ("arm64", on("linux", "arm64", ""))]);
     assert_eq!(one.select(&platform).unwrap().descriptor().digest().to_string(), digest("any"));
     let two = index(&[("a", None), ("b", None)]);
-    assert_eq!(two.select(&platform).unwrap_err(), SelectError::Undecided { count: 2 });
-    assert!(index(&[]).select(&platform).unwrap_err().to_string().contains("nothing at all"));
+    assert_eq!(two.select(&platform).unwrap_err(), SelectError::NoPlatformStated { count: 2 });
+    assert!(index(&[]).select(&platform).unwrap_err().to_string().contains("no manifests"));
 }

@@ -1,49 +1,53 @@
-//! A manifest whose digest was checked.
+//! A manifest whose digest was verified.
 
 use bytes::Bytes;
 
-use super::{Descriptor, Document, ManifestError};
+use super::{Descriptor, Manifest, ManifestError};
 use crate::digest::Digest;
 
-/// A manifest whose bytes have the digest they were asked by, and what they say.
+/// A parsed manifest together with its bytes, which have the digest that was requested.
 #[derive(Clone, Debug)]
-pub struct ManifestDocument {
+pub struct VerifiedManifest {
     descriptor: Descriptor,
     bytes: Bytes,
-    document: Document,
+    manifest: Manifest,
 }
 
-impl ManifestDocument {
-    /// Parses bytes that were read for `digest`: checks the digest first, then the content.
+impl VerifiedManifest {
+    /// Verifies that `bytes` have `digest`, then parses them.
     ///
-    /// `media_type` is the `Content-Type` they came with.
+    /// `media_type` is the `Content-Type` of the response, if there was one. Fails with
+    /// [`ManifestError::Digest`] before anything is parsed when the digest differs.
     pub fn verify(digest: &Digest, media_type: Option<&str>, bytes: Bytes) -> Result<Self, ManifestError> {
         if !digest.matches(&bytes) {
-            return Err(ManifestError::Digest { wanted: digest.clone(), found: Digest::sha256_of(&bytes) });
+            return Err(ManifestError::Digest {
+                expected: digest.clone(),
+                actual: Digest::sha256_of(&bytes),
+            });
         }
-        let document = Document::parse(media_type, &bytes)?;
+        let manifest = Manifest::parse(media_type, &bytes)?;
         let size = bytes.len() as u64;
-        let descriptor = Descriptor::new(document.media_type(), digest.clone(), size);
-        Ok(Self { descriptor, bytes, document })
+        let descriptor = Descriptor::new(manifest.media_type(), digest.clone(), size);
+        Ok(Self { descriptor, bytes, manifest })
     }
 
-    /// Type, digest and size of the manifest itself.
+    /// Returns media type, digest and size of the manifest itself.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// The exact bytes.
+    /// Returns the bytes, exactly as the registry sent them.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// What they say.
-    pub fn document(&self) -> &Document {
-        &self.document
+    /// Returns the parsed manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
-    /// What they say, without the bytes.
-    pub fn into_document(self) -> Document {
-        self.document
+    /// Returns the parsed manifest and drops the bytes.
+    pub fn into_manifest(self) -> Manifest {
+        self.manifest
     }
 }

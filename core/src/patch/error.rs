@@ -1,4 +1,4 @@
-//! Why a manifest is no patch, or not the one that is wanted.
+//! Errors about patches.
 
 use super::{Level, Part};
 use crate::digest::{Digest, DigestError};
@@ -6,146 +6,148 @@ use crate::display::Shown;
 use crate::recipe::artifact::ArtifactError;
 use crate::reference::ReferenceError;
 
-/// Why there is no patch.
+/// The error for an artifact that is not a valid patch, or is not for the requested base.
+///
+/// The message continues a sentence whose subject is the artifact, for example `r.io/app:1@sha256:… names no base`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
-    /// An index.
+    /// The artifact is an image index.
     #[error(
-        "is an image index, which is neither a patch nor a recipe: to mount it, name it with oras.land/artifact"
+        "is an image index, which is neither a patch nor a recipe artifact: to mount it, name it with \
+         oras.land/artifact"
     )]
     Index,
-    /// More than names and digests.
+    /// The manifest is too large.
     #[error(
-        "is a manifest of {length} bytes: of a patch or a recipe at most {} are read",
-        PatchError::LONGEST
+        "has a manifest of {length} bytes: the maximum for a patch or a recipe artifact is {}",
+        super::Instructions::MAX_BYTES
     )]
     TooLong {
-        /// What it has.
+        /// The length of the manifest in bytes.
         length: usize,
     },
-    /// Another artifact.
+    /// The artifact has another artifact type.
     #[error(
-        "is an artifact of type \"{kind}\", which is neither a patch nor a recipe: to mount it, name it with \
+        "is an artifact of type \"{kind}\", which is neither a patch nor a recipe artifact: to mount it, name it with \
          oras.land/artifact"
     )]
     Kind {
-        /// Its artifact type.
+        /// The artifact type.
         kind: Shown,
     },
-    /// No subject and no annotation.
+    /// The patch has neither a subject nor the annotation of the base.
     #[error(
-        "names no base: it has neither a subject nor the annotation org.opencontainers.image.base.digest; make it with \
-         `oras-csi patch`"
+        "names no base: it has neither a subject nor the annotation org.opencontainers.image.base.digest; create the \
+         patch with `oras-csi patch`"
     )]
     NoBase,
-    /// Two bases.
+    /// The subject and the annotation name different bases.
     #[error(
-        "names two bases: its subject is {subject}, and its annotation org.opencontainers.image.base.digest says \
+        "names two bases: its subject is {subject}, but its annotation org.opencontainers.image.base.digest is \
          {annotation}"
     )]
     TwoBases {
-        /// What it is attached to.
+        /// The digest of the subject.
         subject: Digest,
-        /// What it says.
+        /// The digest in the annotation.
         annotation: Digest,
     },
-    /// The base of a patch is not the base that somebody wants.
+    /// The patch is for another base than the requested one.
     #[error(
-        "is of the digest {found}, and the patch is for {base}: make a patch for what is there now, or name the base that it is for"
+        "has the digest {found}, but the patch is for {base}: create a patch for the current digest, or name the base \
+         of the patch"
     )]
     OtherBase {
-        /// What the wanted base is.
+        /// The digest of the requested base.
         found: Digest,
-        /// What is patched.
+        /// The base of the patch.
         base: Shown,
     },
-    /// Nothing to lay over the base.
+    /// The patch has no level.
     #[error("has no level: a patch needs at least one of minor, major and critical")]
     NoLevels,
-    /// A reference without a digest.
-    #[error("its {part} \"{reference}\" has no digest, and a tag may move: resolve it first")]
+    /// A reference has no digest.
+    #[error("its {part} \"{reference}\" has no digest, and a tag can move: resolve the tag first")]
     NotPinned {
-        /// Which one.
+        /// The part with that reference.
         part: Part,
-        /// What was given.
+        /// The reference.
         reference: Shown,
     },
-    /// The name of an artifact without its digest.
-    #[error("names its {part} by the annotation {reference}, and the digest in {missing} is missing")]
+    /// The annotation with the reference of a level is present, but not the one with its digest.
+    #[error(
+        "names its {part} by the annotation {reference}, but the annotation {missing} with the digest is missing"
+    )]
     NoDigest {
-        /// Which one.
+        /// The part of the patch.
         part: Part,
-        /// The annotation that is there.
+        /// The annotation that is present.
         reference: Shown,
-        /// The one that is not.
+        /// The annotation that is missing.
         missing: Shown,
     },
-    /// A digest that is none.
+    /// An annotation must have a digest, but its value is not one.
     #[error("its annotation {key}: {source}")]
     Digest {
-        /// Which one.
+        /// The annotation.
         key: Shown,
-        /// What is wrong with it.
+        /// The error of its value.
         source: DigestError,
     },
-    /// A reference that is none.
+    /// An annotation must have a reference, but its value is not one.
     #[error("its annotation {key}: {source}")]
     Reference {
-        /// Which one.
+        /// The annotation.
         key: Shown,
-        /// What is wrong with it.
+        /// The error of its value.
         source: ReferenceError,
     },
-    /// A reference and a digest that name two things.
-    #[error("its annotation {key} has the digest {found}, and its {part} is {wanted}")]
+    /// The reference and the digest of a part contradict each other.
+    #[error("its annotation {key} has the digest {found}, but its {part} is {expected}")]
     Differs {
-        /// Which one.
+        /// The annotation with the reference.
         key: Shown,
-        /// The digest in it.
+        /// The digest in that reference.
         found: Digest,
-        /// What it is about.
+        /// The part of the patch.
         part: Part,
-        /// The digest that is said elsewhere.
-        wanted: Digest,
+        /// The digest that the manifest states for the part.
+        expected: Digest,
     },
-    /// `crit` and `critical`, and not the same.
-    #[error("says two things of its level {level}: {first} and {second}")]
+    /// `crit` and `critical` have different values.
+    #[error("has two different values for its level {level}: {first} and {second}")]
     Twice {
-        /// Which one.
+        /// The level.
         level: Level,
         /// One annotation.
         first: Shown,
-        /// The other.
+        /// The other annotation.
         second: Shown,
     },
-    /// A part that is the patch itself.
-    #[error("goes round in a circle: its {part} is the patch itself")]
+    /// A part of the patch is the patch itself.
+    #[error("refers to itself: its {part} is the patch itself")]
     Circle {
-        /// Which one.
+        /// The part of the patch.
         part: Part,
     },
-    /// A level that is the base.
-    #[error("lays its base {digest} over itself: its level {level} is the base")]
+    /// A level is the base.
+    #[error("overlays its base {digest} over itself: its level {level} is the base")]
     BaseAgain {
-        /// Which one.
+        /// The level.
         level: Level,
-        /// The base.
+        /// The digest of the base.
         digest: Digest,
     },
-    /// A patch or a recipe in the place of content.
+    /// A part of the patch is a patch or a recipe artifact, but it must be content.
     #[error(
-        "is a patch or a recipe itself, and the {part} of a patch is content: name what it names, or patch its base anew"
+        "is a patch or a recipe artifact itself, but the {part} of a patch must be content: name the artifacts that it \
+         names, or create a new patch of its base"
     )]
     Nested {
-        /// Which one.
+        /// The part of the patch.
         part: Part,
     },
-    /// An artifact of a recipe that has none.
+    /// The recipe artifact is invalid.
     #[error(transparent)]
     Recipe(#[from] ArtifactError),
-}
-
-impl PatchError {
-    /// The most bytes of a manifest that is read as a patch or a recipe: names and digests are short.
-    pub const LONGEST: usize = 64 * 1024;
 }

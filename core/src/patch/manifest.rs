@@ -1,31 +1,32 @@
-//! A patch as a manifest: the one way to write it, and the one way to read it (design §7).
+//! Writes and reads the manifest of a patch (docs/design.md, "Patches"). No other module does.
 
 use serde_json::{Map, Value, json};
 
-use super::{ARTIFACT_TYPE, Level, Noted, Part, Patch, PatchError};
+use super::{ARTIFACT_TYPE, Level, Part, Patch, PatchError, Target};
 use crate::digest::Digest;
-use crate::manifest::ImageManifest;
-use crate::manifest::{Descriptor, media};
+use crate::manifest::{Descriptor, ImageManifest, media};
 use crate::reference::{PinnedReference, Reference};
 
-/// The names of annotations (OCI image-spec, annotations.md, and design §7).
+/// The annotations about name and base (OCI image-spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const BASE_NAME: &str = "org.opencontainers.image.base.name";
 const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
 
+/// Returns the annotation with the digest of a level.
 fn digest_key(level: &str) -> String {
     format!("org.opencontainers.image.patch.{level}.digest")
 }
 
-/// Where a level is: a digest alone names no repository.
+/// Returns the annotation with the reference of a level: the digest alone does not name a repository.
 fn reference_key(level: &str) -> String {
     format!("land.oras.csi.patch.{level}.ref")
 }
 
 impl Patch {
-    /// The manifest of this patch, attached to its base: the same patch under the same name always has the same bytes.
+    /// Returns the manifest of this patch, attached to its base. The same patch and name always give the same bytes.
     ///
-    /// `base` is the base's own descriptor, and `name` where the patch goes: `HOST/REPOSITORY` or with `:TAG`.
+    /// `base` is the descriptor of the base. `name` is the target of the push: `HOST/REPOSITORY`, optionally with
+    /// `:TAG`. Fails when `base` has another digest than the base of the patch.
     pub fn to_manifest(&self, base: &Descriptor, name: &str) -> Result<Vec<u8>, PatchError> {
         if *base.digest() != self.base.digest {
             return Err(PatchError::TwoBases {
@@ -35,17 +36,17 @@ impl Patch {
         }
         let empty =
             json!({"mediaType": media::EMPTY, "digest": Digest::sha256_of(EMPTY), "size": EMPTY.len()});
-        let mut said = vec![
+        let mut annotations = vec![
             (REF_NAME.to_owned(), name.to_owned()),
-            (BASE_NAME.to_owned(), without_digest(&self.base.reference)),
+            (BASE_NAME.to_owned(), base_name(&self.base.reference)),
             (BASE_DIGEST.to_owned(), self.base.digest.to_string()),
         ];
-        for (level, noted) in &self.levels {
-            said.push((digest_key(level.as_str()), noted.digest.to_string()));
-            said.push((reference_key(level.as_str()), noted.reference.to_string()));
+        for (level, target) in &self.levels {
+            annotations.push((digest_key(level.as_str()), target.digest.to_string()));
+            annotations.push((reference_key(level.as_str()), target.reference.to_string()));
         }
-        said.sort();
-        let annotations = said.into_iter().map(|(key, value)| (key, value.into()));
+        annotations.sort();
+        let annotations = annotations.into_iter().map(|(key, value)| (key, value.into()));
         let annotations = annotations.collect::<Map<String, Value>>();
         let manifest = json!({
             "schemaVersion": 2,
@@ -63,8 +64,9 @@ impl Patch {
 /// The empty JSON object (image-spec, manifest.md, "Guidance for an Empty Descriptor").
 pub(super) const EMPTY: &[u8] = b"{}";
 
-/// `HOST/REPOSITORY:TAG`, as the specification has `base.name`; where no tag is known, the digest says it.
-fn without_digest(reference: &Reference) -> String {
+/// Returns the value of `base.name`, `HOST/REPOSITORY:TAG` (OCI image-spec, annotations.md). Without a tag it is the
+/// reference with the digest.
+fn base_name(reference: &Reference) -> String {
     match reference.tag() {
         Some(tag) => format!("{}:{tag}", reference.name()),
         None => reference.to_string(),
@@ -73,25 +75,25 @@ fn without_digest(reference: &Reference) -> String {
 
 /// Reads the patch that `own` names.
 pub(super) fn read(own: &PinnedReference, image: &ImageManifest) -> Result<Patch, PatchError> {
-    let said = Said { own, image };
-    let base = said.base()?;
+    let reader = Reader { own, image };
+    let base = reader.base()?;
     let mut levels = Vec::new();
     for level in Level::ALL {
-        if let Some(reference) = said.level(level, &base)? {
+        if let Some(reference) = reader.level(level, &base)? {
             levels.push((level, reference));
         }
     }
     Patch::new(base.reference, levels)
 }
 
-/// What a manifest says.
-struct Said<'a> {
+/// Reads the annotations of the patch that `own` names.
+struct Reader<'a> {
     own: &'a PinnedReference,
     image: &'a ImageManifest,
 }
 
-impl Said<'_> {
-    /// An annotation; an empty one says nothing.
+impl Reader<'_> {
+    /// Returns an annotation. An empty one counts as missing.
     fn text(&self, key: &str) -> Option<&str> {
         self.image.annotations().get(key).map(String::as_str).filter(|text| !text.is_empty())
     }
@@ -101,30 +103,31 @@ impl Said<'_> {
         digest.map_err(|source| PatchError::Digest { key: key.into(), source })
     }
 
-    /// The artifact that has `digest`, in the repository that the annotation `key` names, else in that of `beside`.
-    fn noted(
+    /// Returns the reference with `digest` in the repository that the annotation `key` names, or else in the repository
+    /// of `default`.
+    fn reference(
         &self,
         part: Part,
         key: &str,
         digest: Digest,
-        beside: &Reference,
+        default: &Reference,
     ) -> Result<Reference, PatchError> {
         if digest == *self.own.digest() {
             return Err(PatchError::Circle { part });
         }
-        let Some(text) = self.text(key) else { return Ok(beside.pin(digest).into()) };
-        let named =
+        let Some(text) = self.text(key) else { return Ok(default.pin(digest).into()) };
+        let reference =
             Reference::parse(text).map_err(|source| PatchError::Reference { key: key.into(), source })?;
-        match named.digest() {
+        match reference.digest() {
             Some(found) if *found != digest => {
-                Err(PatchError::Differs { key: key.into(), found: found.clone(), part, wanted: digest })
+                Err(PatchError::Differs { key: key.into(), found: found.clone(), part, expected: digest })
             }
-            Some(_) => Ok(named),
-            None => Ok(named.with_digest(digest)),
+            Some(_) => Ok(reference),
+            None => Ok(reference.with_digest(digest)),
         }
     }
 
-    fn base(&self) -> Result<Noted, PatchError> {
+    fn base(&self) -> Result<Target, PatchError> {
         let subject = self.image.subject().map(|subject| subject.digest().clone());
         let digest = match (subject, self.digest(BASE_DIGEST)?) {
             (Some(subject), Some(annotation)) if subject != annotation => {
@@ -134,11 +137,11 @@ impl Said<'_> {
             (None, None) => return Err(PatchError::NoBase),
         };
         let own = Reference::from(self.own.clone());
-        let reference = self.noted(Part::Base, BASE_NAME, digest.clone(), &own)?;
-        Ok(Noted { reference, digest })
+        let reference = self.reference(Part::Base, BASE_NAME, digest.clone(), &own)?;
+        Ok(Target { reference, digest })
     }
 
-    fn level(&self, level: Level, base: &Noted) -> Result<Option<Reference>, PatchError> {
+    fn level(&self, level: Level, base: &Target) -> Result<Option<Reference>, PatchError> {
         let part = Part::Level(level);
         let mut found: Option<(String, Reference, bool)> = None;
         for spelling in level.spellings() {
@@ -150,18 +153,18 @@ impl Said<'_> {
                 }
                 continue;
             };
-            let is_placed = self.text(&reference).is_some();
-            let one = self.noted(part, &reference, digest, &base.reference)?;
-            // Two spellings of one level say the same where one of them leaves out where it is.
+            let is_named = self.text(&reference).is_some();
+            let found_here = self.reference(part, &reference, digest, &base.reference)?;
+            // Two spellings of one level agree when they have the same digest and one of them has no reference.
             match &found {
-                Some((_, other, true)) if !is_placed && other.digest() == one.digest() => {}
-                Some((first, other, was_placed))
-                    if *other != one && (*was_placed || other.digest() != one.digest()) =>
+                Some((_, other, true)) if !is_named && other.digest() == found_here.digest() => {}
+                Some((first, other, other_is_named))
+                    if *other != found_here && (*other_is_named || other.digest() != found_here.digest()) =>
                 {
                     let (first, second) = (first.as_str().into(), key.as_str().into());
                     return Err(PatchError::Twice { level, first, second });
                 }
-                _ => found = Some((key, one, is_placed)),
+                _ => found = Some((key, found_here, is_named)),
             }
         }
         Ok(found.map(|(_, reference, _)| reference))

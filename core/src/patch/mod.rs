@@ -1,12 +1,13 @@
-//! Patches: artifacts that name a base and what is laid over it. Pure.
+//! Patches: artifacts that name a base and up to three levels of changes over it (docs/design.md, "Patches"). This
+//! module does no I/O.
 //!
-//! A patch has no files. It names a base and up to three levels, each by digest; whoever mounts it gets the base, then
-//! `minor`, `major` and `critical` over it, as far as is wanted ([`Patch::recipe`]). It is attached to its base
-//! (`subject`), so that it is found again through the referrers of that. A whole recipe can be an artifact too, and be
-//! named in the same places: [`Instructions`] is what such a place names.
+//! A patch has no files. It names a base and its levels by digest. A volume of a patch has the files of the base, and
+//! over them those of `minor`, `major` and `critical`, up to a requested level ([`Patch::recipe`]). The patch is
+//! attached to its base (`subject`), so a client finds it among the referrers of the base. A user can name a recipe
+//! artifact in the same places as a patch: [`Instructions`] is either of them.
 //!
-//! Architecture Invariant: base and levels are content. What a patch names is never read as a patch or as a recipe
-//! again, so nothing leads back to where it came from, and following a patch is one step.
+//! Architecture Invariant: base and levels are content. An artifact that a patch names is never read as a patch or as
+//! a recipe, so patches cannot form a cycle, and expanding a patch takes one step.
 
 mod error;
 mod manifest;
@@ -15,80 +16,25 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use crate::digest::Digest;
 use crate::display::Shown;
-use crate::manifest::Descriptor;
-use crate::manifest::Document;
-use crate::recipe::{Layer, Recipe, RecipeError, Step, artifact};
+use crate::manifest::{Descriptor, Manifest, media};
+use crate::recipe::{Layer, PatchStep, Recipe, RecipeError, Step, artifact};
 use crate::reference::{PinnedReference, Reference};
 
-pub use error::PatchError;
+pub use self::error::PatchError;
+pub use crate::patch_level::{Level, LevelError};
 
 /// The artifact type of a patch.
-pub const ARTIFACT_TYPE: &str = "application/vnd.oci.image.patch.v1+json";
+pub const ARTIFACT_TYPE: &str = media::PATCH_ARTIFACT;
 
-/// How much a level of a patch changes, from less to more: the order in which levels are laid over the base.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Level {
-    /// `minor`
-    Minor,
-    /// `major`
-    Major,
-    /// `critical`, also written `crit`
-    Critical,
-}
-
-/// A text that is no level.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a level of a patch: write minor, major or critical")]
-pub struct LevelError(Shown);
-
-impl Level {
-    /// All of them, in their order.
-    pub const ALL: [Self; 3] = [Self::Minor, Self::Major, Self::Critical];
-
-    /// As it stands in a patch.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Minor => "minor",
-            Self::Major => "major",
-            Self::Critical => "critical",
-        }
-    }
-
-    /// Every spelling that is read.
-    fn spellings(self) -> &'static [&'static str] {
-        match self {
-            Self::Minor => &["minor"],
-            Self::Major => &["major"],
-            Self::Critical => &["critical", "crit"],
-        }
-    }
-}
-
-impl FromStr for Level {
-    type Err = LevelError;
-
-    fn from_str(text: &str) -> Result<Self, LevelError> {
-        let found = Self::ALL.into_iter().find(|level| level.spellings().contains(&text));
-        found.ok_or_else(|| LevelError(text.into()))
-    }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Which part of a patch names an artifact.
+/// A part of a patch: its base or one of its levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// What is patched.
+    /// The artifact that is patched.
     Base,
-    /// What is laid over it.
+    /// An artifact that is overlaid over the base.
     Level(Level),
 }
 
@@ -101,34 +47,37 @@ impl fmt::Display for Part {
     }
 }
 
-/// A reference that has a digest, and perhaps the tag that it was found by: for people, and for rules on tags.
+/// A reference with a digest. The tag from which the digest was resolved is kept for messages and for policy rules on
+/// tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Noted {
+struct Target {
     reference: Reference,
     digest: Digest,
 }
 
-/// A patch: a base and at least one level, each with its digest.
+/// A patch: a base and at least one level, each a reference with a digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patch {
-    base: Noted,
-    levels: BTreeMap<Level, Noted>,
+    base: Target,
+    levels: BTreeMap<Level, Target>,
 }
 
 impl Patch {
-    /// A patch of `base`, where every reference has a digest.
+    /// Creates a patch of `base`.
+    ///
+    /// Fails when a reference has no digest, when there is no level, and when a level is the base itself.
     pub fn new(
         base: Reference,
         levels: impl IntoIterator<Item = (Level, Reference)>,
     ) -> Result<Self, PatchError> {
-        let noted = |part, reference: Reference| match reference.digest().cloned() {
-            Some(digest) => Ok(Noted { reference, digest }),
+        let target = |part, reference: Reference| match reference.digest().cloned() {
+            Some(digest) => Ok(Target { reference, digest }),
             None => Err(PatchError::NotPinned { part, reference: Shown::new(&reference.to_string()) }),
         };
-        let base = noted(Part::Base, base)?;
+        let base = target(Part::Base, base)?;
         let levels = levels
             .into_iter()
-            .map(|(level, reference)| Ok((level, noted(Part::Level(level), reference)?)))
+            .map(|(level, reference)| Ok((level, target(Part::Level(level), reference)?)))
             .collect::<Result<BTreeMap<_, _>, PatchError>>()?;
         Self { base, levels }.checked()
     }
@@ -137,7 +86,7 @@ impl Patch {
         if self.levels.is_empty() {
             return Err(PatchError::NoLevels);
         }
-        match self.levels.iter().find(|(_, noted)| noted.digest == self.base.digest) {
+        match self.levels.iter().find(|(_, target)| target.digest == self.base.digest) {
             Some((level, _)) => {
                 Err(PatchError::BaseAgain { level: *level, digest: self.base.digest.clone() })
             }
@@ -145,39 +94,52 @@ impl Patch {
         }
     }
 
-    /// What is patched: a reference with a digest.
+    /// Returns the base: a reference with a digest.
     pub fn base(&self) -> &Reference {
         &self.base.reference
     }
 
-    /// The digest of what is patched.
+    /// Returns the digest of the base.
     pub fn base_digest(&self) -> &Digest {
         &self.base.digest
     }
 
-    /// The levels in their order, each a reference with a digest.
+    /// Returns the levels in the order in which they are applied, each a reference with a digest.
     pub fn levels(&self) -> impl Iterator<Item = (Level, &Reference)> {
-        self.levels.iter().map(|(level, noted)| (*level, &noted.reference))
+        self.levels.iter().map(|(level, target)| (*level, &target.reference))
     }
 
-    /// The steps of a volume that has this patch: the base, and over it each level that is there, up to and with
-    /// `up_to` (all of them where it is `None`), with the part that each step is.
+    /// Returns the steps of a volume of this patch: the base, and over it each level up to and including `up_to` (`None`
+    /// means all levels). Each step comes with the part of the patch that it stands for.
     ///
-    /// A level that the patch does not have is no error: what is below it is laid over all the same. Where that is
-    /// nothing, the base stays as it is.
+    /// It is not an error when the patch does not have the level `up_to`: the lower levels are applied, and without any,
+    /// the volume has the files of the base only.
     pub fn steps(&self, up_to: Option<Level>) -> Vec<(Part, Step<Reference>)> {
         let base = (Part::Base, Step::Add(Layer::new(self.base.reference.clone())));
         let levels = self.levels().filter(|(level, _)| up_to.is_none_or(|last| *level <= last));
-        let levels = levels.map(|(level, one)| (Part::Level(level), Step::Overlay(Layer::new(one.clone()))));
+        let levels = levels
+            .map(|(level, reference)| (Part::Level(level), Step::Overlay(Layer::new(reference.clone()))));
         std::iter::once(base).chain(levels).collect()
     }
 
-    /// The same as a recipe, in which every reference has its digest.
+    /// Expands the step of a recipe that names this patch: the base and the levels, each with the path and the filters
+    /// of `step`, up to the level of `step`.
+    pub fn steps_for(&self, step: &PatchStep) -> Vec<Step<Reference>> {
+        let with_filters = |layer: &Layer<Reference>| step.layer().with_reference(layer.reference().clone());
+        let steps = self.steps(step.level()).into_iter().map(|(_, expanded)| match expanded {
+            Step::Add(layer) => Step::Add(with_filters(&layer)),
+            Step::Overlay(layer) => Step::Overlay(with_filters(&layer)),
+            Step::Remove(glob) => Step::Remove(glob),
+        });
+        steps.collect()
+    }
+
+    /// Returns the recipe of a volume of this patch, in which every reference has a digest.
     pub fn recipe(&self, up_to: Option<Level>) -> Result<Recipe, RecipeError> {
         Recipe::new(self.steps(up_to).into_iter().map(|(_, step)| step).collect())
     }
 
-    /// Fails unless it patches what has that digest.
+    /// Fails when the patch is not for the base with that digest.
     pub fn check_base(&self, digest: &Digest) -> Result<(), PatchError> {
         if *digest == self.base.digest {
             return Ok(());
@@ -189,27 +151,30 @@ impl Patch {
     }
 }
 
-/// What an artifact says that can be named where a patch can.
+/// The content of an artifact that a user can name in the place of a patch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Instructions {
-    /// A base and what is laid over it.
+    /// A patch.
     Patch(Patch),
-    /// A recipe: the blob that has its YAML.
+    /// A recipe artifact: the descriptor of the layer with the YAML.
     Recipe(Descriptor),
 }
 
 impl Instructions {
-    /// Reads the manifest that `own` names.
-    pub fn read(own: &PinnedReference, document: &Document) -> Result<Self, PatchError> {
-        let Document::Image(image) = document else { return Err(PatchError::Index) };
+    /// The maximum size of the manifest of a patch or a recipe artifact, in bytes: it has only names and digests.
+    pub const MAX_BYTES: usize = 64 * 1024;
+
+    /// Reads a patch or a recipe artifact from the manifest that `own` names.
+    pub fn read(own: &PinnedReference, manifest: &Manifest) -> Result<Self, PatchError> {
+        let Manifest::Image(image) = manifest else { return Err(PatchError::Index) };
         match image.kind() {
-            ARTIFACT_TYPE => manifest::read(own, image).map(Self::Patch),
+            ARTIFACT_TYPE => self::manifest::read(own, image).map(Self::Patch),
             artifact::ARTIFACT_TYPE => Ok(Self::Recipe(artifact::layer(image)?)),
             other => Err(PatchError::Kind { kind: other.into() }),
         }
     }
 
-    /// Whether an artifact of that type is read as instructions.
+    /// Reports whether an artifact type is that of a patch or of a recipe artifact.
     pub fn is_kind(kind: &str) -> bool {
         matches!(kind, ARTIFACT_TYPE | artifact::ARTIFACT_TYPE)
     }

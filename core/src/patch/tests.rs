@@ -4,8 +4,9 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::manifest::ManifestError;
-use crate::manifest::{ManifestDocument, media};
+use crate::manifest::{ManifestError, VerifiedManifest};
+use crate::recipe::WrittenRecipe;
+use crate::recipe::tests::summary;
 
 fn digest(name: &str) -> Digest {
     Digest::sha256_of(name.as_bytes())
@@ -40,14 +41,14 @@ fn all() -> Patch {
     ])
 }
 
-fn document(manifest: &Value) -> Result<Document, ManifestError> {
+fn parsed(manifest: &Value) -> Result<Manifest, ManifestError> {
     let bytes = Bytes::from(manifest.to_string());
     let digest = Digest::sha256_of(&bytes);
-    ManifestDocument::verify(&digest, None, bytes).map(ManifestDocument::into_document)
+    VerifiedManifest::verify(&digest, None, bytes).map(VerifiedManifest::into_manifest)
 }
 
 fn read(manifest: &Value) -> Result<Patch, PatchError> {
-    match Instructions::read(&own(), &document(manifest).unwrap())? {
+    match Instructions::read(&own(), &parsed(manifest).unwrap())? {
         Instructions::Patch(patch) => Ok(patch),
         Instructions::Recipe(_) => panic!("it is a patch"),
     }
@@ -57,7 +58,7 @@ fn manifest(patch: &Patch) -> Value {
     serde_json::from_slice(&patch.to_manifest(&base(), "r.io/app:patched").unwrap()).unwrap()
 }
 
-/// A patch of `r.io/app:1` by one level, as somebody might have written it by hand.
+/// A patch of `r.io/app:1` by one level, as a user could write it by hand.
 fn by_hand() -> Value {
     let empty = json!({"mediaType": media::EMPTY, "digest": digest("{}"), "size": 2});
     json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "artifactType": ARTIFACT_TYPE, "config": empty,
@@ -66,7 +67,7 @@ fn by_hand() -> Value {
         "annotations": {"org.opencontainers.image.patch.minor.digest": digest("fix")}})
 }
 
-/// The form of image-spec 1.1's candidates.
+/// The same patch as an artifact manifest of the release candidates of image-spec 1.1.
 fn earlier() -> Value {
     json!({"mediaType": media::OCI_ARTIFACT, "artifactType": ARTIFACT_TYPE, "blobs": [],
         "refers": {"mediaType": media::OCI_MANIFEST, "digest": digest("r.io/app:1"), "size": 7},
@@ -85,7 +86,7 @@ fn minor(patch: &Patch) -> String {
 }
 
 #[test]
-fn what_is_written_is_read_and_always_has_the_same_bytes() {
+fn a_written_manifest_is_read_back_and_is_deterministic() {
     let manifest = manifest(&all());
     assert_eq!(read(&manifest), Ok(all()));
     let annotations = &manifest["annotations"];
@@ -113,7 +114,10 @@ fn what_is_written_is_read_and_always_has_the_same_bytes() {
 #[case(Some(Level::Critical), &["add r.io/app:1", "overlay other.io/fix:1", "overlay r.io/x/y:2", "overlay r.io/app:crit"])]
 #[case(Some(Level::Major), &["add r.io/app:1", "overlay other.io/fix:1", "overlay r.io/x/y:2"])]
 #[case(Some(Level::Minor), &["add r.io/app:1", "overlay other.io/fix:1"])]
-fn levels_lie_over_the_base_in_their_order(#[case] up_to: Option<Level>, #[case] steps: &[&str]) {
+fn levels_are_overlaid_in_order_up_to_the_requested_one(
+    #[case] up_to: Option<Level>,
+    #[case] steps: &[&str],
+) {
     let step = |step: &Step<Reference>| {
         let verb = if matches!(step, Step::Overlay(_)) { "overlay" } else { "add" };
         let reference = step.layer().unwrap().reference();
@@ -124,7 +128,7 @@ fn levels_lie_over_the_base_in_their_order(#[case] up_to: Option<Level>, #[case]
 }
 
 #[test]
-fn a_level_that_is_not_there_leaves_what_is_below_it() {
+fn a_missing_level_is_skipped_and_lower_levels_apply() {
     let critical = patch(&[(Level::Critical, "r.io/app:crit")]);
     assert_eq!(critical.recipe(Some(Level::Major)).unwrap().steps().len(), 1);
     assert_eq!(critical.recipe(None).unwrap().steps().len(), 2);
@@ -133,25 +137,7 @@ fn a_level_that_is_not_there_leaves_what_is_below_it() {
 }
 
 #[test]
-fn levels_have_their_names() {
-    for (text, level) in [
-        ("minor", Level::Minor),
-        ("major", Level::Major),
-        ("critical", Level::Critical),
-        ("crit", Level::Critical),
-    ] {
-        assert_eq!(text.parse(), Ok(level));
-        assert_eq!(level.to_string().parse(), Ok(level));
-    }
-    for text in ["", "Minor", "critic", "all", "minor ", "\u{202e}"] {
-        let error = text.parse::<Level>().unwrap_err().to_string();
-        assert!(error.ends_with("write minor, major or critical") && !error.contains('\u{202e}'), "{error}");
-    }
-    assert!(Level::Minor < Level::Major && Level::Major < Level::Critical);
-}
-
-#[test]
-fn a_digest_alone_is_one_of_the_bases_repository() {
+fn a_level_without_a_reference_is_in_the_repository_of_the_base() {
     assert_eq!(minor(&read(&by_hand()).unwrap()), format!("r.io/app@{}", digest("fix")));
     let elsewhere = with(by_hand(), &[("org.opencontainers.image.base.name", "lib.io/base:3")]);
     let patch = read(&elsewhere).unwrap();
@@ -162,7 +148,7 @@ fn a_digest_alone_is_one_of_the_bases_repository() {
 }
 
 #[test]
-fn the_subject_or_the_annotation_says_the_base() {
+fn the_base_comes_from_the_subject_or_from_the_annotation() {
     let base = digest("r.io/app:1").to_string();
     let mut alone = with(by_hand(), &[("org.opencontainers.image.base.digest", &base)]);
     assert_eq!(read(&alone), read(&by_hand()));
@@ -171,7 +157,7 @@ fn the_subject_or_the_annotation_says_the_base() {
 }
 
 #[test]
-fn crit_is_critical() {
+fn crit_is_a_spelling_of_critical() {
     let text = digest("c").to_string();
     let crit = with(by_hand(), &[("org.opencontainers.image.patch.crit.digest", &text)]);
     assert_eq!(read(&crit).unwrap().levels().last().unwrap().0, Level::Critical);
@@ -180,11 +166,11 @@ fn crit_is_critical() {
     let other = digest("d").to_string();
     let differ = with(crit, &[("org.opencontainers.image.patch.critical.digest", &other)]);
     let error = read(&differ).unwrap_err().to_string();
-    assert!(error.starts_with("says two things of its level critical"), "{error}");
+    assert!(error.starts_with("has two different values for its level critical"), "{error}");
 }
 
 #[test]
-fn the_earlier_form_is_read_for_patches_alone() {
+fn the_artifact_manifest_form_is_accepted_for_patches_only() {
     assert_eq!(read(&earlier()), read(&by_hand()));
     let mut subject = earlier();
     subject["subject"] = subject.as_object_mut().unwrap().remove("refers").unwrap();
@@ -194,20 +180,20 @@ fn the_earlier_form_is_read_for_patches_alone() {
     let broken = |change: &dyn Fn(&mut Value)| {
         let mut manifest = earlier();
         change(&mut manifest);
-        document(&manifest).unwrap_err().to_string()
+        parsed(&manifest).unwrap_err().to_string()
     };
     for (change, words) in [
         (
             &(|manifest: &mut Value| manifest["artifactType"] = json!("a/b")) as &dyn Fn(&mut Value),
-            "does not read",
+            "does not support",
         ),
-        (&|manifest| _ = manifest.as_object_mut().unwrap().remove("artifactType"), "does not read"),
+        (&|manifest| _ = manifest.as_object_mut().unwrap().remove("artifactType"), "does not support"),
         (&|manifest| manifest["blobs"] = json!([{"digest": "x"}]), "blobs is not empty"),
         (&|manifest| manifest["blobs"] = json!("x"), "blobs is not empty"),
         (&|manifest| manifest["layers"] = json!([]), "more than one kind"),
         (&|manifest| manifest["manifests"] = json!([]), "more than one kind"),
         (&|manifest| manifest["schemaVersion"] = json!(1), "schemaVersion"),
-        (&|manifest| manifest["Refers"] = json!(null), "is spelled"),
+        (&|manifest| manifest["Refers"] = json!(null), "is spelled in another case"),
         (
             &|manifest| {
                 manifest["subject"] = manifest["refers"].clone();
@@ -225,19 +211,19 @@ fn the_earlier_form_is_read_for_patches_alone() {
 #[case(&[("org.opencontainers.image.patch.minor.digest", "")], "has no level")]
 #[case(&[("org.opencontainers.image.patch.minor.digest", "sha256:abc")], "org.opencontainers.image.patch.minor.digest: \"sha256:abc\"")]
 #[case(&[("org.opencontainers.image.patch.minor.digest", "v1")], "patch.minor.digest: \"v1\"")]
-#[case(&[("land.oras.csi.patch.major.ref", "r.io/a:1")], "names its level major by the annotation land.oras.csi.patch.major.ref, and the digest in org.opencontainers.image.patch.major.digest is missing")]
+#[case(&[("land.oras.csi.patch.major.ref", "r.io/a:1")], "names its level major by the annotation land.oras.csi.patch.major.ref, but the annotation org.opencontainers.image.patch.major.digest with the digest is missing")]
 #[case(&[("land.oras.csi.patch.crit.ref", "r.io/a:1")], "names its level critical")]
-#[case(&[("land.oras.csi.patch.minor.ref", "a b")], "land.oras.csi.patch.minor.ref: \"a b\" has blanks")]
-#[case(&[("land.oras.csi.patch.minor.ref", "team/app")], "can be read in two ways")]
+#[case(&[("land.oras.csi.patch.minor.ref", "a b")], "land.oras.csi.patch.minor.ref: \"a b\" has spaces")]
+#[case(&[("land.oras.csi.patch.minor.ref", "team/app")], "is ambiguous: write docker.io/team/app")]
 #[case(&[("org.opencontainers.image.base.name", "https://x")], "base.name: \"https://x\" begins with a scheme")]
 #[case(&[("org.opencontainers.image.base.digest", "nonsense")], "base.digest: \"nonsense\"")]
-fn a_mistake_in_an_annotation_is_named(#[case] annotations: &[(&str, &str)], #[case] words: &str) {
+fn an_invalid_annotation_is_named_in_the_error(#[case] annotations: &[(&str, &str)], #[case] words: &str) {
     let error = read(&with(by_hand(), annotations)).unwrap_err().to_string();
     assert!(error.contains(words), "{error}");
 }
 
 #[test]
-fn what_contradicts_itself_is_no_patch() {
+fn rejects_contradictory_and_incomplete_patches() {
     let key = "org.opencontainers.image.base.digest";
     let error = read(&with(by_hand(), &[(key, &digest("x").to_string())])).unwrap_err();
     assert!(matches!(error, PatchError::TwoBases { .. }) && error.to_string().starts_with("names two bases"));
@@ -254,15 +240,12 @@ fn what_contradicts_itself_is_no_patch() {
 }
 
 #[test]
-fn nothing_goes_round_in_a_circle() {
+fn rejects_patches_that_refer_to_themselves() {
     let itself = own().digest().to_string();
     let key = "org.opencontainers.image.patch.major.digest";
     let error = read(&with(by_hand(), &[(key, &itself)])).unwrap_err();
     assert_eq!(error, PatchError::Circle { part: Part::Level(Level::Major) });
-    assert!(
-        error.to_string().contains("goes round in a circle: its level major is the patch itself"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("refers to itself: its level major is the patch itself"), "{error}");
     let mut circle = by_hand();
     circle["subject"]["digest"] = json!(itself);
     assert_eq!(read(&circle), Err(PatchError::Circle { part: Part::Base }));
@@ -272,15 +255,15 @@ fn nothing_goes_round_in_a_circle() {
 }
 
 #[test]
-fn another_base_is_told_apart() {
+fn rejects_a_base_with_another_digest() {
     assert_eq!(all().check_base(&digest("r.io/app:1")), Ok(()));
     let error = all().check_base(&digest("other")).unwrap_err().to_string();
     assert!(error.contains(&digest("other").to_string()) && error.contains("r.io/app:1@sha256:"), "{error}");
 }
 
 #[test]
-fn other_artifacts_are_neither_patches_nor_recipes() {
-    let read = |manifest: &Value| Instructions::read(&own(), &document(manifest).unwrap());
+fn rejects_artifacts_that_are_neither_patches_nor_recipe_artifacts() {
+    let read = |manifest: &Value| Instructions::read(&own(), &parsed(manifest).unwrap());
     let mut other = by_hand();
     other["artifactType"] = json!("application/vnd.acme.model");
     let error = read(&other).unwrap_err().to_string();
@@ -290,26 +273,26 @@ fn other_artifacts_are_neither_patches_nor_recipes() {
 }
 
 #[test]
-fn a_recipe_artifact_has_one_layer_of_its_type() {
-    let read = |manifest: &Value| Instructions::read(&own(), &document(manifest).unwrap());
+fn a_recipe_artifact_has_exactly_one_layer_of_the_recipe_type() {
+    let read = |manifest: &Value| Instructions::read(&own(), &parsed(manifest).unwrap());
     let yaml = "- add: r.io/a:1\n";
     let manifest: Value = serde_json::from_slice(&artifact::to_manifest(yaml)).unwrap();
     let layer = Descriptor::new(artifact::LAYER_TYPE, digest(yaml), yaml.len() as u64);
     assert_eq!(read(&manifest), Ok(Instructions::Recipe(layer)));
-    let refused = |change: &dyn Fn(&mut Value)| {
+    let error_after = |change: &dyn Fn(&mut Value)| {
         let mut manifest = manifest.clone();
         change(&mut manifest);
         read(&manifest).unwrap_err().to_string()
     };
-    let two = refused(&|manifest| {
+    let two = error_after(&|manifest| {
         let layer = manifest["layers"][0].clone();
         manifest["layers"].as_array_mut().unwrap().push(layer);
     });
     assert!(two.contains("with 2 layers"), "{two}");
-    let text = refused(&|manifest| manifest["layers"][0]["mediaType"] = json!("text/yaml"));
-    assert!(text.contains("of type \"text/yaml\""), "{text}");
-    let long = refused(&|manifest| manifest["layers"][0]["size"] = json!(65_537));
-    assert!(long.contains("65537 bytes: at most 65536"), "{long}");
+    let text = error_after(&|manifest| manifest["layers"][0]["mediaType"] = json!("text/yaml"));
+    assert!(text.contains("media type \"text/yaml\""), "{text}");
+    let long = error_after(&|manifest| manifest["layers"][0]["size"] = json!(65_537));
+    assert!(long.contains("65537 bytes: the maximum is 65536"), "{long}");
     assert!(artifact::text(vec![0xff]).is_err());
 }
 
@@ -329,7 +312,7 @@ fn references() -> impl Strategy<Value = Reference> {
 
 proptest! {
     #[test]
-    fn every_patch_reads_as_it_was_written(
+    fn every_patch_is_read_back_from_its_manifest(
         base in references(),
         levels in proptest::collection::btree_map(prop_oneof![Just(Level::Minor), Just(Level::Major), Just(Level::Critical)], references(), 1..4),
         size in 0_u64..1_000_000,
@@ -342,7 +325,7 @@ proptest! {
         prop_assert_eq!(&read(&manifest), &Ok(patch.clone()));
         let recipe = patch.recipe(None).unwrap();
         prop_assert_eq!(recipe.steps().len(), patch.levels().count() + 1);
-        // Every step has its digest: nothing has to be asked to pin it.
+        // Every step has its digest, so pinning needs no registry.
         prop_assert!(recipe.pin(|reference| reference.digest().cloned().ok_or(())).is_ok());
     }
 
@@ -361,7 +344,7 @@ proptest! {
 }
 
 #[test]
-fn two_spellings_of_a_level_may_differ_in_whether_they_say_where_it_is() {
+fn two_spellings_of_a_level_agree_when_one_has_no_reference() {
     let key = |level: &str, what: &str| match what {
         "digest" => format!("org.opencontainers.image.patch.{level}.digest"),
         _ => format!("land.oras.csi.patch.{level}.ref"),
@@ -379,4 +362,40 @@ fn two_spellings_of_a_level_may_differ_in_whether_they_say_where_it_is() {
         let critical = read.levels().find(|(level, _)| *level == Level::Critical).unwrap().1.to_string();
         assert_eq!(critical, place, "{placed}");
     }
+}
+
+fn written(yaml: &str) -> WrittenRecipe {
+    WrittenRecipe::from_yaml(yaml, &|_| false).unwrap()
+}
+
+fn patch_of_base() -> Patch {
+    let named = |name: &str| reference(&format!("r.io/{name}")).with_digest(digest(name));
+    Patch::new(named("base"), [(Level::Minor, named("minor")), (Level::Critical, named("critical"))]).unwrap()
+}
+
+#[rstest]
+#[case::all("- patch: r.io/p", &["add base ''", "overlay minor ''", "overlay critical ''"], &[1, 1, 1])]
+#[case::a_level("- {patch: r.io/p, level: major}", &["add base ''", "overlay minor ''"], &[1, 1])]
+#[case::a_path_and_a_filter("- {patch: r.io/p, path: a/b, include: [x], level: minor}",
+    &["add base 'a/b' [x]", "overlay minor 'a/b' [x]"], &[1, 1])]
+#[case::among_others("- add: r.io/first\n- {patch: r.io/p, path: p, level: minor}\n- remove: x\n- overlay: r.io/last",
+    &["add first ''", "add base 'p'", "overlay minor 'p'", "remove x", "overlay last ''"], &[1, 2, 2, 4])]
+fn a_patch_in_a_recipe_is_expanded_to_its_base_and_its_levels(
+    #[case] yaml: &str,
+    #[case] steps: &[&str],
+    #[case] numbers: &[usize],
+) {
+    let written = written(yaml);
+    assert_eq!(written.plain(), None);
+    let (recipe, from) =
+        written.expand(|_, step| Ok::<_, RecipeError>(patch_of_base().steps_for(step))).unwrap();
+    assert_eq!(recipe.steps().iter().map(summary).collect::<Vec<_>>(), steps);
+    assert_eq!(from, numbers);
+}
+
+#[test]
+fn rejects_patches_that_expand_to_the_same_step_twice() {
+    let twice = written("- patch: r.io/p\n- add: r.io/x\n- {add: r.io/x}");
+    let error = twice.expand(|_, step| Ok::<_, RecipeError>(patch_of_base().steps_for(step))).unwrap_err();
+    assert!(matches!(error, RecipeError::Twice { .. }), "{error}");
 }

@@ -1,12 +1,13 @@
-//! What an administrator allows, and what a policy says of an artifact. Pure: everything that a rule looks
-//! at is given.
+//! Policies: the rules of an administrator, and their evaluation for one artifact (docs/design.md, "Policy"). This
+//! module does no I/O.
 //!
-//! A policy is asked twice about an artifact: about its name before any packet leaves
-//! ([`Policy::check_name`]), and about what the registry has under that name ([`Policy::check_found`]). The
-//! answer is the first rule that is broken, with the part of the artifact that broke it.
+//! A policy is evaluated twice for an artifact: for its reference, before any network request
+//! ([`Policy::check_reference`]), and for the content that the registry has under that reference
+//! ([`Policy::check_contents`]). The result is the first rule that the artifact violates, with the component that
+//! violates it.
 //!
-//! Rules look at parsed parts and never at the text that somebody wrote: another spelling of one registry is
-//! that registry.
+//! Rules compare parsed components and never the text that a user wrote, so another spelling of a registry cannot
+//! bypass a rule.
 
 mod size;
 #[cfg(test)]
@@ -22,20 +23,20 @@ use crate::reference::Reference;
 pub use size::{ByteSize, ByteSizeError};
 pub use wildcard::{TagPattern, TagPatternError, TypePattern, TypePatternError};
 
-/// What happens to an artifact that breaks a rule.
+/// What the webhook does with an artifact that violates a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
-    /// It is denied.
+    /// It denies the pod.
     #[default]
     Enforce,
-    /// The user is told.
+    /// It allows the pod and returns a warning.
     Warn,
-    /// It is noted in the audit log.
+    /// It allows the pod and adds an audit annotation.
     Audit,
 }
 
 impl Mode {
-    /// The word for it.
+    /// Returns the name of the mode, as in an ArtifactPolicy.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Enforce => "Enforce",
@@ -45,29 +46,29 @@ impl Mode {
     }
 }
 
-/// The rules that a policy may have, in the order in which they are asked.
+/// The rules that a policy can have, in the order of their evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
-    /// Nothing but cluster sets.
+    /// Only cluster sets are allowed.
     SetsOnly,
-    /// Registries that are forbidden.
+    /// The registries that are denied.
     RegistriesDeny,
     /// The only registries that are allowed.
     RegistriesAllow,
-    /// A digest must be written.
+    /// Every reference must have a digest.
     RequireDigest,
-    /// Tags that are forbidden.
+    /// The tags that are denied.
     DeniedTags,
-    /// The only types of artifacts that are allowed.
+    /// The only artifact types that are allowed.
     AllowedArtifactTypes,
     /// The only media types of layers that are allowed.
     AllowedMediaTypes,
-    /// The largest artifact.
+    /// The maximum size of an artifact.
     MaxSize,
 }
 
 impl Rule {
-    /// The field of a policy that it stands in.
+    /// Returns the field of an ArtifactPolicy that has the rule.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SetsOnly => "setsOnly",
@@ -81,9 +82,9 @@ impl Rule {
         }
     }
 
-    /// Whether it looks at how a reference is written, and not at what it names: a volume that is pinned
-    /// already has nothing left for it to look at.
-    pub fn is_about_writing(self) -> bool {
+    /// Reports whether the rule is about tags. It cannot be evaluated for a volume that is pinned already, because a
+    /// pinned reference has no tag.
+    pub fn is_about_tags(self) -> bool {
         matches!(self, Self::RequireDigest | Self::DeniedTags)
     }
 }
@@ -94,39 +95,39 @@ impl fmt::Display for Rule {
     }
 }
 
-/// What a policy demands. An absent rule demands nothing.
+/// The rules of a policy. A rule that is not set allows everything.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// Nothing but cluster sets may be mounted.
+    /// Only cluster sets can be mounted.
     pub sets_only: bool,
-    /// What may be used; anything where it is `None`.
+    /// The registries and repositories that are allowed. `None` allows all.
     pub allow: Option<Vec<RegistryPattern>>,
-    /// What may not be used, also where `allow` has it.
+    /// The registries and repositories that are denied, even if `allow` matches them.
     pub deny: Vec<RegistryPattern>,
     /// Every reference must have a digest.
     pub require_digest: bool,
-    /// Tags that may not be written, beside a digest neither. A reference with neither tag nor digest has the
-    /// tag `latest`.
+    /// The tags that are denied, also in a reference that has a digest. A reference with neither tag nor digest has
+    /// the tag `latest`.
     pub denied_tags: Vec<TagPattern>,
-    /// Types of artifacts that may be used: `artifactType`, or the config's media type where there is none.
+    /// The artifact types that are allowed: `artifactType`, or else the media type of the config.
     pub artifact_types: Option<Vec<TypePattern>>,
-    /// Media types that every layer which is wanted must have.
+    /// The media types that are allowed for the selected layers.
     pub media_types: Option<Vec<TypePattern>>,
-    /// The most bytes of the layers that are wanted, as the manifest states them.
+    /// The maximum size of all selected layers together, in bytes, as the manifest states it.
     pub max_size: Option<ByteSize>,
 }
 
-/// Who made a policy.
+/// The origin of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Author {
-    /// An object of that name.
+    /// An ArtifactPolicy with that name.
     Object(String),
-    /// An option of the command line.
+    /// A command-line option.
     Option(&'static str),
 }
 
 impl Author {
-    /// The name alone.
+    /// Returns the name of the object or of the option.
     pub fn name(&self) -> &str {
         match self {
             Self::Object(name) => name,
@@ -144,7 +145,25 @@ impl fmt::Display for Author {
     }
 }
 
-/// Rules, who made them, and what becomes of those who break them.
+/// A policy: its rules, its origin, and what happens on a violation.
+///
+/// ```
+/// use oras_csi_core::policy::{Author, Mode, Policy, Rule, Rules, Source};
+/// use oras_csi_core::reference::Reference;
+///
+/// let rules = Rules { allow: Some(vec!["ghcr.io/acme/**".parse()?]), ..Rules::default() };
+/// let policy = Policy::new(Author::Object("team-registries".into()), Mode::Enforce, rules);
+///
+/// // The pattern that allows the reference is returned, whatever the spelling of the registry.
+/// let pattern = policy.check_reference(&Reference::parse("GHCR.io:443/acme/model")?, Source::Direct)?;
+/// assert_eq!(pattern.map(ToString::to_string).as_deref(), Some("ghcr.io/acme/**"));
+///
+/// let other = Reference::parse("registry.example/acme/model")?;
+/// let violation = policy.check_reference(&other, Source::Direct).unwrap_err();
+/// assert_eq!(violation.rule(), Rule::RegistriesAllow);
+/// assert_eq!(violation.instead(), "use one of: ghcr.io/acme/**");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Policy {
     author: Author,
@@ -152,25 +171,25 @@ pub struct Policy {
     rules: Rules,
 }
 
-/// Where the right to an artifact comes from.
+/// How a pod requests an artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Whoever wrote the pod named it.
+    /// The pod names the artifact itself.
     Direct,
-    /// An administrator's set has it.
+    /// The pod names a ClusterArtifactSet that has the artifact.
     ClusterSet,
 }
 
-/// What a registry has under a reference: one image or artifact, with the layers that are wanted of it.
+/// The content of one image or artifact in a registry, with the layers that the recipe selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// `artifactType`, or the config's media type.
+pub struct ArtifactContents {
+    /// `artifactType`, or else the media type of the config.
     pub artifact_type: String,
-    /// The media type and the size of each layer that is wanted.
+    /// The media type and the size (in bytes) of each selected layer.
     pub layers: Vec<(String, u64)>,
 }
 
-/// A rule that is broken.
+/// A violation of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{rule}: {component}")]
 pub struct Violation {
@@ -184,61 +203,63 @@ impl Violation {
         Self { rule, component, instead: instead.into() }
     }
 
-    /// Which rule.
+    /// Returns the rule.
     pub fn rule(&self) -> Rule {
         self.rule
     }
 
-    /// Which part of the artifact broke it, and against what.
+    /// Returns the component of the artifact that violates the rule, and what it was compared with.
     pub fn component(&self) -> &str {
         &self.component
     }
 
-    /// What to write instead.
+    /// Returns what the user can write instead.
     pub fn instead(&self) -> &str {
         &self.instead
     }
 }
 
 impl Policy {
-    /// A policy of these rules.
+    /// Creates a policy with these rules.
     pub fn new(author: Author, mode: Mode, rules: Rules) -> Self {
         Self { author, mode, rules }
     }
 
-    /// Who made it.
+    /// Returns the origin of the policy.
     pub fn author(&self) -> &Author {
         &self.author
     }
 
-    /// What becomes of those who break a rule.
+    /// Returns what happens on a violation.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Whether [`Self::check_found`] looks at anything, so that it has to be known.
+    /// Reports whether [`Self::check_contents`] has a rule to evaluate, so the content must be known.
     pub fn looks_at_contents(&self) -> bool {
         let Rules { artifact_types, media_types, max_size, .. } = &self.rules;
         artifact_types.is_some() || media_types.is_some() || max_size.is_some()
     }
 
-    /// What the policy says of a reference, before anybody is asked about it. Where it is in order, the
-    /// pattern that allows it, if it takes one.
-    pub fn check_name(
+    /// Evaluates the rules about references, before any network request.
+    ///
+    /// Returns the `allow` pattern that matches, if the policy has such patterns.
+    pub fn check_reference(
         &self,
         reference: &Reference,
         source: Source,
     ) -> Result<Option<&RegistryPattern>, Violation> {
         let rules = &self.rules;
         if rules.sets_only && source == Source::Direct {
-            let component = format!("{} is named directly", reference.name());
-            let instead = "ask for one of the cluster's artifact sets by its name";
+            let component = format!("{} is requested directly", reference.name());
+            let instead = "request a ClusterArtifactSet by its name";
             return Err(Violation::new(Rule::SetsOnly, component, instead));
         }
         let (registry, repository) = (reference.registry(), reference.repository());
         let matches = |pattern: &&RegistryPattern| pattern.matches(registry, repository);
         if let Some(pattern) = rules.deny.iter().find(matches) {
-            let component = format!("{} matches {pattern}", part(reference, pattern.is_host_alone()));
+            let component =
+                format!("{} matches {pattern}", component_of(reference, pattern.is_whole_registry()));
             return Err(Violation::new(
                 Rule::RegistriesDeny,
                 component,
@@ -250,16 +271,17 @@ impl Policy {
             None => None,
             Some(Ok(pattern)) => Some(pattern),
             Some(Err(allow)) => {
-                let host_alone = !allow.iter().any(|pattern| pattern.matches_registry(registry));
-                let component = format!("{} matches none of its patterns", part(reference, host_alone));
-                let instead = format!("use one of: {}", listed(allow));
+                let is_whole_registry = !allow.iter().any(|pattern| pattern.matches_registry(registry));
+                let component =
+                    format!("{} matches none of its patterns", component_of(reference, is_whole_registry));
+                let instead = format!("use one of: {}", join(allow));
                 return Err(Violation::new(Rule::RegistriesAllow, component, instead));
             }
         };
         if rules.require_digest && reference.digest().is_none() {
-            let component = format!("tag {} stands without a digest", reference.tag().unwrap_or("latest"));
+            let component = format!("tag {} has no digest", reference.tag().unwrap_or("latest"));
             let instead = format!(
-                "write {}@sha256:…, which `oras-csi explain {reference}` shows",
+                "write {}@sha256:…; `oras-csi explain {reference}` shows the digest",
                 Shown::new(&reference.name())
             );
             return Err(Violation::new(Rule::RequireDigest, component, instead));
@@ -268,37 +290,41 @@ impl Policy {
             && let Some(pattern) = rules.denied_tags.iter().find(|pattern| pattern.matches(tag))
         {
             let component = format!("tag {tag} matches {pattern}");
-            return Err(Violation::new(Rule::DeniedTags, component, "write another tag, or a digest alone"));
+            return Err(Violation::new(
+                Rule::DeniedTags,
+                component,
+                "write another tag, or a digest without a tag",
+            ));
         }
         Ok(allowed_by)
     }
 
-    /// What the policy says of what the registry has.
-    pub fn check_found(&self, found: &Found) -> Result<(), Violation> {
+    /// Evaluates the rules about the content that the registry has.
+    pub fn check_contents(&self, contents: &ArtifactContents) -> Result<(), Violation> {
         let rules = &self.rules;
         if let Some(allowed) = &rules.artifact_types
-            && !allowed.iter().any(|pattern| pattern.matches(&found.artifact_type))
+            && !allowed.iter().any(|pattern| pattern.matches(&contents.artifact_type))
         {
             let component =
-                format!("artifact type {} matches none of its types", Shown::new(&found.artifact_type));
-            let instead = format!("use an artifact of one of: {}", listed(allowed));
+                format!("artifact type {} matches none of its types", Shown::new(&contents.artifact_type));
+            let instead = format!("use an artifact of one of: {}", join(allowed));
             return Err(Violation::new(Rule::AllowedArtifactTypes, component, instead));
         }
-        let is_forbidden = |allowed: &[TypePattern], media_type: &str| {
+        let is_denied = |allowed: &[TypePattern], media_type: &str| {
             !allowed.iter().any(|pattern| pattern.matches(media_type))
         };
         if let Some(allowed) = &rules.media_types
             && let Some((media_type, _)) =
-                found.layers.iter().find(|(media_type, _)| is_forbidden(allowed, media_type))
+                contents.layers.iter().find(|(media_type, _)| is_denied(allowed, media_type))
         {
             let component =
                 format!("a layer's media type {} matches none of its types", Shown::new(media_type));
-            let instead = format!("keep only layers of: {} (oras.land/media-types)", listed(allowed));
+            let instead = format!("keep only layers of: {} (oras.land/media-types)", join(allowed));
             return Err(Violation::new(Rule::AllowedMediaTypes, component, instead));
         }
-        let size = found.layers.iter().fold(0_u64, |sum, (_, size)| sum.saturating_add(*size));
-        if let Some(most) = rules.max_size.as_ref().filter(|most| size > most.bytes()) {
-            let component = format!("its layers have {size} bytes, more than {most}");
+        let size = contents.layers.iter().fold(0_u64, |sum, (_, size)| sum.saturating_add(*size));
+        if let Some(limit) = rules.max_size.as_ref().filter(|limit| size > limit.bytes()) {
+            let component = format!("its layers have {size} bytes, more than {limit}");
             let instead = "use a smaller artifact, or fewer of its layers (oras.land/media-types)";
             return Err(Violation::new(Rule::MaxSize, component, instead));
         }
@@ -306,20 +332,21 @@ impl Policy {
     }
 }
 
-fn part(reference: &Reference, host_alone: bool) -> String {
-    if host_alone {
+/// Names the registry, or the complete repository.
+fn component_of(reference: &Reference, is_whole_registry: bool) -> String {
+    if is_whole_registry {
         format!("registry {}", reference.registry())
     } else {
         format!("repository {}", Shown::new(&reference.name()))
     }
 }
 
-/// `a, b, c`: at most twelve, and how many more there are.
-fn listed<T: fmt::Display>(list: &[T]) -> String {
-    const MOST: usize = 12;
-    let mut shown: Vec<String> = list.iter().take(MOST).map(ToString::to_string).collect();
-    if list.len() > MOST {
-        shown.push(format!("and {} more", list.len() - MOST));
+/// Lists at most twelve values, `a, b, c`, and the number of the others.
+fn join<T: fmt::Display>(list: &[T]) -> String {
+    const MAX_LISTED: usize = 12;
+    let mut shown: Vec<String> = list.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    if list.len() > MAX_LISTED {
+        shown.push(format!("and {} more", list.len() - MAX_LISTED));
     }
     shown.join(", ")
 }

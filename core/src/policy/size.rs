@@ -1,21 +1,25 @@
-//! Sizes as Kubernetes writes quantities.
+//! Sizes in bytes, written as Kubernetes quantities.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::display::{Shown, string_serde};
 
-/// A number of bytes, as `500Mi`, `1.5G` or `1048576`: a decimal number with no suffix or one of Kubernetes'
-/// (apimachinery, `resource.Quantity`): Ki Mi Gi Ti Pi Ei are powers of 1,024, k M G T P E of 1,000.
+/// A number of bytes, for example `500Mi`, `1.5G` or `1048576`.
+///
+/// It is a decimal number with an optional suffix of Kubernetes (apimachinery, `resource.Quantity`): Ki Mi Gi Ti Pi Ei
+/// are powers of 1,024, and k M G T P E are powers of 1,000.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize {
     text: String,
     bytes: u64,
 }
 
-/// A text that is no size.
+/// The error for a text that is not a [`ByteSize`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a number of bytes: write digits with one of Ki Mi Gi Ti Pi Ei k M G T P E, as 500Mi")]
+#[error(
+    "\"{0}\" is not a number of bytes: write digits with one of Ki Mi Gi Ti Pi Ei k M G T P E, for example 500Mi"
+)]
 pub struct ByteSizeError(Shown);
 
 const SUFFIXES: [(&str, u128); 13] = [
@@ -35,27 +39,27 @@ const SUFFIXES: [(&str, u128); 13] = [
 ];
 
 impl ByteSize {
-    /// How many.
+    /// Returns the number of bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whole and broken digits times the factor, rounded down.
+    /// Multiplies the number by the factor of its suffix, and rounds down.
     fn parse(text: &str) -> Option<u64> {
-        const MOST_DIGITS: usize = 18;
+        const MAX_DIGITS: usize = 20;
         let (number, factor) =
             SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, *factor)))?;
-        let (whole, broken) = number.split_once('.').unwrap_or((number, "0"));
+        let (integer, fraction) = number.split_once('.').unwrap_or((number, "0"));
         let digits = |part: &str| -> Option<u128> {
-            let fits = (1..=MOST_DIGITS + 2).contains(&part.len());
-            let are = part.bytes().all(|byte| byte.is_ascii_digit());
-            if fits && are { part.parse().ok() } else { None }
+            let has_valid_length = (1..=MAX_DIGITS).contains(&part.len());
+            let has_digits_only = part.bytes().all(|byte| byte.is_ascii_digit());
+            if has_valid_length && has_digits_only { part.parse().ok() } else { None }
         };
-        let (whole, broken_digits) = (digits(whole)?, digits(broken)?);
-        let scale = 10_u128.checked_pow(u32::try_from(broken.len()).ok()?)?;
-        let broken = broken_digits.checked_mul(factor).map(|broken| broken / scale)?;
-        // More than anything can have is as good as the most.
-        Some(u64::try_from(whole.checked_mul(factor)?.checked_add(broken)?).unwrap_or(u64::MAX))
+        let (integer, fraction_digits) = (digits(integer)?, digits(fraction)?);
+        let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        let fraction = fraction_digits.checked_mul(factor).map(|digits| digits / scale)?;
+        // No artifact can have 2^64 bytes or more, so a larger limit is the same as the maximum.
+        Some(u64::try_from(integer.checked_mul(factor)?.checked_add(fraction)?).unwrap_or(u64::MAX))
     }
 }
 
@@ -110,7 +114,7 @@ mod tests {
     #[case("1 Gi", None)]
     #[case("1gi", None)]
     #[case("١Gi", None)]
-    fn reads_quantities(#[case] text: &str, #[case] bytes: Option<u64>) {
+    fn parses_kubernetes_quantities(#[case] text: &str, #[case] bytes: Option<u64>) {
         let parsed = text.parse::<ByteSize>();
         assert_eq!(parsed.as_ref().ok().map(ByteSize::bytes), bytes);
         assert!(parsed.is_err() || parsed.unwrap().to_string() == text);

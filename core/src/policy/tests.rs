@@ -18,15 +18,15 @@ fn allowing(texts: &[&str]) -> Policy {
     policy(Rules { allow: Some(patterns(texts)), ..Rules::default() })
 }
 
-/// The rule that a reference breaks; `None` where it parses and breaks none.
-fn broken(policy: &Policy, text: &str) -> Option<Rule> {
+/// Returns the rule that a reference violates, if any.
+fn violated(policy: &Policy, text: &str) -> Option<Rule> {
     let reference = Reference::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-    policy.check_name(&reference, Source::Direct).err().map(|violation| violation.rule())
+    policy.check_reference(&reference, Source::Direct).err().map(|violation| violation.rule())
 }
 
-/// Another spelling of what is forbidden is forbidden.
+/// A denied registry is denied in every spelling.
 #[rstest]
-fn no_spelling_gets_round_a_deny(
+fn no_spelling_of_a_reference_bypasses_deny(
     #[values(
         "ghcr.io/acme/model:v1",
         "GHCR.IO/acme/model:v1",
@@ -39,15 +39,17 @@ fn no_spelling_gets_round_a_deny(
 ) {
     for pattern in ["ghcr.io", "ghcr.io:443", "GHCR.io/acme/*", "*.io", "**", "ghcr.io/acme/model"] {
         match Reference::parse(text) {
-            Ok(_) => assert_eq!(broken(&denying(&[pattern]), text), Some(Rule::RegistriesDeny), "{pattern}"),
-            Err(_) => assert!(text.contains(":0443"), "{text} is another spelling and no error"),
+            Ok(_) => {
+                assert_eq!(violated(&denying(&[pattern]), text), Some(Rule::RegistriesDeny), "{pattern}");
+            }
+            Err(_) => assert!(text.contains(":0443"), "{text} is another spelling, and not an error"),
         }
     }
 }
 
-/// Spellings that some client or resolver would take for a registry, and that are no reference at all.
+/// Texts that some client or resolver would read as a registry, but that are not references.
 #[test]
-fn no_spelling_is_left_to_a_resolver() {
+fn unusual_spellings_of_a_host_are_not_references() {
     for text in [
         "ghcr.io./acme/model",
         "ghcr.io.:443/acme/model",
@@ -96,7 +98,7 @@ fn no_spelling_is_left_to_a_resolver() {
         "[64:ff9b::1.2.3.4]/acme",
         "[v1.x]/acme",
     ] {
-        assert!(Reference::parse(text).is_err(), "{text:?} is read as {:?}", Reference::parse(text));
+        assert!(Reference::parse(text).is_err(), "{text:?} is parsed as {:?}", Reference::parse(text));
     }
 }
 
@@ -128,14 +130,14 @@ fn no_spelling_is_left_to_a_resolver() {
 #[case::dotless_port("kind-registry:5000/**", "KIND-registry:5000/a", None)]
 #[case::dotless_other_port("kind-registry:5000/**", "kind-registry:5001/a", Some("registry"))]
 #[case::a_tag_is_no_part("ghcr.io/acme/model", "ghcr.io/acme/model:v1", None)]
-fn an_allow_takes_what_it_names_and_nothing_else(
+fn allow_and_deny_match_the_same_references(
     #[case] pattern: &str,
     #[case] text: &str,
     #[case] component: Option<&str>,
 ) {
     let reference = Reference::parse(text).unwrap();
     let policy = allowing(&[pattern]);
-    match (policy.check_name(&reference, Source::Direct), component) {
+    match (policy.check_reference(&reference, Source::Direct), component) {
         (Ok(Some(matched)), None) => assert_eq!(matched.to_string(), pattern),
         (Err(violation), Some(component)) => {
             assert_eq!(violation.rule(), Rule::RegistriesAllow);
@@ -144,8 +146,8 @@ fn an_allow_takes_what_it_names_and_nothing_else(
         }
         (found, _) => panic!("{text}: {found:?}"),
     }
-    let denied = broken(&denying(&[pattern]), text);
-    assert_eq!(denied.is_some(), component.is_none(), "deny takes exactly what allow takes");
+    let denied = violated(&denying(&[pattern]), text);
+    assert_eq!(denied.is_some(), component.is_none(), "deny matches exactly what allow matches");
 }
 
 #[test]
@@ -156,9 +158,9 @@ fn deny_wins_over_allow() {
         ..Rules::default()
     };
     let policy = policy(rules);
-    assert_eq!(broken(&policy, "ghcr.io/acme/x"), None);
-    assert_eq!(broken(&policy, "ghcr.io/evil/x"), Some(Rule::RegistriesDeny));
-    assert_eq!(broken(&policy, "r.io/x"), Some(Rule::RegistriesAllow));
+    assert_eq!(violated(&policy, "ghcr.io/acme/x"), None);
+    assert_eq!(violated(&policy, "ghcr.io/evil/x"), Some(Rule::RegistriesDeny));
+    assert_eq!(violated(&policy, "r.io/x"), Some(Rule::RegistriesAllow));
 }
 
 const DIGEST: &str = "sha256:4fe6f3e48881647c22bea5c5ca02872b6f5d9ff75931a692e00c50f59de3f429";
@@ -172,13 +174,13 @@ const DIGEST: &str = "sha256:4fe6f3e48881647c22bea5c5ca02872b6f5d9ff75931a692e00
 #[case("r.io/a:latest-1", None)]
 #[case("r.io/a:1.0", None)]
 #[case("r.io/a@DIGEST", None)]
-fn denied_tags_are_those_that_are_written(#[case] text: &str, #[case] component: Option<&str>) {
+fn denied_tags_apply_to_the_written_tag(#[case] text: &str, #[case] component: Option<&str>) {
     let denied_tags = vec!["latest".parse().unwrap(), "*-SNAPSHOT".parse().unwrap()];
     let policy = policy(Rules { denied_tags, ..Rules::default() });
     let reference = Reference::parse(&text.replace("DIGEST", DIGEST)).unwrap();
-    let found = policy.check_name(&reference, Source::Direct).err();
+    let found = policy.check_reference(&reference, Source::Direct).err();
     assert_eq!(found.as_ref().map(Violation::component), component);
-    assert!(found.is_none_or(|found| found.rule() == Rule::DeniedTags && found.rule().is_about_writing()));
+    assert!(found.is_none_or(|found| found.rule() == Rule::DeniedTags && found.rule().is_about_tags()));
 }
 
 #[rstest]
@@ -186,23 +188,23 @@ fn denied_tags_are_those_that_are_written(#[case] text: &str, #[case] component:
 #[case("r.io/a:v1", true)]
 #[case("r.io/a:v1@DIGEST", false)]
 #[case("r.io/a@DIGEST", false)]
-fn a_digest_may_be_demanded(#[case] text: &str, #[case] is_broken: bool) {
+fn require_digest_rejects_references_without_a_digest(#[case] text: &str, #[case] is_violated: bool) {
     let policy = policy(Rules { require_digest: true, ..Rules::default() });
-    let rule = broken(&policy, &text.replace("DIGEST", DIGEST));
-    assert_eq!(rule, is_broken.then_some(Rule::RequireDigest));
+    let rule = violated(&policy, &text.replace("DIGEST", DIGEST));
+    assert_eq!(rule, is_violated.then_some(Rule::RequireDigest));
 }
 
 #[test]
-fn sets_only_leaves_cluster_sets_alone() {
+fn sets_only_allows_cluster_sets() {
     let policy = policy(Rules { sets_only: true, ..Rules::default() });
     let reference = Reference::parse(&format!("r.io/a@{DIGEST}")).unwrap();
-    assert_eq!(policy.check_name(&reference, Source::Direct).unwrap_err().rule(), Rule::SetsOnly);
-    assert!(policy.check_name(&reference, Source::ClusterSet).is_ok());
+    assert_eq!(policy.check_reference(&reference, Source::Direct).unwrap_err().rule(), Rule::SetsOnly);
+    assert!(policy.check_reference(&reference, Source::ClusterSet).is_ok());
 }
 
-fn found(artifact_type: &str, layers: &[(&str, u64)]) -> Found {
+fn contents(artifact_type: &str, layers: &[(&str, u64)]) -> ArtifactContents {
     let layers = layers.iter().map(|(media_type, size)| ((*media_type).to_owned(), *size)).collect();
-    Found { artifact_type: artifact_type.into(), layers }
+    ArtifactContents { artifact_type: artifact_type.into(), layers }
 }
 
 fn types(texts: &[&str]) -> Vec<TypePattern> {
@@ -210,16 +212,16 @@ fn types(texts: &[&str]) -> Vec<TypePattern> {
 }
 
 #[rstest]
-#[case(found("application/vnd.acme.model", &[("a/b", 1)]), None)]
-#[case(found("Application/Vnd.ACME.Model", &[("A/B; x=y", 1)]), None)]
-#[case(found("application/vnd.acme", &[("a/b", 1)]), Some(Rule::AllowedArtifactTypes))]
-#[case(found("", &[("a/b", 1)]), Some(Rule::AllowedArtifactTypes))]
-#[case(found("application/vnd.acme.model", &[("a/b", 1), ("a/c", 1)]), Some(Rule::AllowedMediaTypes))]
-#[case(found("application/vnd.acme.model", &[("a/b", 1_024)]), None)]
-#[case(found("application/vnd.acme.model", &[("a/b", 1_000), ("a/b", 25)]), Some(Rule::MaxSize))]
-#[case(found("application/vnd.acme.model", &[("a/b", u64::MAX), ("a/b", 2)]), Some(Rule::MaxSize))]
-#[case(found("application/vnd.acme.model", &[]), None)]
-fn what_is_found_has_rules_too(#[case] found: Found, #[case] rule: Option<Rule>) {
+#[case(contents("application/vnd.acme.model", &[("a/b", 1)]), None)]
+#[case(contents("Application/Vnd.ACME.Model", &[("A/B; x=y", 1)]), None)]
+#[case(contents("application/vnd.acme", &[("a/b", 1)]), Some(Rule::AllowedArtifactTypes))]
+#[case(contents("", &[("a/b", 1)]), Some(Rule::AllowedArtifactTypes))]
+#[case(contents("application/vnd.acme.model", &[("a/b", 1), ("a/c", 1)]), Some(Rule::AllowedMediaTypes))]
+#[case(contents("application/vnd.acme.model", &[("a/b", 1_024)]), None)]
+#[case(contents("application/vnd.acme.model", &[("a/b", 1_000), ("a/b", 25)]), Some(Rule::MaxSize))]
+#[case(contents("application/vnd.acme.model", &[("a/b", u64::MAX), ("a/b", 2)]), Some(Rule::MaxSize))]
+#[case(contents("application/vnd.acme.model", &[]), None)]
+fn evaluates_rules_about_the_content(#[case] contents: ArtifactContents, #[case] rule: Option<Rule>) {
     let rules = Rules {
         artifact_types: Some(types(&["application/vnd.acme.*"])),
         media_types: Some(types(&["a/b"])),
@@ -228,13 +230,13 @@ fn what_is_found_has_rules_too(#[case] found: Found, #[case] rule: Option<Rule>)
     };
     let policy = policy(rules);
     assert!(policy.looks_at_contents());
-    assert_eq!(policy.check_found(&found).err().map(|violation| violation.rule()), rule);
+    assert_eq!(policy.check_contents(&contents).err().map(|violation| violation.rule()), rule);
 }
 
 #[test]
-fn no_rule_is_no_demand() {
+fn a_policy_without_rules_allows_everything() {
     let policy = policy(Rules::default());
     assert!(!policy.looks_at_contents());
-    assert_eq!(broken(&policy, "anything.example/a:latest"), None);
-    assert_eq!(policy.check_found(&found("", &[("", u64::MAX)])), Ok(()));
+    assert_eq!(violated(&policy, "anything.example/a:latest"), None);
+    assert_eq!(policy.check_contents(&contents("", &[("", u64::MAX)])), Ok(()));
 }

@@ -1,4 +1,4 @@
-//! Patterns over tags and over types: `*` stands for any text, also none.
+//! Patterns over tags and over types: `*` matches any text, including the empty text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,26 +8,27 @@ use globset::{GlobBuilder, GlobMatcher};
 use crate::display::{Shown, string_serde};
 use crate::media_type::essence;
 
-/// A pattern over tags, as `latest` or `*-SNAPSHOT`. Tags differ by case.
+/// A pattern over tags, for example `latest` or `*-SNAPSHOT`. Tags are case-sensitive.
 #[derive(Clone, Debug)]
 pub struct TagPattern(Wildcard);
 
-/// A pattern over artifact types and media types, as `application/vnd.acme.*`. Types do not differ by case,
-/// and parameters are no part of them (RFC 6838, section 4.2).
+/// A pattern over artifact types and media types, for example `application/vnd.acme.*`. Types are not case-sensitive,
+/// and parameters are ignored (RFC 6838, section 4.2).
 #[derive(Clone, Debug)]
 pub struct TypePattern(Wildcard);
 
-/// A text that is no [`TagPattern`].
+/// The error for a text that is not a [`TagPattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no pattern over tags: write a tag (A-Z a-z 0-9 . _ -, at most 128) in which * stands for any text"
+    "\"{0}\" is not a pattern over tags: write a tag (at most 128 characters of A-Z a-z 0-9 . _ -) in which * matches any \
+     text"
 )]
 pub struct TagPatternError(Shown);
 
-/// A text that is no [`TypePattern`].
+/// The error for a text that is not a [`TypePattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no pattern over types: write type/subtype with no parameters, in which * stands for any text"
+    "\"{0}\" is not a pattern over types: write type/subtype without parameters, in which * matches any text"
 )]
 pub struct TypePatternError(Shown);
 
@@ -38,21 +39,22 @@ struct Wildcard {
 }
 
 impl Wildcard {
-    /// `None` where a character would have another meaning to the matcher, or none at all.
-    fn parse(text: &str, longest: usize, is_plain: impl Fn(u8) -> bool) -> Option<Self> {
-        let fits = (1..=longest).contains(&text.len());
-        // Two stars mean what one does, and more than a few cost the matcher time.
-        let is_sound = fits
+    /// Compiles a pattern. Returns `None` when it has a character that is not allowed, or has another meaning for the
+    /// matcher.
+    fn parse(text: &str, max_len: usize, is_plain: impl Fn(u8) -> bool) -> Option<Self> {
+        let has_valid_length = (1..=max_len).contains(&text.len());
+        // Two stars would match the same as one, and many stars make the matcher slow.
+        let is_valid = has_valid_length
             && text.bytes().all(|byte| byte == b'*' || is_plain(byte))
             && !text.contains("**")
             && text.matches('*').count() <= 8;
-        let glob = GlobBuilder::new(text).literal_separator(false).build().ok().filter(|_| is_sound)?;
+        let glob = GlobBuilder::new(text).literal_separator(false).build().ok().filter(|_| is_valid)?;
         Some(Self { text: text.to_owned(), matcher: glob.compile_matcher() })
     }
 }
 
 impl TagPattern {
-    /// Whether a tag is one that the pattern names.
+    /// Reports whether the pattern matches a tag.
     pub fn matches(&self, tag: &str) -> bool {
         self.0.matcher.is_match(tag)
     }
@@ -68,7 +70,7 @@ impl FromStr for TagPattern {
 }
 
 impl TypePattern {
-    /// Whether a type, as a manifest has it, is one that the pattern names.
+    /// Reports whether the pattern matches a type, as a manifest states it.
     pub fn matches(&self, media_type: &str) -> bool {
         self.0.matcher.is_match(essence(media_type))
     }
@@ -118,7 +120,7 @@ mod tests {
     #[case("v*.*", "v1.2", true)]
     #[case("v.1", "vx1", false)]
     #[case("*", "anything", true)]
-    fn tags(#[case] pattern: &str, #[case] tag: &str, #[case] matches: bool) {
+    fn tag_patterns_are_case_sensitive(#[case] pattern: &str, #[case] tag: &str, #[case] matches: bool) {
         assert_eq!(pattern.parse::<TagPattern>().unwrap().matches(tag), matches);
     }
 
@@ -131,12 +133,16 @@ mod tests {
     #[case("application/x", "application/x.evil", false)]
     #[case("*/*", "a/b", true)]
     #[case("a/b+c", "a/bbc", false)]
-    fn types(#[case] pattern: &str, #[case] media_type: &str, #[case] matches: bool) {
+    fn type_patterns_ignore_case_and_parameters(
+        #[case] pattern: &str,
+        #[case] media_type: &str,
+        #[case] matches: bool,
+    ) {
         assert_eq!(pattern.parse::<TypePattern>().unwrap().matches(media_type), matches);
     }
 
     #[rstest]
-    fn refuses_tags(
+    fn rejects_invalid_tag_patterns(
         #[values("", "a/b", "a?", "[a]", "{a,b}", "a\\b", "a b", "a**b", "é", "*********")] text: &str,
     ) {
         assert!(text.parse::<TagPattern>().is_err());
@@ -144,7 +150,7 @@ mod tests {
     }
 
     #[rstest]
-    fn refuses_types(
+    fn rejects_invalid_type_patterns(
         #[values("", "text", "a/b/c", "/b", "a/", "a/b;q=1", "a/{b,c}", "a/[b]", "a/?", "a/**", "a /b")] text: &str,
     ) {
         assert!(text.parse::<TypePattern>().is_err());

@@ -1,11 +1,12 @@
-//! Recipes: ordered steps that say what a volume holds.
+//! Recipes: the ordered steps from which the content of a volume is composed (docs/design.md, "Recipes").
 //!
-//! A [`Recipe`] is what a person wants, in references that may be tags. A [`PinnedRecipe`] is the same with a
-//! digest in every step, and has exactly one spelling: canonical JSON, which is what a volume carries, what
-//! its id is a hash of, and what the driver reads.
+//! Three types stand for three stages. A [`WrittenRecipe`] is what a user wrote: its references can be tags, and
+//! its steps can be patches. A [`Recipe`] has no patches any more. A [`PinnedRecipe`] has a digest in every step. It
+//! has exactly one form, canonical JSON (docs/design.md, "Canonical volume"): volumes carry it, the volume id is a
+//! hash of it, and the driver parses it.
 //!
-//! Architecture Invariant: [`PinnedRecipe`] is the only way to make or read canonical JSON. What it prints it
-//! reads, and it reads nothing else.
+//! Architecture Invariant: [`PinnedRecipe`] is the only type that writes or parses canonical JSON. It parses exactly
+//! what it writes, and nothing else.
 
 pub mod artifact;
 mod raw;
@@ -14,7 +15,7 @@ mod written;
 use crate::digest::Digest;
 use crate::display::Shown;
 use crate::media_type::{MediaType, MediaTypeError};
-use crate::patch::LevelError;
+use crate::patch_level::LevelError;
 use crate::path::{Glob, GlobError, TreePath, TreePathError};
 use crate::platform::{Platform, PlatformError};
 use crate::reference::{PinnedReference, PinnedReferenceError, Reference, ReferenceError};
@@ -24,16 +25,16 @@ pub use written::{PatchStep, PatchStepError, WrittenRecipe, WrittenStep};
 /// One step of a recipe; `R` is [`Reference`] or [`PinnedReference`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step<R> {
-    /// An artifact's files at a path; a file that is already there is an error.
+    /// Adds the files of an artifact at a path. A file that already exists there is an error.
     Add(Layer<R>),
-    /// An artifact's files over what is there, whiteouts honoured.
+    /// Overlays the files of an artifact over the existing ones, with OCI whiteouts (image-spec, layer.md).
     Overlay(Layer<R>),
-    /// Takes away what earlier steps laid down.
+    /// Removes files of earlier steps.
     Remove(Glob),
 }
 
 impl<R> Step<R> {
-    /// The artifact of an `add` or `overlay`.
+    /// Returns the artifact of an `add` or `overlay`.
     pub fn layer(&self) -> Option<&Layer<R>> {
         match self {
             Self::Add(layer) | Self::Overlay(layer) => Some(layer),
@@ -42,7 +43,9 @@ impl<R> Step<R> {
     }
 }
 
-/// The artifact of a step, and which of its files go where.
+/// The artifact of a step, the filters over its files, and their path in the volume.
+///
+/// This is not an OCI layer: `mediaTypes` selects the OCI layers of the artifact.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Layer<R> {
     reference: R,
@@ -54,7 +57,7 @@ pub struct Layer<R> {
 }
 
 impl<R> Layer<R> {
-    /// All files of an artifact at the root of the volume, for the node's own platform.
+    /// Creates a layer with all files of an artifact at the root of the volume, for the platform of the node.
     pub fn new(reference: R) -> Self {
         Self {
             reference,
@@ -66,67 +69,68 @@ impl<R> Layer<R> {
         }
     }
 
-    /// The files under `path` instead.
+    /// Sets the directory of the files in the volume.
     #[must_use]
     pub fn at(self, path: TreePath) -> Self {
         Self { path, ..self }
     }
 
-    /// Only files that match one of `globs` (all where there is none), by their path in the artifact.
+    /// Keeps only files whose path in the artifact matches one of `globs`; without globs, all files.
     #[must_use]
     pub fn including(self, globs: Vec<Glob>) -> Self {
         Self { include: sorted(globs), ..self }
     }
 
-    /// No file that matches one of `globs`.
+    /// Leaves out files whose path in the artifact matches one of `globs`.
     #[must_use]
     pub fn excluding(self, globs: Vec<Glob>) -> Self {
         Self { exclude: sorted(globs), ..self }
     }
 
-    /// Only layers of these media types (all where there is none).
+    /// Keeps only OCI layers of these media types; without media types, all layers.
     #[must_use]
     pub fn with_media_types(self, media_types: Vec<MediaType>) -> Self {
         Self { media_types: sorted(media_types), ..self }
     }
 
-    /// The manifest for `platform` of an image index, instead of the node's.
+    /// Selects the manifest for `platform` from an image index, instead of the one for the node.
     #[must_use]
     pub fn for_platform(self, platform: Platform) -> Self {
         Self { platform: Some(platform), ..self }
     }
 
-    /// Which artifact.
+    /// Returns the reference of the artifact.
     pub fn reference(&self) -> &R {
         &self.reference
     }
 
-    /// Where its files go.
+    /// Returns the directory of the files in the volume.
     pub fn path(&self) -> &TreePath {
         &self.path
     }
 
-    /// Globs of the files that are wanted, sorted and unique; empty is all.
+    /// Returns the globs of the files to keep, sorted and unique. Empty means all files.
     pub fn include(&self) -> &[Glob] {
         &self.include
     }
 
-    /// Globs of the files that are not wanted, sorted and unique.
+    /// Returns the globs of the files to leave out, sorted and unique.
     pub fn exclude(&self) -> &[Glob] {
         &self.exclude
     }
 
-    /// Media types of the layers that are wanted, sorted and unique; empty is all.
+    /// Returns the media types of the OCI layers to keep, sorted and unique. Empty means all layers.
     pub fn media_types(&self) -> &[MediaType] {
         &self.media_types
     }
 
-    /// Whose manifest of an image index; `None` is the node's.
+    /// Returns the platform to select from an image index. `None` means the platform of the node.
     pub fn platform(&self) -> Option<&Platform> {
         self.platform.as_ref()
     }
 
-    fn with_reference<S>(&self, reference: S) -> Layer<S> {
+    /// Returns the same filters and path for another reference.
+    pub(crate) fn with_reference<S>(&self, reference: S) -> Layer<S> {
         Layer {
             reference,
             path: self.path.clone(),
@@ -144,109 +148,138 @@ fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
     list
 }
 
-/// What a person wants: at least one step, each with a reference that may be a tag.
+/// The recipe of a volume: at least one step, whose references can be tags.
+///
+/// ```
+/// use oras_csi_core::digest::Digest;
+/// use oras_csi_core::recipe::Recipe;
+///
+/// let yaml = "
+/// - add: ghcr.io/acme/model:v1
+///   path: model
+///   include: ['*.safetensors']
+/// - remove: model/optimizer.pt
+/// ";
+/// let recipe = Recipe::from_yaml(yaml, &|_| false)?;
+/// assert_eq!(recipe.steps().len(), 2);
+///
+/// // The registry resolves each tag to a digest; here it is the digest of no bytes.
+/// let pinned = recipe.pin(|_| Ok::<_, std::convert::Infallible>(Digest::sha256_of(b""))).unwrap();
+/// assert!(pinned.to_json().starts_with(r#"[{"add":"ghcr.io/acme/model@sha256:e3b0c44298fc"#));
+/// # Ok::<(), oras_csi_core::recipe::RecipeError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Recipe(Vec<Step<Reference>>);
 
-/// A recipe with a digest in every step, and its canonical JSON.
+/// A recipe with a digest in every step, and its canonical JSON (docs/design.md, "Canonical volume").
+///
+/// ```
+/// use oras_csi_core::recipe::{PinnedRecipe, RecipeError};
+///
+/// let digest = format!("sha256:{}", "0".repeat(64));
+/// let json = format!(r#"[{{"add":"ghcr.io/acme/model@{digest}","path":"model"}}]"#);
+/// assert_eq!(PinnedRecipe::from_json(&json)?.to_json(), json);
+///
+/// // Canonical JSON has one form: the same recipe with a space is an error.
+/// let spaced = json.replace("\",\"", "\", \"");
+/// assert_eq!(PinnedRecipe::from_json(&spaced), Err(RecipeError::NotCanonical));
+/// # Ok::<(), RecipeError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PinnedRecipe {
     steps: Vec<Step<PinnedReference>>,
     json: String,
 }
 
-/// What is wrong with a recipe. Steps are counted from 1.
+/// The error for an invalid recipe. Steps are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecipeError {
-    /// More text than a recipe can have.
-    #[error("the recipe has {length} bytes: at most {} are taken", RecipeError::LONGEST)]
+    /// The text is too long.
+    #[error("the recipe has {length} bytes: the maximum is {}", Recipe::MAX_BYTES)]
     TooLong {
-        /// What was given.
+        /// The length of the text in bytes.
         length: usize,
     },
-    /// Not YAML or JSON of the shape of a recipe; the parser's words have line and column.
-    #[error("the recipe cannot be read: {0}")]
+    /// The text is not YAML or JSON, or has not the structure of a recipe. The parser's message has line and column.
+    #[error("cannot parse the recipe: {0}")]
     Syntax(Shown),
-    /// No step.
-    #[error("the recipe is empty: it needs at least one step, as [{{\"add\": \"ghcr.io/acme/model:v1\"}}]")]
+    /// The recipe has no step.
+    #[error(
+        "the recipe is empty: write at least one step, for example [{{\"add\": \"ghcr.io/acme/model:v1\"}}]"
+    )]
     Empty,
-    /// More steps than a recipe can have.
-    #[error("the recipe has {count} steps: at most {} are taken", RecipeError::MOST_STEPS)]
+    /// The recipe has too many steps.
+    #[error("the recipe has {count} steps: the maximum is {}", Recipe::MAX_STEPS)]
     TooManySteps {
-        /// What was given.
+        /// The number of steps.
         count: usize,
     },
-    /// A `remove` with nothing before it.
-    #[error("the recipe begins with remove, which takes away what earlier steps laid down: begin with add")]
+    /// The first step is `remove`.
+    #[error("the recipe begins with remove, which removes files of earlier steps: begin with add")]
     RemoveFirst,
-    /// None or several of `add`, `overlay`, `patch` and `remove` in one step.
-    #[error("step {step} of the recipe needs exactly one of add, overlay, patch and remove")]
+    /// A step has none or several of `add`, `overlay`, `patch` and `remove`.
+    #[error("step {step} of the recipe must have exactly one of add, overlay, patch and remove")]
     Verb {
-        /// Which step.
+        /// The number of the step.
         step: usize,
     },
-    /// A `level` without `patch`.
-    #[error("step {step} of the recipe: level stands beside patch alone")]
+    /// A step has `level` without `patch`.
+    #[error("step {step} of the recipe: level is allowed only in a step with patch")]
     LevelAlone {
-        /// Which step.
+        /// The number of the step.
         step: usize,
     },
-    /// A `patch` where all has been read already, as in a canonical recipe.
+    /// A step is a `patch`, in a place where patches must be expanded already, for example in a canonical recipe.
     #[error(
-        "step {step} of the recipe is a patch, and what it comes to has to stand here: `oras-csi recipe pin` writes that"
+        "step {step} of the recipe is a patch, which is not allowed here: replace it by the steps that it expands to; \
+         `oras-csi recipe pin` writes them"
     )]
     Patch {
-        /// Which step.
+        /// The number of the step.
         step: usize,
     },
-    /// A key beside `remove`, which takes none.
-    #[error("step {step} of the recipe: remove stands alone, without \"{key}\"")]
+    /// A step with `remove` has another key.
+    #[error("step {step} of the recipe: a step with remove cannot have \"{key}\"")]
     BesideRemove {
-        /// Which step.
+        /// The number of the step.
         step: usize,
-        /// The key that has no meaning there.
+        /// The key that is not allowed.
         key: &'static str,
     },
-    /// The same `add` twice, with nothing in between that could take its files away: they can only collide.
+    /// Two steps `add` the same files at the same path, and no step between them can remove these files.
     #[error(
-        "steps {first} and {second} of the recipe add the same files at the same path: leave one of them out, or give it \
-         a path of its own"
+        "steps {first} and {second} of the recipe add the same files at the same path: remove one of the steps, or set \
+         another path"
     )]
     Twice {
-        /// Which step.
+        /// The number of the step.
         first: usize,
-        /// Which step says the same.
+        /// The number of the step that repeats it.
         second: usize,
     },
-    /// A value that does not parse.
+    /// A value of a step is invalid.
     #[error("step {step} of the recipe: {source}")]
     Value {
-        /// Which step.
+        /// The number of the step.
         step: usize,
-        /// What is wrong with the value.
+        /// The error of the value.
         source: StepError,
     },
-    /// JSON that says the right thing in another spelling.
+    /// The JSON is a valid pinned recipe, but not in the canonical form.
     #[error(
-        "the recipe is not in canonical form (key order, sorted lists, defaults left out, no spaces): let the webhook \
+        "the recipe is not in canonical form (key order, sorted lists, no default values, no spaces): let the webhook \
          or `oras-csi render` write it"
     )]
     NotCanonical,
 }
 
-impl RecipeError {
-    /// The most bytes of a recipe's text.
-    pub const LONGEST: usize = 64 * 1024;
-    const MOST_STEPS: usize = 256;
-}
-
-/// What is wrong with one value of a step.
+/// The error for an invalid value of a step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// `add` or `overlay`.
+    /// The reference of `add`, `overlay` or `patch`.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
-    /// `add` or `overlay` of a pinned recipe.
+    /// The reference of `add` or `overlay` in a pinned recipe.
     #[error(transparent)]
     PinnedReference(#[from] PinnedReferenceError),
     /// `path`.
@@ -264,51 +297,58 @@ pub enum StepError {
     /// `level`.
     #[error("level: {0}")]
     Level(#[from] LevelError),
-    /// A key with nothing behind it, which may mean everything or nothing.
-    #[error("{key} is empty: write {key}: {value}, or leave it out")]
+    /// A key has an empty value, which could mean everything or nothing.
+    #[error("{key} is empty: write {key}: {value}, or remove the key")]
     Empty {
         /// The key.
         key: &'static str,
-        /// What belongs behind it.
+        /// An example of a valid value.
         value: &'static str,
     },
-    /// Something else in the place of a list.
-    #[error("{key} is no list: write {key}: {value}")]
-    NoList {
+    /// A value is not a list.
+    #[error("{key} is not a list: write {key}: {value}")]
+    NotAList {
         /// The key.
         key: &'static str,
-        /// What belongs behind it.
+        /// An example of a valid value.
         value: &'static str,
     },
 }
 
 impl Recipe {
-    /// A recipe of these steps, in this order.
+    /// The maximum length of a recipe's text, in bytes.
+    pub const MAX_BYTES: usize = 64 * 1024;
+    const MAX_STEPS: usize = 256;
+
+    /// Creates a recipe with these steps, in this order.
+    ///
+    /// Fails when there is no step, when there are more than 256, when the first step is `remove`, or when two steps
+    /// add the same files at the same path.
     pub fn new(steps: Vec<Step<Reference>>) -> Result<Self, RecipeError> {
         check_steps(&steps)?;
-        check_repeated(&steps)?;
+        check_duplicates(&steps)?;
         Ok(Self(steps))
     }
 
-    /// Reads YAML (of which JSON is a part) as people write it, where there is no patch in it; `is_registry` as in
-    /// [`Reference::parse_knowing`].
+    /// Parses the YAML (or JSON) of a recipe without patches. `is_registry` is explained at
+    /// [`Reference::parse_with_known_hosts`].
     pub fn from_yaml(text: &str, is_registry: &dyn Fn(&str) -> bool) -> Result<Self, RecipeError> {
         let written = WrittenRecipe::from_yaml(text, is_registry)?;
         let patch = written.patches().next().map(|(step, _)| RecipeError::Patch { step });
         written.plain().ok_or(patch.unwrap_or(RecipeError::Empty))
     }
 
-    /// The steps, in order.
+    /// Returns the steps, in order.
     pub fn steps(&self) -> &[Step<Reference>] {
         &self.0
     }
 
-    /// The references, in the order of their steps.
+    /// Returns the references, in the order of their steps.
     pub fn references(&self) -> impl Iterator<Item = &Reference> {
         self.0.iter().filter_map(|step| step.layer().map(Layer::reference))
     }
 
-    /// The same recipe with what `digest_of` says of each reference.
+    /// Pins the recipe: `digest_of` returns the digest of each reference.
     pub fn pin<E>(
         &self,
         mut digest_of: impl FnMut(&Reference) -> Result<Digest, E>,
@@ -332,7 +372,9 @@ impl Recipe {
 }
 
 impl PinnedRecipe {
-    /// A pinned recipe of these steps, in this order.
+    /// Creates a pinned recipe with these steps, in this order.
+    ///
+    /// Fails when there is no step, when there are more than 256, or when the first step is `remove`.
     pub fn new(steps: Vec<Step<PinnedReference>>) -> Result<Self, RecipeError> {
         check_steps(&steps)?;
         Ok(Self::from_checked(steps))
@@ -343,13 +385,13 @@ impl PinnedRecipe {
         Self { steps, json }
     }
 
-    /// Reads canonical JSON; any other spelling of the same recipe is an error.
+    /// Parses canonical JSON. Any other form of the same recipe is an error.
     pub fn from_json(text: &str) -> Result<Self, RecipeError> {
         let recipe = Self::new(raw::read_json(text, &|text| Ok(text.parse::<PinnedReference>()?))?)?;
         if recipe.json == text { Ok(recipe) } else { Err(RecipeError::NotCanonical) }
     }
 
-    /// The same recipe as somebody would write it who knows the digests.
+    /// Returns the same steps as a [`Recipe`] whose references have digests.
     pub fn unpinned(&self) -> Recipe {
         let layer = |layer: &Layer<PinnedReference>| layer.with_reference(layer.reference.clone().into());
         let step = |step: &Step<PinnedReference>| match step {
@@ -360,22 +402,22 @@ impl PinnedRecipe {
         Recipe(self.steps.iter().map(step).collect())
     }
 
-    /// The steps, in order.
+    /// Returns the steps, in order.
     pub fn steps(&self) -> &[Step<PinnedReference>] {
         &self.steps
     }
 
-    /// The references, in the order of their steps.
+    /// Returns the references, in the order of their steps.
     pub fn references(&self) -> impl Iterator<Item = &PinnedReference> {
         self.steps.iter().filter_map(|step| step.layer().map(Layer::reference))
     }
 
-    /// The canonical JSON.
+    /// Returns the canonical JSON.
     pub fn to_json(&self) -> &str {
         &self.json
     }
 
-    /// The SHA-256 digest of the canonical JSON.
+    /// Computes the SHA-256 digest of the canonical JSON.
     pub fn digest(&self) -> Digest {
         Digest::sha256_of(self.json.as_bytes())
     }
@@ -385,13 +427,13 @@ fn check_steps<R>(steps: &[Step<R>]) -> Result<(), RecipeError> {
     match steps {
         [] => Err(RecipeError::Empty),
         [Step::Remove(_), ..] => Err(RecipeError::RemoveFirst),
-        _ if steps.len() > RecipeError::MOST_STEPS => Err(RecipeError::TooManySteps { count: steps.len() }),
+        _ if steps.len() > Recipe::MAX_STEPS => Err(RecipeError::TooManySteps { count: steps.len() }),
         _ => Ok(()),
     }
 }
 
-/// Fails on an `add` that repeats another, unless some step between them may take away what the first laid down.
-fn check_repeated<R: PartialEq>(steps: &[Step<R>]) -> Result<(), RecipeError> {
+/// Fails on an `add` that repeats another one, unless a step between them can remove the files of the first.
+fn check_duplicates<R: PartialEq>(steps: &[Step<R>]) -> Result<(), RecipeError> {
     let mut seen: Vec<(&Layer<R>, usize)> = Vec::new();
     for (step, second) in steps.iter().zip(1..) {
         match step {

@@ -1,16 +1,17 @@
-//! A recipe as text: the shape that YAML and JSON share, before its values are parsed.
+//! The text of a recipe: the structure that YAML and JSON share, before the values are parsed.
 
 use std::fmt;
 
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Layer, RecipeError, Step, StepError};
+use super::{Layer, Recipe, RecipeError, Step, StepError};
 use crate::display::Shown;
-use crate::patch::Level;
+use crate::patch_level::Level;
 use crate::path::TreePath;
 
-/// The keys of a step in canonical order (design §4). A key that is written has a value here, an empty one too.
+/// The keys of a step in canonical order (docs/design.md, "Canonical volume"). A key that is present in the text is
+/// `Some` here, even with an empty value.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawStep {
@@ -36,24 +37,24 @@ struct RawStep {
     platform: Option<String>,
 }
 
-/// A text; `null` is an empty one.
+/// Deserializes a string; `null` becomes the empty string.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Option::<String>::deserialize(deserializer).map(|text| Some(text.unwrap_or_default()))
 }
 
-/// A list; `null` is an empty one.
+/// Deserializes a list; `null` becomes the empty list.
 fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RawList>, D::Error> {
     deserializer.deserialize_any(ListVisitor).map(Some)
 }
 
-/// What stands where a list belongs.
+/// The value of a key that must be a list.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum RawList {
-    /// A list.
+    /// A list of strings.
     Texts(Vec<String>),
-    /// Anything else.
-    Other,
+    /// A value that is not a list.
+    NotAList,
 }
 
 struct ListVisitor;
@@ -75,7 +76,7 @@ impl<'de> Visitor<'de> for ListVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawList, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(RawList::Other)
+        Ok(RawList::NotAList)
     }
 
     fn visit_none<E: serde::de::Error>(self) -> Result<RawList, E> {
@@ -87,32 +88,32 @@ impl<'de> Visitor<'de> for ListVisitor {
     }
 
     fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<RawList, E> {
-        Ok(RawList::Other)
+        Ok(RawList::NotAList)
     }
 
     fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<RawList, E> {
-        Ok(RawList::Other)
+        Ok(RawList::NotAList)
     }
 
     fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<RawList, E> {
-        Ok(RawList::Other)
+        Ok(RawList::NotAList)
     }
 
     fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<RawList, E> {
-        Ok(RawList::Other)
+        Ok(RawList::NotAList)
     }
 
     fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<RawList, E> {
-        Ok(RawList::Other)
+        Ok(RawList::NotAList)
     }
 }
 
 type ParseReference<'a, R> = &'a dyn Fn(&str) -> Result<R, StepError>;
 
-/// A step, as far as it can be read by itself.
+/// A parsed step, in which patches are not expanded.
 pub(super) enum Parsed<R> {
     Step(Step<R>),
-    /// A patch, and up to which level.
+    /// A patch, and the highest level to apply.
     Patch(Layer<R>, Option<Level>),
 }
 
@@ -122,7 +123,7 @@ pub(super) fn read_yaml<R>(
 ) -> Result<Vec<Parsed<R>>, RecipeError> {
     check_length(text)?;
     let raw = serde_saphyr::from_str::<Vec<RawStep>>(text);
-    parse(&raw.map_err(|error| RecipeError::Syntax(Shown::yaml_error(&error.to_string())))?, reference)
+    parse(&raw.map_err(|error| RecipeError::Syntax(Shown::from_yaml_error(&error.to_string())))?, reference)
 }
 
 pub(super) fn read_json<R>(
@@ -142,16 +143,17 @@ pub(super) fn read_json<R>(
 
 pub(super) fn write_json<R: fmt::Display>(steps: &[Step<R>]) -> String {
     let raw = steps.iter().map(write_step).collect::<Vec<_>>();
-    serde_json::to_string(&raw)
-        .unwrap_or_else(|error| unreachable!("strings and lists of strings are JSON: {error}"))
+    serde_json::to_string(&raw).unwrap_or_else(|error| {
+        unreachable!("strings and lists of strings can be serialized as JSON: {error}")
+    })
 }
 
 fn check_length(text: &str) -> Result<(), RecipeError> {
-    if text.len() > RecipeError::LONGEST { Err(RecipeError::TooLong { length: text.len() }) } else { Ok(()) }
+    if text.len() > Recipe::MAX_BYTES { Err(RecipeError::TooLong { length: text.len() }) } else { Ok(()) }
 }
 
 fn parse<R>(raw: &[RawStep], reference: ParseReference<'_, R>) -> Result<Vec<Parsed<R>>, RecipeError> {
-    if raw.len() > RecipeError::MOST_STEPS {
+    if raw.len() > Recipe::MAX_STEPS {
         return Err(RecipeError::TooManySteps { count: raw.len() });
     }
     raw.iter().zip(1..).map(|(raw, step)| parse_step(raw, step, reference)).collect()
@@ -176,14 +178,14 @@ fn parse_step<R>(
             Ok(Parsed::Patch(layer(text)?, level))
         }
         (None, None, Some(glob), None) => {
-            let beside = [
+            let others = [
                 ("path", raw.path.is_some()),
                 ("include", raw.include.is_some()),
                 ("exclude", raw.exclude.is_some()),
                 ("mediaTypes", raw.media_types.is_some()),
                 ("platform", raw.platform.is_some()),
             ];
-            if let Some((key, _)) = beside.into_iter().find(|(_, there)| *there) {
+            if let Some((key, _)) = others.into_iter().find(|(_, is_present)| *is_present) {
                 return Err(RecipeError::BesideRemove { step, key });
             }
             let glob = glob.parse().map_err(|error| value(StepError::Glob(error)))?;
@@ -213,7 +215,7 @@ fn parse_layer<R>(
     Ok(layer)
 }
 
-/// The entries of a list. An empty one may mean all or nothing: it means an error.
+/// Parses the entries of a list. An empty list is an error, because it could mean all or nothing.
 fn parse_all<T>(key: &'static str, value: &'static str, list: Option<&RawList>) -> Result<Vec<T>, StepError>
 where
     T: std::str::FromStr,
@@ -221,7 +223,7 @@ where
 {
     match list {
         None => Ok(Vec::new()),
-        Some(RawList::Other) => Err(StepError::NoList { key, value }),
+        Some(RawList::NotAList) => Err(StepError::NotAList { key, value }),
         Some(RawList::Texts(texts)) if texts.is_empty() => Err(StepError::Empty { key, value }),
         Some(RawList::Texts(texts)) => texts.iter().map(|text| Ok(text.parse()?)).collect(),
     }

@@ -16,7 +16,7 @@ fn json(template: &str) -> String {
 }
 
 #[test]
-fn reads_the_recipe_of_the_design() {
+fn parses_and_pins_the_example_of_the_documentation() {
     let yaml = r#"
 - add: ghcr.io/acme/model:v1
   path: model
@@ -44,7 +44,7 @@ fn reads_the_recipe_of_the_design() {
 #[case(r#"[{"add":"$A"},{"add":"$B","path":"b/c"}]"#)]
 #[case(r#"[{"add":"$A","path":"p","include":["a","b"],"exclude":["c"],"mediaTypes":["text/plain"],"platform":"linux/arm64"}]"#)]
 #[case(r#"[{"add":"$A"},{"remove":"a \"b\" ü/**"},{"overlay":"$B"}]"#)]
-fn reads_canonical_json(#[case] template: &str) {
+fn parses_canonical_json(#[case] template: &str) {
     let text = json(template);
     assert_eq!(PinnedRecipe::from_json(&text).map(|recipe| recipe.to_json().to_owned()), Ok(text));
 }
@@ -79,7 +79,7 @@ fn reads_canonical_json(#[case] template: &str) {
 #[case::nothing("")]
 #[case::text_behind(r#"[{"add":"$A"}]x"#)]
 #[case::a_byte_order_mark("\u{feff}[{\"add\":\"$A\"}]")]
-fn takes_no_other_spelling(#[case] template: &str) {
+fn rejects_every_other_form_of_the_json(#[case] template: &str) {
     let result = PinnedRecipe::from_json(&json(template));
     assert!(result.is_err(), "{result:?}");
 }
@@ -87,7 +87,7 @@ fn takes_no_other_spelling(#[case] template: &str) {
 #[rstest]
 #[case::unknown_key("- add: a\n  paht: x\n", "line 2")]
 #[case::two_verbs("- {add: a, remove: b}", "exactly one")]
-#[case::not_a_list("add: a", "cannot be read")]
+#[case::not_a_list("add: a", "cannot parse the recipe")]
 #[case::ambiguous("- add: team/app", "docker.io/team/app")]
 #[case::bad_path("- {add: a, path: ../x}", "step 1")]
 #[case::nothing("", "")]
@@ -104,30 +104,33 @@ fn takes_no_other_spelling(#[case] template: &str) {
 #[case::an_empty_exclude("- {add: a, exclude: []}", "step 1 of the recipe: exclude is empty")]
 #[case::no_types(
     "- {add: a, mediaTypes: []}",
-    "mediaTypes is empty: write mediaTypes: [TYPE], or leave it out"
+    "mediaTypes is empty: write mediaTypes: [TYPE], or remove the key"
 )]
 #[case::a_list_that_is_not_there("- add: a\n  include:\n  path: x", "step 1 of the recipe: include is empty")]
 #[case::a_string_for_a_list(
     "- add: b\n- add: a\n  include: x",
-    "step 2 of the recipe: include is no list: write include: [GLOB]"
+    "step 2 of the recipe: include is not a list: write include: [GLOB]"
 )]
-#[case::a_number_for_a_list("- {add: a, mediaTypes: 7}", "step 1 of the recipe: mediaTypes is no list")]
-#[case::an_object_for_a_list("- {add: a, exclude: {x: y}}", "step 1 of the recipe: exclude is no list")]
+#[case::a_number_for_a_list("- {add: a, mediaTypes: 7}", "step 1 of the recipe: mediaTypes is not a list")]
+#[case::an_object_for_a_list("- {add: a, exclude: {x: y}}", "step 1 of the recipe: exclude is not a list")]
 #[case::an_empty_list_beside_remove(
     "- add: a\n- {remove: b, include: []}",
-    "remove stands alone, without \"include\""
+    "a step with remove cannot have \"include\""
 )]
 #[case::a_patch("- add: a\n- patch: a\n", "step 2 of the recipe is a patch")]
 #[case::a_patch_and_more("- {add: a, patch: b}", "exactly one")]
 #[case::no_such_level("- {patch: a, level: huge}", "step 1 of the recipe: level: \"huge\" is not a level")]
 #[case::an_empty_level("- {patch: a, level: }", "is not a level")]
-#[case::a_level_alone("- {add: a, level: minor}", "step 1 of the recipe: level stands beside patch alone")]
+#[case::a_level_alone(
+    "- {add: a, level: minor}",
+    "step 1 of the recipe: level is allowed only in a step with patch"
+)]
 #[case::an_empty_platform("- {add: a, platform: ''}", "step 1")]
 #[case::twice_the_same(
     "- {add: a, path: x}\n- add: b\n- {add: 'a:latest', path: x}",
     "steps 1 and 3 of the recipe add the same"
 )]
-fn yaml_errors_say_where(#[case] yaml: &str, #[case] words: &str) {
+fn yaml_errors_name_the_line_or_the_step(#[case] yaml: &str, #[case] words: &str) {
     let error = Recipe::from_yaml(yaml, &unknown).expect_err("an error").to_string();
     assert!(error.contains(words), "{error}");
 }
@@ -135,16 +138,16 @@ fn yaml_errors_say_where(#[case] yaml: &str, #[case] words: &str) {
 #[rstest]
 #[case::another_path("- add: a\n- {add: a, path: x}")]
 #[case::another_filter("- {add: a, include: [x]}\n- {add: a, include: [y]}")]
-#[case::what_was_taken_away_in_between("- add: a\n- remove: '**'\n- add: a")]
-#[case::laid_over("- add: a\n- overlay: a")]
+#[case::removed_in_between("- add: a\n- remove: '**'\n- add: a")]
+#[case::overlaid("- add: a\n- overlay: a")]
 #[case::a_whiteout_in_between("- add: a\n- overlay: b\n- add: a")]
 #[case::numbers_that_are_names("- {add: a, path: 2024, include: [007, 1.0]}")]
-fn yaml_that_may_work_is_taken(#[case] yaml: &str) {
+fn accepts_the_same_artifact_twice_where_the_files_can_differ(#[case] yaml: &str) {
     assert!(Recipe::from_yaml(yaml, &unknown).is_ok(), "{:?}", Recipe::from_yaml(yaml, &unknown));
 }
 
 #[test]
-fn a_bomb_of_aliases_is_refused() {
+fn rejects_yaml_alias_bombs_and_deep_nesting() {
     let level = |level: usize| {
         format!("a{}: &a{} [{}]\n", level + 1, level + 1, vec![format!("*a{level}"); 10].join(","))
     };
@@ -204,12 +207,12 @@ pub(crate) fn pinned_recipe() -> impl Strategy<Value = PinnedRecipe> {
 
 proptest! {
     #[test]
-    fn what_prints_parses_to_the_same(recipe in pinned_recipe()) {
+    fn canonical_json_parses_to_the_same_recipe(recipe in pinned_recipe()) {
         prop_assert_eq!(PinnedRecipe::from_json(recipe.to_json()), Ok(recipe));
     }
 
     #[test]
-    fn different_recipes_print_differently(left in pinned_recipe(), right in pinned_recipe()) {
+    fn different_recipes_have_different_json(left in pinned_recipe(), right in pinned_recipe()) {
         prop_assert_eq!(left.steps() == right.steps(), left.to_json() == right.to_json());
     }
 
@@ -224,34 +227,8 @@ fn written(yaml: &str) -> WrittenRecipe {
     WrittenRecipe::from_yaml(yaml, &unknown).unwrap()
 }
 
-fn read_patch() -> crate::patch::Patch {
-    use crate::patch::{Level, Patch};
-    let at = |name: &str| {
-        Reference::parse(&format!("r.io/{name}")).unwrap().with_digest(Digest::sha256_of(name.as_bytes()))
-    };
-    Patch::new(at("base"), [(Level::Minor, at("minor")), (Level::Critical, at("critical"))]).unwrap()
-}
-
-#[rstest]
-#[case::all("- patch: r.io/p", &["add base ''", "overlay minor ''", "overlay critical ''"], &[1, 1, 1])]
-#[case::a_level("- {patch: r.io/p, level: major}", &["add base ''", "overlay minor ''"], &[1, 1])]
-#[case::a_path_and_a_filter("- {patch: r.io/p, path: a/b, include: [x], level: minor}",
-    &["add base 'a/b' [x]", "overlay minor 'a/b' [x]"], &[1, 1])]
-#[case::among_others("- add: r.io/first\n- {patch: r.io/p, path: p, level: minor}\n- remove: x\n- overlay: r.io/last",
-    &["add first ''", "add base 'p'", "overlay minor 'p'", "remove x", "overlay last ''"], &[1, 2, 2, 4])]
-fn a_patch_in_a_recipe_becomes_its_base_and_its_levels(
-    #[case] yaml: &str,
-    #[case] steps: &[&str],
-    #[case] numbers: &[usize],
-) {
-    let written = written(yaml);
-    assert_eq!(written.plain(), None);
-    let (recipe, from) = written.expand(|_, step| Ok::<_, RecipeError>(step.steps(&read_patch()))).unwrap();
-    assert_eq!(recipe.steps().iter().map(shown).collect::<Vec<_>>(), steps);
-    assert_eq!(from, numbers);
-}
-
-fn shown(step: &Step<Reference>) -> String {
+/// The verb, the repository, the path and the globs of a step.
+pub(crate) fn summary(step: &Step<Reference>) -> String {
     let verb = match step {
         Step::Add(_) => "add",
         Step::Overlay(_) => "overlay",
@@ -264,12 +241,12 @@ fn shown(step: &Step<Reference>) -> String {
 }
 
 #[test]
-fn the_artifact_of_a_recipe_in_a_recipe_goes_below_its_path() {
+fn a_recipe_artifact_in_a_recipe_is_expanded_below_the_path_of_its_step() {
     let inner = written("- {add: r.io/a, path: x}\n- remove: x/**\n- overlay: r.io/b");
     let outer = written("- {patch: r.io/recipe, path: sub}");
     let (recipe, _) =
-        outer.expand(|_, step| Ok::<_, PatchStepError>(step.steps_of(&inner).unwrap())).unwrap();
-    let steps: Vec<_> = recipe.steps().iter().map(shown).collect();
+        outer.expand(|_, step| Ok::<_, PatchStepError>(step.steps_from(&inner).unwrap())).unwrap();
+    let steps: Vec<_> = recipe.steps().iter().map(summary).collect();
     assert_eq!(steps, ["add a 'sub/x'", "remove sub/x/**", "overlay b 'sub'"]);
 }
 
@@ -277,21 +254,14 @@ fn the_artifact_of_a_recipe_in_a_recipe_goes_below_its_path() {
 #[case("- {patch: r.io/r, level: minor}", "- add: r.io/a", "remove level")]
 #[case("- {patch: r.io/r, include: [x]}", "- add: r.io/a", "remove include")]
 #[case("- {patch: r.io/r, platform: linux/arm64}", "- add: r.io/a", "remove platform")]
-#[case("- patch: r.io/r", "- patch: r.io/p", "a patch again")]
-fn what_cannot_be_said_of_a_recipe_in_a_recipe(
+#[case("- patch: r.io/r", "- patch: r.io/p", "has a patch step itself")]
+fn a_step_that_names_a_recipe_artifact_has_a_path_only(
     #[case] outer: &str,
     #[case] inner: &str,
     #[case] words: &str,
 ) {
     let outer = written(outer);
     let (_, step) = outer.patches().next().unwrap();
-    let error = step.steps_of(&written(inner)).unwrap_err().to_string();
+    let error = step.steps_from(&written(inner)).unwrap_err().to_string();
     assert!(error.contains(words), "{error}");
-}
-
-#[test]
-fn patches_that_come_to_the_same_twice_are_an_error() {
-    let twice = written("- patch: r.io/p\n- add: r.io/x\n- {add: r.io/x}");
-    let error = twice.expand(|_, step| Ok::<_, RecipeError>(step.steps(&read_patch()))).unwrap_err();
-    assert!(matches!(error, RecipeError::Twice { .. }), "{error}");
 }

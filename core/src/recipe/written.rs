@@ -1,57 +1,59 @@
-//! A recipe as people write it. Its patches have yet to be read: what one comes to is not in it.
+//! Recipes as users write them: their patches are not expanded yet.
 
-use super::{Layer, Recipe, RecipeError, Step, check_repeated, raw};
-use crate::patch::{Level, Patch};
+use super::{Layer, Recipe, RecipeError, Step, StepError, check_duplicates, raw};
+use crate::patch_level::Level;
 use crate::path::{Glob, TreePath};
 use crate::reference::Reference;
 
-/// At least one step, each with a reference that may be a tag.
+/// A recipe as a user wrote it: at least one step, whose references can be tags and can name patches.
 ///
-/// Architecture Invariant: nothing pins or mounts this. What does takes a [`Recipe`], which has no patches.
+/// Architecture Invariant: a written recipe cannot be pinned or mounted. Only a [`Recipe`] can, and it has no patches:
+/// [`WrittenRecipe::expand`] makes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenRecipe(Vec<WrittenStep>);
 
-/// One step of it.
+/// A step of a [`WrittenRecipe`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WrittenStep {
-    /// What stays as it is written.
+    /// A step that needs no expansion.
     Plain(Step<Reference>),
-    /// What is read first.
+    /// A patch, which must be downloaded and expanded.
     Patch(PatchStep),
 }
 
-/// A patch, or the artifact of a recipe, in a recipe.
+/// A step of a recipe that names a patch or a recipe artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatchStep {
     layer: Layer<Reference>,
     level: Option<Level>,
 }
 
-/// Why what a step names cannot stand there.
+/// The error for a recipe artifact that a step cannot name. The message continues a sentence whose subject is the step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatchStepError {
-    /// A key of the step says nothing of a recipe.
+    /// The step has a key that does not apply to a recipe artifact.
     #[error(
-        "names the artifact of a recipe, which says itself what is wanted: remove {key}, and leave only path beside it"
+        "names a recipe artifact, whose own steps have the filters: remove {key}; only path is allowed here"
     )]
     Key {
-        /// The key.
+        /// The key to remove.
         key: &'static str,
     },
-    /// Patches of recipes of recipes are not followed.
+    /// The recipe artifact has a patch step: nested patches are not expanded.
     #[error(
-        "names the artifact of a recipe in which there is a patch again: name that patch, or the recipe with oras.land/patch"
+        "names a recipe artifact that has a patch step itself: write that patch here, or name the recipe artifact with \
+         oras.land/patch"
     )]
     Nested,
-    /// Together they are no recipe.
+    /// The expanded steps are not a valid recipe.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
 }
 
 impl WrittenRecipe {
-    /// Reads YAML (of which JSON is a part); `is_registry` as in [`Reference::parse_knowing`].
+    /// Parses YAML (or JSON). `is_registry` is explained at [`Reference::parse_with_known_hosts`].
     pub fn from_yaml(text: &str, is_registry: &dyn Fn(&str) -> bool) -> Result<Self, RecipeError> {
-        let steps = raw::read_yaml(text, &|text| Ok(Reference::parse_knowing(text, is_registry)?))?;
+        let steps = raw::read_yaml(text, &|text| Ok(Reference::parse_with_known_hosts(text, is_registry)?))?;
         let steps = steps.into_iter().map(|step| match step {
             raw::Parsed::Step(step) => WrittenStep::Plain(step),
             raw::Parsed::Patch(layer, level) => WrittenStep::Patch(PatchStep { layer, level }),
@@ -64,17 +66,17 @@ impl WrittenRecipe {
         }
         let written = Self(steps);
         if let Some(plain) = written.plain_steps() {
-            check_repeated(&plain)?;
+            check_duplicates(&plain)?;
         }
         Ok(written)
     }
 
-    /// The steps, in order.
+    /// Returns the steps, in order.
     pub fn steps(&self) -> &[WrittenStep] {
         &self.0
     }
 
-    /// All that is named, patches too, in the order of the steps, with the number of the step, counted from 1.
+    /// Returns the references of all steps, including patches, each with the number of its step (counted from 1).
     pub fn references(&self) -> impl Iterator<Item = (usize, &Reference)> {
         (1..).zip(&self.0).filter_map(|(number, step)| {
             let reference = match step {
@@ -85,7 +87,7 @@ impl WrittenRecipe {
         })
     }
 
-    /// The patches, with the number of their step, counted from 1.
+    /// Returns the patches, each with the number of its step (counted from 1).
     pub fn patches(&self) -> impl Iterator<Item = (usize, &PatchStep)> {
         (1..).zip(&self.0).filter_map(|(number, step)| match step {
             WrittenStep::Patch(patch) => Some((number, patch)),
@@ -93,7 +95,7 @@ impl WrittenRecipe {
         })
     }
 
-    /// The recipe that it is, where there is no patch in it.
+    /// Returns the recipe, if it has no patches.
     pub fn plain(&self) -> Option<Recipe> {
         self.plain_steps().map(Recipe)
     }
@@ -106,20 +108,22 @@ impl WrittenRecipe {
         plain.collect()
     }
 
-    /// The recipe that it comes to, where `read` says what each patch does; and for each step of that which has a
-    /// reference, the number of the step here that it comes from.
+    /// Expands the patches: `steps_for` returns the steps of each one.
+    ///
+    /// Also returns, for each step of the result that has a reference, the number of the written step that it comes
+    /// from (counted from 1).
     pub fn expand<E: From<RecipeError>>(
         &self,
-        mut read: impl FnMut(usize, &PatchStep) -> Result<Vec<Step<Reference>>, E>,
+        mut steps_for: impl FnMut(usize, &PatchStep) -> Result<Vec<Step<Reference>>, E>,
     ) -> Result<(Recipe, Vec<usize>), E> {
         let (mut steps, mut numbers) = (Vec::new(), Vec::new());
         for (number, step) in (1..).zip(&self.0) {
-            let come = match step {
+            let expanded = match step {
                 WrittenStep::Plain(step) => vec![step.clone()],
-                WrittenStep::Patch(patch) => read(number, patch)?,
+                WrittenStep::Patch(patch) => steps_for(number, patch)?,
             };
-            numbers.extend(come.iter().filter(|step| step.layer().is_some()).map(|_| number));
-            steps.extend(come);
+            numbers.extend(expanded.iter().filter(|step| step.layer().is_some()).map(|_| number));
+            steps.extend(expanded);
         }
         Ok((Recipe::new(steps)?, numbers))
     }
@@ -132,34 +136,25 @@ impl From<Recipe> for WrittenRecipe {
 }
 
 impl PatchStep {
-    /// The patch.
+    /// Returns the reference of the patch.
     pub fn reference(&self) -> &Reference {
         self.layer.reference()
     }
 
-    /// Which files of it go where.
+    /// Returns the path and the filters of the step.
     pub fn layer(&self) -> &Layer<Reference> {
         &self.layer
     }
 
-    /// Up to which level; all of them where it is `None`.
+    /// Returns the highest level to apply. `None` means all levels.
     pub fn level(&self) -> Option<Level> {
         self.level
     }
 
-    /// What a patch comes to here: each of its artifacts with the path and the filters of this step.
-    pub fn steps(&self, patch: &Patch) -> Vec<Step<Reference>> {
-        let here = |layer: &Layer<Reference>| self.layer.with_reference(layer.reference().clone());
-        let steps = patch.steps(self.level).into_iter().map(|(_, step)| match step {
-            Step::Add(layer) => Step::Add(here(&layer)),
-            Step::Overlay(layer) => Step::Overlay(here(&layer)),
-            Step::Remove(glob) => Step::Remove(glob),
-        });
-        steps.collect()
-    }
-
-    /// What the artifact of a recipe comes to here: its steps, below the path of this one.
-    pub fn steps_of(&self, recipe: &WrittenRecipe) -> Result<Vec<Step<Reference>>, PatchStepError> {
+    /// Expands this step where it names a recipe artifact: the steps of that recipe, below the path of this step.
+    ///
+    /// Fails when this step has filters or a level, and when the recipe has a patch step.
+    pub fn steps_from(&self, recipe: &WrittenRecipe) -> Result<Vec<Step<Reference>>, PatchStepError> {
         let keys = [
             ("level", self.level.is_some()),
             ("include", !self.layer.include().is_empty()),
@@ -167,31 +162,32 @@ impl PatchStep {
             ("mediaTypes", !self.layer.media_types().is_empty()),
             ("platform", self.layer.platform().is_some()),
         ];
-        if let Some((key, _)) = keys.into_iter().find(|(_, there)| *there) {
+        if let Some((key, _)) = keys.into_iter().find(|(_, is_set)| *is_set) {
             return Err(PatchStepError::Key { key });
         }
         let steps = recipe.plain_steps().ok_or(PatchStepError::Nested)?;
         steps.into_iter().map(|step| self.below(step)).collect()
     }
 
+    /// Returns `step` with its path, or its glob, below the path of this step.
     fn below(&self, step: Step<Reference>) -> Result<Step<Reference>, PatchStepError> {
         let path = self.layer.path();
         if path.is_root() {
             return Ok(step);
         }
-        let value = |error: super::StepError| RecipeError::Value { step: 1, source: error };
-        let place = |layer: Layer<Reference>| -> Result<_, PatchStepError> {
-            let place = if layer.path().is_root() {
+        let value = |error: StepError| RecipeError::Value { step: 1, source: error };
+        let move_below = |layer: Layer<Reference>| -> Result<_, PatchStepError> {
+            let moved = if layer.path().is_root() {
                 path.clone()
             } else {
                 let joined = format!("{path}/{}", layer.path()).parse::<TreePath>();
                 joined.map_err(|error| value(error.into()))?
             };
-            Ok(layer.at(place))
+            Ok(layer.at(moved))
         };
         Ok(match step {
-            Step::Add(layer) => Step::Add(place(layer)?),
-            Step::Overlay(layer) => Step::Overlay(place(layer)?),
+            Step::Add(layer) => Step::Add(move_below(layer)?),
+            Step::Overlay(layer) => Step::Overlay(move_below(layer)?),
             Step::Remove(glob) => {
                 let joined = format!("{path}/{glob}").parse::<Glob>();
                 Step::Remove(joined.map_err(|error| value(error.into()))?)

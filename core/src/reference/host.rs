@@ -1,4 +1,4 @@
-//! The registry a reference names: `host[:port]`.
+//! The registry in a reference: `host[:port]`.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -6,84 +6,90 @@ use std::str::FromStr;
 
 use crate::display::{Shown, string_serde};
 
-/// Names under which clients know Docker Hub; all are one registry with one canonical name.
+/// The canonical name of Docker Hub.
 pub(crate) const DOCKER_HUB: &str = "docker.io";
+/// Other names of Docker Hub that clients use.
 pub(crate) const DOCKER_HUB_ALIASES: [&str; 3] =
     ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
 pub(crate) const HTTPS_PORT: u16 = 443;
-const LONGEST_NAME: usize = 253;
-const LONGEST_LABEL: usize = 63;
+const MAX_NAME_LEN: usize = 253;
+const MAX_LABEL_LEN: usize = 63;
 
-/// A registry's `host[:port]` in canonical form: lower case, IPv6 as RFC 5952 in brackets, Docker Hub's
-/// aliases folded into `docker.io`, and no `:443` behind a name that has a dot.
+/// A registry, `host[:port]`, in canonical form.
+///
+/// The host is in lower case, an IPv6 address is written as in RFC 5952 and in brackets, the aliases of Docker Hub
+/// become `docker.io`, and `:443` is left out after a name with a dot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegistryHost {
     host: String,
     port: Option<u16>,
 }
 
-/// Why a text is not a registry's `host[:port]`.
+/// The error for a text that is not the `host[:port]` of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
-    /// Nothing before the port or the path.
+    /// There is no host before the port or the path.
     #[error("the registry's host is empty")]
     Empty,
-    /// A label (RFC 1123) has characters or a length that no host name has.
+    /// A label is invalid (RFC 1123, section 2.1).
     #[error(
-        "\"{0}\" is not a host name: labels of a-z, 0-9 and \"-\" (inside), up to 63 characters each, separated by \
-         single dots, with no dot at the end"
+        "\"{0}\" is not a host name: write labels of a-z, 0-9 and \"-\" (inside a label), at most 63 characters each, separated \
+         by single dots, without a dot at the end"
     )]
     Name(Shown),
-    /// A name that URL parsers read as an IPv4 address in an unusual spelling.
+    /// URL parsers read the name as an IPv4 address in an unusual form.
     #[error(
-        "\"{0}\" is read as an IPv4 address by some programs only: write four decimal numbers, as 10.0.0.7"
+        "\"{0}\" is an IPv4 address for some programs only: write four decimal numbers, for example 10.0.0.7"
     )]
     Number(Shown),
-    /// Brackets that hold no IPv6 address (RFC 3986, section 3.2.2); zones are not taken.
+    /// The text in brackets is not an IPv6 address (RFC 3986, section 3.2.2). Zones are not accepted.
     #[error("\"{0}\" is not an IPv6 address in brackets: write it as [2001:db8::1] or [2001:db8::1]:5000")]
     Ipv6(Shown),
-    /// An IPv6 address by which an IPv4 address is dialled: another name for it, which no policy lists.
-    #[error("\"{0}\" stands for an IPv4 address: write that one, as 10.0.0.7")]
-    CarriesIpv4(Shown),
-    /// Something other than 1 to 65535 behind the colon.
-    #[error("\"{0}\" is not a port: a number from 1 to 65535 follows the host's colon")]
+    /// The IPv6 address stands for an IPv4 address: a connection goes to that address, which policies know by its IPv4
+    /// form only.
+    #[error("\"{0}\" is an IPv6 form of an IPv4 address: write the IPv4 address, for example 10.0.0.7")]
+    EmbedsIpv4(Shown),
+    /// The text after the colon is not a number from 1 to 65535.
+    #[error("\"{0}\" is not a port: write a number from 1 to 65535 after the colon of the host")]
     Port(Shown),
 }
 
 impl RegistryHost {
-    /// The host alone: a name in lower case, an IPv4 address, or an IPv6 address in brackets.
+    /// Returns the host without the port: a name in lower case, an IPv4 address, or an IPv6 address in brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port, where it is written; `None` means 443, or what the administrator's `hosts.toml` says.
+    /// Returns the port that is written. `None` means 443, or the port in the administrator's `hosts.toml`.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// The port that two spellings of one registry share: 443 where none is written.
+    /// Returns the port for comparisons: 443 when no port is written.
     pub fn effective_port(&self) -> u16 {
         self.port.unwrap_or(HTTPS_PORT)
     }
 
-    /// Whether this is Docker Hub, where a repository of one segment is under `library/`.
+    /// Reports whether this is Docker Hub, where a repository of one segment is under `library/`.
     pub fn is_docker_hub(&self) -> bool {
         self.port.is_none() && self.host == DOCKER_HUB
     }
 
+    /// Returns Docker Hub.
     pub(super) fn docker_hub() -> Self {
         Self { host: DOCKER_HUB.to_owned(), port: None }
     }
 
-    /// The same host with `:443` written out where a name with neither dot nor port would be ambiguous.
+    /// Adds `:443` to a host name that has neither a dot nor a port, because it would be ambiguous in a reference.
     pub(super) fn unambiguous(self) -> Self {
-        let ambiguous = self.port.is_none() && !speaks_for_itself(&self.host);
+        let ambiguous = self.port.is_none() && !is_unambiguous_host(&self.host);
         Self { port: if ambiguous { Some(HTTPS_PORT) } else { self.port }, ..self }
     }
 }
 
-/// Whether a first segment can only be a host: a dot, a port, brackets, or `localhost`.
-pub(crate) fn speaks_for_itself(segment: &str) -> bool {
+/// Reports whether the first segment of a reference can only be a host: it has a dot, a port or brackets, or is
+/// `localhost`.
+pub(crate) fn is_unambiguous_host(segment: &str) -> bool {
     segment.contains(['.', ':', '[']) || segment.eq_ignore_ascii_case("localhost")
 }
 
@@ -130,15 +136,15 @@ fn parse_port(text: &str) -> Result<u16, HostError> {
 fn ipv6(bracketed: &str) -> Result<String, HostError> {
     let inner = bracketed.trim_start_matches('[').trim_end_matches(']');
     match inner.parse::<Ipv6Addr>() {
-        Ok(address) if carries_ipv4(address) => Err(HostError::CarriesIpv4(bracketed.into())),
+        Ok(address) if embeds_ipv4(address) => Err(HostError::EmbedsIpv4(bracketed.into())),
         Ok(address) if bracketed.len() == inner.len() + 2 => Ok(format!("[{address}]")),
         _ => Err(HostError::Ipv6(bracketed.into())),
     }
 }
 
-/// `::ffff:a.b.c.d` and `::a.b.c.d` (RFC 4291, 2.5.5), `::ffff:0:a.b.c.d` (RFC 7915) and `64:ff9b::a.b.c.d` (RFC
-/// 6052 and 8215).
-fn carries_ipv4(address: Ipv6Addr) -> bool {
+/// Reports whether an IPv6 address stands for an IPv4 address: `::ffff:a.b.c.d` and `::a.b.c.d` (RFC 4291, section
+/// 2.5.5), `::ffff:0:a.b.c.d` (RFC 7915), `64:ff9b::a.b.c.d` (RFC 6052 and RFC 8215).
+fn embeds_ipv4(address: Ipv6Addr) -> bool {
     match address.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => false,
         [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, ..] => true,
@@ -150,7 +156,7 @@ fn name_or_ipv4(text: &str) -> Result<String, HostError> {
     if text.is_empty() {
         return Err(HostError::Empty);
     }
-    if text.len() > LONGEST_NAME || !text.split('.').all(is_label) {
+    if text.len() > MAX_NAME_LEN || !text.split('.').all(is_label) {
         return Err(HostError::Name(text.into()));
     }
     let host = text.to_ascii_lowercase();
@@ -161,16 +167,16 @@ fn name_or_ipv4(text: &str) -> Result<String, HostError> {
 }
 
 fn is_label(label: &str) -> bool {
-    let inside = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     !label.is_empty()
-        && label.len() <= LONGEST_LABEL
-        && label.bytes().all(inside)
+        && label.len() <= MAX_LABEL_LEN
+        && label.bytes().all(is_allowed)
         && !label.starts_with('-')
         && !label.ends_with('-')
 }
 
-/// The WHATWG URL standard's "ends in a number": such a host is parsed as an IPv4 address, so that
-/// `0x7f.1` and `2130706433` would both dial 127.0.0.1 under names that no policy lists.
+/// Reports whether a host "ends in a number" (WHATWG URL standard). URL parsers read such a host as an IPv4 address:
+/// `0x7f.1` and `2130706433` would both connect to 127.0.0.1 under names that no policy lists.
 fn ends_in_a_number(host: &str) -> bool {
     let last = host.rsplit('.').next().unwrap_or(host);
     last.bytes().all(|byte| byte.is_ascii_digit())
@@ -208,7 +214,7 @@ mod tests {
     #[case("index.docker.io", "docker.io")]
     #[case("Registry-1.Docker.io:443", "docker.io")]
     #[case("index.docker.io:5000", "index.docker.io:5000")]
-    fn has_one_form(#[case] text: &str, #[case] canonical: &str) {
+    fn has_one_canonical_form(#[case] text: &str, #[case] canonical: &str) {
         let host = text.parse::<RegistryHost>().map(|host| host.to_string());
         assert_eq!(host.as_deref(), Ok(canonical));
         assert_eq!(canonical.parse::<RegistryHost>().map(|host| host.to_string()).as_deref(), Ok(canonical));
@@ -243,7 +249,7 @@ mod tests {
     #[case::compatible_ipv4("[::10.0.0.7]")]
     #[case::translated_ipv4("[64:ff9b::a00:7]")]
     #[case::no_ipv6("[ghcr.io]")]
-    fn refuses(#[case] text: &str) {
+    fn rejects_invalid_hosts(#[case] text: &str) {
         assert!(text.parse::<RegistryHost>().is_err(), "{:?}", text.parse::<RegistryHost>());
     }
 }

@@ -1,6 +1,6 @@
-//! References: what people type, and the one canonical form that everything else compares.
+//! References to artifacts: the forms that users write, and the canonical form that everything else compares.
 //!
-//! The grammar is design §2's: `[oras://]host[:port]/repository[:tag][@digest]`, after the OCI
+//! The grammar is `[oras://]host[:port]/repository[:tag][@digest]` (docs/design.md, "References"). It follows the OCI
 //! distribution-spec ("Pulling manifests") and Docker's short names for docker.io.
 
 pub(crate) mod host;
@@ -13,15 +13,30 @@ pub use host::{HostError, RegistryHost};
 use crate::digest::{Digest, DigestError};
 use crate::display::{Shown, string_serde};
 
-const LONGEST_REPOSITORY: usize = 255;
-const LONGEST_TAG: usize = 128;
+const MAX_REPOSITORY_LEN: usize = 255;
+const MAX_TAG_LEN: usize = 128;
 const DEFAULT_TAG: &str = "latest";
 const SCHEME: &str = "oras://";
 
-/// An artifact in a registry by tag, by digest, or by both.
+/// A reference to an artifact in a registry by tag, by digest, or by both.
 ///
-/// Has at least one of tag and digest: where neither is written, the tag is `latest`. `Display` is the
-/// canonical form, and parsing that gives an equal value.
+/// A reference always has a tag or a digest: when neither is written, the tag is `latest`. `Display` writes the
+/// canonical form, and parsing it gives an equal value.
+///
+/// ```
+/// use oras_csi_core::reference::{Reference, ReferenceError};
+///
+/// let reference = Reference::parse("GHCR.io:443/acme/model")?;
+/// assert_eq!(reference.to_string(), "ghcr.io/acme/model:latest");
+/// assert_eq!(reference.registry().host(), "ghcr.io");
+/// assert_eq!(reference.repository(), "acme/model");
+///
+/// // Docker reads this as a repository of docker.io, ORAS as one of the host "team".
+/// let error = Reference::parse("team/app").unwrap_err();
+/// assert!(matches!(error, ReferenceError::Ambiguous { .. }));
+/// assert!(error.to_string().ends_with("write docker.io/team/app or team:443/app"));
+/// # Ok::<(), ReferenceError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     registry: RegistryHost,
@@ -30,91 +45,96 @@ pub struct Reference {
     digest: Option<Digest>,
 }
 
-/// Why a text is not a reference, with what to write instead.
+/// The error for a text that is not a [`Reference`]. Each message says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// Nothing was written.
-    #[error("the reference is empty: write HOST/REPOSITORY:TAG, as ghcr.io/acme/model:v1")]
+    /// The text is empty.
+    #[error("the reference is empty: write HOST/REPOSITORY:TAG, for example ghcr.io/acme/model:v1")]
     Empty,
-    /// Blanks, control characters or letters outside ASCII.
+    /// The text has spaces, control characters or characters outside ASCII.
     #[error(
-        "\"{0}\" has blanks or characters that no reference has: write HOST/REPOSITORY:TAG and nothing around it"
+        "\"{0}\" has spaces or characters that are not allowed in a reference: write only HOST/REPOSITORY:TAG"
     )]
     Characters(Shown),
-    /// `https://`, `docker://` and the like.
-    #[error("\"{0}\" begins with a scheme: leave it out (only oras:// is understood)")]
+    /// The text has a scheme other than `oras://`, for example `https://` or `docker://`.
+    #[error("\"{0}\" begins with a scheme: remove it (only oras:// is accepted)")]
     Scheme(Shown),
-    /// The host part is not one.
+    /// The host is invalid.
     #[error("\"{reference}\": {source}")]
     Host {
-        /// The whole text.
+        /// The complete text.
         reference: Shown,
-        /// What is wrong with its host.
+        /// The error of its host.
         source: HostError,
     },
-    /// `team/app`: Docker reads docker.io/team/app, ORAS a host named `team`.
+    /// The first segment can be a host or a part of a repository: Docker reads `team/app` as docker.io/team/app, ORAS
+    /// reads a host named `team`.
     #[error(
-        "\"{reference}\" can be read in two ways: write {as_docker_hub}{}",
+        "\"{reference}\" is ambiguous: write {as_docker_hub}{}",
         .as_host.as_ref().map(|host| format!(" or {host}")).unwrap_or_default()
     )]
     Ambiguous {
-        /// The whole text.
+        /// The complete text.
         reference: Shown,
-        /// The reading of Docker.
+        /// The reference as Docker reads it.
         as_docker_hub: Shown,
-        /// The reading of ORAS, with a port that makes the host one, where it can be a host at all.
+        /// The reference as ORAS reads it, with a port that marks the host. `None` when the segment is not a valid host.
         as_host: Option<Shown>,
     },
-    /// The repository breaks the distribution-spec's rule for `<name>`.
+    /// The repository does not follow the distribution-spec's rule for `<name>`.
     #[error(
-        "\"{reference}\": \"{repository}\" is not a repository: segments of a-z and 0-9, joined inside by single \".\" \
-         or \"_\", \"__\" or dashes, separated by \"/\", at most 255 characters"
+        "\"{reference}\": \"{repository}\" is not a repository: write segments of a-z and 0-9, separated by \"/\"; inside a \
+         segment \".\", \"_\", \"__\" and dashes are allowed; at most 255 characters"
     )]
     Repository {
-        /// The whole text.
+        /// The complete text.
         reference: Shown,
-        /// The part that is wrong.
+        /// The invalid part.
         repository: Shown,
     },
-    /// A repository in upper case.
-    #[error("\"{reference}\": a repository has no upper case: did you mean {lower}?")]
+    /// The repository has upper-case letters.
+    #[error("\"{reference}\": a repository cannot have upper-case letters: did you mean {lower}?")]
     UpperCase {
-        /// The whole text.
+        /// The complete text.
         reference: Shown,
-        /// The same in lower case.
+        /// The reference with the repository in lower case.
         lower: Shown,
     },
-    /// The tag breaks the distribution-spec's rule for `<reference>` as a tag.
+    /// The tag does not follow the distribution-spec's rule for `<reference>` as a tag.
     #[error(
-        "\"{reference}\": \"{tag}\" is not a tag: at most 128 characters of A-Z a-z 0-9 _ . - that begin with none of . and -"
+        "\"{reference}\": \"{tag}\" is not a tag: write at most 128 characters of A-Z a-z 0-9 _ . -, and begin with \
+         none of . and -"
     )]
     Tag {
-        /// The whole text.
+        /// The complete text.
         reference: Shown,
-        /// The part that is wrong.
+        /// The invalid part.
         tag: Shown,
     },
-    /// What stands behind `@` is no digest; a user name before `@` lands here too.
+    /// The text after `@` is not a digest. A user name before `@` gives this error, too.
     #[error(
-        "\"{reference}\": what follows \"@\" must be a digest (user names have no place in a reference): {source}"
+        "\"{reference}\": the text after \"@\" must be a digest (a reference cannot have a user name): {source}"
     )]
     Digest {
-        /// The whole text.
+        /// The complete text.
         reference: Shown,
-        /// What is wrong with it.
+        /// The error of the digest.
         source: DigestError,
     },
 }
 
 impl Reference {
-    /// Reads a reference where no dotless host is known beforehand.
+    /// Parses a reference. A first segment without a dot, a port or `localhost` is ambiguous, and an error.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        Self::parse_knowing(text, &|_| false)
+        Self::parse_with_known_hosts(text, &|_| false)
     }
 
-    /// Reads a reference where the administrator's registries make some dotless first segments hosts:
-    /// `is_registry` says whether one (in lower case) is.
-    pub fn parse_knowing(text: &str, is_registry: &dyn Fn(&str) -> bool) -> Result<Self, ReferenceError> {
+    /// Parses a reference, and accepts some hosts without a dot: `is_registry` reports whether a first segment (in lower
+    /// case) is a host in the administrator's registry configuration.
+    pub fn parse_with_known_hosts(
+        text: &str,
+        is_registry: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, ReferenceError> {
         let shown = || Shown::new(text);
         let rest = text.strip_prefix(SCHEME).unwrap_or(text);
         if rest.is_empty() {
@@ -145,38 +165,38 @@ impl Reference {
         Ok(Self { registry, repository, tag: tag.map(str::to_owned), digest })
     }
 
-    /// The registry, as `host[:port]`.
+    /// Returns the registry, `host[:port]`.
     pub fn registry(&self) -> &RegistryHost {
         &self.registry
     }
 
-    /// The repository: the path between the registry and the tag.
+    /// Returns the repository: the path between the registry and the tag.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The tag that is written, or `latest` where neither tag nor digest is.
+    /// Returns the tag that is written, or `latest` when neither a tag nor a digest is written.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest that is written.
+    /// Returns the digest that is written.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// `host[:port]/repository`, without tag and digest.
+    /// Returns `host[:port]/repository`, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// The same reference, with its tag, at `digest`.
+    /// Returns the reference with `digest`; the tag stays.
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> Self {
         Self { digest: Some(digest), ..self.clone() }
     }
 
-    /// The same repository at `digest`; the tag is left behind.
+    /// Pins the reference to `digest`; the tag is removed.
     pub fn pin(&self, digest: Digest) -> PinnedReference {
         PinnedReference { registry: self.registry.clone(), repository: self.repository.clone(), digest }
     }
@@ -185,7 +205,7 @@ impl Reference {
 fn split_tag(name: &str) -> (&str, Option<&str>) {
     let path = name.rfind('/').map_or(0, |slash| slash + 1);
     match name[path..].rfind(':') {
-        // Brackets in the last segment are an IPv6 host with no repository behind it.
+        // Brackets in the last segment are an IPv6 host without a repository.
         Some(colon) if !name[path..].starts_with('[') => {
             (&name[..path + colon], Some(&name[path + colon + 1..]))
         }
@@ -207,7 +227,7 @@ fn split_registry(
     if first.is_empty() {
         return Err(ReferenceError::Host { reference: text.into(), source: HostError::Empty });
     }
-    if host::speaks_for_itself(first) {
+    if host::is_unambiguous_host(first) {
         let host = parse_host(first)?;
         let short = host.is_docker_hub() && !rest.contains('/');
         return Ok((host, if short { format!("library/{rest}") } else { rest.to_owned() }));
@@ -224,17 +244,17 @@ fn split_registry(
         host?;
         return Err(ReferenceError::Repository { reference: text.into(), repository: name.into() });
     }
-    // What is offered is a reference: what is wrong in both readings is told first.
+    // The error suggests two references, so an error that both would have comes first.
     let rest = rest.to_ascii_lowercase();
     if !is_repository(&format!("{lower}/{rest}")) {
         return Err(ReferenceError::Repository { reference: text.into(), repository: name.into() });
     }
     let written = text.strip_prefix(SCHEME).unwrap_or(text);
-    let behind = format!("/{rest}{}", &written[name.len()..]);
+    let suffix = format!("/{rest}{}", &written[name.len()..]);
     Err(ReferenceError::Ambiguous {
         reference: text.into(),
-        as_docker_hub: Shown::new(&format!("docker.io/{lower}{behind}")),
-        as_host: host.is_ok().then(|| Shown::new(&format!("{lower}:443{behind}"))),
+        as_docker_hub: Shown::new(&format!("docker.io/{lower}{suffix}")),
+        as_host: host.is_ok().then(|| Shown::new(&format!("{lower}:443{suffix}"))),
     })
 }
 
@@ -253,11 +273,13 @@ fn check_repository(text: &str, repository: &str) -> Result<(), ReferenceError> 
     })
 }
 
-/// distribution-spec: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`.
+/// Reports whether a text is a repository by the distribution-spec:
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`.
 fn is_repository(text: &str) -> bool {
-    text.len() <= LONGEST_REPOSITORY && text.split('/').all(is_repository_segment)
+    text.len() <= MAX_REPOSITORY_LEN && text.split('/').all(is_repository_segment)
 }
 
+/// Reports whether a text is one segment of a repository.
 pub(crate) fn is_repository_segment(segment: &str) -> bool {
     let alphanumeric = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit();
     segment.starts_with(alphanumeric)
@@ -267,12 +289,12 @@ pub(crate) fn is_repository_segment(segment: &str) -> bool {
         })
 }
 
-/// distribution-spec: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
+/// Reports whether a text is a tag by the distribution-spec: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
 fn is_tag(tag: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    tag.len() <= LONGEST_TAG
-        && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    tag.len() <= MAX_TAG_LEN
+        && tag.bytes().next().is_some_and(is_word)
+        && tag.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'))
 }
 
 impl FromStr for Reference {
@@ -295,7 +317,7 @@ impl fmt::Display for Reference {
 
 string_serde!(Reference);
 
-/// A reference that says exactly which bytes: a digest and no tag. What a driver accepts.
+/// A reference with a digest and without a tag: the only form that the driver accepts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PinnedReference {
     registry: RegistryHost,
@@ -303,52 +325,50 @@ pub struct PinnedReference {
     digest: Digest,
 }
 
-/// Why a text is not a pinned reference.
+/// The error for a text that is not a [`PinnedReference`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PinnedReferenceError {
-    /// Not even a reference.
+    /// The text is not a reference.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
-    /// A reference with no digest.
-    #[error(
-        "\"{0}\" has no digest: a volume names its bytes by HOST/REPOSITORY@sha256:…; let the webhook resolve tags"
-    )]
+    /// The reference has no digest.
+    #[error("\"{0}\" has no digest: write HOST/REPOSITORY@sha256:… or let the webhook resolve the tag")]
     NoDigest(Shown),
-    /// A tag beside the digest.
-    #[error("\"{0}\" has a tag beside its digest: a volume names its bytes by digest alone")]
+    /// The reference has a tag and a digest.
+    #[error("\"{0}\" has a tag beside its digest: remove the tag, a canonical volume has digests only")]
     Tag(Shown),
-    /// Another spelling than the canonical one.
+    /// The text is not the canonical form of the reference.
     #[error("\"{value}\" is not in canonical form: write {canonical}")]
     NotCanonical {
-        /// What was given.
+        /// The text.
         value: Shown,
-        /// The one spelling that is taken.
+        /// The canonical form.
         canonical: Shown,
     },
 }
 
 impl PinnedReference {
-    /// The registry, as `host[:port]`.
+    /// Returns the registry, `host[:port]`.
     pub fn registry(&self) -> &RegistryHost {
         &self.registry
     }
 
-    /// The repository: the path between the registry and the digest.
+    /// Returns the repository: the path between the registry and the digest.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The digest of the manifest (of an image or of an index).
+    /// Returns the digest of the manifest, which can be an image or an index.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// `host[:port]/repository`, without the digest.
+    /// Returns `host[:port]/repository`, without the digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// Another manifest of the same repository.
+    /// Returns the reference of another manifest in the same repository.
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> Self {
         Self { digest, ..self.clone() }

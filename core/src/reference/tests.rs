@@ -76,12 +76,12 @@ fn keeps_tag_and_digest() {
 #[case::short_digest("ghcr.io/acme/model@sha256:4fe6")]
 #[case::trailing_dot("ghcr.io./acme/model")]
 #[case::host_as_a_number("2130706433:80/acme/model")]
-fn refuses(#[case] text: &str) {
+fn rejects_invalid_references(#[case] text: &str) {
     assert!(Reference::parse(text).is_err(), "{:?}", Reference::parse(text));
 }
 
 #[test]
-fn limits_lengths() {
+fn limits_the_lengths_of_repository_and_tag() {
     assert!(Reference::parse(&format!("ghcr.io/{}", "a".repeat(255))).is_ok());
     assert!(Reference::parse(&format!("ghcr.io/{}", "a".repeat(256))).is_err());
     assert!(Reference::parse(&format!("ghcr.io/a:{}", "a".repeat(128))).is_ok());
@@ -90,7 +90,7 @@ fn limits_lengths() {
 }
 
 #[test]
-fn an_ambiguous_first_segment_offers_both_spellings() {
+fn an_ambiguous_first_segment_suggests_both_references() {
     let error = Reference::parse("team/app:v1").map_err(|error| error.to_string());
     let message = error.expect_err("team/app is ambiguous");
     assert!(message.contains("docker.io/team/app:v1"), "{message}");
@@ -108,36 +108,37 @@ fn an_ambiguous_first_segment_offers_both_spellings() {
 #[case("team/app/", None)]
 #[case("team/App:V1", Some("docker.io/team/app:V1 or team:443/app:V1"))]
 #[case("my_team/app", Some("docker.io/my_team/app"))]
-fn what_an_ambiguous_reference_is_offered_is_one(#[case] text: &str, #[case] offered: Option<&str>) {
+fn suggestions_for_an_ambiguous_reference_parse(#[case] text: &str, #[case] suggested: Option<&str>) {
     let error = Reference::parse(text).unwrap_err();
     let ReferenceError::Ambiguous { .. } = error else {
-        assert_eq!(offered, None, "{error}");
+        assert_eq!(suggested, None, "{error}");
         return;
     };
-    let offered = offered.ok_or(error.to_string()).unwrap();
-    assert!(error.to_string().ends_with(&format!("write {offered}")), "{error}");
-    for spelling in offered.split(" or ") {
+    let suggested = suggested.ok_or(error.to_string()).unwrap();
+    assert!(error.to_string().ends_with(&format!("write {suggested}")), "{error}");
+    for spelling in suggested.split(" or ") {
         assert!(Reference::parse(spelling).is_ok(), "{spelling}");
     }
 }
 
 #[test]
-fn an_administrators_dotless_host_is_no_longer_ambiguous() {
+fn a_configured_host_without_a_dot_is_not_ambiguous() {
     let known = |host: &str| host == "team";
-    let reference = Reference::parse_knowing("Team/app", &known).map(|reference| reference.to_string());
+    let reference =
+        Reference::parse_with_known_hosts("Team/app", &known).map(|reference| reference.to_string());
     assert_eq!(reference.as_deref(), Ok("team:443/app:latest"));
-    assert!(Reference::parse_knowing("other/app", &known).is_err());
+    assert!(Reference::parse_with_known_hosts("other/app", &known).is_err());
     assert_eq!(canonical("team:443/app:latest").as_deref(), Ok("team:443/app:latest"));
 }
 
 #[test]
-fn an_upper_case_repository_is_told_in_lower_case() {
+fn an_error_suggests_the_repository_in_lower_case() {
     let message = Reference::parse("ghcr.io/Acme/Model:v1").map_err(|error| error.to_string());
     assert!(message.is_err_and(|message| message.contains("did you mean ghcr.io/acme/model:v1?")));
 }
 
 #[test]
-fn an_error_shows_no_control_characters() {
+fn an_error_has_no_control_characters() {
     let error = Reference::parse("ghcr.io/\x1b[31m\u{202e}x").map_err(|error| error.to_string());
     assert!(error.is_err_and(|message| !message.contains(['\x1b', '\u{202e}'])));
 }
@@ -150,14 +151,14 @@ fn an_error_shows_no_control_characters() {
 #[case::upper_case("GHCR.io/acme/model@SHA", "canonical form")]
 #[case::default_port("ghcr.io:443/acme/model@SHA", "canonical form")]
 #[case::short_name("ubuntu@SHA", "canonical form")]
-fn a_pinned_reference_takes_only_the_canonical_digest_form(#[case] text: &str, #[case] words: &str) {
+fn a_pinned_reference_accepts_only_the_canonical_form_with_a_digest(#[case] text: &str, #[case] words: &str) {
     let text = text.replace("SHA", SHA256);
     let error = text.parse::<PinnedReference>().map_err(|error| error.to_string());
     assert!(error.as_ref().is_err_and(|message| message.contains(words)), "{error:?}");
 }
 
 #[test]
-fn a_pin_drops_the_tag() {
+fn pinning_removes_the_tag() {
     let digest = SHA256.parse::<Digest>().expect("a digest");
     let pinned = Reference::parse("kind-registry:5000/java-app:1").expect("a reference").pin(digest);
     let text = format!("kind-registry:5000/java-app@{SHA256}");
@@ -167,7 +168,7 @@ fn a_pin_drops_the_tag() {
 
 proptest! {
     #[test]
-    fn what_prints_parses_to_the_same(text in "(oras://)?([A-Za-z0-9.:\\[\\]-]{1,20}/)?[a-z0-9._/-]{1,30}(:[A-Za-z0-9._-]{1,8})?") {
+    fn the_display_form_parses_to_the_same_reference(text in "(oras://)?([A-Za-z0-9.:\\[\\]-]{1,20}/)?[a-z0-9._/-]{1,30}(:[A-Za-z0-9._-]{1,8})?") {
         if let Ok(reference) = Reference::parse(&text) {
             let printed = reference.to_string();
             prop_assert_eq!(Reference::parse(&printed), Ok(reference));
@@ -177,12 +178,12 @@ proptest! {
     #[test]
     fn hostile_text_never_panics(text in "\\PC*") {
         let _ = Reference::parse(&text);
-        let _ = Reference::parse_knowing(&text, &|_| true);
+        let _ = Reference::parse_with_known_hosts(&text, &|_| true);
     }
 
     #[test]
-    fn a_known_host_still_has_a_form_that_parses_alone(first in "[a-z][a-z0-9-]{0,8}[a-z0-9]", rest in "[a-z0-9]{1,8}") {
-        let reference = Reference::parse_knowing(&format!("{first}/{rest}"), &|_| true);
+    fn a_reference_with_a_configured_host_parses_without_the_configuration(first in "[a-z][a-z0-9-]{0,8}[a-z0-9]", rest in "[a-z0-9]{1,8}") {
+        let reference = Reference::parse_with_known_hosts(&format!("{first}/{rest}"), &|_| true);
         if let Ok(reference) = reference {
             prop_assert_eq!(Reference::parse(&reference.to_string()), Ok(reference));
         }

@@ -1,4 +1,4 @@
-//! Bodies, bounded while they are read.
+//! Response bodies, bounded while they are read.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,57 +10,61 @@ use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::transport::{self, Answer, Place};
-use super::{BlobStream, RegistryError};
+use super::api::BlobStream;
+use super::error::RegistryError;
+use super::request_label::RequestLabel;
+use super::transport::{Answer, client_error};
 use crate::display::Printable;
 
-/// How many bytes of a blob have to come while we wait as long as we do for the next: a registry that gives a byte
-/// a second is never silent, and never done.
-const LEAST: usize = 16 << 10;
-/// How long a server has to end a body once all bytes of it are there.
-const END: Duration = Duration::from_secs(1);
+/// How many bytes of a blob must arrive per idle timeout. Without a minimum, a registry that sends one byte a second
+/// would keep the download open for ever.
+const MIN_BYTES_PER_TIMEOUT: usize = 16 << 10;
+/// How long a server may take to end a body after the last expected byte.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Chunks = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
 
-/// When reading gives up: between two pieces of a body, and on the whole of it.
+/// When the client stops reading a body.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct ReadTimeouts {
+    /// The longest pause between two chunks.
     pub(super) idle: Duration,
-    pub(super) whole: Duration,
+    /// The time that the whole operation had, for the error.
+    pub(super) total: Duration,
     pub(super) deadline: Instant,
 }
 
-/// `Content-Length`, where there is one that is a number.
+/// Parses `Content-Length`. Returns `None` if it is missing or not a number.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Fails on a body that is not sent as it is: nothing here asks for one that is compressed, and one that
-/// is unpacked on the way would have another digest and any length.
-pub(super) fn plain(headers: &HeaderMap, place: &Place) -> Result<(), RegistryError> {
+/// Fails if the body has a `Content-Encoding`. The client never requests one, and a decoded body would have another
+/// digest and an unbounded length.
+pub(super) fn reject_encoding(headers: &HeaderMap, label: &RequestLabel) -> Result<(), RegistryError> {
     match headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes())) {
         Some(encoding) if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") => {
-            Err(place.untruthful(format!("the body is encoded as \"{encoding}\", which was not asked for")))
+            Err(label.untruthful(format!("the body is encoded as \"{encoding}\", which was not requested")))
         }
         _ => Ok(()),
     }
 }
 
-/// Whether a body began and did not end, so that asking again may give all of it.
-pub(super) fn broke_off(error: &RegistryError) -> bool {
+/// Reports whether a body was cut off, so that a retry may return all of it.
+pub(super) fn is_interrupted(error: &RegistryError) -> bool {
     matches!(error, RegistryError::Unreachable { .. } | RegistryError::Stalled { .. })
 }
 
-/// Reads a short body: at most `limit` bytes, before the deadline.
+/// Reads a short body: at most `limit` bytes, before the deadline. `what` names the content in errors.
 pub(super) async fn read(
     response: Response,
-    place: &Place,
+    label: &RequestLabel,
     what: &'static str,
     limit: u64,
-    patience: Patience,
+    timeouts: ReadTimeouts,
 ) -> Result<Bytes, RegistryError> {
-    let too_large = || RegistryError::TooLarge { at: place.at(), what, limit };
-    plain(response.headers(), place)?;
+    let too_large = || RegistryError::TooLarge { at: label.text(), what, limit };
+    reject_encoding(response.headers(), label)?;
     let announced = content_length(response.headers());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
@@ -68,37 +72,38 @@ pub(super) async fn read(
     let mut chunks = response.bytes_stream();
     let mut body = BytesMut::new();
     loop {
-        let next = timeout_at(patience.deadline.min(Instant::now() + patience.idle), chunks.next());
+        let next = timeout_at(timeouts.deadline.min(Instant::now() + timeouts.idle), chunks.next());
         match next.await {
             Ok(None) => return Ok(body.freeze()),
             Ok(Some(Ok(chunk))) if (body.len() + chunk.len()) as u64 > limit => return Err(too_large()),
             Ok(Some(Ok(chunk))) => body.extend_from_slice(&chunk),
-            Ok(Some(Err(error))) => return Err(place.failed(&error)),
-            Err(_) if Instant::now() >= patience.deadline => {
-                return Err(place.stalled("end of the answer", patience.whole));
+            Ok(Some(Err(error))) => return Err(client_error(label, &error)),
+            Err(_) if Instant::now() >= timeouts.deadline => {
+                return Err(label.stalled("end of the answer", timeouts.total));
             }
-            Err(_) => return Err(place.stalled("more bytes", patience.idle)),
+            Err(_) => return Err(label.stalled("more bytes", timeouts.idle)),
         }
     }
 }
 
-/// The words of an error's body: what is read within two seconds, and no error of its own.
-pub(super) async fn words(response: Response, limit: u64, patience: Patience) -> Printable {
-    let deadline = patience.deadline.min(Instant::now() + Duration::from_secs(2));
+/// Reads the message of an error response. Reads for at most two seconds, and a failure to read is not an error.
+pub(super) async fn error_message(response: Response, limit: u64, timeouts: ReadTimeouts) -> Printable {
+    let deadline = timeouts.deadline.min(Instant::now() + Duration::from_secs(2));
     let mut chunks = response.bytes_stream();
     let mut body = BytesMut::new();
     while let Ok(Some(Ok(chunk))) = timeout_at(deadline, chunks.next()).await {
-        let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(body.len());
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if chunk.len() >= room {
+        let remaining = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(body.len());
+        body.extend_from_slice(&chunk[..chunk.len().min(remaining)]);
+        if chunk.len() >= remaining {
             break;
         }
     }
-    error_words(&body)
+    parse_error_message(&body)
 }
 
-/// The OCI distribution-spec's error envelope ("Error Codes") as `CODE: message`, else the text itself.
-fn error_words(body: &[u8]) -> Printable {
+/// Converts the error format of the OCI distribution-spec ("Error Codes") to `CODE: message`. Returns any other text
+/// unchanged.
+fn parse_error_message(body: &[u8]) -> Printable {
     #[derive(serde::Deserialize)]
     struct Envelope {
         errors: Vec<Entry>,
@@ -119,71 +124,76 @@ fn error_words(body: &[u8]) -> Printable {
         return entries.collect::<Vec<_>>().join("; ").into();
     }
     let text = String::from_utf8_lossy(body);
-    // A page for people says nothing in a line.
+    // An HTML page makes no useful message.
     if text.trim_start().starts_with('<') { Printable::default() } else { Printable::new(&text) }
 }
 
-/// What a blob's stream has still to do.
-struct Rest {
+/// The state of a blob's stream.
+struct BlobBody {
     chunks: Chunks,
-    place: Place,
+    label: RequestLabel,
+    /// How many bytes are still to be skipped.
     skip: u64,
-    left: u64,
-    whole: u64,
+    /// How many bytes are still expected.
+    remaining: u64,
+    length: u64,
     idle: Duration,
-    /// How long we have waited since `LEAST` bytes last came, and how many have come since.
+    /// How long the client has waited since `MIN_BYTES_PER_TIMEOUT` bytes last arrived.
     waited: Duration,
-    came: usize,
+    /// How many bytes have arrived since then.
+    received: usize,
     done: bool,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The body as a blob: `skip` bytes dropped, then exactly `length`, of which `LEAST` come while we wait `idle`.
+/// Streams the body as a blob: skips `skip` bytes, then yields exactly `length` bytes. At least
+/// `MIN_BYTES_PER_TIMEOUT` bytes must arrive per `idle` of waiting.
 pub(super) fn blob(answer: Answer, skip: u64, length: u64, idle: Duration) -> BlobStream {
-    let Answer { response, place, permit, .. } = answer;
+    let Answer { response, label, permit, .. } = answer;
     let chunks: Chunks = Box::pin(response.bytes_stream());
-    let (waited, came) = (Duration::ZERO, 0);
-    let rest = Rest {
+    let body = BlobBody {
         chunks,
-        place,
+        label,
         skip,
-        left: length,
-        whole: length,
+        remaining: length,
+        length,
         idle,
-        waited,
-        came,
+        waited: Duration::ZERO,
+        received: 0,
         done: false,
         _permit: permit,
     };
-    Box::pin(stream::unfold(rest, |mut rest| async move {
-        if rest.done {
+    Box::pin(stream::unfold(body, |mut body| async move {
+        if body.done {
             return None;
         }
-        let item = rest.next().await?;
-        rest.done |= item.is_err();
-        Some((item, rest))
+        let item = body.next().await?;
+        body.done |= item.is_err();
+        Some((item, body))
     }))
 }
 
-impl Rest {
+impl BlobBody {
     async fn next(&mut self) -> Option<Result<Bytes, RegistryError>> {
         loop {
-            if self.left == 0 {
+            if self.remaining == 0 {
                 return self.end().await;
             }
-            let asked = Instant::now();
+            let started = Instant::now();
             let mut chunk = match timeout(self.idle.saturating_sub(self.waited), self.chunks.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
-                Ok(Some(Err(error))) => return Some(Err(self.place.failed(&error))),
-                Ok(None) => return Some(Err(self.place.unreachable(self.cut()))),
-                Err(_) if self.came == 0 => return Some(Err(self.place.stalled("more bytes", self.idle))),
-                Err(_) => return Some(Err(self.place.stalled("16 KiB more", self.idle))),
+                Ok(Some(Err(error))) => return Some(Err(client_error(&self.label, &error))),
+                Ok(None) => return Some(Err(self.label.unreachable(self.cut_message()))),
+                Err(_) if self.received == 0 => {
+                    return Some(Err(self.label.stalled("more bytes", self.idle)));
+                }
+                Err(_) => return Some(Err(self.label.stalled("16 KiB more", self.idle))),
             };
-            // Only our own waiting counts, and not what the disk takes between two pieces.
-            self.waited += asked.elapsed();
-            self.came += chunk.len();
-            if self.came >= LEAST {
-                (self.waited, self.came) = (Duration::ZERO, 0);
+            // Only the time that the client waits counts, not the time that the disk needs between two chunks.
+            self.waited += started.elapsed();
+            self.received += chunk.len();
+            if self.received >= MIN_BYTES_PER_TIMEOUT {
+                (self.waited, self.received) = (Duration::ZERO, 0);
             }
             let skipped = chunk.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
             self.skip -= skipped as u64;
@@ -191,41 +201,48 @@ impl Rest {
             if chunk.is_empty() {
                 continue;
             }
-            let Some(left) = self.left.checked_sub(chunk.len() as u64) else { return Some(Err(self.more())) };
-            self.left = left;
+            let Some(remaining) = self.remaining.checked_sub(chunk.len() as u64) else {
+                return Some(Err(self.too_many_bytes()));
+            };
+            self.remaining = remaining;
             return Some(Ok(chunk));
         }
     }
 
-    /// All bytes are there; a server that sends more is not believed about the ones before either. One
-    /// that does not get round to ending the body is: its bytes are hashed by whoever asked.
+    /// Waits for the end of the body after the last expected byte. More bytes are an error. A server that does not end
+    /// the body in time is accepted, because the caller hashes the bytes.
     async fn end(&mut self) -> Option<Result<Bytes, RegistryError>> {
         self.done = true;
-        let deadline = Instant::now() + END.min(self.idle);
+        let deadline = Instant::now() + END_TIMEOUT.min(self.idle);
         while let Ok(Some(Ok(chunk))) = timeout_at(deadline, self.chunks.next()).await {
             if !chunk.is_empty() {
-                return Some(Err(self.more()));
+                return Some(Err(self.too_many_bytes()));
             }
         }
         None
     }
 
-    fn more(&self) -> RegistryError {
-        self.place.untruthful(format!("more than the {} bytes that were asked for", self.whole))
+    fn too_many_bytes(&self) -> RegistryError {
+        self.label.untruthful(format!("more than the {} bytes that were requested", self.length))
     }
 
-    fn cut(&self) -> String {
-        format!("the connection ended after {} of {} bytes", self.whole - self.left, self.whole)
+    fn cut_message(&self) -> String {
+        format!("the connection ended after {} of {} bytes", self.length - self.remaining, self.length)
     }
 }
 
-/// `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4); the total may be `*`.
+/// Parses `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4). The total may be `*`.
 pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, u64, Option<u64>)> {
     let text = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
-    let total = if total == "*" { None } else { Some(transport::number(total)?) };
-    Some((transport::number(first)?, transport::number(last)?, total))
+    let total = if total == "*" { None } else { Some(parse_digits(total)?) };
+    Some((parse_digits(first)?, parse_digits(last)?, total))
+}
+
+/// Parses decimal digits and nothing else (`parse` alone accepts a sign).
+fn parse_digits(text: &str) -> Option<u64> {
+    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
@@ -233,24 +250,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_read() {
-        let read = |value: &str| {
+    fn content_ranges_are_parsed() {
+        let parse = |value: &str| {
             content_range(&HeaderMap::from_iter([(header::CONTENT_RANGE, value.parse().unwrap())]))
         };
-        assert_eq!(read("bytes 5-9/10"), Some((5, 9, Some(10))));
-        assert_eq!(read("bytes 0-0/*"), Some((0, 0, None)));
+        assert_eq!(parse("bytes 5-9/10"), Some((5, 9, Some(10))));
+        assert_eq!(parse("bytes 0-0/*"), Some((0, 0, None)));
         for odd in ["bytes */10", "bytes 5-9", "5-9/10", "bytes +5-9/10", "bytes 5-/10", "items 5-9/10", ""] {
-            assert_eq!(read(odd), None, "{odd}");
+            assert_eq!(parse(odd), None, "{odd}");
         }
     }
 
     #[test]
-    fn error_bodies_are_put_in_words() {
+    fn error_bodies_become_messages() {
         let envelope =
             br#"{"errors":[{"code":"DENIED","message":"\u001b[31mno\u001b[0m","detail":{}},{"code":"X"}]}"#;
-        assert_eq!(error_words(envelope).as_str(), "DENIED: no; X");
-        assert_eq!(error_words(b"plain \x1b[2Jwords\n").as_str(), "plain words");
-        assert_eq!(error_words(b"<html>long page</html>").as_str(), "");
-        assert_eq!(error_words(b"\xff\xfe").as_str(), "\u{fffd}\u{fffd}");
+        assert_eq!(parse_error_message(envelope).as_str(), "DENIED: no; X");
+        assert_eq!(parse_error_message(b"plain \x1b[2Jwords\n").as_str(), "plain words");
+        assert_eq!(parse_error_message(b"<html>long page</html>").as_str(), "");
+        assert_eq!(parse_error_message(b"\xff\xfe").as_str(), "\u{fffd}\u{fffd}");
     }
 }

@@ -1,118 +1,118 @@
-//! What can go wrong between us and a registry, in words that are safe to print.
+//! Errors of requests to a registry, with text that is safe to print.
 
 use std::time::Duration;
 
 use crate::display::Printable;
 
-/// `: WORDS` where there are any.
-fn said(words: &Printable) -> String {
+/// Returns `: WORDS`, or nothing if there are no words.
+fn suffix(words: &Printable) -> String {
     if words.is_empty() { String::new() } else { format!(": {words}") }
 }
 
-fn wait(after: Option<&Duration>) -> String {
-    after.map_or_else(String::new, |after| format!(", it asks to wait {} s", after.as_secs()))
+fn wait_suffix(after: Option<&Duration>) -> String {
+    after.map_or_else(String::new, |after| format!("; the registry asks to wait {} s", after.as_secs()))
 }
 
-/// Why a registry did not give what was asked for.
+/// Why a request to a registry failed.
 ///
-/// `at` says what was asked, as `GET https://host/v2/…`, always without the query (a presigned address
-/// carries its secret there); `words` are the registry's own, or the cause.
+/// `at` is the request, as `GET https://host/v2/…`, without the query: a presigned address carries its secret there.
+/// `words` is the text that the registry sent, or the cause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
-    /// 404: no such tag, digest or repository, or one that the registry hides.
-    #[error("{at}: not found{}", said(.words))]
+    /// Status 404: the tag, digest or repository does not exist, or the registry hides it.
+    #[error("{at}: not found{}", suffix(.words))]
     NotFound {
-        /// What was asked.
+        /// The request.
         at: Printable,
-        /// What the registry said.
+        /// The registry's message.
         words: Printable,
     },
-    /// 401, 403 and other refusals of a client (RFC 9110, 15.5).
-    #[error("{at}: refused with {status}{}", said(.words))]
+    /// Status 401, 403 or another refusal (RFC 9110, 15.5).
+    #[error("{at}: refused with {status}{}", suffix(.words))]
     Refused {
-        /// What was asked.
+        /// The request.
         at: Printable,
         /// The HTTP status.
         status: u16,
-        /// What the registry said.
+        /// The registry's message.
         words: Printable,
     },
-    /// 429: too many requests, also after waiting as long as the deadline allows.
-    #[error("{at}: too many requests{}{}", wait(.retry_after.as_ref()), said(.words))]
+    /// Status 429, also after waiting as long as the deadline allows.
+    #[error("{at}: too many requests{}{}", wait_suffix(.retry_after.as_ref()), suffix(.words))]
     RateLimited {
-        /// What was asked.
+        /// The request.
         at: Printable,
         /// How long the registry asks to wait.
         retry_after: Option<Duration>,
-        /// What the registry said.
+        /// The registry's message.
         words: Printable,
     },
-    /// 5xx, also after retries.
-    #[error("{at}: the registry failed with {status}{}", said(.words))]
+    /// Status 5xx, also after retries.
+    #[error("{at}: the registry failed with {status}{}", suffix(.words))]
     Unavailable {
-        /// What was asked.
+        /// The request.
         at: Printable,
         /// The HTTP status.
         status: u16,
-        /// What the registry said.
+        /// The registry's message.
         words: Printable,
     },
-    /// No connection: name, network, TLS, or a connection that broke.
+    /// No connection: DNS, network or TLS failed, or the connection broke.
     #[error("{at}: {words}")]
     Unreachable {
-        /// What was asked.
+        /// The request.
         at: Printable,
         /// The cause.
         words: Printable,
     },
-    /// Connected, and then nothing for too long.
+    /// The connection was open, but nothing arrived in time.
     #[error("{at}: no {what} within {} s", .after.as_secs_f32())]
     Stalled {
-        /// What was asked.
+        /// The request.
         at: Printable,
-        /// What did not come: an answer, more bytes, the end.
+        /// What did not arrive: an answer, more bytes, the end.
         what: Printable,
-        /// How long we waited.
+        /// How long the client waited.
         after: Duration,
     },
-    /// What came is not what was asked for, or not what was announced.
-    #[error("{at}: the registry's answer is not what it says it is: {words}")]
+    /// The response contradicts the request or its own headers.
+    #[error("{at}: the registry's response does not match the request: {words}")]
     Untruthful {
-        /// What was asked.
+        /// The request.
         at: Printable,
-        /// What differs.
+        /// The contradiction.
         words: Printable,
     },
-    /// More than a registry may send.
-    #[error("{at}: the answer is longer than {limit} bytes, the limit for {what}")]
+    /// The response exceeds a limit.
+    #[error("{at}: the response is longer than {limit} bytes, the limit for {what}")]
     TooLarge {
-        /// What was asked.
+        /// The request.
         at: Printable,
-        /// What it would have been.
+        /// What was being read.
         what: &'static str,
         /// The limit in bytes.
         limit: u64,
     },
-    /// A manifest, token or header that cannot be read.
+    /// A manifest, token or header cannot be parsed.
     #[error("{at}: {words}")]
     Invalid {
-        /// What was asked.
+        /// The request.
         at: Printable,
         /// What is wrong with it.
         words: Printable,
     },
-    /// What an administrator wrote cannot be used: a `hosts.toml`, a file that it names, a proxy's address.
+    /// The administrator's configuration cannot be used: a `hosts.toml`, a file that it names, a proxy address.
     #[error("{at}: {words}")]
     Misconfigured {
-        /// What was to be asked.
+        /// The request.
         at: Printable,
-        /// What is wrong, and where.
+        /// What is wrong, and in which file.
         words: Printable,
     },
-    /// Something that we do not do: an address, a redirect, a scheme.
+    /// An address, redirect or scheme that this client does not allow.
     #[error("{at}: {words}")]
     NotAllowed {
-        /// What was asked.
+        /// The request.
         at: Printable,
         /// What is not allowed, and where an administrator can allow it.
         words: Printable,
@@ -147,7 +147,13 @@ pub enum RegistryErrorKind {
 }
 
 impl RegistryErrorKind {
-    /// A short name, stable, for a metric's label.
+    /// Returns a short, stable name for a metric's label.
+    ///
+    /// ```
+    /// use oras_csi_core::registry::RegistryErrorKind;
+    ///
+    /// assert_eq!(RegistryErrorKind::RateLimited.as_str(), "rate_limited");
+    /// ```
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
@@ -166,7 +172,7 @@ impl RegistryErrorKind {
 }
 
 impl RegistryError {
-    /// Which kind it is.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> RegistryErrorKind {
         match self {
             Self::NotFound { .. } => RegistryErrorKind::NotFound,
@@ -183,26 +189,26 @@ impl RegistryError {
         }
     }
 
-    /// The same, with a reason that its own words do not have, where it is a refusal.
+    /// Adds a possible reason to a refusal or a 404. Other errors stay as they are.
     #[must_use]
-    pub fn because(mut self, reason: &str) -> Self {
+    pub fn with_reason(mut self, reason: &str) -> Self {
         if let Self::Refused { words, .. } | Self::NotFound { words, .. } = &mut self {
             *words = if words.is_empty() { reason.to_owned() } else { format!("{words}; {reason}") }.into();
         }
         self
     }
 
-    /// The same, with those in whose name was asked, where that may be the reason.
+    /// Adds the credentials that were tried, because they may be the reason of the refusal.
     #[must_use]
-    pub fn asked_as(self, sources: &str) -> Self {
-        self.because(&format!("asked with {sources}"))
+    pub fn with_tried_credentials(self, sources: &str) -> Self {
+        self.with_reason(&format!("asked with {sources}"))
     }
 
-    /// The same with other words, and another name of what was asked.
-    pub(super) fn reworded(
+    /// Rewrites the request and the message of the error.
+    pub(super) fn map_text(
         mut self,
-        asked: impl FnOnce(&str) -> String,
-        said: impl FnOnce(&str) -> String,
+        map_request: impl FnOnce(&str) -> String,
+        map_message: impl FnOnce(&str) -> String,
     ) -> Self {
         match &mut self {
             Self::NotFound { at, words }
@@ -214,15 +220,15 @@ impl RegistryError {
             | Self::Invalid { at, words }
             | Self::Misconfigured { at, words }
             | Self::NotAllowed { at, words } => {
-                *at = asked(at.as_str()).into();
-                *words = said(words.as_str()).into();
+                *at = map_request(at.as_str()).into();
+                *words = map_message(words.as_str()).into();
             }
-            Self::Stalled { at, .. } | Self::TooLarge { at, .. } => *at = asked(at.as_str()).into(),
+            Self::Stalled { at, .. } | Self::TooLarge { at, .. } => *at = map_request(at.as_str()).into(),
         }
         self
     }
 
-    /// Whether the same question may well be answered later.
+    /// Reports whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(
             self.kind(),
@@ -233,7 +239,7 @@ impl RegistryError {
         )
     }
 
-    /// How long the registry asks to wait, where it said so.
+    /// Returns how long the registry asks to wait, if it says so.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after, .. } => *retry_after,
@@ -247,8 +253,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_moves_a_cursor_or_turns_text_is_printed() {
-        for (given, wanted) in [
+    fn control_sequences_and_invisible_characters_are_removed() {
+        for (given, expected) in [
             ("plain", "plain"),
             ("\u{1b}[31mred\u{1b}[0m", "red"),
             ("\u{9b}2Jgone", "gone"),
@@ -261,14 +267,14 @@ mod tests {
             ("\u{1b}", ""),
             ("\u{1b}[", ""),
         ] {
-            assert_eq!(Printable::new(given).as_str(), wanted, "{given:?}");
+            assert_eq!(Printable::new(given).as_str(), expected, "{given:?}");
         }
     }
 
     #[test]
     fn long_text_is_cut() {
         let cut = Printable::new(&"ü".repeat(5_000));
-        assert_eq!(cut.as_str().chars().count(), Printable::LONGEST);
+        assert_eq!(cut.as_str().chars().count(), Printable::MAX_CHARS);
         assert!(cut.as_str().ends_with('…'));
         assert_eq!(Printable::new(&"x".repeat(300)).as_str(), "x".repeat(300));
     }

@@ -1,10 +1,10 @@
-//! Addresses that no registry may send us to.
+//! The address guard: the network addresses that a registry must not send the client to.
 //!
-//! Both programs run where the node's own services listen and where a cloud gives credentials to whoever
-//! asks from inside. A registry that is named by a user, a redirect and a token realm may point there, by
-//! name or by number; so the address is checked where it is dialled, after the name is resolved. Private
-//! networks are allowed: registries in the next rack are the rule. An administrator opens an address by
-//! naming its host and port as `server` or `[host]` of a registry's `hosts.toml`, for that registry.
+//! Both programs run where the node's own services listen and where a cloud's metadata service gives credentials to
+//! every local process. A registry in a reference, a redirect and a token realm may point there, by name or by
+//! number. So the guard checks the address that is dialled, after the name is resolved. Private networks are allowed,
+//! because registries are often there. An administrator opens a forbidden address for one registry by setting its
+//! host and port as `server` or `[host]` of that registry's `hosts.toml`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,10 +16,12 @@ use async_trait::async_trait;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-/// Why an address is not dialled.
+use super::address::without_brackets;
+
+/// The error for an address that is not dialled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{host} is {what}, which is not dialled unless an administrator names it: write server = \
+    "{host} is {what}, which is not dialled unless an administrator allows it: set server = \
      \"http://HOST:PORT\" (or https) in the registry's hosts.toml"
 )]
 pub struct Forbidden {
@@ -27,8 +29,8 @@ pub struct Forbidden {
     what: &'static str,
 }
 
-/// What kind of forbidden address this is, if it is one. Addresses that carry an IPv4 address (mapped,
-/// NAT64, 6to4, Teredo, ISATAP) count as the one they carry.
+/// Returns what kind of forbidden address this is, or `None` if it is allowed. An IPv6 address that embeds an IPv4
+/// address (mapped, NAT64, 6to4, Teredo, ISATAP) counts as that IPv4 address.
 pub fn forbidden(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => forbidden_v4(address),
@@ -39,7 +41,7 @@ pub fn forbidden(address: IpAddr) -> Option<&'static str> {
 fn forbidden_v4(address: Ipv4Addr) -> Option<&'static str> {
     const METADATA: &str = "a cloud's metadata address";
     match address.octets() {
-        // AWS, Azure, GCP and others; AWS for containers; Alibaba; Oracle's classic; Azure's wire server.
+        // AWS, Azure, GCP and others; AWS containers; Alibaba; Oracle Classic; Azure's wire server.
         [169, 254, 169, 254]
         | [169, 254, 170, 2]
         | [100, 100, 100, 200]
@@ -67,11 +69,11 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<&'static str> {
         [0xff00..=0xffff, ..] => return Some("a multicast address"),
         _ => {}
     }
-    carried(segments).into_iter().flatten().find_map(forbidden_v4)
+    embedded_ipv4(segments).into_iter().flatten().find_map(forbidden_v4)
 }
 
-/// The IPv4 addresses that an IPv6 address stands for.
-fn carried(segments: [u16; 8]) -> [Option<Ipv4Addr>; 2] {
+/// Returns the IPv4 addresses that an IPv6 address embeds.
+fn embedded_ipv4(segments: [u16; 8]) -> [Option<Ipv4Addr>; 2] {
     let at = |high: u16, low: u16| {
         let [a, b] = high.to_be_bytes();
         let [c, d] = low.to_be_bytes();
@@ -91,7 +93,7 @@ fn carried(segments: [u16; 8]) -> [Option<Ipv4Addr>; 2] {
             let [d, _] = third.to_be_bytes();
             [at(first, u16::from_be_bytes([c, d])), at(high, low)]
         }
-        // Teredo (RFC 4380, 4): the client's address has its bits turned.
+        // Teredo (RFC 4380, 4): the bits of the client's address are inverted.
         [0x2001, 0, server_high, server_low, _, _, high, low] => {
             [at(!high, !low), at(server_high, server_low)]
         }
@@ -99,98 +101,107 @@ fn carried(segments: [u16; 8]) -> [Option<Ipv4Addr>; 2] {
     }
 }
 
-/// Addresses that an administrator named for one registry, hosts with their ports: what they resolve to is dialled.
-/// Another port of a named host is not named.
+/// The hosts and ports that an administrator set for one registry. Whatever they resolve to may be dialled. Other ports
+/// of these hosts are not included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Named(BTreeSet<(String, u16)>);
+pub(crate) struct AllowedAddresses(BTreeSet<(String, u16)>);
 
-impl Named {
+impl AllowedAddresses {
     pub(crate) fn new<'a>(urls: impl IntoIterator<Item = &'a Url>) -> Self {
         Self(urls.into_iter().filter_map(host_and_port).collect())
     }
 
-    pub(crate) fn has(&self, url: &Url) -> bool {
+    pub(crate) fn contains(&self, url: &Url) -> bool {
         host_and_port(url).is_some_and(|address| self.0.contains(&address))
     }
 
-    /// With one address more, if its host has a named one.
+    /// Adds the port of `url`, if its host is already included with another port.
     pub(crate) fn with_port_of(&self, url: &Url) -> Self {
-        let mut more = self.clone();
-        more.0.extend(host_and_port(url).filter(|(host, _)| self.0.iter().any(|(named, _)| named == host)));
-        more
+        let is_known = |host: &String| self.0.iter().any(|(known, _)| known == host);
+        let mut extended = self.clone();
+        extended.0.extend(host_and_port(url).filter(|(host, _)| is_known(host)));
+        extended
     }
 
-    /// Checks what can be seen in an address itself: literals are dialled without a resolver. `proxies`
-    /// are the proxies' hosts, which the resolver lets through: no registry may send us to them.
+    /// Checks the URL itself, because address literals are dialled without a resolver. `proxies` are the hosts of the
+    /// proxies, which the resolver does not check; a registry must not send the client to them.
     pub(crate) fn check(&self, url: &Url, proxies: &ProxyHosts) -> Result<(), Forbidden> {
         let what = match url.host() {
             Some(Host::Ipv4(address)) => forbidden_v4(address),
             Some(Host::Ipv6(address)) => forbidden_v6(address),
-            Some(Host::Domain(name)) if proxies.has(name) => Some("the proxy's own host"),
+            Some(Host::Domain(name)) if proxies.contains(name) => Some("the proxy's own host"),
             Some(Host::Domain(_)) => None,
             None => Some("no host"),
         };
         let host = url.host_str().unwrap_or_default();
         match what {
-            Some(what) if !self.has(url) => Err(Forbidden { host: host.to_owned(), what }),
+            Some(what) if !self.contains(url) => Err(Forbidden { host: host.to_owned(), what }),
             _ => Ok(()),
         }
     }
 }
 
 fn host_and_port(url: &Url) -> Option<(String, u16)> {
-    Some((plain(url.host_str()?), url.port_or_known_default()?))
+    Some((normalize(url.host_str()?), url.port_or_known_default()?))
 }
 
-/// The hosts of proxies, which are the administrator's.
+/// The hosts of the proxies that the administrator configured.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ProxyHosts(Arc<BTreeSet<String>>);
 
 impl ProxyHosts {
     pub(crate) fn new(hosts: impl IntoIterator<Item = String>) -> Self {
-        Self(Arc::new(hosts.into_iter().map(|host| plain(&host)).collect()))
+        Self(Arc::new(hosts.into_iter().map(|host| normalize(&host)).collect()))
     }
 
-    fn has(&self, host: &str) -> bool {
-        self.0.contains(&plain(host))
+    fn contains(&self, host: &str) -> bool {
+        self.0.contains(&normalize(host))
     }
 }
 
-/// Lower case, without the brackets of an IPv6 address and without the root's dot.
-fn plain(host: &str) -> String {
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+/// Returns a host in lower case, without the brackets of an IPv6 address and without a trailing dot.
+fn normalize(host: &str) -> String {
+    let host = without_brackets(host);
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-/// Knows the addresses of hosts.
+/// Resolves host names.
 #[async_trait]
-pub trait Names: fmt::Debug + Send + Sync + 'static {
-    /// The addresses of a host, with any port.
-    async fn addresses(&self, host: &str) -> io::Result<Vec<SocketAddr>>;
+pub trait HostResolver: fmt::Debug + Send + Sync + 'static {
+    /// Returns the addresses of a host. The ports are ignored.
+    async fn resolve_host(&self, host: &str) -> io::Result<Vec<SocketAddr>>;
 }
 
-/// The system's resolver.
+/// Resolves host names with the system's resolver.
 #[derive(Clone, Copy, Debug)]
-pub struct SystemNames;
+pub struct SystemResolver;
 
 #[async_trait]
-impl Names for SystemNames {
-    async fn addresses(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
+impl HostResolver for SystemResolver {
+    async fn resolve_host(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
         Ok(tokio::net::lookup_host((host, 0)).await?.collect())
     }
 }
 
-/// A resolver without the addresses that are not dialled.
+/// A resolver that leaves out forbidden addresses.
+#[derive(Clone)]
 pub(crate) struct GuardedResolver {
-    names: Arc<dyn Names>,
-    /// Whether it is asked for named addresses only.
+    resolver: Arc<dyn HostResolver>,
+    /// Whether the administrator named the address, so that forbidden addresses stay in.
     is_named: bool,
     proxies: ProxyHosts,
 }
 
 impl GuardedResolver {
-    pub(crate) fn new(names: Arc<dyn Names>, is_named: bool, proxies: ProxyHosts) -> Self {
-        Self { names, is_named, proxies }
+    pub(crate) fn new(resolver: Arc<dyn HostResolver>, is_named: bool, proxies: ProxyHosts) -> Self {
+        Self { resolver, is_named, proxies }
+    }
+
+    /// Returns the addresses of `host` that may be dialled.
+    pub(crate) async fn addresses(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
+        let found = self.resolver.resolve_host(host).await?;
+        let policy = if self.is_named || self.proxies.contains(host) { Policy::All } else { Policy::Guarded };
+        select(host, found, policy).map_err(io::Error::other)
     }
 }
 
@@ -202,23 +213,30 @@ impl fmt::Debug for GuardedResolver {
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let free = self.is_named || self.proxies.has(name.as_str());
-        let names = Arc::clone(&self.names);
+        let this = self.clone();
         Box::pin(async move {
-            let found = names.addresses(name.as_str()).await?;
-            let addresses = allowed(name.as_str(), found, free)?;
+            let addresses = this.addresses(name.as_str()).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
 }
 
-fn allowed(host: &str, found: Vec<SocketAddr>, free: bool) -> Result<Vec<SocketAddr>, Forbidden> {
-    let first = found.iter().find_map(|address| forbidden(address.ip()));
-    let kept: Vec<_> =
-        found.into_iter().filter(|address| free || forbidden(address.ip()).is_none()).collect();
-    match first {
-        Some(what) if kept.is_empty() => Err(Forbidden { host: host.to_owned(), what }),
-        _ => Ok(kept),
+/// Which addresses of a host may be dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Policy {
+    All,
+    Guarded,
+}
+
+fn select(host: &str, found: Vec<SocketAddr>, policy: Policy) -> Result<Vec<SocketAddr>, Forbidden> {
+    if policy == Policy::All {
+        return Ok(found);
+    }
+    let first_forbidden = found.iter().find_map(|address| forbidden(address.ip()));
+    let allowed: Vec<_> = found.into_iter().filter(|address| forbidden(address.ip()).is_none()).collect();
+    match first_forbidden {
+        Some(what) if allowed.is_empty() => Err(Forbidden { host: host.to_owned(), what }),
+        _ => Ok(allowed),
     }
 }
 
@@ -290,29 +308,33 @@ mod tests {
     #[case("http://proxy.example/x", false)]
     #[case("http://PROXY.example./x", false)]
     #[case("http://localhost/x", true)]
-    fn literals_are_checked_in_the_address(#[case] url: &str, #[case] fine: bool) {
+    fn address_literals_in_urls_are_checked(#[case] url: &str, #[case] is_allowed: bool) {
         let urls = ["http://169.254.1.7:5000/v2", "https://[fe80::7]/v2", "http://named.example/v2"];
         let urls = urls.map(|url| url.parse::<Url>().unwrap());
-        let named = Named::new(&urls);
+        let allowed = AllowedAddresses::new(&urls);
         let proxies = ProxyHosts::new(["proxy.example".to_owned()]);
-        assert_eq!(named.check(&url.parse().unwrap(), &proxies).is_ok(), fine);
+        assert_eq!(allowed.check(&url.parse().unwrap(), &proxies).is_ok(), is_allowed);
     }
 
     #[test]
-    fn a_port_more_is_named_only_for_a_host_that_has_one() {
+    fn another_port_is_added_only_for_a_host_that_is_included() {
         let url = |text: &str| text.parse::<Url>().unwrap();
-        let named = Named::new([&url("http://127.0.0.1:5000/v2")]);
-        assert!(named.with_port_of(&url("http://127.0.0.1:5001/token")).has(&url("http://127.0.0.1:5001/x")));
-        assert_eq!(named.with_port_of(&url("http://127.0.0.2:5001/token")), named);
+        let allowed = AllowedAddresses::new([&url("http://127.0.0.1:5000/v2")]);
+        assert!(
+            allowed
+                .with_port_of(&url("http://127.0.0.1:5001/token"))
+                .contains(&url("http://127.0.0.1:5001/x"))
+        );
+        assert_eq!(allowed.with_port_of(&url("http://127.0.0.2:5001/token")), allowed);
     }
 
     #[test]
-    fn of_a_names_addresses_only_the_allowed_ones_are_dialled() {
+    fn only_the_allowed_addresses_of_a_name_are_dialled() {
         let both: Vec<SocketAddr> = vec!["127.0.0.1:0".parse().unwrap(), "10.0.0.1:0".parse().unwrap()];
-        assert_eq!(allowed("x", both.clone(), false).unwrap(), both[1..]);
-        assert_eq!(allowed("x", both.clone(), true).unwrap(), both);
-        let error = allowed("x", both[..1].to_vec(), false).unwrap_err();
+        assert_eq!(select("x", both.clone(), Policy::Guarded).unwrap(), both[1..]);
+        assert_eq!(select("x", both.clone(), Policy::All).unwrap(), both);
+        let error = select("x", both[..1].to_vec(), Policy::Guarded).unwrap_err();
         assert!(error.to_string().contains("x is a loopback address"), "{error}");
-        assert!(allowed("x", Vec::new(), false).unwrap().is_empty());
+        assert!(select("x", Vec::new(), Policy::Guarded).unwrap().is_empty());
     }
 }

@@ -1,15 +1,18 @@
-//! Which requests go through a proxy: as Go's programs read the environment, which the other clients of registries
-//! are (golang.org/x/net/http/httpproxy). `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, the upper case first; this machine
-//! is never asked through one; `ALL_PROXY` does not count. Unlike Go, an address that is none is an error: what was to
-//! go through a proxy does not silently go past it.
+//! The proxies of the environment: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`.
+//!
+//! The variables are read as Go programs read them (golang.org/x/net/http/httpproxy), because other registry clients
+//! are Go programs: the upper-case name comes first, and loopback addresses are never proxied. `ALL_PROXY` is not
+//! supported. Unlike in Go, an invalid proxy address is an error: a request that must go through a proxy never goes
+//! past it silently.
 
 use std::net::IpAddr;
 
 use url::Url;
 
+use super::address;
 use crate::display::Printable;
 
-/// The proxies of an environment.
+/// The proxies of an environment and the hosts that are reached without one.
 #[derive(Debug, Default)]
 pub(super) struct Proxies {
     http: Setting,
@@ -17,7 +20,7 @@ pub(super) struct Proxies {
     except: Vec<Exception>,
 }
 
-/// Where a proxy is. Its address may have a password.
+/// The address of a proxy. It may contain a password.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Proxy(Url);
 
@@ -26,7 +29,7 @@ enum Setting {
     #[default]
     Unset,
     Proxy(Proxy),
-    Wrong(Printable),
+    Invalid(Printable),
 }
 
 /// An entry of `NO_PROXY`.
@@ -35,7 +38,7 @@ enum Exception {
     All,
     Network(IpAddr, u8),
     Address(IpAddr, Option<String>),
-    /// What a name ends with, from its dot on, and whether the name without the dot is meant as well.
+    /// A domain suffix that begins with a dot, and whether the domain without the dot matches as well.
     Domain {
         suffix: String,
         itself: bool,
@@ -44,14 +47,14 @@ enum Exception {
 }
 
 impl Proxy {
-    /// Its address, for the HTTP client.
+    /// Returns the URL, for the HTTP client.
     pub(super) fn url(&self) -> &Url {
         &self.0
     }
 
-    /// Its address without user and password.
+    /// Returns the address without user and password.
     pub(super) fn shown(&self) -> String {
-        super::transport::origin(&self.0)
+        address::origin(&self.0)
     }
 
     pub(super) fn host(&self) -> &str {
@@ -66,33 +69,35 @@ impl std::fmt::Debug for Proxy {
 }
 
 impl Proxies {
-    /// Those of this process.
-    pub(super) fn of_environment() -> Self {
+    /// Reads the environment of this process.
+    pub(super) fn from_environment() -> Self {
         Self::read(|name| std::env::var(name).ok())
     }
 
-    /// Those of an environment.
+    /// Reads the variables that `variable` returns.
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let value = |name: &'static str| {
             let lower = name.to_ascii_lowercase();
             let values = [name, &lower].into_iter().filter_map(&variable);
             values.map(|text| text.trim().to_owned()).find(|text| !text.is_empty())
         };
-        let setting = |name: &'static str| value(name).map_or(Setting::Unset, |text| address(name, &text));
+        let setting =
+            |name: &'static str| value(name).map_or(Setting::Unset, |text| parse_proxy(name, &text));
         let (mut http, https) = (setting("HTTP_PROXY"), setting("HTTPS_PROXY"));
-        // A CGI program's HTTP_PROXY is what a client sent as the header Proxy.
+        // In a CGI program, HTTP_PROXY is the client's `Proxy` header.
         if variable("REQUEST_METHOD").is_some() && !matches!(http, Setting::Unset) {
-            http =
-                Setting::Wrong("HTTP_PROXY is not followed in a CGI program (REQUEST_METHOD is set)".into());
+            http = Setting::Invalid(
+                "HTTP_PROXY is not used in a CGI program (REQUEST_METHOD is set): unset one of them".into(),
+            );
         }
         if matches!(https, Setting::Unset) && value("ALL_PROXY").is_some() {
-            tracing::warn!("ALL_PROXY is not followed: set HTTPS_PROXY and HTTP_PROXY");
+            tracing::warn!("ALL_PROXY is not supported and has no effect: set HTTPS_PROXY and HTTP_PROXY");
         }
         let except = value("NO_PROXY").unwrap_or_default();
-        Self { http, https, except: except.split(',').filter_map(exception).collect() }
+        Self { http, https, except: except.split(',').filter_map(parse_exception).collect() }
     }
 
-    /// The hosts of all of them.
+    /// Returns the host names of all proxies.
     pub(super) fn hosts(&self) -> impl Iterator<Item = String> {
         [&self.http, &self.https].into_iter().filter_map(|setting| match setting {
             Setting::Proxy(proxy) => Some(proxy.host().to_owned()),
@@ -100,44 +105,44 @@ impl Proxies {
         })
     }
 
-    /// The proxy for an address, or what is wrong with the one that is set.
-    pub(super) fn of(&self, url: &Url) -> Result<Option<&Proxy>, &Printable> {
+    /// Returns the proxy for a URL, or why the configured proxy is invalid.
+    pub(super) fn proxy_for(&self, url: &Url) -> Result<Option<&Proxy>, &Printable> {
         let setting = if url.scheme() == "https" { &self.https } else { &self.http };
         match setting {
             Setting::Proxy(proxy) if self.is_used_for(url) => Ok(Some(proxy)),
-            Setting::Wrong(words) if self.is_used_for(url) => Err(words),
+            Setting::Invalid(message) if self.is_used_for(url) => Err(message),
             _ => Ok(None),
         }
     }
 
     fn is_used_for(&self, url: &Url) -> bool {
         let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
-        let host = without_brackets(&host);
+        let host = address::without_brackets(&host);
         let port = url.port_or_known_default().unwrap_or_default().to_string();
         let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
-        let here = host == "localhost" || address.is_some_and(|address| address.is_loopback());
-        !here && !self.except.iter().any(|exception| exception.has(host, address, &port))
+        let is_loopback = host == "localhost" || address.is_some_and(|address| address.is_loopback());
+        !is_loopback && !self.except.iter().any(|exception| exception.matches(host, address, &port))
     }
 }
 
 impl Exception {
-    fn has(&self, host: &str, address: Option<IpAddr>, port: &str) -> bool {
-        let of_port = |wanted: &Option<String>| wanted.as_deref().is_none_or(|wanted| wanted == port);
+    fn matches(&self, host: &str, address: Option<IpAddr>, port: &str) -> bool {
+        let is_port = |only: &Option<String>| only.as_deref().is_none_or(|only| only == port);
         match self {
             Self::All => true,
             Self::Network(network, bits) => {
                 address.is_some_and(|address| is_within(address, *network, *bits))
             }
-            Self::Address(one, wanted) => address == Some(*one) && of_port(wanted),
+            Self::Address(exempt, port) => address == Some(*exempt) && is_port(port),
             Self::Domain { suffix, itself, port } => {
-                (host.ends_with(suffix) || (*itself && host == &suffix[1..])) && of_port(port)
+                (host.ends_with(suffix) || (*itself && host == &suffix[1..])) && is_port(port)
             }
         }
     }
 }
 
-/// One entry of `NO_PROXY`; none where it means nothing.
-fn exception(entry: &str) -> Option<Exception> {
+/// Parses an entry of `NO_PROXY`. Returns `None` for an entry without a meaning, which Go ignores as well.
+fn parse_exception(entry: &str) -> Option<Exception> {
     let entry = entry.trim().to_ascii_lowercase();
     if entry == "*" {
         return Some(Exception::All);
@@ -149,11 +154,11 @@ fn exception(entry: &str) -> Option<Exception> {
             .then_some(Exception::Network(address, bits));
     }
     let (host, port) = match entry.rsplit_once(':') {
-        // What has more colons and no brackets is an IPv6 address.
+        // An entry with several colons and no brackets is an IPv6 address.
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port.to_owned())),
         _ => (entry.as_str(), None),
     };
-    let host = without_brackets(host);
+    let host = address::without_brackets(host);
     if host.is_empty() {
         return None;
     }
@@ -177,24 +182,18 @@ fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
     bits == 0 || (address ^ network) >> (length - u32::from(bits)) == 0
 }
 
-fn without_brackets(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
-}
-
-fn address(name: &str, text: &str) -> Setting {
+fn parse_proxy(name: &str, text: &str) -> Setting {
     let absolute = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     match Url::parse(&absolute) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => {
             Setting::Proxy(Proxy(url))
         }
         _ => {
-            // What stands before the `@` may be a password.
-            let shown =
-                text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("…@{host}"));
-            let words = format!(
-                "{name} is \"{shown}\", which is no proxy that is known here: write http://HOST:PORT"
+            let shown = address::without_user(text);
+            let message = format!(
+                "{name} is \"{shown}\", which is not an http or https proxy address: write http://HOST:PORT"
             );
-            Setting::Wrong(words.into())
+            Setting::Invalid(message.into())
         }
     }
 }
@@ -217,10 +216,10 @@ mod tests {
             ("HTTPS_PROXY", "proxy:3128"),
             ("NO_PROXY", no_proxy),
         ]);
-        proxies.of(&url.parse().unwrap()).unwrap().is_some()
+        proxies.proxy_for(&url.parse().unwrap()).unwrap().is_some()
     }
 
-    /// The rows are those of Go's `TestUseProxy`, and what it has beyond.
+    /// The cases of Go's `TestUseProxy`, and some more.
     #[rstest]
     #[case("", "https://example.com/", true)]
     #[case("", "https://localhost/", false)]
@@ -257,14 +256,15 @@ mod tests {
     #[case("*", "https://example.com/", false)]
     #[case("a.test, * ", "http://example.com/", false)]
     #[case(",:80,.", "https://example.com/", true)]
-    fn not_everything_goes_through_it(#[case] no_proxy: &str, #[case] url: &str, #[case] used: bool) {
+    fn no_proxy_exempts_hosts(#[case] no_proxy: &str, #[case] url: &str, #[case] used: bool) {
         assert_eq!(is_used(no_proxy, url), used);
     }
 
     #[test]
-    fn upper_case_comes_first_and_each_scheme_has_its_own() {
+    fn upper_case_wins_and_each_scheme_has_its_own_proxy() {
         let url = |text: &str| text.parse::<Url>().unwrap();
-        let shown = |proxies: &Proxies, of: &str| proxies.of(&url(of)).unwrap().map(Proxy::shown);
+        let shown =
+            |proxies: &Proxies, target: &str| proxies.proxy_for(&url(target)).unwrap().map(Proxy::shown);
         let both = proxies(&[("https_proxy", "http://low:1"), ("HTTPS_PROXY", "http://u:hunter2@up:1")]);
         assert_eq!(shown(&both, "https://x/").as_deref(), Some("http://up:1"));
         assert_eq!(shown(&both, "http://x/"), None);
@@ -282,13 +282,13 @@ mod tests {
     #[case("http://")]
     #[case("http://a b")]
     #[case("http://user:hunter2@a b")]
-    fn what_is_no_proxy_is_told_where_it_would_be_used(#[case] text: &str) {
-        let wrong = proxies(&[("HTTPS_PROXY", text), ("NO_PROXY", "fine.test")]);
-        let words = wrong.of(&"https://example.com/".parse().unwrap()).unwrap_err().as_str();
-        assert!(words.starts_with("HTTPS_PROXY is ") && !words.contains("hunter2"), "{words}");
-        assert!(wrong.of(&"https://fine.test/".parse().unwrap()).unwrap().is_none());
-        assert!(wrong.of(&"http://example.com/".parse().unwrap()).unwrap().is_none());
+    fn an_invalid_proxy_fails_only_the_requests_that_would_use_it(#[case] text: &str) {
+        let invalid = proxies(&[("HTTPS_PROXY", text), ("NO_PROXY", "fine.test")]);
+        let message = invalid.proxy_for(&"https://example.com/".parse().unwrap()).unwrap_err().as_str();
+        assert!(message.starts_with("HTTPS_PROXY is ") && !message.contains("hunter2"), "{message}");
+        assert!(invalid.proxy_for(&"https://fine.test/".parse().unwrap()).unwrap().is_none());
+        assert!(invalid.proxy_for(&"http://example.com/".parse().unwrap()).unwrap().is_none());
         let cgi = proxies(&[("HTTP_PROXY", "http://x"), ("REQUEST_METHOD", "GET")]);
-        assert!(cgi.of(&"http://example.com/".parse().unwrap()).is_err());
+        assert!(cgi.proxy_for(&"http://example.com/".parse().unwrap()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! When to ask again: how long a registry wants us to wait, and how long we would wait on our own.
+//! How long to wait before a request is retried.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,12 +6,12 @@ use http::{HeaderMap, header};
 
 use crate::jitter;
 
-/// The first wait; each next one is twice as long.
-const FIRST: Duration = Duration::from_millis(200);
-/// We never wait longer than this in one go on our own, and a registry cannot have more than it of us by default.
-pub(super) const LONGEST: Duration = Duration::from_mins(1);
+/// The first delay. Each next delay is twice as long.
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+/// The longest single delay of the exponential backoff, and by default the longest total of all `Retry-After`.
+pub(super) const MAX_DELAY: Duration = Duration::from_mins(1);
 
-/// `Retry-After` in both forms (RFC 9110, 10.2.3): seconds, or a date.
+/// Parses `Retry-After` in both forms (RFC 9110, 10.2.3): seconds, or a date.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -21,14 +21,14 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     Some(date.duration_since(now).unwrap_or_default())
 }
 
-/// How long to wait before try number `tries` + 1: what the registry asks, else twice as long each time
-/// and between half and the whole of it, so that many nodes do not come back together.
-pub(super) fn pause(tries: u32, asked: Option<Duration>) -> Duration {
-    if let Some(asked) = asked {
-        return asked.max(FIRST / 2);
+/// Returns the delay before attempt number `attempts + 1`: the delay that the registry requested, or an exponential
+/// backoff of which a random half is left out, so that many nodes do not retry together.
+pub(super) fn delay(attempts: u32, requested: Option<Duration>) -> Duration {
+    if let Some(requested) = requested {
+        return requested.max(FIRST_DELAY / 2);
     }
-    let whole = FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(LONGEST);
-    let half = whole / 2;
+    let factor = 2_u32.saturating_pow(attempts.saturating_sub(1));
+    let half = FIRST_DELAY.saturating_mul(factor).min(MAX_DELAY) / 2;
     half + jitter::up_to(half)
 }
 
@@ -36,14 +36,14 @@ pub(super) fn pause(tries: u32, asked: Option<Duration>) -> Duration {
 mod tests {
     use super::*;
 
-    fn asked(value: &str) -> Option<Duration> {
+    fn parsed(value: &str) -> Option<Duration> {
         let headers = HeaderMap::from_iter([(header::RETRY_AFTER, value.parse().unwrap())]);
         // 1994-11-06 08:49:00
         retry_after(&headers, SystemTime::UNIX_EPOCH + Duration::from_mins(13_068_529))
     }
 
     #[test]
-    fn both_forms_are_read() {
+    fn retry_after_is_parsed_as_seconds_and_as_date() {
         for (value, seconds) in [
             ("120", Some(120)),
             ("0", Some(0)),
@@ -55,20 +55,20 @@ mod tests {
             ("1.5", None),
             ("", None),
         ] {
-            assert_eq!(asked(value), seconds.map(Duration::from_secs), "{value}");
+            assert_eq!(parsed(value), seconds.map(Duration::from_secs), "{value}");
         }
-        assert_eq!(asked("99999999999999999999999"), Some(Duration::MAX));
+        assert_eq!(parsed("99999999999999999999999"), Some(Duration::MAX));
     }
 
     #[test]
-    fn waits_grow_and_end() {
-        for (tries, longest) in [(1, 200), (2, 400), (3, 800)] {
-            let pause = pause(tries, None);
+    fn delays_double_up_to_the_maximum() {
+        for (attempts, longest) in [(1, 200), (2, 400), (3, 800)] {
+            let delay = delay(attempts, None);
             let longest = Duration::from_millis(longest);
-            assert!(pause >= longest / 2 && pause <= longest, "{tries}: {pause:?}");
+            assert!(delay >= longest / 2 && delay <= longest, "{attempts}: {delay:?}");
         }
-        assert_eq!(pause(1, Some(Duration::from_secs(5))), Duration::from_secs(5));
-        assert!(pause(u32::MAX, None) <= LONGEST);
-        assert!(pause(1, Some(Duration::ZERO)) > Duration::ZERO);
+        assert_eq!(delay(1, Some(Duration::from_secs(5))), Duration::from_secs(5));
+        assert!(delay(u32::MAX, None) <= MAX_DELAY);
+        assert!(delay(1, Some(Duration::ZERO)) > Duration::ZERO);
     }
 }

@@ -1,7 +1,7 @@
-//! TLS settings of an endpoint, as rustls wants them.
+//! The TLS configuration of an endpoint.
 //!
-//! Roots are the system's and the endpoint's `ca`, as containerd. A static binary in an empty image has no
-//! system roots: that matters only when an https address is asked that has no `ca` either, and is said then.
+//! The root certificates are the system's and those of the endpoint's `ca`, as in containerd. A static binary in an
+//! empty image has no system roots. That is an error only for an https address whose endpoint has no `ca` either.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -16,49 +16,66 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::hosts::{Pem, TlsFiles};
 
-/// Why no TLS settings come out of the files.
+/// Why the TLS configuration cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TlsError {
     #[error("{}: {problem}", .path.display())]
     File { path: PathBuf, problem: String },
-    #[error("TLS cannot be set up: {0}")]
+    #[error("cannot set up TLS: {0}")]
     Setup(String),
 }
 
-/// A configuration, and whether it knows any authority.
+/// Whether a server is the configured endpoint or the target of a redirect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum PeerRole {
+    /// The endpoint of `hosts.toml`: it gets the client certificates, and `skip_verify` applies to it.
+    Endpoint,
+    /// Another server: it is verified with the same authorities and gets no client certificate.
+    RedirectTarget,
+}
+
+/// A TLS configuration.
 pub(super) struct Tls {
     pub(super) config: ClientConfig,
+    /// Whether a server certificate can be accepted: there is an authority, or verification is off.
     pub(super) can_verify: bool,
 }
 
-/// Builds the configuration for an endpoint. `own` is false for the hosts that it redirects to: they are
-/// verified with the same authorities, get no client certificate and are never left unverified.
-pub(super) fn configure(files: &TlsFiles, own: bool) -> Result<Tls, TlsError> {
+/// Builds the configuration for a connection. Reads the system's CA certificates, so it blocks.
+pub(super) fn configure(files: &TlsFiles, role: PeerRole) -> Result<Tls, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let setup = |error: rustls::Error| TlsError::Setup(error.to_string());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(setup)?;
-    let skip_verify = files.skip_verify && own;
+    let is_endpoint = role == PeerRole::Endpoint;
+    let skip_verify = files.skip_verify && is_endpoint;
     let roots = roots(&files.ca)?;
     let can_verify = skip_verify || !roots.is_empty();
     let builder = if skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider.clone())))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(SkipVerification(provider.clone())))
     } else {
         builder.with_root_certificates(roots)
     };
-    let mut config = if files.client.is_empty() || !own {
+    let mut config = if files.client.is_empty() || !is_endpoint {
         builder.with_no_client_auth()
     } else {
-        let client = files.client.iter().map(|(certificate, key)| certified(certificate, key, &provider));
-        builder.with_client_cert_resolver(Arc::new(Clients(client.collect::<Result<_, _>>()?)))
+        let client = files
+            .client
+            .iter()
+            .map(|(certificate, key)| load_client_certificate(certificate, key, &provider));
+        builder.with_client_cert_resolver(Arc::new(ClientCertificates(client.collect::<Result<_, _>>()?)))
     };
-    // One HTTP/1.1 connection for each stream of bytes: faster for few large blobs than sharing one.
+    // Each blob gets its own HTTP/1.1 connection, which is faster for few large blobs than one shared connection.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Tls { config, can_verify })
 }
 
-fn certified(certificate: &Pem, key: &Pem, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, TlsError> {
+fn load_client_certificate(
+    certificate: &Pem,
+    key: &Pem,
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>, TlsError> {
     let problem = |error: &dyn std::fmt::Display| TlsError::File {
         path: key.path.clone(),
         problem: format!("no private key that can be used: {error}"),
@@ -68,24 +85,24 @@ fn certified(certificate: &Pem, key: &Pem, provider: &CryptoProvider) -> Result<
     CertifiedKey::from_der(chain, parsed, provider).map(Arc::new).map_err(|error| problem(&error))
 }
 
-/// A client's certificates: the first that one of the authorities has issued that the server names, as Go's programs
-/// choose. Where none is, the first all the same, which servers have been known to take.
+/// Selects a client certificate: the first one that was issued by an authority that the server names, as Go programs
+/// select it. If there is none, the first one is sent, which some servers accept.
 #[derive(Debug)]
-struct Clients(Vec<Arc<CertifiedKey>>);
+struct ClientCertificates(Vec<Arc<CertifiedKey>>);
 
-impl ResolvesClientCert for Clients {
+impl ResolvesClientCert for ClientCertificates {
     fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let mut able = self.0.iter().filter(|one| one.key.choose_scheme(schemes).is_some());
-        // An issuer stands in a certificate exactly as the server writes it (RFC 8446, 4.2.4).
-        let issued = |one: &&Arc<CertifiedKey>| {
-            let certificates = one.cert.iter();
+        let mut usable = self.0.iter().filter(|certified| certified.key.choose_scheme(schemes).is_some());
+        // The issuer in the certificate has the same bytes as the name that the server sends (RFC 8446, 4.2.4).
+        let is_issued = |certified: &&Arc<CertifiedKey>| {
+            let certificates = certified.cert.iter();
             certificates.flat_map(|certificate| authorities.iter().map(move |name| (certificate, *name))).any(
                 |(certificate, name)| {
                     !name.is_empty() && certificate.windows(name.len()).any(|part| part == name)
                 },
             )
         };
-        able.clone().find(issued).or_else(|| able.next()).cloned()
+        usable.clone().find(is_issued).or_else(|| usable.next()).cloned()
     }
 
     fn has_certs(&self) -> bool {
@@ -93,24 +110,26 @@ impl ResolvesClientCert for Clients {
     }
 }
 
-/// The certificates of a PEM file, which must have at least one.
+/// Returns the certificates of a PEM file, which must have at least one.
 pub(super) fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let wrong = |problem: String| TlsError::File { path: pem.path.clone(), problem };
+    let invalid = |problem: String| TlsError::File { path: pem.path.clone(), problem };
     let parsed = CertificateDer::pem_slice_iter(&pem.bytes).collect::<Result<Vec<_>, _>>();
     match parsed {
-        Ok(certificates) if certificates.is_empty() => Err(wrong("no certificate in PEM form in it".into())),
+        Ok(certificates) if certificates.is_empty() => {
+            Err(invalid("it has no PEM certificate: write the certificate in PEM form".into()))
+        }
         Ok(certificates) => Ok(certificates),
-        Err(error) => Err(wrong(format!("not PEM: {error}"))),
+        Err(error) => Err(invalid(format!("it is not valid PEM: {error}"))),
     }
 }
 
-fn roots(own: &[Pem]) -> Result<Arc<RootCertStore>, TlsError> {
+fn roots(ca_files: &[Pem]) -> Result<Arc<RootCertStore>, TlsError> {
     let system = system_roots();
-    if own.is_empty() {
+    if ca_files.is_empty() {
         return Ok(system);
     }
     let mut roots = RootCertStore::clone(&system);
-    for pem in own {
+    for pem in ca_files {
         for certificate in certificates(pem)? {
             roots
                 .add(certificate)
@@ -120,8 +139,10 @@ fn roots(own: &[Pem]) -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(roots))
 }
 
-/// The system's authorities (`SSL_CERT_FILE`, `SSL_CERT_DIR`, or where distributions keep them), read once;
-/// none are looked for again.
+/// Returns the system's CA certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`, or the usual places of distributions).
+///
+/// They are read once. If there are none, the next call looks again, because they may be mounted later. The function
+/// reads files, so it must run on a blocking thread.
 pub(super) fn system_roots() -> Arc<RootCertStore> {
     static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     if let Some(roots) = SYSTEM.get() {
@@ -129,7 +150,7 @@ pub(super) fn system_roots() -> Arc<RootCertStore> {
     }
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
-        tracing::debug!(%error, "a system certificate cannot be read");
+        tracing::debug!(%error, "cannot read a CA certificate of the system");
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
@@ -140,11 +161,11 @@ pub(super) fn system_roots() -> Arc<RootCertStore> {
     SYSTEM.get_or_init(|| roots).clone()
 }
 
-/// `skip_verify`: any certificate will do, though the handshake must be signed with its key.
+/// Implements `skip_verify`: accepts every certificate, but the handshake must be signed with its key.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct SkipVerification(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for SkipVerification {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

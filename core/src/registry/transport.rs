@@ -1,4 +1,4 @@
-//! One request, from address to answer: clients, redirects, deadlines, and errors in words.
+//! Sends one HTTP request: connection pools, redirects, timeouts, and errors with their cause.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -14,111 +14,69 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::guard::{Forbidden, GuardedResolver, Named, Names, ProxyHosts};
-use super::hosts::{Endpoint, TlsFiles, authority};
+use super::address::origin;
+use super::error::RegistryError;
+use super::guard::{AllowedAddresses, Forbidden, GuardedResolver, HostResolver, ProxyHosts};
+use super::hosts::{Endpoint, TlsFiles};
 use super::proxy::{Proxies, Proxy};
-use super::{RegistryError, tls};
-use crate::display::Printable;
+use super::request_label::RequestLabel;
+use super::tls::{self, PeerRole};
 
-/// How many configurations keep their connections.
-const MOST_CLIENTS: usize = 64;
-/// How many requests one origin may have under way, bodies among them: what a registry's own limits bear, and few
-/// enough for the file handles of a process.
-const MOST_AT_ONCE: usize = 64;
-/// How many origins are remembered that nothing is asked of.
-const MOST_ORIGINS: usize = 1_024;
+/// The value of `User-Agent`.
+pub(super) const USER_AGENT: &str = concat!("oras-csi/", env!("CARGO_PKG_VERSION"));
 
-/// What is being asked, for errors: the method and the address without its query, where presigned
-/// addresses carry their secret.
-#[derive(Clone, Debug)]
-pub(super) struct Place(Printable);
+/// How many client configurations keep their connections.
+const MAX_CLIENTS: usize = 64;
+/// How many requests to one origin may be in progress, including their response bodies. Registries accept this many,
+/// and it keeps the number of open files of the process low.
+const MAX_REQUESTS_PER_ORIGIN: usize = 64;
+/// Above this number, origins without a request in progress are forgotten.
+const MAX_ORIGINS: usize = 1_024;
 
-impl Place {
-    pub(super) fn new(method: &Method, url: &Url) -> Self {
-        let mut shown = url.clone();
-        shown.set_query(None);
-        shown.set_fragment(None);
-        // These fail only for addresses that cannot have a user.
-        let _ = shown.set_username("");
-        let _ = shown.set_password(None);
-        Self(format!("{method} {shown}").into())
+/// Converts an error of the HTTP client into a [`RegistryError`] with its cause and, where known, the fix.
+pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> RegistryError {
+    if let Some(forbidden) = find_cause::<Forbidden>(error) {
+        return label.not_allowed(forbidden.to_string());
     }
-
-    /// Something that is not an address: a registry, before it is asked.
-    pub(super) fn named(name: &str) -> Self {
-        Self(name.into())
-    }
-
-    pub(super) fn at(&self) -> Printable {
-        self.0.clone()
-    }
-
-    pub(super) fn untruthful(&self, words: impl Into<Printable>) -> RegistryError {
-        RegistryError::Untruthful { at: self.at(), words: words.into() }
-    }
-
-    pub(super) fn invalid(&self, words: impl Into<Printable>) -> RegistryError {
-        RegistryError::Invalid { at: self.at(), words: words.into() }
-    }
-
-    pub(super) fn not_allowed(&self, words: impl Into<Printable>) -> RegistryError {
-        RegistryError::NotAllowed { at: self.at(), words: words.into() }
-    }
-
-    pub(super) fn misconfigured(&self, words: impl Into<Printable>) -> RegistryError {
-        RegistryError::Misconfigured { at: self.at(), words: words.into() }
-    }
-
-    pub(super) fn unreachable(&self, words: impl Into<Printable>) -> RegistryError {
-        RegistryError::Unreachable { at: self.at(), words: words.into() }
-    }
-
-    pub(super) fn stalled(&self, what: &'static str, after: Duration) -> RegistryError {
-        RegistryError::Stalled { at: self.at(), what: what.into(), after }
-    }
-
-    /// An error of the HTTP client, by its cause.
-    pub(super) fn failed(&self, error: &reqwest::Error) -> RegistryError {
-        if let Some(forbidden) = cause::<Forbidden>(error) {
-            return self.not_allowed(forbidden.to_string());
+    let advice = match find_cause::<rustls::Error>(error) {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
+            " (the certificate authority is unknown: set it as `ca` in the registry's hosts.toml)"
         }
-        let advice = match cause::<rustls::Error>(error) {
-            Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
-                " (the certificate's authority is not known here: name it as `ca` in the registry's hosts.toml)"
-            }
-            Some(rustls::Error::AlertReceived(
-                rustls::AlertDescription::CertificateRequired
-                | rustls::AlertDescription::BadCertificate
-                | rustls::AlertDescription::UnknownCA,
-            )) => {
-                " (it wants a client certificate that it knows: name one as `client` in the registry's hosts.toml)"
-            }
-            Some(rustls::Error::InvalidMessage(_)) => {
-                " (no TLS there: if it is plain http, write server = \"http://HOST:PORT\" in the registry's hosts.toml)"
-            }
-            _ => "",
-        };
-        self.unreachable(causes(error) + advice)
-    }
+        Some(rustls::Error::AlertReceived(
+            rustls::AlertDescription::CertificateRequired
+            | rustls::AlertDescription::BadCertificate
+            | rustls::AlertDescription::UnknownCA,
+        )) => {
+            " (the registry requires a client certificate that it accepts: set one as `client` in the registry's \
+             hosts.toml)"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            " (the server does not speak TLS: for plain http, set server = \"http://HOST:PORT\" in the registry's \
+             hosts.toml)"
+        }
+        _ => "",
+    };
+    label.unreachable(causes(error) + advice)
 }
 
-/// What led to an error of the HTTP client, without the address that it was about.
+/// Joins the causes of an error of the HTTP client, without the URL of the request.
 pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut words = String::new();
+    let mut joined = String::new();
     let mut next = error.source();
     while let Some(error) = next {
         let text = error.to_string();
-        // hyper-util puts a frame of its own around the cause.
-        if !words.contains(&text) && !text.starts_with("client error (") {
-            words = if words.is_empty() { text } else { format!("{words}: {text}") };
+        // hyper-util wraps the cause in an error without information.
+        if !joined.contains(&text) && !text.starts_with("client error (") {
+            joined = if joined.is_empty() { text } else { format!("{joined}: {text}") };
         }
         next = error.source();
     }
-    if words.is_empty() { "the request failed".to_owned() } else { words }
+    if joined.is_empty() { "the request failed".to_owned() } else { joined }
 }
 
-/// The first cause of type `T`; an `io::Error` hides the error that it was made of.
-fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+/// Returns the first cause of type `T`. `source` of an `io::Error` skips the error that it wraps, so that one is
+/// searched as well.
+fn find_cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<T>() {
@@ -127,7 +85,7 @@ fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Opti
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         if let Some(inner) = inner {
             let inner: &(dyn StdError + 'static) = inner;
-            if let Some(found) = cause::<T>(inner) {
+            if let Some(found) = find_cause::<T>(inner) {
                 return Some(found);
             }
         }
@@ -136,317 +94,361 @@ fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Opti
     None
 }
 
-/// Whether asking the same again cannot help: a certificate does not become right.
-pub(super) fn is_final(error: &reqwest::Error) -> bool {
-    cause::<Forbidden>(error).is_some() || cause::<rustls::Error>(error).is_some()
+/// Reports whether a retry cannot help: a forbidden address or a certificate stays as it is.
+fn is_permanent(error: &reqwest::Error) -> bool {
+    find_cause::<Forbidden>(error).is_some() || find_cause::<rustls::Error>(error).is_some()
 }
 
-/// Decimal digits and nothing else.
-pub(super) fn number(text: &str) -> Option<u64> {
-    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
-}
-
-/// `scheme://host[:port]`
-pub(super) fn origin(url: &Url) -> String {
-    format!("{}://{}", url.scheme(), authority(url))
-}
-
-/// How long a connection and an answer's headers may take, and how deep redirects go.
+/// Timeouts of a connection and of response headers, and the maximum number of redirects.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) connect: Duration,
-    pub(super) answer: Duration,
+pub(super) struct TransportLimits {
+    pub(super) connect_timeout: Duration,
+    pub(super) header_timeout: Duration,
     pub(super) redirects: u8,
 }
 
-/// A request. GET and HEAD may be redirected; one with a body, which may carry a secret, may not.
+/// The body of a request.
+#[derive(Clone, Debug)]
+pub(super) enum RequestBody {
+    /// A form (`application/x-www-form-urlencoded`), which may hold a secret.
+    Form(Bytes),
+    /// Content to store. Its media type is among the headers.
+    Content(Bytes),
+}
+
+/// A request. Only a request without a body is redirected, because a body may hold a secret.
 pub(super) struct Call<'a> {
     pub(super) method: Method,
     pub(super) url: Url,
-    /// Sent to every host.
+    /// Headers that are sent to every host.
     pub(super) headers: HeaderMap,
-    /// Sent to the origin of `url` only.
+    /// `Authorization`, which is sent to the origin of `url` only.
     pub(super) authorization: Option<HeaderValue>,
-    /// A form (`application/x-www-form-urlencoded`).
-    pub(super) form: Option<Bytes>,
-    /// Content to be kept, whose type is among `headers`.
-    pub(super) body: Option<Bytes>,
-    /// Whose configuration is used. Its headers and its client certificate go to its own origin only.
+    pub(super) body: Option<RequestBody>,
+    /// The endpoint with the TLS settings. Its headers and client certificates are sent to its own origin only.
     pub(super) endpoint: &'a Endpoint,
-    /// Addresses that are dialled whatever they are.
-    pub(super) named: &'a Named,
+    /// Addresses that may be dialled although the guard forbids them.
+    pub(super) allowed: &'a AllowedAddresses,
     pub(super) deadline: Instant,
 }
 
-/// An answer, and where it came from.
+/// A response and the request that it answers.
 pub(super) struct Answer {
     pub(super) response: Response,
-    pub(super) place: Place,
-    /// Whether somebody else answers than was asked.
+    pub(super) label: RequestLabel,
+    /// Whether the response comes from another origin than the one that was asked.
     pub(super) redirected: bool,
-    /// One of the requests that its host may have at a time.
+    /// The permit for one of the requests that the origin may have in progress.
     pub(super) permit: OwnedSemaphorePermit,
 }
 
-/// Why there is no answer, and whether to try again.
+/// What a caller may do after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RetryAdvice {
+    /// The same request fails again.
+    Never,
+    /// The same request may succeed.
+    Retry,
+    /// A presigned address has expired: the same request leads to a new one.
+    RetryForNewAddress,
+}
+
+/// Why there is no response.
 pub(super) struct Failure {
     pub(super) error: RegistryError,
-    pub(super) again: bool,
-    /// An address that was good for a while is not any more: asking anew gives another.
-    pub(super) stale: bool,
+    pub(super) advice: RetryAdvice,
 }
 
 impl Failure {
-    pub(super) fn last(error: RegistryError) -> Self {
-        Self { error, again: false, stale: false }
+    pub(super) fn permanent(error: RegistryError) -> Self {
+        Self { error, advice: RetryAdvice::Never }
     }
 
-    pub(super) fn again(error: RegistryError) -> Self {
-        Self { error, again: true, stale: false }
+    pub(super) fn retryable(error: RegistryError) -> Self {
+        Self { error, advice: RetryAdvice::Retry }
     }
 }
 
+/// Everything by which HTTP clients differ.
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct ClientKey {
     tls: TlsFiles,
-    own: bool,
-    connect: Duration,
-    /// Whether an administrator named the address, which may be any then.
-    named: bool,
+    role: PeerRole,
+    connect_timeout: Duration,
+    /// Whether an administrator named the address, so that it may be a forbidden one.
+    is_named: bool,
     proxy: Option<Proxy>,
 }
 
 #[derive(Clone)]
-struct Pooled {
+struct PooledClient {
     client: Client,
     can_verify: bool,
 }
 
-/// Clients by configuration: one that changes gets new connections, and none is shared between hosts
-/// that are configured differently.
+/// The HTTP clients by configuration. A changed configuration gets new connections, and hosts with different
+/// configurations share none.
 pub(super) struct Transport {
-    clients: Mutex<HashMap<ClientKey, Pooled>>,
+    clients: Mutex<HashMap<ClientKey, PooledClient>>,
     proxies: Proxies,
     proxy_hosts: ProxyHosts,
-    names: Arc<dyn Names>,
-    bounds: Bounds,
-    /// What each origin has under way.
+    resolver: Arc<dyn HostResolver>,
+    limits: TransportLimits,
+    /// The requests in progress of each origin.
     origins: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 impl Transport {
-    pub(super) fn new(bounds: Bounds, proxies: Proxies, names: Arc<dyn Names>) -> Self {
+    pub(super) fn new(limits: TransportLimits, proxies: Proxies, resolver: Arc<dyn HostResolver>) -> Self {
         Self {
             clients: Mutex::default(),
             proxy_hosts: ProxyHosts::new(proxies.hosts()),
             proxies,
-            names,
-            bounds,
+            resolver,
+            limits,
             origins: Mutex::default(),
         }
     }
 
-    /// Waits until an origin may be asked one thing more.
-    async fn permit(
+    /// Reports whether requests to `url` go directly to its host, without a proxy of the environment.
+    pub(super) fn is_direct(&self, url: &Url) -> bool {
+        matches!(self.proxies.proxy_for(url), Ok(None))
+    }
+
+    /// Returns the resolver for the host of a direct connection.
+    pub(super) fn guarded_resolver(&self, is_named: bool) -> GuardedResolver {
+        GuardedResolver::new(Arc::clone(&self.resolver), is_named, ProxyHosts::default())
+    }
+
+    /// Checks an address literal or a proxy's host name; see [`AllowedAddresses::check`].
+    pub(super) fn check(&self, allowed: &AllowedAddresses, url: &Url) -> Result<(), Forbidden> {
+        allowed.check(url, &self.proxy_hosts)
+    }
+
+    /// Waits until the origin may have one more request in progress.
+    async fn acquire_permit(
         &self,
         url: &Url,
-        place: &Place,
-        until: Instant,
+        label: &RequestLabel,
+        deadline: Instant,
     ) -> Result<OwnedSemaphorePermit, Failure> {
         let origin = origin(url);
         let semaphore = {
             let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
-            if origins.len() >= MOST_ORIGINS {
+            if origins.len() >= MAX_ORIGINS {
                 origins.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
             }
-            Arc::clone(origins.entry(origin).or_insert_with(|| Arc::new(Semaphore::new(MOST_AT_ONCE))))
+            let new = || Arc::new(Semaphore::new(MAX_REQUESTS_PER_ORIGIN));
+            Arc::clone(origins.entry(origin).or_insert_with(new))
         };
         let started = Instant::now();
-        if let Ok(Ok(permit)) = timeout_at(until, semaphore.acquire_owned()).await {
+        if let Ok(Ok(permit)) = timeout_at(deadline, semaphore.acquire_owned()).await {
             return Ok(permit);
         }
-        let waited = started.elapsed();
-        let error = place.stalled("turn (too many requests to that host are under way)", waited);
-        Err(Failure::again(error))
+        let what = "free request slot (too many requests to that host are in progress)";
+        Err(Failure::retryable(label.stalled(what, started.elapsed())))
     }
 
-    /// Sends the request and follows redirects (RFC 9110, 15.4): each address is checked before it is
-    /// asked, https never becomes http, and what authorises us stays with the origin it was meant for.
+    /// Sends the request and follows redirects (RFC 9110, 15.4). Each address is checked before it is dialled, https
+    /// never becomes http, and credentials stay with the origin that they were meant for.
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Answer, Failure> {
-        let home = origin(call.endpoint.base());
+        let endpoint_origin = origin(call.endpoint.base());
         let mut url = call.url;
-        let asked = origin(&url);
-        // Once it has left, it stays out: another host could send it back to an address of its choice.
+        let first_origin = origin(&url);
+        // Once another origin was involved, nothing secret is sent any more, not even to the first origin: the other
+        // one could send the client back to an address of its choice.
         let mut redirected = false;
-        for _ in 0..=self.bounds.redirects {
-            let place = Place::new(&call.method, &url);
-            let own = !redirected && asked == home;
+        for _ in 0..=self.limits.redirects {
+            let label = RequestLabel::new(&call.method, &url);
+            let role = if !redirected && first_origin == endpoint_origin {
+                PeerRole::Endpoint
+            } else {
+                PeerRole::RedirectTarget
+            };
             let mut headers = call.headers.clone();
-            if own {
+            if role == PeerRole::Endpoint {
                 headers.extend(call.endpoint.headers().clone());
             }
             if let Some(authorization) = call.authorization.as_ref().filter(|_| !redirected) {
                 headers.insert(header::AUTHORIZATION, authorization.clone());
             }
-            let permit = self.permit(&url, &place, call.deadline).await?;
-            let (form, body) = (call.form.as_ref(), call.body.as_ref());
-            let hop = Hop { method: &call.method, url: &url, headers, form, body, own, place: &place };
-            let response = self.hop(hop, call.endpoint, call.named, call.deadline).await?;
+            let permit = self.acquire_permit(&url, &label, call.deadline).await?;
+            let hop = Hop { method: &call.method, url: &url, headers, body: call.body.as_ref(), role };
+            let response = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline).await?;
             if !is_redirect(response.status()) {
-                return Ok(Answer { response, place, redirected, permit });
+                return Ok(Answer { response, label, redirected, permit });
             }
-            if call.form.is_some() {
-                let words = "redirected with a secret in the request, which is not followed";
-                return Err(Failure::last(place.not_allowed(words)));
+            match call.body {
+                None => {}
+                Some(RequestBody::Form(_)) => {
+                    let message = "redirected a request that contains a secret, which is not followed";
+                    return Err(Failure::permanent(label.not_allowed(message)));
+                }
+                Some(RequestBody::Content(_)) => {
+                    let message = "redirected a write request, which is not followed";
+                    return Err(Failure::permanent(label.not_allowed(message)));
+                }
             }
-            if call.body.is_some() {
-                let words = "redirected while it is written to, which is not followed";
-                return Err(Failure::last(place.not_allowed(words)));
-            }
-            url = next_url(&url, &response, &place).map_err(Failure::last)?;
-            redirected = redirected || origin(&url) != asked;
-            if redirected && !call.endpoint.trust().is_followed(&url) {
-                let words = format!(
-                    "redirected to {}, which is none of the hosts that the registry's hosts.toml has as redirects",
+            url = redirect_target(&url, &response, &label).map_err(Failure::permanent)?;
+            redirected = redirected || origin(&url) != first_origin;
+            if redirected && !call.endpoint.trust().is_redirect_allowed(&url) {
+                let message = format!(
+                    "redirected to {}, which is none of the hosts in `redirects` of the registry's hosts.toml",
                     origin(&url)
                 );
-                return Err(Failure::last(place.not_allowed(words)));
+                return Err(Failure::permanent(label.not_allowed(message)));
             }
         }
-        let words = format!("more than {} redirects", self.bounds.redirects);
-        Err(Failure::last(Place::new(&call.method, &url).not_allowed(words)))
+        let message = format!("more than {} redirects", self.limits.redirects);
+        Err(Failure::permanent(RequestLabel::new(&call.method, &url).not_allowed(message)))
     }
 
-    async fn hop(
+    async fn send_hop(
         &self,
         hop: Hop<'_>,
+        label: &RequestLabel,
         endpoint: &Endpoint,
-        named: &Named,
+        allowed: &AllowedAddresses,
         deadline: Instant,
     ) -> Result<Response, Failure> {
-        let place = hop.place;
-        let checked = named.check(hop.url, &self.proxy_hosts);
-        checked.map_err(|forbidden| Failure::last(place.not_allowed(forbidden.to_string())))?;
-        let proxy = self.proxies.of(hop.url);
-        let proxy = proxy.map_err(|words| Failure::last(place.misconfigured(words.clone())))?;
-        let connect = endpoint.dial_timeout().unwrap_or(self.bounds.connect);
+        let checked = self.check(allowed, hop.url);
+        checked.map_err(|forbidden| Failure::permanent(label.not_allowed(forbidden.to_string())))?;
+        let proxy = self.proxies.proxy_for(hop.url);
+        let proxy = proxy.map_err(|message| Failure::permanent(label.misconfigured(message.clone())))?;
+        let connect_timeout = endpoint.dial_timeout().unwrap_or(self.limits.connect_timeout);
         let key = ClientKey {
             tls: endpoint.tls().clone(),
-            own: hop.own,
-            connect,
-            named: named.has(hop.url),
+            role: hop.role,
+            connect_timeout,
+            is_named: allowed.contains(hop.url),
             proxy: proxy.cloned(),
         };
-        let https = hop.url.scheme() == "https";
-        let pooled = self.client(&key, https).map_err(|words| Failure::last(place.misconfigured(words)))?;
-        if https && !pooled.can_verify {
-            let words = "no certificate authority is known here (SSL_CERT_FILE, /etc/ssl/certs): mount the \
-                         system's CA certificates, or name one as `ca` in the registry's hosts.toml";
-            return Err(Failure::last(place.unreachable(words)));
+        let is_https = hop.url.scheme() == "https";
+        let pooled = self.client(key, is_https).await;
+        let pooled = pooled.map_err(|message| Failure::permanent(label.misconfigured(message)))?;
+        if is_https && !pooled.can_verify {
+            let message = "no certificate authority is known (looked in SSL_CERT_FILE and /etc/ssl/certs): mount \
+                           the system's CA certificates, or set `ca` in the registry's hosts.toml";
+            return Err(Failure::permanent(label.unreachable(message)));
         }
-        let mut request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
-        if let Some(form) = hop.form {
-            let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
-            request = request.header(header::CONTENT_TYPE, kind).body(form.clone());
-        }
-        if let Some(body) = hop.body {
-            request = request.body(body.clone());
-        }
+        let request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
+        let request = match hop.body {
+            None => request,
+            Some(RequestBody::Form(form)) => {
+                let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+                request.header(header::CONTENT_TYPE, form_type).body(form.clone())
+            }
+            Some(RequestBody::Content(content)) => request.body(content.clone()),
+        };
         let started = Instant::now();
-        let until = deadline.min(started + self.bounds.answer);
+        let until = deadline.min(started + self.limits.header_timeout);
         match timeout_at(until, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() && error.is_timeout() => {
-                let what = through(proxy, "connection").into();
-                Err(Failure::again(RegistryError::Stalled { at: place.at(), what, after: connect }))
+                Err(Failure::retryable(label.stalled(through_proxy(proxy, "connection"), connect_timeout)))
             }
             Ok(Err(error)) => {
-                let failed = place.failed(&error).reworded(str::to_owned, |words| through(proxy, words));
-                Err(if is_final(&error) { Failure::last(failed) } else { Failure::again(failed) })
+                let failed = client_error(label, &error);
+                let failed = failed.map_text(str::to_owned, |message| through_proxy(proxy, message));
+                Err(if is_permanent(&error) {
+                    Failure::permanent(failed)
+                } else {
+                    Failure::retryable(failed)
+                })
             }
-            Err(_) => Err(Failure::again(place.stalled("answer", until - started))),
+            Err(_) => Err(Failure::retryable(label.stalled("answer", until - started))),
         }
     }
 
-    /// The client for a configuration. One without authorities is made anew where they are needed: they
-    /// may have been mounted by then.
-    fn client(&self, key: &ClientKey, https: bool) -> Result<Pooled, String> {
+    /// Returns the client for a configuration. A client without certificate authorities is built again when it is
+    /// needed for https, because the CA certificates may have been mounted since.
+    async fn client(&self, key: ClientKey, is_https: bool) -> Result<PooledClient, String> {
+        let known = self.clients.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(pooled) = known.filter(|pooled| pooled.can_verify || !is_https) {
+            return Ok(pooled);
+        }
+        // The resolver asks for the proxy's host only if the connection goes to a proxy.
+        let proxy_hosts = if key.proxy.is_some() { self.proxy_hosts.clone() } else { ProxyHosts::default() };
+        let resolver = GuardedResolver::new(Arc::clone(&self.resolver), key.is_named, proxy_hosts);
+        // Reads the system's CA certificates, which must not block a runtime thread.
+        let job = move || build_client(&key, resolver).map(|pooled| (key, pooled));
+        let built = tokio::task::spawn_blocking(job).await;
+        let (key, pooled) = built.map_err(|error| format!("cannot set up the HTTP client: {error}"))??;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pooled) = clients.get(key).filter(|pooled| pooled.can_verify || !https) {
-            return Ok(pooled.clone());
-        }
-        let tls = tls::configure(&key.tls, key.own).map_err(|error| error.to_string())?;
-        // Only on the way to a proxy is its host asked for.
-        let proxies = if key.proxy.is_some() { self.proxy_hosts.clone() } else { ProxyHosts::default() };
-        let mut builder = Client::builder()
-            .user_agent(concat!("oras-csi/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls.config)
-            .http1_only()
-            .redirect(Policy::none())
-            .retry(reqwest::retry::never())
-            .connect_timeout(key.connect)
-            .tcp_nodelay(true)
-            .dns_resolver(GuardedResolver::new(Arc::clone(&self.names), key.named, proxies))
-            .no_proxy();
-        if let Some(proxy) = &key.proxy {
-            let wrong = |error| format!("the proxy {}: {}", proxy.shown(), causes(&error));
-            builder = builder.proxy(reqwest::Proxy::all(proxy.url().clone()).map_err(wrong)?);
-        }
-        let client = builder.build().map_err(|error| format!("the HTTP client cannot be set up: {error}"))?;
-        if clients.len() >= MOST_CLIENTS {
+        if clients.len() >= MAX_CLIENTS {
             clients.clear();
         }
-        let pooled = Pooled { client, can_verify: tls.can_verify };
-        clients.insert(key.clone(), pooled.clone());
+        clients.insert(key, pooled.clone());
         Ok(pooled)
     }
 }
 
-/// What failed, and the proxy between.
-fn through(proxy: Option<&Proxy>, what: &str) -> String {
+fn build_client(key: &ClientKey, resolver: GuardedResolver) -> Result<PooledClient, String> {
+    let tls = tls::configure(&key.tls, key.role).map_err(|error| error.to_string())?;
+    let mut builder = Client::builder()
+        .user_agent(USER_AGENT)
+        .tls_backend_preconfigured(tls.config)
+        .http1_only()
+        .redirect(Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(key.connect_timeout)
+        .tcp_nodelay(true)
+        .dns_resolver(resolver)
+        .no_proxy();
+    if let Some(proxy) = &key.proxy {
+        let invalid = |error| format!("cannot use the proxy {}: {}", proxy.shown(), causes(&error));
+        builder = builder.proxy(reqwest::Proxy::all(proxy.url().clone()).map_err(invalid)?);
+    }
+    let client = builder.build().map_err(|error| format!("cannot set up the HTTP client: {error}"))?;
+    Ok(PooledClient { client, can_verify: tls.can_verify })
+}
+
+/// Adds the proxy, if there is one, to a description of what failed.
+fn through_proxy(proxy: Option<&Proxy>, what: &str) -> String {
     match proxy {
         Some(proxy) => format!("{what} through the proxy {}", proxy.shown()),
         None => what.to_owned(),
     }
 }
 
+/// One request of a chain of redirects.
 struct Hop<'a> {
     method: &'a Method,
     url: &'a Url,
     headers: HeaderMap,
-    form: Option<&'a Bytes>,
-    body: Option<&'a Bytes>,
-    own: bool,
-    place: &'a Place,
+    body: Option<&'a RequestBody>,
+    role: PeerRole,
 }
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn next_url(url: &Url, response: &Response, place: &Place) -> Result<Url, RegistryError> {
+fn redirect_target(url: &Url, response: &Response, label: &RequestLabel) -> Result<Url, RegistryError> {
     let location = response.headers().get(header::LOCATION);
-    let location = location.ok_or_else(|| place.untruthful("a redirect without a Location"))?;
+    let location = location.ok_or_else(|| label.untruthful("a redirect without a Location header"))?;
     let location =
-        location.to_str().map_err(|_| place.untruthful("a redirect to something that is not a URL"))?;
+        location.to_str().map_err(|_| label.untruthful("a redirect whose Location is not a URL"))?;
     let next = url
         .join(location)
-        .map_err(|error| place.untruthful(format!("a redirect to something that is not a URL ({error})")))?;
+        .map_err(|error| label.untruthful(format!("a redirect whose Location is not a URL ({error})")))?;
     match (url.scheme(), next.scheme()) {
         (_, "https") | ("http", "http") => {}
         ("https", "http") => {
-            let to = origin(&next);
-            return Err(place.not_allowed(format!("redirected from https to {to}, which is not followed")));
+            let target = origin(&next);
+            return Err(
+                label.not_allowed(format!("redirected from https to {target}, which is not followed"))
+            );
         }
         _ => {
             let scheme = next.scheme();
             return Err(
-                place.not_allowed(format!("redirected to a \"{scheme}\" address, which is not followed"))
+                label.not_allowed(format!("redirected to a \"{scheme}\" address, which is not followed"))
             );
         }
     }
     if !next.username().is_empty() || next.password().is_some() {
-        return Err(place.not_allowed("redirected to an address with a user in it, which is not followed"));
+        return Err(label.not_allowed("redirected to an address with a user in it, which is not followed"));
     }
     Ok(next)
 }

@@ -136,7 +136,7 @@ fn content(generation: i64, status: &Status) -> Content {
         Ok(recipe) => recipe,
         Err(error) => return Content::Broken(format!("the recipe in its status is none: {error}")),
     };
-    match VolumeId::check(&status.id, &recipe) {
+    match VolumeId::parse_for(&status.id, &recipe) {
         Ok(_) => Content::Recipe(recipe),
         Err(error) => Content::Broken(format!("the id in its status is not its recipe's: {error}")),
     }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
+use kube::Resource as _;
 use kube::api::{Api, DynamicObject, GetParams};
 use kube::core::PartialObjectMeta;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Resource as _, ResourceExt as _};
+use kube::runtime::watcher::Event;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::registry::Keyring;
+use oras_csi_kube_support::time::whole_seconds;
+use oras_csi_kube_support::watch::{Change, WatchedObjects, events};
 use oras_csi_store::pull::Pulls;
 use oras_csi_store::{PreloadEntry, Store, read_preload_index};
 use tokio::sync::{Notify, watch};
@@ -72,9 +72,7 @@ pub(crate) async fn run(preload: Preload, stop: CancellationToken) {
         context: preload.context,
         node: preload.node,
         nodes,
-        sets: BTreeMap::new(),
-        arriving: None,
-        are_known: false,
+        sets: WatchedObjects::default(),
         labels: None,
         before,
         is_noted: true,
@@ -104,11 +102,7 @@ struct Controller {
     context: Arc<Context>,
     node: String,
     nodes: Api<Node>,
-    sets: BTreeMap<String, ClusterSet>,
-    /// The sets of a list that is not complete yet.
-    arriving: Option<BTreeMap<String, ClusterSet>>,
-    /// Whether they were listed since the start.
-    are_known: bool,
+    sets: WatchedObjects<ClusterSet>,
     labels: Option<Labels>,
     before: Vec<PreloadEntry>,
     /// Whether that is written down.
@@ -137,27 +131,14 @@ impl Controller {
     async fn run(mut self, client: kube::Client) {
         let api: Api<DynamicObject> = Api::all_with(client, &cluster_set::resource());
         // The newest list, not one from a memory that lags behind: what is not on it is let go of.
-        let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
-        let mut trouble = String::new();
+        let failure = "cannot watch ClusterArtifactSet objects; the sets that were read last stay preloaded";
+        let mut events = pin!(events(api, failure));
         self.follow(as_before(&self.before)).await;
         let mut look = tokio::time::interval(spread(self.context.rhythm.look()));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_news = tokio::select! {
-                Some(event) = events.next() => match event {
-                    Ok(event) => {
-                        trouble.clear();
-                        self.take(event)
-                    }
-                    Err(error) => {
-                        let words = error.to_string();
-                        if words != trouble {
-                            tracing::warn!(error = words, "ClusterArtifactSet objects cannot be watched; what they wanted last is kept");
-                            trouble = words;
-                        }
-                        false
-                    }
-                },
+                Some(event) = events.next() => self.take(event),
                 () = self.context.news.notified() => false,
                 () = tokio::time::sleep(self.context.rhythm.report()) => false,
                 _ = look.tick(), if self.selects_by_label() || !self.is_noted => true,
@@ -171,45 +152,25 @@ impl Controller {
 
     /// Says whether something else may be wanted now.
     fn take(&mut self, event: Event<DynamicObject>) -> bool {
-        match event {
-            Event::Init => self.arriving = Some(BTreeMap::new()),
-            Event::InitApply(object) => {
-                let arriving = self.arriving.get_or_insert_default();
-                arriving.extend(cluster_set::read(&object).map(|set| (object.name_any(), set)));
-            }
-            Event::InitDone => {
-                let arrived = self.arriving.take().unwrap_or_default();
-                let is_news = !self.are_known || self.sets != arrived;
-                (self.sets, self.are_known) = (arrived, true);
-                return is_news;
-            }
-            Event::Apply(object) => {
-                let name = object.name_any();
-                let read = cluster_set::read(&object);
-                let is_news = self.sets.get(&name) != read.as_ref();
-                match read {
-                    Some(set) => drop(self.sets.insert(name, set)),
-                    None => drop(self.sets.remove(&name)),
-                }
-                return is_news;
-            }
-            Event::Delete(object) => return self.sets.remove(&object.name_any()).is_some(),
+        match self.sets.apply(event, |object, _| cluster_set::read(object)) {
+            Change::None => false,
+            Change::Listed { previous } => previous.as_ref() != Some(self.sets.objects()),
+            Change::Object { name, previous } => previous.as_ref() != self.sets.objects().get(&name),
         }
-        false
     }
 
     fn selects_by_label(&self) -> bool {
-        self.sets.values().any(|set| !set.node_selector.is_empty())
+        self.sets.objects().values().any(|set| !set.node_selector.is_empty())
     }
 
     async fn decide(&mut self) {
-        if !self.are_known {
+        if !self.sets.is_synced() {
             return;
         }
         if self.selects_by_label() {
             self.ask_for_labels().await;
         }
-        let wanted = desired(&self.sets, self.labels.as_ref(), &self.before, &Platform::node());
+        let wanted = desired(self.sets.objects(), self.labels.as_ref(), &self.before, &Platform::node());
         self.follow(wanted).await;
     }
 
@@ -290,7 +251,7 @@ impl Controller {
             (wanted + 1, ready + usize::from(running.standing.borrow().state == SetState::Ready))
         });
         self.context.metrics.sets(wanted, ready);
-        if !self.are_known {
+        if !self.sets.is_synced() {
             return;
         }
         let sets: Vec<SetOnNode> =
@@ -312,11 +273,6 @@ fn on_node(name: &str, running: &Running) -> SetOnNode {
         message: standing.message.chars().take(LONGEST_MESSAGE).collect(),
         bytes: amount(standing.bytes),
         total_bytes: amount(standing.total),
-        since: seconds(standing.since),
+        since: Time(whole_seconds(standing.since)),
     }
-}
-
-/// The time in whole seconds, which is what comes back from the API server.
-fn seconds(time: Timestamp) -> Time {
-    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
 }

@@ -19,7 +19,8 @@ pub(super) struct Teller {
 
 impl Teller {
     pub(super) fn new(cluster: &ClusterSets, node: &str, record: NodeRecord) -> Self {
-        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(node.to_owned()) };
+        let reporter =
+            Reporter { controller: FIELD_MANAGER.name().to_owned(), instance: Some(node.to_owned()) };
         // As kubelet names its node in events: so `kubectl describe node` finds them.
         let node = ObjectReference {
             api_version: Some("v1".to_owned()),

@@ -30,12 +30,13 @@ use std::fmt;
 use std::time::Duration;
 
 use oras_csi_core::jitter;
+use oras_csi_kube_support::field_manager::FieldManager;
 
 pub(crate) use self::controller::{Preload, run};
 pub use self::secrets::{SetSecretError, SetSecrets};
 
-/// Who writes objects of the cluster, for the API server's record.
-const FIELD_MANAGER: &str = "oras-csi-driver";
+/// The name under which the API server records the writes of the driver.
+const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-driver");
 
 /// How the driver hears of cluster sets.
 #[derive(Clone)]

@@ -1,12 +1,16 @@
-//! Writes `NodeArtifacts`: what is new, not too often, and everything once in a while.
+//! Writes `NodeArtifacts`: changes at most once per interval, and the whole status periodically.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, GetParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, GetParams, ObjectMeta, Patch};
+use oras_csi_kube_support::call::call;
+use oras_csi_kube_support::errors::is_not_found;
+use oras_csi_kube_support::repeated_failure::RepeatedFailure;
+use oras_csi_kube_support::writes::create_if_absent;
+use oras_csi_kube_support::{metadata, time as api_time};
 use oras_csi_store::{Inventory, NodeRecord, Store};
 use serde_json::json;
 use tokio::sync::watch;
@@ -47,7 +51,7 @@ impl Reporter {
 
     /// Writes what is heard, for as long as it is wanted.
     pub(super) async fn run(mut self, mut heard: watch::Receiver<Option<Vec<SetOnNode>>>) {
-        let (mut failures, mut trouble) = (0, String::new());
+        let (mut failures, mut last) = (0, RepeatedFailure::default());
         loop {
             let sets = heard.borrow_and_update().clone();
             let mut wait = self.rhythm.report();
@@ -57,23 +61,19 @@ impl Reporter {
                 let status = NodeArtifactsStatus::new(sets, damage(&record));
                 if self.is_due(&status) {
                     let status = self.with_bytes(status).await;
-                    match tokio::time::timeout(LONGEST_CALL, self.write(&status)).await {
-                        Ok(Ok(())) => {
+                    match call(LONGEST_CALL, self.write(&status)).await {
+                        Ok(()) => {
                             (failures, self.written) = (0, Some((status, Instant::now())));
-                            trouble.clear();
+                            last.clear();
                         }
-                        failed => {
-                            let words = match failed {
-                                Ok(Err(error)) => error.to_string(),
-                                _ => "no answer in time".to_owned(),
-                            };
-                            if words != trouble {
+                        Err(error) => {
+                            let error = error.to_string();
+                            if last.is_new(&error) {
                                 tracing::warn!(
                                     node = self.node,
-                                    error = words,
-                                    "NodeArtifacts cannot be written"
+                                    error,
+                                    "cannot write NodeArtifacts; retrying"
                                 );
-                                trouble = words;
                             }
                             failures += 1;
                             wait = self.rhythm.retry(failures);
@@ -107,7 +107,7 @@ impl Reporter {
     /// As a whole, by server-side apply; makes the object where there is none and something to tell.
     async fn write(&self, status: &NodeArtifactsStatus) -> Result<(), kube::Error> {
         match self.apply(status).await {
-            Err(kube::Error::Api(answer)) if answer.code == 404 => {
+            Err(error) if is_not_found(&error) => {
                 let has_damage = status.store.as_ref().is_some_and(|store| store.damaged > 0);
                 if status.sets.is_empty() && !has_damage {
                     return Ok(());
@@ -124,8 +124,10 @@ impl Reporter {
             "apiVersion": "oras.land/v1alpha1", "kind": "NodeArtifacts",
             "metadata": {"name": self.node}, "status": status,
         });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        self.objects.patch_status(&self.node, &params, &Patch::Apply(object)).await.map(|_| ())
+        self.objects
+            .patch_status(&self.node, &FIELD_MANAGER.force_apply(), &Patch::Apply(object))
+            .await
+            .map(|_| ())
     }
 
     /// Owned by the Node, which is asked for each time: one of the same name may have come in its place.
@@ -138,17 +140,10 @@ impl Reporter {
             uid: node.metadata.uid.unwrap_or_default(),
             ..OwnerReference::default()
         };
-        let metadata = ObjectMeta {
-            name: Some(self.node.clone()),
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
-        };
+        let metadata = ObjectMeta { name: Some(self.node.clone()), ..ObjectMeta::default() };
+        let metadata = metadata::owned_by(metadata, owner);
         let object = NodeArtifacts { metadata, spec: NodeArtifactsSpec {}, status: None };
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        match self.objects.create(&params, &object).await {
-            Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(()),
-            created => created.map(|_| ()),
-        }
+        create_if_absent(&self.objects, &object, FIELD_MANAGER).await.map(|_| ())
     }
 }
 
@@ -182,7 +177,7 @@ pub(super) fn amount(number: impl TryInto<i64>) -> i64 {
 }
 
 fn time(seconds: u64) -> Option<Time> {
-    Timestamp::from_second(i64::try_from(seconds).ok()?).ok().map(Time)
+    api_time::from_unix_seconds(seconds).map(Time)
 }
 
 #[cfg(test)]

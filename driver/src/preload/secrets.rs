@@ -3,17 +3,16 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::DynamicObject;
 use oras_csi_core::credentials::{DockerConfig, DockerConfigError};
 use oras_csi_core::display::Shown;
 use oras_csi_core::registry::{Keyring, Source};
+use oras_csi_kube_support::errors::forbidden_message;
+use oras_csi_kube_support::pull_secret::{PullSecret, read_pull_secret};
 
 use super::cluster_set;
 
-/// The keys of pull secrets (Kubernetes, `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`).
-const KEYS: [&str; 2] = [".dockerconfigjson", ".dockercfg"];
 /// How long the API server has for the set and its Secret together: a pod waits.
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -133,22 +132,26 @@ impl SetSecrets {
         })?;
         let Some(name) = name else { return Ok(None) };
         let secret = Shown::new(&name);
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-        let found = secrets.get_opt(&name).await.map_err(|error| match &error {
-            kube::Error::Api(answer) if matches!(answer.code, 401 | 403) => {
-                let words = Shown::new(&answer.message);
+        let found = read_pull_secret(self.client.clone(), &self.namespace, &name).await;
+        let found = found.map_err(|error| match forbidden_message(&error) {
+            Some(message) => {
+                let words = Shown::new(message);
                 SetSecretError::Forbidden { set: shown.clone(), secret: secret.clone(), words }
             }
-            error => silent(error),
+            None => silent(&error),
         })?;
-        let Some(found) = found else {
-            return Err(SetSecretError::Missing { set: shown, secret, namespace: self.namespace.clone() });
+        let content = match found {
+            PullSecret::Missing => {
+                return Err(SetSecretError::Missing {
+                    set: shown,
+                    secret,
+                    namespace: self.namespace.clone(),
+                });
+            }
+            PullSecret::NoDockerConfig => return Err(SetSecretError::Kind { set: shown, secret }),
+            PullSecret::DockerConfig(content) => content,
         };
-        let data = found.data.unwrap_or_default();
-        let Some(text) = KEYS.into_iter().find_map(|key| data.get(key)) else {
-            return Err(SetSecretError::Kind { set: shown, secret });
-        };
-        match DockerConfig::parse(&text.0) {
+        match DockerConfig::parse(&content) {
             Ok(config) => Ok(Some((name, config))),
             Err(source) => Err(SetSecretError::Config { set: shown, secret, source }),
         }

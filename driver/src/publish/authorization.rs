@@ -202,7 +202,7 @@ impl Rights {
             Some(Source::Anonymous) => Holder::Anybody,
             Some(Source::Administrator) => Holder::Administrator,
             // Where nobody says who was let in, it counts for these very credentials.
-            Some(Source::OfVolume | Source::Secret(_)) | None => holders[0].clone(),
+            Some(Source::VolumeSecret | Source::Secret(_)) | None => holders[0].clone(),
         };
         let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
         if confirmed.len() >= MOST {
@@ -267,7 +267,7 @@ mod tests {
         panic!("it is remembered")
     }
 
-    const OF_VOLUME: Result<Option<Source>, PullError> = Ok(Some(Source::OfVolume));
+    const OF_VOLUME: Result<Option<Source>, PullError> = Ok(Some(Source::VolumeSecret));
 
     #[tokio::test(start_paused = true)]
     async fn a_yes_is_remembered_for_its_holder_for_ten_minutes() {

@@ -14,7 +14,7 @@ impl Publisher {
     /// The pod's secret, then what the administrator gave, then nobody's.
     pub(super) fn keyring_of(&self, request: &PublishRequest) -> Keyring {
         match request.secret() {
-            Some(secret) => self.keyring.clone().with_secret(Source::OfVolume, secret.clone()),
+            Some(secret) => self.keyring.clone().with_secret(Source::VolumeSecret, secret.clone()),
             None => self.keyring.clone(),
         }
     }

@@ -70,7 +70,7 @@ impl Seals {
             Holder::claim(request.namespace(), request.volume())
         };
         let keys = read(folder).map_err(|source| SealRefusal::Keys { folder: folder.clone(), source })?;
-        Ok(keys.check(request.canonical(), holder)?)
+        Ok(request.canonical().verify_seal(&keys, holder)?)
     }
 
     /// Whether the seal, which was checked, gives the right to the bytes by itself: that of a cluster set does.

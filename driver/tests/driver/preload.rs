@@ -89,7 +89,7 @@ impl Scene {
 
     /// What kubelet sends for a volume of a set.
     fn request(&self, name: &str, set: &str, volume: &CanonicalVolume) -> NodePublishVolumeRequest {
-        let volume = self.key.seal(volume.clone().with_set(set).unwrap(), Holder::pod("default"));
+        let volume = volume.clone().with_set(set).unwrap().sign(&self.key, Holder::pod("default"));
         let mut request = request_for("csi-1", &self.target(name), volume.recipe().clone());
         let ours = volume.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value));
         request.volume_context.extend(ours);

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::Reference;
-use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_core::registry::push::{Artifact, Content, PushLayer, Pusher};
+use oras_csi_core::registry::{
+    Anonymous, Artifact, Content, HostsConfig, HttpRegistry, Layer, Publication, Publisher, Settings,
+};
 
 /// SHA-256 digests of files by their relative path.
 pub(crate) type Listing = BTreeMap<String, Digest>;
@@ -60,10 +62,10 @@ pub(crate) async fn push(
     folder: &Path,
 ) -> anyhow::Result<Digest> {
     let title = "org.opencontainers.image.title";
-    let jar = PushLayer::new("application/java-archive", Content::File(folder.join("HelloWorldServer.jar")))
+    let jar = Layer::new("application/java-archive", Content::File(folder.join("HelloWorldServer.jar")))
         .annotated(title, "HelloWorldServer.jar");
     let archive = archive(folder, "config").context("cannot read the files to push")?;
-    let config = PushLayer::new(
+    let config = Layer::new(
         "application/vnd.oci.image.layer.v1.tar+gzip",
         Content::Bytes(gzip(&archive).context("cannot compress the files to push")?.into()),
     )
@@ -71,7 +73,19 @@ pub(crate) async fn push(
     .annotated("io.deis.oras.content.unpack", "true")
     .annotated("io.deis.oras.content.digest", Digest::sha256_of(&archive).to_string());
     let artifact = Artifact::new("application/vnd.example.java-app", vec![jar, config]);
-    Ok(Pusher::new(hosts.clone()).push(reference, &artifact).await?)
+    publish(hosts, reference, artifact).await
+}
+
+/// Pushes an artifact without credentials.
+pub(crate) async fn publish(
+    hosts: &HostsConfig,
+    reference: &Reference,
+    artifact: Artifact,
+) -> anyhow::Result<Digest> {
+    let registry = Arc::new(HttpRegistry::new(hosts.clone(), Settings::default()));
+    let publisher = Publisher::new(registry, Arc::new(Anonymous));
+    let publication = Publication::of_artifact(artifact);
+    Ok(publisher.publish(reference, reference.tag(), &publication).await?.digest().clone())
 }
 
 fn archive(folder: &Path, name: &str) -> io::Result<Vec<u8>> {

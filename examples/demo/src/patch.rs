@@ -4,11 +4,10 @@ use std::path::Path;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::Reference;
-use oras_csi_core::registry::hosts::HostsConfig;
-use oras_csi_core::registry::push::{Artifact, Content, PushLayer, Pusher};
+use oras_csi_core::registry::{Artifact, Content, HostsConfig, Layer};
 
 use crate::admission::ApiServer;
-use crate::artifact::Listing;
+use crate::artifact::{Listing, publish};
 use crate::manifests;
 use crate::narrator::Narrator;
 use crate::node::Node;
@@ -32,11 +31,11 @@ pub(crate) async fn step(
     base: &Listing,
 ) -> anyhow::Result<()> {
     narrator.step("A patch overlays it");
-    let fix = PushLayer::new("text/plain", Content::Bytes(FIXED.into()))
+    let fix = Layer::new("text/plain", Content::Bytes(FIXED.into()))
         .annotated("org.opencontainers.image.title", FILE);
     let artifact = Artifact::new("application/vnd.example.fix", vec![fix]);
     let reference = Reference::parse(FIX)?;
-    Pusher::new(hosts.clone()).push(&reference, &artifact).await?;
+    publish(hosts, &reference, artifact).await?;
     let arguments = ["patch", REFERENCE, "--minor", FIX, "--push", PATCH];
     let patched = programs.run(certs, &arguments).await?;
     narrator.print(&format!("$ oras-csi {}\n{}", arguments.join(" "), patched.trim_end()));

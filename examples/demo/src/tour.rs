@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use oras_csi_core::reference::Reference;
-use oras_csi_core::registry::hosts::HostsConfig;
+use oras_csi_core::registry::HostsConfig;
 use serde_json::Value;
 
 use crate::admission::ApiServer;

@@ -8,7 +8,7 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_webhook::admit::{Admission, Asked, AskedVolume};
+use oras_csi_webhook::admit::{Admission, ReferencePreview, VolumePreview};
 use oras_csi_webhook::credentials::CredentialSources;
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
@@ -65,7 +65,7 @@ pub(super) async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) ->
 /// The requests of one pod or `PersistentVolume`, as far as admission got.
 #[derive(Default)]
 struct Explained {
-    requested: Vec<AskedVolume>,
+    requested: Vec<VolumePreview>,
     /// The canonical volumes that are known, in the order of `requested`.
     volumes: Vec<Option<CanonicalVolume>>,
     warnings: Vec<String>,
@@ -85,7 +85,7 @@ async fn explain_object(
         Ok(requested) => requested,
         Err(denial) => return Explained { denial: Some(denial), ..Explained::default() },
     };
-    let denial = requested.iter().flat_map(AskedVolume::names).find_map(|name| name.denial().cloned());
+    let denial = requested.iter().flat_map(VolumePreview::names).find_map(|name| name.denial().cloned());
     let volumes = requested.iter().map(|volume| volume.pinned().cloned()).collect();
     let explained = Explained { requested, volumes, denial, ..Explained::default() };
     if arguments.offline || explained.denial.is_some() {
@@ -96,7 +96,7 @@ async fn explain_object(
     match object.admit(admission, namespace, deadline).await {
         Ok(outcome) => Explained {
             // Now with the references inside patches, which admission has read.
-            requested: match admission.asked_in_all(&outcome, namespace, deadline).await {
+            requested: match admission.preview().admitted(&outcome, namespace, deadline).await {
                 Ok(requested) => requested,
                 Err(denial) => return Explained { denial: Some(denial), ..explained },
             },
@@ -111,16 +111,16 @@ async fn explain_object(
 impl Explained {
     /// Returns the keys of each volume, of its patches and of its references.
     fn volumes(&self) -> Vec<(Keys, Vec<Keys>, Vec<Keys>)> {
-        let explain_volume = |(requested, volume): (&AskedVolume, &Option<CanonicalVolume>)| {
+        let explain_volume = |(requested, volume): (&VolumePreview, &Option<CanonicalVolume>)| {
             let mut keys = Map::from_iter([("volume".to_owned(), json!(requested.name()))]);
             if let Some(volume) = volume {
                 keys.insert("id".into(), json!(volume.id().as_str()));
                 keys.insert("recipe".into(), json!(volume.recipe().to_json()));
             }
-            let explain_name = |name: &Asked, digest: Option<&Digest>| {
+            let explain_name = |name: &ReferencePreview, digest: Option<&Digest>| {
                 let mut keys = reference_keys(name.reference(), digest);
                 keys.insert("at".into(), json!(name.place()));
-                keys.extend(policy_keys(name.opinions(), self.used_network));
+                keys.extend(policy_keys(name.evaluations(), self.used_network));
                 keys
             };
             let patches = requested.patches().iter().map(|name| explain_name(name, name.digest())).collect();

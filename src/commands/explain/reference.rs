@@ -33,7 +33,7 @@ pub(super) async fn explain_reference(
         admission(interactive_client(hosts), hosts, policies, credentials, &Arc::new(Metrics::new()));
     let namespace = arguments.admission.namespace();
     let deadline = arguments.admission.deadline();
-    let mut opinions = admission.opinions(&reference, namespace, deadline).await?;
+    let mut opinions = admission.preview().evaluate_reference(&reference, namespace, deadline).await?;
     // As in the webhook, a denied reference causes no registry request.
     let use_network = !arguments.offline && !opinions.iter().any(is_denial);
     let digest = match reference.digest() {
@@ -43,7 +43,7 @@ pub(super) async fn explain_reference(
     };
     if let Some(digest) = digest.as_ref().filter(|_| use_network) {
         let pinned = reference.pin(digest.clone());
-        for later in admission.opinions_of_contents(&reference, &pinned, namespace, deadline).await? {
+        for later in admission.preview().evaluate_contents(&reference, &pinned, namespace, deadline).await? {
             match opinions.iter_mut().find(|opinion| opinion.author() == later.author()) {
                 Some(opinion) if !opinion.is_broken() && later.is_broken() => *opinion = later,
                 _ => {}
@@ -52,7 +52,7 @@ pub(super) async fn explain_reference(
     }
     let denial = opinions.iter().find(|opinion| is_denial(opinion));
     let mut keys = reference_keys(&reference, digest.as_ref());
-    if let Some(source) = registry.let_in(reference.registry(), reference.repository()) {
+    if let Some(source) = registry.accepted_source(reference.registry(), reference.repository()) {
         keys.insert("credentials".into(), json!(source.to_string()));
     }
     if let Some(digest) = digest {

@@ -6,7 +6,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Shown;
 use oras_csi_core::policy::{Mode, Rule};
 use oras_csi_core::reference::Reference;
-use oras_csi_webhook::policy::Opinion;
+use oras_csi_webhook::policy::Evaluation;
 use serde_json::{Map, Value, json};
 
 /// The keys of a volume or a reference, in output order.
@@ -29,7 +29,7 @@ pub(super) fn reference_keys(reference: &Reference, digest: Option<&Digest>) -> 
 
 /// Returns whether a reference is allowed, and the decision of each policy. A policy with rules about content has
 /// checked only its other rules if no registry request was sent.
-pub(super) fn policy_keys(opinions: &[Opinion], used_network: bool) -> Keys {
+pub(super) fn policy_keys(opinions: &[Evaluation], used_network: bool) -> Keys {
     let policies = opinions.iter().map(|opinion| {
         let mut policy = json!({
             "policy": opinion.author().name(),
@@ -55,12 +55,12 @@ pub(super) fn policy_keys(opinions: &[Opinion], used_network: bool) -> Keys {
 }
 
 /// Reports whether a policy denies the reference; policies in mode Warn or Audit do not.
-pub(super) fn is_denial(opinion: &Opinion) -> bool {
+pub(super) fn is_denial(opinion: &Evaluation) -> bool {
     opinion.is_broken() && opinion.mode() == Mode::Enforce
 }
 
 /// Returns the rule that decided, such as `registries.deny (registry ghcr.io matches ghcr.io)`.
-pub(super) fn describe_rule(opinion: &Opinion) -> String {
+pub(super) fn describe_rule(opinion: &Evaluation) -> String {
     let rule = opinion.rule().map(Rule::as_str).unwrap_or_default();
     match opinion.component() {
         Some(component) => format!("{rule} ({component})"),

@@ -73,7 +73,7 @@ async fn read_patch(
     pinned: &PinnedReference,
     subject: &PinnedReference,
 ) -> Result<Option<Patch>, Failure> {
-    let document = registry.manifest(pinned).await?.into_document();
+    let document = registry.manifest(pinned).await?.into_manifest();
     match Instructions::read(pinned, &document) {
         Ok(Instructions::Patch(patch)) => {
             patch.check_base(subject.digest())?;

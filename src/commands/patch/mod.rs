@@ -7,7 +7,7 @@ mod set;
 use std::sync::Arc;
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::{Descriptor, Document};
+use oras_csi_core::manifest::{Descriptor, Manifest};
 use oras_csi_core::patch::{Instructions, Level, Part, Patch, PatchError};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
@@ -145,8 +145,8 @@ async fn resolve_content(
     let pinned = reference.pin(found.digest().clone());
     let document = registry.manifest(&pinned).await.map_err(|error| at(error.into()))?;
     let descriptor = document.descriptor().clone();
-    match document.into_document() {
-        Document::Image(image) if Instructions::is_kind(image.kind()) => {
+    match document.into_manifest() {
+        Manifest::Image(image) if Instructions::is_kind(image.kind()) => {
             Err(at(PatchError::Nested { part }.into()))
         }
         _ => Ok((reference.with_digest(found.digest().clone()), descriptor)),

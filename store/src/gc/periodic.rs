@@ -42,7 +42,7 @@ fn look(store: &Store, marks: &Watermarks) {
     let observer = store.observer();
     match Inventory::read(store.layout()) {
         Ok(inventory) => {
-            observer.measured(&inventory, DiskSpace::measure(store.root()).map_or(0, DiskSpace::free))
+            observer.measured(&inventory, DiskSpace::measure(store.root()).map_or(0, DiskSpace::free));
         }
         Err(error) => tracing::warn!(%error, "the store cannot be measured"),
     }

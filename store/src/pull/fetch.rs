@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
-use oras_csi_core::manifest::{Descriptor, Document, ImageManifest, ManifestDocument};
+use oras_csi_core::manifest::{Descriptor, ImageManifest, Manifest, VerifiedManifest};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
@@ -13,7 +13,7 @@ use oras_csi_core::registry::{Access, Credentials, Limits as RegistryLimits, Reg
 use super::assemble::assemble;
 use super::error::PullError;
 use super::fetch_blob::{FetchBlob, Job};
-use super::keyed_lock::KeyedLocks;
+use super::keyed_lock::{KeyedLocks, LockKey};
 use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
@@ -110,7 +110,7 @@ impl Fetcher {
 
     /// Whose credential was let in to the repository of a reference, once it was asked for.
     pub fn accepted_credential(&self, reference: &PinnedReference) -> Option<Asker> {
-        self.access.as_ref()?.let_in(reference.registry(), reference.repository())
+        self.access.as_ref()?.accepted_source(reference.registry(), reference.repository())
     }
 
     /// The store.
@@ -131,8 +131,8 @@ impl Fetcher {
     ) -> Result<Tree, PullError> {
         let key = self.key(recipe);
         // Whoever has the same from another registry does not wait for this one.
-        let names = recipe.references().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let held = self.shared.locks.hold(&format!("tree {key} of {names}"), &self.priority).await;
+        let references = recipe.references().cloned().collect();
+        let held = self.shared.locks.lock(LockKey::Tree(key.clone(), references), &self.priority).await;
         // Nothing of it is collected before it is in use.
         let mut lease = self.store.lease();
         lease.add([Item::Tree(key.clone())]).await;
@@ -224,15 +224,15 @@ impl Fetcher {
         loop {
             let manifest = self.manifest(&current).await?;
             manifests.push(current.digest().clone());
-            match manifest.into_document() {
-                Document::Image(image) => {
+            match manifest.into_manifest() {
+                Manifest::Image(image) => {
                     let pieces = self.plan(&image, step)?;
                     return Ok(Source::new(step.clone(), laying, manifests, pieces));
                 }
-                Document::Index(_) if manifests.len() > 1 => {
+                Manifest::Index(_) if manifests.len() > 1 => {
                     return Err(PullError::Nested { reference: reference.into() });
                 }
-                Document::Index(index) => {
+                Manifest::Index(index) => {
                     let selected = index.select(platform);
                     let entry = selected.map_err(|source| PullError::Platform {
                         reference: current.clone().into(),
@@ -260,7 +260,7 @@ impl Fetcher {
     }
 
     /// A manifest by its digest: the store's, else the registry's, which is then kept.
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let digest = reference.digest().clone();
         let refused = |source| PullError::Manifest { reference: reference.clone().into(), source };
         let wanted = digest.clone();
@@ -273,13 +273,13 @@ impl Fetcher {
         if given != ServedBy::Unknown
             && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await?
         {
-            return ManifestDocument::verify(&digest, None, bytes.into()).map_err(refused);
+            return VerifiedManifest::verify(&digest, None, bytes.into()).map_err(refused);
         }
         self.get_manifest(reference).await
     }
 
     /// A manifest as its registry gives it, which is then kept.
-    async fn get_manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, PullError> {
+    async fn get_manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let manifest = self.registry.manifest(reference).await;
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
@@ -287,7 +287,7 @@ impl Fetcher {
         self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // One that needs the type it came with to be read is not kept, but asked for again.
-        if ManifestDocument::verify(&digest, None, bytes.clone()).is_ok() {
+        if VerifiedManifest::verify(&digest, None, bytes.clone()).is_ok() {
             self.blocking(move |store| store.put_blob(&digest, &bytes)).await?;
         }
         Ok(manifest)
@@ -300,12 +300,13 @@ impl Fetcher {
         for source in steps.iter().filter_map(Work::source) {
             let step = source.step();
             for piece in source.pieces().iter().filter(|piece| source.needs(piece)) {
-                let (name, job, path) = match piece.content() {
-                    Content::File(path) => (piece.descriptor().digest().to_string(), Job::Blob, path),
+                let digest = piece.descriptor().digest();
+                let (item, job, path) = match piece.content() {
+                    Content::File(path) => (Item::Blob(digest.clone()), Job::Blob, path),
                     Content::Archive { at, shape } => {
-                        let key = LayerKey::of(piece.descriptor().digest(), shape);
+                        let key = LayerKey::of(digest, shape);
                         let unpacking = Unpacking::new(shape.clone(), budget.clone());
-                        (key.to_string(), Job::Layer(key, unpacking), at)
+                        (Item::Layer(key.clone()), Job::Layer(key, unpacking), at)
                     }
                 };
                 let shown = if path.is_root() {
@@ -317,7 +318,7 @@ impl Fetcher {
                 let planned = Planned::new(descriptor.clone(), shown);
                 let reference = step.reference().clone();
                 let fetch = Fetch { job, descriptor, reference, is_proof: false };
-                wanted.entry(name).or_insert((fetch, planned));
+                wanted.entry(item).or_insert((fetch, planned));
             }
         }
         self.blocking(move |store| {
@@ -354,9 +355,10 @@ impl Fetcher {
     ) -> Result<(), PullError> {
         let digest = fetch.descriptor.digest();
         let host = fetch.reference.registry();
-        let held = self.shared.locks.hold(&format!("{} from {host}", fetch.name()), priority).await;
+        let held = self.shared.locks.lock(LockKey::Item(fetch.item(), host.clone()), priority).await;
         // The same bytes, however they are laid out: who waits for them takes nobody's turn.
-        let held = self.shared.locks.hold(&format!("bytes {digest} from {host}"), held.priority()).await;
+        let bytes = LockKey::Bytes(digest.clone(), host.clone());
+        let held = self.shared.locks.lock(bytes, held.priority()).await;
         let look = fetch.clone();
         let is_there = self.blocking(move |store| look.is_there(store)).await?;
         let given = self.store.provenance().of(&fetch.reference, digest);
@@ -423,13 +425,6 @@ impl Fetcher {
 }
 
 impl Fetch {
-    fn name(&self) -> String {
-        match &self.job {
-            Job::Blob => format!("blob {}", self.descriptor.digest()),
-            Job::Layer(key, _) => format!("layer {key}"),
-        }
-    }
-
     fn item(&self) -> Item {
         match &self.job {
             Job::Blob => Item::Blob(self.descriptor.digest().clone()),

@@ -1,4 +1,4 @@
-//! Who makes what: one lock a name.
+//! One lock for each thing that a pull makes.
 //!
 //! A lock is in a hurry once somebody who is asks for it: whoever holds it fetches as fast as those who wait for it would.
 //!
@@ -8,13 +8,27 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::{PinnedReference, RegistryHost};
 use tokio::sync::OwnedMutexGuard;
 
 use super::priority::{Priority, PriorityBoost};
+use crate::layout::{Item, TreeKey};
 
-/// KeyedLocks by name. A name that nobody holds or waits for takes no memory for long.
+/// What a lock is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum LockKey {
+    /// A tree, pulled from these references.
+    Tree(TreeKey, Vec<PinnedReference>),
+    /// A blob or a layer, from this registry.
+    Item(Item, RegistryHost),
+    /// The bytes of a blob from this registry, whatever becomes of them.
+    Bytes(Digest, RegistryHost),
+}
+
+/// Locks by key. A key that nothing holds or waits for takes no memory for long.
 #[derive(Debug, Default)]
-pub(crate) struct KeyedLocks(Mutex<HashMap<String, Weak<Lock>>>);
+pub(super) struct KeyedLocks(Mutex<HashMap<LockKey, Weak<Lock>>>);
 
 #[derive(Debug, Default)]
 struct Lock {
@@ -39,16 +53,16 @@ impl Held {
 }
 
 impl KeyedLocks {
-    /// Waits until nobody else holds `name`.
-    pub(super) async fn hold(&self, name: &str, priority: &Priority) -> Held {
+    /// Waits until no other task holds `key`.
+    pub(super) async fn lock(&self, key: LockKey, priority: &Priority) -> Held {
         let lock = {
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
-            if let Some(lock) = locks.get(name).and_then(Weak::upgrade) {
+            if let Some(lock) = locks.get(&key).and_then(Weak::upgrade) {
                 lock
             } else {
                 let lock: Arc<Lock> = Arc::default();
-                locks.insert(name.to_owned(), Arc::downgrade(&lock));
+                locks.insert(key, Arc::downgrade(&lock));
                 lock
             }
         };
@@ -70,14 +84,18 @@ impl KeyedLocks {
 mod tests {
     use super::*;
 
+    fn key(bytes: &[u8]) -> LockKey {
+        LockKey::Bytes(Digest::sha256_of(bytes), "ghcr.io".parse().unwrap())
+    }
+
     #[tokio::test]
     async fn whoever_is_in_a_hurry_hurries_those_whom_he_waits_for() {
         let (locks, boost) = (Arc::new(KeyedLocks::default()), PriorityBoost::default());
-        let held = locks.hold("a", &Priority::until(&PriorityBoost::default())).await;
-        let other = locks.hold("b", &Priority::until(&PriorityBoost::default())).await;
+        let held = locks.lock(key(b"a"), &Priority::until(&PriorityBoost::default())).await;
+        let other = locks.lock(key(b"b"), &Priority::until(&PriorityBoost::default())).await;
         let waits = tokio::spawn({
             let (locks, priority) = (locks.clone(), Priority::until(&boost));
-            async move { locks.hold("a", &priority).await.priority().is_urgent() }
+            async move { locks.lock(key(b"a"), &priority).await.priority().is_urgent() }
         });
         tokio::task::yield_now().await;
         assert!(!held.priority().is_urgent());

@@ -62,7 +62,7 @@ pub struct BackgroundPull<'a> {
 /// All pulls of a node.
 pub struct Pulls {
     fetcher: Arc<Fetcher>,
-    pulls: Mutex<HashMap<PinnedRecipe, Arc<SharedPull>>>,
+    shared: Mutex<HashMap<PinnedRecipe, Arc<SharedPull>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -70,7 +70,7 @@ pub struct Pulls {
 impl Pulls {
     /// Pulls with this fetcher until `stop`.
     pub fn new(fetcher: Arc<Fetcher>, stop: CancellationToken) -> Self {
-        Self { fetcher, pulls: Mutex::default(), tasks: TaskTracker::new(), stop }
+        Self { fetcher, shared: Mutex::default(), tasks: TaskTracker::new(), stop }
     }
 
     /// What fetches.
@@ -130,15 +130,15 @@ impl Pulls {
         fetcher: &Arc<Fetcher>,
         is_urgent: bool,
     ) -> (Arc<SharedPull>, bool) {
-        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        pulls.retain(|_, shared| {
+        let mut running = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, shared| {
             shared
                 .outcome
                 .borrow()
                 .as_ref()
                 .is_none_or(|(outcome, ended)| outcome.is_err() && ended.elapsed() < FAILURE_KEPT)
         });
-        if let Some(shared) = pulls.get(recipe) {
+        if let Some(shared) = running.get(recipe) {
             if is_urgent {
                 shared.boost.raise();
             }
@@ -152,7 +152,7 @@ impl Pulls {
         }
         let fetcher = Arc::new(fetcher.with_priority(Priority::until(&boost)));
         let shared = Arc::new(SharedPull { meter: meter.clone(), outcome, boost, stop: stop.clone() });
-        pulls.insert(recipe.clone(), shared.clone());
+        running.insert(recipe.clone(), shared.clone());
         let observer = self.fetcher.store().observer().clone();
         let progress: Arc<dyn Progress> = Arc::new(Counted { meter, observer: observer.clone() });
         let key = fetcher.key(recipe);
@@ -180,9 +180,9 @@ impl Pulls {
 
     /// Forgets a pull whose end was heard.
     fn leave(&self, recipe: &PinnedRecipe, shared: &Arc<SharedPull>) {
-        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        if pulls.get(recipe).is_some_and(|found| Arc::ptr_eq(found, shared)) {
-            pulls.remove(recipe);
+        let mut running = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.get(recipe).is_some_and(|found| Arc::ptr_eq(found, shared)) {
+            running.remove(recipe);
         }
     }
 }
@@ -205,11 +205,11 @@ impl BackgroundPull<'_> {
 impl Drop for BackgroundPull<'_> {
     fn drop(&mut self) {
         // Whoever joins does so under the same lock.
-        let mut pulls = self.pulls.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.pulls.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.shared.boost.is_raised()
-            && pulls.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.shared))
+            && running.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.shared))
         {
-            pulls.remove(&self.recipe);
+            running.remove(&self.recipe);
             self.shared.stop.cancel();
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Shown;
 use oras_csi_core::manifest::layer_kind::TITLE;
-use oras_csi_core::manifest::{Descriptor, ImageManifest, LayerDescriptor, LayerFiles};
+use oras_csi_core::manifest::{Descriptor, ImageManifest, LayerDescriptor, LayerKind};
 use oras_csi_core::media_type::{MediaType, essence};
 
 use crate::disk::{EntryPath, NameError};
@@ -172,15 +172,15 @@ fn content(layer: &LayerDescriptor, position: usize, limits: &Limits) -> Result<
     let titled = |title: &str| {
         EntryPath::from_title(title, limits).map_err(|source| PlanError::Title { layer: position, source })
     };
-    Ok(Some(match layer.files() {
-        LayerFiles::File(name) => {
+    Ok(Some(match layer.kind() {
+        LayerKind::File(name) => {
             let path = titled(name)?;
             if path.is_root() {
                 return Err(PlanError::Title { layer: position, source: NameError::Empty(name.into()) });
             }
             Content::File(path)
         }
-        LayerFiles::Directory(title) => {
+        LayerKind::Directory(title) => {
             let path = titled(title)?;
             let annotation = layer.annotations().get(CONTENT_DIGEST).filter(|text| !text.is_empty());
             let content = annotation.map(|text| {
@@ -190,8 +190,8 @@ fn content(layer: &LayerDescriptor, position: usize, limits: &Limits) -> Result<
             let shape = LayerShape::Directory { prefix: path.clone(), content: content.transpose()? };
             Content::Archive { at: path, shape }
         }
-        LayerFiles::Archive => Content::Archive { at: EntryPath::root(), shape: LayerShape::Image },
-        LayerFiles::Nothing => return Ok(None),
+        LayerKind::Archive => Content::Archive { at: EntryPath::root(), shape: LayerShape::Image },
+        LayerKind::NoFiles => return Ok(None),
     }))
 }
 

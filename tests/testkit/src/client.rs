@@ -23,7 +23,7 @@ use futures_util::StreamExt as _;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
-use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
+use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use serde_json::Value;
@@ -333,7 +333,7 @@ impl FakeRegistry {
         &self,
         reference: &PinnedReference,
         credential: Option<&Credential>,
-    ) -> Result<ManifestDocument, RegistryError> {
+    ) -> Result<VerifiedManifest, RegistryError> {
         self.manifest_requests.fetch_add(1, Ordering::SeqCst);
         self.log.lock().unwrap().push(reference.to_string());
         let (digest, host) = (reference.digest(), reference.registry().host());
@@ -346,7 +346,7 @@ impl FakeRegistry {
         let found = found.filter(|_| !self.confirms_everything(host) && !self.lacks(host, digest));
         let bytes = found.ok_or_else(|| not_found(&reference.to_string()))?;
         self.check_access(credential, reference.registry(), reference.repository())?;
-        ManifestDocument::verify(digest, None, bytes).map_err(|error| RegistryError::Invalid {
+        VerifiedManifest::verify(digest, None, bytes).map_err(|error| RegistryError::Invalid {
             at: Printable::new(&format!("GET {reference}")),
             words: Printable::new(&error.to_string()),
         })
@@ -437,7 +437,7 @@ impl Registry for FakeRegistry {
         self.resolve_with(reference, None).await
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.manifest_with(reference, None).await
     }
 
@@ -459,7 +459,7 @@ impl Registry for FakeRegistry {
         self.part_with(reference, blob, range, None)
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(WithCredential(self, credential))
     }
 }
@@ -473,7 +473,7 @@ impl Registry for WithCredential {
         self.0.resolve_with(reference, Some(&self.1)).await
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.0.manifest_with(reference, Some(&self.1)).await
     }
 
@@ -495,7 +495,7 @@ impl Registry for WithCredential {
         self.0.part_with(reference, blob, range, Some(&self.1))
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
         Arc::new(Self(self.0.clone(), credential))
     }
 }

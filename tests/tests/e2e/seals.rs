@@ -82,7 +82,7 @@ fn refusal(namespace: &str, name: &str) -> String {
 fn does_not_mount(pod: &Value) {
     apply(pod);
     let words = refusal(SYSTEM, pod["metadata"]["name"].as_str().expect("a name"));
-    let wanted = format!("the volume's seal is not for this volume in namespace {SYSTEM}");
+    let wanted = format!("the volume's seal is not valid for this volume in namespace {SYSTEM}");
     assert!(words.contains(&wanted), "{words}");
 }
 
@@ -172,7 +172,7 @@ fn forged_kubelet_attributes_are_refused() {
     });
     apply(&claims("thief", "thief", "forged", script));
     let words = refusal("thief", "thief");
-    assert!(words.contains("the volume's seal is not for this volume in namespace thief"), "{words}");
+    assert!(words.contains("the volume's seal is not valid for this volume in namespace thief"), "{words}");
 
     let pod_info = |on: bool| {
         let patch = json!({"spec": {"podInfoOnMount": on}}).to_string();

@@ -530,9 +530,9 @@ async fn admits_a_pod_with_a_hundred_volumes_of_the_largest_size() {
         pairs.map(|(key, value)| key.len() + value.as_str().expect("text").len()).sum()
     };
     let beside = bytes(&empty) - empty[RECIPE].as_str().unwrap().len();
-    let largest = recipe_of(CanonicalVolume::LONGEST - beside);
+    let largest = recipe_of(CanonicalVolume::MAX_BYTES - beside);
     let mut attributes = attributes(&largest);
-    let room = CanonicalVolume::LONGEST - bytes(&attributes);
+    let room = CanonicalVolume::MAX_BYTES - bytes(&attributes);
     eprintln!("the largest attributes have {} bytes", bytes(&attributes));
     assert!(room < 20, "{room}");
 
@@ -568,16 +568,16 @@ async fn admits_a_pod_with_a_hundred_volumes_of_the_largest_size() {
     for filler in ["x", "é"] {
         let width = filler.len();
         let count = 100;
-        let base = recipe_of(CanonicalVolume::LONGEST - beside - 450);
+        let base = recipe_of(CanonicalVolume::MAX_BYTES - beside - 450);
         let longer_by = |extra: usize| {
             let glob = format!("{}{}", filler.repeat(count), "y".repeat(extra));
             format!(r#"{},{{"remove":"{glob}"}}]"#, base.trim_end_matches(']'))
         };
         attributes[RECIPE] = json!(longer_by(0));
-        let extra = CanonicalVolume::LONGEST - bytes(&attributes);
+        let extra = CanonicalVolume::MAX_BYTES - bytes(&attributes);
         assert!(extra + count * width <= 512, "{extra}");
         attributes[RECIPE] = json!(recipe(&longer_by(extra)).to_json());
-        assert_eq!(bytes(&attributes), CanonicalVolume::LONGEST);
+        assert_eq!(bytes(&attributes), CanonicalVolume::MAX_BYTES);
         let twin = volumes(1, &attributes);
         let path = ["spec", "volumes", "0", "csi", "volumeAttributes", RECIPE];
         let words = "has more than 3072 bytes of attributes";

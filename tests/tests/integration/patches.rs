@@ -310,8 +310,8 @@ fn reports_what_cannot_be_patched() {
     let of_base = format!("{NAME}/app@{}", bench.base);
     for (words, status, told) in [
         (vec!["patch", &base], 2, "--minor REF, --major REF or --critical REF".to_owned()),
-        (vec!["patch", "team/app", "--minor", &minor], 2, "can be read in two ways".to_owned()),
-        (vec!["patch", &base, "--minor", "a b"], 2, "--minor: \"a b\" has blanks".to_owned()),
+        (vec!["patch", "team/app", "--minor", &minor], 2, "is ambiguous".to_owned()),
+        (vec!["patch", &base, "--minor", "a b"], 2, "--minor: \"a b\" has spaces".to_owned()),
         (vec!["patch", &base, "--minor", &gone], 1, format!("level minor {NAME}/app@{gone}")),
         (
             vec!["patch", &format!("{NAME}/app:none"), "--minor", &minor],
@@ -345,7 +345,7 @@ fn reports_what_cannot_be_patched() {
     assert!(code == 4 && words.contains("which is neither a patch nor a recipe"), "{code}: {words}");
     let output = bench.render(&json!({"oras.land/artifact": patched}), &[]);
     let (code, words) = failure(&output);
-    assert!(code == 4 && words.contains("name it with oras.land/patch"), "{code}: {words}");
+    assert!(code == 4 && words.contains("apply it with oras.land/patch"), "{code}: {words}");
     // A mistake in what is named beside it.
     let volume = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app"}, "spec": {
         "containers": [{"name": "app", "volumeMounts": [{"name": "in", "mountPath": "/data"}]}],
@@ -354,7 +354,7 @@ fn reports_what_cannot_be_patched() {
     let file = bench.certs.path().join("volume.json");
     std::fs::write(&file, volume.to_string()).expect("writes");
     let (code, words) = bench.fails(&["render", "-f", &file.display().to_string()]);
-    let told = format!("is of the digest {}, and the patch is for {base}@{}", bench.critical, bench.base);
+    let told = format!("has the digest {}, but the patch is for {base}@{}", bench.critical, bench.base);
     assert!(code == 2 && words.contains(&told), "{code}: {words}");
 }
 
@@ -392,7 +392,7 @@ fn a_recipe_artifact_can_be_pushed_and_pulled(#[case] make: Make) {
     std::fs::write(folder.path().join("bad.yaml"), "- ad: r.io/a\n").expect("writes");
     let bad = folder.path().join("bad.yaml").display().to_string();
     let (code, words) = bench.fails(&["recipe", "push", "-f", &bad, &tag]);
-    assert!(code == 2 && words.contains("bad.yaml: the recipe cannot be read"), "{words}");
+    assert!(code == 2 && words.contains("bad.yaml: cannot parse the recipe"), "{words}");
 }
 
 /// A lock file has all that `render` needs, including the text of a recipe.

@@ -125,9 +125,7 @@ async fn namespace_labels_select_policies() {
     let params = PatchParams::default();
     namespaces.patch("policy-labels", &params, &label(json!("yes"))).await.expect("labelled");
     eventually("the label counts", PATIENCE, async || match cluster.create(&by_tag("labelled")).await {
-        Err(status) if status.message.contains("rule requireDigest (tag v1 stands without a digest)") => {
-            Ok(())
-        }
+        Err(status) if status.message.contains("rule requireDigest (tag v1 has no digest)") => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
@@ -333,7 +331,7 @@ async fn applying_a_workload_prints_the_warnings_and_denials_of_its_pods() {
     misplaced["metadata"]["annotations"] = json!({"oras.land/artifact": "kind-registry:5000/acme/model:v1"});
     misplaced["spec"]["template"]["spec"]["containers"][0]["image"] = json!("other");
     assert!(
-        apply(&misplaced).contains("annotation oras.land/artifact on the Deployment itself does nothing")
+        apply(&misplaced).contains("annotation oras.land/artifact on the Deployment itself has no effect")
     );
 
     cluster.webhook.stop();
@@ -395,7 +393,7 @@ async fn the_schema_refuses_invalid_policies_with_a_reason() {
     let words = run(&mut kubectl(&["explain", "artifactpolicy.spec.registries"]));
     eprintln!("{words}");
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    for part in ["compared part by part", "allow", "deny", "The only ones that may be used"] {
+    for part in ["compared segment by segment", "allow", "deny", "The only registries and repositories"] {
         assert!(words.contains(part), "{part}: {words}");
     }
     drop(cluster);

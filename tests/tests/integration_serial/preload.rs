@@ -198,7 +198,7 @@ async fn a_preloaded_set_is_mounted_without_the_registry() {
     registry.stop();
     driver.kill();
     driver.start_again();
-    let sealed = key.seal(volume.clone().with_set("preload-models").expect("a name"), Holder::pod("team"));
+    let sealed = volume.clone().with_set("preload-models").expect("a name").sign(&key, Holder::pod("team"));
     driver.publish_volume("pod", &sealed, None).await.expect("it is on the node");
     assert_eq!(std::fs::read(driver.target("pod").join("file")).expect("it is there"), b"precious");
     driver.unpublish("pod").await.expect("it goes");

@@ -4,3 +4,4 @@
 
 mod crds;
 mod dependencies;
+mod language;

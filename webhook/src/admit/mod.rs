@@ -1,65 +1,77 @@
-//! The whole way of one request, in an order that is fixed: intent, policy on names, network, policy on
-//! what was found, patch. Nothing of a pod that policy refuses ever reaches a registry.
+//! The admission of pods and persistent volumes, in a fixed order of work.
+//!
+//! Intent is read first, then policies check names; only then credentials are read and registries contacted. A pod that
+//! a policy refuses never reaches a registry. [`pipeline`] is that order for the volumes of one request; each stage has
+//! a module and consumes the volumes of the stage before:
+//!
+//! | stage | module |
+//! |---|---|
+//! | requested | [`crate::intent`] |
+//! | located: sets looked up | [`locate`] |
+//! | with credentials | [`credentials`] |
+//! | expanded: patches read | [`expand`] |
+//! | pinned to digests, contents checked | [`pin`] |
+//! | sealed | [`seal`] |
 
-mod asked;
+mod context;
+mod credentials;
 mod expand;
-mod notes;
+mod locate;
+mod new_sets;
 mod outcome;
+mod pin;
+mod pinned_annotation;
+mod pipeline;
+mod policy;
+mod preview;
 mod revision;
-mod sets;
-mod settle;
-mod volumes;
+mod seal;
+mod services;
+mod set_status;
+mod set_volume;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use json_patch::Patch;
-use oras_csi_core::policy::Source;
-use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{Keyring, Registry};
+use oras_csi_core::registry::Registry;
 use oras_csi_core::seal::Holder;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
-use self::notes::Notes;
+use self::context::{Context, Scope};
+use self::pinned_annotation::PinnedAnnotation;
 use self::revision::{Revision, Writes};
-use self::volumes::{Case, Settled};
+use self::seal::SealedVolumes;
+use self::services::Services;
 use crate::credentials::CredentialSources;
-use crate::denial::{At, Denial};
-use crate::intent::{self, Intent, Registries, VolumeIntent};
+use crate::denial::Denial;
+use crate::intent::{self, Intent};
 use crate::metrics::{Metrics, RequestOutcome};
-use crate::patch::{self, PlannedNotes};
+use crate::patch::{self, PlannedAnnotations};
 use crate::pins::Pins;
+use crate::pod_template;
 use crate::policy::Policies;
-use crate::policy::judge::{Opinion, opinions, opinions_of_contents};
-use crate::resolve::{Needs, Resolver, ResolverSettings};
+use crate::registries::Registries;
+use crate::resolve::{Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
 use crate::seal::Sealer;
-use crate::sets::SetBook;
+use crate::sets::{MemorySets, Resolved, SetCatalog, SetResolver, SetToResolve};
 use crate::view::{PersistentVolume, Pod};
-use crate::workload;
 
-pub use self::asked::{Asked, AskedVolume};
 pub use self::outcome::Outcome;
+pub use self::preview::{Preview, ReferencePreview, VolumePreview};
 
-/// The annotation that kubelet gives the API server's copy of a static pod.
-const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 /// The key of the audit annotation; the API server puts the webhook's name before it.
 const AUDIT_PINNED: &str = "pinned";
 
 /// Admits pods and persistent volumes.
 pub struct Admission {
-    resolver: Resolver,
-    registries: Arc<dyn Registries>,
-    policies: Arc<Policies>,
-    metrics: Arc<Metrics>,
-    credentials: CredentialSources,
-    sealer: Sealer,
-    pins: Option<Arc<dyn Pins>>,
-    sets: Option<SetBook>,
+    services: Services,
 }
 
 impl Admission {
-    /// Over a registry, with what the administrator says of registries, and the policies.
+    /// An admission over a registry, with the administrator's registry configuration and the policies.
     pub fn new(
         registry: Arc<dyn Registry>,
         registries: Arc<dyn Registries>,
@@ -67,101 +79,183 @@ impl Admission {
         settings: ResolverSettings,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let resolver = Resolver::new(registry, settings, Arc::clone(&metrics));
-        let (credentials, sealer) = (CredentialSources::default(), Sealer::none());
-        Self { resolver, registries, policies, metrics, credentials, sealer, pins: None, sets: None }
+        let services = Services {
+            resolver: Resolver::new(registry, settings, Arc::clone(&metrics)),
+            registries,
+            policies,
+            metrics,
+            credentials: CredentialSources::default(),
+            sealer: Sealer::none(),
+            pins: None,
+            sets: None,
+        };
+        Self { services }
     }
 
-    /// With credentials; without any, everything is asked for in nobody's name.
+    /// Sets the credentials; without any, every request to a registry is anonymous.
     #[must_use]
-    pub fn with_credentials(self, credentials: CredentialSources) -> Self {
-        Self { credentials, ..self }
+    pub fn with_credentials(mut self, credentials: CredentialSources) -> Self {
+        self.services.credentials = credentials;
+        self
     }
 
-    /// With seals; without, volumes have none.
+    /// Sets the key for seals; without one, volumes have no seal.
     #[must_use]
-    pub fn with_sealer(self, sealer: Sealer) -> Self {
-        Self { sealer, ..self }
+    pub fn with_sealer(mut self, sealer: Sealer) -> Self {
+        self.services.sealer = sealer;
+        self
     }
 
-    /// With pins, so that all pods of a revision have the same; without, each has what its tag is when it comes.
+    /// Sets the pins, so that all pods of a revision get the same digests.
     #[must_use]
-    pub fn with_pins(self, pins: Arc<dyn Pins>) -> Self {
-        Self { pins: Some(pins), ..self }
+    pub fn with_pins(mut self, pins: Arc<dyn Pins>) -> Self {
+        self.services.pins = Some(pins);
+        self
     }
 
-    /// With sets; without, whoever names one is denied.
+    /// Sets the sets; without them, a volume that names a set is denied.
     #[must_use]
-    pub fn with_sets(self, sets: SetBook) -> Self {
-        Self { sets: Some(sets), ..self }
+    pub fn with_sets(mut self, sets: SetCatalog) -> Self {
+        self.services.sets = Some(sets);
+        self
     }
 
-    /// The policies.
+    /// Returns the policies.
     pub fn policies(&self) -> &Policies {
-        &self.policies
+        &self.services.policies
     }
 
-    /// Whether it can make the seals that it is to make.
+    /// Reports whether the key for seals is loaded, where seals are made.
     pub(crate) fn has_key(&self) -> bool {
-        self.sealer.is_ready()
+        self.services.sealer.is_ready()
+    }
+
+    /// Shows what an object requests, without admitting it.
+    pub fn preview(&self) -> Preview<'_> {
+        Preview { services: &self.services }
     }
 
     /// Answers a review.
     pub async fn review(&self, review: &Review, deadline: Deadline) -> ReviewResponse {
+        let metrics = &self.services.metrics;
+        let writes = if review.is_dry_run() { Writes::No } else { Writes::Yes };
         let admitted = match review.subject() {
             Subject::Other => {
-                self.metrics.request(RequestOutcome::Untouched);
+                metrics.request(RequestOutcome::Untouched);
                 return review.allow();
             }
-            Subject::Workload(workload) => return self.tell(review, workload, deadline).await,
+            Subject::Workload(workload) => return self.warn(review, workload, deadline).await,
             Subject::Unreadable(denial) => Err(denial.clone()),
-            Subject::NewPod(pod) => {
-                let writes = if review.is_dry_run() { Writes::No } else { Writes::Yes };
-                self.admit(pod, review.namespace(), writes, deadline).await
-            }
-            Subject::NewPersistentVolume(volume) => {
-                let writes = if review.is_dry_run() { Writes::No } else { Writes::Yes };
-                self.admit_volume(volume, writes, deadline).await
-            }
+            Subject::NewPod(pod) => self.pod(pod, review.namespace(), writes, deadline).await,
+            Subject::NewPersistentVolume(volume) => self.persistent_volume(volume, writes, deadline).await,
         };
-        self.metrics.slack(deadline.saturating_duration_since(Deadline::now()));
+        metrics.slack(deadline.saturating_duration_since(Deadline::now()));
         match admitted {
-            Ok(outcome) => self.answer(review, outcome),
-            Err(denial) => {
-                self.metrics.request(RequestOutcome::Denied(denial.code()));
-                tracing::info!(
-                    uid = review.uid(),
-                    namespace = review.namespace(),
-                    code = denial.code().number(),
-                    reason = denial.message(),
-                    "denied"
-                );
-                review.denied(&denial)
-            }
+            Ok(outcome) => self.allow(review, outcome),
+            Err(denial) => self.deny(review, &denial),
         }
     }
 
-    /// What the pods of a workload will meet.
-    async fn tell(&self, review: &Review, workload: &Value, deadline: Deadline) -> ReviewResponse {
-        let words = match workload::template(workload) {
+    /// Admits a pod as the webhook does, but creates neither pins nor sets. Existing pins apply.
+    pub async fn admit_pod(
+        &self,
+        pod: &Value,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        self.pod(pod, namespace, Writes::No, deadline).await
+    }
+
+    /// Admits a `PersistentVolume` for the namespace of its claim, but creates no set.
+    pub async fn admit_persistent_volume(
+        &self,
+        object: &Value,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        self.persistent_volume(object, Writes::No, deadline).await
+    }
+
+    /// Resolves the sets of that name whose status is not that of their spec. This is for streams of manifests, where
+    /// no controller writes a status.
+    pub async fn update_set_statuses(&self, sets: &MemorySets, name: &str, deadline: Deadline) {
+        set_status::update_statuses(&self.services, sets, name, deadline).await;
+    }
+
+    async fn pod(
+        &self,
+        pod: &Value,
+        namespace: &str,
+        writes: Writes,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        let pod = Pod::read(pod)?;
+        if pod.is_mirror_pod() {
+            return Ok(Outcome::untouched());
+        }
+        let Intent { volumes, warnings } = intent::read(&pod, self.services.registries.as_ref())?;
+        let pins = self.services.pins.as_deref();
+        let context = Context {
+            scope: Scope { namespace, holder: Holder::pod(namespace), deadline },
+            pod: Some(&pod),
+            revision: pins.and_then(|pins| Revision::of(pins, &pod, namespace, writes, deadline)),
+            pinned_annotation: PinnedAnnotation::read(&pod),
+            writes,
+        };
+        let sealed = if volumes.is_empty() {
+            SealedVolumes::default()
+        } else {
+            pipeline::run(&self.services, volumes, &context).await?
+        };
+        let (pinned, patch) = (sealed.pinned(), sealed.pinned_patch());
+        let annotations = PlannedAnnotations { pinned: pinned.as_deref(), patch: patch.as_deref() };
+        let patch = patch::plan(&pod, &sealed.planned(), annotations);
+        Ok(Outcome::new(patch, warnings, pinned, sealed))
+    }
+
+    async fn persistent_volume(
+        &self,
+        object: &Value,
+        writes: Writes,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        let Some(volume) = PersistentVolume::read(object)? else { return Ok(Outcome::untouched()) };
+        let mut warnings = Vec::new();
+        let registries = self.services.registries.as_ref();
+        let (requested, namespace) = intent::read_persistent(&volume, registries, &mut warnings)?;
+        let context = Context {
+            scope: Scope { namespace, holder: Holder::claim(namespace, volume.handle), deadline },
+            pod: None,
+            revision: None,
+            pinned_annotation: PinnedAnnotation::default(),
+            writes,
+        };
+        let sealed = pipeline::run(&self.services, vec![requested], &context).await?;
+        let pinned = sealed.pinned();
+        let planned = sealed.planned();
+        let patches = planned.iter().map(|planned| patch::plan_persistent(&volume, planned, namespace).0);
+        let patch = Patch(patches.flatten().collect());
+        Ok(Outcome::new(patch, warnings, pinned, sealed))
+    }
+
+    /// Warns about what the pods of a workload will meet.
+    async fn warn(&self, review: &Review, workload: &Value, deadline: Deadline) -> ReviewResponse {
+        let metrics = &self.services.metrics;
+        let warnings = match pod_template::template(workload) {
             None => Vec::new(),
             Some(pod) => {
                 let admitted = self.admit_pod(pod, review.namespace(), deadline).await;
-                self.metrics.slack(deadline.saturating_duration_since(Deadline::now()));
-                workload::tell(workload, admitted.as_ref().map(Outcome::warnings))
+                metrics.slack(deadline.saturating_duration_since(Deadline::now()));
+                pod_template::warnings(workload, admitted.as_ref().map(Outcome::warnings))
             }
         };
-        self.metrics.request(if words.is_empty() {
-            RequestOutcome::Untouched
-        } else {
-            RequestOutcome::Warned
-        });
-        review.warned(words)
+        let is_silent = warnings.is_empty();
+        metrics.request(if is_silent { RequestOutcome::Untouched } else { RequestOutcome::Warned });
+        review.warned(warnings)
     }
 
-    fn answer(&self, review: &Review, outcome: Outcome) -> ReviewResponse {
-        let Outcome { patch, warnings, pinned, volumes: _, intents: _, mut audit } = outcome;
-        self.metrics.request(match (&pinned, patch.0.is_empty()) {
+    fn allow(&self, review: &Review, outcome: Outcome) -> ReviewResponse {
+        let Outcome { patch, warnings, pinned, mut audit, .. } = outcome;
+        self.services.metrics.request(match (&pinned, patch.0.is_empty()) {
             (_, false) => RequestOutcome::Patched,
             (Some(_), true) => RequestOutcome::Unchanged,
             (None, true) => RequestOutcome::Untouched,
@@ -173,160 +267,22 @@ impl Admission {
         review.patched(&patch, warnings, audit)
     }
 
-    /// What a pod of a namespace asks for, and what policies say of it. No registry hears of it.
-    pub async fn asks(
-        &self,
-        pod: &Value,
-        namespace: &str,
-        deadline: Deadline,
-    ) -> Result<Vec<AskedVolume>, Denial> {
-        let pod = Pod::read(pod)?;
-        if is_left_alone(&pod) {
-            return Ok(Vec::new());
-        }
-        let intent = intent::read(&pod, self.registries.as_ref())?;
-        let volumes = intent.volumes.into_iter().map(Arc::new).collect();
-        let volumes = self.look_up(volumes, namespace, Holder::pod(namespace), deadline).await?;
-        self.judge_names(&volumes, namespace, deadline).await
-    }
-
-    /// The same of a `PersistentVolume`.
-    pub async fn persistent_volume_asks(
-        &self,
-        volume: &Value,
-        deadline: Deadline,
-    ) -> Result<Vec<AskedVolume>, Denial> {
-        let Some(volume) = PersistentVolume::read(volume)? else { return Ok(Vec::new()) };
-        let (intent, namespace) =
-            intent::read_persistent(&volume, self.registries.as_ref(), &mut Vec::new())?;
-        let holder = Holder::claim(namespace, volume.handle);
-        let volumes = self.look_up(vec![Arc::new(intent)], namespace, holder, deadline).await?;
-        self.judge_names(&volumes, namespace, deadline).await
-    }
-
-    /// The same, once patches and the artifacts of recipes were read.
-    pub async fn asked_in_all(
-        &self,
-        outcome: &Outcome,
-        namespace: &str,
-        deadline: Deadline,
-    ) -> Result<Vec<AskedVolume>, Denial> {
-        self.judge_names(&outcome.intents, namespace, deadline).await
-    }
-
-    async fn judge_names(
-        &self,
-        volumes: &[Arc<VolumeIntent>],
-        namespace: &str,
-        deadline: Deadline,
-    ) -> Result<Vec<AskedVolume>, Denial> {
-        if volumes.is_empty() {
-            return Ok(Vec::new());
-        }
-        let book = self.policies.rulebook(namespace, deadline).await?;
-        Ok(volumes.iter().map(|volume| AskedVolume::new(volume, &book, &self.metrics)).collect())
-    }
-
-    /// What policies say of a reference in a namespace.
-    pub async fn opinions(
-        &self,
-        reference: &Reference,
-        namespace: &str,
-        deadline: Deadline,
-    ) -> Result<Vec<Opinion>, Denial> {
-        Ok(opinions(&self.policies.rulebook(namespace, deadline).await?, reference, Source::Direct))
-    }
-
-    /// The same, of what a registry has under a reference: the opinions of policies that look at contents.
-    pub async fn opinions_of_contents(
-        &self,
-        reference: &Reference,
-        pinned: &PinnedReference,
-        namespace: &str,
-        deadline: Deadline,
-    ) -> Result<Vec<Opinion>, Denial> {
-        let book = self.policies.rulebook(namespace, deadline).await?;
-        if !book.looks_at_contents() {
-            return Ok(Vec::new());
-        }
-        let needs = Needs { past_cache: false, platform: None, media_types: &[] };
-        let keyring = Keyring::new(self.credentials.administrator.clone());
-        let found = self.resolver.found(pinned, &keyring, needs, deadline).await;
-        let found = found.map_err(|failure| failure.denial(At::Reference, reference))?;
-        Ok(opinions_of_contents(&book, &found))
-    }
-
-    /// What becomes of a pod in a namespace: the same for the webhook and for `oras-csi render`. Pins are obeyed, and
-    /// none is made.
-    pub async fn admit_pod(
-        &self,
-        pod: &Value,
-        namespace: &str,
-        deadline: Deadline,
-    ) -> Result<Outcome, Denial> {
-        self.admit(pod, namespace, Writes::No, deadline).await
-    }
-
-    async fn admit(
-        &self,
-        pod: &Value,
-        namespace: &str,
-        writes: Writes,
-        deadline: Deadline,
-    ) -> Result<Outcome, Denial> {
-        let pod = Pod::read(pod)?;
-        if is_left_alone(&pod) {
-            return Ok(Outcome::untouched());
-        }
-        let Intent { volumes, warnings } = intent::read(&pod, self.registries.as_ref())?;
-        let notes = Notes::read(&pod);
-        let pins = self.pins.as_deref();
-        let revision = pins.and_then(|pins| Revision::of(pins, &pod, namespace, writes, deadline));
-        let (holder, revision) = (Holder::pod(namespace), revision.as_ref());
-        let case = Case { namespace, holder, pod: Some(&pod), revision, notes: &notes, writes, deadline };
-        let settled = if volumes.is_empty() {
-            Settled::default()
-        } else {
-            self.settle(volumes.into_iter().map(Arc::new).collect(), &case).await?
-        };
-        let (pinned, patch) = (settled.pinned(), settled.pinned_patch());
-        let notes = PlannedNotes { pinned: pinned.as_deref(), patch: patch.as_deref() };
-        let patch = patch::plan(&pod, &settled.planned(), notes);
-        Ok(settled.outcome(patch, warnings, pinned))
-    }
-
-    /// What becomes of a `PersistentVolume`, for the namespace of its claim. No set is made.
-    pub async fn admit_persistent_volume(
-        &self,
-        object: &Value,
-        deadline: Deadline,
-    ) -> Result<Outcome, Denial> {
-        self.admit_volume(object, Writes::No, deadline).await
-    }
-
-    async fn admit_volume(
-        &self,
-        object: &Value,
-        writes: Writes,
-        deadline: Deadline,
-    ) -> Result<Outcome, Denial> {
-        let Some(volume) = PersistentVolume::read(object)? else { return Ok(Outcome::untouched()) };
-        let mut warnings = Vec::new();
-        let (intent, namespace) = intent::read_persistent(&volume, self.registries.as_ref(), &mut warnings)?;
-        let (volumes, notes) = (vec![Arc::new(intent)], Notes::default());
-        let holder = Holder::claim(namespace, volume.handle);
-        let case = Case { namespace, holder, pod: None, revision: None, notes: &notes, writes, deadline };
-        let settled = self.settle(volumes, &case).await?;
-        let pinned = settled.pinned();
-        let planned = settled.planned();
-        let patches = planned.iter().map(|planned| patch::plan_persistent(&volume, planned, namespace).0);
-        let patch = Patch(patches.flatten().collect());
-        Ok(settled.outcome(patch, warnings, pinned))
+    fn deny(&self, review: &Review, denial: &Denial) -> ReviewResponse {
+        self.services.metrics.request(RequestOutcome::Denied(denial.code()));
+        tracing::info!(
+            uid = review.uid(),
+            namespace = review.namespace(),
+            code = denial.code().number(),
+            reason = denial.message(),
+            "denied"
+        );
+        review.denied(denial)
     }
 }
 
-/// Whether nothing of ours is done with a pod, whatever it asks for. A deletion timestamp says nothing: the API
-/// server wipes one that a server-side apply creates a pod with, but only behind the webhooks.
-fn is_left_alone(pod: &Pod<'_>) -> bool {
-    pod.annotation(MIRROR_POD).is_some()
+#[async_trait]
+impl SetResolver for Admission {
+    async fn resolve_set(&self, set: SetToResolve<'_>, deadline: Deadline) -> Result<Resolved, Denial> {
+        set_status::resolve_set(&self.services, set, deadline).await
+    }
 }

@@ -1,4 +1,4 @@
-//! The pins of one pod's revision: what its tags stood for when the first pod of that revision came.
+//! The pins of the revision that a pod belongs to: all pods of a revision get the digests that its first pod got.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,36 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::Reference;
 use tokio::time::{Instant as Deadline, timeout_at};
 
+use super::set_volume::SetVolume;
 use crate::denial::Denial;
-use crate::intent::{OfSet, Origin};
+use crate::intent::Origin;
 use crate::pins::{PinError, PinKey, PinPlace, Pins};
 use crate::view::Pod;
 
-/// How many pins may be looked for at once.
+/// How many pins are looked up at once.
 const LOOKUPS_AT_ONCE: usize = 8;
 
-/// Whether anything may come of a request but its answer.
+/// Whether a request may create objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writes {
-    /// It is meant.
+    /// The object is being created.
     Yes,
-    /// A dry run, or somebody who only wants to know.
+    /// It is a dry run, a preview, or `oras-csi render`.
     No,
 }
 
-/// A tag that was looked up for a pod, and where it is written.
+/// A tag that was resolved for this request, and has to be pinned.
 #[derive(Clone, Debug)]
-pub(super) struct Fresh {
+pub(super) struct NewPin {
     pub(super) reference: Reference,
     pub(super) digest: Digest,
     pub(super) origin: Origin,
 }
 
-/// The revision that a pod belongs to.
+/// The digests that pins have, by the reference as it is written.
+pub(super) type TagPins = BTreeMap<Reference, Digest>;
+
+/// The revision of a controller that a pod belongs to.
 pub(super) struct Revision<'a> {
     pins: &'a dyn Pins,
     pod: &'a Pod<'a>,
@@ -41,11 +45,8 @@ pub(super) struct Revision<'a> {
     deadline: Deadline,
 }
 
-/// What pins say, by the reference as it is written.
-pub(super) type Fixed = BTreeMap<Reference, Digest>;
-
 impl<'a> Revision<'a> {
-    /// The one of a pod that a controller makes; `None` for any other, which is alone.
+    /// Returns the revision of a pod that a controller creates; `None` for any other pod, which needs no pins.
     pub(super) fn of(
         pins: &'a dyn Pins,
         pod: &'a Pod<'a>,
@@ -56,77 +57,80 @@ impl<'a> Revision<'a> {
         pod.controller().map(|_| Self { pins, pod, namespace, writes, deadline })
     }
 
-    fn key(&self, reference: &Reference) -> Option<PinKey> {
-        PinKey::new(self.pod.controller()?, self.pod.revision(), reference)
-    }
-
-    /// What is kept for these references.
-    pub(super) async fn find(&self, references: &[(Reference, Origin)]) -> Result<Fixed, Denial> {
+    /// Finds the pins of references.
+    pub(super) async fn find_pins(&self, references: &[(Reference, Origin)]) -> Result<TagPins, Denial> {
         let keyed = references.iter().filter_map(|(reference, origin)| {
             let key = self.key(reference)?;
             Some((key, reference, origin))
         });
         let lookups: Vec<_> = keyed
             .map(|(key, reference, origin)| async move {
-                let found = timeout_at(self.deadline, self.pins.find(self.namespace, &key)).await;
-                let found = found.unwrap_or(Err(PinError::TooLate));
-                match found {
+                match self.find(&key).await {
                     Ok(digest) => Ok(digest.map(|digest| (reference.clone(), digest))),
                     Err(error) => Err(error.denial(origin.at(), reference)),
                 }
             })
             .collect();
         let mut lookups = stream::iter(lookups).buffered(LOOKUPS_AT_ONCE);
-        let mut fixed = Fixed::new();
+        let mut pins = TagPins::new();
         while let Some(found) = lookups.next().await {
-            fixed.extend(found?);
+            pins.extend(found?);
         }
-        Ok(fixed)
+        Ok(pins)
     }
 
-    /// The digest that is kept of a set's recipe.
-    pub(super) async fn find_set(&self, of: &OfSet) -> Result<Option<Digest>, Denial> {
-        let Some(key) = self.key_of_set(of) else { return Ok(None) };
-        let found = timeout_at(self.deadline, self.pins.find(self.namespace, &key)).await;
-        let found = found.unwrap_or(Err(PinError::TooLate));
-        found.map_err(|error| error.denial(of.origin.at(), key.subject()))
-    }
-
-    /// Keeps one, unless one is kept already; gives the one that is kept then.
-    pub(super) async fn keep_set(&self, of: &OfSet, digest: &Digest) -> Result<Digest, Denial> {
-        let Some(key) = self.key_of_set(of).filter(|_| self.writes == Writes::Yes) else {
-            return Ok(digest.clone());
-        };
-        let kept = timeout_at(self.deadline, self.pins.keep(self.namespace, &key, digest)).await;
-        let kept = kept.unwrap_or(Err(PinError::TooLate));
-        kept.map_err(|error| error.denial(of.origin.at(), key.subject()))
-    }
-
-    fn key_of_set(&self, of: &OfSet) -> Option<PinKey> {
-        let owner = self.pod.controller()?;
-        Some(PinKey::of_set(owner, self.pod.revision(), of.found.kind(), &of.found.name))
-    }
-
-    /// Keeps what was looked up; gives what others have kept before, where that is something else.
-    pub(super) async fn keep(&self, fresh: &[Fresh]) -> Result<Fixed, Denial> {
-        let mut others = Fixed::new();
+    /// Records pins. Returns those that another pod of the revision recorded first, with another digest.
+    pub(super) async fn record_pins(&self, new: &[NewPin]) -> Result<TagPins, Denial> {
+        let mut others = TagPins::new();
         if self.writes == Writes::No {
             return Ok(others);
         }
-        for Fresh { reference, digest, origin } in fresh {
+        for NewPin { reference, digest, origin } in new {
             let Some(key) = self.key(reference) else { continue };
-            let kept = timeout_at(self.deadline, self.pins.keep(self.namespace, &key, digest)).await;
-            let kept = kept.unwrap_or(Err(PinError::TooLate));
-            let kept = kept.map_err(|error| error.denial(origin.at(), reference))?;
-            if kept != *digest {
-                others.insert(reference.clone(), kept);
+            let recorded = self.record(&key, digest).await;
+            let recorded = recorded.map_err(|error| error.denial(origin.at(), reference))?;
+            if recorded != *digest {
+                others.insert(reference.clone(), recorded);
             }
         }
         Ok(others)
     }
 
-    /// Where the pin of a reference is, for whoever has to delete it.
-    pub(super) fn place(&self, reference: &Reference) -> Option<PinPlace> {
+    /// Finds the digest of the recipe of a set that is pinned.
+    pub(super) async fn find_set_pin(&self, set: &SetVolume) -> Result<Option<Digest>, Denial> {
+        let Some(key) = self.set_key(set) else { return Ok(None) };
+        self.find(&key).await.map_err(|error| error.denial(set.origin.at(), key.subject()))
+    }
+
+    /// Records the digest of the recipe of a set. Returns the digest that is recorded, which may be another pod's.
+    pub(super) async fn record_set_pin(&self, set: &SetVolume, digest: &Digest) -> Result<Digest, Denial> {
+        let Some(key) = self.set_key(set).filter(|_| self.writes == Writes::Yes) else {
+            return Ok(digest.clone());
+        };
+        self.record(&key, digest).await.map_err(|error| error.denial(set.origin.at(), key.subject()))
+    }
+
+    /// Returns the pin of a reference, for a message that says which one to delete.
+    pub(super) fn pin_place(&self, reference: &Reference) -> Option<PinPlace> {
         Some(PinPlace::new(self.namespace, &self.key(reference)?.object_name()))
+    }
+
+    async fn find(&self, key: &PinKey) -> Result<Option<Digest>, PinError> {
+        let found = timeout_at(self.deadline, self.pins.find(self.namespace, key)).await;
+        found.unwrap_or(Err(PinError::TooLate))
+    }
+
+    async fn record(&self, key: &PinKey, digest: &Digest) -> Result<Digest, PinError> {
+        let recorded = timeout_at(self.deadline, self.pins.get_or_create(self.namespace, key, digest)).await;
+        recorded.unwrap_or(Err(PinError::TooLate))
+    }
+
+    fn key(&self, reference: &Reference) -> Option<PinKey> {
+        PinKey::new(self.pod.controller()?, self.pod.revision(), reference)
+    }
+
+    fn set_key(&self, set: &SetVolume) -> Option<PinKey> {
+        let owner = self.pod.controller()?;
+        Some(PinKey::of_set(owner, self.pod.revision(), set.found.kind(), &set.found.name))
     }
 }

@@ -1,6 +1,7 @@
-//! The `oras.land/` annotations of a pod, which together give one volume.
+//! Reads the `oras.land/` annotations of a pod, which together request one volume.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use oras_csi_core::artifact_name::ArtifactName;
 use oras_csi_core::keys::{
@@ -14,15 +15,17 @@ use oras_csi_core::recipe::{Layer, Recipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 
-use super::mounts::{self, Target};
-use super::{
-    Content, Intent, Origin, Patched, Registries, SetName, Steps, VolumeIntent, Wanted, check_secret,
-    read_recipe,
-};
+use super::mounts::{self, MountTarget};
+use super::origin::Origin;
+use super::parse::{check_secret, parse_list};
+use super::patched::{PatchRequest, RecipeSource, RecipeWithPatches};
+use super::recipe::{RecipeOptions, UnpinnedRecipe, parse_recipe};
+use super::volume::{ArtifactRequest, ArtifactSource, Requested, RequestedVolume, SetRequest, VolumeTarget};
 use crate::denial::{At, Denial};
+use crate::registries::Registries;
 use crate::view::Pod;
 
-/// An annotation as it is written.
+/// One annotation.
 #[derive(Clone, Copy)]
 struct Written<'a> {
     key: &'a str,
@@ -34,32 +37,26 @@ impl<'a> Written<'a> {
         At::Annotation(self.key)
     }
 
-    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<T, Denial> {
-        self.value.parse().map_err(|error| Denial::rewrite(self.at(), Some(self.value), error, ""))
+    fn origin(&self) -> Origin {
+        Origin::Annotation { key: self.key.to_owned(), step: None }
     }
 
-    /// The entries of a list, with any spaces around them.
+    fn reference(&self, registries: &dyn Registries) -> Result<Reference, Denial> {
+        Reference::parse_with_known_hosts(self.value, &|host| registries.names(host))
+            .map_err(|error| Denial::bad_request(self.at(), Some(self.value), error, ""))
+    }
+
+    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<T, Denial> {
+        self.value.parse().map_err(|error| Denial::bad_request(self.at(), Some(self.value), error, ""))
+    }
+
+    /// Parses a list; spaces around its entries are allowed.
     fn list<T: std::str::FromStr<Err: std::fmt::Display>>(&self) -> Result<Vec<T>, Denial> {
         parse_list(self.at(), self.value)
     }
 }
 
-/// `a, b,c`, parsed. An empty entry is an error.
-pub(super) fn parse_list<T>(at: At<'_>, list: &str) -> Result<Vec<T>, Denial>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    let parse = |entry: &str| {
-        if entry.is_empty() {
-            let rule = "has an empty entry in its list";
-            return Err(Denial::rewrite(at, Some(list), rule, "write entries separated by single commas"));
-        }
-        entry.parse().map_err(|error| Denial::rewrite(at, Some(entry), error, ""))
-    };
-    list.split(',').map(str::trim).map(parse).collect()
-}
-
-/// What one artifact's annotations say; the root artifact has no name.
+/// The annotations of one artifact; the root artifact has no name.
 #[derive(Default)]
 struct Artifact<'a> {
     reference: Option<Written<'a>>,
@@ -68,65 +65,76 @@ struct Artifact<'a> {
     mount_path: Option<Written<'a>>,
 }
 
-/// All annotations, by what they are.
+/// All annotations, by their meaning.
 #[derive(Default)]
 struct Annotations<'a> {
     root: Artifact<'a>,
     named: BTreeMap<ArtifactName, Artifact<'a>>,
-    /// A whole recipe, which stands in the place of all artifacts.
+    /// A whole recipe, in place of all artifacts.
     recipe: Option<Written<'a>>,
-    /// A patch, or the artifact of a recipe, which does the same.
+    /// A patch or a recipe artifact, in place of all artifacts.
     patch: Option<Written<'a>>,
     patch_level: Option<Written<'a>>,
-    /// A set, which does the same.
+    /// A set, in place of all artifacts.
     set: Option<Written<'a>>,
     containers: Option<Written<'a>>,
     pull_secret: Option<Written<'a>>,
 }
 
-/// Reads the annotations, and the volume they give where they ask for one.
-pub(super) fn read(pod: &Pod<'_>, registries: &dyn Registries, intent: &mut Intent) -> Result<(), Denial> {
+/// What the annotations request.
+enum AnnotatedContent {
+    Artifacts(ArtifactSource),
+    Set(SetRequest),
+}
+
+/// Reads the annotations. Returns the volume that they request, or `None` where they request nothing.
+pub(super) fn read(
+    pod: &Pod<'_>,
+    registries: &dyn Registries,
+    warnings: &mut Vec<String>,
+) -> Result<Option<RequestedVolume>, Denial> {
     let inject = read_inject(pod)?;
     if inject == Some(false) {
-        return Ok(());
+        return Ok(None);
     }
     let annotations = Annotations::collect(pod)?;
-    annotations.check_whole_alone()?;
+    annotations.check_whole_content_is_alone()?;
     annotations.check_modifiers()?;
     if annotations.is_empty() {
         if inject.is_some() {
-            intent.warnings.push(format!(
-                "{} is \"true\", which is the default, and no {} says what to mount",
+            warnings.push(format!(
+                "{}: \"true\" has no effect: it is the default, and no {} names an artifact to mount",
                 annotation::INJECT,
                 annotation::ARTIFACT
             ));
         }
-        return Ok(());
+        return Ok(None);
     }
     if pod.containers().is_empty() {
-        let rule = "has no containers that the artifacts of its annotations could be mounted in";
-        return Err(Denial::rewrite(At::Field("spec"), None, rule, "write containers"));
+        let rule = "has no containers, so the artifacts of its annotations cannot be mounted";
+        return Err(Denial::bad_request(At::Field("spec"), None, rule, "add a container"));
     }
     let content = annotations.content(registries)?;
-    let targets = annotations.targets()?;
+    let targets = annotations.mount_targets()?;
     let chosen = annotations.containers.map(|written| written.value);
     let mounts = mounts::plan(pod, &targets, chosen)?;
     let (index, earlier) = own_volume(pod)?.unzip();
+    let earlier = earlier.flatten();
     let secret = annotations.pull_secret.map(|written| check_secret(written.at(), written.value));
-    let (name, secret) = (VOLUME_NAME.to_owned(), secret.transpose()?);
-    let (earlier, of_annotations) = (earlier.flatten(), true);
-    let makes = None;
-    intent.volumes.push(VolumeIntent {
-        name,
+    let content = match content {
+        AnnotatedContent::Set(set) => Requested::Set(SetRequest { earlier, ..set }),
+        AnnotatedContent::Artifacts(source) => {
+            Requested::Artifacts(ArtifactRequest { source, earlier, new_set: None })
+        }
+    };
+    let target = VolumeTarget {
+        name: VOLUME_NAME.to_owned(),
         index,
-        earlier,
-        content,
-        of_annotations,
-        secret,
+        is_from_annotations: true,
+        secret: secret.transpose()?,
         mounts,
-        makes,
-    });
-    Ok(())
+    };
+    Ok(Some(RequestedVolume { target: Arc::new(target), content }))
 }
 
 fn read_inject(pod: &Pod<'_>) -> Result<Option<bool>, Denial> {
@@ -134,35 +142,35 @@ fn read_inject(pod: &Pod<'_>) -> Result<Option<bool>, Denial> {
         None => Ok(None),
         Some("true") => Ok(Some(true)),
         Some("false") => Ok(Some(false)),
-        Some(other) => Err(Denial::rewrite(
+        Some(other) => Err(Denial::bad_request(
             At::Annotation(annotation::INJECT),
             Some(other),
             "is neither \"true\" nor \"false\"",
-            "write \"false\" (a string, in quotes) to have the oras.land/ annotations ignored, or leave it out",
+            "write \"false\" (in quotes) to ignore the oras.land/ annotations, or remove the annotation",
         )),
     }
 }
 
-/// The place of the volume that an earlier round, or the original of a copied pod, left behind, and what it is where
-/// that can be read. Anything else under that name is the user's own.
+/// Returns the position of the volume that an earlier admission wrote, in this pod or in the pod that it was copied from,
+/// and its content where that can be parsed. Any other volume with the reserved name is denied.
 fn own_volume(pod: &Pod<'_>) -> Result<Option<(usize, Option<CanonicalVolume>)>, Denial> {
     let Some(volume) = pod.volumes().iter().find(|volume| volume.name == VOLUME_NAME) else {
         return Ok(None);
     };
-    let ours = volume.csi.as_ref().filter(|csi| {
+    let canonical = volume.csi.as_ref().filter(|csi| {
         csi.driver == DRIVER
             && csi.attributes.contains_key(canonical::RECIPE)
             && csi.attributes.contains_key(canonical::ID)
     });
-    if let Some(csi) = ours {
+    if let Some(csi) = canonical {
         let attributes = csi.attributes.iter().map(|(key, value)| (*key, *value));
         return Ok(Some((volume.index, CanonicalVolume::from_attributes(attributes).ok())));
     }
-    Err(Denial::rewrite(
+    Err(Denial::bad_request(
         At::Volume(VOLUME_NAME),
         None,
-        "has the name that is reserved for the volume of the oras.land/ annotations",
-        "give your volume another name",
+        "has a name that is reserved for the volume of the oras.land/ annotations",
+        "rename the volume",
     ))
 }
 
@@ -181,7 +189,7 @@ impl<'a> Annotations<'a> {
             {
                 let nearest = nearest_annotation(&key.to_ascii_lowercase());
                 let rule = "is not an annotation of oras-csi";
-                return Err(Denial::rewrite(
+                return Err(Denial::bad_request(
                     written.at(),
                     None,
                     rule,
@@ -190,7 +198,7 @@ impl<'a> Annotations<'a> {
             }
             if value.is_empty() {
                 let instead = "write a value, or remove the annotation";
-                return Err(Denial::rewrite(written.at(), Some(value), "is empty", instead));
+                return Err(Denial::bad_request(written.at(), Some(value), "is empty", instead));
             }
             match base {
                 annotation::CONTAINERS => {
@@ -224,7 +232,7 @@ impl<'a> Annotations<'a> {
                 Some(name) => {
                     let name = name.parse::<ArtifactName>();
                     all.named
-                        .entry(name.map_err(|error| Denial::rewrite(written.at(), None, error, ""))?)
+                        .entry(name.map_err(|error| Denial::bad_request(written.at(), None, error, ""))?)
                         .or_default()
                 }
             };
@@ -236,7 +244,7 @@ impl<'a> Annotations<'a> {
                 _ => {
                     let rule = "is not supported by this version of oras-csi";
                     let instead = "name each artifact with oras.land/artifact, oras.land/artifact.NAME or oras.land/recipe";
-                    return Err(Denial::rewrite(written.at(), Some(value), rule, instead));
+                    return Err(Denial::bad_request(written.at(), Some(value), rule, instead));
                 }
             }
         }
@@ -244,66 +252,69 @@ impl<'a> Annotations<'a> {
     }
 
     fn is_empty(&self) -> bool {
-        self.root.reference.is_none() && self.named.is_empty() && self.whole().is_none()
+        self.root.reference.is_none() && self.named.is_empty() && self.whole_content().is_none()
     }
 
-    /// What says by itself all that is in the volume.
-    fn whole(&self) -> Option<Written<'a>> {
+    /// Returns the annotation that defines the whole content, if there is one.
+    fn whole_content(&self) -> Option<Written<'a>> {
         self.recipe.or(self.patch).or(self.set)
     }
 
-    /// A recipe says all of what is in the volume, and so does a patch.
-    fn check_whole_alone(&self) -> Result<(), Denial> {
-        let Some(whole) = self.whole() else { return Ok(()) };
-        let rule = format!("stands beside {}, which says all that is in the volume", whole.key);
+    /// Denies other annotations about the content beside a recipe, a patch or a set.
+    fn check_whole_content_is_alone(&self) -> Result<(), Denial> {
+        let Some(whole) = self.whole_content() else { return Ok(()) };
+        let rule =
+            format!("cannot be combined with {}, which defines the whole content of the volume", whole.key);
         if let (Some(_), Some(patch)) = (self.recipe, self.patch) {
-            let instead =
-                format!("write one of the two, or the base and the levels of {} as steps", patch.key);
-            return Err(Denial::rewrite(patch.at(), Some(patch.value), rule, instead));
+            let instead = format!(
+                "remove one of the two, or write the base and the levels of {} as steps of the recipe",
+                patch.key
+            );
+            return Err(Denial::bad_request(patch.at(), Some(patch.value), rule, instead));
         }
         if let (Some(set), Some(_)) = (self.set, self.recipe.or(self.patch)) {
-            return Err(Denial::rewrite(set.at(), Some(set.value), rule, "write one of the two"));
+            return Err(Denial::bad_request(set.at(), Some(set.value), rule, "remove one of the two"));
         }
         let is_recipe = self.recipe.is_some();
         let is_set = self.set.is_some();
         for (_, artifact) in self.artifacts() {
             if let Some(written) = artifact.reference {
                 let instead = if is_set {
-                    "remove it, or write a recipe that has all of it, or an inline volume beside the annotation"
+                    "remove it, write one recipe that has everything, or add an inline volume"
                 } else if is_recipe {
-                    "make it a step of the recipe: - add: REFERENCE"
+                    "write it as a step of the recipe: - add: REFERENCE"
                 } else {
                     "remove it, or write a recipe that has it and the base and the levels of the patch as steps"
                 };
-                return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
+                return Err(Denial::bad_request(written.at(), Some(written.value), rule, instead));
             }
         }
         for (name, artifact) in self.artifacts() {
             let of_step = artifact.media_types.or(artifact.platform);
             let instead = match (of_step, is_recipe) {
-                _ if is_set => "remove it: the steps of the set say it",
+                _ if is_set => "remove it: the steps of the set define it",
                 (_, false) => "write a recipe that has the base and the levels of the patch as steps",
                 (Some(_), true) => "write mediaTypes and platform in the steps of the recipe",
                 (None, true) => {
-                    "write the directory as path in a step of the recipe, which is then below oras.land/mount-path"
+                    "write the directory as path in a step of the recipe: it is then mounted below oras.land/mount-path"
                 }
             };
-            // The root's mount path is the volume's.
+            // The mount path of the root artifact is that of the volume.
             if let Some(written) = of_step.or(artifact.mount_path.filter(|_| name.is_some())) {
                 let name = name.map(|name| format!(".{name}")).unwrap_or_default();
-                let rule = format!("has no {}{name} to apply to", annotation::ARTIFACT);
-                return Err(Denial::rewrite(written.at(), Some(written.value), rule, instead));
+                let rule = format!("has no effect without {}{name}", annotation::ARTIFACT);
+                return Err(Denial::bad_request(written.at(), Some(written.value), rule, instead));
             }
         }
         Ok(())
     }
 
-    /// No modifier without what it modifies.
+    /// Denies a modifier without the annotation that it modifies.
     fn check_modifiers(&self) -> Result<(), Denial> {
         let refuse = |written: Written<'_>, missing: &str| {
-            let rule = format!("has no {missing} to apply to");
+            let rule = format!("has no effect without {missing}");
             let instead = format!("add {missing}: REFERENCE, or remove {}", written.key);
-            Err(Denial::rewrite(written.at(), Some(written.value), rule, instead))
+            Err(Denial::bad_request(written.at(), Some(written.value), rule, instead))
         };
         for (name, artifact) in &self.named {
             let modifier = artifact.media_types.or(artifact.mount_path).or(artifact.platform);
@@ -324,42 +335,46 @@ impl<'a> Annotations<'a> {
         }
     }
 
-    /// The artifacts that are named: the root one, then NAMEs sorted.
+    /// Returns the artifacts: the root artifact, then the named ones sorted by name.
     fn artifacts(&self) -> impl Iterator<Item = (Option<&ArtifactName>, &Artifact<'a>)> {
         let named = self.named.iter().map(|(name, artifact)| (Some(name), artifact));
         std::iter::once((None, &self.root)).chain(named)
     }
 
-    fn content(&self, registries: &dyn Registries) -> Result<Content, Denial> {
-        let origin = |written: Written<'_>| Origin::Annotation { key: written.key.to_owned(), step: None };
+    fn content(&self, registries: &dyn Registries) -> Result<AnnotatedContent, Denial> {
         if let Some(written) = self.set {
-            return SetName::new(written.value, origin(written)).map(Content::Set);
+            return SetRequest::new(written.value, written.origin()).map(AnnotatedContent::Set);
         }
-        let Some(written) = self.patch else { return self.wanted(registries) };
-        let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
-            .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
-        let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, origin(level))));
-        let (level, origin) = (level.transpose()?, origin(written));
-        let patched = Patched { reference, origin, level, base: None, label: None, past_cache: false };
-        Ok(Content::Patched(Box::new(patched)))
+        let source = match (self.patch, self.recipe) {
+            (Some(patch), _) => ArtifactSource::Patch(Box::new(self.patch_request(patch, registries)?)),
+            (None, Some(recipe)) => ArtifactSource::Recipe(read_recipe(recipe, registries)?),
+            (None, None) => {
+                ArtifactSource::Recipe(RecipeSource::Plain(self.recipe_of_artifacts(registries)?))
+            }
+        };
+        Ok(AnnotatedContent::Artifacts(source))
     }
 
-    fn wanted(&self, registries: &dyn Registries) -> Result<Content, Denial> {
-        if let Some(written) = self.recipe {
-            let origin = Origin::Annotation { key: written.key.to_owned(), step: None };
-            let recipe = read_recipe(written.value, &origin, registries)?;
-            let read_from = Vec::new();
-            return Steps { recipe, origin, label: None, past_cache: false, read_from }.into_content();
-        }
+    fn patch_request(
+        &self,
+        written: Written<'a>,
+        registries: &dyn Registries,
+    ) -> Result<PatchRequest, Denial> {
+        let reference = written.reference(registries)?;
+        let level = self.patch_level.map(|level| Ok((level.parse::<Level>()?, level.origin())));
+        let (level, origin, options) = (level.transpose()?, written.origin(), RecipeOptions::default());
+        Ok(PatchRequest { reference, origin, level, base: None, options })
+    }
+
+    /// Returns one `add` step for each artifact.
+    fn recipe_of_artifacts(&self, registries: &dyn Registries) -> Result<UnpinnedRecipe, Denial> {
         let (mut steps, mut origins) = (Vec::new(), Vec::new());
         for (name, artifact) in self.artifacts() {
             let Some(written) = artifact.reference else { continue };
-            let reference = Reference::parse_knowing(written.value, &|host| registries.names(host))
-                .map_err(|error| Denial::rewrite(written.at(), Some(written.value), error, ""))?;
-            let mut layer = Layer::new(reference);
+            let mut layer = Layer::new(written.reference(registries)?);
             if let Some(name) = name {
                 let path = name.as_str().parse::<TreePath>();
-                layer = layer.at(path.map_err(|error| Denial::rewrite(written.at(), None, error, ""))?);
+                layer = layer.at(path.map_err(|error| Denial::bad_request(written.at(), None, error, ""))?);
             }
             if let Some(written) = artifact.media_types {
                 layer = layer.with_media_types(written.list::<MediaType>()?);
@@ -368,32 +383,45 @@ impl<'a> Annotations<'a> {
                 layer = layer.for_platform(written.parse::<Platform>()?);
             }
             steps.push(Step::Add(layer));
-            origins.push(Origin::Annotation { key: written.key.to_owned(), step: None });
+            origins.push(written.origin());
         }
         let first = origins.first().cloned();
         let at = first.as_ref().map_or(At::Annotation(annotation::ARTIFACT), Origin::at);
-        let recipe = Recipe::new(steps).map_err(|error| Denial::rewrite(at, None, error, ""))?;
-        let wanted = Wanted { recipe, origins, label: None, past_cache: false, read_from: Vec::new() };
-        wanted.check_length(at)?;
-        Ok(Content::Wanted(wanted))
+        let recipe = Recipe::new(steps).map_err(|error| Denial::bad_request(at, None, error, ""))?;
+        let recipe = UnpinnedRecipe {
+            recipe,
+            origins,
+            options: RecipeOptions::default(),
+            applied_patches: Vec::new(),
+            is_from_canonical: false,
+        };
+        recipe.check_length(at)?;
+        Ok(recipe)
     }
 
-    fn targets(&self) -> Result<Vec<Target>, Denial> {
+    fn mount_targets(&self) -> Result<Vec<MountTarget>, Denial> {
         let key = annotation::MOUNT_PATH;
         let written = self.root.mount_path.unwrap_or(Written { key, value: DEFAULT_MOUNT_PATH });
         let mut targets =
-            vec![Target { key: key.to_owned(), path: written.parse::<MountPath>()?, sub_path: None }];
+            vec![MountTarget { key: key.to_owned(), path: written.parse::<MountPath>()?, sub_path: None }];
         for (name, artifact) in &self.named {
             if let Some(written) = artifact.mount_path {
                 let (key, sub_path) = (written.key.to_owned(), Some(name.to_string()));
-                targets.push(Target { key, path: written.parse::<MountPath>()?, sub_path });
+                targets.push(MountTarget { key, path: written.parse::<MountPath>()?, sub_path });
             }
         }
         Ok(targets)
     }
 }
 
-/// `oras.land/artifact.NAME` as `oras.land/artifact` and `NAME`.
+fn read_recipe(written: Written<'_>, registries: &dyn Registries) -> Result<RecipeSource, Denial> {
+    let origin = written.origin();
+    let recipe = parse_recipe(written.value, &origin, registries)?;
+    let (options, applied_patches) = (RecipeOptions::default(), Vec::new());
+    RecipeWithPatches { recipe, origin, options, applied_patches }.into_source()
+}
+
+/// Splits `oras.land/artifact.NAME` into `oras.land/artifact` and `NAME`.
 fn split_name(key: &str) -> (&str, Option<&str>) {
     match key[ANNOTATION_PREFIX.len()..].split_once('.') {
         Some((base, name)) => (&key[..ANNOTATION_PREFIX.len() + base.len()], Some(name)),
@@ -401,7 +429,7 @@ fn split_name(key: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether somebody meant us: a name in another case is a typo, which the API server lets in.
+/// Reports whether a key has this driver's prefix in any case: the API server accepts another case, and it is a typo.
 fn is_ours(key: &str) -> bool {
     let prefix = key.as_bytes().get(..ANNOTATION_PREFIX.len());
     prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(ANNOTATION_PREFIX.as_bytes()))

@@ -1,29 +1,33 @@
-//! Where the volume of the annotations appears, and what stands in its way.
+//! Plans the mounts of the annotations' volume, and finds conflicts with other mounts.
 //!
-//! Container runtimes make a missing mount point in whatever is mounted above it. Below a read-only mount
-//! they cannot, and the container fails to start with words that nobody understands; so it is said here.
+//! Container runtimes create a missing mount point in the mount above it. Below a read-only mount they cannot, and the
+//! container fails to start with an error that does not name the cause. The webhook therefore denies such a pod.
 
 use oras_csi_core::display::Shown;
 use oras_csi_core::keys::{VOLUME_NAME, annotation};
 use oras_csi_core::path::MountPath;
 
-use super::{Intent, NewMount};
+use super::volume::{NewMount, RequestedVolume};
 use crate::denial::{At, Denial, listed};
 use crate::view::{Container, ContainerList, Pod};
 
-/// A path that the volume, or one directory of it, is to have.
+/// A mount path for the volume, or for one directory of it.
 #[derive(Debug)]
-pub(super) struct Target {
-    /// The annotation that says so (also where its default applies).
+pub(super) struct MountTarget {
+    /// The annotation that sets the path, also where its default applies.
     pub(super) key: String,
-    /// The path.
+    /// The mount path.
     pub(super) path: MountPath,
-    /// Which directory of the volume.
+    /// The directory of the volume, or `None` for all of it.
     pub(super) sub_path: Option<String>,
 }
 
-/// The mounts that each chosen container has to gain.
-pub(super) fn plan(pod: &Pod<'_>, targets: &[Target], chosen: Option<&str>) -> Result<Vec<NewMount>, Denial> {
+/// Returns the mounts to add to each chosen container.
+pub(super) fn plan(
+    pod: &Pod<'_>,
+    targets: &[MountTarget],
+    chosen: Option<&str>,
+) -> Result<Vec<NewMount>, Denial> {
     check_targets(targets)?;
     let chosen = chosen.map(|list| choose(pod, list)).transpose()?;
     let mut mounts = Vec::new();
@@ -33,7 +37,7 @@ pub(super) fn plan(pod: &Pod<'_>, targets: &[Target], chosen: Option<&str>) -> R
             continue;
         }
         for target in targets {
-            if is_free(container, target)? {
+            if needs_mount(container, target)? {
                 let (path, sub_path) = (target.path.clone(), target.sub_path.clone());
                 mounts.push(NewMount { container: position, path, sub_path });
             }
@@ -42,20 +46,20 @@ pub(super) fn plan(pod: &Pod<'_>, targets: &[Target], chosen: Option<&str>) -> R
     Ok(mounts)
 }
 
-/// No path of ours at or below another one.
-fn check_targets(targets: &[Target]) -> Result<(), Denial> {
+/// Denies a mount path at or below another one of the same volume.
+fn check_targets(targets: &[MountTarget]) -> Result<(), Denial> {
     for (index, one) in targets.iter().enumerate() {
         for other in &targets[index + 1..] {
             for (upper, lower) in [(one, other), (other, one)] {
                 if upper.path.covers(lower.path.as_str()) {
-                    return Err(Denial::rewrite(
+                    return Err(Denial::bad_request(
                         At::Annotation(&lower.key),
                         Some(lower.path.as_str()),
                         format_args!(
                             "is at or below {} of {}, which is mounted read-only",
                             upper.path, upper.key
                         ),
-                        "write a path outside of it",
+                        "write a path outside that directory",
                     ));
                 }
             }
@@ -64,7 +68,7 @@ fn check_targets(targets: &[Target]) -> Result<(), Denial> {
     Ok(())
 }
 
-/// The names in `oras.land/containers`, each of them one that the pod has.
+/// Parses `oras.land/containers`. Each name must be a container of the pod.
 fn choose<'a>(pod: &Pod<'_>, list: &'a str) -> Result<Vec<&'a str>, Denial> {
     let at = At::Annotation(annotation::CONTAINERS);
     let known = || {
@@ -77,15 +81,15 @@ fn choose<'a>(pod: &Pod<'_>, list: &'a str) -> Result<Vec<&'a str>, Denial> {
     for name in list.split(',').map(str::trim) {
         if name.is_empty() {
             let instead = format!("write names separated by single commas, of: {}", listed(known()));
-            return Err(Denial::rewrite(at, Some(list), "has an empty name in its list", instead));
+            return Err(Denial::bad_request(at, Some(list), "has an empty name in its list", instead));
         }
         if !known().any(|one| one == name) {
             let rule = "is not a container or init container of this pod";
-            return Err(Denial::rewrite(
+            return Err(Denial::bad_request(
                 at,
                 Some(name),
                 rule,
-                format_args!("write some of: {}", listed(known())),
+                format_args!("use one or more of: {}", listed(known())),
             ));
         }
         names.push(name);
@@ -93,16 +97,17 @@ fn choose<'a>(pod: &Pod<'_>, list: &'a str) -> Result<Vec<&'a str>, Denial> {
     Ok(names)
 }
 
-/// Whether the container has nothing at or below the target; `false` if it has the very mount already.
-fn is_free(container: &Container<'_>, target: &Target) -> Result<bool, Denial> {
+/// Returns `true` where the mount has to be added, and `false` where the container already has it. Anything else at or
+/// below the path is a conflict.
+fn needs_mount(container: &Container<'_>, target: &MountTarget) -> Result<bool, Denial> {
     let refuse = |kind: &str, path: &str, volume: &str| {
         let (name, path, volume) = (Shown::new(container.name), Shown::new(path), Shown::new(volume));
-        Denial::rewrite(
+        Denial::bad_request(
             At::Annotation(&target.key),
             Some(target.path.as_str()),
             format_args!(
-                "is taken: container {name} has {kind} {path} of volume {volume} there, and at or below a read-only \
-                 mount nothing else can be mounted"
+                "is already used: container {name} has {kind} {path} of volume {volume} there, and nothing else can be \
+                 mounted at or below a read-only mount"
             ),
             format_args!(
                 "write another path in {}, move {path}, or leave {name} out with {}",
@@ -132,7 +137,7 @@ fn is_free(container: &Container<'_>, target: &Target) -> Result<bool, Denial> {
     Ok(!is_there)
 }
 
-/// A path as the container runtime takes it: from the root, with nothing to skip in it.
+/// Normalizes a path as the container runtime does: absolute, without empty, `.` and `..` segments.
 fn normal(path: &str) -> String {
     let mut segments = Vec::new();
     for segment in path.split('/') {
@@ -147,21 +152,23 @@ fn normal(path: &str) -> String {
     format!("/{}", segments.join("/"))
 }
 
-/// Inline volumes are mounted where the user said. One of them may well hold the directory that another
-/// mount needs, so a mount below it is worth a warning and no denial.
-pub(super) fn warn_of_mounts_below(pod: &Pod<'_>, intent: &mut Intent) {
+/// Returns a warning for each mount below an inline volume. The artifact may contain the directory for that mount, so
+/// this is no reason for a denial.
+pub(super) fn warnings_of_mounts_below(pod: &Pod<'_>, volumes: &[RequestedVolume]) -> Vec<String> {
+    let mut warnings = Vec::new();
     for container in pod.containers() {
         for upper in &container.mounts {
-            let ours =
-                intent.volumes.iter().any(|volume| volume.index.is_some() && volume.name == upper.volume);
+            let is_of_driver = volumes
+                .iter()
+                .any(|volume| volume.target.index.is_some() && volume.target.name == upper.volume);
             let Ok(path) = normal(upper.path).parse::<MountPath>() else { continue };
             let below = container.mounts.iter().find(|lower| {
                 let lower_path = normal(lower.path);
                 lower_path != path.as_str() && path.covers(&lower_path)
             });
-            if let Some(lower) = below.filter(|_| ours) {
-                intent.warnings.push(format!(
-                    "container {}: {} is below the read-only volume {}, which must have that directory",
+            if let Some(lower) = below.filter(|_| is_of_driver) {
+                warnings.push(format!(
+                    "container {}: mount path {} is below the read-only volume {}, so the artifact must contain that directory",
                     Shown::new(container.name),
                     Shown::new(lower.path),
                     Shown::new(upper.volume)
@@ -169,6 +176,7 @@ pub(super) fn warn_of_mounts_below(pod: &Pod<'_>, intent: &mut Intent) {
             }
         }
     }
+    warnings
 }
 
 #[cfg(test)]
@@ -183,7 +191,7 @@ mod tests {
     #[case("/mnt//oras/", "/mnt/oras")]
     #[case("/mnt/./x/../oras", "/mnt/oras")]
     #[case("/../..", "/")]
-    fn paths_are_compared_as_the_runtime_takes_them(#[case] path: &str, #[case] wanted: &str) {
+    fn paths_are_normalized_as_by_the_runtime(#[case] path: &str, #[case] wanted: &str) {
         assert_eq!(normal(path), wanted);
     }
 }

@@ -1,12 +1,17 @@
-//! What may be written in a pod, rule by rule. Every denial must name the key, the value and what to write.
+//! What a pod may request, rule by rule. Every denial must name the key, the value and what to write.
 
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Map, Value, json};
 
+use oras_csi_core::digest::Digest;
+use oras_csi_core::reference::{Reference, RegistryHost};
+use oras_csi_core::volume::CanonicalVolume;
+
+use super::volume::VolumeTarget;
 use super::*;
 
-/// `kind` is a host of the administrator's; `plain.example` may be plain, `kind:443` unverified.
+/// Configures the host `kind`, plain HTTP for `plain.example`, and unverified TLS for `kind:443`.
 struct Administrator;
 
 impl Registries for Administrator {
@@ -43,15 +48,26 @@ fn inline(attributes: &Value) -> Value {
         "volumes": [{"name": "in", "csi": {"driver": "csi.oras.land", "volumeAttributes": attributes}}]}})
 }
 
-fn wanted(intent: &Intent) -> &Wanted {
+fn target(intent: &Intent) -> &VolumeTarget {
+    &intent.volumes[0].target
+}
+
+fn source(intent: &Intent) -> &ArtifactSource {
     match &intent.volumes[0].content {
-        Content::Wanted(wanted) => wanted,
+        Requested::Artifacts(request) => &request.source,
+        _ => panic!("nothing else was written"),
+    }
+}
+
+fn recipe(intent: &Intent) -> &UnpinnedRecipe {
+    match source(intent) {
+        ArtifactSource::Recipe(RecipeSource::Plain(recipe)) => recipe,
         _ => panic!("nothing else was written"),
     }
 }
 
 fn summary(intent: &Intent) -> Vec<String> {
-    let steps = wanted(intent).recipe.steps().iter().filter_map(|step| step.layer());
+    let steps = recipe(intent).recipe.steps().iter().filter_map(|step| step.layer());
     steps
         .map(|layer| {
             let types: Vec<&str> =
@@ -75,9 +91,9 @@ fn summary(intent: &Intent) -> Vec<String> {
 fn annotations_give_steps(#[case] annotations: Value, #[case] steps: &[&str]) {
     let intent = read_pod(&annotated(&annotations)).unwrap();
     assert_eq!(summary(&intent), steps);
-    assert_eq!((intent.volumes[0].name.as_str(), intent.volumes[0].index), ("oras-artifacts", None));
-    assert_eq!(intent.volumes[0].mounts.len(), 3, "all containers and init containers");
-    assert!(intent.volumes[0].mounts.iter().all(|mount| mount.path.as_str() == "/mnt/oras"));
+    assert_eq!((target(&intent).name.as_str(), target(&intent).index), ("oras-artifacts", None));
+    assert_eq!(target(&intent).mounts.len(), 3, "all containers and init containers");
+    assert!(target(&intent).mounts.iter().all(|mount| mount.path.as_str() == "/mnt/oras"));
 }
 
 #[rstest]
@@ -85,13 +101,13 @@ fn annotations_give_steps(#[case] annotations: Value, #[case] steps: &[&str]) {
 #[case(json!({"inject": "false"}))]
 #[case(json!({"inject": "false", "artifact": "not a reference", "unknown": "", "mount-path": ":"}))]
 #[case(json!({"pinned": "{}"}))]
-fn some_pods_ask_for_nothing(#[case] annotations: Value) {
+fn a_pod_without_a_request_has_an_empty_intent(#[case] annotations: Value) {
     let intent = read_pod(&annotated(&annotations)).unwrap();
     assert!(intent.volumes.is_empty() && intent.warnings.is_empty());
 }
 
 #[test]
-fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
+fn inject_true_alone_gives_a_warning() {
     let intent = read_pod(&annotated(&json!({"inject": "true"}))).unwrap();
     assert!(intent.volumes.is_empty() && intent.warnings[0].contains("oras.land/artifact"));
 }
@@ -108,18 +124,18 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"artifact.": "r.io/a"}), "\"\" is not a name")]
 #[case(json!({"artifact.-a": "r.io/a"}), "\"-a\" is not a name")]
 #[case(json!({"artifact.a_b": "r.io/a", "artifact.x": "r.io/y"}), "\"a_b\" is not a name")]
-#[case(json!({"mount-path": "/data"}), "oras.land/mount-path: \"/data\" has no oras.land/artifact to apply to: add oras.land/artifact: REFERENCE")]
-#[case(json!({"containers": "app"}), "has no oras.land/artifact to apply to")]
-#[case(json!({"media-types": "a/b"}), "has no oras.land/artifact to apply to")]
-#[case(json!({"platform": "linux/amd64", "artifact.a": "r.io/a"}), "oras.land/platform: \"linux/amd64\" has no oras.land/artifact to apply to")]
-#[case(json!({"platform.b": "linux/amd64", "artifact.a": "r.io/a"}), "has no oras.land/artifact.b to apply to")]
-#[case(json!({"mount-path.b": "/b", "artifact": "r.io/a"}), "has no oras.land/artifact.b to apply to")]
+#[case(json!({"mount-path": "/data"}), "oras.land/mount-path: \"/data\" has no effect without oras.land/artifact: add oras.land/artifact: REFERENCE")]
+#[case(json!({"containers": "app"}), "has no effect without oras.land/artifact")]
+#[case(json!({"media-types": "a/b"}), "has no effect without oras.land/artifact")]
+#[case(json!({"platform": "linux/amd64", "artifact.a": "r.io/a"}), "oras.land/platform: \"linux/amd64\" has no effect without oras.land/artifact")]
+#[case(json!({"platform.b": "linux/amd64", "artifact.a": "r.io/a"}), "has no effect without oras.land/artifact.b")]
+#[case(json!({"mount-path.b": "/b", "artifact": "r.io/a"}), "has no effect without oras.land/artifact.b")]
 #[case(json!({"artifact": "r.io/a", "platform": "linux"}), "\"linux\" is not a platform")]
 #[case(json!({"artifact": "r.io/a", "media-types": "a/b,,c/d"}), "has an empty entry")]
 #[case(json!({"artifact": "r.io/a", "media-types": "a/b, tar"}), "\"tar\" is not a media type")]
 #[case(json!({"artifact": "r.io/a", "inject": "False"}), "\"False\" is neither \"true\" nor \"false\"")]
 #[case(json!({"artifact": "r.io/a", "inject": ""}), "oras.land/inject: \"\" is neither")]
-#[case(json!({"artifact": "r.io/a", "containers": "app,nope"}), "\"nope\" is not a container or init container of this pod: write some of: first, app, side")]
+#[case(json!({"artifact": "r.io/a", "containers": "app,nope"}), "\"nope\" is not a container or init container of this pod: use one or more of: first, app, side")]
 #[case(json!({"artifact": "r.io/a", "containers": "app,"}), "has an empty name")]
 #[case(json!({"artifact": "r.io/a", "containers": " "}), "has an empty name")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "mnt"}), "\"mnt\" is not a mount path")]
@@ -127,7 +143,7 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"artifact": "r.io/a", "mount-path": "/a:b"}), "is not a mount path")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/a/../b"}), "is not a mount path")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/a//b"}), "is not a mount path")]
-#[case(json!({"artifact": "r.io/a", "mount-path": "/tmp"}), "\"/tmp\" is taken: container app has a mount at /tmp/ of volume tmp there")]
+#[case(json!({"artifact": "r.io/a", "mount-path": "/tmp"}), "\"/tmp\" is already used: container app has a mount at /tmp/ of volume tmp there")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/dev"}), "container side has a device at /dev/xvda of volume disk")]
 #[case(json!({"artifact.a": "r.io/a", "mount-path.a": "/mnt/oras/a"}), "oras.land/mount-path.a: \"/mnt/oras/a\" is at or below /mnt/oras of oras.land/mount-path")]
 #[case(json!({"artifact.a": "r.io/a", "artifact.b": "r.io/b", "mount-path.a": "/x", "mount-path.b": "/x"}), "is at or below /x")]
@@ -141,28 +157,28 @@ fn inject_true_is_the_default_and_a_word_is_said_if_it_stands_alone() {
 #[case(json!({"recipe": "- add: r.io/a\n- add: team/app"}), "oras.land/recipe: step 2 of the recipe: ")]
 #[case(json!({"recipe": "- add: r.io/a\n  path: /abs"}), "step 1 of the recipe: path: \"/abs\" is not a path inside the volume")]
 #[case(json!({"recipe": "- remove: a"}), "begins with remove")]
-#[case(json!({"recipe": "- add: r.io/a", "artifact": "r.io/b"}), "oras.land/artifact: \"r.io/b\" stands beside oras.land/recipe, which says all that is in the volume: make it a step")]
-#[case(json!({"recipe": "- add: r.io/a", "artifact.b": "r.io/b"}), "oras.land/artifact.b: \"r.io/b\" stands beside")]
-#[case(json!({"recipe": "- add: r.io/a", "platform": "linux/amd64"}), "has no oras.land/artifact to apply to: write mediaTypes and platform in the steps")]
-#[case(json!({"recipe": "- add: r.io/a", "media-types": "a/b"}), "has no oras.land/artifact to apply to: write mediaTypes")]
-#[case(json!({"recipe": "- add: r.io/a\n  path: b", "mount-path.b": "/b"}), "oras.land/mount-path.b: \"/b\" has no oras.land/artifact.b to apply to: write the directory as path in a step of the recipe")]
-#[case(json!({"recipe": "- add: r.io/a\n  path: b", "media-types.b": "a/b"}), "has no oras.land/artifact.b to apply to: write mediaTypes and platform in the steps of the recipe")]
-#[case(json!({"recipe": "- add: r.io/a\n  path: b", "platform.b": "linux/amd64"}), "has no oras.land/artifact.b to apply to: write mediaTypes and platform in the steps of the recipe")]
+#[case(json!({"recipe": "- add: r.io/a", "artifact": "r.io/b"}), "oras.land/artifact: \"r.io/b\" cannot be combined with oras.land/recipe, which defines the whole content of the volume: write it as a step")]
+#[case(json!({"recipe": "- add: r.io/a", "artifact.b": "r.io/b"}), "oras.land/artifact.b: \"r.io/b\" cannot be combined with")]
+#[case(json!({"recipe": "- add: r.io/a", "platform": "linux/amd64"}), "has no effect without oras.land/artifact: write mediaTypes and platform in the steps")]
+#[case(json!({"recipe": "- add: r.io/a", "media-types": "a/b"}), "has no effect without oras.land/artifact: write mediaTypes")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: b", "mount-path.b": "/b"}), "oras.land/mount-path.b: \"/b\" has no effect without oras.land/artifact.b: write the directory as path in a step of the recipe")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: b", "media-types.b": "a/b"}), "has no effect without oras.land/artifact.b: write mediaTypes and platform in the steps of the recipe")]
+#[case(json!({"recipe": "- add: r.io/a\n  path: b", "platform.b": "linux/amd64"}), "has no effect without oras.land/artifact.b: write mediaTypes and platform in the steps of the recipe")]
 #[case(json!({"recipe": "- add: r.io/a\n- add: r.io/a"}), "steps 1 and 2 of the recipe add the same files at the same path")]
 #[case(json!({"recipe": "- add: r.io/a\n  include: []"}), "step 1 of the recipe: include is empty: ")]
-#[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "oras.land/patch-level: \"minor\" has no oras.land/patch to apply to: add oras.land/patch: REFERENCE")]
-#[case(json!({"patch-level": "minor"}), "has no oras.land/patch to apply to")]
+#[case(json!({"artifact": "r.io/a", "patch-level": "minor"}), "oras.land/patch-level: \"minor\" has no effect without oras.land/patch: add oras.land/patch: REFERENCE")]
+#[case(json!({"patch-level": "minor"}), "has no effect without oras.land/patch")]
 #[case(json!({"patch": "r.io/a", "patch-level": "high"}), "oras.land/patch-level: \"high\" is not a level of a patch: write minor, major or critical")]
 #[case(json!({"patch": "a b"}), "oras.land/patch: \"a b\" has blanks")]
-#[case(json!({"patch": "r.io/a", "recipe": "- add: r.io/a"}), "oras.land/patch: \"r.io/a\" stands beside oras.land/recipe, which says all that is in the volume: write one of the two")]
-#[case(json!({"patch": "r.io/a", "artifact": "r.io/b"}), "oras.land/artifact: \"r.io/b\" stands beside oras.land/patch, which says all that is in the volume: remove it")]
-#[case(json!({"patch": "r.io/a", "artifact.x": "r.io/b"}), "oras.land/artifact.x: \"r.io/b\" stands beside oras.land/patch")]
-#[case(json!({"patch": "r.io/a", "platform": "linux/amd64"}), "oras.land/platform: \"linux/amd64\" has no oras.land/artifact to apply to: write a recipe that has the base")]
-#[case(json!({"patch": "r.io/a", "mount-path.x": "/x"}), "oras.land/mount-path.x: \"/x\" has no oras.land/artifact.x to apply to")]
+#[case(json!({"patch": "r.io/a", "recipe": "- add: r.io/a"}), "oras.land/patch: \"r.io/a\" cannot be combined with oras.land/recipe, which defines the whole content of the volume: remove one of the two")]
+#[case(json!({"patch": "r.io/a", "artifact": "r.io/b"}), "oras.land/artifact: \"r.io/b\" cannot be combined with oras.land/patch, which defines the whole content of the volume: remove it")]
+#[case(json!({"patch": "r.io/a", "artifact.x": "r.io/b"}), "oras.land/artifact.x: \"r.io/b\" cannot be combined with oras.land/patch")]
+#[case(json!({"patch": "r.io/a", "platform": "linux/amd64"}), "oras.land/platform: \"linux/amd64\" has no effect without oras.land/artifact: write a recipe that has the base")]
+#[case(json!({"patch": "r.io/a", "mount-path.x": "/x"}), "oras.land/mount-path.x: \"/x\" has no effect without oras.land/artifact.x")]
 #[case(json!({"pinned-patches": "x"}), "did you mean oras.land/pinned-patch?")]
 #[case(json!({"artifact": "r.io/a", "pull-secret": "No/Secret"}), "oras.land/pull-secret: \"No/Secret\" is not the name of a Secret")]
-#[case(json!({"pull-secret": "s"}), "has no oras.land/artifact to apply to")]
-fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words: &str) {
+#[case(json!({"pull-secret": "s"}), "has no effect without oras.land/artifact")]
+fn a_mistake_in_an_annotation_is_denied(#[case] annotations: Value, #[case] words: &str) {
     let denial = read_pod(&annotated(&annotations)).unwrap_err();
     assert!(denial.message().contains(words), "{denial}");
     assert!(denial.message().starts_with("annotation oras.land/"), "{denial}");
@@ -174,29 +190,29 @@ fn a_mistake_in_an_annotation_is_named(#[case] annotations: Value, #[case] words
 #[case(json!({"artifact": "r.io/a", "mount-path": "/tmp/below"}), "/tmp/below")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/data/"}), "/data")]
 #[case(json!({"artifact": "r.io/a", "mount-path": "/tmp", "containers": "side"}), "/tmp")]
-fn paths_beside_and_below_other_mounts_are_fine(#[case] annotations: Value, #[case] path: &str) {
+fn mount_paths_beside_and_below_other_mounts_are_allowed(#[case] annotations: Value, #[case] path: &str) {
     let intent = read_pod(&annotated(&annotations)).unwrap();
-    assert!(intent.volumes[0].mounts.iter().all(|mount| mount.path.as_str() == path));
+    assert!(target(&intent).mounts.iter().all(|mount| mount.path.as_str() == path));
 }
 
 #[test]
-fn containers_are_chosen_by_name_with_spaces_and_twice() {
+fn containers_may_be_listed_with_spaces_and_twice() {
     let intent =
         read_pod(&annotated(&json!({"artifact": "r.io/a", "containers": " side, first ,side"}))).unwrap();
-    let chosen: Vec<usize> = intent.volumes[0].mounts.iter().map(|mount| mount.container).collect();
+    let chosen: Vec<usize> = target(&intent).mounts.iter().map(|mount| mount.container).collect();
     assert_eq!(chosen, [0, 2]);
 }
 
 #[test]
 fn a_named_mount_path_is_a_sub_path_of_the_same_volume() {
     let intent = read_pod(&annotated(&json!({"artifact.m": "r.io/a", "mount-path.m": "/models"}))).unwrap();
-    let app: Vec<_> = intent.volumes[0].mounts.iter().filter(|mount| mount.container == 1).collect();
+    let app: Vec<_> = target(&intent).mounts.iter().filter(|mount| mount.container == 1).collect();
     assert_eq!((app[0].path.as_str(), &app[0].sub_path), ("/mnt/oras", &None));
     assert_eq!((app[1].path.as_str(), app[1].sub_path.as_deref()), ("/models", Some("m")));
 }
 
 #[test]
-fn too_much_for_a_volume_is_said_before_anything_is_looked_up() {
+fn a_recipe_that_is_too_long_is_denied_before_resolution() {
     let many: Map<String, Value> = (0..40)
         .map(|n| (format!("artifact.n{n}"), json!(format!("r.io/repository/of/some/length{n}"))))
         .collect();
@@ -206,7 +222,7 @@ fn too_much_for_a_volume_is_said_before_anything_is_looked_up() {
 }
 
 #[test]
-fn a_pod_with_more_references_than_anyone_means_is_refused() {
+fn a_pod_with_too_many_references_is_denied() {
     let volumes: Vec<Value> = (0..129)
         .map(|n| {
             json!({"name": format!("v{n}"), "csi": {"driver": "csi.oras.land",
@@ -222,15 +238,15 @@ fn a_pod_with_more_references_than_anyone_means_is_refused() {
 #[case(json!({"name": "oras-artifacts", "csi": {"driver": "other"}}))]
 #[case(json!({"name": "oras-artifacts", "csi": {"driver": "csi.oras.land", "volumeAttributes": {"oras.artifact.reference": "r.io/a"}}}))]
 #[case(json!({"name": "oras-artifacts", "csi": {"driver": "csi.oras.land", "volumeAttributes": null}}))]
-fn the_reserved_name_is_ours(#[case] volume: Value) {
+fn a_volume_of_the_user_cannot_have_the_reserved_name(#[case] volume: Value) {
     let mut pod = annotated(&json!({"artifact": "r.io/a"}));
     pod["spec"]["volumes"] = json!([volume]);
     let denial = read_pod(&pod).unwrap_err();
-    assert!(denial.message().contains("volume oras-artifacts: has the name that is reserved"), "{denial}");
+    assert!(denial.message().contains("volume oras-artifacts: has a name that is reserved"), "{denial}");
 }
 
 #[test]
-fn a_pod_without_containers_cannot_ask() {
+fn a_pod_without_containers_cannot_request_artifacts() {
     for spec in [json!(null), json!({}), json!({"containers": [null]})] {
         let pod = json!({"metadata": {"annotations": {"oras.land/artifact": "r.io/a"}}, "spec": spec});
         let denial = read_pod(&pod).unwrap_err();
@@ -241,8 +257,8 @@ fn a_pod_without_containers_cannot_ask() {
 #[rstest]
 #[case(json!({"os": {"name": "windows"}}))]
 #[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}))]
-fn windows_is_refused_only_to_pods_that_ask(#[case] windows: Value) {
-    for (mut pod, asks) in [
+fn windows_pods_are_denied_only_if_they_request_artifacts(#[case] windows: Value) {
+    for (mut pod, is_request) in [
         (annotated(&json!({"artifact": "r.io/a"})), true),
         (inline(&json!({"oras.artifact.reference": "r.io/a"})), true),
         (annotated(&json!({"artifact": "r.io/a", "inject": "false"})), false),
@@ -251,7 +267,7 @@ fn windows_is_refused_only_to_pods_that_ask(#[case] windows: Value) {
         let read = read_pod(&pod);
         assert_eq!(
             read.as_ref().is_err_and(|denial| denial.message().contains("Linux nodes only")),
-            asks,
+            is_request,
             "{read:?}"
         );
     }
@@ -273,13 +289,16 @@ fn the_earlier_drivers_attributes_work(
 ) {
     let intent = read_pod(&inline(&attributes)).unwrap();
     assert_eq!(summary(&intent), [step]);
-    assert_eq!((wanted(&intent).label.as_deref(), wanted(&intent).past_cache), (label, past_cache));
-    assert_eq!((intent.volumes[0].index, intent.volumes[0].mounts.len()), (Some(0), 0));
+    assert_eq!(
+        (recipe(&intent).options.label.as_deref(), recipe(&intent).options.bypass_cache),
+        (label, past_cache)
+    );
+    assert_eq!((target(&intent).index, target(&intent).mounts.len()), (Some(0), 0));
     assert!(intent.warnings.is_empty());
 }
 
 #[test]
-fn concurrency_is_taken_with_a_warning() {
+fn concurrency_is_accepted_with_a_warning() {
     let intent =
         read_pod(&inline(&json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "4"})))
             .unwrap();
@@ -290,10 +309,10 @@ fn concurrency_is_taken_with_a_warning() {
 fn actions_are_a_recipe() {
     let actions = "- add: r.io/a:v1\n  path: a\n  include: [\"*.jar\"]\n- add: r.io/b\n";
     let intent = read_pod(&inline(&json!({"oras-csi.actions": actions, "oras-csi.name": "mine"}))).unwrap();
-    let Content::Wanted(wanted) = &intent.volumes[0].content else { panic!("not wanted") };
-    let references: Vec<String> = wanted.recipe.references().map(ToString::to_string).collect();
+    let recipe = recipe(&intent);
+    let references: Vec<String> = recipe.recipe.references().map(ToString::to_string).collect();
     assert_eq!(references, ["r.io/a:v1", "r.io/b:latest"]);
-    assert_eq!((wanted.origins.len(), wanted.label.as_deref()), (2, Some("mine")));
+    assert_eq!((recipe.origins.len(), recipe.options.label.as_deref()), (2, Some("mine")));
 }
 
 #[rstest]
@@ -301,30 +320,30 @@ fn actions_are_a_recipe() {
 #[case(json!({"oras.artifact.ref": "r.io/a"}), 400, "did you mean oras.artifact.reference?")]
 #[case(json!({"oras.artifact.reference": ""}), 400, "attribute oras.artifact.reference: \"\" is empty")]
 #[case(json!({"oras.artifact.reference": "a b"}), 400, "has blanks")]
-#[case(json!({"oras-csi.name": "x", "oras.options.insecure": "1"}), 400, "oras.options.insecure: \"1\" stands beside oras-csi.name alone")]
+#[case(json!({"oras-csi.name": "x", "oras.options.insecure": "1"}), 400, "oras.options.insecure: \"1\" cannot be combined with oras-csi.name alone")]
 #[case(json!({"oras-csi.name": "X"}), 400, "\"X\" is not the name of a set")]
 #[case(json!({"oras-csi.name": "X", "oras.artifact.reference": "r.io/a"}), 400, "\"X\" is not a DNS label")]
 #[case(json!({"oras-csi.name": "-x", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]
 #[case(json!({"oras-csi.name": "a.b", "oras.artifact.reference": "r.io/a"}), 400, "is not a DNS label")]
 #[case(json!({"oras-csi.actions": ""}), 400, "oras-csi.actions: \"\" is empty")]
-#[case(json!({"oras-csi.actions": "- add: x", "oras.artifact.reference": "x"}), 400, "stands beside oras-csi.actions")]
-#[case(json!({"oras-csi.actions": "- add: x", "oras.artifact.layers.mediatype": "a/b"}), 400, "has no oras.artifact.reference to apply to")]
+#[case(json!({"oras-csi.actions": "- add: x", "oras.artifact.reference": "x"}), 400, "cannot be combined with oras-csi.actions")]
+#[case(json!({"oras-csi.actions": "- add: x", "oras.artifact.layers.mediatype": "a/b"}), 400, "has no effect without oras.artifact.reference")]
 #[case(json!({"oras-csi.actions": "- add: x\n  paht: y"}), 400, "line 2")]
 #[case(json!({"oras-csi.actions": "- add: team/app"}), 400, "docker.io/team/app")]
 #[case(json!({"oras-csi.actions": "- remove: a\n- add: x"}), 400, "begins with remove")]
 #[case(json!({"oras-csi.actions": "- add: x\n- add: r.io/y", "oras.options.plainhttp": "1"}), 403, "is not allowed for docker.io")]
 #[case(json!({"oras.artifact.patch": ""}), 400, "oras.artifact.patch: \"\" is empty")]
 #[case(json!({"oras.artifact.patch": "team/app"}), 400, "can be read in two ways")]
-#[case(json!({"oras.artifact.patch": "r.io/a", "oras-csi.actions": "- add: x"}), 400, "oras-csi.actions: \"- add: x\" stands beside oras.artifact.patch")]
-#[case(json!({"oras.artifact.patch": "r.io/a", "oras.artifact.layers.mediatype": "a/b"}), 400, "stands beside oras.artifact.patch")]
+#[case(json!({"oras.artifact.patch": "r.io/a", "oras-csi.actions": "- add: x"}), 400, "oras-csi.actions: \"- add: x\" cannot be combined with oras.artifact.patch")]
+#[case(json!({"oras.artifact.patch": "r.io/a", "oras.artifact.layers.mediatype": "a/b"}), 400, "cannot be combined with oras.artifact.patch")]
 #[case(json!({"oras.artifact.patch": "r.io/a", "oras.artifact.patch.level": "x"}), 400, "oras.artifact.patch.level: \"x\" is not a level")]
 #[case(json!({"oras.artifact.patch": "r.io/a", "oras.artifact.reference": "a b"}), 400, "oras.artifact.reference: \"a b\" has blanks")]
 #[case(json!({"oras.artifact.patch": "r.io/a", "oras.options.plainhttp": "true"}), 403, "oras.options.plainhttp: \"true\" is not allowed for r.io")]
 #[case(json!({"oras.artifact.patch": "plain.example/a", "oras.artifact.reference": "r.io/b", "oras.options.plainhttp": "1"}), 403, "is not allowed for r.io")]
-#[case(json!({"oras.artifact.reference": "r.io/a", "oras.artifact.patch.level": "minor"}), 400, "has no oras.artifact.patch to apply to")]
-#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "0"}), 400, "\"0\" is not a number from 1")]
-#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "-1"}), 400, "is not a number from 1")]
-#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "many"}), 400, "is not a number from 1")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.artifact.patch.level": "minor"}), 400, "has no effect without oras.artifact.patch")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "0"}), 400, "\"0\" is not a whole number of 1 or more")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "-1"}), 400, "is not a whole number of 1 or more")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.concurrency": "many"}), 400, "is not a whole number of 1 or more")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.pullalways": "yes"}), 400, "\"yes\" is not a boolean")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.plainhttp": "tRUE"}), 400, "is not a boolean")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.options.plainhttp": "true"}), 403, "oras.options.plainhttp: \"true\" is not allowed for r.io")]
@@ -332,12 +351,16 @@ fn actions_are_a_recipe() {
 #[case(json!({"oras.artifact.reference": "plain.example/a", "oras.options.insecure": "1"}), 403, "is not allowed for plain.example")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "oras.artifact.layers.mediatype": "a/b,"}), 400, "has an empty entry")]
 #[case(json!({"oras.artifact.reference": "r.io/a", "csi.storage.k8s.io/pod.namespace": "other"}), 400, "csi.storage.k8s.io/pod.namespace: \"other\" is an attribute that only kubelet may write: remove it")]
-#[case(json!({"oras.artifact.reference": "r.io/a", "csi.oras.land/id": "x"}), 400, "stands beside csi.oras.land/id")]
+#[case(json!({"oras.artifact.reference": "r.io/a", "csi.oras.land/id": "x"}), 400, "cannot be combined with csi.oras.land/id")]
 #[case(json!({"csi.oras.land/id": "x"}), 400, "csi.oras.land/recipe: is missing")]
 #[case(json!({"csi.oras.land/recipe": "[]", "csi.oras.land/id": "x"}), 400, "the recipe is empty")]
 #[case(json!({"csi.oras.land/recipe": "[{\"add\":\"r.io/a:1\"}]", "csi.oras.land/id": "x"}), 400, "has no digest")]
 #[case(json!({"csi.oras.land/other": "x"}), 400, "csi.oras.land/other is not an attribute of oras-csi")]
-fn a_mistake_in_an_inline_volume_is_named(#[case] attributes: Value, #[case] code: u16, #[case] words: &str) {
+fn a_mistake_in_an_inline_volume_is_denied(
+    #[case] attributes: Value,
+    #[case] code: u16,
+    #[case] words: &str,
+) {
     let denial = read_pod(&inline(&attributes)).unwrap_err();
     assert!(denial.message().contains(words), "{denial}");
     assert!(denial.message().starts_with("volume in"), "{denial}");
@@ -345,56 +368,53 @@ fn a_mistake_in_an_inline_volume_is_named(#[case] attributes: Value, #[case] cod
 }
 
 #[test]
-fn a_recipe_says_all_that_the_short_forms_cannot() {
-    let recipe = "# what the job needs\n- add: GHCR.io/acme/model:v1\n  path: model\n  include: ['*.safetensors', config/**]\n\
+fn a_recipe_can_have_options_that_short_forms_lack() {
+    let yaml = "# what the job needs\n- add: GHCR.io/acme/model:v1\n  path: model\n  include: ['*.safetensors', config/**]\n\
                   - remove: model/optimizer.pt\n- overlay: hotfix:2\n  platform: linux/aarch64\n  mediaTypes: [a/b]\n";
     for pod in [
-        annotated(&json!({"recipe": recipe, "mount-path": "/srv", "containers": "app"})),
-        inline(&json!({"oras-csi.actions": recipe})),
+        annotated(&json!({"recipe": yaml, "mount-path": "/srv", "containers": "app"})),
+        inline(&json!({"oras-csi.actions": yaml})),
     ] {
         let intent = read_pod(&pod).unwrap();
-        let wanted = wanted(&intent);
+        let recipe = recipe(&intent);
         let steps: Vec<String> =
-            wanted.steps().map(|(reference, origin)| format!("{} {reference}", origin.at())).collect();
+            recipe.steps().map(|(reference, origin)| format!("{} {reference}", origin.at())).collect();
         assert_eq!(steps.len(), 2);
         assert!(steps[0].ends_with(", step 1 ghcr.io/acme/model:v1"), "{steps:?}");
         assert!(steps[1].ends_with(", step 3 docker.io/library/hotfix:2"), "{steps:?}");
-        assert_eq!(wanted.recipe.steps().len(), 3);
+        assert_eq!(recipe.recipe.steps().len(), 3);
     }
     let intent =
-        read_pod(&annotated(&json!({"recipe": recipe, "mount-path": "/srv", "containers": "app"}))).unwrap();
-    assert_eq!(intent.volumes[0].mounts.len(), 1);
-    assert_eq!(intent.volumes[0].mounts[0].path.as_str(), "/srv");
+        read_pod(&annotated(&json!({"recipe": yaml, "mount-path": "/srv", "containers": "app"}))).unwrap();
+    assert_eq!(target(&intent).mounts.len(), 1);
+    assert_eq!(target(&intent).mounts[0].path.as_str(), "/srv");
 }
 
-/// A volume that has the annotations' name, and none of them.
+/// The first volume has the reserved name, but the pod has no annotations.
 #[test]
-fn a_secret_is_named_where_it_is_written() {
+fn a_denial_names_the_place_of_the_secret() {
     let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a"}));
     pod["spec"]["volumes"][0]["name"] = json!("oras-artifacts");
     pod["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"] = json!({"name": "s"});
-    assert_eq!(read_pod(&pod).unwrap().volumes[0].secret_at().to_string(), "volume oras-artifacts");
+    assert_eq!(target(&read_pod(&pod).unwrap()).secret_at().to_string(), "volume oras-artifacts");
     let pod = annotated(&json!({"artifact": "r.io/a", "pull-secret": "s"}));
-    assert_eq!(
-        read_pod(&pod).unwrap().volumes[0].secret_at().to_string(),
-        "annotation oras.land/pull-secret"
-    );
+    assert_eq!(target(&read_pod(&pod).unwrap()).secret_at().to_string(), "annotation oras.land/pull-secret");
 }
 
 #[test]
-fn a_patch_is_named_with_all_that_goes_with_it() {
-    let patched = |intent: Intent| match &intent.volumes[0].content {
-        Content::Patched(patched) => patched.clone(),
-        _ => panic!("a patch was written"),
+fn a_patch_is_read_with_its_options() {
+    let patch_request = |intent: &Intent| match source(intent) {
+        ArtifactSource::Patch(request) => request.clone(),
+        ArtifactSource::Recipe(_) => panic!("a patch was written"),
     };
     let pod = annotated(&json!({"patch": "kind/app:p", "patch-level": "crit", "mount-path": "/srv",
         "containers": "app", "pull-secret": "s", "pinned": "x", "pinned-patch": "y"}));
     let intent = read_pod(&pod).unwrap();
-    assert_eq!((intent.volumes[0].mounts.len(), intent.volumes[0].secret.as_deref()), (1, Some("s")));
+    assert_eq!((target(&intent).mounts.len(), target(&intent).secret.as_deref()), (1, Some("s")));
     let names: Vec<String> =
         intent.volumes[0].names().iter().map(|named| named.reference.to_string()).collect();
-    assert_eq!((names, intent.volumes[0].pinned()), (vec!["kind:443/app:p".to_owned()], None));
-    let of_pod = patched(intent);
+    assert_eq!((names, source(&intent).pinned()), (vec!["kind:443/app:p".to_owned()], None));
+    let of_pod = patch_request(&intent);
     let (level, origin) = of_pod.level.clone().unwrap();
     assert_eq!(
         (level.as_str(), origin.at().to_string().as_str()),
@@ -410,18 +430,18 @@ fn a_patch_is_named_with_all_that_goes_with_it() {
         names,
         ["volume in, attribute oras.artifact.patch", "volume in, attribute oras.artifact.reference"]
     );
-    let of_volume = patched(intent);
-    assert_eq!((of_volume.label.as_deref(), of_volume.past_cache), (Some("mine"), true));
+    let of_volume = patch_request(&intent);
+    assert_eq!((of_volume.options.label.as_deref(), of_volume.options.bypass_cache), (Some("mine"), true));
     assert_eq!(of_volume.base.unwrap().0.to_string(), "r.io/app:1");
 }
 
 #[rstest]
 #[case(&["1", "t", "T", "TRUE", "true", "True"], true)]
 #[case(&["0", "f", "F", "FALSE", "false", "False"], false)]
-fn booleans_are_gos(#[case] texts: &[&str], #[case] value: bool) {
+fn booleans_are_parsed_as_in_go(#[case] texts: &[&str], #[case] value: bool) {
     for text in texts {
         let attributes = json!({"oras.artifact.reference": "r.io/a", "oras.options.pullalways": text});
-        assert_eq!(wanted(&read_pod(&inline(&attributes)).unwrap()).past_cache, value, "{text}");
+        assert_eq!(recipe(&read_pod(&inline(&attributes)).unwrap()).options.bypass_cache, value, "{text}");
     }
 }
 
@@ -433,13 +453,13 @@ fn canonical_attributes() -> Value {
 }
 
 #[test]
-fn a_canonical_volume_is_parsed_and_kept() {
+fn a_canonical_volume_is_parsed() {
     let intent = read_pod(&inline(&canonical_attributes())).unwrap();
     assert!(
-        matches!(&intent.volumes[0].content, Content::Canonical(volume) if volume.id().as_str().starts_with("a-"))
+        matches!(&intent.volumes[0].content, Requested::Canonical(volume) if volume.id().as_str().starts_with("a-"))
     );
     assert_eq!(
-        intent.volumes[0].references()[0].origin.at().to_string(),
+        intent.volumes[0].names()[0].origin.at().to_string(),
         "volume in, attribute csi.oras.land/recipe"
     );
 
@@ -450,14 +470,14 @@ fn a_canonical_volume_is_parsed_and_kept() {
 }
 
 #[test]
-fn other_drivers_are_nobodys_business() {
+fn volumes_of_other_drivers_are_ignored() {
     let pod = json!({"spec": {"volumes": [{"name": "v", "csi": {"driver": "csi.oras.land.evil",
         "volumeAttributes": {"csi.storage.k8s.io/x": "y"}}}]}});
     assert!(read_pod(&pod).unwrap().volumes.is_empty());
 }
 
 #[test]
-fn a_mount_below_an_inline_volume_is_worth_a_warning() {
+fn a_mount_below_an_inline_volume_gives_a_warning() {
     let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a"}));
     pod["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "in", "mountPath": "/data"}, {"name": "x", "mountPath": "/data/x"}]);
@@ -469,7 +489,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn hostile_annotations_never_panic_and_answers_are_printable(
+    fn hostile_annotations_never_panic_and_denials_are_printable(
         annotations in proptest::collection::btree_map(
             "(artifact|artifact\\.[a-z.A-Z-]{0,6}|mount-path|containers|platform|inject|media-types|\\PC{0,8})", ".*", 0..6),
     ) {

@@ -1,4 +1,4 @@
-//! Which pin is a pod's: by its controller, the revision of that, and what it asks for. No I/O.
+//! The key of a pin: the controller of the pods, its revision, and the reference or set that they request. No I/O.
 
 use std::fmt;
 
@@ -8,25 +8,43 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::volume_id::slug;
 use serde_json::json;
 
-use super::object::PinOwner;
+use super::owner::PinOwner;
 
 const HASH_LENGTH: usize = 32;
 
-/// What is kept.
+/// The kind of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SetKind {
+    /// A set of one namespace.
+    ArtifactSet,
+    /// A set of the cluster.
+    ClusterArtifactSet,
+}
+
+impl fmt::Display for SetKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ArtifactSet => "ArtifactSet",
+            Self::ClusterArtifactSet => "ClusterArtifactSet",
+        })
+    }
+}
+
+/// What a pin fixes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PinSubject {
     /// The digest of a tag.
     Reference(Reference),
     /// The digest of a set's recipe.
     Set {
-        /// Its kind.
-        kind: &'static str,
-        /// Its name.
+        /// The kind of the set.
+        kind: SetKind,
+        /// The name of the set.
         name: String,
     },
 }
 
-/// The blank stands in no reference.
+/// A set has a space in it, which no reference has.
 impl fmt::Display for PinSubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -36,7 +54,7 @@ impl fmt::Display for PinSubject {
     }
 }
 
-/// What a pin is found by. All pods of one revision have the same, and no others.
+/// Identifies a pin. All pods of one revision have the same key, and no other pod has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PinKey {
     owner: PinOwner,
@@ -45,8 +63,8 @@ pub struct PinKey {
 }
 
 impl PinKey {
-    /// The key for a reference in the pods that `owner` controls, at one of its revisions; `None` for a reference
-    /// with a digest, which can be no other tomorrow.
+    /// Makes the key for a reference in the pods of one revision of `owner`. Returns `None` for a reference with a digest,
+    /// which needs no pin.
     pub fn new(owner: impl Into<PinOwner>, revision: Option<&str>, reference: &Reference) -> Option<Self> {
         if reference.digest().is_some() {
             return None;
@@ -55,34 +73,29 @@ impl PinKey {
         Some(Self { owner: owner.into(), revision, subject: PinSubject::Reference(reference.clone()) })
     }
 
-    /// The key for a set in those pods.
-    pub fn of_set(
-        owner: impl Into<PinOwner>,
-        revision: Option<&str>,
-        kind: &'static str,
-        name: &str,
-    ) -> Self {
+    /// Makes the key for a set in the pods of one revision of `owner`.
+    pub fn of_set(owner: impl Into<PinOwner>, revision: Option<&str>, kind: SetKind, name: &str) -> Self {
         let revision = revision.filter(|revision| !revision.is_empty()).map(str::to_owned);
         Self { owner: owner.into(), revision, subject: PinSubject::Set { kind, name: name.to_owned() } }
     }
 
-    /// The controller of the pods.
+    /// Returns the controller of the pods.
     pub fn owner(&self) -> &PinOwner {
         &self.owner
     }
 
-    /// Its revision, where it has more than one.
+    /// Returns the revision of the controller, if it has revisions.
     pub fn revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// What they ask for.
+    /// Returns the reference or the set.
     pub fn subject(&self) -> &PinSubject {
         &self.subject
     }
 
-    /// The name of the pin: what a person recognises of the repository, and a hash of uid, revision and reference.
-    /// A DNS label.
+    /// Returns the name of the pin, a DNS label: a readable part of the repository, and a hash of uid, revision and
+    /// reference.
     pub fn object_name(&self) -> String {
         let last = match &self.subject {
             PinSubject::Reference(reference) => {
@@ -117,10 +130,10 @@ mod tests {
     }
 
     #[test]
-    fn the_name_says_what_it_is_of_and_never_changes() {
+    fn the_name_of_a_pin_never_changes() {
         let uid = "6d7e3b0c-6f0a-4b57-9b1e-0a4a3c3e6a11";
         let key = key(uid, Some("5d4f8c7b9"), "kind-registry:5000/team/java__app:v1").unwrap();
-        // Pins outlive the version of the webhook that made them: another name forgets them all.
+        // Pins outlive the version of the webhook that created them: with another name they would not be found.
         assert_eq!(key.object_name(), "java-app-529a12dd636dba64a8f52a2f5be01491");
     }
 
@@ -133,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_one_reference_and_names_of_one_owner_are_the_same_pin() {
+    fn all_spellings_of_a_reference_and_names_of_an_owner_share_one_pin() {
         let name = |reference| key("u", None, reference).unwrap().object_name();
         assert_eq!(name("alpine"), name("oras://index.docker.io/library/alpine:latest"));
         assert_eq!(name("R.io:443/a"), name("r.io/a:latest"));
@@ -144,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_has_a_name_of_its_own(
+        fn different_keys_have_different_names(
             (uid, revision, tag) in ("[a\",\\\\\\[]{0,3}", proptest::option::of("[a\",\\]]{1,2}"), "[ab]{1,2}"),
             (other_uid, other_revision, other_tag) in
                 ("[a\",\\\\\\[]{0,3}", proptest::option::of("[a\",\\]]{1,2}"), "[ab]{1,2}"),
@@ -156,7 +169,7 @@ mod tests {
         }
 
         #[test]
-        fn a_name_is_a_dns_label(
+        fn the_name_is_a_dns_label(
             uid in "\\PC*",
             revision in proptest::option::of("\\PC*"),
             repository in "[a-z0-9]{1,40}([._]|__|-{1,3})[a-z0-9]{1,40}(/[a-z0-9]{1,80})?",

@@ -1,4 +1,4 @@
-//! Pins of one process, for tests of whatever uses pins.
+//! Pins in memory, for tests.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +8,12 @@ use oras_csi_core::digest::Digest;
 
 use super::{PinError, PinKey, Pins};
 
-/// Remembers pins until the process ends; the first writer wins.
+/// Stores pins until the process ends. The first writer wins.
 #[derive(Debug, Default)]
 pub struct MemoryPins(Mutex<BTreeMap<(String, String), Digest>>);
 
 impl MemoryPins {
-    /// How many it has.
+    /// Returns the number of pins.
     pub fn count(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -26,7 +26,12 @@ impl Pins for MemoryPins {
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned())
     }
 
-    async fn keep(&self, namespace: &str, key: &PinKey, digest: &Digest) -> Result<Digest, PinError> {
+    async fn get_or_create(
+        &self,
+        namespace: &str,
+        key: &PinKey,
+        digest: &Digest,
+    ) -> Result<Digest, PinError> {
         let place = (namespace.to_owned(), key.object_name());
         let mut pins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(pins.entry(place).or_insert_with(|| digest.clone()).clone())

@@ -1,10 +1,9 @@
 //! Policies and namespaces of a cluster, watched.
 //!
-//! Objects come as they are stored and are read one by one, so that one that is broken stops nobody. What was
-//! made of each is written into its status: once for each generation by each process, so that two versions of the
-//! webhook that disagree do not write against each other for ever.
+//! Each object is read on its own, so that a broken one does not affect the others. The result is written into the
+//! status of the object: once per generation by each process, so that two versions of the webhook that disagree do
+//! not overwrite each other's status without end.
 
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,155 +11,135 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Namespace;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::{WatchStreamExt as _, reflector};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
 use kube::{Client, ResourceExt as _};
 use oras_csi_core::display::Shown;
-use serde_json::{Value, json};
+use oras_csi_kube_support::call::call;
+use oras_csi_kube_support::conditions::{NewCondition, set_condition};
+use oras_csi_kube_support::status::{ObjectVersion, StatusWrite, replace_status};
+use oras_csi_kube_support::time;
+use oras_csi_kube_support::watch::{Change, WatchedObjects, events, reflect};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::book::{Labels, Namespaces, NamespacesError, Policies};
+use super::SpecError;
 use super::entry::Entry;
-use super::object::{ArtifactPolicy, ArtifactPolicyStatus, InForce, SpecError};
+use super::object::{ArtifactPolicy, ArtifactPolicyStatus, InForce};
+use super::policies::{Labels, Namespaces, NamespacesError, Policies};
 use crate::FIELD_MANAGER;
 
 /// The condition of a policy.
 const ACCEPTED: &str = "Accepted";
-/// How many policies may wait for their status to be written.
-const MOST_WAITING: usize = 4_096;
-/// How long one write of a status may take.
-const LONGEST_WRITE: Duration = Duration::from_secs(10);
-/// How often a write is tried that somebody else's comes before.
-const MOST_CONFLICTS: usize = 5;
+/// How many statuses can wait to be written.
+const MAX_QUEUED: usize = 4_096;
+/// How long the write of one status can take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a write is tried while other writers keep changing the object.
+const MAX_CONFLICTS: usize = 5;
 
-/// Watches the `ArtifactPolicy` objects of a cluster and keeps `policies` in step, until `shutdown`. Nobody is
-/// admitted before they have been read once.
+/// Watches the `ArtifactPolicy` objects of a cluster and updates `policies`, until `shutdown`. The webhook admits no
+/// pod before it has read all of them once.
 pub fn watch(client: &Client, policies: Arc<Policies>, shutdown: &CancellationToken, tasks: &TaskTracker) {
     policies.await_objects();
-    let (sender, reports) = mpsc::channel(MOST_WAITING);
+    let (sender, queue) = mpsc::channel(MAX_QUEUED);
     let resource = ApiResource::erase::<ArtifactPolicy>(&());
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let keeper = Keeper { policies, held: BTreeMap::new(), arriving: None, reports: sender };
-    tasks.spawn(shutdown.clone().run_until_cancelled_owned(keeper.run(api.clone())));
-    tasks.spawn(shutdown.clone().run_until_cancelled_owned(write_reports(api, reports)));
+    let watch = PolicyWatch { policies, objects: WatchedObjects::default(), statuses: sender };
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(watch.run(api.clone())));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(write_statuses(api, queue)));
 }
 
-/// What is known of one object.
-struct Held {
-    uid: String,
+/// The state of one watched object.
+#[derive(Debug)]
+struct WatchedPolicy {
+    uid: Option<String>,
     entry: Arc<Entry>,
     in_force: Option<InForce>,
-    /// The generation whose status this process has dealt with.
+    /// The generation for which this process has written the status.
     reported: Option<i64>,
 }
 
-struct Keeper {
+struct PolicyWatch {
     policies: Arc<Policies>,
-    held: BTreeMap<String, Held>,
-    /// The objects of a list that is not complete yet.
-    arriving: Option<BTreeMap<String, Held>>,
-    reports: mpsc::Sender<Report>,
+    objects: WatchedObjects<WatchedPolicy>,
+    statuses: mpsc::Sender<NewStatus>,
 }
 
-impl Keeper {
+impl PolicyWatch {
     async fn run(mut self, api: Api<DynamicObject>) {
-        let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
-        let mut trouble = String::new();
+        let failure = "cannot watch ArtifactPolicy objects; the policies that were read last stay in force";
+        let mut events = pin!(events(api, failure));
         while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    trouble.clear();
-                    self.take(event);
-                }
-                Err(error) => {
-                    let words = error.to_string();
-                    if words != trouble {
-                        tracing::warn!(error = words, "ArtifactPolicy objects cannot be watched");
-                        trouble = words;
-                    }
-                }
-            }
+            self.apply(event);
         }
     }
 
-    fn take(&mut self, event: Event<DynamicObject>) {
-        match event {
-            Event::Init => self.arriving = Some(BTreeMap::new()),
-            Event::InitApply(object) => {
-                let (name, held) = self.read(&object);
-                self.arriving.get_or_insert_default().insert(name, held);
-            }
-            Event::InitDone => {
-                self.held = self.arriving.take().unwrap_or_default();
-                self.publish();
-            }
-            Event::Apply(object) => {
-                let (name, held) = self.read(&object);
-                self.held.insert(name, held);
-                self.publish();
-            }
-            Event::Delete(object) => {
-                self.held.remove(&object.name_any());
-                self.publish();
+    fn apply(&mut self, event: Event<DynamicObject>) {
+        let statuses = &self.statuses;
+        match self.objects.apply(event, |object, before| Some(read(object, before, statuses))) {
+            Change::None => {}
+            Change::Listed { .. } | Change::Object { .. } => {
+                let entries = self.objects.objects().values().map(|policy| Arc::clone(&policy.entry));
+                self.policies.set_objects(entries.collect());
             }
         }
-    }
-
-    fn publish(&self) {
-        self.policies.set_objects(self.held.values().map(|held| Arc::clone(&held.entry)).collect());
-    }
-
-    /// What an object is from now on: itself, or its last good generation.
-    fn read(&self, object: &DynamicObject) -> (String, Held) {
-        let name = object.name_any();
-        let uid = object.uid().unwrap_or_default();
-        let generation = object.metadata.generation.unwrap_or_default();
-        let spec = object.data.get("spec").cloned().unwrap_or(Value::Null);
-        let status = object.data.get("status").cloned().unwrap_or(Value::Null);
-        let status: Option<ArtifactPolicyStatus> = serde_json::from_value(status).ok();
-        let before = self.held.get(&name).filter(|held| held.uid == uid);
-        let (entry, in_force, problem) = match Entry::from_spec(&name, &spec) {
-            Ok(entry) => (entry, Some(InForce { generation, spec }), None),
-            Err(problem) => {
-                let known = before.and_then(|held| held.in_force.clone());
-                let known = known.or_else(|| status.as_ref()?.in_force.clone());
-                let last_good = known
-                    .and_then(|known| Entry::from_spec(&name, &known.spec).ok().map(|entry| (entry, known)));
-                match last_good {
-                    Some((entry, known)) => (entry.stale(), Some(known), Some(problem)),
-                    None => (Entry::broken(&name, &spec, &problem), None, Some(problem)),
-                }
-            }
-        };
-        // One that somebody emptied is written again.
-        let mut reported = before.and_then(|held| held.reported).filter(|_| status.is_some());
-        if reported != Some(generation) {
-            reported = Some(generation);
-            if let Some(problem) = &problem {
-                tracing::error!(policy = name, generation, %problem, "an ArtifactPolicy cannot be read");
-            }
-            let report = Report {
-                name: name.clone(),
-                uid: uid.clone(),
-                resource_version: object.metadata.resource_version.clone(),
-                status: status_of(generation, in_force.as_ref(), problem.as_ref(), status.as_ref()),
-            };
-            if status.as_ref() != Some(&report.status) && self.reports.try_send(report).is_err() {
-                tracing::warn!(policy = name, "its status is not written: too many wait");
-            }
-        }
-        (name, Held { uid, entry: Arc::new(entry), in_force, reported })
     }
 }
 
-/// The status that says what became of a generation.
+/// Reads an object: its spec if that is valid, else its last valid generation. Queues a status if there is something
+/// new to report.
+fn read(
+    object: &DynamicObject,
+    before: Option<&WatchedPolicy>,
+    statuses: &mpsc::Sender<NewStatus>,
+) -> WatchedPolicy {
+    let name = object.name_any();
+    let uid = object.uid();
+    let generation = object.metadata.generation.unwrap_or_default();
+    let spec = object.data.get("spec").cloned().unwrap_or(Value::Null);
+    let status = object.data.get("status").cloned().unwrap_or(Value::Null);
+    let status: Option<ArtifactPolicyStatus> = serde_json::from_value(status).ok();
+    let before = before.filter(|before| before.uid == uid);
+    let (entry, in_force, problem) = match Entry::from_spec(&name, &spec) {
+        Ok(entry) => (entry, Some(InForce { generation, spec }), None),
+        Err(problem) => {
+            let known = before.and_then(|before| before.in_force.clone());
+            let known = known.or_else(|| status.as_ref()?.in_force.clone());
+            let last_valid =
+                known.and_then(|known| Entry::from_spec(&name, &known.spec).ok().map(|entry| (entry, known)));
+            match last_valid {
+                Some((entry, known)) => (entry.stale(), Some(known), Some(problem)),
+                None => (Entry::broken(&name, &spec, &problem), None, Some(problem)),
+            }
+        }
+    };
+    // A status that another client emptied is written again.
+    let mut reported = before.and_then(|before| before.reported).filter(|_| status.is_some());
+    if reported != Some(generation) {
+        reported = Some(generation);
+        if let Some(problem) = &problem {
+            tracing::error!(policy = name, generation, %problem, "an ArtifactPolicy is invalid");
+        }
+        let new = NewStatus {
+            version: ObjectVersion::of(&object.metadata),
+            status: status_of(generation, in_force.as_ref(), problem.as_ref(), status.as_ref()),
+        };
+        if status.as_ref() != Some(&new.status) && statuses.try_send(new).is_err() {
+            tracing::warn!(
+                policy = name,
+                "the status of an ArtifactPolicy is not written: the queue is full"
+            );
+        }
+    }
+    WatchedPolicy { uid, entry: Arc::new(entry), in_force, reported }
+}
+
+/// Returns the status that reports what became of a generation.
 fn status_of(
     generation: i64,
     in_force: Option<&InForce>,
@@ -174,105 +153,74 @@ fn status_of(
             known.generation
         ),
         (Some(problem), None) => format!(
-            "generation {generation} cannot be read, and until it is mended no artifact is allowed in the \
-             namespaces that it selects: {problem}"
+            "generation {generation} cannot be read; no artifact is allowed in the namespaces that it selects until it \
+             is corrected: {problem}"
         ),
     };
-    let (status, reason) = if problem.is_none() { ("True", "Read") } else { ("False", "CannotBeRead") };
-    let old =
-        before.and_then(|before| before.conditions.iter().find(|condition| condition.type_ == ACCEPTED));
-    let since = old.filter(|old| old.status == status).map(|old| old.last_transition_time.clone());
-    let condition = Condition {
-        type_: ACCEPTED.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.clone(),
-        observed_generation: Some(generation),
-        last_transition_time: since.unwrap_or_else(now),
+    let new = NewCondition {
+        type_: ACCEPTED,
+        is_true: problem.is_none(),
+        reason: if problem.is_none() { "Read" } else { "CannotBeRead" },
+        message: &message,
+        generation,
     };
-    ArtifactPolicyStatus {
-        observed_generation: generation,
-        message,
-        conditions: vec![condition],
-        in_force: in_force.cloned(),
-    }
-}
-
-/// The time in whole seconds, which is what comes back from the API server.
-fn now() -> Time {
-    let now = Timestamp::now();
-    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+    let before = before.map(|before| before.conditions.as_slice()).unwrap_or_default();
+    let mut conditions = before.iter().filter(|old| old.type_ == ACCEPTED).cloned().collect();
+    set_condition(&mut conditions, new, time::now());
+    ArtifactPolicyStatus { observed_generation: generation, message, conditions, in_force: in_force.cloned() }
 }
 
 /// A status to be written.
-struct Report {
-    name: String,
-    uid: String,
-    resource_version: Option<String>,
+struct NewStatus {
+    version: ObjectVersion,
     status: ArtifactPolicyStatus,
 }
 
 /// Writes statuses one after the other.
-async fn write_reports(api: Api<DynamicObject>, mut reports: mpsc::Receiver<Report>) {
-    while let Some(report) = reports.recv().await {
-        let (name, message) = (report.name.clone(), report.status.message.clone());
-        match tokio::time::timeout(LONGEST_WRITE, write(&api, report)).await {
-            Ok(Ok(())) => tracing::info!(policy = name, message, "status of an ArtifactPolicy"),
-            Ok(Err(error)) => tracing::warn!(policy = name, %error, "its status cannot be written"),
-            Err(_) => tracing::warn!(policy = name, "its status could not be written in time"),
+async fn write_statuses(api: Api<DynamicObject>, mut queue: mpsc::Receiver<NewStatus>) {
+    while let Some(new) = queue.recv().await {
+        let (name, message) = (new.version.name.clone(), new.status.message.clone());
+        match call(WRITE_TIMEOUT, write(&api, new)).await {
+            Ok(()) => tracing::info!(policy = name, message, "wrote the status of an ArtifactPolicy"),
+            Err(error) => {
+                tracing::warn!(policy = name, %error, "cannot write the status of an ArtifactPolicy");
+            }
         }
     }
 }
 
-/// Writes one status, unless the object has another generation by now, which is reported anyway. As a whole: a
-/// merge would leave rules of earlier generations in what is said to be in force.
-async fn write(api: &Api<DynamicObject>, report: Report) -> Result<(), kube::Error> {
-    let Report { name, uid, mut resource_version, status } = report;
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    for _ in 0..MOST_CONFLICTS {
-        let patch = json!([
-            {"op": "test", "path": "/metadata/uid", "value": uid},
-            {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version},
-            {"op": "add", "path": "/status", "value": status},
-        ]);
-        let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
-        match api.patch_status(&name, &params, &Patch::<()>::Json(patch)).await {
-            // Another version than the one that was read: 422 by the test, 409 where it changed in between.
-            Err(kube::Error::Api(answer)) if matches!(answer.code, 409 | 422) => {}
-            Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
-            answer => return answer.map(|_| ()),
+/// Writes one status, unless the object has another generation by now, which gets a status of its own.
+async fn write(api: &Api<DynamicObject>, new: NewStatus) -> Result<(), kube::Error> {
+    let NewStatus { mut version, status } = new;
+    for _ in 0..MAX_CONFLICTS {
+        match replace_status(api, &version, &status, FIELD_MANAGER).await? {
+            StatusWrite::Written | StatusWrite::Deleted => return Ok(()),
+            StatusWrite::Changed => {}
         }
-        let found = api.get_metadata(&name).await?;
-        let is_another = found.metadata.uid.as_ref() != Some(&uid);
-        if is_another || found.metadata.generation != Some(status.observed_generation) {
+        let found = api.get_metadata(&version.name).await?.metadata;
+        if found.uid != version.uid || found.generation != Some(status.observed_generation) {
             return Ok(());
         }
-        resource_version = found.metadata.resource_version;
+        version.resource_version = found.resource_version;
     }
     Ok(())
 }
 
-/// The namespaces of a cluster, watched; one that is not known yet is asked for.
+/// The namespaces of a cluster, watched. A namespace that the watch has not seen yet is read from the API server.
 pub struct ClusterNamespaces {
     known: Store<PartialObjectMeta<Namespace>>,
     api: Api<Namespace>,
 }
 
 impl ClusterNamespaces {
-    /// Watches until `shutdown`.
+    /// Watches the namespaces until `shutdown`.
     pub fn watch(client: &Client, shutdown: &CancellationToken, tasks: &TaskTracker) -> Self {
         let api: Api<Namespace> = Api::all(client.clone());
-        let (known, writer) = store();
         let metadata: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-        let changes = watcher(metadata, watcher::Config::default()).default_backoff();
-        let changes = reflector(writer, changes.modify(|namespace| namespace.metadata.managed_fields = None));
+        let (known, changes) = reflect(metadata, (), "cannot watch namespaces");
         tasks.spawn(shutdown.clone().run_until_cancelled_owned(async move {
             let mut changes = pin!(changes);
-            while let Some(change) = changes.next().await {
-                if let Err(error) = change {
-                    tracing::warn!(%error, "namespaces cannot be watched");
-                }
-            }
+            while changes.next().await.is_some() {}
         }));
         Self { known, api }
     }
@@ -293,9 +241,11 @@ impl Namespaces for ClusterNamespaces {
 
 #[cfg(test)]
 mod tests {
-    use super::super::judge::{Opinion, opinions};
+    use super::super::evaluate::{Evaluation, evaluate_reference};
     use super::super::object::ArtifactPolicySpec;
-    use super::super::{NoPolicy, StatedNamespaces};
+    use super::super::{ManifestNamespaces, NoPolicy};
+    use serde_json::json;
+
     use super::*;
 
     const NAME: &str = "team";
@@ -308,36 +258,37 @@ mod tests {
     }
 
     struct Scene {
-        keeper: Keeper,
-        reports: mpsc::Receiver<Report>,
+        watch: PolicyWatch,
+        statuses: mpsc::Receiver<NewStatus>,
     }
 
     impl Scene {
-        fn open() -> Self {
-            let policies = Arc::new(Policies::new(Vec::new(), NoPolicy::Allow, StatedNamespaces::default()));
+        fn start() -> Self {
+            let policies =
+                Arc::new(Policies::new(Vec::new(), NoPolicy::Allow, ManifestNamespaces::default()));
             policies.await_objects();
-            let (sender, reports) = mpsc::channel(16);
+            let (sender, statuses) = mpsc::channel(16);
             Self {
-                keeper: Keeper { policies, held: BTreeMap::new(), arriving: None, reports: sender },
-                reports,
+                watch: PolicyWatch { policies, objects: WatchedObjects::default(), statuses: sender },
+                statuses,
             }
         }
 
         async fn refusal(&self, reference: &str) -> Option<String> {
             let soon = tokio::time::Instant::now() + Duration::from_secs(5);
-            let book = match self.keeper.policies.rulebook("n", soon).await {
-                Ok(book) => book,
+            let policies = match self.watch.policies.applicable_to("n", soon).await {
+                Ok(policies) => policies,
                 Err(denial) => return Some(denial.message().to_owned()),
             };
             let reference = oras_csi_core::reference::Reference::parse(reference).unwrap();
-            let broken = opinions(&book, &reference, oras_csi_core::policy::Source::Direct)
+            let broken = evaluate_reference(&policies, &reference, oras_csi_core::policy::Source::Direct)
                 .into_iter()
-                .find(Opinion::is_broken);
-            broken.map(|opinion| opinion.rule().unwrap().to_string())
+                .find(Evaluation::is_broken);
+            broken.map(|evaluation| evaluation.rule().unwrap().to_string())
         }
 
-        fn report(&mut self) -> Option<ArtifactPolicyStatus> {
-            self.reports.try_recv().ok().map(|report| report.status)
+        fn written(&mut self) -> Option<ArtifactPolicyStatus> {
+            self.statuses.try_recv().ok().map(|new| new.status)
         }
     }
 
@@ -346,32 +297,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_is_admitted_before_the_list_is_complete() {
-        let mut scene = Scene::open();
+    async fn no_pod_is_admitted_before_the_list_is_complete() {
+        let mut scene = Scene::start();
         assert!(scene.refusal("r.io/a").await.unwrap().contains("not read yet"));
-        scene.keeper.take(Event::Init);
-        scene.keeper.take(Event::InitApply(object(1, &denying("evil.example"), None)));
+        scene.watch.apply(Event::Init);
+        scene.watch.apply(Event::InitApply(object(1, &denying("evil.example"), None)));
         assert!(scene.refusal("r.io/a").await.unwrap().contains("not read yet"));
-        scene.keeper.take(Event::InitDone);
+        scene.watch.apply(Event::InitDone);
         assert_eq!(scene.refusal("r.io/a").await, None);
         assert_eq!(scene.refusal("evil.example/a").await.as_deref(), Some("registries.deny"));
-        scene.keeper.take(Event::Delete(object(1, &denying("evil.example"), None)));
+        scene.watch.apply(Event::Delete(object(1, &denying("evil.example"), None)));
         assert_eq!(scene.refusal("evil.example/a").await, None);
     }
 
     #[tokio::test]
     async fn a_broken_generation_leaves_the_last_good_one_in_force() {
-        let mut scene = Scene::open();
-        scene.keeper.take(Event::Init);
-        scene.keeper.take(Event::InitDone);
-        scene.keeper.take(Event::Apply(object(1, &denying("evil.example"), None)));
-        let good = scene.report().unwrap();
+        let mut scene = Scene::start();
+        scene.watch.apply(Event::Init);
+        scene.watch.apply(Event::InitDone);
+        scene.watch.apply(Event::Apply(object(1, &denying("evil.example"), None)));
+        let good = scene.written().unwrap();
         assert_eq!((good.observed_generation, good.message.as_str()), (1, "in force"));
         assert_eq!(good.conditions[0].status, "True");
 
-        scene.keeper.take(Event::Apply(object(2, &denying("999.1.1.1"), Some(&good))));
+        scene.watch.apply(Event::Apply(object(2, &denying("999.1.1.1"), Some(&good))));
         assert_eq!(scene.refusal("evil.example/a").await.as_deref(), Some("registries.deny"));
-        let broken = scene.report().unwrap();
+        let broken = scene.written().unwrap();
         assert!(
             broken.message.contains("generation 2 cannot be read, generation 1 stays in force"),
             "{}",
@@ -381,46 +332,46 @@ mod tests {
         assert_eq!(broken.conditions[0].status, "False");
         assert_eq!(broken.in_force, good.in_force);
 
-        // A process that has never seen the good one finds it in the status.
-        let mut anew = Scene::open();
-        anew.keeper.take(Event::Init);
-        anew.keeper.take(Event::InitApply(object(2, &denying("999.1.1.1"), Some(&broken))));
-        anew.keeper.take(Event::InitDone);
-        assert_eq!(anew.refusal("evil.example/a").await.as_deref(), Some("registries.deny"));
-        assert_eq!(anew.report(), None, "the status says it already");
+        // A process that has never seen the valid generation finds it in the status.
+        let mut restarted = Scene::start();
+        restarted.watch.apply(Event::Init);
+        restarted.watch.apply(Event::InitApply(object(2, &denying("999.1.1.1"), Some(&broken))));
+        restarted.watch.apply(Event::InitDone);
+        assert_eq!(restarted.refusal("evil.example/a").await.as_deref(), Some("registries.deny"));
+        assert_eq!(restarted.written(), None, "the status is up to date");
     }
 
     #[tokio::test]
-    async fn what_could_never_be_read_opens_no_gate() {
-        let mut scene = Scene::open();
-        scene.keeper.take(Event::Init);
-        scene.keeper.take(Event::InitDone);
+    async fn a_policy_without_any_valid_generation_allows_nothing() {
+        let mut scene = Scene::start();
+        scene.watch.apply(Event::Init);
+        scene.watch.apply(Event::InitDone);
         for spec in
             [json!({"fromTheFuture": true}), denying("999.1.1.1"), json!([1]), json!({"mode": "Maybe"})]
         {
-            scene.keeper.take(Event::Apply(object(1, &spec, None)));
+            scene.watch.apply(Event::Apply(object(1, &spec, None)));
             let words = scene.refusal("r.io/a").await.unwrap();
             assert!(words.contains("ArtifactPolicy team, which cannot be read"), "{words}");
-            scene.keeper.take(Event::Delete(object(1, &spec, None)));
+            scene.watch.apply(Event::Delete(object(1, &spec, None)));
         }
         assert_eq!(scene.refusal("r.io/a").await, None);
     }
 
     #[tokio::test]
     async fn a_status_is_written_once_a_generation() {
-        let mut scene = Scene::open();
-        scene.keeper.take(Event::Init);
-        scene.keeper.take(Event::InitDone);
-        scene.keeper.take(Event::Apply(object(1, &denying("evil.example"), None)));
-        let mine = scene.report().unwrap();
-        // Somebody else has another opinion.
-        let theirs = ArtifactPolicyStatus { message: "no".into(), ..mine };
-        scene.keeper.take(Event::Apply(object(1, &denying("evil.example"), Some(&theirs))));
-        assert_eq!(scene.report(), None);
-        scene.keeper.take(Event::Apply(object(2, &denying("evil.example"), Some(&theirs))));
-        assert_eq!(scene.report().unwrap().observed_generation, 2);
-        scene.keeper.take(Event::Apply(object(2, &denying("evil.example"), None)));
-        assert_eq!(scene.report().unwrap().observed_generation, 2, "somebody emptied it");
+        let mut scene = Scene::start();
+        scene.watch.apply(Event::Init);
+        scene.watch.apply(Event::InitDone);
+        scene.watch.apply(Event::Apply(object(1, &denying("evil.example"), None)));
+        let ours = scene.written().unwrap();
+        // Another version of the webhook writes another status.
+        let theirs = ArtifactPolicyStatus { message: "no".into(), ..ours };
+        scene.watch.apply(Event::Apply(object(1, &denying("evil.example"), Some(&theirs))));
+        assert_eq!(scene.written(), None);
+        scene.watch.apply(Event::Apply(object(2, &denying("evil.example"), Some(&theirs))));
+        assert_eq!(scene.written().unwrap().observed_generation, 2);
+        scene.watch.apply(Event::Apply(object(2, &denying("evil.example"), None)));
+        assert_eq!(scene.written().unwrap().observed_generation, 2, "another client emptied the status");
     }
 
     #[test]

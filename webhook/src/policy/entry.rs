@@ -1,4 +1,4 @@
-//! One policy as it stands: in force, or broken.
+//! One policy and its state: in force, or broken.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,11 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::policy::{Author, Policy};
 use serde_json::Value;
 
-use super::object::{ArtifactPolicy, ArtifactPolicySpec, SpecError};
+use super::SpecError;
+use super::object::{ArtifactPolicy, ArtifactPolicySpec};
 use crate::manifest::said_kind;
 
-/// A policy and the namespaces that it is for.
+/// A policy and the namespaces that it selects.
 #[derive(Clone, Debug)]
 pub struct Entry {
     name: String,
@@ -23,43 +24,43 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     Policy(Policy),
-    /// It cannot be read, nor could an earlier generation.
+    /// No generation of it can be read.
     Broken(String),
 }
 
-/// Why an object is no policy.
+/// Why an object is not a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// Another kind, or another version of it.
-    #[error("{}: what is read is an ArtifactPolicy of oras.land/v1alpha1", said_kind(.kind, .api_version))]
+    /// The object has another kind, or another version of it.
+    #[error("{}: only an ArtifactPolicy of oras.land/v1alpha1 can be read here", said_kind(.kind, .api_version))]
     Kind {
-        /// What it says.
+        /// The `kind` of the object.
         kind: String,
-        /// What it says.
+        /// The `apiVersion` of the object.
         api_version: String,
     },
-    /// Something beside `spec`: a rule there would be no rule.
-    #[error("ArtifactPolicy {name}: \"{key}\" is no part of an object: rules stand in spec")]
+    /// There is a field beside `spec`: a rule there would not apply.
+    #[error("ArtifactPolicy {name}: \"{key}\" is not a field of an object: write rules in spec")]
     Key {
-        /// Its name.
+        /// The name of the policy.
         name: Shown,
-        /// The key.
+        /// The field.
         key: Shown,
     },
-    /// No `metadata.name`.
+    /// The object has no `metadata.name`.
     #[error("is an ArtifactPolicy without metadata.name")]
     Unnamed,
-    /// A spec that cannot be read.
+    /// The spec is invalid.
     #[error("ArtifactPolicy {name}: {source}")]
     Spec {
-        /// Its name.
+        /// The name of the policy.
         name: Shown,
-        /// What is wrong with it.
+        /// What is wrong with the spec.
         source: SpecError,
     },
 }
 
-/// Whether a manifest is an `ArtifactPolicy`, of whatever version.
+/// Reports whether a manifest is an `ArtifactPolicy`, of any version.
 pub fn is_policy(manifest: &Value) -> bool {
     let group = manifest["apiVersion"].as_str().and_then(|version| version.split('/').next());
     group == Some("oras.land") && manifest["kind"] == "ArtifactPolicy"
@@ -96,7 +97,7 @@ impl Entry {
         })
     }
 
-    /// A policy that cannot be read: its selector is taken where that can be, else it selects everything.
+    /// Makes the entry of a policy that cannot be read. If its selector cannot be read either, it selects everything.
     pub(super) fn broken(name: &str, spec: &Value, problem: &SpecError) -> Self {
         let selector = spec
             .get("namespaceSelector")
@@ -116,17 +117,17 @@ impl Entry {
         }
     }
 
-    /// The same as an earlier generation, which stays in force because the last one cannot be read.
+    /// Marks an earlier generation, which stays in force because the last one cannot be read.
     pub(super) fn stale(self) -> Self {
         Self { is_stale: true, ..self }
     }
 
-    /// Whether the last generation cannot be read.
+    /// Reports whether the last generation cannot be read.
     pub(super) fn is_stale(&self) -> bool {
         self.is_stale
     }
 
-    /// Its name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -135,12 +136,12 @@ impl Entry {
         &self.content
     }
 
-    /// Whether it is for every namespace, whatever its labels.
+    /// Reports whether it selects every namespace, whatever its labels.
     pub(super) fn selects_all(&self) -> bool {
         self.selector.selects_all()
     }
 
-    /// Whether it is for a namespace with these labels.
+    /// Reports whether it selects a namespace with these labels.
     pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         self.selector.matches(labels)
     }

@@ -1,99 +1,100 @@
-//! Policies in files: for the command line, and for a webhook without Kubernetes.
+//! Policies in files, for the command line and for a webhook without Kubernetes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use oras_csi_kube_support::repeated_failure::RepeatedFailure;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::book::{Policies, StatedError, StatedNamespaces};
 use super::entry::{Entry, EntryError};
+use super::policies::{ManifestNamespaceError, ManifestNamespaces, Policies};
 use crate::manifest::{StreamError, flatten, read_stream};
 
-/// How often files are read again.
-const POLL: Duration = Duration::from_secs(5);
-/// The largest file, in bytes.
-const LONGEST: u64 = 4 << 20;
+/// How often the files are read again.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// The size of the largest file that is read, in bytes.
+const MAX_BYTES: u64 = 4 << 20;
 
-/// Why policies cannot be read from files.
+/// Why the policies in files cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyFileError {
-    /// A file or folder that cannot be opened.
+    /// A file or folder cannot be opened.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// Longer than any policy.
-    #[error("{} is longer than {LONGEST} bytes", path.display())]
+    /// The file is too large for policies.
+    #[error("cannot read {}: it is larger than {MAX_BYTES} bytes", path.display())]
     TooLong {
-        /// Which.
+        /// The file.
         path: PathBuf,
     },
-    /// No YAML.
+    /// The file is not YAML.
     #[error("{}: {source}", path.display())]
     Yaml {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error of the parser.
         source: StreamError,
     },
-    /// Nothing in it: who names it means something by it.
-    #[error("{}: no ArtifactPolicy in it, nor a Namespace", path.display())]
+    /// The file or folder holds no object, which is surely not intended.
+    #[error("{}: there is no ArtifactPolicy and no Namespace in it", path.display())]
     Nothing {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
     },
-    /// A document that is no policy.
+    /// A document is not a policy.
     #[error("{}: document {number} {source}", path.display())]
     Document {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Which of its documents, counted from 1.
+        /// The number of the document, counted from 1.
         number: usize,
-        /// What is wrong with it.
+        /// Why it is not a policy.
         source: EntryError,
     },
-    /// A namespace that cannot be taken in.
+    /// A namespace cannot be used.
     #[error("{}: document {number}: {source}", path.display())]
     Namespace {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Which of its documents, counted from 1.
+        /// The number of the document, counted from 1.
         number: usize,
-        /// What is wrong with it.
-        source: StatedError,
+        /// Why it cannot be used.
+        source: ManifestNamespaceError,
     },
-    /// Two policies of one name.
+    /// Two policies have one name.
     #[error("{}: document {number} is a second ArtifactPolicy {name}: give it another name", path.display())]
     Twice {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Which of its documents, counted from 1.
+        /// The number of the document, counted from 1.
         number: usize,
         /// The name.
         name: String,
     },
 }
 
-/// What files say: policies, and the labels of namespaces.
+/// The contents of files: policies, and the labels of namespaces.
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {
     /// The policies.
     pub policies: Vec<Entry>,
     /// The namespaces.
-    pub namespaces: StatedNamespaces,
+    pub namespaces: ManifestNamespaces,
 }
 
-/// Reads the `ArtifactPolicy` and `Namespace` objects of files, and of the `.yaml`, `.yml` and `.json` files of
-/// folders, in the order of their names.
+/// Reads the `ArtifactPolicy` and `Namespace` objects in files, and in the `.yaml`, `.yml` and `.json` files of
+/// folders in the order of their names.
 pub fn load(paths: &[PathBuf]) -> Result<Loaded, PolicyFileError> {
     let mut entries: Vec<Entry> = Vec::new();
-    let mut namespaces = StatedNamespaces::default();
+    let mut namespaces = ManifestNamespaces::default();
     let mut names = BTreeSet::new();
     for path in paths {
         let mut is_empty = true;
@@ -151,8 +152,8 @@ fn documents(path: &Path) -> Result<Vec<Value>, PolicyFileError> {
     use std::io::Read as _;
     let cannot = |source| PolicyFileError::Read { path: path.to_owned(), source };
     let mut text = String::new();
-    let mut file = std::fs::File::open(path).map_err(cannot)?.take(LONGEST + 1);
-    if file.read_to_string(&mut text).map_err(cannot)? as u64 > LONGEST {
+    let mut file = std::fs::File::open(path).map_err(cannot)?.take(MAX_BYTES + 1);
+    if file.read_to_string(&mut text).map_err(cannot)? as u64 > MAX_BYTES {
         return Err(PolicyFileError::TooLong { path: path.to_owned() });
     }
     let stream =
@@ -160,7 +161,7 @@ fn documents(path: &Path) -> Result<Vec<Value>, PolicyFileError> {
     Ok(stream.documents.into_iter().flat_map(flatten).collect())
 }
 
-/// Where labels of namespaces come from, while files are read again.
+/// Where the labels of namespaces come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelsFrom {
     /// From the files themselves.
@@ -169,41 +170,43 @@ pub enum LabelsFrom {
     Cluster,
 }
 
-/// Reads the files again every few seconds until `shutdown`. Those that cannot be read change nothing: the last
-/// good policies stay, and the log says so once.
-pub async fn keep(
+/// Reads the files again every few seconds until `shutdown`. If they cannot be read, the last valid policies stay in
+/// force, and the log reports the failure once.
+pub async fn reload_files(
     paths: Vec<PathBuf>,
     policies: Arc<Policies>,
     labels: LabelsFrom,
     shutdown: CancellationToken,
 ) {
-    let mut last = String::new();
+    let mut last = RepeatedFailure::default();
     loop {
-        if shutdown.run_until_cancelled(tokio::time::sleep(POLL)).await.is_none() {
+        if shutdown.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await.is_none() {
             return;
         }
         let read = {
             let paths = paths.clone();
             tokio::task::spawn_blocking(move || load(&paths)).await
         };
-        let outcome = match read {
+        let failure = match read {
             Ok(Ok(loaded)) => {
                 if labels == LabelsFrom::Files {
                     policies.set_namespaces(loaded.namespaces);
                 }
                 policies.set_files(loaded.policies);
-                String::new()
+                None
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
         };
-        if outcome != last {
-            if outcome.is_empty() {
-                tracing::info!("policy files can be read again");
-            } else {
-                tracing::error!(error = outcome, "policy files cannot be read, those in force stay");
+        match failure {
+            Some(error) if last.is_new(&error) => {
+                tracing::error!(
+                    error,
+                    "cannot read the policy files; the policies that were read last stay in force"
+                );
             }
-            last = outcome;
+            None if last.clear() => tracing::info!("the policy files can be read again"),
+            _ => {}
         }
     }
 }

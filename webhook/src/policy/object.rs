@@ -1,7 +1,7 @@
-//! `ArtifactPolicy`: the object as an administrator writes it, and what it means.
+//! `ArtifactPolicy`: the object that an administrator writes, and the rules that it stands for.
 //!
-//! The custom resource definition is made from these types (`deploy/chart/files/crds/`, which a test keeps in
-//! step), and files for `--policy` hold the very same objects.
+//! The custom resource definition is generated from these types (`deploy/chart/files/crds/`; a test compares them). Files
+//! for `--policy` hold the same objects.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
@@ -13,10 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::selector;
+use super::spec_error::SpecError;
 use crate::manifest::what;
 
-/// What the pods of some namespaces may mount. All policies that select a namespace must pass; where a rule
-/// is left out, it demands nothing.
+/// Restricts the artifacts that the pods of the selected namespaces can mount. An artifact must pass all policies that
+/// select the namespace. A rule that is left out does not restrict anything.
 #[expect(clippy::duplicated_attributes, reason = "each column has a type, which two may share")]
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -27,8 +28,8 @@ use crate::manifest::what;
     category = "oras",
     status = "ArtifactPolicyStatus",
     derive = "PartialEq",
-    doc = "Says which OCI artifacts the pods of some namespaces may mount. The webhook of oras-csi asks it when a \
-           pod is created: about names before any registry is asked, about contents afterwards."
+    doc = "Restricts the OCI artifacts that the pods of the selected namespaces can mount. The webhook of oras-csi \
+           checks it when a pod is created: rules on names before it contacts a registry, rules on contents afterwards."
 )]
 #[kube(printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"))]
 #[kube(printcolumn(
@@ -40,130 +41,117 @@ use crate::manifest::what;
 #[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactPolicySpec {
-    /// Selects namespaces by their labels; every namespace has the label kubernetes.io/metadata.name. Left out
-    /// or empty, it selects all.
+    /// Selects namespaces by their labels. Every namespace has the label kubernetes.io/metadata.name. If left out or
+    /// empty, the policy selects all namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "selector::schema")]
     pub namespace_selector: Option<LabelSelector>,
-    /// What happens to a pod that breaks a rule. Enforce: it is denied. Warn: whoever creates it is told. Audit:
-    /// it is noted in the API server's audit log, under annotations whose keys begin with pods.csi.oras.land/.
+    /// What happens when a pod breaks a rule. Enforce: the pod is denied. Warn: the pod is admitted and the client gets a
+    /// warning. Audit: the pod is admitted and the violation is recorded in the audit log of the API server, in
+    /// annotations with keys that begin with pods.csi.oras.land/.
     #[serde(default)]
     #[schemars(schema_with = "mode_schema")]
     pub mode: ModeSpec,
-    /// Which registries and repositories may be used, as patterns HOST[:PORT][/PATH] that are compared part by
-    /// part: the wildcard * is one whole segment (a label of the host, a segment of the path), ** one or more of
-    /// them in front and at the end, and any number in between. Ports are exact, 443 where none is written, so that
-    /// ** alone leaves out every registry at another port. HOST alone is all of its repositories.
+    /// The registries and repositories that can be used, as patterns HOST[:PORT][/PATH] that are compared segment by
+    /// segment. The wildcard * matches one whole segment: a label of the host or a segment of the path. ** matches one or
+    /// more segments at the start and at the end of a pattern, and any number in the middle. Ports must be equal; a
+    /// pattern without a port means port 443, so ** alone does not match a registry on another port. HOST alone matches
+    /// all repositories of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries: Option<RegistriesSpec>,
-    /// Whether every reference must be written with a digest.
+    /// Requires a digest in every reference.
     #[serde(default, skip_serializing_if = "is_false")]
     pub require_digest: bool,
-    /// Tags that may not be written, beside a digest neither; * stands for any text. A reference with neither tag
-    /// nor digest has the tag latest.
+    /// Tags that must not be used, even together with a digest. * matches any text. A reference with neither a tag nor a
+    /// digest has the tag latest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "tags_schema")]
     pub denied_tags: Option<Vec<String>>,
-    /// Types of artifacts that may be used, as application/vnd.acme.*; * stands for any text. An artifact's type
-    /// is its artifactType, or its config's media type where it has none.
+    /// The artifact types that can be used, such as application/vnd.acme.*. * matches any text. The type of an artifact is
+    /// its artifactType, or the media type of its config if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "types_schema")]
     pub allowed_artifact_types: Option<Vec<String>>,
-    /// Media types of layers that may be used; * stands for any text. Every layer that a pod wants must have
-    /// one of them.
+    /// The media types of layers that can be used. * matches any text. Every layer that a pod requests must have one of
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "types_schema")]
     pub allowed_media_types: Option<Vec<String>>,
-    /// The most bytes of one artifact: the layers that a pod wants of it, as its manifest states their sizes
-    /// (packed, not unpacked). 500Mi, 10Gi and so on.
+    /// The maximum size of one artifact, such as 500Mi or 10Gi: the sum of the sizes that the manifest states for the
+    /// layers that a pod requests (compressed, not unpacked).
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "number_or_text")]
     #[schemars(schema_with = "size_schema")]
     pub max_size: Option<String>,
-    /// Whether only the cluster's artifact sets may be used, and no reference of a pod's own.
+    /// Allows only ClusterArtifactSets, and no reference in a pod or a volume.
     #[serde(default, skip_serializing_if = "is_false")]
     pub sets_only: bool,
 }
 
-/// Which registries and repositories may be used.
+/// The registries and repositories that can be used.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistriesSpec {
-    /// The only ones that may be used, as ghcr.io/acme/**.
+    /// The only registries and repositories that can be used, such as ghcr.io/acme/**.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "patterns_schema")]
     pub allow: Option<Vec<String>>,
-    /// Those that may not be used, also where allow has them.
+    /// The registries and repositories that must not be used, even if allow matches them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "patterns_schema")]
     pub deny: Option<Vec<String>>,
 }
 
-/// What happens to a pod that breaks a rule.
+/// What happens when a pod breaks a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ModeSpec {
-    /// It is denied.
+    /// The pod is denied.
     #[default]
     Enforce,
-    /// Whoever creates it is told.
+    /// The pod is admitted, and the client gets a warning.
     Warn,
-    /// It is noted in the audit log.
+    /// The pod is admitted, and the violation is recorded in the audit log.
     Audit,
 }
 
-/// What the webhook made of the policy.
+/// The state of the policy, written by the webhook.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactPolicyStatus {
-    /// The generation that was read last.
+    /// The last generation that the webhook has read.
     pub observed_generation: i64,
-    /// What is in force, in words.
+    /// Which generation is in force, and what is wrong with a later one.
     pub message: String,
-    /// Accepted: whether that generation could be read.
+    /// Accepted: whether the last generation is valid.
     #[serde(default)]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
-    /// The last generation that could be read. It stays in force while a later one cannot be, also when the
-    /// webhook starts anew.
+    /// The last valid generation. It stays in force while a later one is invalid, even after a restart of the webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_force: Option<InForce>,
 }
 
-/// A generation of the policy that could be read.
+/// A valid generation of the policy.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InForce {
-    /// Which generation.
+    /// The number of the generation.
     pub generation: i64,
-    /// Its spec.
+    /// The spec of that generation.
     #[schemars(schema_with = "anything_schema")]
     pub spec: Value,
 }
 
-/// Why a policy cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {problem}")]
-pub struct SpecError {
-    field: String,
-    problem: String,
-}
-
-impl SpecError {
-    pub(super) fn new(field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
-        Self { field: field.into(), problem: problem.to_string() }
-    }
-}
-
 impl ArtifactPolicySpec {
-    /// Reads a `spec`. A field that this version does not know is an error: it may be a rule.
+    /// Reads a `spec`. An unknown field is an error, because it may be a rule of a later version.
     pub fn read(spec: &Value) -> Result<Self, SpecError> {
         if spec.is_null() {
-            return Err(SpecError::new("spec", "is missing: write what the policy demands there"));
+            return Err(SpecError::new("spec", "is missing: write the rules of the policy there"));
         }
         let mut unknown = None;
         let spec = without_nulls(spec);
         check_objects(&spec)?;
         let read = serde_ignored::deserialize(&spec, |path| {
-            // An optional field shows as a "?" of its own.
+            // serde_ignored prints an optional field as a segment "?".
             unknown.get_or_insert_with(|| path.to_string().replace(".?", ""));
         });
         let read =
@@ -177,12 +165,12 @@ impl ArtifactPolicySpec {
         }
     }
 
-    /// Which namespaces it selects.
+    /// Parses the namespace selector.
     pub fn selector(&self) -> Result<Selector, SpecError> {
         selector::read(self.namespace_selector.clone().unwrap_or_default())
     }
 
-    /// What happens to a pod that breaks a rule.
+    /// Returns the mode.
     pub fn mode(&self) -> Mode {
         match self.mode {
             ModeSpec::Enforce => Mode::Enforce,
@@ -191,7 +179,7 @@ impl ArtifactPolicySpec {
         }
     }
 
-    /// What it demands.
+    /// Parses the rules.
     pub fn rules(&self) -> Result<Rules, SpecError> {
         let registries = self.registries.clone().unwrap_or_default();
         let size =
@@ -209,14 +197,14 @@ impl ArtifactPolicySpec {
     }
 }
 
-/// The entries of a list. An empty one may mean all or nothing: it means an error.
+/// Parses the entries of a list. An empty list is an error, because it could mean all or nothing.
 fn parse_list<T>(field: &str, list: Option<&[String]>) -> Result<Option<Vec<T>>, SpecError>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {
     let Some(list) = list else { return Ok(None) };
     if list.is_empty() {
-        let problem = "is an empty list: leave it out, or write what it shall hold";
+        let problem = "is an empty list: leave it out, or write at least one entry";
         return Err(SpecError::new(format!("spec.{field}"), problem));
     }
     let parse = |(index, text): (usize, &String)| {
@@ -225,13 +213,12 @@ where
     list.iter().enumerate().map(parse).collect::<Result<_, _>>().map(Some)
 }
 
-/// Fails where something else stands in the place of an object: serde takes a list for a struct, whose rules would be
-/// whatever stands where they are declared.
+/// Fails if a field that must be an object has another type. Serde reads a list as a struct, by the order of the fields.
 fn check_objects(spec: &Value) -> Result<(), SpecError> {
     let check = |field: &str, value: &Value| match value {
         Value::Object(_) => Ok(()),
         other => {
-            let problem = format_args!("is {} where an object belongs", what(other));
+            let problem = format_args!("is {}, and must be an object", what(other));
             Err(SpecError::new(field, problem))
         }
     };
@@ -249,7 +236,7 @@ fn check_objects(spec: &Value) -> Result<(), SpecError> {
     requirements.try_for_each(|(index, value)| check(&format!("{field}[{index}]"), value))
 }
 
-/// `null` is an absent field, as the API server has it.
+/// Removes fields that are `null`: the API server treats them as absent.
 fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Object(map) => map
@@ -279,13 +266,13 @@ fn mode_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "enum": ["Enforce", "Warn", "Audit"], "default": "Enforce"})
 }
 
-/// A list in which nothing stands twice. `item` is the schema of its strings.
+/// Returns the schema of a list of unique strings. `item` is the schema of one string.
 fn set_schema(item: &Schema) -> Schema {
     json_schema!({"type": "array", "minItems": 1, "maxItems": 256, "x-kubernetes-list-type": "set", "items": item})
 }
 
-/// What a pattern over registries is, as far as an expression can say it; the webhook's parser has the last
-/// word, and the status says it.
+/// Returns the schema of registry patterns, with the rules that CEL can check. The parser of the webhook checks all of
+/// them, and reports the result in the status.
 fn patterns_schema(_: &mut SchemaGenerator) -> Schema {
     let rules = [
         Rule::new("!self.contains('://')")
@@ -294,7 +281,7 @@ fn patterns_schema(_: &mut SchemaGenerator) -> Schema {
             .message("a registry pattern has no digest and no user: write HOST/PATH"),
         Rule::new("!self.matches('/.*:')").message("a registry pattern has no tag: write HOST[:PORT]/PATH"),
         Rule::new("!self.matches('[^./*:]\\\\*|\\\\*[^./*:]|\\\\*\\\\*\\\\*')")
-            .message("* and ** stand for whole segments only"),
+            .message("* and ** match whole segments only"),
         Rule::new("!self.matches('^/|//|/$')").message("a registry pattern has no empty segment"),
         Rule::new("!self.matches('/.*[A-Z]')").message("a repository has no upper case"),
         Rule::new("!self.matches('^[^/]*[.](:|/|$)')").message("a host has no dot at its end"),
@@ -307,10 +294,10 @@ fn patterns_schema(_: &mut SchemaGenerator) -> Schema {
     }))
 }
 
-/// Wildcards in a text.
+/// Returns the rule for wildcards in a text.
 fn stars() -> [Rule; 1] {
     [Rule::new("!self.contains('**') && self.split('*').size() <= 9")
-        .message("* stands for any text: write it once in a row, and at most eight times")]
+        .message("* matches any text: write it at most eight times, and never twice in a row")]
 }
 
 fn tags_schema(_: &mut SchemaGenerator) -> Schema {

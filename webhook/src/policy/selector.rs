@@ -1,19 +1,19 @@
-//! Selectors over the labels of namespaces. One that no namespace could ever meet would be a policy that never holds,
-//! so a key or value that no label can have is an error.
+//! Selectors over the labels of namespaces. A policy with a selector that no namespace can match would never apply, so a
+//! key or value that no label can have is an error.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Rule, Selector};
 use oras_csi_core::display::Shown;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-use super::object::SpecError;
+use super::spec_error::SpecError;
 
 const FIELD: &str = "spec.namespaceSelector";
 /// `[PREFIX/]NAME` (Kubernetes, "Labels and Selectors", syntax).
 const KEY: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
 const VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 
-/// Reads a selector.
+/// Parses a selector.
 pub(crate) fn read(selector: LabelSelector) -> Result<Selector, SpecError> {
     for (key, value) in selector.match_labels.iter().flatten() {
         check(&format!("{FIELD}.matchLabels"), key, [value])?;
@@ -70,7 +70,8 @@ fn is_name(text: &str) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
-/// A label selector that can be read: of one that cannot, nobody could say which namespaces it selects.
+/// Returns the schema of a label selector. It rejects what the parser rejects: a selector that cannot be parsed selects an
+/// unknown set of namespaces.
 pub(crate) fn schema(_: &mut SchemaGenerator) -> Schema {
     let rule = Rule::new("(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)")
         .message("In and NotIn need values, Exists and DoesNotExist take none");
@@ -84,20 +85,20 @@ pub(crate) fn schema(_: &mut SchemaGenerator) -> Schema {
             },
             "matchExpressions": {
                 "type": "array", "maxItems": 32,
-                "description": "Requirements on a namespace's labels, all of which it must meet.",
+                "description": "Requirements on the labels of a namespace. All of them must be met.",
                 "items": {
                     "type": "object", "required": ["key", "operator"], "x-kubernetes-validations": [rule],
                     "properties": {
                         "key": {
-                            "type": "string", "maxLength": 317, "pattern": KEY, "description": "The label's key.",
+                            "type": "string", "maxLength": 317, "pattern": KEY, "description": "The key of the label.",
                         },
                         "operator": {
                             "type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
-                            "description": "How the label's value relates to values.",
+                            "description": "How the value of the label relates to values.",
                         },
                         "values": {
                             "type": "array", "maxItems": 64, "items": value, "x-kubernetes-list-type": "set",
-                            "description": "Values, for In and NotIn.",
+                            "description": "Values for In and NotIn.",
                         },
                     },
                 },
@@ -124,7 +125,7 @@ mod tests {
     #[case("a..b/x", false)]
     #[case("a/b/c", false)]
     #[case("-a", false)]
-    fn keys_are_those_of_labels(#[case] key: &str, #[case] fits: bool) {
+    fn only_keys_of_labels_are_accepted(#[case] key: &str, #[case] fits: bool) {
         assert_eq!(is_key(key), fits);
         let labels = [(key.to_owned(), "x".to_owned())].into();
         let selector = LabelSelector { match_labels: Some(labels), match_expressions: None };
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_no_label_has_is_an_error() {
+    fn a_value_that_no_label_can_have_is_an_error() {
         let labels = [("team".to_owned(), "c d".to_owned())].into();
         let selector = LabelSelector { match_labels: Some(labels), match_expressions: None };
         let error = read(selector).unwrap_err().to_string();

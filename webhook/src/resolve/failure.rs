@@ -1,4 +1,4 @@
-//! Why a reference was not resolved, and what the user is told.
+//! Why a reference was not resolved, and the denial for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +8,13 @@ use oras_csi_core::patch::PatchError;
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::{RegistryError, RegistryErrorKind};
 
-use super::MOST_CANDIDATES;
-use crate::contents::Nothing;
+use crate::contents::NothingToMount;
 use crate::denial::{At, Code, Denial};
 
-/// Why there is no digest.
+/// The highest number of an index's manifests that policies check.
+pub(super) const MAX_CANDIDATES: usize = 64;
+
+/// Why a reference could not be resolved.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("{0}")]
@@ -20,51 +22,52 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Platform(SelectError),
     #[error("{0}")]
-    Nothing(Nothing),
-    #[error("the registry had not answered when the time for it was up, so trying again may do")]
+    NothingToMount(NothingToMount),
+    #[error("the registry did not answer before the deadline of the request")]
     Deadline,
-    #[error("looking it up failed inside the webhook, whose log says why")]
+    #[error("the lookup failed inside the webhook, see its log")]
     Crashed,
-    #[error("{waiting} requests wait for that registry already, which has not answered for {}.{:03} s", silent.as_secs(), silent.subsec_millis())]
+    #[error("{waiting} requests already wait for the registry, which has not answered for {}.{:03} s", silent.as_secs(), silent.subsec_millis())]
     Busy { waiting: usize, silent: Duration },
-    #[error("is an index of {0} manifests, more than policies are asked about ({MOST_CANDIDATES})")]
+    #[error("is an index of {0} manifests, more than policies can check ({MAX_CANDIDATES})")]
     TooManyCandidates(usize),
     #[error("{0}")]
     Patch(#[from] PatchError),
 }
 
 impl Failure {
-    /// What the user is told, with the code that says whose turn it is.
+    /// Returns the denial. Its code says whether the user, the registry or time can fix it.
     pub(crate) fn denial(&self, at: At<'_>, reference: &Reference) -> Denial {
         let text = reference.to_string();
         let (code, rule, instead) = match self {
             Self::Registry(error) => return registry_denial(at, &text, error),
             Self::Platform(_) => (Code::NotFound, self.to_string(), "write one of its platforms"),
-            Self::Nothing(Nothing::NoMatch { .. }) => {
+            Self::NothingToMount(NothingToMount::NoMatch { .. }) => {
                 (Code::Unprocessable, self.to_string(), "write media types that it has")
             }
-            Self::Nothing(Nothing::Patch) => (
+            Self::NothingToMount(NothingToMount::Patch) => (
                 Code::Unprocessable,
                 self.to_string(),
-                "name it with oras.land/patch or oras.artifact.patch; a step names content, as what the patch names",
+                "apply it with oras.land/patch or oras.artifact.patch: an add or overlay step must name content",
             ),
             Self::Patch(_) => (Code::Unprocessable, self.to_string(), ""),
-            Self::Nothing(_) => {
+            Self::NothingToMount(_) => {
                 (Code::Unprocessable, self.to_string(), "push files, as `oras push REFERENCE FILE` does")
             }
             Self::TooManyCandidates(_) => {
-                (Code::Forbidden, self.to_string(), "write which one with oras.land/platform")
+                (Code::Forbidden, self.to_string(), "select one with oras.land/platform")
             }
             Self::Deadline | Self::Crashed | Self::Busy { .. } => {
-                (Code::Unavailable, format!("was not resolved: {self}"), "")
+                (Code::Unavailable, format!("cannot be resolved: {self}"), "try again later")
             }
         };
         Denial::new(code, at, Some(&text), rule, instead)
     }
 }
 
-/// Clients of the API server sleep for as long as they are told; a registry does not get to say a day.
-const LONGEST_WAIT: u32 = 60;
+/// The maximum `Retry-After`, in seconds. Clients of the API server wait for as long as it says, so a registry must not
+/// be able to make them wait for a day.
+const MAX_RETRY_AFTER_SECONDS: u32 = 60;
 
 fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
     let (code, rule, instead) = match error.kind() {
@@ -73,32 +76,34 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
         }
         RegistryErrorKind::Refused => (
             Code::Forbidden,
-            "was refused by its registry",
+            "cannot be pulled: the registry denied access",
             "name a Secret with credentials for it in oras.land/pull-secret or in the pod's imagePullSecrets",
         ),
         RegistryErrorKind::NotAllowed => {
-            (Code::Forbidden, "is not allowed", "ask the administrator, who can allow it in certs.d")
+            (Code::Forbidden, "is not allowed", "ask the administrator to allow it in certs.d")
         }
         RegistryErrorKind::Misconfigured => (
             Code::Unavailable,
-            "cannot be asked for",
-            "ask the administrator, who can mend the configuration",
+            "cannot be pulled with the current registry configuration",
+            "ask the administrator to fix the configuration",
         ),
-        RegistryErrorKind::RateLimited => {
-            (Code::TooManyRequests, "was not resolved, the registry limits requests", "try again later")
-        }
+        RegistryErrorKind::RateLimited => (
+            Code::TooManyRequests,
+            "cannot be resolved: the registry limits the request rate",
+            "try again later",
+        ),
         RegistryErrorKind::TooLarge | RegistryErrorKind::Invalid => {
             (Code::Unprocessable, "cannot be read", "push it again as an OCI artifact")
         }
         RegistryErrorKind::Unavailable
         | RegistryErrorKind::Unreachable
         | RegistryErrorKind::Stalled
-        | RegistryErrorKind::Untruthful => (Code::Unavailable, "was not resolved", "try again later"),
+        | RegistryErrorKind::Untruthful => (Code::Unavailable, "cannot be resolved", "try again later"),
     };
     let wait = error
         .retry_after()
-        .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, LONGEST_WAIT));
+        .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, MAX_RETRY_AFTER_SECONDS));
     Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead)
         .with_retry_after(wait)
-        .of_registry(error.kind())
+        .with_registry_error(error.kind())
 }

@@ -1,231 +1,227 @@
 //! Keys in a cluster: a Secret with `seal.key`, and a ConfigMap of the same name with `KEYID.pem` for each key whose
-//! seals count.
+//! seals are valid.
 //!
-//! The API server decides who is first: creating is refused to all but one, and filling an empty Secret needs the
-//! version that was read. Both are read every few seconds, so that every replica follows a change by itself.
+//! The API server decides which replica creates the key: only one can create the Secret, and filling an empty Secret needs
+//! the version that was read. Both objects are read every few seconds, so that every replica follows a change.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch};
 use oras_csi_core::seal::{PublicKey, PublicKeys, SealKey};
+use oras_csi_kube_support::call::call;
+use oras_csi_kube_support::metadata;
+use oras_csi_kube_support::repeated_failure::RepeatedFailure;
+use oras_csi_kube_support::verb::Verb;
+use oras_csi_kube_support::writes::{create_if_absent, replace_if_unchanged};
 use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use super::{Ring, SealKeyError, Sealer, place};
+use super::{SealKeyError, SealKeys, Sealer, display_name};
 use crate::FIELD_MANAGER;
 
-const PRIVATE: &str = "seal.key";
-/// How often the keys are read, and how soon again after a failure.
-const EVERY: Duration = Duration::from_secs(10);
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// How long the API server may take for one answer.
-const LONGEST_CALL: Duration = Duration::from_secs(10);
-/// How long a new key waits for kubelets, which look at a ConfigMap every minute or so.
-const SETTLE: Duration = Duration::from_mins(3);
-/// How often somebody else may come first before it is an error.
-const MOST_CONFLICTS: usize = 5;
+const PRIVATE_KEY: &str = "seal.key";
+/// How often the keys are read.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// How soon the keys are read again after a failure.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How long one request to the API server can take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a new key waits until it signs: kubelets read a ConfigMap about once a minute.
+const DISTRIBUTION_TIME: Duration = Duration::from_mins(3);
+/// How often a write is tried while other writers are first.
+const MAX_CONFLICTS: usize = 5;
 
-/// A sealer that follows the Secret and the ConfigMap `namespace`/`name`, making what is missing, until `shutdown`.
-pub fn keep(
+/// Makes a sealer that follows the Secret and the ConfigMap `namespace`/`name` until `shutdown`, and creates what is
+/// missing.
+pub fn follow_secret(
     client: &kube::Client,
     namespace: &str,
     name: &str,
     shutdown: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Sealer {
-    let sealer = Sealer::waiting();
-    let keeper = Keeper {
+    let sealer = Sealer::without_keys_yet();
+    let follower = KeyFollower {
         secrets: Api::namespaced(client.clone(), namespace),
         maps: Api::namespaced(client.clone(), namespace),
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        signing: Signing::default(),
+        rotation: Rotation::default(),
     };
-    tasks.spawn(shutdown.clone().run_until_cancelled_owned(keeper.run(sealer.clone())));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(follower.run(sealer.clone())));
     sealer
 }
 
-struct Keeper {
+struct KeyFollower {
     secrets: Api<Secret>,
     maps: Api<ConfigMap>,
     namespace: String,
     name: String,
-    signing: Signing,
+    rotation: Rotation,
 }
 
-/// Which private key signs.
+/// Decides which private key signs while a new key replaces an old one.
 #[derive(Default)]
-struct Signing {
-    /// The one of the moment, in PEM.
-    current: Option<Zeroizing<String>>,
-    /// Until when that is another than the kept one.
-    settling: Option<Instant>,
+struct Rotation {
+    /// The key that signs, in PEM.
+    signing: Option<Zeroizing<String>>,
+    /// Until when the old key signs, during a rotation.
+    until: Option<Instant>,
 }
 
-impl Signing {
-    /// The kept key, unless the one before it has to do until every node knows the new one.
+impl Rotation {
+    /// Returns the key that signs: the key in the Secret, or the old key until every node knows the new one. An old key
+    /// whose public half was removed does not sign any more.
     fn choose(
         &mut self,
-        kept: Zeroizing<String>,
+        stored: Zeroizing<String>,
         key: SealKey,
         public: &PublicKeys,
         now: Instant,
     ) -> SealKey {
-        let before = self.current.as_ref().filter(|current| **current != kept);
-        let before = before.and_then(|current| SealKey::from_pem(current).ok());
-        let before = before.filter(|before| public.ids().any(|id| id == before.public().id()));
-        if let Some(before) = before
-            && now < *self.settling.get_or_insert(now + SETTLE)
+        let old = self.signing.as_ref().filter(|signing| **signing != stored);
+        let old = old.and_then(|signing| SealKey::from_pem(signing).ok());
+        let old = old.filter(|old| public.ids().any(|id| id == old.public().id()));
+        if let Some(old) = old
+            && now < *self.until.get_or_insert(now + DISTRIBUTION_TIME)
         {
-            return before;
+            return old;
         }
-        if self.current.as_ref() != Some(&kept) {
+        if self.signing.as_ref() != Some(&stored) {
             tracing::info!(key = %key.public().id(), "volumes are sealed with this key from now on");
         }
-        self.settling = None;
-        self.current = Some(kept);
+        self.until = None;
+        self.signing = Some(stored);
         key
     }
 }
 
-impl Keeper {
+impl KeyFollower {
     async fn run(mut self, sealer: Sealer) {
-        let mut trouble = String::new();
+        let mut last = RepeatedFailure::default();
         loop {
-            let wait = match self.round().await {
-                Ok(ring) => {
-                    tracing::debug!(key = %ring.signing.public().id(), "the seal's keys were read");
-                    sealer.set(ring);
-                    trouble.clear();
-                    EVERY
+            let wait = match self.read().await {
+                Ok(keys) => {
+                    tracing::debug!(key = %keys.signing.public().id(), "read the keys of the seal");
+                    sealer.set(keys);
+                    last.clear();
+                    POLL_INTERVAL
                 }
                 Err(error) => {
-                    let words = error.to_string();
-                    if words != trouble {
-                        tracing::warn!(error = words, "the seal's keys; the last good ones stay");
-                        trouble = words;
+                    let error = error.to_string();
+                    if last.is_new(&error) {
+                        tracing::warn!(
+                            error,
+                            "cannot read the keys of the seal; the keys that were read last stay in use"
+                        );
                     }
-                    AFTER_FAILURE
+                    RETRY_DELAY
                 }
             };
             tokio::time::sleep(wait).await;
         }
     }
 
-    /// The keys as they are from now on.
-    async fn round(&mut self) -> Result<Ring, SealKeyError> {
-        let kept = self.private().await?;
-        let at = || place("Secret", &self.namespace, &self.name);
-        let key = SealKey::from_pem(&kept).map_err(|source| SealKeyError::Key { place: at(), source })?;
-        let public = self.public(key.public()).await?;
-        let signing = self.signing.choose(kept, key, &public, Instant::now());
-        Ok(Ring { signing, public })
+    /// Reads the keys, and creates what is missing.
+    async fn read(&mut self) -> Result<SealKeys, SealKeyError> {
+        let stored = self.private_key().await?;
+        let failed = |source| SealKeyError::Key { place: self.secret_name(), source };
+        let key = SealKey::from_pem(&stored).map_err(failed)?;
+        let public = self.public_keys(key.public()).await?;
+        let signing = self.rotation.choose(stored, key, &public, Instant::now());
+        Ok(SealKeys { signing, public })
     }
 
-    /// The private key that the Secret keeps, made where there is none.
-    async fn private(&self) -> Result<Zeroizing<String>, SealKeyError> {
-        let at = || place("Secret", &self.namespace, &self.name);
-        for _ in 0..MOST_CONFLICTS {
-            let found = call("get", at(), self.secrets.get_opt(&self.name)).await?;
-            let (mut secret, is_new) = match found {
-                None => (self.fresh(), true),
-                Some(secret) => (secret, false),
-            };
+    /// Reads the private key in the Secret, or creates one.
+    async fn private_key(&self) -> Result<Zeroizing<String>, SealKeyError> {
+        for _ in 0..MAX_CONFLICTS {
+            let found = self.request(Verb::Get, self.secret_name(), self.secrets.get_opt(&self.name)).await?;
+            let is_new = found.is_none();
+            let mut secret = found.unwrap_or_else(|| Secret {
+                metadata: metadata::managed(&self.name),
+                type_: Some("Opaque".to_owned()),
+                ..Secret::default()
+            });
             let data = secret.data.get_or_insert_default();
-            if let Some(text) = data.get(PRIVATE).filter(|text| !text.0.is_empty()) {
+            if let Some(text) = data.get(PRIVATE_KEY).filter(|text| !text.0.is_empty()) {
                 return Ok(Zeroizing::new(String::from_utf8_lossy(&text.0).into_owned()));
             }
-            let failed = |source| SealKeyError::Key { place: at(), source };
+            let failed = |source| SealKeyError::Key { place: self.secret_name(), source };
             let pem = SealKey::generate().and_then(|key| key.to_pem()).map_err(failed)?;
-            data.insert(PRIVATE.to_owned(), ByteString(pem.as_bytes().to_vec()));
-            let params =
-                PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+            data.insert(PRIVATE_KEY.to_owned(), ByteString(pem.as_bytes().to_vec()));
             let written = if is_new {
-                call("create", at(), self.secrets.create(&params, &secret)).await
+                let create = create_if_absent(&self.secrets, &secret, FIELD_MANAGER);
+                self.request(Verb::Create, self.secret_name(), create).await?
             } else {
-                call("update", at(), self.secrets.replace(&self.name, &params, &secret)).await
+                let replace = replace_if_unchanged(&self.secrets, &self.name, &secret, FIELD_MANAGER);
+                self.request(Verb::Update, self.secret_name(), replace).await?
             };
-            match written {
-                Ok(_) => {
-                    tracing::info!(secret = at(), "a key for seals was made");
-                    return Ok(pem);
-                }
-                Err(error) if is_conflict(&error) => {}
-                Err(error) => return Err(error),
+            if written.is_some() {
+                tracing::info!(secret = self.secret_name(), "created a key for seals");
+                return Ok(pem);
             }
         }
-        Err(SealKeyError::Contended(at()))
+        Err(SealKeyError::Contended(self.secret_name()))
     }
 
-    fn fresh(&self) -> Secret {
-        Secret { metadata: self.metadata(), type_: Some("Opaque".to_owned()), ..Secret::default() }
-    }
-
-    fn metadata(&self) -> ObjectMeta {
-        let labels = BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "oras-csi".to_owned())]);
-        ObjectMeta { name: Some(self.name.clone()), labels: Some(labels), ..ObjectMeta::default() }
-    }
-
-    /// The public keys that the ConfigMap has, `own` among them.
-    async fn public(&self, own: &PublicKey) -> Result<PublicKeys, SealKeyError> {
-        let at = || place("ConfigMap", &self.namespace, &self.name);
+    /// Reads the public keys in the ConfigMap, and adds `own` if it is missing.
+    async fn public_keys(&self, own: &PublicKey) -> Result<PublicKeys, SealKeyError> {
         let entry = format!("{}.pem", own.id());
-        for _ in 0..MOST_CONFLICTS {
-            let found = call("get", at(), self.maps.get_opt(&self.name)).await?;
+        for _ in 0..MAX_CONFLICTS {
+            let found = self.request(Verb::Get, self.map_name(), self.maps.get_opt(&self.name)).await?;
             let Some(found) = found else {
                 let data = BTreeMap::from([(entry.clone(), own.to_pem())]);
-                let map = ConfigMap { metadata: self.metadata(), data: Some(data), ..ConfigMap::default() };
-                let params =
-                    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-                match call("create", at(), self.maps.create(&params, &map)).await {
-                    Err(error) if !is_conflict(&error) => return Err(error),
-                    _ => continue,
-                }
+                let metadata = metadata::managed(&self.name);
+                let map = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
+                let create = create_if_absent(&self.maps, &map, FIELD_MANAGER);
+                self.request(Verb::Create, self.map_name(), create).await?;
+                continue;
             };
             let mut keys = Vec::new();
             for (name, text) in found.data.unwrap_or_default() {
                 match PublicKey::from_pem(&text) {
                     Ok(key) => keys.push(key),
                     Err(error) => {
-                        tracing::warn!(map = at(), entry = name, %error, "an entry is no public key");
+                        tracing::warn!(map = self.map_name(), entry = name, %error, "skipped an entry that is not a public key");
                     }
                 }
             }
             if keys.contains(own) {
                 return Ok(keys.into_iter().collect());
             }
-            // Only its own entry: what others add at the same time stays.
+            // Only its own entry, so that entries that others add at the same time stay.
             let patch = Patch::Merge(json!({"data": {&entry: own.to_pem()}}));
-            let params =
-                PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-            call("patch", at(), self.maps.patch(&self.name, &params, &patch)).await?;
-            tracing::info!(map = at(), key = %own.id(), "a public key was added");
+            let params = FIELD_MANAGER.patch();
+            let patched = self.maps.patch(&self.name, &params, &patch);
+            self.request(Verb::Patch, self.map_name(), patched).await?;
+            tracing::info!(map = self.map_name(), key = %own.id(), "added a public key");
         }
-        Err(SealKeyError::Contended(at()))
+        Err(SealKeyError::Contended(self.map_name()))
     }
-}
 
-async fn call<T>(
-    action: &'static str,
-    place: String,
-    asking: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, SealKeyError> {
-    match tokio::time::timeout(LONGEST_CALL, asking).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(source)) => Err(SealKeyError::Api { action, place, source: Box::new(source) }),
-        Err(_) => Err(SealKeyError::Late { action, place }),
+    fn secret_name(&self) -> String {
+        display_name("Secret", &self.namespace, &self.name)
     }
-}
 
-/// Somebody else was first.
-fn is_conflict(error: &SealKeyError) -> bool {
-    matches!(error, SealKeyError::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if status.code == 409))
+    fn map_name(&self) -> String {
+        display_name("ConfigMap", &self.namespace, &self.name)
+    }
+
+    async fn request<T>(
+        &self,
+        verb: Verb,
+        place: String,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, SealKeyError> {
+        let answer = call(REQUEST_TIMEOUT, request).await;
+        answer.map_err(|source| SealKeyError::Api { verb, place, source })
+    }
 }
 
 #[cfg(test)]
@@ -236,31 +232,31 @@ mod tests {
         keys.iter().map(|key| key.public().clone()).collect()
     }
 
-    fn again(key: &SealKey) -> (Zeroizing<String>, SealKey) {
+    fn parsed(key: &SealKey) -> (Zeroizing<String>, SealKey) {
         let pem = key.to_pem().unwrap();
         let key = SealKey::from_pem(&pem).unwrap();
         (pem, key)
     }
 
     #[test]
-    fn a_new_key_signs_once_every_node_knows_it_and_at_once_where_the_old_one_is_dropped() {
+    fn a_new_key_signs_when_every_node_knows_it_or_at_once_if_the_old_key_is_removed() {
         let (old, new) = (SealKey::generate().unwrap(), SealKey::generate().unwrap());
-        let begun = Instant::now();
+        let start = Instant::now();
         let both = keys(&[&old, &new]);
-        let signs = |signing: &mut Signing, kept: &SealKey, public: &PublicKeys, at: Instant| {
-            let (pem, key) = again(kept);
-            signing.choose(pem, key, public, at).public().id().clone()
+        let signs = |rotation: &mut Rotation, stored: &SealKey, public: &PublicKeys, at: Instant| {
+            let (pem, key) = parsed(stored);
+            rotation.choose(pem, key, public, at).public().id().clone()
         };
-        let mut signing = Signing::default();
-        assert_eq!(signs(&mut signing, &old, &both, begun), *old.public().id());
-        assert_eq!(signs(&mut signing, &new, &both, begun), *old.public().id());
-        let nearly = begun + SETTLE - Duration::from_secs(1);
-        assert_eq!(signs(&mut signing, &new, &both, nearly), *old.public().id());
-        assert_eq!(signs(&mut signing, &new, &both, begun + SETTLE), *new.public().id());
-        assert_eq!(signs(&mut signing, &new, &both, begun), *new.public().id(), "and stays");
+        let mut rotation = Rotation::default();
+        assert_eq!(signs(&mut rotation, &old, &both, start), *old.public().id());
+        assert_eq!(signs(&mut rotation, &new, &both, start), *old.public().id());
+        let shortly_before = start + DISTRIBUTION_TIME - Duration::from_secs(1);
+        assert_eq!(signs(&mut rotation, &new, &both, shortly_before), *old.public().id());
+        assert_eq!(signs(&mut rotation, &new, &both, start + DISTRIBUTION_TIME), *new.public().id());
+        assert_eq!(signs(&mut rotation, &new, &both, start), *new.public().id(), "the new key keeps signing");
 
-        let mut leaked = Signing::default();
-        assert_eq!(signs(&mut leaked, &old, &both, begun), *old.public().id());
-        assert_eq!(signs(&mut leaked, &new, &keys(&[&new]), begun), *new.public().id());
+        let mut leaked = Rotation::default();
+        assert_eq!(signs(&mut leaked, &old, &both, start), *old.public().id());
+        assert_eq!(signs(&mut leaked, &new, &keys(&[&new]), start), *new.public().id());
     }
 }

@@ -1,152 +1,171 @@
-//! The webhook's seal: which key signs, and which keys count.
+//! The seal of the webhook: which private key signs, and the seals of which keys are valid.
 //!
-//! A Secret keeps the one private key, and a ConfigMap of the same name the public halves of all keys whose seals
-//! count ([`cluster`]); drivers have the ConfigMap alone. Without Kubernetes a folder has both ([`folder`]). Whoever
-//! is first makes the key, all others take what is there.
+//! A Secret holds the private key, and a ConfigMap of the same name holds the public halves of all keys whose seals are
+//! valid ([`cluster`]). The driver reads only the ConfigMap. Without Kubernetes, a folder holds both ([`folder`]). The first
+//! replica creates the key, and all others use it.
 //!
-//! # A new key
+//! # Key rotation
 //!
-//! Delete the Secret (or the file). A webhook makes another key, adds its public half to those that count, and goes
-//! on signing with the old one until the new one has had time to reach every node. The old public key stays, since
-//! kubelet publishes volumes again that were admitted long ago; an administrator drops it from the ConfigMap when
-//! every pod from that time is gone. Where a key has leaked, both are done at once: what it signed mounts nowhere
-//! from then on, and pods are made again by their controllers.
+//! To rotate the key, delete the Secret (or the file). The webhook creates another key, adds its public half to the valid
+//! keys, and continues to sign with the old key until the new one has had time to reach every node. The old public key
+//! stays valid, because kubelet publishes volumes again that were admitted long ago. The administrator removes it from the
+//! ConfigMap when every pod from that time is gone. If a key has leaked, do both at once: volumes that it signed do not
+//! mount any more, and the controllers of their pods create the pods again.
 
 mod cluster;
 mod folder;
 
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use oras_csi_core::display::Shown;
 use oras_csi_core::seal::{Holder, KeyError, PublicKeys, SealKey};
 use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_kube_support::call::CallError;
+use oras_csi_kube_support::verb::Verb;
 
 use crate::denial::{At, Code, Denial};
 
-pub use cluster::keep;
-pub use folder::{open, read_key};
+pub use cluster::follow_secret;
+pub use folder::{open_folder, read_key};
 
-/// Why there is no key.
+/// Why there is no key for seals.
 #[derive(Debug, thiserror::Error)]
 pub enum SealKeyError {
-    /// The API server does not do it.
-    #[error("cannot {action} {place}: {source}")]
+    /// The API server refused, failed or did not answer in time.
+    #[error("cannot {verb} {place}: {source}")]
     Api {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
+        /// The verb of the request.
+        verb: Verb,
+        /// The object.
         place: String,
-        /// What it said.
-        source: Box<kube::Error>,
+        /// The cause.
+        source: CallError,
     },
-    /// The API server is slow.
-    #[error("cannot {action} {place}: the API server did not answer in time")]
-    Late {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        place: String,
-    },
-    /// Somebody else is always first.
-    #[error("{0} changed each time that it was written to")]
+    /// Other writers changed the object each time.
+    #[error("cannot write {0}: another client changed it each time")]
     Contended(String),
-    /// What is kept is no key.
+    /// The stored key is invalid.
     #[error("{place}: {source}")]
     Key {
-        /// Where it is kept.
+        /// The object or file.
         place: String,
-        /// What is wrong.
+        /// What is wrong with the key.
         source: KeyError,
     },
-    /// A file.
-    #[error("cannot {action} {path}: {source}")]
+    /// A file or folder cannot be used.
+    #[error("cannot {operation} {path}: {source}")]
     File {
-        /// What was tried.
-        action: &'static str,
-        /// Which.
+        /// What was done with it.
+        operation: FileOperation,
+        /// The path.
         path: String,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
 }
 
-/// The keys of the moment.
+/// What was done with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileOperation {
+    /// Creating a folder.
+    Create,
+    /// Listing a folder.
+    List,
+    /// Reading a file.
+    Read,
+    /// Writing a file.
+    Write,
+}
+
+impl fmt::Display for FileOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Create => "create",
+            Self::List => "list",
+            Self::Read => "read",
+            Self::Write => "write",
+        })
+    }
+}
+
+/// The keys that are in use now.
 #[derive(Debug)]
-pub(crate) struct Ring {
-    /// Makes seals.
+pub(crate) struct SealKeys {
+    /// The key that signs.
     pub(crate) signing: SealKey,
-    /// Whose seals count.
+    /// The keys whose seals are valid.
     pub(crate) public: PublicKeys,
 }
 
-/// Seals volumes with the key of the moment. Cheap to clone.
+/// Seals volumes with the key that is in use now. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Sealer(Option<Arc<ArcSwapOption<Ring>>>);
+pub struct Sealer(Option<Arc<ArcSwapOption<SealKeys>>>);
 
 impl Sealer {
-    /// One that makes no seals and believes none: what a manifest is rendered with where there is no key.
+    /// Makes a sealer that creates no seals and accepts none: `render` uses it without a key.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// One with a key that stays.
+    /// Makes a sealer with one fixed key.
     pub fn with_key(signing: SealKey) -> Self {
-        let sealer = Self::waiting();
+        let sealer = Self::without_keys_yet();
         let public = PublicKeys::from_iter([signing.public().clone()]);
-        sealer.set(Ring { signing, public });
+        sealer.set(SealKeys { signing, public });
         sealer
     }
 
-    /// One that has no key yet.
-    pub(crate) fn waiting() -> Self {
+    /// Makes a sealer that refuses to seal until [`Self::set`] is called.
+    pub(crate) fn without_keys_yet() -> Self {
         Self(Some(Arc::default()))
     }
 
-    pub(crate) fn set(&self, ring: Ring) {
-        if let Some(ours) = &self.0 {
-            ours.store(Some(Arc::new(ring)));
+    pub(crate) fn set(&self, keys: SealKeys) {
+        if let Some(current) = &self.0 {
+            current.store(Some(Arc::new(keys)));
         }
     }
 
-    /// Whether every volume gets a seal.
+    /// Reports whether volumes get a seal.
     pub(crate) fn is_sealing(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Whether it can do what it is there for.
+    /// Reports whether the keys have been read, or are not used.
     pub(crate) fn is_ready(&self) -> bool {
-        self.0.as_ref().is_none_or(|ring| ring.load().is_some())
+        self.0.as_ref().is_none_or(|keys| keys.load().is_some())
     }
 
-    /// Whether a volume bears a seal that counts, for `holder`.
-    pub(crate) fn believes(&self, volume: &CanonicalVolume, holder: Holder<'_>) -> bool {
-        let ring = self.0.as_ref().and_then(|ring| ring.load_full());
-        ring.is_some_and(|ring| ring.public.check(volume, holder).is_ok())
+    /// Reports whether a volume has a valid seal for `holder`.
+    pub(crate) fn has_valid_seal(&self, volume: &CanonicalVolume, holder: Holder<'_>) -> bool {
+        let keys = self.0.as_ref().and_then(|keys| keys.load_full());
+        keys.is_some_and(|keys| volume.verify_seal(&keys.public, holder).is_ok())
     }
 
-    /// The volume as it leaves: sealed for `holder`, whatever seal it came with.
+    /// Seals a volume for `holder`. A seal that the volume has already is replaced.
     pub(crate) fn seal(
         &self,
         at: At<'_>,
         volume: CanonicalVolume,
         holder: Holder<'_>,
     ) -> Result<CanonicalVolume, Denial> {
-        let Some(ring) = &self.0 else { return Ok(volume.without_seal()) };
-        match ring.load_full() {
-            Some(ring) => Ok(ring.signing.seal(volume, holder)),
+        let Some(keys) = &self.0 else { return Ok(volume.without_seal()) };
+        match keys.load_full() {
+            Some(keys) => Ok(volume.sign(&keys.signing, holder)),
             None => Err(Denial::new(
                 Code::Unavailable,
                 at,
                 None,
-                "cannot be sealed: this webhook has no key yet, and its log says why",
-                "try again in a few seconds",
+                "cannot be sealed: this webhook has no key yet (see its log)",
+                "retry in a few seconds",
             )),
         }
     }
 }
 
-/// A place as people know it.
-fn place(kind: &str, namespace: &str, name: &str) -> String {
+/// Returns an object as messages name it: `KIND NAMESPACE/NAME`.
+fn display_name(kind: &str, namespace: &str, name: &str) -> String {
     format!("{kind} {}/{}", Shown::new(namespace), Shown::new(name))
 }

@@ -1,111 +1,99 @@
-//! Sets of a cluster, read when they are asked for: a watch would be behind what somebody has just applied.
+//! Sets of a cluster, read from the API server for each request: a watch could lag behind an object that a user has just
+//! applied.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
-use kube::core::response::reason;
+use kube::api::{Api, ListParams};
 use kube::{Client, Error, ResourceExt as _};
 use oras_csi_core::display::Printable;
-use serde_json::json;
-use tokio::time::timeout;
+use oras_csi_kube_support::call::{CallError, call};
+use oras_csi_kube_support::status::{ObjectVersion, replace_status};
+use oras_csi_kube_support::writes::create_if_absent;
 
 use super::object::{ArtifactSet, ClusterArtifactSet};
 use super::{SetError, SetStore};
 use crate::FIELD_MANAGER;
 use crate::policy::Labels;
 
-/// How long one request may take.
-const LONGEST_REQUEST: Duration = Duration::from_secs(5);
-/// How many names are looked at for one that was meant.
-const MOST_NAMES: u32 = 200;
+/// How long one request can take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many names are compared with a name that does not exist.
+const MAX_NAMES: u32 = 200;
 
-/// Reads and makes the objects of a cluster.
+/// Reads and creates the sets of a cluster.
 pub struct ClusterSets {
     client: Client,
 }
 
 impl ClusterSets {
-    /// With this client.
+    /// Makes a store with this client.
     pub fn new(client: Client) -> Self {
         Self { client }
     }
 }
 
-/// Whatever the API server says, within the time for it.
-async fn asked<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, SetError> {
-    match timeout(LONGEST_REQUEST, request).await {
-        Ok(answer) => answer.map_err(|error| SetError::of(&error)),
-        Err(_) => Err(SetError::Unavailable("no answer in time".into())),
-    }
+async fn request<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, SetError> {
+    call(REQUEST_TIMEOUT, request).await.map_err(|error| SetError::of_call(&error))
 }
 
 #[async_trait]
 impl SetStore for ClusterSets {
     async fn cluster_set(&self, name: &str) -> Result<Option<ClusterArtifactSet>, SetError> {
-        asked(Api::all(self.client.clone()).get_opt(name)).await
+        request(Api::all(self.client.clone()).get_opt(name)).await
     }
 
-    async fn own_set(&self, namespace: &str, name: &str) -> Result<Option<ArtifactSet>, SetError> {
-        asked(Api::namespaced(self.client.clone(), namespace).get_opt(name)).await
+    async fn namespaced_set(&self, namespace: &str, name: &str) -> Result<Option<ArtifactSet>, SetError> {
+        request(Api::namespaced(self.client.clone(), namespace).get_opt(name)).await
     }
 
     async fn labels(&self, namespace: &str) -> Result<Labels, SetError> {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let found = asked(api.get_metadata(namespace)).await?;
+        let found = request(api.get_metadata(namespace)).await?;
         Ok(Labels::Known(found.labels().clone()))
     }
 
     async fn names(&self, namespace: &str) -> Vec<String> {
-        let params = ListParams::default().limit(MOST_NAMES);
+        let params = ListParams::default().limit(MAX_NAMES);
         let cluster: Api<ClusterArtifactSet> = Api::all(self.client.clone());
-        let own: Api<ArtifactSet> = Api::namespaced(self.client.clone(), namespace);
-        let (cluster, own) =
-            tokio::join!(asked(cluster.list_metadata(&params)), asked(own.list_metadata(&params)));
+        let namespaced: Api<ArtifactSet> = Api::namespaced(self.client.clone(), namespace);
+        let (cluster, namespaced) =
+            tokio::join!(request(cluster.list_metadata(&params)), request(namespaced.list_metadata(&params)));
         let cluster = cluster.into_iter().flatten().map(|set| set.name_any());
-        cluster.chain(own.into_iter().flatten().map(|set| set.name_any())).collect()
+        cluster.chain(namespaced.into_iter().flatten().map(|set| set.name_any())).collect()
     }
 
-    async fn make(&self, namespace: &str, set: &ArtifactSet) -> Result<Option<ArtifactSet>, SetError> {
+    async fn create(&self, namespace: &str, set: &ArtifactSet) -> Result<Option<ArtifactSet>, SetError> {
         let api: Api<ArtifactSet> = Api::namespaced(self.client.clone(), namespace);
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let name = set.name_any();
-        match timeout(LONGEST_REQUEST, api.create(&params, set)).await {
-            Err(_) => Err(SetError::Unavailable("no answer in time".into())),
-            Ok(Ok(made)) => {
-                tracing::info!(namespace, set = name, "made an ArtifactSet");
-                self.tell(&api, &made, set).await;
+        match call(REQUEST_TIMEOUT, create_if_absent(&api, set, FIELD_MANAGER)).await {
+            Ok(Some(created)) => {
+                tracing::info!(namespace, set = name, "created an ArtifactSet");
+                write_first_status(&api, &created, set).await;
                 Ok(None)
             }
-            Ok(Err(Error::Api(status))) if status.reason == reason::ALREADY_EXISTS => {
-                match self.own_set(namespace, &name).await? {
-                    Some(there) => Ok(Some(there)),
-                    None => Err(SetError::Unavailable("it was deleted while it was looked at".into())),
+            Ok(None) => match self.namespaced_set(namespace, &name).await? {
+                Some(existing) => Ok(Some(existing)),
+                None => Err(SetError::Unavailable("it was deleted before it could be read".into())),
+            },
+            Err(CallError::Api(error)) => match *error {
+                Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
+                    Err(SetError::Refusal(Printable::new(&status.message)))
                 }
-            }
-            Ok(Err(Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
-                Err(SetError::Refusal(Printable::new(&status.message)))
-            }
-            Ok(Err(error)) => Err(SetError::of(&error)),
+                error => Err(SetError::of(&error)),
+            },
+            Err(error @ CallError::Timeout) => Err(SetError::of_call(&error)),
         }
     }
 }
 
-impl ClusterSets {
-    /// Says in the status of a set that was just made what its recipe is, so that the next pod need not wait; the
-    /// controller will where this fails.
-    async fn tell(&self, api: &Api<ArtifactSet>, made: &ArtifactSet, set: &ArtifactSet) {
-        let Some(status) = &set.status else { return };
-        let patch = json!([
-            {"op": "test", "path": "/metadata/resourceVersion", "value": made.metadata.resource_version},
-            {"op": "add", "path": "/status", "value": status},
-        ]);
-        let Ok(patch) = serde_json::from_value(patch) else { return };
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let (name, patch) = (made.name_any(), Patch::<()>::Json(patch));
-        if let Err(error) = asked(api.patch_status(&name, &params, &patch)).await {
-            tracing::debug!(set = made.name_any(), %error, "the controller says what it stands for");
-        }
+/// Writes the status of a set that was just created, so that the next pod does not wait for the controller. If the write
+/// fails, the controller writes the status.
+async fn write_first_status(api: &Api<ArtifactSet>, created: &ArtifactSet, set: &ArtifactSet) {
+    let Some(status) = &set.status else { return };
+    let version = ObjectVersion::of(&created.metadata);
+    if let Err(error) = request(replace_status(api, &version, status, FIELD_MANAGER)).await {
+        tracing::debug!(set = version.name, %error, "cannot write the first status of a set; the controller writes it");
     }
 }

@@ -1,8 +1,9 @@
-//! Keeps in the status of each set what its tags stand for: when its spec changes, and again after its interval.
+//! The controller of sets: resolves the tags of each set when its spec changes and after each interval, and writes the
+//! result into its status.
 //!
-//! Every replica of the webhook does so, and none has to lead. Each waits a random while longer than the interval, and
-//! sees whether another was first. What is found is written only if the object is what it was before
-//! anybody asked a registry, so that no older answer ever replaces a newer one.
+//! Every replica of the webhook runs it, without leader election. Each replica waits for a random delay in addition to the
+//! interval, and then checks whether another replica was first. The result is written only if the object is still the one
+//! that was read before the registry was contacted, so that an older result never replaces a newer one.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -11,14 +12,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
 use oras_csi_core::jitter;
+use oras_csi_kube_support::call::{CallError, call};
+use oras_csi_kube_support::status::{ObjectVersion, StatusWrite, replace_status};
+use oras_csi_kube_support::time;
 use serde::de::DeserializeOwned;
-use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,51 +30,52 @@ use super::object::{
 };
 use super::recipe::SetStep;
 use super::status::{self, Due};
-use super::{SetPlace, nodes, status_now};
+use super::{SetPlace, SetResolver, SetToResolve, nodes, status_now};
 use crate::FIELD_MANAGER;
-use crate::admit::Admission;
 
-/// How many sets of one kind are looked up at once.
-/// A registry that stalls holds up the sets that name it, and these are not all.
-const AT_ONCE: u16 = 32;
-/// How long looking up one set may take.
-const LONGEST_LOOK: Duration = Duration::from_mins(1);
-/// How long one request to the API server may take.
-const LONGEST_REQUEST: Duration = Duration::from_secs(10);
-/// How long a replica waits at most for another to be first: a part of the interval, and never longer than this.
-const LONGEST_JITTER: Duration = Duration::from_secs(30);
+/// How many sets of one kind are resolved at the same time, so that a registry that stalls delays only the sets that use
+/// it.
+const MAX_CONCURRENT: u16 = 32;
+/// How long resolving one set can take.
+const RESOLVE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long one request to the API server can take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest random delay after an interval.
+const MAX_JITTER: Duration = Duration::from_secs(30);
+/// The random delay is at most this part of the interval.
 const JITTER_PART: u32 = 10;
-/// The same where the spec was changed and somebody waits.
-const SHORT_JITTER: Duration = Duration::from_millis(300);
-/// How soon a look that failed is tried again, at first and at last.
+/// The longest random delay after a change of the spec, which a user is waiting for.
+const MAX_JITTER_AFTER_CHANGE: Duration = Duration::from_millis(300);
+/// The delay before the first retry.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LAST_RETRY: Duration = Duration::from_mins(1);
-/// How many sets may have failed before their failures are forgotten.
-const MOST_FAILURES: usize = 10_000;
+/// The longest delay before a retry.
+const MAX_RETRY: Duration = Duration::from_mins(1);
+/// How many failures are remembered. When there are more, all are forgotten.
+const MAX_FAILURES: usize = 10_000;
 
-/// What both kinds of sets have.
+/// What both kinds of sets have in common.
 pub(super) trait Set:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
-    /// Where it is.
+    /// Returns the kind, the namespace and the name.
     fn place(&self) -> SetPlace;
-    /// What is written in it.
-    fn written(&self) -> Written<'_>;
-    /// The API for the one object.
+    /// Returns the parts of the object that the controller reads.
+    fn view(&self) -> SetView<'_>;
+    /// Returns the API for this object.
     fn api(&self, client: &Client) -> Api<Self>;
 }
 
-/// What is written in a set, and what the webhook has made of that.
+/// The parts of a set that the controller reads.
 #[derive(Clone, Copy)]
-pub(super) struct Written<'a> {
+pub(super) struct SetView<'a> {
     pub(super) steps: &'a [SetStep],
-    /// How often its tags are looked up; `None` is only when it changes.
+    /// How often the tags are resolved; `None` means only when the spec changes.
     pub(super) interval: Option<Duration>,
     pub(super) secret: Option<&'a str>,
     pub(super) status: Option<&'a SetStatus>,
 }
 
-impl<'a> Written<'a> {
+impl<'a> SetView<'a> {
     fn new(
         steps: &'a [SetStep],
         interval: Option<&str>,
@@ -86,12 +90,12 @@ impl<'a> Written<'a> {
 impl Set for ArtifactSet {
     fn place(&self) -> SetPlace {
         let namespace = self.namespace().unwrap_or_default();
-        SetPlace::Own { namespace: namespace.as_str().into(), name: self.name_any().as_str().into() }
+        SetPlace::Namespaced { namespace: namespace.as_str().into(), name: self.name_any().as_str().into() }
     }
 
-    fn written(&self) -> Written<'_> {
+    fn view(&self) -> SetView<'_> {
         let ArtifactSetSpec { recipe, refresh_interval, pull_secret } = &self.spec;
-        Written::new(recipe, refresh_interval.as_deref(), pull_secret.as_ref(), self.status.as_ref())
+        SetView::new(recipe, refresh_interval.as_deref(), pull_secret.as_ref(), self.status.as_ref())
     }
 
     fn api(&self, client: &Client) -> Api<Self> {
@@ -104,9 +108,9 @@ impl Set for ClusterArtifactSet {
         SetPlace::Cluster(self.name_any().as_str().into())
     }
 
-    fn written(&self) -> Written<'_> {
+    fn view(&self) -> SetView<'_> {
         let ClusterArtifactSetSpec { recipe, refresh_interval, pull_secret, .. } = &self.spec;
-        Written::new(recipe, refresh_interval.as_deref(), pull_secret.as_ref(), self.status.as_ref())
+        SetView::new(recipe, refresh_interval.as_deref(), pull_secret.as_ref(), self.status.as_ref())
     }
 
     fn api(&self, client: &Client) -> Api<Self> {
@@ -114,192 +118,153 @@ impl Set for ClusterArtifactSet {
     }
 }
 
-/// Keeps the sets of a cluster until `shutdown`.
-pub fn keep(client: &Client, admission: &Arc<Admission>, shutdown: &CancellationToken, tasks: &TaskTracker) {
-    let keeper = || {
-        Arc::new(Keeper {
+/// Runs the controller for the sets of a cluster until `shutdown`.
+pub fn run_controller<R: SetResolver>(
+    client: &Client,
+    resolver: &Arc<R>,
+    shutdown: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let reconciler = || {
+        Arc::new(Reconciler {
             client: client.clone(),
-            admission: Arc::clone(admission),
+            resolver: Arc::clone(resolver) as Arc<dyn SetResolver>,
             failures: Mutex::default(),
         })
     };
-    let own = run::<ArtifactSet>(Api::all(client.clone()), keeper(), shutdown.clone());
-    tasks.spawn(shutdown.clone().run_until_cancelled_owned(own));
-    let cluster = run::<ClusterArtifactSet>(Api::all(client.clone()), keeper(), shutdown.clone());
+    let namespaced = run::<ArtifactSet>(Api::all(client.clone()), reconciler(), shutdown.clone());
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(namespaced));
+    let cluster = run::<ClusterArtifactSet>(Api::all(client.clone()), reconciler(), shutdown.clone());
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(cluster));
-    tasks.spawn(shutdown.clone().run_until_cancelled_owned(nodes::count(client.clone())));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(nodes::count_nodes(client.clone())));
 }
 
-async fn run<K: Set>(api: Api<K>, keeper: Arc<Keeper>, shutdown: CancellationToken) {
+async fn run<K: Set>(api: Api<K>, reconciler: Arc<Reconciler>, shutdown: CancellationToken) {
     let controller = Controller::new(api, watcher::Config::default())
-        .with_config(Config::default().concurrency(AT_ONCE))
+        .with_config(Config::default().concurrency(MAX_CONCURRENT))
         .graceful_shutdown_on(async move { shutdown.cancelled().await });
-    let reconciled = controller.run(
-        |set: Arc<K>, keeper: Arc<Keeper>| async move { keeper.look(set.as_ref()).await },
-        |set, error, keeper| {
-            let wait = keeper.failed(&key(set.as_ref()));
-            tracing::warn!(set = %set.place(), %error, "the status of a set cannot be kept");
+    let outcomes = controller.run(
+        |set: Arc<K>, reconciler: Arc<Reconciler>| async move { reconciler.reconcile(set.as_ref()).await },
+        |set, error, reconciler| {
+            let wait = reconciler.record_failure(&key(set.as_ref()));
+            tracing::warn!(set = %set.place(), %error, "cannot update the status of a set; retrying");
             Action::requeue(wait)
         },
-        keeper,
+        reconciler,
     );
-    let mut reconciled = pin!(reconciled);
-    while let Some(outcome) = reconciled.next().await {
+    let mut outcomes = pin!(outcomes);
+    while let Some(outcome) = outcomes.next().await {
         if let Err(error) = outcome {
-            tracing::debug!(%error, "a set will be looked at again");
+            tracing::debug!(%error, "the controller failed for a set; it processes the set again");
         }
     }
 }
 
-/// Why the API server's part of a look failed.
-#[derive(Debug, thiserror::Error)]
-enum KeepError {
-    #[error("{0}")]
-    Api(#[from] Box<kube::Error>),
-    #[error("the API server had not answered in time")]
-    TooLate,
-}
-
-struct Keeper {
+struct Reconciler {
     client: Client,
-    admission: Arc<Admission>,
-    failures: Mutex<HashMap<String, Failed>>,
+    resolver: Arc<dyn SetResolver>,
+    failures: Mutex<HashMap<String, Backoff>>,
 }
 
-/// A generation that failed.
+/// The delay of a generation that failed.
 #[derive(Clone, Copy)]
-struct Failed {
-    /// How often in a row.
-    times: u32,
+struct Backoff {
+    /// How often it failed in a row.
+    failures: u32,
     /// When it is tried again.
     until: Instant,
 }
 
+/// Identifies a generation of a set.
 fn key<K: Set>(set: &K) -> String {
     format!("{} {}", set.uid().unwrap_or_default(), generation_of(set))
 }
 
-impl Keeper {
-    /// Looks at a set, and says when to look again.
-    async fn look<K: Set>(&self, seen: &K) -> Result<Action, KeepError> {
+impl Reconciler {
+    /// Resolves a set if that is due, and returns when to process the set again.
+    async fn reconcile<K: Set>(&self, seen: &K) -> Result<Action, CallError> {
         if seen.meta().deletion_timestamp.is_some() {
             return Ok(Action::await_change());
         }
         if let Some(later) = not_due(seen) {
             return Ok(later);
         }
-        // What was written about a failure is a change as well.
-        if let Some(left) = self.held_back(&key(seen)) {
+        // The status of a failure is also a change of the object, and must not cause a retry at once.
+        if let Some(left) = self.remaining_backoff(&key(seen)) {
             return Ok(Action::requeue(left));
         }
-        tokio::time::sleep(jitter::up_to(SHORT_JITTER)).await;
+        tokio::time::sleep(jitter::up_to(MAX_JITTER_AFTER_CHANGE)).await;
         let api = seen.api(&self.client);
-        let Some(set) = self.asked(api.get_opt(&seen.name_any())).await? else {
+        let Some(set) = call(REQUEST_TIMEOUT, api.get_opt(&seen.name_any())).await? else {
             return Ok(Action::await_change());
         };
         // Another replica may have been first.
         if let Some(later) = not_due(&set) {
             return Ok(later);
         }
-        let Written { steps, interval, secret, status } = set.written();
+        let SetView { steps, interval, secret, status } = set.view();
         let namespace = set.namespace();
-        let deadline = Instant::now() + LONGEST_LOOK;
-        let found =
-            self.admission.resolve_set(namespace.as_deref(), &set.name_any(), steps, secret, deadline).await;
-        let again = match &found {
+        let deadline = Instant::now() + RESOLVE_TIMEOUT;
+        let name = set.name_any();
+        let resolve = SetToResolve { namespace: namespace.as_deref(), name: &name, steps, secret };
+        let found = self.resolver.resolve_set(resolve, deadline).await;
+        let next = match &found {
             Ok(_) => {
-                self.forget(&key(&set));
+                self.clear_failures(&key(&set));
                 interval.map_or_else(Action::await_change, |interval| later(&set, interval))
             }
             Err(denial) => {
-                tracing::warn!(set = %set.place(), reason = denial.message(), "a set cannot be resolved");
-                Action::requeue(self.failed(&key(&set)))
+                tracing::warn!(set = %set.place(), reason = denial.message(), "cannot resolve a set; retrying");
+                Action::requeue(self.record_failure(&key(&set)))
             }
         };
         self.write(&api, &set, status_now(status, generation_of(&set), found)).await?;
-        Ok(again)
+        Ok(next)
     }
 
-    async fn asked<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, KeepError> {
-        let answer = timeout(LONGEST_REQUEST, request).await.map_err(|_| KeepError::TooLate)?;
-        answer.map_err(|error| KeepError::Api(Box::new(error)))
-    }
-
-    /// Writes a status, if the object is what it was. If it is not, whoever changed it has another look made.
-    async fn write<K: Set>(&self, api: &Api<K>, set: &K, next: SetStatus) -> Result<(), KeepError> {
-        let before = set.written().status;
+    /// Writes a status if the object has not changed. A change of the object makes the controller process it again.
+    async fn write<K: Set>(&self, api: &Api<K>, set: &K, next: SetStatus) -> Result<(), CallError> {
+        let before = set.view().status;
         if before == Some(&next) {
             return Ok(());
         }
         let changed = before.and_then(|before| before.recipe.as_ref()) != next.recipe.as_ref();
-        match self.asked(write_status(api, set, &next)).await {
-            Ok(true) => {
-                let id = next.id.as_deref().unwrap_or_default();
-                if changed {
-                    tracing::info!(set = %set.place(), id, "a set has another recipe");
-                } else {
-                    tracing::debug!(set = %set.place(), id, "the status of a set");
-                }
-                Ok(())
+        let version = ObjectVersion::of(set.meta());
+        let written = call(REQUEST_TIMEOUT, replace_status(api, &version, &next, FIELD_MANAGER)).await?;
+        if written == StatusWrite::Written {
+            let id = next.id.as_deref().unwrap_or_default();
+            if changed {
+                tracing::info!(set = %set.place(), id, "a set has a new recipe");
+            } else {
+                tracing::debug!(set = %set.place(), id, "wrote the status of a set");
             }
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
         }
+        Ok(())
     }
 
-    /// Notes one failure more; says how long to wait.
-    fn failed(&self, key: &str) -> Duration {
+    /// Records a failure, and returns how long to wait.
+    fn record_failure(&self, key: &str) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() > MOST_FAILURES {
+        if failures.len() > MAX_FAILURES {
             failures.clear();
         }
-        let times = failures.get(key).map_or(0, |failed| failed.times);
-        let wait = FIRST_RETRY.saturating_mul(1 << times.min(10)).min(LAST_RETRY);
+        let before = failures.get(key).map_or(0, |backoff| backoff.failures);
+        let wait = FIRST_RETRY.saturating_mul(1 << before.min(10)).min(MAX_RETRY);
         let wait = wait + jitter::up_to(wait / JITTER_PART);
-        let failed = Failed { times: times.saturating_add(1), until: Instant::now() + wait };
-        failures.insert(key.to_owned(), failed);
+        let backoff = Backoff { failures: before.saturating_add(1), until: Instant::now() + wait };
+        failures.insert(key.to_owned(), backoff);
         wait
     }
 
-    /// How long a generation that failed is left alone yet.
-    fn held_back(&self, key: &str) -> Option<Duration> {
+    /// Returns how long to wait before the next try of a generation that failed.
+    fn remaining_backoff(&self, key: &str) -> Option<Duration> {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let left = failures.get(key)?.until.saturating_duration_since(Instant::now());
         Some(left).filter(|left| !left.is_zero())
     }
 
-    fn forget(&self, key: &str) {
+    fn clear_failures(&self, key: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-}
-
-/// Writes the status of a set that nobody has changed since it was read; says whether that was so.
-pub(super) async fn write_status<K: Set>(
-    api: &Api<K>,
-    set: &K,
-    next: &SetStatus,
-) -> Result<bool, kube::Error> {
-    let patch = json!([
-        {"op": "test", "path": "/metadata/uid", "value": set.uid()},
-        {"op": "test", "path": "/metadata/resourceVersion", "value": set.resource_version()},
-        {"op": "add", "path": "/status", "value": next},
-    ]);
-    let patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match api.patch_status(&set.name_any(), &params, &Patch::<()>::Json(patch)).await {
-        Ok(_) => Ok(true),
-        // Another version than the one that was read: 422 by the test, 409 where it changed in between.
-        Err(kube::Error::Api(answer)) if is_overtaken(&answer) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_overtaken(answer: &kube::core::Status) -> bool {
-    match answer.code {
-        404 | 409 => true,
-        // What breaks the schema has the same code, and must not pass for a test that failed.
-        422 => !answer.message.contains("is invalid: status"),
-        _ => false,
     }
 }
 
@@ -307,18 +272,18 @@ fn generation_of<K: Set>(set: &K) -> i64 {
     set.meta().generation.unwrap_or_default()
 }
 
-/// When to look at a set again that is not due now.
+/// Returns when to process a set again, if its tags are not due now.
 fn not_due<K: Set>(set: &K) -> Option<Action> {
-    let Written { interval, status, .. } = set.written();
-    match status::due(status, generation_of(set), interval, status::now()) {
+    let SetView { interval, status, .. } = set.view();
+    match status::due(status, generation_of(set), interval, time::now()) {
         Due::Never => Some(Action::await_change()),
         Due::In(left) => Some(later(set, left)),
-        Due::Changed | Due::Over => None,
+        Due::SpecChanged | Due::IntervalOver => None,
     }
 }
 
-/// Again after that time, and a random while.
+/// Processes the set again after `wait` and a random delay.
 fn later<K: Set>(set: &K, wait: Duration) -> Action {
-    let longest = set.written().interval.map_or(Duration::ZERO, |interval| interval / JITTER_PART);
-    Action::requeue(wait + jitter::up_to(longest.min(LONGEST_JITTER)))
+    let longest = set.view().interval.map_or(Duration::ZERO, |interval| interval / JITTER_PART);
+    Action::requeue(wait + jitter::up_to(longest.min(MAX_JITTER)))
 }

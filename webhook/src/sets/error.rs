@@ -1,33 +1,34 @@
-//! Why a set cannot be had, in words for whoever reads the event.
+//! Why a set cannot be used. The messages appear in denials and events.
 
 use std::fmt;
 
-use oras_csi_core::display::Printable;
-use oras_csi_core::display::Shown;
+use oras_csi_core::display::{Printable, Shown};
+use oras_csi_kube_support::call::CallError;
+use oras_csi_kube_support::errors::{forbidden_message, is_not_found};
 
 use super::status::INVALID;
 use crate::denial::{At, Code, Denial, listed};
 
-/// Where a set is.
+/// The kind, namespace and name of a set, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetPlace {
-    /// The cluster set of that name.
+    /// A ClusterArtifactSet.
     Cluster(Shown),
-    /// A namespace's.
-    Own {
+    /// An ArtifactSet.
+    Namespaced {
         /// The namespace.
         namespace: Shown,
-        /// Its name.
+        /// The name.
         name: Shown,
     },
 }
 
 impl SetPlace {
-    /// How somebody asks the API server about it.
+    /// Returns the command that shows the set.
     fn command(&self) -> String {
         match self {
             Self::Cluster(name) => format!("kubectl get clusterartifactset {name} -o yaml"),
-            Self::Own { namespace, name } => {
+            Self::Namespaced { namespace, name } => {
                 format!("kubectl get artifactset {name} --namespace {namespace} -o yaml")
             }
         }
@@ -38,118 +39,124 @@ impl fmt::Display for SetPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cluster(name) => write!(f, "ClusterArtifactSet {name}"),
-            Self::Own { namespace, name } => write!(f, "ArtifactSet {namespace}/{name}"),
+            Self::Namespaced { namespace, name } => write!(f, "ArtifactSet {namespace}/{name}"),
         }
     }
 }
 
-/// Why there is no set, or none that can be used.
+/// Why a set cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
-    /// Nothing has that name.
-    #[error("is no set that namespace {namespace} has or may use")]
+    /// No set has that name.
+    #[error("is not a set that namespace {namespace} can use")]
     Missing {
-        /// What was asked for.
+        /// The requested name.
         name: Shown,
-        /// Where.
+        /// The namespace of the request.
         namespace: Shown,
-        /// What may have been meant.
+        /// Similar names.
         nearest: Vec<String>,
     },
-    /// A cluster set that does not select the namespace.
+    /// The cluster set does not select the namespace.
     #[error("is a ClusterArtifactSet whose namespaceSelector does not select namespace {namespace}")]
     NotForNamespace {
-        /// Which.
+        /// The name.
         name: Shown,
-        /// Who asked.
+        /// The namespace of the request.
         namespace: Shown,
     },
-    /// Nobody has looked at this generation of it yet.
+    /// The controller has not resolved this generation of the set yet.
     #[error("names {place}, which is new or was changed and is being resolved")]
     NotReady {
-        /// Which.
+        /// The set.
         place: SetPlace,
     },
-    /// It was looked at, and it cannot be had.
-    #[error("names {place}, which is not ready ({reason}: {words})")]
+    /// The controller could not resolve the set.
+    #[error("names {place}, which is not ready ({reason}: {message})")]
     Refused {
-        /// Which.
+        /// The set.
         place: SetPlace,
         /// The reason of its condition Ready.
         reason: Shown,
-        /// The message of that.
-        words: Shown,
+        /// The message of its condition Ready.
+        message: Shown,
     },
-    /// What it says cannot be read.
-    #[error("names {place}, which cannot be read ({words})")]
+    /// The spec or the status of the set is invalid.
+    #[error("names {place}, which cannot be read ({message})")]
     Broken {
-        /// Which.
+        /// The set.
         place: SetPlace,
-        /// Why.
-        words: Shown,
+        /// What is wrong with it.
+        message: Shown,
     },
-    /// A volume of a cluster set, where the name means another.
-    #[error("is the ClusterArtifactSet that the volume is of, and to this namespace that name means {place}")]
+    /// The volume is of a cluster set, and the name means another set in this namespace.
+    #[error("is the ClusterArtifactSet of the volume, but in this namespace the name means {place}")]
     NoClusterSet {
-        /// Which.
+        /// The set.
         place: SetPlace,
     },
-    /// A volume of a cluster set with a recipe that this one is not known to have had.
-    #[error("names {place}, which has another recipe than the volume and none of its last ones was that")]
-    Unheard {
-        /// Which.
-        place: SetPlace,
-    },
-    /// A recipe for a name that a cluster set has.
+    /// The volume is of a cluster set, and its recipe is neither the present nor an earlier recipe of the set.
     #[error(
-        "is the name of a ClusterArtifactSet that this namespace may use, and nothing else can be made under it"
+        "names {place}, which has another recipe than the volume, and its history does not have that recipe"
+    )]
+    UnknownRecipe {
+        /// The set.
+        place: SetPlace,
+    },
+    /// A set was to be created under the name of a cluster set.
+    #[error(
+        "is the name of a ClusterArtifactSet that this namespace can use, so no ArtifactSet of that name can be created"
     )]
     Shadows {
-        /// Which.
+        /// The name.
         name: Shown,
     },
-    /// Another recipe has the name.
-    #[error("is the name of {place}, whose recipe is {there}, and not {asked}")]
+    /// A set with another recipe has the name.
+    #[error("is the name of {place}, whose recipe is {existing}, and not {requested}")]
     Taken {
-        /// Which.
+        /// The set.
         place: SetPlace,
-        /// Its recipe.
-        there: Shown,
-        /// The one that was asked for.
-        asked: Shown,
+        /// The recipe of that set.
+        existing: Shown,
+        /// The requested recipe.
+        requested: Shown,
     },
-    /// The API server lets nobody make it.
-    #[error("cannot be made: the API server does not admit the ArtifactSet ({0})")]
+    /// The API server does not admit the new set.
+    #[error("cannot be created: the API server does not admit the ArtifactSet ({0})")]
     Refusal(Printable),
-    /// The webhook has no right.
-    #[error("cannot be looked up: the webhook has no right to ({0})")]
+    /// The webhook lacks a permission, or the kind is not installed.
+    #[error("cannot be looked up: the webhook has no permission ({0})")]
     Forbidden(Printable),
-    /// The API server does not answer.
+    /// The API server fails or does not answer.
     #[error("cannot be looked up: the API server did not answer ({0})")]
     Unavailable(Printable),
-    /// Sets are not looked after here.
-    #[error("names a set, and this webhook knows none: it runs without --sets")]
+    /// The webhook runs without sets.
+    #[error("names a set, but sets are disabled in this webhook: it runs without --sets")]
     Off,
 }
 
-/// Clients try again after as many seconds.
-const SOON: u32 = 5;
+/// After how many seconds clients retry if a set is being resolved.
+const RETRY_AFTER: u32 = 5;
 
 impl SetError {
-    /// What a client's error means.
+    /// Classifies an error of the client.
     pub(super) fn of(error: &kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) if matches!(status.code, 401 | 403) => {
-                Self::Forbidden(Printable::new(&status.message))
-            }
-            kube::Error::Api(status) if status.code == 404 => {
-                Self::Forbidden("the API server has no such kind".into())
-            }
-            error => Self::Unavailable(Printable::new(&error.to_string())),
+        match forbidden_message(error) {
+            Some(message) => Self::Forbidden(Printable::new(message)),
+            None if is_not_found(error) => Self::Forbidden("the API server does not know the kind".into()),
+            None => Self::Unavailable(Printable::new(&error.to_string())),
         }
     }
 
-    /// What the user is told.
+    /// Classifies the failure of a request.
+    pub(super) fn of_call(error: &CallError) -> Self {
+        match error {
+            CallError::Api(error) => Self::of(error),
+            CallError::Timeout => Self::Unavailable("no answer in time".into()),
+        }
+    }
+
+    /// Returns the denial.
     pub(crate) fn denial(&self, at: At<'_>, name: &str) -> Denial {
         let (code, instead) = match self {
             Self::Missing { nearest, namespace, .. } => {
@@ -165,47 +172,47 @@ impl SetError {
             }
             Self::NotForNamespace { .. } => (
                 Code::Forbidden,
-                "ask the administrator to select the namespace, or make an ArtifactSet of that name in it"
+                "ask the administrator to select the namespace, or create an ArtifactSet of that name in it"
                     .to_owned(),
             ),
             Self::NotReady { place } => {
-                (Code::Unavailable, format!("try again in a moment, or see {}", place.command()))
+                (Code::Unavailable, format!("retry in a few seconds, or see {}", place.command()))
             }
             Self::Refused { place, reason, .. } => {
                 let is_invalid = reason.to_string() == INVALID;
                 let code = if is_invalid { Code::Unprocessable } else { Code::Unavailable };
-                (code, format!("mend it, then wait for its condition Ready: {}", place.command()))
+                (code, format!("correct it, then wait for its condition Ready: {}", place.command()))
             }
-            Self::NoClusterSet { .. } => (Code::Forbidden, "ask for the set by its name alone".to_owned()),
-            Self::Unheard { place } => (
+            Self::NoClusterSet { .. } => (Code::Forbidden, "request the set by its name alone".to_owned()),
+            Self::UnknownRecipe { place } => (
                 Code::BadRequest,
                 format!(
-                    "ask for the set by its name alone, or render the manifest again: {}",
+                    "request the set by its name alone, or render the manifest again: {}",
                     place.command()
                 ),
             ),
-            Self::Broken { place, .. } => (Code::Unprocessable, format!("mend it: {}", place.command())),
+            Self::Broken { place, .. } => (Code::Unprocessable, format!("correct it: {}", place.command())),
             Self::Shadows { .. } => {
-                (Code::BadRequest, "ask for it by its name alone, or choose another name".to_owned())
+                (Code::BadRequest, "request it by its name alone, or choose another name".to_owned())
             }
             Self::Taken { place, .. } => (
                 Code::BadRequest,
                 format!(
-                    "ask for it by its name alone, choose another name, or change the set: {}",
+                    "request it by its name alone, choose another name, or change the set: {}",
                     place.command()
                 ),
             ),
             Self::Refusal(_) => {
-                (Code::Forbidden, "let the webhook's ArtifactSets pass there, or make it yourself".to_owned())
+                (Code::Forbidden, "allow the ArtifactSets of the webhook there, or create the set yourself".to_owned())
             }
             Self::Forbidden(_) => (
                 Code::Unavailable,
-                "ask the administrator for the chart's rights and custom resource definitions".to_owned(),
+                "ask the administrator to install the permissions and custom resource definitions of the chart".to_owned(),
             ),
-            Self::Unavailable(_) => (Code::Unavailable, "try again later".to_owned()),
-            Self::Off => (Code::BadRequest, "write references, or ask the administrator".to_owned()),
+            Self::Unavailable(_) => (Code::Unavailable, "retry later".to_owned()),
+            Self::Off => (Code::BadRequest, "write references, or ask the administrator to enable sets".to_owned()),
         };
-        let wait = if matches!(self, Self::NotReady { .. }) { Some(SOON) } else { None };
+        let wait = if matches!(self, Self::NotReady { .. }) { Some(RETRY_AFTER) } else { None };
         Denial::new(code, at, Some(name), self, instead).with_retry_after(wait)
     }
 }

@@ -1,4 +1,4 @@
-//! Sets of a stream of manifests.
+//! Sets in a stream of manifests.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,22 +10,22 @@ use serde_json::Value;
 
 use super::object::{ArtifactSet, ClusterArtifactSet};
 use super::{SetError, SetStore};
-use crate::policy::{Labels, Namespaces as _, StatedNamespaces};
+use crate::policy::{Labels, ManifestNamespaces, Namespaces as _};
 
-/// What manifests say of sets, and nothing else.
+/// The sets in a stream of manifests.
 #[derive(Debug, Default)]
 pub struct MemorySets {
     cluster: Mutex<BTreeMap<String, ClusterArtifactSet>>,
-    own: Mutex<BTreeMap<(String, String), ArtifactSet>>,
-    namespaces: StatedNamespaces,
+    namespaced: Mutex<BTreeMap<(String, String), ArtifactSet>>,
+    namespaces: ManifestNamespaces,
 }
 
-/// Why a manifest is no set.
+/// Why a manifest cannot be read as a set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be read as a set of oras.land/v1alpha1: {0}")]
 pub struct TakeError(Shown);
 
-/// Whether a manifest is a set, of whatever version.
+/// Reports whether a manifest is a set, of any version.
 pub fn is_set(manifest: &Value) -> bool {
     let group = manifest["apiVersion"].as_str().and_then(|version| version.split('/').next());
     let kind = manifest["kind"].as_str();
@@ -33,19 +33,19 @@ pub fn is_set(manifest: &Value) -> bool {
 }
 
 impl MemorySets {
-    /// In namespaces with these labels.
-    pub fn new(namespaces: StatedNamespaces) -> Self {
+    /// Makes an empty store, with the labels of namespaces.
+    pub fn new(namespaces: ManifestNamespaces) -> Self {
         Self { namespaces, ..Self::default() }
     }
 
-    /// Takes a manifest in, if it is a set; `namespace` is that of one that names none. It says whether it was.
+    /// Adds a manifest if it is a set, and reports whether it is. `namespace` is used for a manifest without one.
     pub fn take(&self, manifest: &Value, namespace: &str) -> Result<bool, TakeError> {
         if !is_set(manifest) {
             return Ok(false);
         }
         let failed = |error: serde_json::Error| TakeError(Shown::new(&error.to_string()));
         if manifest["apiVersion"] != ArtifactSet::api_version(&()).as_ref() {
-            return Err(TakeError("it is of another version".into()));
+            return Err(TakeError("it has another version".into()));
         }
         let name = manifest["metadata"]["name"].as_str().filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| TakeError("it has no metadata.name".into()))?.to_owned();
@@ -55,31 +55,31 @@ impl MemorySets {
         } else {
             let namespace = manifest["metadata"]["namespace"].as_str().unwrap_or(namespace).to_owned();
             let set = serde_json::from_value(manifest.clone()).map_err(failed)?;
-            self.put_own(namespace, name, set);
+            self.put_namespaced(namespace, name, set);
         }
         Ok(true)
     }
 
-    /// All cluster sets.
+    /// Returns all cluster sets, by name.
     pub fn cluster_sets(&self) -> Vec<(String, ClusterArtifactSet)> {
         let sets = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
         sets.iter().map(|(name, set)| (name.clone(), set.clone())).collect()
     }
 
-    /// All others, by namespace and name.
-    pub fn own_sets(&self) -> Vec<((String, String), ArtifactSet)> {
-        let sets = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns all sets of namespaces, by namespace and name.
+    pub fn namespaced_sets(&self) -> Vec<((String, String), ArtifactSet)> {
+        let sets = self.namespaced.lock().unwrap_or_else(PoisonError::into_inner);
         sets.iter().map(|(name, set)| (name.clone(), set.clone())).collect()
     }
 
-    /// Puts a cluster set in the place of that name.
+    /// Stores a cluster set under a name, and replaces another one of that name.
     pub fn put_cluster(&self, name: String, set: ClusterArtifactSet) {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner).insert(name, set);
     }
 
-    /// Puts a set in the place of that name.
-    pub fn put_own(&self, namespace: String, name: String, set: ArtifactSet) {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).insert((namespace, name), set);
+    /// Stores a set under a namespace and a name, and replaces another one of that name.
+    pub fn put_namespaced(&self, namespace: String, name: String, set: ArtifactSet) {
+        self.namespaced.lock().unwrap_or_else(PoisonError::into_inner).insert((namespace, name), set);
     }
 }
 
@@ -89,9 +89,9 @@ impl SetStore for MemorySets {
         Ok(self.cluster.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned())
     }
 
-    async fn own_set(&self, namespace: &str, name: &str) -> Result<Option<ArtifactSet>, SetError> {
+    async fn namespaced_set(&self, namespace: &str, name: &str) -> Result<Option<ArtifactSet>, SetError> {
         let key = (namespace.to_owned(), name.to_owned());
-        Ok(self.own.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned())
+        Ok(self.namespaced.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned())
     }
 
     async fn labels(&self, namespace: &str) -> Result<Labels, SetError> {
@@ -100,19 +100,19 @@ impl SetStore for MemorySets {
     }
 
     async fn names(&self, namespace: &str) -> Vec<String> {
-        let own = self.own_sets().into_iter().filter(|((other, _), _)| other == namespace);
+        let namespaced = self.namespaced_sets().into_iter().filter(|((other, _), _)| other == namespace);
         let cluster = self.cluster_sets().into_iter().map(|(name, _)| name);
-        cluster.chain(own.map(|((_, name), _)| name)).collect()
+        cluster.chain(namespaced.map(|((_, name), _)| name)).collect()
     }
 
-    async fn make(&self, namespace: &str, set: &ArtifactSet) -> Result<Option<ArtifactSet>, SetError> {
+    async fn create(&self, namespace: &str, set: &ArtifactSet) -> Result<Option<ArtifactSet>, SetError> {
         let name = set.metadata.name.clone().unwrap_or_default();
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sets = self.namespaced.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (namespace.to_owned(), name);
-        if let Some(there) = own.get(&key) {
-            return Ok(Some(there.clone()));
+        if let Some(existing) = sets.get(&key) {
+            return Ok(Some(existing.clone()));
         }
-        own.insert(key, set.clone());
+        sets.insert(key, set.clone());
         Ok(None)
     }
 }

@@ -1,13 +1,13 @@
-//! Sets: recipes under a name, which pods ask for instead of references.
+//! Sets: named recipes, which pods request by name instead of writing references.
 //!
-//! A [`SetStore`] has the objects, of a cluster ([`ClusterSets`]) or of a stream of manifests ([`MemorySets`]);
-//! [`SetBook`] says which of them a name means to a namespace. [`controller`] keeps in their status what their tags
-//! stand for, so that asking by name asks no registry.
+//! A [`SetStore`] holds the objects, of a cluster ([`ClusterSets`]) or of a stream of manifests ([`MemorySets`]).
+//! [`SetCatalog`] finds the set of a name for a namespace. [`controller`] resolves the tags of sets and writes the result
+//! into their status, so that a request by name needs no registry.
 //!
-//! Architecture Invariant: nobody shadows a cluster set. Where a namespace may use one, its name means that one, and no
-//! set of that name is made there.
+//! Architecture Invariant: a namespace cannot shadow a cluster set. If a namespace can use a cluster set, the name always
+//! means that set, and the webhook creates no set of that name in the namespace.
 //!
-//! Architecture Invariant: a recipe counts for the generation of the spec that it was made from, and for no other.
+//! Architecture Invariant: a recipe in the status is used only for the generation of the spec from which it was resolved.
 
 mod cluster;
 mod controller;
@@ -25,58 +25,81 @@ use kube::core::SelectorExt as _;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Shown;
 use oras_csi_core::recipe::{PinnedRecipe, Recipe, WrittenRecipe};
-use oras_csi_core::reference::Reference;
+use oras_csi_core::reference::{PinnedReference, Reference};
+use oras_csi_kube_support::time;
+use tokio::time::Instant;
 
 use self::object::{ArtifactSet, ClusterArtifactSet, SetStatus};
 use self::recipe::SetStep;
 use crate::credentials::{NoSecrets, Secrets};
 use crate::denial::Denial;
-use crate::intent::Registries;
+use crate::pins::SetKind;
 use crate::policy::{Labels, selector};
+use crate::registries::Registries;
 
 pub use cluster::ClusterSets;
-pub use controller::keep;
+pub use controller::run_controller;
 pub use error::{SetError, SetPlace};
 pub use memory::{MemorySets, TakeError, is_set};
-pub(crate) use status::Resolved;
+pub use status::Resolved;
 
-/// Has the objects, and the labels of namespaces.
-#[async_trait]
-pub trait SetStore: Send + Sync + 'static {
-    /// The cluster set of that name.
-    async fn cluster_set(&self, name: &str) -> Result<Option<ClusterArtifactSet>, SetError>;
-    /// The set of that name in a namespace.
-    async fn own_set(&self, namespace: &str, name: &str) -> Result<Option<ArtifactSet>, SetError>;
-    /// The labels of a namespace.
-    async fn labels(&self, namespace: &str) -> Result<Labels, SetError>;
-    /// Names of sets that somebody in that namespace may have meant; an empty list where that is hard to tell.
-    async fn names(&self, namespace: &str) -> Vec<String>;
-    /// Makes a set; gives the one that is there, where there is one of that name.
-    async fn make(&self, namespace: &str, set: &ArtifactSet) -> Result<Option<ArtifactSet>, SetError>;
+/// A set whose recipe must be resolved.
+#[derive(Clone, Copy, Debug)]
+pub struct SetToResolve<'a> {
+    /// The namespace of the set; `None` for a cluster set.
+    pub namespace: Option<&'a str>,
+    /// The name of the set.
+    pub name: &'a str,
+    /// The steps of its spec.
+    pub steps: &'a [SetStep],
+    /// The pull secret that its spec names.
+    pub secret: Option<&'a str>,
 }
 
-/// Which set a name means.
+/// Resolves the recipes of sets.
+#[async_trait]
+pub trait SetResolver: Send + Sync + 'static {
+    /// Resolves the tags of a set without using a cache.
+    async fn resolve_set(&self, set: SetToResolve<'_>, deadline: Instant) -> Result<Resolved, Denial>;
+}
+
+/// Reads and creates sets, and reads the labels of namespaces.
+#[async_trait]
+pub trait SetStore: Send + Sync + 'static {
+    /// Returns the cluster set of a name.
+    async fn cluster_set(&self, name: &str) -> Result<Option<ClusterArtifactSet>, SetError>;
+    /// Returns the set of a name in a namespace.
+    async fn namespaced_set(&self, namespace: &str, name: &str) -> Result<Option<ArtifactSet>, SetError>;
+    /// Returns the labels of a namespace.
+    async fn labels(&self, namespace: &str) -> Result<Labels, SetError>;
+    /// Returns the names of sets for suggestions after a typo. The list can be incomplete or empty.
+    async fn names(&self, namespace: &str) -> Vec<String>;
+    /// Creates a set. If a set of that name exists, returns that one and creates nothing.
+    async fn create(&self, namespace: &str, set: &ArtifactSet) -> Result<Option<ArtifactSet>, SetError>;
+}
+
+/// Finds the set of a name for a namespace.
 #[derive(Clone)]
-pub struct SetBook {
+pub struct SetCatalog {
     store: Arc<dyn SetStore>,
     secrets: Arc<dyn Secrets>,
-    /// Where the Secrets are that cluster sets name.
+    /// The namespace of the Secrets that cluster sets name.
     namespace: String,
 }
 
-/// A set that a namespace may use.
+/// A set that a namespace can use.
 #[derive(Clone, Debug)]
 pub(crate) struct FoundSet {
     pub(crate) place: SetPlace,
     pub(crate) name: String,
     pub(crate) written: WrittenRecipe,
-    /// What the steps of the recipe are to be told as, in their order: as they are written, or as status has them
-    /// where a patch says what they are.
+    /// The references of the steps for messages, in their order: as they are written, or from the status if a patch
+    /// defines the steps.
     pub(crate) references: Vec<Reference>,
     pub(crate) pinned: PinnedRecipe,
-    /// What it was before, the newest first, and how that was written then.
-    history: Vec<(PinnedRecipe, Vec<Reference>)>,
-    /// The pull secret that a cluster set names.
+    /// The earlier recipes, newest first.
+    history: Vec<ResolvedRecipe>,
+    /// The name of the pull secret of a cluster set.
     pub(crate) secret: Option<String>,
 }
 
@@ -85,67 +108,66 @@ impl FoundSet {
         matches!(self.place, SetPlace::Cluster(_))
     }
 
-    /// The kind of its object.
-    pub(crate) fn kind(&self) -> &'static str {
-        if self.is_cluster_set() { "ClusterArtifactSet" } else { "ArtifactSet" }
+    /// Returns the kind of the object.
+    pub(crate) fn kind(&self) -> SetKind {
+        if self.is_cluster_set() { SetKind::ClusterArtifactSet } else { SetKind::ArtifactSet }
     }
 
-    /// The set as it was when its recipe had that digest; `None` where it no longer knows.
+    /// Returns the set with the earlier recipe of that digest, or `None` if its history does not have it.
     pub(crate) fn as_of(&self, digest: &Digest) -> Option<Self> {
         if self.pinned.digest() == *digest {
             return Some(self.clone());
         }
-        let (pinned, references) =
-            self.history.iter().find(|(recipe, _)| recipe.digest() == *digest)?.clone();
-        Some(Self { references, pinned, ..self.clone() })
+        let earlier = self.history.iter().find(|earlier| earlier.pinned.digest() == *digest)?.clone();
+        Some(Self { references: earlier.references, pinned: earlier.pinned, ..self.clone() })
     }
 
-    /// The patches that are written.
+    /// Returns the patches in the recipe, with the numbers of their steps.
     pub(crate) fn patches(&self) -> impl Iterator<Item = (usize, &Reference)> {
         self.written.patches().map(|(number, step)| (number, step.reference()))
     }
 }
 
-/// The name that is asked for, when something shall be made under it.
+/// Whether a set can be created under a name.
 pub(crate) enum Taken {
-    /// Nothing has it.
+    /// No set has the name.
     Free,
-    /// The namespace's set of that very recipe; its pinned recipe, where it is known.
+    /// A set of the namespace has the name and the same recipe. It is `None` if the set is not resolved yet.
     Same(Option<Box<FoundSet>>),
 }
 
-/// The status of a set that was resolved for the first time, at this moment.
+/// Returns the status of a set that was resolved for the first time, now.
 pub(crate) fn resolved_now(generation: i64, resolved: Resolved) -> SetStatus {
-    status::resolved(None, generation, resolved, status::now())
+    status::resolved(None, generation, resolved, time::now())
 }
 
-/// Whether a status has the recipe of that generation.
+/// Reports whether a status has the recipe of that generation.
 pub(crate) fn is_current(status: Option<&SetStatus>, generation: i64) -> bool {
     status.is_some_and(|status| status.recipe.is_some() && status.recipe_generation == Some(generation))
 }
 
-/// The status once a set was looked up, at this moment.
+/// Returns the status after a set was resolved, or after that failed, now.
 pub(crate) fn status_now(
     before: Option<&SetStatus>,
     generation: i64,
     found: Result<Resolved, Denial>,
 ) -> SetStatus {
     match found {
-        Ok(resolved) => status::resolved(before, generation, resolved, status::now()),
+        Ok(resolved) => status::resolved(before, generation, resolved, time::now()),
         Err(denial) => {
             let reason = status::reason_of(denial.code());
-            status::failed(before, generation, reason, denial.message(), status::now())
+            status::failed(before, generation, reason, denial.message(), time::now())
         }
     }
 }
 
-impl SetBook {
-    /// Over these objects; cluster sets name no Secret that could be read.
+impl SetCatalog {
+    /// Makes a catalog of these sets. It cannot read the Secrets of cluster sets.
     pub fn new(store: Arc<dyn SetStore>) -> Self {
         Self { store, secrets: Arc::new(NoSecrets), namespace: String::new() }
     }
 
-    /// With the Secrets of that namespace for cluster sets.
+    /// Reads the Secrets of cluster sets in that namespace.
     #[must_use]
     pub fn with_secrets(self, secrets: Arc<dyn Secrets>, namespace: impl Into<String>) -> Self {
         Self { secrets, namespace: namespace.into(), ..self }
@@ -155,7 +177,7 @@ impl SetBook {
         (self.secrets.as_ref(), &self.namespace)
     }
 
-    /// The set that `name` means to a namespace.
+    /// Finds the set of a name for a namespace.
     pub(crate) async fn find(
         &self,
         namespace: &str,
@@ -166,15 +188,10 @@ impl SetBook {
         if let Some(set) = &cluster
             && self.is_for(set, namespace).await?
         {
-            let place = SetPlace::Cluster(name.into());
-            let (spec, generation) = (&set.spec, set.metadata.generation.unwrap_or_default());
-            let secret = spec.pull_secret.as_ref().map(|secret| secret.name.clone());
-            return read(place, name, &spec.recipe, generation, set.status.as_ref(), secret, registries);
+            return SetObject::of_cluster(name, set).read(registries);
         }
-        if let Some(set) = self.store.own_set(namespace, name).await? {
-            let place = SetPlace::Own { namespace: namespace.into(), name: name.into() };
-            let generation = set.metadata.generation.unwrap_or_default();
-            return read(place, name, &set.spec.recipe, generation, set.status.as_ref(), None, registries);
+        if let Some(set) = self.store.namespaced_set(namespace, name).await? {
+            return SetObject::of_namespace(namespace, name, &set).read(registries);
         }
         if cluster.is_some() {
             return Err(SetError::NotForNamespace { name: name.into(), namespace: namespace.into() });
@@ -183,7 +200,7 @@ impl SetBook {
         Err(SetError::Missing { name: name.into(), namespace: namespace.into(), nearest })
     }
 
-    /// Whether a set of that recipe may be made, or is there.
+    /// Checks whether a set with that recipe can be created, or exists already.
     pub(crate) async fn taken(
         &self,
         namespace: &str,
@@ -196,21 +213,18 @@ impl SetBook {
         {
             return Err(SetError::Shadows { name: name.into() });
         }
-        match self.store.own_set(namespace, name).await? {
+        match self.store.namespaced_set(namespace, name).await? {
             None => Ok(Taken::Free),
             Some(set) => {
-                compare(namespace, name, &set, recipe, registries)?;
-                let place = SetPlace::Own { namespace: namespace.into(), name: name.into() };
-                let generation = set.metadata.generation.unwrap_or_default();
-                let found =
-                    read(place, name, &set.spec.recipe, generation, set.status.as_ref(), None, registries);
+                check_same_recipe(namespace, name, &set, recipe, registries)?;
+                let found = SetObject::of_namespace(namespace, name, &set).read(registries);
                 Ok(Taken::Same(found.ok().map(Box::new)))
             }
         }
     }
 
-    /// Makes a set, unless somebody else has made the same meanwhile.
-    pub(crate) async fn make(
+    /// Creates a set. Succeeds also if another request has created the same set in the meantime.
+    pub(crate) async fn create(
         &self,
         namespace: &str,
         set: &ArtifactSet,
@@ -218,76 +232,116 @@ impl SetBook {
         registries: &dyn Registries,
     ) -> Result<(), SetError> {
         let name = set.metadata.name.as_deref().unwrap_or_default();
-        match self.store.make(namespace, set).await? {
+        match self.store.create(namespace, set).await? {
             None => Ok(()),
-            Some(other) => compare(namespace, name, &other, recipe, registries),
+            Some(other) => check_same_recipe(namespace, name, &other, recipe, registries),
         }
     }
 
+    /// Reports whether a namespace can use a cluster set.
     async fn is_for(&self, set: &ClusterArtifactSet, namespace: &str) -> Result<bool, SetError> {
         let name = set.metadata.name.as_deref().unwrap_or_default();
         let selector = selector::read(set.spec.namespace_selector.clone());
         let selector = selector.map_err(|error| SetError::Broken {
             place: SetPlace::Cluster(name.into()),
-            words: Shown::new(&error.to_string()),
+            message: Shown::new(&error.to_string()),
         })?;
         if selector.selects_all() {
             return Ok(true);
         }
         Ok(match self.store.labels(namespace).await? {
             Labels::Known(labels) => selector.matches(&labels),
-            // Who renders has the manifests that there are.
+            // `render` knows only the manifests that it was given.
             Labels::Unknown => true,
         })
     }
 }
 
-/// A set as its object and its status have it.
-fn read(
-    place: SetPlace,
-    name: &str,
-    steps: &[SetStep],
-    generation: i64,
-    status: Option<&SetStatus>,
-    secret: Option<String>,
-    registries: &dyn Registries,
-) -> Result<FoundSet, SetError> {
-    let written = match recipe::read(steps, registries) {
-        Ok(written) => written,
-        Err(error) => {
-            return Err(SetError::Broken { place, words: Shown::new(&error.to_string()) });
-        }
-    };
-    let Some(status) = status else { return Err(SetError::NotReady { place }) };
-    let recipe = status.recipe.as_deref().filter(|_| status.recipe_generation == Some(generation));
-    let Some(recipe) = recipe else {
-        return Err(match status::refusal(status, generation) {
-            Some((reason, message)) => {
-                SetError::Refused { place, reason: Shown::new(reason), words: Shown::new(message) }
-            }
-            None => SetError::NotReady { place },
-        });
-    };
-    let pinned = match PinnedRecipe::from_json(recipe) {
-        Ok(pinned) => pinned,
-        Err(error) => return Err(SetError::Broken { place, words: Shown::new(&error.to_string()) }),
-    };
-    let references = told(&written, &pinned, &status.references);
-    // One that cannot be read counts as forgotten.
-    let earlier = status.history.iter().filter_map(|earlier| {
-        let pinned = PinnedRecipe::from_json(&earlier.recipe).ok()?;
-        // An earlier webhook did not note how it was written.
-        let references = match earlier.references.as_slice() {
-            [] => told(&written, &pinned, &[]),
-            noted => noted_with(&pinned, noted),
-        };
-        Some((pinned, references))
-    });
-    let history = earlier.collect();
-    Ok(FoundSet { place, name: name.to_owned(), written, references, pinned, history, secret })
+/// A pinned recipe with its references for messages.
+#[derive(Clone, Debug)]
+struct ResolvedRecipe {
+    pinned: PinnedRecipe,
+    references: Vec<Reference>,
 }
 
-/// Whether `pinned` is `written` with digests.
+/// The parts of the object of a set that are read for a request.
+struct SetObject<'a> {
+    place: SetPlace,
+    name: &'a str,
+    steps: &'a [SetStep],
+    generation: i64,
+    status: Option<&'a SetStatus>,
+    secret: Option<&'a str>,
+}
+
+impl<'a> SetObject<'a> {
+    fn of_cluster(name: &'a str, set: &'a ClusterArtifactSet) -> Self {
+        Self {
+            place: SetPlace::Cluster(name.into()),
+            name,
+            steps: &set.spec.recipe,
+            generation: set.metadata.generation.unwrap_or_default(),
+            status: set.status.as_ref(),
+            secret: set.spec.pull_secret.as_ref().map(|secret| secret.name.as_str()),
+        }
+    }
+
+    fn of_namespace(namespace: &str, name: &'a str, set: &'a ArtifactSet) -> Self {
+        Self {
+            place: SetPlace::Namespaced { namespace: namespace.into(), name: name.into() },
+            name,
+            steps: &set.spec.recipe,
+            generation: set.metadata.generation.unwrap_or_default(),
+            status: set.status.as_ref(),
+            secret: None,
+        }
+    }
+
+    /// Reads the recipe in the spec and the pinned recipe in the status.
+    fn read(self, registries: &dyn Registries) -> Result<FoundSet, SetError> {
+        let Self { place, name, steps, generation, status, secret } = self;
+        let written = match recipe::read(steps, registries) {
+            Ok(written) => written,
+            Err(error) => return Err(SetError::Broken { place, message: Shown::new(&error.to_string()) }),
+        };
+        let Some(status) = status else { return Err(SetError::NotReady { place }) };
+        let recipe = status.recipe.as_deref().filter(|_| status.recipe_generation == Some(generation));
+        let Some(recipe) = recipe else {
+            return Err(match status::refusal(status, generation) {
+                Some((reason, message)) => {
+                    SetError::Refused { place, reason: Shown::new(reason), message: Shown::new(message) }
+                }
+                None => SetError::NotReady { place },
+            });
+        };
+        let pinned = match PinnedRecipe::from_json(recipe) {
+            Ok(pinned) => pinned,
+            Err(error) => return Err(SetError::Broken { place, message: Shown::new(&error.to_string()) }),
+        };
+        let references = display_references(&written, &pinned, &status.references);
+        // An entry that cannot be read is ignored.
+        let history = status.history.iter().filter_map(|earlier| {
+            let pinned = PinnedRecipe::from_json(&earlier.recipe).ok()?;
+            // Earlier versions of the webhook did not record the references.
+            let references = match earlier.references.as_slice() {
+                [] => display_references(&written, &pinned, &[]),
+                recorded => with_recorded_tags(&pinned, recorded),
+            };
+            Some(ResolvedRecipe { pinned, references })
+        });
+        Ok(FoundSet {
+            place,
+            name: name.to_owned(),
+            history: history.collect(),
+            written,
+            references,
+            pinned,
+            secret: secret.map(str::to_owned),
+        })
+    }
+}
+
+/// Reports whether `pinned` is `written` with digests.
 fn is_of(written: &Recipe, pinned: &PinnedRecipe) -> bool {
     let mut references = pinned.references();
     let again = written.pin(|written| match (references.next(), written.digest()) {
@@ -298,52 +352,53 @@ fn is_of(written: &Recipe, pinned: &PinnedRecipe) -> bool {
     again.as_ref() == Ok(pinned)
 }
 
-/// The references of a pinned recipe: as they are written, where it is what is written with digests. Else it may be
-/// what a patch said, or an earlier spec, or forged, and its digests are what is mounted: with the tags that are noted
-/// beside the very same digests.
-fn told(written: &WrittenRecipe, pinned: &PinnedRecipe, noted: &[String]) -> Vec<Reference> {
+/// Returns the references of a pinned recipe for messages: as they are written, if the pinned recipe is the written recipe
+/// with digests. Otherwise it can be the result of a patch, or of an earlier spec, or forged; then the digests count, with
+/// the tags that the status records for the same digests.
+fn display_references(written: &WrittenRecipe, pinned: &PinnedRecipe, recorded: &[String]) -> Vec<Reference> {
     if let Some(plain) = written.plain().filter(|plain| is_of(plain, pinned)) {
         return plain.references().cloned().collect();
     }
-    noted_with(pinned, noted)
+    with_recorded_tags(pinned, recorded)
 }
 
-/// The references of a pinned recipe, with the tags that are noted beside the very same digests.
-fn noted_with(pinned: &PinnedRecipe, noted: &[String]) -> Vec<Reference> {
-    let noted: Vec<Option<Reference>> = noted.iter().map(|text| text.parse().ok()).collect();
-    let tell = |(step, pinned): (usize, &oras_csi_core::reference::PinnedReference)| {
-        let noted = noted.get(step).and_then(Option::as_ref);
-        let is_it = |noted: &&Reference| {
-            noted.digest() == Some(pinned.digest()) && noted.name() == Reference::from(pinned.clone()).name()
+/// Returns the references of a pinned recipe, with the tags that are recorded for the same digests.
+fn with_recorded_tags(pinned: &PinnedRecipe, recorded: &[String]) -> Vec<Reference> {
+    let recorded: Vec<Option<Reference>> = recorded.iter().map(|text| text.parse().ok()).collect();
+    let with_tag = |(step, pinned): (usize, &PinnedReference)| {
+        let recorded = recorded.get(step).and_then(Option::as_ref);
+        let is_same = |recorded: &&Reference| {
+            recorded.digest() == Some(pinned.digest())
+                && recorded.name() == Reference::from(pinned.clone()).name()
         };
-        noted.filter(is_it).cloned().unwrap_or_else(|| pinned.clone().into())
+        recorded.filter(is_same).cloned().unwrap_or_else(|| pinned.clone().into())
     };
-    pinned.references().enumerate().map(tell).collect()
+    pinned.references().enumerate().map(with_tag).collect()
 }
 
-/// Fails where a set has another recipe.
-fn compare(
+/// Fails if an existing set has another recipe.
+fn check_same_recipe(
     namespace: &str,
     name: &str,
     set: &ArtifactSet,
     recipe: &WrittenRecipe,
     registries: &dyn Registries,
 ) -> Result<(), SetError> {
-    let there = recipe::read(&set.spec.recipe, registries).ok();
-    if there.as_ref() == Some(recipe) {
+    let existing = recipe::read(&set.spec.recipe, registries).ok();
+    if existing.as_ref() == Some(recipe) {
         return Ok(());
     }
     let shown = |steps: &[SetStep]| Shown::new(&serde_json::to_string(steps).unwrap_or_default());
     Err(SetError::Taken {
-        place: SetPlace::Own { namespace: namespace.into(), name: name.into() },
-        there: shown(&set.spec.recipe),
-        asked: shown(&recipe::steps_of(recipe)),
+        place: SetPlace::Namespaced { namespace: namespace.into(), name: name.into() },
+        existing: shown(&set.spec.recipe),
+        requested: shown(&recipe::steps_of(recipe)),
     })
 }
 
-/// Those of `names` that are most like `name`.
+/// Returns the names that are most similar to `name`.
 fn nearest(name: &str, names: Vec<String>) -> Vec<String> {
-    const MOST: usize = 3;
+    const MAX_SUGGESTIONS: usize = 3;
     let mut names: Vec<(usize, String)> = names
         .into_iter()
         .map(|other| (strsim::damerau_levenshtein(name, &other), other))
@@ -351,5 +406,5 @@ fn nearest(name: &str, names: Vec<String>) -> Vec<String> {
         .collect();
     names.sort();
     names.dedup();
-    names.into_iter().take(MOST).map(|(_, name)| name).collect()
+    names.into_iter().take(MAX_SUGGESTIONS).map(|(_, name)| name).collect()
 }

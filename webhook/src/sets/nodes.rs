@@ -1,4 +1,4 @@
-//! Counts on how many nodes a cluster set is, from what each says in its `NodeArtifacts`.
+//! Counts the nodes that have a cluster set, from the `NodeArtifacts` object of each node.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -6,22 +6,23 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
-use kube::runtime::watcher::{self, watcher};
-use kube::runtime::{WatchStreamExt as _, reflector};
 use kube::{Client, ResourceExt as _};
+use oras_csi_kube_support::status::{ObjectVersion, replace_status};
+use oras_csi_kube_support::time;
+use oras_csi_kube_support::watch::reflect;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::controller::write_status;
 use super::object::{ClusterArtifactSet, SetNodes};
 use super::status;
+use crate::FIELD_MANAGER;
 
-/// A change waits for others that come with it: every node writes when a set moves.
-const TOGETHER: Duration = Duration::from_secs(2);
-/// Sets may change as well.
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// How long to collect changes before counting: every node writes when a set changes.
+const BATCH_DELAY: Duration = Duration::from_secs(2);
+/// How often to count without a change of a node: a set may have changed.
+const RECOUNT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What is read of a `NodeArtifacts` object, which drivers write.
+/// The part of the status of a `NodeArtifacts` object that is counted. The driver writes these objects.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NodeStatus {
@@ -40,39 +41,30 @@ struct NodeSet {
     state: String,
 }
 
-/// Counts as long as it is polled.
-pub(super) async fn count(client: Client) {
+/// Counts the nodes of all sets, for as long as it is polled.
+pub(super) async fn count_nodes(client: Client) {
     let kind = GroupVersionKind::gvk("oras.land", "v1alpha1", "NodeArtifacts");
     let resource = ApiResource::from_gvk_with_plural(&kind, "nodeartifacts");
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let sets: Api<ClusterArtifactSet> = Api::all(client);
-    let (known, writer) = store_of(&resource);
-    let changes = reflector(writer, watcher(api, watcher::Config::default()).default_backoff());
+    let (known, changes) = reflect(api, resource, "cannot watch NodeArtifacts objects");
     let mut changes = pin!(changes);
-    let mut at = Instant::now() + TOGETHER;
+    let mut at = Instant::now() + BATCH_DELAY;
     loop {
         tokio::select! {
             change = changes.next() => match change {
-                Some(Ok(_)) => at = at.min(Instant::now() + TOGETHER),
-                Some(Err(error)) => tracing::debug!(%error, "NodeArtifacts cannot be watched"),
-                None => sleep(LONGEST_WAIT).await,
+                Some(()) => at = at.min(Instant::now() + BATCH_DELAY),
+                None => sleep(RECOUNT_INTERVAL).await,
             },
             () = sleep_until(at) => {
                 let nodes: Vec<NodeStatus> = known.state().iter().map(|node| read(node)).collect();
                 if let Err(error) = write(&sets, &nodes).await {
-                    tracing::debug!(%error, "nodes of sets cannot be counted");
+                    tracing::debug!(%error, "cannot write the number of nodes of sets");
                 }
-                at = Instant::now() + LONGEST_WAIT;
+                at = Instant::now() + RECOUNT_INTERVAL;
             }
         }
     }
-}
-
-fn store_of(
-    resource: &ApiResource,
-) -> (reflector::Store<DynamicObject>, reflector::store::Writer<DynamicObject>) {
-    let writer = reflector::store::Writer::new(resource.clone());
-    (writer.as_reader(), writer)
 }
 
 fn read(node: &DynamicObject) -> NodeStatus {
@@ -88,16 +80,16 @@ async fn write(api: &Api<ClusterArtifactSet>, nodes: &[NodeStatus]) -> Result<()
             continue;
         }
         let generation = set.metadata.generation.unwrap_or_default();
-        let next = status::with_nodes(before, counted, generation, status::now());
-        // Of two replicas that count the same the second finds it written.
+        let next = status::with_nodes(before, counted, generation, time::now());
+        // The second of two replicas finds that the status is written already.
         if next != *before {
-            write_status(api, &set, &next).await?;
+            replace_status(api, &ObjectVersion::of(&set.metadata), &next, FIELD_MANAGER).await?;
         }
     }
     Ok(())
 }
 
-/// How far nodes are with a set that has this id by now.
+/// Counts the nodes of a set whose present id is `id`.
 fn tally(name: &str, id: Option<&str>, nodes: &[NodeStatus]) -> SetNodes {
     let mut counted = SetNodes::default();
     for entry in nodes.iter().flat_map(|node| &node.sets).filter(|entry| entry.name == name) {
@@ -116,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_counts_for_the_id_that_it_has() {
+    fn a_node_with_an_older_id_is_not_ready() {
         let node = |state: &str, id: &str| NodeStatus {
             sets: vec![
                 NodeSet { name: "m".into(), id: id.into(), state: state.into() },
@@ -128,11 +120,11 @@ mod tests {
         let counted = SetNodes { desired: 4, ready: 1, failed: 1 };
         assert_eq!(tally("m", Some("new"), &nodes), counted);
         assert_eq!(tally("m", None, &nodes), SetNodes { ready: 0, ..counted });
-        assert_eq!(tally("nobody's", Some("new"), &nodes), SetNodes::default());
+        assert_eq!(tally("unknown", Some("new"), &nodes), SetNodes::default());
     }
 
     #[test]
-    fn what_is_not_understood_counts_as_nothing() {
+    fn unknown_fields_and_values_are_ignored() {
         let mut node = DynamicObject::new("n", &ApiResource::erase::<ClusterArtifactSet>(&()));
         assert!(read(&node).sets.is_empty());
         node.data =

@@ -1,6 +1,6 @@
-//! `ArtifactSet` and `ClusterArtifactSet`: the objects as people write them, and what the webhook says in their status.
+//! `ArtifactSet` and `ClusterArtifactSet`: the objects that users write, and the status that the webhook writes.
 //!
-//! The custom resource definitions are made from these types (`deploy/chart/files/crds/`, which a test keeps in step).
+//! The custom resource definitions are generated from these types (`deploy/chart/files/crds/`; a test compares them).
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::recipe::SetStep;
 use crate::policy::selector;
 
-/// A recipe under a name, for the pods of one namespace. It gives no right to anything: pods need credentials of their
-/// own.
+/// A named recipe for the pods of one namespace. It grants no permission: pods need credentials of their own.
 #[expect(clippy::duplicated_attributes, reason = "each column has a type, which two may share")]
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -27,9 +26,9 @@ use crate::policy::selector;
     category = "oras",
     status = "SetStatus",
     derive = "PartialEq",
-    doc = "A recipe of OCI artifacts under a name, for the pods of its namespace: they ask for it with the annotation \
-           oras.land/artifact-set, or with a csi.oras.land volume whose only attribute is oras-csi.name. The webhook of \
-           oras-csi keeps in its status what the tags of the recipe stand for."
+    doc = "A named recipe of OCI artifacts for the pods of its namespace. A pod requests it with the annotation \
+           oras.land/artifact-set, or with a csi.oras.land volume that has only the attribute oras-csi.name. The \
+           webhook of oras-csi resolves the tags of the recipe and writes the digests into the status."
 )]
 #[kube(printcolumn(
     name = "Ready",
@@ -41,20 +40,21 @@ use crate::policy::selector;
 #[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactSetSpec {
-    /// What the set holds, as steps in their order.
+    /// The steps of the recipe, in their order.
     #[schemars(length(min = 1, max = 64))]
     pub recipe: Vec<SetStep>,
-    /// How often the tags of the recipe are looked up again, as 30s, 5m or 1h30m; 5m where nothing is written. 0s:
-    /// only when the spec changes.
+    /// How often the tags of the recipe are resolved again, such as 30s, 5m or 1h30m. The default is 5m. With 0s they are
+    /// resolved only when the spec changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "interval_schema")]
     pub refresh_interval: Option<String>,
-    /// The Secret of the namespace with whose credentials the webhook looks tags up. Pods need their own all the same.
+    /// The Secret of the namespace with the credentials that the webhook uses to resolve tags. Pods need credentials of
+    /// their own nevertheless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secret: Option<SecretName>,
 }
 
-/// A recipe under a name, for the pods of the namespaces that it selects, whatever their own credentials.
+/// A named recipe for the pods of the selected namespaces, independent of their own credentials.
 #[expect(clippy::duplicated_attributes, reason = "each column has a type, which two may share")]
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -66,8 +66,8 @@ pub struct ArtifactSetSpec {
     category = "oras",
     status = "SetStatus",
     derive = "PartialEq",
-    doc = "A recipe of OCI artifacts under a name, for the pods of the namespaces that it selects. Whoever may use the \
-           set may have its bytes, whatever their own credentials. Nodes can fetch it ahead of use."
+    doc = "A named recipe of OCI artifacts for the pods of the selected namespaces. These pods can read the artifacts \
+           without credentials of their own. Nodes can preload the set."
 )]
 #[kube(printcolumn(
     name = "Ready",
@@ -80,28 +80,28 @@ pub struct ArtifactSetSpec {
 #[kube(printcolumn(name = "Nodes-Ready", type_ = "integer", json_path = ".status.nodes.ready"))]
 #[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = preloading()))]
+#[schemars(extend("x-kubernetes-validations" = preload_rules()))]
 pub struct ClusterArtifactSetSpec {
-    /// What the set holds, as steps in their order.
+    /// The steps of the recipe, in their order.
     #[schemars(length(min = 1, max = 64))]
     pub recipe: Vec<SetStep>,
-    /// How often the tags of the recipe are looked up again, as 30s, 5m or 1h30m; 5m where nothing is written. 0s:
-    /// only when the spec changes.
+    /// How often the tags of the recipe are resolved again, such as 30s, 5m or 1h30m. The default is 5m. With 0s they are
+    /// resolved only when the spec changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "interval_schema")]
     pub refresh_interval: Option<String>,
-    /// The Secret of the release's namespace with whose credentials webhook and driver read the registry. The chart's
-    /// value clusterSets.pullSecrets gives them the right to it.
+    /// The Secret in the namespace of the release with the credentials that the webhook and the driver use. The chart
+    /// value clusterSets.pullSecrets grants them the permission to read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secret: Option<SecretName>,
-    /// Selects, by their labels, the namespaces whose pods may use the set; every namespace has the label
-    /// kubernetes.io/metadata.name. Empty, as {}, it selects all of them: that has to be written.
+    /// Selects the namespaces that can use the set, by their labels. Every namespace has the label
+    /// kubernetes.io/metadata.name. To select all namespaces, write {}.
     #[schemars(schema_with = "selector::schema")]
     pub namespace_selector: LabelSelector,
-    /// Whether nodes fetch the set before a pod asks for it.
+    /// Whether nodes download the set before a pod requests it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub preload: bool,
-    /// Labels of the nodes that do; left out, all of them.
+    /// The labels of the nodes that preload the set. If left out, all nodes preload it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "node_selector_schema")]
     pub node_selector: BTreeMap<String, String>,
@@ -110,16 +110,16 @@ pub struct ClusterArtifactSetSpec {
 /// A Secret of type kubernetes.io/dockerconfigjson.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretName {
-    /// Its name.
+    /// The name of the Secret.
     #[schemars(length(min = 1, max = 253), extend("pattern" = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub name: String,
 }
 
-/// What the webhook made of a set.
+/// The state of a set, written by the webhook.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SetStatus {
-    /// The generation that was looked at last.
+    /// The last generation that the webhook has processed.
     #[serde(default)]
     pub observed_generation: i64,
     /// The id of the volume that pods get.
@@ -128,57 +128,57 @@ pub struct SetStatus {
     /// The recipe with a digest in every step, as canonical JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<String>,
-    /// The generation of the spec that the recipe was made from.
+    /// The generation of the spec from which the recipe was resolved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe_generation: Option<i64>,
     /// The references of the recipe with their digests, for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<String>,
-    /// When the recipe became what it is.
+    /// When the recipe last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time_schema")]
     pub since: Option<String>,
-    /// When the tags were looked up last with success.
+    /// When the tags were last resolved successfully.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time_schema")]
     pub refreshed: Option<String>,
-    /// Earlier recipes, the newest first.
+    /// Earlier recipes, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub history: Vec<EarlierRecipe>,
-    /// How many nodes fetch the set ahead of use, and how far they are.
+    /// How many nodes preload the set, and how many of them have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<SetNodes>,
-    /// Ready: whether pods can have it. Refreshed: whether its tags could be looked up the last time. Preloaded:
-    /// whether all nodes have it that fetch it ahead of use.
+    /// Ready: whether pods can use the set. Refreshed: whether the last attempt to resolve its tags succeeded. Preloaded:
+    /// whether all nodes that preload the set have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
 }
 
-/// A recipe that a set had before.
+/// An earlier recipe of a set.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EarlierRecipe {
     /// The recipe, as canonical JSON.
     pub recipe: String,
-    /// Its references with their digests, as they were written then.
+    /// The references of that recipe with their digests, as they were written then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<String>,
-    /// When it became the set's.
+    /// Since when the set had this recipe.
     #[schemars(schema_with = "time_schema")]
     pub since: String,
 }
 
-/// How far nodes are that fetch a set ahead of use.
+/// The nodes that preload a set.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetNodes {
-    /// How many fetch it.
+    /// How many nodes preload it.
     #[schemars(with = "i32", range(min = 0))]
     pub desired: u32,
-    /// How many have it.
+    /// How many nodes have it.
     #[schemars(with = "i32", range(min = 0))]
     pub ready: u32,
-    /// How many failed to get it.
+    /// How many nodes failed to download it.
     #[schemars(with = "i32", range(min = 0))]
     pub failed: u32,
 }
@@ -188,14 +188,14 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-fn preloading() -> [Rule; 1] {
+fn preload_rules() -> [Rule; 1] {
     [Rule::new("!has(self.nodeSelector) || (has(self.preload) && self.preload)")
-        .message("nodeSelector says which nodes fetch the set ahead of use: write preload: true beside it")]
+        .message("nodeSelector selects the nodes that preload the set: write preload: true as well")]
 }
 
 fn interval_schema(_: &mut SchemaGenerator) -> Schema {
     let rule = Rule::new("duration(self) == duration('0s') || duration(self) >= duration('10s')")
-        .message("a refreshInterval is at least 10s, or 0s for never");
+        .message("refreshInterval must be at least 10s, or 0s for never");
     json_schema!({
         "type": "string", "maxLength": 16, "pattern": "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$", "minLength": 2,
         "x-kubernetes-validations": [rule],

@@ -1,4 +1,4 @@
-//! The recipe of a set, as its object has it. Pure.
+//! The recipe in the spec of a set. No I/O.
 
 use kube::core::Rule;
 use oras_csi_core::path::Glob;
@@ -7,62 +7,62 @@ use oras_csi_core::reference::Reference;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::intent::Registries;
+use crate::registries::Registries;
 
-/// One step: exactly one of add, overlay, patch and remove.
+/// One step of a recipe: exactly one of add, overlay, patch and remove.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = verbs()))]
+#[schemars(extend("x-kubernetes-validations" = step_rules()))]
 pub struct SetStep {
-    /// The artifact whose files are laid down: HOST/REPOSITORY[:TAG][@DIGEST].
+    /// Adds the files of an artifact: HOST/REPOSITORY[:TAG][@DIGEST].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub add: Option<String>,
-    /// The artifact whose files are laid over what is there; whiteouts take away.
+    /// Applies the files of an artifact over the files of earlier steps. Whiteouts remove files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub overlay: Option<String>,
-    /// A patch, or the artifact of a recipe: it stands for all the steps that it names.
+    /// A patch artifact, or an artifact that holds a recipe: it is replaced by all the steps that it names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub patch: Option<String>,
-    /// Up to which level of the patch: minor, major or critical; left out, all of it.
+    /// The last level of the patch that applies: minor, major or critical. If left out, all levels apply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub level: Option<String>,
-    /// Which files of earlier steps are taken away, as a glob.
+    /// Removes files of earlier steps that match a glob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub remove: Option<String>,
-    /// The directory that the files go to; left out, the root.
+    /// The directory for the files. If left out, the root of the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub path: Option<String>,
-    /// Globs of the files that are wanted; left out, all.
+    /// Globs of the files to include. If left out, all files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "list_schema")]
     pub include: Vec<String>,
-    /// Globs of the files that are not wanted.
+    /// Globs of the files to exclude.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "list_schema")]
     pub exclude: Vec<String>,
-    /// Media types of the layers that are wanted; left out, all.
+    /// Media types of the layers to include. If left out, all layers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "list_schema")]
     pub media_types: Vec<String>,
-    /// Whose manifest of an image index: OS/ARCHITECTURE[/VARIANT]; left out, the node's.
+    /// The platform in an image index: OS/ARCHITECTURE[/VARIANT]. If left out, the platform of the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub platform: Option<String>,
 }
 
-fn verbs() -> [Rule; 3] {
+fn step_rules() -> [Rule; 3] {
     let alone = "!has(self.path) && !has(self.include) && !has(self.exclude) && !has(self.mediaTypes) && !has(self.platform)";
     [
         Rule::new("[has(self.add), has(self.overlay), has(self.patch), has(self.remove)].filter(is, is).size() == 1")
-            .message("a step has exactly one of add, overlay, patch and remove"),
-        Rule::new("!has(self.level) || has(self.patch)").message("level stands beside patch alone"),
-        Rule::new(format!("!has(self.remove) || ({alone})")).message("remove stands alone"),
+            .message("a step must have exactly one of add, overlay, patch and remove"),
+        Rule::new("!has(self.level) || has(self.patch)").message("level can be used only with patch"),
+        Rule::new(format!("!has(self.remove) || ({alone})")).message("remove cannot be combined with another field"),
     ]
 }
 
@@ -72,7 +72,7 @@ fn list_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Reads the steps of an object.
+/// Parses the steps of an object.
 pub(crate) fn read(steps: &[SetStep], registries: &dyn Registries) -> Result<WrittenRecipe, RecipeError> {
     WrittenRecipe::from_yaml(&to_json(steps), &|host| registries.names(host))
 }
@@ -81,7 +81,7 @@ fn to_json(steps: &[SetStep]) -> String {
     serde_json::to_string(steps).unwrap_or_default()
 }
 
-/// A recipe as an object has it.
+/// Returns the steps of a recipe as an object has them.
 pub(crate) fn steps_of(recipe: &WrittenRecipe) -> Vec<SetStep> {
     let texts = |list: &[Glob]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     let layer = |layer: &Layer<Reference>| SetStep {

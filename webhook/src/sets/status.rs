@@ -1,9 +1,9 @@
-//! What the status of a set says next, and when its tags are due. Pure.
+//! The next status of a set, and when its tags must be resolved again. No I/O.
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
+use oras_csi_kube_support::conditions::{NewCondition, set_condition};
 
 use super::object::{EarlierRecipe, SetNodes, SetStatus};
 use crate::denial::Code;
@@ -13,48 +13,43 @@ pub(super) const READY: &str = "Ready";
 pub(super) const REFRESHED: &str = "Refreshed";
 pub(super) const PRELOADED: &str = "Preloaded";
 
-/// The reason where a spec has to be rewritten.
+/// The reason of a condition if the user must correct the spec.
 pub(super) const INVALID: &str = "InvalidSpec";
 
-/// How many earlier recipes are kept.
-const MOST_EARLIER: usize = 10;
-/// How often tags are looked up where nothing is written.
-const USUAL_INTERVAL: Duration = Duration::from_mins(5);
-/// The shortest time between two looks.
-const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
+/// How many earlier recipes the status lists.
+const MAX_HISTORY: usize = 10;
+/// How often tags are resolved if the spec names no interval.
+const DEFAULT_INTERVAL: Duration = Duration::from_mins(5);
+/// The shortest interval.
+const MIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a recipe of a set came to.
+/// The result of resolving the recipe of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Resolved {
-    /// Canonical JSON.
+pub struct Resolved {
+    /// The pinned recipe as canonical JSON.
     pub(crate) recipe: String,
+    /// The id of the volume.
     pub(crate) id: String,
-    /// With tags and digests, for people.
+    /// The references with tags and digests, for people.
     pub(crate) references: Vec<String>,
 }
 
-/// When tags are to be looked up.
+/// When the tags of a set must be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// The spec is new or was changed.
-    Changed,
-    /// The interval is over.
-    Over,
+    /// Now: the spec is new or has changed.
+    SpecChanged,
+    /// Now: the interval is over.
+    IntervalOver,
     /// After that time.
     In(Duration),
-    /// Not before the spec is changed.
+    /// Not before the spec changes.
     Never,
 }
 
-/// The time in whole seconds, which is what comes back from the API server.
-pub(super) fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
-}
-
-/// `1h30m`, as the schema has it; `None` for never.
+/// Parses an interval such as `1h30m`, in the form that the schema allows. Returns `None` for `0s`, which means never.
 pub(super) fn interval(text: Option<&str>) -> Option<Duration> {
-    let Some(text) = text else { return Some(USUAL_INTERVAL) };
+    let Some(text) = text else { return Some(DEFAULT_INTERVAL) };
     let (mut seconds, mut number) = (0_u64, 0_u64);
     for byte in text.bytes() {
         match byte {
@@ -62,13 +57,13 @@ pub(super) fn interval(text: Option<&str>) -> Option<Duration> {
             b'h' => seconds = seconds.saturating_add(std::mem::take(&mut number).saturating_mul(3_600)),
             b'm' => seconds = seconds.saturating_add(std::mem::take(&mut number).saturating_mul(60)),
             b's' => seconds = seconds.saturating_add(std::mem::take(&mut number)),
-            _ => return Some(USUAL_INTERVAL),
+            _ => return Some(DEFAULT_INTERVAL),
         }
     }
-    Some(Duration::from_secs(seconds)).filter(|time| !time.is_zero()).map(|time| time.max(SHORTEST_INTERVAL))
+    Some(Duration::from_secs(seconds)).filter(|time| !time.is_zero()).map(|time| time.max(MIN_INTERVAL))
 }
 
-/// When the tags of a set are to be looked up.
+/// Returns when the tags of a set must be resolved.
 pub(super) fn due(
     status: Option<&SetStatus>,
     generation: i64,
@@ -78,28 +73,28 @@ pub(super) fn due(
     let Some(status) = status.filter(|status| {
         status.recipe_generation == Some(generation) && status.observed_generation == generation
     }) else {
-        return Due::Changed;
+        return Due::SpecChanged;
     };
     let Some(interval) = interval else { return Due::Never };
     let refreshed = status.refreshed.as_deref().and_then(|time| time.parse::<Timestamp>().ok());
-    let Some(refreshed) = refreshed else { return Due::Over };
+    let Some(refreshed) = refreshed else { return Due::IntervalOver };
     let since = now.duration_since(refreshed);
-    // A clock that was set back must not stop all looks until it has caught up.
-    let Ok(since) = Duration::try_from(since) else { return Due::Over };
+    // A clock that was set back must not stop all refreshes until it has caught up.
+    let Ok(since) = Duration::try_from(since) else { return Due::IntervalOver };
     match interval.checked_sub(since).filter(|left| !left.is_zero()) {
         Some(left) => Due::In(left),
-        None => Due::Over,
+        None => Due::IntervalOver,
     }
 }
 
-/// Why a generation cannot be had: the reason and the message of its condition Ready.
+/// Returns why a generation could not be resolved: the reason and the message of the condition Ready.
 pub(super) fn refusal(status: &SetStatus, generation: i64) -> Option<(&str, &str)> {
     let ready = status.conditions.iter().find(|condition| condition.type_ == READY)?;
-    let is_no = ready.status == "False" && ready.observed_generation == Some(generation);
-    is_no.then_some((ready.reason.as_str(), ready.message.as_str()))
+    let is_failed = ready.status == "False" && ready.observed_generation == Some(generation);
+    is_failed.then_some((ready.reason.as_str(), ready.message.as_str()))
 }
 
-/// The status once tags were looked up.
+/// Returns the status after the tags were resolved.
 pub(crate) fn resolved(
     before: Option<&SetStatus>,
     generation: i64,
@@ -116,18 +111,20 @@ pub(crate) fn resolved(
         status.since = Some(now.to_string());
     }
     status.history.retain(|earlier| earlier.recipe != recipe);
-    status.history.truncate(MOST_EARLIER);
-    let message = format!("{} of {} references", id, references.len());
+    status.history.truncate(MAX_HISTORY);
+    let message = format!("resolved {} references to {id}", references.len());
     status.observed_generation = generation;
     status.recipe_generation = Some(generation);
     status.refreshed = Some(now.to_string());
     (status.recipe, status.id, status.references) = (Some(recipe), Some(id), references);
-    say(&mut status, READY, true, "Resolved", &message, generation, now);
-    say(&mut status, REFRESHED, true, "Resolved", "the tags were looked up", generation, now);
+    let condition =
+        |type_, message| NewCondition { type_, is_true: true, reason: "Resolved", message, generation };
+    set_condition(&mut status.conditions, condition(READY, &message), now);
+    set_condition(&mut status.conditions, condition(REFRESHED, "the tags were resolved"), now);
     status
 }
 
-/// The status once looking up failed: what pods of this generation had, they have.
+/// Returns the status after resolving failed. Pods continue to get the recipe that this generation has.
 pub(super) fn failed(
     before: Option<&SetStatus>,
     generation: i64,
@@ -137,14 +134,15 @@ pub(super) fn failed(
 ) -> SetStatus {
     let mut status = before.cloned().unwrap_or_default();
     status.observed_generation = generation;
+    let condition = |type_| NewCondition { type_, is_true: false, reason, message, generation };
     if status.recipe_generation != Some(generation) {
-        say(&mut status, READY, false, reason, message, generation, now);
+        set_condition(&mut status.conditions, condition(READY), now);
     }
-    say(&mut status, REFRESHED, false, reason, message, generation, now);
+    set_condition(&mut status.conditions, condition(REFRESHED), now);
     status
 }
 
-/// The status with how far nodes are; `None` where none fetches the set ahead of use.
+/// Returns the status with the number of nodes that have the set. `nodes` is `None` if no node preloads it.
 pub(super) fn with_nodes(
     before: &SetStatus,
     nodes: Option<SetNodes>,
@@ -162,15 +160,17 @@ pub(super) fn with_nodes(
                 (_, 0) => (false, "Fetching"),
                 _ => (false, "Failed"),
             };
-            let words =
+            let message =
                 format!("{ready} of {desired} nodes have it, {failed} failed: kubectl get nodeartifacts");
-            say(&mut status, PRELOADED, is_done, reason, &words, generation, now);
+            let new =
+                NewCondition { type_: PRELOADED, is_true: is_done, reason, message: &message, generation };
+            set_condition(&mut status.conditions, new, now);
         }
     }
     status
 }
 
-/// The reason of a condition: one word, as the API conventions want it.
+/// Returns the reason of a condition: one word, as the API conventions ask for.
 pub(super) fn reason_of(code: Code) -> &'static str {
     match code {
         Code::BadRequest | Code::Unprocessable => INVALID,
@@ -181,34 +181,9 @@ pub(super) fn reason_of(code: Code) -> &'static str {
     }
 }
 
-fn say(
-    status: &mut SetStatus,
-    type_: &str,
-    is_true: bool,
-    reason: &str,
-    message: &str,
-    generation: i64,
-    now: Timestamp,
-) {
-    let text = if is_true { "True" } else { "False" };
-    let old = status.conditions.iter_mut().find(|condition| condition.type_ == type_);
-    let since = old.as_ref().filter(|old| old.status == text).map(|old| old.last_transition_time.clone());
-    let new = Condition {
-        type_: type_.to_owned(),
-        status: text.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        observed_generation: Some(generation),
-        last_transition_time: since.unwrap_or(Time(now)),
-    };
-    match old {
-        Some(old) => *old = new,
-        None => status.conditions.push(new),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
     use rstest::rstest;
 
     use super::*;
@@ -232,46 +207,46 @@ mod tests {
     #[case(Some("0s"), None)]
     #[case(Some("1s"), Some(10))]
     #[case(Some("99999h99999m99999s"), Some(366_096_339))]
-    fn an_interval_is_read(#[case] text: Option<&str>, #[case] seconds: Option<u64>) {
+    fn an_interval_is_parsed(#[case] text: Option<&str>, #[case] seconds: Option<u64>) {
         assert_eq!(interval(text), seconds.map(Duration::from_secs));
     }
 
     #[test]
-    fn tags_are_due_when_the_spec_changes_and_when_the_interval_is_over() {
+    fn tags_are_resolved_when_the_spec_changes_and_when_the_interval_is_over() {
         let minute = Some(Duration::from_mins(1));
-        assert_eq!(due(None, 1, minute, at(0)), Due::Changed);
+        assert_eq!(due(None, 1, minute, at(0)), Due::SpecChanged);
         let status = resolved(None, 1, of("a"), at(0));
         assert_eq!(due(Some(&status), 1, minute, at(20)), Due::In(Duration::from_secs(40)));
-        assert_eq!(due(Some(&status), 1, minute, at(60)), Due::Over);
-        assert_eq!(due(Some(&status), 1, minute, at(-5)), Due::Over, "the clock was set back");
+        assert_eq!(due(Some(&status), 1, minute, at(60)), Due::IntervalOver);
+        assert_eq!(due(Some(&status), 1, minute, at(-5)), Due::IntervalOver, "the clock was set back");
         assert_eq!(due(Some(&status), 1, None, at(600)), Due::Never);
-        assert_eq!(due(Some(&status), 2, None, at(20)), Due::Changed);
-        let status = failed(Some(&status), 2, "Registry", "is away", at(30));
-        assert_eq!(due(Some(&status), 2, None, at(30)), Due::Changed);
+        assert_eq!(due(Some(&status), 2, None, at(20)), Due::SpecChanged);
+        let status = failed(Some(&status), 2, "Registry", "unreachable", at(30));
+        assert_eq!(due(Some(&status), 2, None, at(30)), Due::SpecChanged);
     }
 
     #[test]
-    fn a_failed_look_leaves_what_the_same_generation_had() {
+    fn a_failed_refresh_leaves_the_recipe_of_the_same_generation() {
         let good = resolved(None, 1, of("a"), at(0));
-        let bad = failed(Some(&good), 1, "Registry", "is away", at(60));
+        let bad = failed(Some(&good), 1, "Registry", "unreachable", at(60));
         assert_eq!((&bad.recipe, &bad.refreshed), (&good.recipe, &good.refreshed));
         assert_eq!(condition(&bad, READY), condition(&good, READY));
         let refreshed = condition(&bad, REFRESHED);
-        assert_eq!((refreshed.status.as_str(), refreshed.message.as_str()), ("False", "is away"));
+        assert_eq!((refreshed.status.as_str(), refreshed.message.as_str()), ("False", "unreachable"));
         assert_eq!(refusal(&bad, 1), None);
-        // The same failure again says nothing new, so nothing is written.
-        assert_eq!(failed(Some(&bad), 1, "Registry", "is away", at(120)), bad);
+        // The same failure again does not change the status, so nothing is written.
+        assert_eq!(failed(Some(&bad), 1, "Registry", "unreachable", at(120)), bad);
 
         let changed = failed(Some(&good), 2, INVALID, "cannot be read", at(60));
         assert_eq!(refusal(&changed, 2), Some((INVALID, "cannot be read")));
         assert_eq!((changed.recipe_generation, changed.observed_generation), (Some(1), 2));
-        let mended = resolved(Some(&changed), 3, of("b"), at(90));
-        assert_eq!(condition(&mended, READY).status, "True");
-        assert_eq!(condition(&mended, READY).last_transition_time, Time(at(90)));
+        let corrected = resolved(Some(&changed), 3, of("b"), at(90));
+        assert_eq!(condition(&corrected, READY).status, "True");
+        assert_eq!(condition(&corrected, READY).last_transition_time, Time(at(90)));
     }
 
     #[test]
-    fn earlier_recipes_are_kept_the_newest_first() {
+    fn earlier_recipes_are_listed_newest_first() {
         let mut status = resolved(None, 1, of("0"), at(0));
         for number in 1..=12 {
             status = resolved(Some(&status), 1, of(&number.to_string()), at(number));

@@ -3,30 +3,31 @@
 use oras_csi_core::keys::DRIVER;
 use serde_json::Value;
 
-use super::{Csi, Node};
+use super::csi::Csi;
+use super::node::Node;
 use crate::denial::Denial;
 
-/// A `PersistentVolume` of our driver, read.
+/// The fields of a `PersistentVolume` of this driver that the webhook reads.
 #[derive(Debug)]
 pub(crate) struct PersistentVolume<'a> {
-    /// `metadata.name`, or `generateName` where it has none yet.
+    /// `metadata.name`, or `generateName` where it has no name yet.
     pub(crate) name: &'a str,
-    /// The keys of its annotations.
+    /// The keys of the annotations.
     pub(crate) annotations: Vec<&'a str>,
     /// `spec.csi`.
     pub(crate) csi: Csi<'a>,
     /// `spec.csi.volumeHandle`.
     pub(crate) handle: &'a str,
-    /// `spec.csi.nodePublishSecretRef.namespace`, where it says one.
+    /// `spec.csi.nodePublishSecretRef.namespace`, if present.
     pub(crate) secret_namespace: Option<&'a str>,
-    /// `spec.claimRef.namespace`, where it says one.
+    /// `spec.claimRef.namespace`, if present.
     pub(crate) claim_namespace: Option<&'a str>,
-    /// `spec.volumeMode`, where it says one.
+    /// `spec.volumeMode`, if present.
     pub(crate) mode: Option<&'a str>,
 }
 
 impl<'a> PersistentVolume<'a> {
-    /// Reads what the webhook needs; `None` for a volume of another driver, or of none.
+    /// Reads the fields; `None` for a volume of another driver.
     pub(crate) fn read(object: &'a Value) -> Result<Option<Self>, Denial> {
         let root = Node { value: Some(object), path: "persistentvolume".into() };
         root.object()?;
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_drivers_volume_is_none_of_ours() {
+    fn a_volume_of_another_driver_is_ignored() {
         for spec in [
             json!(null),
             json!({}),
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_absent_and_a_wrong_type_is_named() {
+    fn null_is_absent_and_a_wrong_type_is_denied() {
         let read = |claim: Value| {
             let object = json!({"metadata": {"name": "pv"}, "spec": {"claimRef": claim, "volumeMode": null,
                 "csi": {"driver": "csi.oras.land", "volumeHandle": "h", "nodePublishSecretRef": null}}});

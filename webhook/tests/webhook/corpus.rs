@@ -1,8 +1,8 @@
-//! Every review of `corpus/` gets the answer beside it.
+//! Posts every review in `corpus/` and compares the answer with the expected one.
 //!
-//! `NAME.json` is a body as it comes over the wire, right or wrong. `NAME.answer` says what has to come back:
-//! the HTTP status, and for 200 whether it is allowed, with a patch or with which code, and words that have
-//! to be in the message or in a warning. `path` is where it is posted, `/mutate` if it says nothing.
+//! `NAME.json` is a request body, valid or not. `NAME.answer` has the expected answer: the HTTP status, and for 200 whether
+//! the request is allowed, whether there is a patch, the status code, and text that the message or a warning must contain.
+//! `path` is the path that the body is posted to; the default is `/mutate`.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 #[tokio::test]
-async fn every_review_gets_its_answer() {
+async fn every_review_gets_its_expected_answer() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let mut names: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()

@@ -1,4 +1,4 @@
-//! Pull secrets: which are used, in which order, and what the driver is told.
+//! Pull secrets: which are used, in which order, and which one the driver gets.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use oras_csi_core::credentials::{Administrator, AdministratorSettings};
 use oras_csi_webhook::credentials::{
-    CredentialSources, NoSecrets, Secret, SecretError, Secrets, StatedSecrets,
+    CredentialSources, ManifestSecrets, NoSecrets, Secret, SecretError, Secrets,
 };
 use serde_json::{Value, json};
 
@@ -31,14 +31,14 @@ fn account(name: &str, secrets: &[&str]) -> Value {
         "imagePullSecrets": secrets})
 }
 
-fn asks(reference: &str, pull_secrets: &[&str]) -> Value {
+fn pod_with_secrets(reference: &str, pull_secrets: &[&str]) -> Value {
     let mut pod = pod(&[("artifact", reference)]);
     pod["spec"]["imagePullSecrets"] = pull_secrets.iter().map(|name| json!({"name": name})).collect();
     pod
 }
 
-/// `nodePublishSecretRef` of the volume of the annotations.
-async fn handed_to_the_driver(bench: &Bench, pod: &Value) -> Value {
+/// Returns `nodePublishSecretRef` of the annotations' volume.
+async fn publish_secret(bench: &Bench, pod: &Value) -> Value {
     let admitted = bench.admitted(pod).await;
     let again = bench.admit(&admitted).await.unwrap();
     assert!(again.patch().0.is_empty(), "twice is once: {:?}", again.patch());
@@ -48,7 +48,7 @@ async fn handed_to_the_driver(bench: &Bench, pod: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_secret_that_worked_is_named_for_the_driver() {
+async fn the_accepted_secret_is_named_for_the_driver() {
     let bench = Bench::with_secrets(&[
         secret("alices", "alice"),
         secret("bobs", "bob"),
@@ -56,31 +56,34 @@ async fn the_secret_that_worked_is_named_for_the_driver() {
         account("robot", &["alices"]),
     ]);
     let alice = "private.io/alice/model:v1";
-    assert_eq!(handed_to_the_driver(&bench, &asks(alice, &["alices"])).await, json!({"name": "alices"}));
     assert_eq!(
-        handed_to_the_driver(&bench, &asks(alice, &["bobs", "alices"])).await,
+        publish_secret(&bench, &pod_with_secrets(alice, &["alices"])).await,
+        json!({"name": "alices"})
+    );
+    assert_eq!(
+        publish_secret(&bench, &pod_with_secrets(alice, &["bobs", "alices"])).await,
         json!({"name": "alices"})
     );
     let by_account = "private.io/bob/model:v1";
-    assert_eq!(handed_to_the_driver(&bench, &asks(by_account, &[])).await, json!({"name": "bobs"}));
-    let mut robot = asks(alice, &[]);
+    assert_eq!(publish_secret(&bench, &pod_with_secrets(by_account, &[])).await, json!({"name": "bobs"}));
+    let mut robot = pod_with_secrets(alice, &[]);
     robot["spec"]["serviceAccountName"] = json!("robot");
-    assert_eq!(handed_to_the_driver(&bench, &robot).await, json!({"name": "alices"}));
-    let mut named = asks(alice, &[]);
+    assert_eq!(publish_secret(&bench, &robot).await, json!({"name": "alices"}));
+    let mut named = pod_with_secrets(alice, &[]);
     named["metadata"]["annotations"]["oras.land/pull-secret"] = json!("alices");
-    assert_eq!(handed_to_the_driver(&bench, &named).await, json!({"name": "alices"}));
-    // What needs none gets none, whatever the pod has.
-    assert_eq!(handed_to_the_driver(&bench, &asks("r.io/public:v1", &["alices"])).await, Value::Null);
+    assert_eq!(publish_secret(&bench, &named).await, json!({"name": "alices"}));
+    // A public artifact needs no Secret, so the volume names none.
+    assert_eq!(publish_secret(&bench, &pod_with_secrets("r.io/public:v1", &["alices"])).await, Value::Null);
     let digest = default_digest(alice);
-    let by_digest = asks(&format!("private.io/alice/model@{digest}"), &["alices"]);
-    assert_eq!(handed_to_the_driver(&bench, &by_digest).await, json!({"name": "alices"}));
+    let by_digest = pod_with_secrets(&format!("private.io/alice/model@{digest}"), &["alices"]);
+    assert_eq!(publish_secret(&bench, &by_digest).await, json!({"name": "alices"}));
     let mut by_digest_alone = by_digest.clone();
     by_digest_alone["spec"]["imagePullSecrets"] = json!([]);
     assert!(bench.admit(&by_digest_alone).await.is_err(), "a digest that is known is no right to it");
 }
 
 #[tokio::test]
-async fn an_inline_volume_keeps_or_loses_the_secret_that_it_named() {
+async fn an_inline_volume_keeps_its_secret_only_if_it_is_needed() {
     let bench = Bench::with_secrets(&[secret("alices", "alice"), secret("bobs", "bob")]);
     let volume = |reference: &str, name: &str| {
         let mut pod = inline(&json!({"oras.artifact.reference": reference}));
@@ -88,12 +91,12 @@ async fn an_inline_volume_keeps_or_loses_the_secret_that_it_named() {
         pod
     };
     let alice = "private.io/alice/model:v1";
-    assert_eq!(handed_to_the_driver(&bench, &volume(alice, "alices")).await, json!({"name": "alices"}));
-    assert_eq!(handed_to_the_driver(&bench, &volume("r.io/public:v1", "alices")).await, Value::Null);
+    assert_eq!(publish_secret(&bench, &volume(alice, "alices")).await, json!({"name": "alices"}));
+    assert_eq!(publish_secret(&bench, &volume("r.io/public:v1", "alices")).await, Value::Null);
     let mut both = volume(alice, "bobs");
     both["spec"]["imagePullSecrets"] = json!([{"name": "alices"}]);
-    assert_eq!(handed_to_the_driver(&bench, &both).await, json!({"name": "alices"}));
-    // A canonical volume is not asked about again: what it came with stays.
+    assert_eq!(publish_secret(&bench, &both).await, json!({"name": "alices"}));
+    // A canonical volume is not resolved again: its Secret stays.
     let admitted = bench.admitted(&volume(alice, "alices")).await;
     let elsewhere = Bench::with_secrets(&[]);
     let outcome = elsewhere.admit(&admitted).await.unwrap();
@@ -102,30 +105,27 @@ async fn an_inline_volume_keeps_or_loses_the_secret_that_it_named() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_whose_credentials_were_tried_and_what_to_do() {
+async fn a_denial_names_the_credentials_that_were_tried() {
     let bench = Bench::with_secrets(&[
         secret("bobs", "bob"),
         json!({"apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": "opaque", "namespace": "team"}, "data": {"x": "eA=="}}),
     ]);
     let said = async |pod: Value| bench.admit(&pod).await.unwrap_err();
-    let denial = said(asks("private.io/alice/model:v1", &[])).await;
+    let denial = said(pod_with_secrets("private.io/alice/model:v1", &[])).await;
     assert_eq!(denial.code().number(), 403, "{denial}");
     assert!(denial.message().contains("asked with no credentials"), "{denial}");
     assert!(
         denial.message().contains("name a Secret with credentials for it in oras.land/pull-secret"),
         "{denial}"
     );
-    // Somebody was let in, and found nothing there: that is the better word.
-    let denial = said(asks("private.io/alice/model:v1", &["bobs", "opaque"])).await;
+    // One credential was accepted and found nothing there: that error is reported.
+    let denial = said(pod_with_secrets("private.io/alice/model:v1", &["bobs", "opaque"])).await;
     assert_eq!(denial.code().number(), 404, "{denial}");
     assert!(denial.message().contains("asked with secret bobs, no credentials"), "{denial}");
-    assert!(
-        denial.message().contains("secret opaque was passed over: it has no .dockerconfigjson"),
-        "{denial}"
-    );
+    assert!(denial.message().contains("secret opaque was skipped: it has no .dockerconfigjson"), "{denial}");
 
-    let mut named = asks("r.io/a:v1", &[]);
+    let mut named = pod_with_secrets("r.io/a:v1", &[]);
     named["metadata"]["annotations"]["oras.land/pull-secret"] = json!("opaque");
     let denial = said(named.clone()).await;
     assert!(
@@ -137,7 +137,7 @@ async fn a_refusal_says_whose_credentials_were_tried_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_cluster_tells_what_is_missing_and_what_is_out_of_reach() {
+async fn a_missing_secret_and_an_unreadable_secret_are_denied() {
     struct Cluster;
     #[async_trait::async_trait]
     impl Secrets for Cluster {
@@ -155,24 +155,24 @@ async fn a_cluster_tells_what_is_missing_and_what_is_out_of_reach() {
     }
     let bench =
         Bench::with_credentials(CredentialSources { secrets: Box::new(Cluster), administrator: None });
-    // Those that are merely there are passed over, as kubelet does.
-    bench.admit(&asks("r.io/a:v1", &["none", "forbidden"])).await.unwrap();
+    // Unusable imagePullSecrets are skipped, as kubelet does.
+    bench.admit(&pod_with_secrets("r.io/a:v1", &["none", "forbidden"])).await.unwrap();
     for (name, code, words) in [
         (
             "none",
             404,
-            "does not exist in the pod's namespace: make it: kubectl create secret docker-registry none",
+            "does not exist in the pod's namespace: create it: kubectl create secret docker-registry none",
         ),
-        ("forbidden", 403, "the webhook has no right to read it (no right)"),
+        ("forbidden", 403, "the webhook has no permission to read it (no right)"),
     ] {
-        let mut named = asks("r.io/a:v1", &[]);
+        let mut named = pod_with_secrets("r.io/a:v1", &[]);
         named["metadata"]["annotations"]["oras.land/pull-secret"] = json!(name);
         let denial = bench.admit(&named).await.unwrap_err();
         assert_eq!(denial.code().number(), code, "{denial}");
         assert!(denial.message().contains(words), "{denial}");
     }
     let soon = tokio::time::Instant::now() + std::time::Duration::from_millis(100);
-    let mut slow = asks("r.io/a:v1", &[]);
+    let mut slow = pod_with_secrets("r.io/a:v1", &[]);
     slow["metadata"]["annotations"]["oras.land/pull-secret"] = json!("slow");
     let denial = bench.admission.admit_pod(&slow, "team", soon).await.unwrap_err();
     assert_eq!(denial.code().number(), 503, "{denial}");
@@ -182,55 +182,57 @@ async fn a_cluster_tells_what_is_missing_and_what_is_out_of_reach() {
 }
 
 #[tokio::test]
-async fn a_recipe_has_one_secret_or_says_how_to_make_one_of_two() {
+async fn a_recipe_that_needs_two_secrets_is_denied() {
     let both = json!({"auths": {
         "private.io/alice": {"username": "u", "password": "alice"},
         "private.io/bob": {"username": "u", "password": "bob"}}});
     let merged = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "merged", "namespace": "team"},
         "stringData": {".dockerconfigjson": both.to_string()}});
     let two = [secret("alices", "alice"), secret("bobs", "bob")];
-    let mut pod = asks("private.io/alice/a:1", &["alices", "bobs"]);
+    let mut pod = pod_with_secrets("private.io/alice/a:1", &["alices", "bobs"]);
     pod["metadata"]["annotations"]["oras.land/artifact.b"] = json!("private.io/bob/b:1");
     pod["metadata"]["annotations"]["oras.land/artifact.c"] = json!("r.io/c:1");
     let denial = Bench::with_secrets(&two).admit(&pod).await.unwrap_err();
     assert_eq!(denial.code().number(), 400, "{denial}");
     assert!(
-        denial.message().contains("needs 2 different pull secrets (alices, bobs), and a volume has one"),
+        denial
+            .message()
+            .contains("needs 2 different pull secrets (alices, bobs), but a volume can have only one"),
         "{denial}"
     );
     assert!(
-        denial.message().contains("put the entries of both into the .dockerconfigjson of one Secret"),
+        denial.message().contains("merge their entries into the .dockerconfigjson of one Secret"),
         "{denial}"
     );
-    // One that comes last and does for all is found.
+    // The last Secret is used if it is accepted for all references.
     let mut three = two.to_vec();
     three.push(merged);
     pod["spec"]["imagePullSecrets"] = json!([{"name": "alices"}, {"name": "merged"}]);
-    assert_eq!(handed_to_the_driver(&Bench::with_secrets(&three), &pod).await, json!({"name": "merged"}));
+    assert_eq!(publish_secret(&Bench::with_secrets(&three), &pod).await, json!({"name": "merged"}));
 }
 
 #[tokio::test]
-async fn where_nobody_can_read_the_secret_ones_own_credentials_stand_in() {
+async fn the_users_credentials_replace_a_secret_that_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.json");
     std::fs::write(&file, docker_config("private.io", "alice")).unwrap();
     let settings = AdministratorSettings { docker_config: Some(file), ..AdministratorSettings::default() };
     let administrator = Some(Administrator::new(settings).unwrap());
     let bench = Bench::with_credentials(CredentialSources {
-        secrets: Box::new(StatedSecrets::default()),
+        secrets: Box::new(ManifestSecrets::default()),
         administrator,
     });
     let alice = "private.io/alice/model:v1";
-    // The administrator's are on the nodes as well, so nothing is named.
-    assert_eq!(handed_to_the_driver(&bench, &asks(alice, &["unknown"])).await, Value::Null);
-    let mut named = asks(alice, &[]);
+    // The nodes have the administrator's credentials too, so the volume names no Secret.
+    assert_eq!(publish_secret(&bench, &pod_with_secrets(alice, &["unknown"])).await, Value::Null);
+    let mut named = pod_with_secrets(alice, &[]);
     named["metadata"]["annotations"]["oras.land/pull-secret"] = json!("in-the-cluster");
-    assert_eq!(handed_to_the_driver(&bench, &named).await, json!({"name": "in-the-cluster"}));
+    assert_eq!(publish_secret(&bench, &named).await, json!({"name": "in-the-cluster"}));
 }
 
-/// The same references at the same moment, asked for by those who may and those who may not.
+/// Requests with and without permission resolve the same references at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_cache_lets_anybody_in_for_somebody_else() {
+async fn the_cache_never_gives_one_credentials_answer_to_another() {
     let bench = Arc::new(Bench::with_secrets(&[
         secret("pull", "alice"),
         secret_in("blue", "pull", "bob"),
@@ -245,7 +247,7 @@ async fn no_cache_lets_anybody_in_for_somebody_else() {
         tasks.spawn(async move {
             for (asked_for, tag) in [("alice", number % 5), ("bob", number % 5)] {
                 let reference = format!("private.io/{asked_for}/model:{tag}");
-                let outcome = bench.admit_in(namespace, &asks(&reference, &["pull"])).await;
+                let outcome = bench.admit_in(namespace, &pod_with_secrets(&reference, &["pull"])).await;
                 assert_eq!(
                     outcome.is_ok(),
                     owner == asked_for,

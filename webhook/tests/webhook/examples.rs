@@ -1,4 +1,4 @@
-//! Every manifest of `examples/` is admitted, and listed in its README.
+//! Admits every manifest in `examples/`, and checks that the README lists it.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
 }
 
-/// The pods of a manifest; a workload's is that of its template.
+/// Returns the pods of a manifest; for a workload that is its template.
 fn pods(file: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(folder().join(file)).unwrap();
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
@@ -34,7 +34,7 @@ fn pods(file: &str) -> Vec<Value> {
         .collect()
 }
 
-/// What `patch.yaml` says in its first lines.
+/// Creates the patch that the first lines of `patch.yaml` describe.
 fn patch_java_app(bench: &Bench, base: &Digest) {
     let at = |text: &str, digest: Digest| Reference::parse(text).unwrap().with_digest(digest);
     let of = |text: &str| at(text, bench.registry.store(&default_manifest(text)));
@@ -81,13 +81,13 @@ fn patch_java_app(bench: &Bench, base: &Digest) {
     "kind-registry:5000/acme/model:v1@"])]
 #[tokio::test]
 async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[case] references: &[&str]) {
-    // Its own sets are there, or those that another pod has made.
+    // The example's own sets exist, or those that another example creates.
     let sets = if file == "issue-25-second.yaml" { "issue-25-first.yaml" } else { file };
     let text = std::fs::read_to_string(folder().join(sets)).unwrap();
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
     let sets: Vec<Value> = documents.into_iter().filter(is_set).collect();
     let (bench, stated) = Bench::new().with_sets(&sets);
-    // Its own policies are in force, whatever namespaces they select.
+    // The example's own policies are in force, whatever namespaces they select.
     let path = folder().join(file);
     let text = std::fs::read_to_string(&path).unwrap();
     let policies: Vec<Entry> = serde_saphyr::from_multiple::<Value>(&text)
@@ -105,7 +105,7 @@ async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[ca
     assert_eq!(has_policies, file.starts_with("policy-"));
     for set in &sets {
         let name = set["metadata"]["name"].as_str().unwrap();
-        bench.admission.resolve_stated(&stated, name, soon()).await;
+        bench.admission.update_set_statuses(&stated, name, soon()).await;
     }
     if file == "issue-25-second.yaml" {
         let first = review(&pods("issue-25-first.yaml")[0]);
@@ -150,7 +150,7 @@ async fn an_example_is_admitted(#[case] file: &str, #[case] paths: &[&str], #[ca
 #[rstest]
 #[case("inject-false.yaml")]
 #[tokio::test]
-async fn an_example_that_does_not_ask_is_left_alone(#[case] file: &str) {
+async fn an_example_without_a_request_is_not_changed(#[case] file: &str) {
     let bench = Bench::new();
     let pods = pods(file);
     assert_eq!(pods.len(), 1);
@@ -164,7 +164,7 @@ fn all_examples_are_tested_and_listed() {
     let tests = include_str!("examples.rs");
     for entry in std::fs::read_dir(folder()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        // What drives sets from outside is tested on the node (tests/tests/e2e/sets.rs).
+        // Examples of tools that drive sets are tested on the node (tests/tests/e2e/sets.rs).
         if !["README.md", "demo", "workflows"].contains(&name.as_str()) {
             assert!(readme.contains(&format!("]({name})")), "{name} is not in the README");
             assert!(tests.contains(&format!("#[case(\"{name}\"")), "{name} has no case here");

@@ -1,4 +1,4 @@
-//! The routes, and the server's end.
+//! The routes and the shutdown of the server.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
 use oras_csi_webhook::ResolverSettings;
-use oras_csi_webhook::server::{self, LONGEST_BODY, ServerSettings, router};
+use oras_csi_webhook::server::{self, MAX_BODY_BYTES, ServerSettings, router};
 use rstest::rstest;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
@@ -39,7 +39,7 @@ async fn get(router: &Router, path: &str) -> (StatusCode, String) {
 }
 
 #[tokio::test]
-async fn a_review_is_answered_as_the_api_server_wants_it() {
+async fn a_review_gets_the_answer_that_the_api_server_requires() {
     let (status, body) = ask(&routes(), post(review(&pod(&[("artifact", "r.io/a:1")])).to_string())).await;
     assert_eq!(status, StatusCode::OK);
     let answer: Value = serde_json::from_str(&body).unwrap();
@@ -81,7 +81,7 @@ async fn a_denial_is_http_200() {
     "the body has no apiVersion: this"
 )]
 #[tokio::test]
-async fn what_cannot_be_answered_is_an_http_error(
+async fn a_body_without_a_uid_is_an_http_error(
     #[case] kind: &str,
     #[case] body: &'static str,
     #[case] status: StatusCode,
@@ -94,7 +94,7 @@ async fn what_cannot_be_answered_is_an_http_error(
 }
 
 #[tokio::test]
-async fn other_methods_and_paths_are_told_so() {
+async fn other_methods_and_paths_are_rejected() {
     let routes = routes();
     assert_eq!(get(&routes, "/mutate").await.0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(get(&routes, "/").await.0, StatusCode::NOT_FOUND);
@@ -103,21 +103,21 @@ async fn other_methods_and_paths_are_told_so() {
 }
 
 #[tokio::test]
-async fn a_body_may_be_large_and_not_too_large() {
+async fn a_body_has_a_maximum_length() {
     let routes = routes();
     let mut large = pod(&[("artifact", "r.io/a:1")]);
-    large["spec"]["x"] = json!("x".repeat(LONGEST_BODY - 4_096));
+    large["spec"]["x"] = json!("x".repeat(MAX_BODY_BYTES - 4_096));
     assert_eq!(ask(&routes, post(review(&large).to_string())).await.0, StatusCode::OK);
 
     let nine = vec![b' '; 9 << 20];
     let (status, text) = ask(&routes, post(nine.clone())).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     assert!(text.contains("8388608"), "{text}");
-    // Without an announced length too.
+    // The same without a Content-Length.
     let chunks = nine.chunks(65_536).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect::<Vec<_>>();
     let stream = Body::from_stream(futures_util::stream::iter(chunks));
     assert_eq!(ask(&routes, post(stream)).await.0, StatusCode::PAYLOAD_TOO_LARGE);
-    // It is told at once, and what the client still writes is taken in, so that it comes to read that.
+    // The answer is sent at once, and the rest of the body is discarded, so that the client reads the answer.
     let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
     let body = futures_util::stream::unfold(receiver, |mut receiver| async {
         receiver.recv().await.map(|chunk| (chunk, receiver))
@@ -134,7 +134,7 @@ async fn a_body_may_be_large_and_not_too_large() {
 }
 
 #[tokio::test]
-async fn a_body_that_stalls_costs_only_its_own_time() {
+async fn a_stalled_body_does_not_block_other_requests() {
     let body = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
     let request =
         Request::post("/mutate?timeout=1s").header("content-type", "application/json").body(body).unwrap();
@@ -142,7 +142,7 @@ async fn a_body_that_stalls_costs_only_its_own_time() {
 }
 
 #[tokio::test]
-async fn the_api_servers_timeout_bounds_the_work() {
+async fn the_timeout_of_the_request_limits_the_work() {
     let bench = Bench::new();
     bench.registry.set("slow.io/a:1", Behaviour::Hangs);
     let routes = router(bench.app(FixedHealth(true), ServerSettings::default()));
@@ -159,8 +159,8 @@ async fn the_api_servers_timeout_bounds_the_work() {
 }
 
 #[tokio::test]
-async fn too_many_at_once_are_turned_away() {
-    let settings = ServerSettings { most_requests: 1, ..ServerSettings::default() };
+async fn too_many_reviews_at_the_same_time_are_rejected() {
+    let settings = ServerSettings { max_requests: 1, ..ServerSettings::default() };
     let routes = router(Bench::new().app(FixedHealth(true), settings));
     let never = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
     let slow = tokio::spawn({
@@ -176,12 +176,12 @@ async fn too_many_at_once_are_turned_away() {
     assert_eq!(ask(&routes, post(review(&pod(&[])).to_string())).await.0, StatusCode::OK);
 }
 
-/// Many more wait for a registry that says nothing than may be on their way in at once.
+/// More requests wait for a registry that does not answer than may be received at the same time.
 #[tokio::test]
-async fn a_registry_that_stalls_costs_nobody_else_anything() {
+async fn a_stalled_registry_does_not_block_other_requests() {
     let bench = Bench::new();
     bench.registry.set("slow.io/a:1", Behaviour::Hangs);
-    let settings = ServerSettings { most_requests: 8, ..ServerSettings::default() };
+    let settings = ServerSettings { max_requests: 8, ..ServerSettings::default() };
     let routes = router(bench.app(FixedHealth(true), settings));
     let of = |reference: &str| review(&pod(&[("artifact", reference)])).to_string();
     let mut stalled = tokio::task::JoinSet::new();
@@ -197,16 +197,16 @@ async fn a_registry_that_stalls_costs_nobody_else_anything() {
         assert!(status == StatusCode::OK && body.contains("@sha256:"), "{body}");
     }
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-    // By now the registry counts as silent: whoever comes after so many is told at once.
+    // The registry has not answered for too long, so more requests fail at once.
     let started = Instant::now();
     let (_, body) = ask(&routes, post(of("slow.io/a:1"))).await;
-    assert!(body.contains("400 requests wait for that registry already"), "{body}");
+    assert!(body.contains("400 requests already wait for the registry"), "{body}");
     assert!(started.elapsed() < Duration::from_secs(1));
     stalled.abort_all();
 }
 
 #[tokio::test]
-async fn whoever_applies_a_workload_is_told_what_its_pods_will_meet() {
+async fn applying_a_workload_gives_the_warnings_of_its_pods() {
     let bench = Bench::new();
     bench.registry.set("r.io/none:1", Behaviour::Fails(crate::support::not_found("r.io/none:1")));
     let routes = router(bench.app(FixedHealth(true), ServerSettings::default()));
@@ -235,7 +235,7 @@ async fn whoever_applies_a_workload_is_told_what_its_pods_will_meet() {
     assert!(about(deployment("team/app"), "CREATE").await.contains("docker.io/team/app"));
     let mut misplaced = deployment("r.io/a:1");
     misplaced["metadata"]["annotations"] = json!({"oras.land/artifact": "r.io/a:1"});
-    assert!(about(misplaced, "CREATE").await.contains("on the Deployment itself does nothing"));
+    assert!(about(misplaced, "CREATE").await.contains("on the Deployment itself has no effect"));
     for silent in [
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": pod(&[])}}),
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": null}}),
@@ -246,7 +246,7 @@ async fn whoever_applies_a_workload_is_told_what_its_pods_will_meet() {
         assert_eq!(about(silent, "CREATE").await, "null");
     }
     assert_eq!(about(deployment("r.io/none:1"), "DELETE").await, "null");
-    // Those whose pods were looked at took of the API server's time, like pods.
+    // Reviews with a pod template count in the slack metric, like pods.
     let (_, metrics) = get(&routes, "/metrics").await;
     assert!(metrics.contains("oras_csi_webhook_deadline_slack_seconds_count 5\n"), "{metrics}");
 }
@@ -282,7 +282,7 @@ async fn health_readiness_and_metrics() {
 }
 
 #[tokio::test]
-async fn a_draining_server_says_so_and_answers_on() {
+async fn a_draining_server_is_not_ready_and_still_answers() {
     let app = Bench::new().app(FixedHealth(true), ServerSettings::default());
     let routes = router(Arc::clone(&app));
     let connection = async || {
@@ -297,7 +297,7 @@ async fn a_draining_server_says_so_and_answers_on() {
     assert_eq!(get(&routes, "/healthz").await.0, StatusCode::OK);
 }
 
-/// Health that is a bug.
+/// A health check that panics.
 struct Broken;
 
 impl server::Health for Broken {
@@ -311,15 +311,15 @@ impl server::Health for Broken {
 }
 
 #[tokio::test]
-async fn a_panic_is_an_answer() {
+async fn a_panic_is_answered_with_500() {
     let routes = router(Bench::new().app(Broken, ServerSettings::default()));
     assert_eq!(get(&routes, "/readyz").await.0, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(get(&routes, "/healthz").await.0, StatusCode::OK);
     assert!(get(&routes, "/metrics").await.1.contains(r#"outcome="crashed"} 1"#));
 }
 
-/// One request over TLS on a connection of its own; what comes until the server closes it, or `None`
-/// where it does not even connect.
+/// Sends one request over TLS on a new connection. Returns everything until the server closes it, or `None` where the
+/// connection fails.
 fn over_tls(port: u16, ca: &str, request: &str) -> Option<String> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in rustls::pki_types::CertificateDer::pem_slice_iter(ca.as_bytes()) {
@@ -343,7 +343,7 @@ fn over_tls(port: u16, ca: &str, request: &str) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_serves_over_tls_and_ends_in_order() {
+async fn it_serves_over_tls_and_shuts_down_gracefully() {
     let folder = tempfile::tempdir().unwrap();
     let (stop, stop_certificates, tasks) =
         (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
@@ -383,8 +383,8 @@ async fn it_serves_over_tls_and_ends_in_order() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let lame = get("/readyz", ca.clone()).await.unwrap().unwrap();
     assert!(lame.starts_with("HTTP/1.1 503") && lame.contains("draining"), "{lame}");
-    // A request that comes while draining, and takes longer than the lame duck, is answered; the server
-    // ends its connection.
+    // A request that arrives while draining, and takes longer than the lame duck period, is answered; the server then
+    // closes the connection.
     let body = review(&pod(&[("artifact", "r.io/a:1")])).to_string();
     let request = format!(
         "POST /mutate?timeout=10s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: \
@@ -401,7 +401,7 @@ async fn it_serves_over_tls_and_ends_in_order() {
     server.await.unwrap().unwrap();
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(600) && took < Duration::from_secs(4), "{took:?}");
-    assert!(get("/readyz", ca).await.unwrap().is_none(), "nobody listens any more");
+    assert!(get("/readyz", ca).await.unwrap().is_none(), "the port is closed");
     stop_certificates.cancel();
     tasks.close();
     tasks.wait().await;

@@ -1,5 +1,5 @@
-//! No network before policy: a registry and a resolver that write down whoever comes, and the client that
-//! production has.
+//! No network before policy: a registry and a DNS resolver that record every access, with the registry client that is
+//! used in production.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::{Namespaced, default_digest, entries, inline, pod, soon};
 use async_trait::async_trait;
-use oras_csi_core::registry::guard::Names;
+use oras_csi_core::registry::guard::HostResolver;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
 use oras_csi_webhook::ResolverSettings;
@@ -17,13 +17,13 @@ use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{NoPolicy, Policies};
 use serde_json::{Value, json};
 
-/// Says that every host is this machine, and writes down which was asked for.
+/// Resolves every host to this machine, and records the host names.
 #[derive(Debug, Default)]
 struct RecordingNames(Mutex<Vec<String>>);
 
 #[async_trait]
-impl Names for RecordingNames {
-    async fn addresses(&self, host: &str) -> std::io::Result<Vec<SocketAddr>> {
+impl HostResolver for RecordingNames {
+    async fn resolve_host(&self, host: &str) -> std::io::Result<Vec<SocketAddr>> {
         self.0.lock().unwrap().push(host.to_owned());
         Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))])
     }
@@ -37,7 +37,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Two registries, both of them a listener that says 404 to everybody; policies forbid one of them.
+    /// Two registries at one listener that always answers 404; policies forbid one of them.
     fn open(spec: &Value) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -62,7 +62,7 @@ impl Scene {
         }
         let hosts = HostsConfig::load(Some(certs.path())).unwrap();
         let names = Arc::new(RecordingNames::default());
-        let settings = Settings::default().with_names(names.clone()).with_proxies(false).with_tries(1);
+        let settings = Settings::default().with_resolver(names.clone()).with_proxies(false).with_tries(1);
         let registry = Arc::new(HttpRegistry::new(hosts.clone(), settings));
         let policies = Policies::new(Vec::new(), NoPolicy::Allow, Namespaced);
         policies.set_files(entries(std::slice::from_ref(spec)));
@@ -87,13 +87,13 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_policy_forbids_is_neither_looked_up_nor_dialled() {
+async fn a_forbidden_registry_is_neither_resolved_nor_dialled() {
     let allow = json!({"registries": {"allow": ["good.example"]}});
     let deny = json!({"registries": {"deny": ["evil.example", "*.evil.example"]}});
     for spec in [allow, deny] {
         let scene = Scene::open(&spec);
         let before = scene.recorded();
-        assert_eq!(before, (0, 0), "nobody is asked without a pod");
+        assert_eq!(before, (0, 0), "nothing is accessed without a pod");
         assert_eq!(scene.code(&pod(&[("artifact", "good.example/a:1")])).await, 404);
         let (names, connections) = scene.recorded();
         assert!(

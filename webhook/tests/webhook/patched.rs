@@ -1,4 +1,4 @@
-//! Patches and the artifacts of recipes, as pods name them: what comes of them, and in which order who is asked.
+//! Patches and recipe artifacts in pods: what they expand to, and the order of policy checks and registry requests.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +23,7 @@ const MINOR: &str = "r.io/app:minor";
 const MAJOR: &str = "fix.io/team/major:2";
 const CRITICAL: &str = "fix.io/team/critical:3";
 
-/// A reference with the digest that the registry gives it by default.
+/// Returns a reference with the digest that the registry has by default.
 fn at(text: &str) -> Reference {
     Reference::parse(text).unwrap().with_digest(default_digest(text))
 }
@@ -32,7 +32,7 @@ fn levels() -> Vec<(Level, Reference)> {
     vec![(Level::Minor, at(MINOR)), (Level::Major, at(MAJOR)), (Level::Critical, at(CRITICAL))]
 }
 
-/// Has all that the patch `r.io/app:patched` names.
+/// Pushes everything that the patch `r.io/app:patched` names.
 fn fill(registry: &FakeRegistry) -> Digest {
     for text in [BASE, MINOR, MAJOR, CRITICAL] {
         registry.store(&crate::support::default_manifest(text));
@@ -52,7 +52,7 @@ fn volume(pod: &Value) -> CanonicalVolume {
     CanonicalVolume::from_attributes(texts).unwrap()
 }
 
-/// The canonical recipe of these steps, as `add` and `overlay`.
+/// Returns the canonical recipe of these steps, as `add` and `overlay`.
 fn recipe(steps: &[&str]) -> String {
     let step = |(number, text): (usize, &&str)| {
         let verb = if number == 0 { "add" } else { "overlay" };
@@ -93,7 +93,7 @@ async fn a_patch_becomes_its_base_and_its_levels_each_pinned(
     let warning = format!("annotation oras.land/patch: r.io/app:patched is pinned to {digest}");
     assert_eq!(outcome.warnings(), [warning]);
 
-    // A second round, and a copy of the pod once the tag has moved.
+    // Reinvocation, and a copy of the pod after the tag moved.
     assert_eq!(bench.admitted(&after).await, after);
     bench.registry.tag_patch("r.io/app:patched", &at(BASE), &levels()[2..]);
     let later = Bench::new();
@@ -112,7 +112,7 @@ async fn a_volume_names_a_patch_with_its_base_beside_it() {
     assert!(after["metadata"]["annotations"].get("oras.land/pinned-patch").is_none());
     assert_eq!(bench.admitted(&after).await, after);
 
-    // The same bytes elsewhere: what is written is what is mounted.
+    // The same content in another repository: the reference in the pod is mounted.
     bench.registry.set("mirror.io/app:1", Behaviour::Is(default_digest(BASE)));
     let both = json!({"oras.artifact.patch": "r.io/app:patched", "oras.artifact.reference": "mirror.io/app:1",
         "oras-csi.name": "mine"});
@@ -130,7 +130,7 @@ async fn a_patch_of_something_else_is_denied() {
     let denial = bench.admit(&inline(&both)).await.unwrap_err();
     assert_eq!(denial.code().number(), 400);
     for words in [
-        "volume in, attribute oras.artifact.reference: \"r.io/other:1\" is of the digest".to_owned(),
+        "volume in, attribute oras.artifact.reference: \"r.io/other:1\" has the digest".to_owned(),
         default_digest("r.io/other:1").to_string(),
         format!("the patch is for {}", at(BASE)),
         format!("the patch is r.io/app:patched@{digest}"),
@@ -140,26 +140,26 @@ async fn a_patch_of_something_else_is_denied() {
 }
 
 #[tokio::test]
-async fn a_level_that_is_not_there_leaves_the_base_with_a_warning() {
+async fn a_patch_without_the_requested_level_mounts_the_base_with_a_warning() {
     let (bench, _) = bench();
     bench.registry.tag_patch("r.io/app:crit", &at(BASE), &levels()[2..]);
     let outcome = bench.admit(&pod(&[("patch", "r.io/app:crit"), ("patch-level", "major")])).await.unwrap();
     assert_eq!(outcome.volumes()[0].1.recipe().to_json(), recipe(&[BASE]));
     assert!(
-        outcome.warnings()[1].contains("has no level up to the one that is wanted"),
+        outcome.warnings()[1].contains("has no patch up to the requested level"),
         "{:?}",
         outcome.warnings()
     );
 }
 
 #[tokio::test]
-async fn a_recipe_artifact_is_read_as_if_it_stood_in_the_pod() {
+async fn a_recipe_artifact_is_treated_like_a_recipe_in_the_pod() {
     let bench = Bench::new();
     let yaml = "# what the job needs\n- add: r.io/app:1\n  path: app\n- overlay: fix.io/x\n  path: app\n";
     let digest = bench.registry.tag_recipe("r.io/recipes/job:1", yaml);
-    let asks = pod(&[("patch", "r.io/recipes/job:1")]);
-    let outcome = bench.admit(&asks).await.unwrap();
-    let after = patched(&asks, &outcome);
+    let requesting = pod(&[("patch", "r.io/recipes/job:1")]);
+    let outcome = bench.admit(&requesting).await.unwrap();
+    let after = patched(&requesting, &outcome);
     let json = format!(
         "[{{\"add\":\"r.io/app@{}\",\"path\":\"app\"}},{{\"overlay\":\"fix.io/x@{}\",\"path\":\"app\"}}]",
         default_digest("r.io/app:1"),
@@ -174,7 +174,7 @@ async fn a_recipe_artifact_is_read_as_if_it_stood_in_the_pod() {
         assert!(warnings.contains(words), "{words}: {warnings}");
     }
     assert_eq!(bench.admitted(&after).await, after);
-    bench.admit(&asks).await.unwrap();
+    bench.admit(&requesting).await.unwrap();
     assert_eq!(bench.registry.blob_requests.load(Ordering::SeqCst), 1, "it is remembered");
     let named = inline(&json!({"oras.artifact.patch": "r.io/recipes/job:1"}));
     assert_eq!(volume(&bench.admitted(&named).await).recipe().to_json(), json);
@@ -182,10 +182,10 @@ async fn a_recipe_artifact_is_read_as_if_it_stood_in_the_pod() {
 
 #[rstest]
 #[case("- add: r.io/a\n  paht: x\n", 400, "annotation oras.land/patch: the recipe cannot be read")]
-#[case("", 400, "so says the artifact of the recipe, r.io/recipes/bad:1")]
+#[case("", 400, "this is in the recipe artifact r.io/recipes/bad:1")]
 #[case("- add: team/app\n", 400, "can be read in two ways")]
 #[tokio::test]
-async fn a_recipe_artifact_with_a_mistake_is_told(
+async fn a_recipe_artifact_with_a_mistake_is_denied(
     #[case] yaml: &str,
     #[case] code: u16,
     #[case] words: &str,
@@ -197,13 +197,13 @@ async fn a_recipe_artifact_with_a_mistake_is_told(
 }
 
 #[tokio::test]
-async fn a_recipe_goes_with_neither_base_nor_level() {
+async fn a_recipe_artifact_with_a_base_or_a_level_is_denied() {
     let bench = Bench::new();
     bench.registry.tag_recipe("r.io/recipes/job:1", "- add: r.io/app:1\n");
     let level = pod(&[("patch", "r.io/recipes/job:1"), ("patch-level", "minor")]);
     let denial = bench.admit(&level).await.unwrap_err();
     assert!(
-        denial.message().starts_with("annotation oras.land/patch-level: \"minor\" is a level of a patch"),
+        denial.message().starts_with("annotation oras.land/patch-level: \"minor\" is a patch level"),
         "{denial}"
     );
     let base = inline(
@@ -211,14 +211,16 @@ async fn a_recipe_goes_with_neither_base_nor_level() {
     );
     let denial = bench.admit(&base).await.unwrap_err();
     assert!(
-        denial.message().contains("attribute oras.artifact.reference: \"r.io/app:1\" is the base of a patch"),
+        denial
+            .message()
+            .contains("attribute oras.artifact.reference: \"r.io/app:1\" would be the base of a patch"),
         "{denial}"
     );
 }
 
-/// What cannot be followed is told, each in its words.
+/// Each kind of artifact that is no patch is denied with its own message.
 #[tokio::test]
-async fn what_is_no_patch_is_told() {
+async fn an_artifact_that_is_no_patch_is_denied() {
     let (bench, _) = bench();
     let registry = &bench.registry;
     let digest_of =
@@ -267,7 +269,7 @@ async fn what_is_no_patch_is_told() {
         assert_eq!(denial.code().number(), code, "{reference}: {denial}");
     }
     let direct = bench.admit(&pod(&[("artifact", "r.io/app:patched")])).await.unwrap_err();
-    assert!(direct.message().contains("name it with oras.land/patch"), "{direct}");
+    assert!(direct.message().contains("apply it with oras.land/patch"), "{direct}");
     let nested =
         bench.admit(&pod(&[("recipe", "- add: r.io/app:1\n- overlay: r.io/app:patched")])).await.unwrap_err();
     assert!(
@@ -276,9 +278,9 @@ async fn what_is_no_patch_is_told() {
     );
 }
 
-/// The form that no registry takes any more.
+/// The older manifest form with `refers`, which registries no longer accept.
 #[tokio::test]
-async fn the_earlier_form_is_mounted_too() {
+async fn a_patch_in_the_earlier_form_is_mounted() {
     let (bench, _) = bench();
     let earlier = json!({"mediaType": "application/vnd.oci.artifact.manifest.v1+json",
         "artifactType": "application/vnd.oci.image.patch.v1+json",
@@ -289,9 +291,9 @@ async fn the_earlier_form_is_mounted_too() {
     assert_eq!(volume(&after).recipe().to_json(), recipe(&[BASE, MINOR]));
 }
 
-/// Policy on the patch comes before anybody is asked, policy on what it names before any of that is.
+/// The patch's name is checked before it is read, and the names in it before they are resolved.
 #[tokio::test]
-async fn policies_look_at_every_name_before_it_is_asked_for() {
+async fn policies_check_every_name_before_a_registry_is_contacted() {
     let asked = |bench: &Bench| bench.registry.log.lock().unwrap().clone();
     let patch = pod(&[("patch", "r.io/app:patched")]);
 
@@ -314,7 +316,7 @@ async fn policies_look_at_every_name_before_it_is_asked_for() {
     bench.admit(&fewer).await.unwrap();
     assert!(!asked(&bench).iter().any(|asked| asked.contains("critical")), "{:?}", asked(&bench));
 
-    // Whoever has to write digests may name a patch by its digest; all that it names has one.
+    // Where digests are required, a patch can be named by digest; everything that it names has one.
     let bench = Bench::under(&[json!({"requireDigest": true})]);
     let digest = fill(&bench.registry);
     assert_eq!(bench.admit(&patch).await.unwrap_err().code().number(), 403);
@@ -326,7 +328,7 @@ async fn policies_look_at_every_name_before_it_is_asked_for() {
         "{recipe}"
     );
 
-    // Rules on contents are about what is mounted.
+    // Rules on contents apply to what is mounted, not to the patch.
     let bench = Bench::under(&[json!({"allowedMediaTypes": ["application/java-archive"],
         "allowedArtifactTypes": ["application/vnd.oci.empty.v1+json"]})]);
     fill(&bench.registry);
@@ -346,28 +348,28 @@ async fn policies_look_at_every_name_before_it_is_asked_for() {
     assert_eq!(asked(&bench), Vec::<String>::new());
 }
 
-/// The API server keeps the audit annotations of the first round, and complains of others.
+/// The API server keeps the audit annotations of the first call, and logs an error if reinvocation changes them.
 #[tokio::test]
-async fn the_audit_log_has_the_same_in_both_rounds() {
-    for asks in
+async fn reinvocation_gives_the_same_audit_annotations() {
+    for requesting in
         [pod(&[("patch", "r.io/app:patched")]), inline(&json!({"oras.artifact.patch": "r.io/app:patched"}))]
     {
         let bench = Bench::under(&[
             json!({"mode": "Audit", "registries": {"deny": ["r.io", "fix.io"]}, "requireDigest": true}),
         ]);
         fill(&bench.registry);
-        let first = bench.admit(&asks).await.unwrap();
+        let first = bench.admit(&requesting).await.unwrap();
         assert!(first.audit().keys().any(|key| key.starts_with("patch-violations")), "{:?}", first.audit());
-        let again = bench.admit(&patched(&asks, &first)).await.unwrap();
+        let again = bench.admit(&patched(&requesting, &first)).await.unwrap();
         for (key, value) in again.audit() {
             assert_eq!(first.audit().get(key), Some(value), "{key}");
         }
     }
 }
 
-/// Who may read the patch need not be who may read what it names.
+/// The credential for the patch may differ from those for the references in it.
 #[tokio::test]
-async fn a_patch_is_read_with_the_rights_of_the_pod() {
+async fn a_patch_is_read_with_the_credentials_of_the_pod() {
     use base64::Engine as _;
     let password = |owner: &str| base64::engine::general_purpose::STANDARD.encode(format!("u:{owner}"));
     let secret = |owners: &[&str]| {
@@ -379,7 +381,7 @@ async fn a_patch_is_read_with_the_rights_of_the_pod() {
             "metadata": {"name": "pull", "namespace": "team"},
             "stringData": {".dockerconfigjson": json!({"auths": auths}).to_string()}})
     };
-    let asks = pod(&[("patch", "private.io/me/app:patched"), ("pull-secret", "pull")]);
+    let requesting = pod(&[("patch", "private.io/me/app:patched"), ("pull-secret", "pull")]);
     let base = at("private.io/me/app:1");
     let fix = at("private.io/fixes/app:1");
     for (secret, is_let_in) in
@@ -390,11 +392,11 @@ async fn a_patch_is_read_with_the_rights_of_the_pod() {
             bench.registry.store(&crate::support::default_manifest(text));
         }
         bench.registry.tag_patch("private.io/me/app:patched", &base, &[(Level::Minor, fix.clone())]);
-        let admitted = bench.admit(&asks).await;
+        let admitted = bench.admit(&requesting).await;
         assert_eq!(admitted.is_ok(), is_let_in, "{secret}: {admitted:?}");
         match admitted {
             Ok(outcome) => {
-                let after = patched(&asks, &outcome);
+                let after = patched(&requesting, &outcome);
                 assert_eq!(after["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"]["name"], "pull");
             }
             Err(denial) => assert!(matches!(denial.code().number(), 403 | 404), "{denial}"),
@@ -402,9 +404,9 @@ async fn a_patch_is_read_with_the_rights_of_the_pod() {
     }
 }
 
-/// All pods of one revision have the patch that the first of them had.
+/// All pods of one revision get the patch of the first one.
 #[tokio::test]
-async fn a_revision_keeps_its_patch() {
+async fn all_pods_of_a_revision_get_the_same_patch() {
     let registry: Arc<FakeRegistry> = Arc::default();
     fill(&registry);
     let pins = Arc::new(MemoryPins::default());
@@ -447,17 +449,17 @@ async fn a_revision_keeps_its_patch() {
     assert_eq!(volume(&other).recipe().references().count(), 2);
 }
 
-/// A note is of use only for what the pod really has.
+/// `oras.land/pinned-patch` counts only where the pod really has that volume.
 #[tokio::test]
-async fn a_forged_note_is_worth_nothing() {
+async fn a_forged_pinned_patch_annotation_is_ignored() {
     let (bench, _) = bench();
-    let asks = pod(&[("patch", "r.io/app:patched")]);
-    let after = bench.admitted(&asks).await;
+    let requesting = pod(&[("patch", "r.io/app:patched")]);
+    let after = bench.admitted(&requesting).await;
     let older = bench.registry.tag_patch("r.io/app:older", &at(BASE), &levels()[..1]);
     for (place, note) in [
         (&after, format!("r.io/app:patched@{older}")),
         (&after, "nonsense".to_owned()),
-        (&asks, format!("r.io/app:patched@{older}")),
+        (&requesting, format!("r.io/app:patched@{older}")),
     ] {
         let mut forged = place.clone();
         forged["metadata"]["annotations"]["oras.land/pinned-patch"] = json!(note);
@@ -471,7 +473,7 @@ async fn a_forged_note_is_worth_nothing() {
 }
 
 #[tokio::test]
-async fn a_recipe_has_patches_among_its_steps() {
+async fn a_recipe_can_have_patches_in_its_steps() {
     let (bench, digest) = bench();
     let yaml = "- {add: 'r.io/jar:1', path: jar}\n- {patch: 'r.io/app:patched', path: app, level: minor}\n- remove: app/x\n";
     let wanted = pod(&[("recipe", yaml)]);
@@ -496,7 +498,7 @@ async fn a_recipe_has_patches_among_its_steps() {
     assert!(warned.contains("step 2: r.io/app:patched is pinned to"), "{warned}");
     assert_eq!(bench.admitted(&after).await, after);
 
-    // A copy keeps what it has while the patch moves, and takes the new one where it says something else.
+    // A copy keeps its digests while the patch moves, and gets the new ones where its recipe differs.
     let moved = |bench: &Bench| bench.registry.tag_patch("r.io/app:patched", &at(BASE), &levels()[2..]);
     let later = Bench::new();
     fill(&later.registry);
@@ -510,7 +512,7 @@ async fn a_recipe_has_patches_among_its_steps() {
 }
 
 #[tokio::test]
-async fn a_recipe_artifact_may_have_patches_and_no_more_than_that() {
+async fn a_recipe_artifact_can_have_patches_but_no_deeper_nesting() {
     let (bench, _) = bench();
     bench.registry.tag_recipe("r.io/recipes:1", "- patch: r.io/app:patched\n  level: minor\n");
     let after = bench.admitted(&pod(&[("patch", "r.io/recipes:1")])).await;
@@ -524,7 +526,7 @@ async fn a_recipe_artifact_may_have_patches_and_no_more_than_that() {
     let steps = volume(&after).recipe().to_json().to_owned();
     assert!(steps.contains("\"path\":\"sub/x\"") && steps.contains("\"remove\":\"sub/x/y\""), "{steps}");
 
-    // One that names itself, by itself and by another.
+    // A recipe artifact that names itself, directly and through another one.
     for (inner, words) in [("r.io/recipes:3", "a patch again"), ("r.io/recipes:4", "a patch again")] {
         bench.registry.tag_recipe("r.io/recipes:3", &format!("- patch: {inner}"));
         bench.registry.tag_recipe("r.io/recipes:4", "- patch: r.io/recipes:3");
@@ -535,13 +537,14 @@ async fn a_recipe_artifact_may_have_patches_and_no_more_than_that() {
 }
 
 #[tokio::test]
-async fn policies_look_at_patches_in_recipes_before_they_are_read() {
+async fn policies_check_patches_in_recipes_before_they_are_read() {
     let deny = json!({"registries": {"deny": ["r.io/app"]}});
     let bench = Bench::under(&[deny]);
     fill(&bench.registry);
     bench.registry.tag_recipe("ok.io/recipes:1", "- patch: r.io/app:patched\n");
-    for asks in [pod(&[("recipe", "- patch: r.io/app:patched")]), pod(&[("patch", "ok.io/recipes:1")])] {
-        let denial = bench.admit(&asks).await.unwrap_err();
+    for requesting in [pod(&[("recipe", "- patch: r.io/app:patched")]), pod(&[("patch", "ok.io/recipes:1")])]
+    {
+        let denial = bench.admit(&requesting).await.unwrap_err();
         assert_eq!(denial.code().number(), 403, "{denial}");
         assert!(denial.message().contains("r.io/app:patched"), "{denial}");
     }
@@ -549,17 +552,17 @@ async fn policies_look_at_patches_in_recipes_before_they_are_read() {
     assert!(asked.iter().all(|reference| !reference.contains("r.io/app")), "{asked:?}");
 }
 
-/// A digest that is written is what is read, whatever the note beside it says.
+/// A digest in the pod takes precedence over the digest in the annotation.
 #[rstest]
 #[case("patch", "")]
 #[case("recipe", "- patch: ")]
 #[tokio::test]
-async fn a_patch_that_is_named_by_another_digest_is_another(#[case] key: &str, #[case] before: &str) {
+async fn a_patch_with_another_digest_is_read_again(#[case] key: &str, #[case] before: &str) {
     let bench = Bench::new();
     let first = fill(&bench.registry);
     let second = bench.registry.tag_patch("r.io/app:patched", &at(BASE), &levels()[2..]);
-    let asks = |digest: &Digest| pod(&[(key, &format!("{before}r.io/app@{digest}"))]);
-    let mut again = bench.admitted(&asks(&first)).await;
+    let requesting = |digest: &Digest| pod(&[(key, &format!("{before}r.io/app@{digest}"))]);
+    let mut again = bench.admitted(&requesting(&first)).await;
     assert_eq!(volume(&again).recipe().to_json(), recipe(&[BASE, MINOR, MAJOR, CRITICAL]));
     again["metadata"]["annotations"][format!("oras.land/{key}")] =
         json!(format!("{before}r.io/app@{second}"));

@@ -1,4 +1,4 @@
-//! What is done to a pod: nothing but what is ours, and twice is once.
+//! The JSON Patch of a pod: it changes only the webhook's own fields, and applying it twice equals applying it once.
 
 use crate::support::{Bench, default_digest, inline, patched, pod};
 use oras_csi_webhook::ResolverSettings;
@@ -7,7 +7,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn an_annotated_pod_gains_a_volume_mounts_and_a_note() {
+async fn an_annotated_pod_gets_a_volume_mounts_and_the_pinned_annotation() {
     let bench = Bench::new();
     let pod = pod(&[("artifact", "kind-registry:5000/java-app")]);
     let outcome = bench.admit(&pod).await.unwrap();
@@ -124,7 +124,7 @@ async fn an_inline_volume_becomes_canonical_in_place_with_its_mounts_read_only()
 #[case::inline(inline(&json!({"oras.artifact.reference": "r.io/a:1", "oras-csi.name": "n"})))]
 #[case::digest(inline(&json!({"oras.artifact.reference": format!("r.io/a:1@{}", default_digest("r.io/a:1"))})))]
 #[tokio::test]
-async fn twice_is_once(#[case] pod: Value) {
+async fn admitting_twice_changes_nothing(#[case] pod: Value) {
     let bench = Bench::new();
     bench.admit(&crate::support::pod(&[("artifact", "r.io/a:1")])).await.unwrap();
     let once = bench.admitted(&pod).await;
@@ -153,7 +153,7 @@ async fn a_copied_pod_follows_its_annotations() {
 }
 
 #[tokio::test]
-async fn what_the_user_wrote_as_pinned_is_replaced() {
+async fn a_users_pinned_annotation_is_replaced() {
     let bench = Bench::new();
     for written in ["nonsense", "{}", r#"{"in":["r.io/a:fake@sha256:00"]}"#, r#"{"in":7}"#] {
         let mut pod = inline(&json!({"oras.artifact.reference": "r.io/a:1"}));
@@ -162,14 +162,14 @@ async fn what_the_user_wrote_as_pinned_is_replaced() {
         let note = after["metadata"]["annotations"]["oras.land/pinned"].as_str().unwrap();
         assert!(note.contains(&format!("r.io/a:1@{}", default_digest("r.io/a:1"))), "{note}");
     }
-    // A tag beside a digest that the volume does not have is nobody's word.
+    // A tag beside a digest that the volume does not have is ignored.
     let mut canonical = bench.admitted(&inline(&json!({"oras.artifact.reference": "r.io/a:1"}))).await;
     let other = format!(r#"{{"in":["r.io/a:2@sha256:{}"]}}"#, "0".repeat(64));
     canonical["metadata"]["annotations"]["oras.land/pinned"] = json!(other);
     let after = bench.admitted(&canonical).await;
     let plain = format!(r#"{{"in":["r.io/a@{}"]}}"#, default_digest("r.io/a:1"));
     assert_eq!(after["metadata"]["annotations"]["oras.land/pinned"], plain.as_str());
-    // And on a pod that has no volume of ours it means nothing.
+    // The annotation is removed from a pod without volumes of this driver.
     let mut nothing = pod(&[("inject", "false")]);
     nothing["metadata"]["annotations"]["oras.land/pinned"] = json!("{}");
     let after = bench.admitted(&nothing).await;
@@ -177,7 +177,7 @@ async fn what_the_user_wrote_as_pinned_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_seal_from_outside_is_dropped() {
+async fn an_invalid_seal_is_removed() {
     let bench = Bench::new();
     let once = bench.admitted(&inline(&json!({"oras.artifact.reference": "r.io/a:1"}))).await;
     let mut sealed = once.clone();
@@ -190,7 +190,7 @@ async fn a_seal_from_outside_is_dropped() {
 }
 
 #[tokio::test]
-async fn mounts_of_our_volume_that_the_user_wrote_stay_and_become_read_only() {
+async fn a_users_mounts_of_the_annotations_volume_become_read_only() {
     let bench = Bench::new();
     let mut pod = pod(&[("artifact", "r.io/a:1")]);
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "oras-artifacts", "mountPath": "/mnt/oras/"},
@@ -204,7 +204,7 @@ async fn mounts_of_our_volume_that_the_user_wrote_stay_and_become_read_only() {
 }
 
 #[tokio::test]
-async fn large_pods_are_pods() {
+async fn large_pods_are_admitted() {
     let bench = Bench::new();
     let mut pod = pod(&[("artifact", "r.io/a:1")]);
     let variables: Vec<Value> =
@@ -224,7 +224,7 @@ async fn large_pods_are_pods() {
 #[case::off(json!({"annotations": {"oras.land/artifact": "r.io/a", "oras.land/inject": "false"}}))]
 #[case::none(json!({"annotations": {"other": "x"}}))]
 #[tokio::test]
-async fn some_pods_are_left_alone(#[case] metadata: Value) {
+async fn mirror_pods_are_not_changed(#[case] metadata: Value) {
     let bench = Bench::new();
     let mut pod = pod(&[]);
     pod["metadata"] = metadata;
@@ -233,16 +233,16 @@ async fn some_pods_are_left_alone(#[case] metadata: Value) {
     assert_eq!(bench.registry.calls(), 0);
 }
 
-/// A server-side apply may create a pod with a deletion timestamp, which the API server wipes behind the webhooks.
+/// A server-side apply may create a pod with a deletion timestamp; the API server removes it after the webhooks.
 #[tokio::test]
-async fn a_deletion_timestamp_lets_nothing_past() {
+async fn a_pod_with_a_deletion_timestamp_is_admitted_as_any_other() {
     let mut asking = pod(&[("artifact", "r.io/a")]);
     asking["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     assert!(Bench::new().admit(&asking).await.unwrap().pinned().is_some());
     assert!(Bench::with(&["ghcr.io"], ResolverSettings::default()).admit(&asking).await.is_err());
 }
 
-/// Any JSON, as fields from the future may hold.
+/// Any JSON, as unknown fields may have.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -294,7 +294,7 @@ fn any_pod() -> impl Strategy<Value = Value> {
         })
 }
 
-/// Takes away what the webhook adds.
+/// Removes what the webhook adds.
 fn without_ours(mut pod: Value) -> Value {
     pod["metadata"]["annotations"].as_object_mut().unwrap().remove("oras.land/pinned");
     if let Some(volumes) = pod["spec"].get_mut("volumes").and_then(Value::as_array_mut) {
@@ -320,7 +320,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn unknown_fields_survive_and_twice_is_once(pod in any_pod()) {
+    fn unknown_fields_survive_and_admitting_twice_changes_nothing(pod in any_pod()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let bench = Bench::new();

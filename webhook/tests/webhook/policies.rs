@@ -1,4 +1,4 @@
-//! Policies: what they refuse, what they say, what they note, and that nobody is asked before they were.
+//! Policies: denials, warnings and audit annotations, and that they are checked before any registry is contacted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use crate::support::{
     Behaviour, Bench, Namespaced, default_digest, entries, index, inline, manifest, not_found, patched, pod,
 };
 use oras_csi_webhook::ResolverSettings;
-use oras_csi_webhook::policy::{LabelsFrom, NoPolicy, Policies, StatedNamespaces};
+use oras_csi_webhook::policy::{LabelsFrom, ManifestNamespaces, NoPolicy, Policies};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ fn one(reference: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_registry_that_a_policy_forbids_hears_nothing() {
+async fn a_forbidden_registry_is_never_contacted() {
     let policy = json!({"registries": {"deny": ["evil.example", "ghcr.io/evil/**"]}});
     let bench = Bench::under(&[policy]);
     bench.admit(&one("ghcr.io/acme/model:v1")).await.unwrap();
@@ -57,7 +57,7 @@ async fn a_denial_names_the_place_the_policy_the_rule_the_part_and_what_to_write
     assert_eq!(
         message(one("ghcr.io/acme/model")).await,
         "annotation oras.land/artifact: \"ghcr.io/acme/model:latest\" is refused by ArtifactPolicy p0, rule deniedTags \
-         (tag latest matches latest): write another tag, or a digest alone"
+         (tag latest matches latest): write another tag, or a digest without a tag"
     );
     assert_eq!(
         message(pod(&[("recipe", "- add: ghcr.io/acme/model:v1\n- add: ghcr.io/evil/x:v1\n  path: x")]))
@@ -73,7 +73,7 @@ async fn a_denial_names_the_place_the_policy_the_rule_the_part_and_what_to_write
 }
 
 #[tokio::test]
-async fn all_policies_must_pass_and_what_is_forbidden_is_told_first() {
+async fn all_policies_must_pass_and_deny_rules_are_reported_first() {
     let bench = Bench::under(&[
         json!({"registries": {"allow": ["ghcr.io"]}}),
         json!({"registries": {"allow": ["ghcr.io/acme/**", "r.io"]}}),
@@ -88,7 +88,7 @@ async fn all_policies_must_pass_and_what_is_forbidden_is_told_first() {
 }
 
 #[tokio::test]
-async fn a_policy_is_for_the_namespaces_that_it_selects() {
+async fn a_policy_applies_to_the_namespaces_that_it_selects() {
     let only = |selector: Value| json!({"namespaceSelector": selector, "registries": {"allow": ["ghcr.io"]}});
     for (selector, here, there) in [
         (json!({"matchLabels": {"team": "red"}}), true, false),
@@ -116,12 +116,12 @@ async fn a_policy_is_for_the_namespaces_that_it_selects() {
     let denial = bench.admit_in("unreadable", &one("r.io/a:1")).await.unwrap_err();
     assert_eq!(denial.code().number(), 503, "{denial}");
     assert!(denial.message().contains("namespace unreadable: has labels that cannot be read"), "{denial}");
-    assert!(bench.admit_in("unreadable", &pod(&[])).await.is_ok(), "a pod that does not ask");
+    assert!(bench.admit_in("unreadable", &pod(&[])).await.is_ok(), "a pod without a request");
 }
 
 #[tokio::test]
-async fn with_no_labels_known_every_policy_applies() {
-    let policies = Policies::new(Vec::new(), NoPolicy::Allow, StatedNamespaces::default());
+async fn every_policy_applies_where_labels_are_unknown() {
+    let policies = Policies::new(Vec::new(), NoPolicy::Allow, ManifestNamespaces::default());
     let spec =
         json!({"namespaceSelector": {"matchLabels": {"team": "red"}}, "registries": {"allow": ["ghcr.io"]}});
     policies.set_files(entries(&[spec]));
@@ -130,7 +130,7 @@ async fn with_no_labels_known_every_policy_applies() {
 }
 
 #[tokio::test]
-async fn no_policy_may_mean_no_artifact() {
+async fn a_namespace_without_a_policy_can_be_denied() {
     let policies = Policies::new(Vec::new(), NoPolicy::Deny, Namespaced);
     policies.set_files(entries(&[json!({"namespaceSelector": {"matchLabels": {"team": "red"}}})]));
     let bench = Bench::governed(Arc::new(policies), ResolverSettings::default());
@@ -142,7 +142,7 @@ async fn no_policy_may_mean_no_artifact() {
 }
 
 #[tokio::test]
-async fn warn_tells_and_audit_notes_and_neither_refuses() {
+async fn warn_and_audit_modes_do_not_deny() {
     let rules = json!({"registries": {"deny": ["r.io"]}});
     let mode = |mode: &str| {
         let mut spec = rules.clone();
@@ -167,7 +167,7 @@ async fn warn_tells_and_audit_notes_and_neither_refuses() {
 
 /// The API server keeps the first value of an audit annotation, and logs an error about another one.
 #[tokio::test]
-async fn what_is_noted_is_the_same_in_a_second_round() {
+async fn reinvocation_gives_the_same_audit_annotations() {
     let bench = Bench::under(&[
         json!({"mode": "Audit", "registries": {"deny": ["r.io"]}, "maxSize": 0}),
         json!({"mode": "Audit", "deniedTags": ["latest"]}),
@@ -196,7 +196,7 @@ async fn what_is_noted_is_the_same_in_a_second_round() {
 #[case(json!({"allowedArtifactTypes": ["application/vnd.acme.model"]}), None)]
 #[case(json!({"allowedArtifactTypes": ["application/vnd.acme"]}), Some("rule allowedArtifactTypes (artifact type application/vnd.acme.model matches none"))]
 #[tokio::test]
-async fn what_the_registry_has_is_looked_at(#[case] spec: Value, #[case] words: Option<&str>) {
+async fn types_and_sizes_are_checked(#[case] spec: Value, #[case] words: Option<&str>) {
     let mut artifact = manifest(&[("a/b", Some("f")), ("a/c", Some("g"))]);
     artifact["artifactType"] = json!("application/vnd.acme.model");
     artifact["layers"][0]["size"] = json!(1_000);
@@ -208,7 +208,7 @@ async fn what_the_registry_has_is_looked_at(#[case] spec: Value, #[case] words: 
         open.registry.tag("r.io/a:1", &artifact);
         open.admitted(&one("r.io/a:1")).await
     };
-    // By tag, by digest, in a recipe, and as a canonical volume that came with the request.
+    // By tag, by digest, in a recipe, and in a canonical volume that came with the request.
     for pod in [
         one("r.io/a:1"),
         one(&format!("r.io/a@{digest}")),
@@ -222,14 +222,14 @@ async fn what_the_registry_has_is_looked_at(#[case] spec: Value, #[case] words: 
             Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),
         }
     }
-    // Of what is filtered away no rule is broken.
+    // Layers that the media types exclude violate no rule.
     let chosen = pod(&[("artifact", "r.io/a:1"), ("media-types", "a/b")]);
     let refused = bench.admit(&chosen).await.is_err();
     assert_eq!(refused, words.is_some_and(|words| words.contains("allowedArtifactTypes")));
 }
 
 #[tokio::test]
-async fn every_manifest_that_a_node_may_choose_is_looked_at() {
+async fn every_manifest_that_a_node_may_choose_is_checked() {
     let bench = Bench::under(&[json!({"maxSize": 10})]);
     let sized = |size: u64| {
         let mut manifest = manifest(&[("a/b", Some("f"))]);
@@ -248,7 +248,7 @@ async fn every_manifest_that_a_node_may_choose_is_looked_at() {
     bench.registry.tag("r.io/c:1", &index(&[("linux/amd64", &small), ("Linux/riscv64", &large)]));
     bench.admit(&one("r.io/c:1")).await.unwrap_err();
 
-    // What nobody can look at may be anything.
+    // A manifest that cannot be read may contain anything.
     bench.registry.tag("r.io/d:1", &index(&[("linux/amd64", &small), ("linux/arm64", &lost)]));
     assert_eq!(bench.admit(&one("r.io/d:1")).await.unwrap_err().code().number(), 404);
     let many: Vec<(String, _)> = (0..100).map(|number| (format!("linux/a{number}"), &small)).collect();
@@ -259,7 +259,7 @@ async fn every_manifest_that_a_node_may_choose_is_looked_at() {
 }
 
 #[tokio::test]
-async fn sets_only_leaves_nothing_else() {
+async fn sets_only_denies_everything_else() {
     let bench = Bench::under(&[json!({"setsOnly": true})]);
     let canonical = Bench::new().admitted(&one("r.io/a:1")).await;
     for refused in [
@@ -276,7 +276,7 @@ async fn sets_only_leaves_nothing_else() {
 }
 
 #[tokio::test]
-async fn policies_change_under_requests_that_go_on() {
+async fn policies_can_change_during_requests() {
     let bench = Arc::new(Bench::under(&[json!({"registries": {"deny": ["evil.example"]}})]));
     bench.registry.set("evil.example/a:1", Behaviour::Fails(not_found("evil.example/a:1")));
     let stop = Arc::new(AtomicBool::new(false));
@@ -285,7 +285,7 @@ async fn policies_change_under_requests_that_go_on() {
         move || {
             let mut swaps = 0;
             while !stop.load(Ordering::SeqCst) {
-                // Both forbid it, for another reason; between them there is no moment without a policy.
+                // Both policies forbid it, for different reasons, and one of them is always in force.
                 for spec in [
                     json!({"registries": {"deny": ["evil.example"]}}),
                     json!({"registries": {"allow": ["r.io", "ghcr.io"]}}),
@@ -308,7 +308,7 @@ async fn policies_change_under_requests_that_go_on() {
 }
 
 #[tokio::test]
-async fn verdicts_are_counted_with_few_labels() {
+async fn verdicts_are_counted_with_a_bounded_set_of_labels() {
     let bench = Bench::under(&[
         json!({"mode": "Warn", "deniedTags": ["latest"]}),
         json!({"mode": "Audit", "requireDigest": true}),
@@ -329,7 +329,7 @@ async fn verdicts_are_counted_with_few_labels() {
 }
 
 #[tokio::test]
-async fn files_are_read_again_and_a_broken_one_changes_nothing() {
+async fn files_are_reloaded_and_an_invalid_file_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
     let write = |spec: &str| {
@@ -412,7 +412,7 @@ async fn files_are_read_again_and_a_broken_one_changes_nothing() {
 
 /// `kubectl` reads 0150 as octal, and so does a stream of manifests.
 #[tokio::test]
-async fn a_number_in_a_file_is_what_kubectl_makes_of_it() {
+async fn numbers_in_a_file_are_read_as_kubectl_reads_them() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
     let text =
@@ -430,7 +430,7 @@ async fn a_number_in_a_file_is_what_kubectl_makes_of_it() {
 }
 
 #[test]
-fn what_is_said_of_one_namespace_is_said_once() {
+fn a_namespace_cannot_be_stated_twice_with_different_labels() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("namespaces.yaml");
     let load = |labels: &[&str]| {
@@ -472,7 +472,7 @@ async fn files_that_change_are_in_force_within_seconds() {
     let bench = Bench::governed(Arc::clone(&policies), ResolverSettings::default());
     let stop = tokio_util::sync::CancellationToken::new();
     let labels = LabelsFrom::Files;
-    tokio::spawn(oras_csi_webhook::policy::keep(vec![file.clone()], policies, labels, stop.clone()));
+    tokio::spawn(oras_csi_webhook::policy::reload_files(vec![file.clone()], policies, labels, stop.clone()));
     let is_denied = async |reference: &str| bench.admit(&one(reference)).await.is_err();
     assert!(is_denied("evil.example/a:1").await && !is_denied("r.io/a:1").await);
     write("]");
@@ -486,7 +486,7 @@ async fn files_that_change_are_in_force_within_seconds() {
         }
     }
     assert!(!is_denied("evil.example/a:1").await && is_denied("r.io/a:1").await);
-    // Labels of namespaces are read again as well.
+    // Labels of namespaces are reloaded too.
     let policy = "apiVersion: oras.land/v1alpha1\nkind: ArtifactPolicy\nmetadata: {name: p}\nspec: {requireDigest: true, namespaceSelector: {matchLabels: {pinned: 'yes'}}}\n";
     for (pinned, wanted) in [("no", false), ("yes", true)] {
         let namespace = format!(
@@ -504,9 +504,9 @@ async fn files_that_change_are_in_force_within_seconds() {
     stop.cancel();
 }
 
-/// The driver mounts no index of an index, and nobody would have looked at what is in one.
+/// The driver does not mount an index in an index, and policies would not have checked its content.
 #[tokio::test]
-async fn an_index_within_an_index_hides_nothing_from_a_policy() {
+async fn an_index_in_an_index_does_not_bypass_policies() {
     for canonical in [false, true] {
         let bench = Bench::under(&[json!({"maxSize": "1Ki"})]);
         let small = bench.registry.store(&manifest(&[("a/b", Some("small"))]));
@@ -529,12 +529,12 @@ async fn an_index_within_an_index_hides_nothing_from_a_policy() {
         };
         let denial = bench.admit(&pod).await.unwrap_err();
         assert_eq!(denial.code().number(), 422, "{denial}");
-        assert!(denial.message().contains("is an index again"), "{denial}");
+        assert!(denial.message().contains("is another index"), "{denial}");
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_looked_at_is_denied_by_those_who_enforce_and_by_nobody_else() {
+async fn unreadable_contents_are_denied_only_in_enforce_mode() {
     let gone = default_digest("gone.io/a:1");
     let index = index(&[("linux/amd64", &default_digest("r.io/a:1")), ("linux/arm64", &gone)]);
     for (mode, admitted) in [("Enforce", false), ("Warn", true), ("Audit", true)] {
@@ -558,7 +558,7 @@ async fn what_cannot_be_looked_at_is_denied_by_those_who_enforce_and_by_nobody_e
 }
 
 #[tokio::test]
-async fn what_is_said_is_said_once_and_what_is_too_much_is_counted() {
+async fn warnings_are_not_repeated_and_audit_notes_are_limited() {
     let bench = Bench::under(&[
         json!({"mode": "Warn", "requireDigest": true}),
         json!({"mode": "Warn", "deniedTags": ["1"]}),
@@ -573,7 +573,7 @@ async fn what_is_said_is_said_once_and_what_is_too_much_is_counted() {
     let references: Vec<String> = (0..40).map(|number| format!("r.io/n{number:02}:1")).collect();
     let many: Vec<(&str, &str)> =
         names.iter().zip(&references).map(|(name, reference)| (name.as_str(), reference.as_str())).collect();
-    // A recipe has at most some 20 steps of this kind, so several volumes carry them.
+    // A recipe has at most some 20 steps of this kind, so the test uses several volumes.
     let mut asking = pod(&[]);
     asking["spec"]["volumes"] = many
         .iter()
@@ -589,7 +589,7 @@ async fn what_is_said_is_said_once_and_what_is_too_much_is_counted() {
 }
 
 #[tokio::test]
-async fn pinned_artifacts_count_as_well_as_others() {
+async fn pinned_artifacts_count_for_the_maximum() {
     let bench = Bench::new();
     let mut asking = pod(&[]);
     asking["spec"]["volumes"] = (0..129)

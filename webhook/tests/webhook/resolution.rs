@@ -1,4 +1,4 @@
-//! From tags to digests: what is asked, how often, how long, and what is said when it fails.
+//! Resolution of tags: requests to registries, the cache, deadlines, and messages of failures.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,9 +21,9 @@ fn resolves(bench: &Bench) -> usize {
 }
 
 #[tokio::test]
-async fn a_registry_that_is_not_allowed_is_never_asked() {
+async fn a_registry_that_is_not_allowed_is_never_contacted() {
     let bench = Bench::with(&["ghcr.io/acme/**", "kind-registry:5000"], ResolverSettings::default());
-    // The recording works: what is allowed is asked for.
+    // The recording works: an allowed registry is contacted.
     bench.admit(&one("ghcr.io/acme/model:v1")).await.unwrap();
     bench.admit(&one("kind-registry:5000/java-app")).await.unwrap();
     let asked = bench.registry.calls();
@@ -46,29 +46,29 @@ async fn a_registry_that_is_not_allowed_is_never_asked() {
         assert!(denial.message().contains("use one of: ghcr.io/acme/**, kind-registry:5000"), "{denial}");
     }
     assert_eq!(bench.registry.calls(), asked);
-    // Another spelling of what is allowed is allowed.
+    // Another spelling of an allowed reference is allowed.
     bench.admit(&one("oras://GHCR.IO:443/acme/model:v1")).await.unwrap();
-    assert_eq!(bench.registry.calls(), asked, "and was remembered under its canonical name");
+    assert_eq!(bench.registry.calls(), asked, "and was cached under its canonical name");
 }
 
 #[tokio::test]
-async fn what_a_pod_asks_for_is_told_without_asking_anybody() {
+async fn a_preview_contacts_no_registry() {
     let bench = Bench::with(&["r.io"], ResolverSettings::default());
     let digest = default_digest("r.io/a:1");
     let by_digest = format!("r.io/a@{digest}");
     let mut asking = pod(&[("artifact", "R.io/a:1"), ("artifact.m", "other.io/m:1")]);
     asking["spec"]["volumes"] =
         inline(&json!({"oras.artifact.reference": by_digest}))["spec"]["volumes"].clone();
-    let asked = bench.admission.asks(&asking, "team", soon()).await.unwrap();
-    let told: Vec<_> = asked
+    let asked = bench.admission.preview().pod(&asking, "team", soon()).await.unwrap();
+    let previews: Vec<_> = asked
         .iter()
         .flat_map(|volume| volume.references().iter().map(move |one| (volume.name(), one)))
         .map(|(name, one)| (name, one.place(), one.reference().to_string(), one.denial().is_some()))
         .collect();
-    let told: Vec<_> =
-        told.iter().map(|(name, place, text, no)| (*name, place.as_str(), text.as_str(), *no)).collect();
+    let previews: Vec<_> =
+        previews.iter().map(|(name, place, text, no)| (*name, place.as_str(), text.as_str(), *no)).collect();
     assert_eq!(
-        told,
+        previews,
         [
             ("oras-artifacts", "annotation oras.land/artifact", "r.io/a:1", false),
             ("oras-artifacts", "annotation oras.land/artifact.m", "other.io/m:1", true),
@@ -78,12 +78,12 @@ async fn what_a_pod_asks_for_is_told_without_asking_anybody() {
     assert!(asked[0].pinned().is_none());
     assert_eq!(asked[1].pinned().unwrap().recipe().references().next().unwrap().digest(), &digest);
     asking["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("x");
-    assert!(bench.admission.asks(&asking, "team", soon()).await.unwrap().is_empty());
+    assert!(bench.admission.preview().pod(&asking, "team", soon()).await.unwrap().is_empty());
     assert_eq!(bench.registry.calls(), 0);
 }
 
 #[tokio::test]
-async fn a_tag_is_asked_for_once_while_it_is_remembered() {
+async fn a_cached_tag_is_not_resolved_again() {
     let settings = ResolverSettings { tag_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
     let bench = Bench::with(&[], settings);
     let first = bench.admitted(&one("r.io/a:1")).await;
@@ -97,7 +97,7 @@ async fn a_tag_is_asked_for_once_while_it_is_remembered() {
 }
 
 #[tokio::test]
-async fn pull_always_goes_past_the_cache_and_refreshes_it() {
+async fn pull_always_bypasses_and_refreshes_the_cache() {
     let bench = Bench::new();
     bench.admitted(&one("r.io/a:1")).await;
     let moved = bench.registry.tag("r.io/a:1", &manifest(&[("x/y", Some("moved"))]));
@@ -109,7 +109,7 @@ async fn pull_always_goes_past_the_cache_and_refreshes_it() {
 }
 
 #[tokio::test]
-async fn a_digest_needs_no_tag() {
+async fn a_reference_with_a_digest_needs_no_tag_lookup() {
     let bench = Bench::new();
     let digest = bench.registry.store(&manifest(&[("x/y", Some("f"))]));
     bench.registry.tag("r.io/a:1", &manifest(&[("x/y", Some("other"))]));
@@ -123,7 +123,7 @@ async fn a_digest_needs_no_tag() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_is_remembered_for_a_short_while() {
+async fn a_missing_tag_is_cached_for_a_short_time() {
     let settings =
         ResolverSettings { missing_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
     let bench = Bench::with(&[], settings);
@@ -142,10 +142,11 @@ async fn what_does_not_exist_is_remembered_for_a_short_while() {
     bench.admit(&one("r.io/a:1")).await.unwrap();
 }
 
-/// What anybody may read today may be private tomorrow.
+/// A public repository may become private.
 #[tokio::test]
-async fn that_anybody_may_read_is_remembered_for_a_while_only() {
-    let settings = ResolverSettings { right_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
+async fn anonymous_access_is_cached_for_a_limited_time() {
+    let settings =
+        ResolverSettings { authorization_ttl: Duration::from_millis(200), ..ResolverSettings::default() };
     let bench = Bench::with(&[], settings);
     let digest = bench.registry.store(&manifest(&[("x/y", Some("f"))]));
     let pod = one(&format!("r.io/a@{digest}"));
@@ -161,7 +162,7 @@ async fn that_anybody_may_read_is_remembered_for_a_while_only() {
 }
 
 #[tokio::test]
-async fn a_failure_is_not_remembered() {
+async fn a_failure_is_not_cached() {
     let bench = Bench::new();
     let failure = RegistryError::Unavailable { at: "GET x".into(), status: 502, words: "bad gateway".into() };
     bench.registry.set("r.io/a:1", Behaviour::Fails(failure));
@@ -172,7 +173,7 @@ async fn a_failure_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn lookups_of_one_thing_are_one_request() {
+async fn concurrent_lookups_of_one_tag_are_one_request() {
     let bench = Arc::new(Bench::new());
     bench.registry.set_delay(Duration::from_millis(50));
     let tasks: Vec<_> = (0..100)
@@ -188,7 +189,7 @@ async fn lookups_of_one_thing_are_one_request() {
 }
 
 #[tokio::test]
-async fn one_that_gives_up_takes_nothing_from_the_others() {
+async fn a_caller_that_gives_up_does_not_cancel_the_lookup() {
     let bench = Arc::new(Bench::new());
     bench.registry.set_delay(Duration::from_millis(150));
     let first = tokio::spawn({
@@ -207,7 +208,7 @@ async fn one_that_gives_up_takes_nothing_from_the_others() {
 }
 
 #[tokio::test]
-async fn a_deadline_bounds_a_registry_that_hangs_and_nobody_else() {
+async fn a_deadline_limits_only_requests_to_the_stalled_registry() {
     let bench = Bench::new();
     bench.registry.set("slow.io/a:1", Behaviour::Hangs);
     let started = Instant::now();
@@ -220,14 +221,13 @@ async fn a_deadline_bounds_a_registry_that_hangs_and_nobody_else() {
     assert!(fine.0.is_ok() && fine.1 < Duration::from_millis(150), "{:?}", fine.1);
     let denial = hung.unwrap_err();
     assert_eq!(denial.code().number(), 503);
-    assert!(denial.message().contains("\"slow.io/a:1\" was not resolved"), "{denial}");
+    assert!(denial.message().contains("\"slow.io/a:1\" cannot be resolved"), "{denial}");
     assert!(started.elapsed() < Duration::from_secs(2));
 }
 
 #[tokio::test]
-async fn a_lookup_that_nobody_waits_for_ends_too() {
-    let settings =
-        ResolverSettings { longest_lookup: Duration::from_millis(100), ..ResolverSettings::default() };
+async fn a_lookup_without_callers_ends() {
+    let settings = ResolverSettings { max_lookup: Duration::from_millis(100), ..ResolverSettings::default() };
     let bench = Bench::with(&[], settings);
     bench.registry.set("slow.io/a:1", Behaviour::Hangs);
     let denial = bench.admit(&one("slow.io/a:1")).await.unwrap_err();
@@ -246,11 +246,11 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 }
 
 #[rstest]
-#[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "was refused by its registry (GET x: refused with 401: denied; asked with no credentials)", None)]
+#[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "cannot be pulled: the registry denied access (GET x: refused with 401: denied; asked with no credentials)", None)]
 #[case(RegistryError::NotAllowed { at: "GET x".into(), words: "a loopback address".into() }, 403, "a loopback address", None)]
-#[case(RegistryError::Misconfigured { at: "r.io/a".into(), words: "r.io/hosts.toml: server: write a URL in quotes".into() }, 503, "cannot be asked for (r.io/a: r.io/hosts.toml: server: write a URL", None)]
+#[case(RegistryError::Misconfigured { at: "r.io/a".into(), words: "r.io/hosts.toml: server: write a URL in quotes".into() }, 503, "cannot be pulled with the current registry configuration (r.io/a: r.io/hosts.toml: server: write a URL", None)]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: Some(Duration::from_secs(7)), words: "".into() }, 429, "asks to wait 7 s", Some(7))]
-#[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits requests", None)]
+#[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits the request rate", None)]
 #[case(RegistryError::Unavailable { at: "GET x".into(), status: 503, words: "gone fishing".into() }, 503, "gone fishing", None)]
 #[case(RegistryError::Unreachable { at: "GET x".into(), words: "no such host".into() }, 503, "no such host", None)]
 #[case(RegistryError::Stalled { at: "GET x".into(), what: "answer".into(), after: Duration::from_secs(3) }, 503, "within 3 s", None)]
@@ -258,7 +258,7 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 #[case(RegistryError::TooLarge { at: "GET x".into(), what: "a manifest", limit: 4 }, 422, "longer than 4 bytes", None)]
 #[case(RegistryError::Invalid { at: "GET x".into(), words: "no JSON".into() }, 422, "no JSON", None)]
 #[tokio::test]
-async fn a_registrys_failure_has_its_code_and_its_words(
+async fn a_registry_failure_has_its_code_and_message(
     #[case] error: RegistryError,
     #[case] code: u16,
     #[case] words: &str,
@@ -268,13 +268,13 @@ async fn a_registrys_failure_has_its_code_and_its_words(
     let kind = error.kind();
     bench.registry.set("r.io/a:1", Behaviour::Fails(error));
     let denial = bench.admit(&one("r.io/a:1")).await.unwrap_err();
-    assert_eq!(denial.registry(), Some(kind), "it is told from a rule's refusal");
+    assert_eq!(denial.registry(), Some(kind), "it can be told apart from a policy's denial");
     assert_eq!((denial.code().number(), denial.retry_after()), (code, wait), "{denial}");
     assert!(denial.message().contains(words) && denial.message().contains("\"r.io/a:1\""), "{denial}");
 }
 
 #[tokio::test]
-async fn the_first_failure_in_the_order_of_the_steps_is_told() {
+async fn the_first_failure_in_the_order_of_the_steps_is_reported() {
     let bench = Bench::new();
     for tag in ["r.io/b:1", "r.io/c:1"] {
         bench.registry.set(tag, Behaviour::Fails(not_found(tag)));
@@ -292,7 +292,7 @@ async fn the_first_failure_in_the_order_of_the_steps_is_told() {
 #[case::tar(&[("application/vnd.oci.image.layer.v1.tar+gzip", None)], &[], None)]
 #[case::chosen(&[("x/y", None), ("x/z", Some("f"))], &[("media-types", "x/z")], None)]
 #[tokio::test]
-async fn nothing_to_mount_is_told_before_the_pod_runs(
+async fn an_artifact_without_files_is_denied(
     #[case] layers: &[(&str, Option<&str>)],
     #[case] annotations: &[(&str, &str)],
     #[case] words: Option<&str>,
@@ -326,7 +326,11 @@ async fn an_index_is_pinned_as_an_index() {
     assert!(pinned(bench.admit(&on("linux/amd64")).await.unwrap().pinned().unwrap()));
     for (platform, code, words) in [
         ("linux/arm64", 422, "has nothing to mount"),
-        ("linux/riscv64", 404, "nothing for linux/riscv64; it has: linux/s390x, linux/arm64, linux/amd64"),
+        (
+            "linux/riscv64",
+            404,
+            "no manifest for linux/riscv64; it has: linux/s390x, linux/arm64, linux/amd64",
+        ),
         ("linux/s390x", 404, "does not exist"),
     ] {
         let denial = bench.admit(&on(platform)).await.unwrap_err();
@@ -338,7 +342,7 @@ async fn an_index_is_pinned_as_an_index() {
     assert!(bench.admit(&one("r.io/b:1")).await.is_err());
     bench.registry.tag("r.io/c:1", &index(&[]));
     let denial = bench.admit(&one("r.io/c:1")).await.unwrap_err();
-    assert!(denial.message().contains("index of no manifests"), "{denial}");
+    assert!(denial.message().contains("index without manifests"), "{denial}");
     let nested = bench.registry.store(&index(&[("linux/amd64", &good)]));
     bench.registry.tag("r.io/d:1", &index(&[("linux/amd64", &nested)]));
     let denial = bench.admit(&one("r.io/d:1")).await.unwrap_err();
@@ -346,7 +350,7 @@ async fn an_index_is_pinned_as_an_index() {
 }
 
 #[tokio::test]
-async fn a_digest_whose_registry_is_down_is_not_taken_on_trust() {
+async fn a_digest_is_checked_at_its_registry() {
     let bench = Bench::new();
     let digest = bench.registry.store(&manifest(&[("x/y", Some("f"))]));
     let reference = format!("r.io/a@{digest}");
@@ -356,12 +360,12 @@ async fn a_digest_whose_registry_is_down_is_not_taken_on_trust() {
     };
     bench.registry.set(&reference, Behaviour::Fails(down.clone()));
     assert_eq!(bench.admit(&one(&reference)).await.unwrap_err().code().number(), 503);
-    // Once seen, its manifest is known for good.
+    // Once read, its manifest is cached.
     bench.registry.set(&reference, Behaviour::Is(digest.clone()));
     bench.admit(&one(&reference)).await.unwrap();
     bench.registry.set(&reference, Behaviour::Fails(down));
     bench.admit(&one(&reference)).await.unwrap();
-    // And a canonical volume asks nobody.
+    // A canonical volume needs no registry.
     let admitted = bench.admitted(&one(&reference)).await;
     let asked = bench.registry.calls();
     let elsewhere = Bench::new();
@@ -371,10 +375,10 @@ async fn a_digest_whose_registry_is_down_is_not_taken_on_trust() {
     assert_eq!((elsewhere.registry.calls(), bench.registry.calls()), (0, asked));
 }
 
-/// In waves of nearly as many as may wait at all, and remembered for so short a while that lookups end, run out
-/// and begin again all the time.
+/// Each wave has nearly as many requests as may wait in total, and the cache time is so short that lookups end, expire and
+/// begin again all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_thousand_in_parallel_never_swap_digests() {
+async fn a_hundred_thousand_parallel_requests_never_swap_digests() {
     const WAVE: usize = 12_500;
     let settings = ResolverSettings { tag_ttl: Duration::from_millis(50), ..ResolverSettings::default() };
     let bench = Arc::new(Bench::with(&[], settings));

@@ -1,4 +1,4 @@
-//! Seals, pins and persistent volumes: what was admitted is what runs.
+//! Seals, pins and persistent volumes.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Scene {
         scene
     }
 
-    /// A webhook that has just started: it remembers nothing.
+    /// Returns a webhook that has just started, with an empty cache.
     fn webhook(&self) -> Admission {
         let policies = policy::Policies::new(Vec::new(), policy::NoPolicy::Allow, Namespaced);
         policies.set_files(crate::support::entries(&self.policies));
@@ -50,7 +50,7 @@ impl Scene {
         self.registry.tag("r.io/app:v1", &manifest(&[("application/java-archive", Some(title))])).to_string()
     }
 
-    /// The pod as it is stored, by way of a review.
+    /// Returns the pod as the API server stores it after a review.
     async fn stored(&self, namespace: &str, pod: &Value, dry_run: bool) -> Result<Value, (u16, String)> {
         let mut review = review(pod);
         review["request"]["namespace"] = json!(namespace);
@@ -84,12 +84,12 @@ fn digest(pod: &Value) -> String {
     volume(pod).recipe().references().next().unwrap().digest().to_string()
 }
 
-fn asks() -> Value {
+fn pod_with_tag() -> Value {
     pod(&[("artifact", "r.io/app:v1")])
 }
 
 fn of(owner: &str, revision: Option<&str>) -> Value {
-    let mut pod = asks();
+    let mut pod = pod_with_tag();
     pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "app",
         "uid": owner, "controller": true, "blockOwnerDeletion": true}]);
     if let Some(revision) = revision {
@@ -101,41 +101,41 @@ fn of(owner: &str, revision: Option<&str>) -> Value {
 #[tokio::test]
 async fn every_volume_is_sealed_for_its_namespace_and_nothing_else() {
     let scene = Scene::new();
-    let stored = scene.stored("team", &asks(), false).await.unwrap();
-    assert_eq!(scene.public.check(&volume(&stored), Holder::pod("team")), Ok(()));
-    assert!(scene.public.check(&volume(&stored), Holder::pod("other")).is_err());
+    let stored = scene.stored("team", &pod_with_tag(), false).await.unwrap();
+    assert_eq!(volume(&stored).verify_seal(&scene.public, Holder::pod("team")), Ok(()));
+    assert!(volume(&stored).verify_seal(&scene.public, Holder::pod("other")).is_err());
     assert_eq!(scene.stored("team", &stored, false).await.unwrap(), stored, "a second round changes nothing");
 }
 
-/// A pod that is read back and applied again.
+/// A stored pod that is applied again.
 #[tokio::test]
-async fn copies_keep_what_this_namespace_was_given_and_nothing_more() {
+async fn copies_keep_their_digests_only_in_the_namespace_of_the_seal() {
     let mut scene = Scene::new();
     let first = scene.moves_to("one");
-    let stored = scene.stored("team", &asks(), false).await.unwrap();
+    let stored = scene.stored("team", &pod_with_tag(), false).await.unwrap();
     let second = scene.moves_to("two");
     assert_ne!(first, second);
 
     let again = scene.stored("team", &stored, false).await.unwrap();
     assert_eq!(digest(&again), first, "the tag moved, the namespace's own seal keeps its digest");
     let elsewhere = scene.stored("other", &stored, false).await.unwrap();
-    assert_eq!(digest(&elsewhere), second, "another namespace asks for the tag");
-    assert_eq!(scene.public.check(&volume(&elsewhere), Holder::pod("other")), Ok(()));
+    assert_eq!(digest(&elsewhere), second, "another namespace resolves the tag");
+    assert_eq!(volume(&elsewhere).verify_seal(&scene.public, Holder::pod("other")), Ok(()));
 
     let mut edited = stored.clone();
     edited["metadata"]["annotations"]["oras.land/artifact"] = json!("r.io/app:v2");
     let edited = scene.stored("team", &edited, false).await.unwrap();
-    assert_ne!(digest(&edited), first, "the annotation says something else");
+    assert_ne!(digest(&edited), first, "the annotation requests something else");
 
-    // What `render` writes has no seal, and the digest that somebody keeps in Git.
+    // A volume from `render` has no seal; the user may keep its digest in Git.
     let mut rendered = stored.clone();
     let attributes = &mut rendered["spec"]["volumes"][0]["csi"]["volumeAttributes"];
     attributes.as_object_mut().unwrap().remove("csi.oras.land/seal");
     let sealed = scene.stored("team", &rendered, false).await.unwrap();
     assert_eq!(digest(&sealed), first);
-    assert_eq!(scene.public.check(&volume(&sealed), Holder::pod("team")), Ok(()));
+    assert_eq!(volume(&sealed).verify_seal(&scene.public, Holder::pod("team")), Ok(()));
 
-    // Without the annotation there is a digest and no tag: it counts as if somebody had written it.
+    // Without the annotation there is a digest and no tag: it counts as if the user had written it.
     let mut bare = stored.clone();
     bare["metadata"]["annotations"] = json!({});
     bare["spec"]["volumes"][0]["name"] = json!("mine");
@@ -144,7 +144,7 @@ async fn copies_keep_what_this_namespace_was_given_and_nothing_more() {
     let copied = scene.stored("other", &bare, false).await.unwrap();
     assert_eq!(digest(&copied), first);
     assert!(scene.registry.calls() > asked, "who copies it needs the right to it");
-    assert_eq!(scene.public.check(&volume(&copied), Holder::pod("other")), Ok(()));
+    assert_eq!(volume(&copied).verify_seal(&scene.public, Holder::pod("other")), Ok(()));
 
     scene.policies = vec![json!({"registries": {"deny": ["r.io"]}})];
     for pod in [&stored, &bare] {
@@ -154,18 +154,22 @@ async fn copies_keep_what_this_namespace_was_given_and_nothing_more() {
 }
 
 #[tokio::test]
-async fn all_pods_of_a_revision_have_what_the_first_one_had() {
+async fn all_pods_of_a_revision_get_the_digest_of_the_first() {
     let scene = Scene::new();
     let first = scene.moves_to("one");
     assert_eq!(digest(&scene.stored("team", &of("rs-1", None), true).await.unwrap()), first);
     assert_eq!(scene.pins.count(), 0, "a dry run keeps nothing");
     assert_eq!(digest(&scene.stored("team", &of("rs-1", None), false).await.unwrap()), first);
     let second = scene.moves_to("two");
-    // Every call is to a webhook that has just started, so no cache can be the reason.
+    // Every call is to a webhook with an empty cache, so the cache cannot be the reason.
     assert_eq!(digest(&scene.stored("team", &of("rs-1", None), false).await.unwrap()), first);
     assert_eq!(digest(&scene.stored("team", &of("rs-1", None), true).await.unwrap()), first);
     assert_eq!(digest(&scene.stored("team", &of("rs-2", None), false).await.unwrap()), second);
-    assert_eq!(digest(&scene.stored("team", &asks(), false).await.unwrap()), second, "a pod of nobody's");
+    assert_eq!(
+        digest(&scene.stored("team", &pod_with_tag(), false).await.unwrap()),
+        second,
+        "a pod without a controller"
+    );
     assert_eq!(digest(&scene.stored("team", &of("ds", Some("a")), false).await.unwrap()), second);
     let third = scene.moves_to("three");
     assert_eq!(digest(&scene.stored("team", &of("ds", Some("a")), false).await.unwrap()), second);
@@ -174,7 +178,7 @@ async fn all_pods_of_a_revision_have_what_the_first_one_had() {
 }
 
 #[tokio::test]
-async fn a_pin_is_no_right_and_says_where_it_is_when_its_digest_is_gone() {
+async fn policies_apply_to_pins_and_a_denial_names_the_pin_of_a_missing_digest() {
     let mut scene = Scene::new();
     let first = scene.moves_to("one");
     scene.stored("team", &of("rs-1", None), false).await.unwrap();
@@ -187,9 +191,9 @@ async fn a_pin_is_no_right_and_says_where_it_is_when_its_digest_is_gone() {
     assert!(code == 403 && words.contains("deniedTags"), "{words}");
 }
 
-/// Two first pods of one revision at once, at two webhooks, while the tag moves.
+/// Two webhooks admit the first pods of one revision at the same time, while the tag moves.
 #[tokio::test]
-async fn two_that_race_agree() {
+async fn concurrent_first_pods_of_a_revision_get_the_same_digest() {
     for _ in 0..20 {
         let scene = Scene::new();
         let (one, two) = (scene.webhook(), scene.webhook());
@@ -230,11 +234,11 @@ async fn a_persistent_volume_is_sealed_for_its_claims_namespace_and_its_handle()
     let stored = patched(&object, &outcome);
     assert_eq!(stored["spec"]["csi"]["readOnly"], true);
     let (_, volume) = &outcome.volumes()[0];
-    assert_eq!(scene.public.check(volume, Holder::claim("team", "h-1")), Ok(()));
+    assert_eq!(volume.verify_seal(&scene.public, Holder::claim("team", "h-1")), Ok(()));
     for other in [Holder::pod("team"), Holder::claim("other", "h-1"), Holder::claim("team", "h-2")] {
-        assert!(scene.public.check(volume, other).is_err(), "{other}");
+        assert!(volume.verify_seal(&scene.public, other).is_err(), "{other}");
     }
-    // Applied again with the tag moved, it is what it was; for another claim it is asked for anew.
+    // Applied again after the tag moved, it keeps its digest; for another claim it is resolved again.
     let first = scene.moves_to("one");
     scene.moves_to("two");
     let again = scene.webhook().admit_persistent_volume(&stored, soon()).await.unwrap();
@@ -243,11 +247,11 @@ async fn a_persistent_volume_is_sealed_for_its_claims_namespace_and_its_handle()
     moved["spec"]["claimRef"]["namespace"] = json!("other");
     let moved = scene.webhook().admit_persistent_volume(&moved, soon()).await.unwrap();
     assert!(moved.volumes()[0].1.recipe().to_json().contains(&first));
-    assert_eq!(scene.public.check(&moved.volumes()[0].1, Holder::claim("other", "h-1")), Ok(()));
+    assert_eq!(moved.volumes()[0].1.verify_seal(&scene.public, Holder::claim("other", "h-1")), Ok(()));
 }
 
 #[tokio::test]
-async fn a_persistent_volume_that_says_too_little_or_too_much_is_denied_in_words() {
+async fn an_invalid_persistent_volume_is_denied() {
     let scene = Scene::new();
     for (change, words) in [
         (json!({"claimRef": null}), "spec.claimRef.namespace: is missing"),
@@ -275,36 +279,39 @@ async fn a_persistent_volume_that_says_too_little_or_too_much_is_denied_in_words
     let mut annotated = persistent(&json!({}));
     annotated["metadata"]["annotations"] = json!({"oras.land/artifact": "r.io/app:v1"});
     let denial = scene.webhook().admit_persistent_volume(&annotated, soon()).await.unwrap_err();
-    assert!(denial.message().contains("does nothing on a PersistentVolume"), "{denial}");
+    assert!(denial.message().contains("has no effect on a PersistentVolume"), "{denial}");
     let other = json!({"kind": "PersistentVolume", "spec": {"hostPath": {"path": "/"}}});
     assert!(scene.webhook().admit_persistent_volume(&other, soon()).await.unwrap().patch().0.is_empty());
 }
 
-/// A set's volume cannot be made by hand, nor taken to where the set is not given.
+/// A volume of a cluster set cannot be forged, nor copied to a namespace that may not use the set.
 #[tokio::test]
-async fn a_sets_volume_is_not_for_everybody() {
+async fn a_cluster_sets_volume_needs_a_seal_for_its_namespace() {
     let scene = Scene::new();
-    let stored = scene.stored("team", &asks(), false).await.unwrap();
+    let stored = scene.stored("team", &pod_with_tag(), false).await.unwrap();
     let mut claimed = stored;
     claimed["metadata"]["annotations"] = json!({});
     claimed["spec"]["volumes"][0]["csi"]["volumeAttributes"]["csi.oras.land/set"] = json!("models");
     let (code, words) = scene.stored("team", &claimed, false).await.unwrap_err();
-    assert!(code == 400 && words.contains("this webhook knows none"), "{words}");
+    assert!(code == 400 && words.contains("sets are disabled in this webhook"), "{words}");
     let denial = Bench::new().admit(&claimed).await.unwrap_err();
-    assert!(denial.message().contains("this webhook knows none"), "nor where no seals are made: {denial}");
+    assert!(
+        denial.message().contains("sets are disabled in this webhook"),
+        "nor where no seals are made: {denial}"
+    );
 }
 
-/// Whoever has no key makes no seal, and says so by having none.
+/// A webhook without a key makes no seals.
 #[tokio::test]
 async fn without_a_key_there_is_no_seal() {
     let bench = Bench::new();
-    let admitted = bench.admitted(&asks()).await;
+    let admitted = bench.admitted(&pod_with_tag()).await;
     assert_eq!(volume(&admitted).seal(), None);
     assert!(MemoryPins::default().find("team", &pin_key()).await.unwrap().is_none());
 }
 
 fn pin_key() -> oras_csi_webhook::pins::PinKey {
-    let owner = oras_csi_webhook::pins::object::PinOwner {
+    let owner = oras_csi_webhook::pins::PinOwner {
         api_version: "v1".into(),
         kind: "X".into(),
         name: "x".into(),

@@ -1,4 +1,4 @@
-//! Sets, as pods ask for them: which one a name means, what it gives, who may have it, and which one comes to be.
+//! Sets in pods: which set a name means, the recipe that a pod gets, who may use it, and which sets are created.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::seal::{Holder, PublicKeys, SealKey};
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
+use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::pins::MemoryPins;
 use oras_csi_webhook::review::{Hook, Review};
 use oras_csi_webhook::seal::Sealer;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const TAG: &str = "r.io/team/model:v1";
 const NEXT: &str = "r.io/team/model:v2";
 
-/// The canonical JSON of one `add`.
+/// Returns the canonical JSON of one `add` step.
 fn recipe(text: &str) -> String {
     let reference = Reference::parse(text).unwrap();
     let pinned = reference.pin(default_digest(text));
@@ -77,7 +77,7 @@ fn volume(pod: &Value) -> CanonicalVolume {
 #[case(by_annotation("model"), "oras-artifacts")]
 #[case(by_name("model"), "in")]
 #[tokio::test]
-async fn a_pod_gets_what_the_set_has_and_no_registry_is_asked(#[case] pod: Value, #[case] name: &str) {
+async fn a_pod_gets_the_recipe_of_the_set_without_a_registry_request(#[case] pod: Value, #[case] name: &str) {
     let bench = bench(&[set("model", TAG)]);
     let after = bench.admitted(&pod).await;
     let volume = volume(&after);
@@ -92,7 +92,7 @@ async fn a_pod_gets_what_the_set_has_and_no_registry_is_asked(#[case] pod: Value
 }
 
 #[tokio::test]
-async fn where_and_in_which_containers_is_the_pods_to_say() {
+async fn the_pod_chooses_mount_path_and_containers() {
     let bench = bench(&[set("model", TAG)]);
     let mut pod = pod(&[("artifact-set", "model"), ("mount-path", "/models"), ("containers", "app")]);
     pod["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "side"}));
@@ -104,8 +104,8 @@ async fn where_and_in_which_containers_is_the_pods_to_say() {
 #[rstest]
 #[case(pod(&[("artifact-set", "model"), ("media-types", "a/b")]), 400, "oras.land/media-types", "the steps of the set")]
 #[case(pod(&[("artifact-set", "model"), ("platform", "linux/arm64")]), 400, "oras.land/platform", "the steps of the set")]
-#[case(pod(&[("artifact-set", "model"), ("artifact", "r.io/a")]), 400, "oras.land/artifact:", "stands beside")]
-#[case(pod(&[("artifact-set", "model"), ("recipe", "- add: r.io/a")]), 400, "oras.land/artifact-set", "stands beside")]
+#[case(pod(&[("artifact-set", "model"), ("artifact", "r.io/a")]), 400, "oras.land/artifact:", "cannot be combined with")]
+#[case(pod(&[("artifact-set", "model"), ("recipe", "- add: r.io/a")]), 400, "oras.land/artifact-set", "cannot be combined with")]
 #[case(pod(&[("artifact-set", "model"), ("patch", "r.io/a:p")]), 400, "oras.land/artifact-set", "one of the two")]
 #[case(pod(&[("artifact-set", "Model")]), 400, "\"Model\" is not the name of a set", "write the name")]
 #[case(inline(&json!({"oras-csi.name": "model", "oras.options.pullalways": "true"})), 400,
@@ -136,7 +136,7 @@ async fn where_and_in_which_containers_is_the_pods_to_say() {
 #[case(with_actions("ours", "r.io/b:2"), 400, "is the name of a ClusterArtifactSet", "by its name alone")]
 #[case(with_actions("ours", TAG), 400, "is the name of a ClusterArtifactSet", "by its name alone")]
 #[tokio::test]
-async fn a_denial_says_which_set_and_what_to_do(
+async fn a_denial_names_the_set_and_the_correction(
     #[case] pod: Value,
     #[case] code: u16,
     #[case] words: &str,
@@ -169,7 +169,7 @@ async fn a_denial_says_which_set_and_what_to_do(
 }
 
 #[tokio::test]
-async fn nobody_shadows_a_cluster_set_that_they_may_use() {
+async fn a_namespace_cannot_shadow_a_cluster_set_that_it_may_use() {
     let theirs = "r.io/team/theirs:1";
     let bench = bench(&[
         cluster_set("model", TAG, &of_team("team")),
@@ -182,13 +182,13 @@ async fn nobody_shadows_a_cluster_set_that_they_may_use() {
         (volume(&after).set(), volume(&after).recipe().to_json()),
         (Some("model"), recipe(TAG).as_str())
     );
-    // One that the namespace may not use takes no name from it.
+    // A cluster set that the namespace may not use does not reserve the name.
     let after = bench.admitted(&by_annotation("other")).await;
     assert_eq!((volume(&after).set(), volume(&after).recipe().to_json()), (None, recipe(theirs).as_str()));
 }
 
 #[tokio::test]
-async fn the_empty_selector_is_every_namespace() {
+async fn an_empty_selector_selects_every_namespace() {
     let bench = bench(&[cluster_set("model", TAG, &json!({}))]);
     assert!(bench.admit_in("other", &by_annotation("model")).await.is_ok());
     let denial = bench.admit_in("other", &by_annotation("none")).await.unwrap_err();
@@ -196,13 +196,13 @@ async fn the_empty_selector_is_every_namespace() {
 }
 
 #[tokio::test]
-async fn without_sets_a_name_is_denied_in_words() {
+async fn a_set_is_denied_where_sets_are_off() {
     for pod in [by_annotation("model"), by_name("model")] {
         let denial = Bench::new().admit(&pod).await.unwrap_err();
         assert_eq!(denial.code().number(), 400);
         assert!(denial.message().contains("this webhook knows none"), "{denial}");
     }
-    // A name beside a recipe is but a name then, as it was before there were sets.
+    // A name beside a recipe is then only the label of the volume.
     assert!(Bench::new().admit(&with_actions("model", TAG)).await.is_ok());
 }
 
@@ -216,7 +216,7 @@ async fn without_sets_a_name_is_denied_in_words() {
 #[case(pod(&[("recipe", "- add: r.io/team/model:v1")]), false)]
 #[case(inline(&json!({"csi.oras.land/id": format!("model-{}", "0".repeat(32)), "csi.oras.land/recipe": "[]"})), false)]
 #[tokio::test]
-async fn sets_only_leaves_the_cluster_sets(#[case] pod: Value, #[case] passes: bool) {
+async fn sets_only_allows_the_cluster_sets(#[case] pod: Value, #[case] passes: bool) {
     let bench = bench(&[cluster_set("model", TAG, &of_team("team")), set("own", TAG)]);
     bench.policies.set_files(entries(&[json!({"setsOnly": true})]));
     match bench.admit(&pod).await {
@@ -227,7 +227,7 @@ async fn sets_only_leaves_the_cluster_sets(#[case] pod: Value, #[case] passes: b
 }
 
 #[tokio::test]
-async fn policies_look_at_what_is_written_in_a_set_and_at_its_digests() {
+async fn policies_check_the_spec_of_a_set_and_its_digests() {
     let deny = |spec: Value| {
         let bench = bench(&[cluster_set("model", TAG, &json!({}))]);
         bench.policies.set_files(entries(&[spec]));
@@ -239,7 +239,7 @@ async fn policies_look_at_what_is_written_in_a_set_and_at_its_digests() {
     assert!(deny(json!({"requireDigest": true})).await.is_some());
     assert_eq!(deny(json!({"registries": {"allow": ["r.io/team/**"]}})).await, None);
 
-    // A status that has another repository than the spec does not get by.
+    // A status with another repository than the spec does not bypass the policy.
     let mut forged = set("model", TAG);
     forged["status"]["recipe"] = json!(recipe("evil.io/x:1"));
     let bench = bench(&[forged]);
@@ -249,7 +249,7 @@ async fn policies_look_at_what_is_written_in_a_set_and_at_its_digests() {
 }
 
 #[tokio::test]
-async fn contents_are_looked_at_where_a_policy_wants_that_and_no_sooner() {
+async fn contents_are_read_only_where_a_policy_requires_it() {
     let bench = bench(&[cluster_set("model", TAG, &json!({}))]);
     bench.registry.store(&crate::support::default_manifest(TAG));
     bench.policies.set_files(entries(&[json!({"allowedMediaTypes": ["text/plain"]})]));
@@ -270,12 +270,12 @@ fn secret(name: &str, host: &str) -> Value {
 #[case(&["elsewhere", "here", "too"], None, Some("here"))]
 #[case(&["elsewhere", "here"], Some("elsewhere"), Some("elsewhere"))]
 #[tokio::test]
-async fn the_secret_is_chosen_without_asking(
+async fn the_secret_is_chosen_without_a_registry_request(
     #[case] of_pod: &[&str],
     #[case] named: Option<&str>,
     #[case] wanted: Option<&str>,
 ) {
-    let mut secrets = StatedSecrets::default();
+    let mut secrets = ManifestSecrets::default();
     for manifest in [secret("elsewhere", "q.io"), secret("here", "r.io"), secret("too", "r.io")] {
         secrets.take(&manifest, "team");
     }
@@ -292,8 +292,8 @@ async fn the_secret_is_chosen_without_asking(
         let after = patched(&pod, &outcome);
         let found = &after["spec"]["volumes"][0]["csi"]["nodePublishSecretRef"]["name"];
         assert_eq!(found.as_str(), wanted, "{set}");
-        let is_told = outcome.warnings().iter().any(|words| words.contains("is of no use"));
-        assert_eq!(is_told, set == "model" && named.is_some());
+        let has_warning = outcome.warnings().iter().any(|words| words.contains("is ignored"));
+        assert_eq!(has_warning, set == "model" && named.is_some());
     }
     assert_eq!(bench.registry.calls(), 0);
 }
@@ -307,11 +307,11 @@ async fn reviewed(bench: &Bench, pod: &Value, dry_run: bool) -> Value {
 }
 
 fn names(sets: &MemorySets) -> Vec<String> {
-    sets.own_sets().into_iter().map(|((namespace, name), _)| format!("{namespace}/{name}")).collect()
+    sets.namespaced_sets().into_iter().map(|((namespace, name), _)| format!("{namespace}/{name}")).collect()
 }
 
 #[tokio::test]
-async fn a_name_with_a_recipe_makes_the_set_and_the_next_pod_asks_by_the_name_alone() {
+async fn a_name_with_a_recipe_creates_the_set_for_the_next_pod() {
     let (bench, sets) = Bench::new().with_sets(&[]);
     let first = with_actions("group", TAG);
     assert_eq!(reviewed(&bench, &first, true).await["allowed"], true);
@@ -320,7 +320,7 @@ async fn a_name_with_a_recipe_makes_the_set_and_the_next_pod_asks_by_the_name_al
     assert_eq!(names(&sets), [""; 0], "who renders makes nothing");
     assert_eq!(reviewed(&bench, &first, false).await["allowed"], true);
     assert_eq!(names(&sets), ["team/group"]);
-    let (_, made) = sets.own_sets().remove(0);
+    let (_, made) = sets.namespaced_sets().remove(0);
     let labels = made.metadata.labels.unwrap();
     assert_eq!(labels["app.kubernetes.io/managed-by"], "oras-csi");
     assert_eq!(serde_json::to_value(&made.spec).unwrap(), json!({"recipe": [{"add": TAG}]}));
@@ -328,7 +328,7 @@ async fn a_name_with_a_recipe_makes_the_set_and_the_next_pod_asks_by_the_name_al
     let asked = bench.registry.calls();
     let after = bench.admitted(&by_name("group")).await;
     assert_eq!(volume(&after).recipe().to_json(), recipe(TAG));
-    // The first manifest again, and in another spelling, is the same.
+    // The first manifest again, also in another spelling, is the same set.
     let again =
         inline(&json!({"oras-csi.name": "group", "oras-csi.actions": format!("[{{add: 'oras://{TAG}'}}]")}));
     assert_eq!(volume(&bench.admitted(&again).await), volume(&after));
@@ -339,7 +339,7 @@ async fn a_name_with_a_recipe_makes_the_set_and_the_next_pod_asks_by_the_name_al
 }
 
 #[tokio::test]
-async fn one_pod_cannot_give_two_recipes_one_name() {
+async fn one_pod_cannot_use_one_name_for_two_recipes() {
     let (bench, sets) = Bench::new().with_sets(&[]);
     let mut pod = with_actions("group", TAG);
     let mut second = with_actions("group", "r.io/b:2")["spec"]["volumes"][0].clone();
@@ -347,21 +347,21 @@ async fn one_pod_cannot_give_two_recipes_one_name() {
     pod["spec"]["volumes"].as_array_mut().unwrap().push(second);
     let answer = reviewed(&bench, &pod, false).await;
     assert_eq!(answer["status"]["code"], 400, "{answer}");
-    assert!(sets.own_sets().is_empty());
+    assert!(sets.namespaced_sets().is_empty());
 }
 
 #[rstest]
 #[case(by_annotation("model"))]
 #[case(by_name("model"))]
 #[tokio::test]
-async fn a_sealed_volume_of_a_cluster_set_comes_back_as_it_was(#[case] pod: Value) {
+async fn a_sealed_volume_of_a_cluster_set_is_not_changed(#[case] pod: Value) {
     let (bench, sets) = Bench::new().with_sets(&[cluster_set("model", TAG, &json!({})), namespace("team")]);
     let admission = Arc::into_inner(bench.admission).unwrap();
     let admission = Arc::new(admission.with_sealer(Sealer::with_key(SealKey::generate().unwrap())));
     let bench = Bench { admission, ..bench };
     let after = bench.admitted(&pod).await;
     assert!(volume(&after).seal().is_some() && volume(&after).set() == Some("model"));
-    // The set has moved meanwhile.
+    // The set's recipe has changed since.
     let moved = cluster_set("model", "r.io/team/model:v2", &json!({}));
     sets.take(&moved, "team").unwrap();
     let again = bench.admit(&after).await.unwrap();
@@ -370,8 +370,8 @@ async fn a_sealed_volume_of_a_cluster_set_comes_back_as_it_was(#[case] pod: Valu
     assert_eq!(bench.registry.calls(), 0);
 }
 
-/// What came to a volume of the set `model` that has the recipe of [`TAG`]: its recipe, or the code and the words.
-async fn comes_back(namespace_: &str, pod: &Value, manifests: &[Value]) -> Result<String, (u16, String)> {
+/// Admits a volume of the set `model` with the recipe of [`TAG`]. Returns its recipe, or the code and the message.
+async fn readmitted(namespace_: &str, pod: &Value, manifests: &[Value]) -> Result<String, (u16, String)> {
     let (bench, _) = Bench::new().with_sets(&[manifests, &[namespace("team"), namespace("other")]].concat());
     let key = SealKey::generate().unwrap();
     let public = PublicKeys::from_iter([key.public().clone()]);
@@ -382,7 +382,7 @@ async fn comes_back(namespace_: &str, pod: &Value, manifests: &[Value]) -> Resul
     let after =
         patched(pod, &admitted.map_err(|denial| (denial.code().number(), denial.message().to_owned()))?);
     let volume = volume(&after);
-    assert_eq!(public.check(&volume, Holder::pod(namespace_)), Ok(()));
+    assert_eq!(volume.verify_seal(&public, Holder::pod(namespace_)), Ok(()));
     assert_eq!(volume.set(), Some("model"));
     let note: Value =
         serde_json::from_str(after["metadata"]["annotations"]["oras.land/pinned"].as_str().unwrap()).unwrap();
@@ -392,14 +392,14 @@ async fn comes_back(namespace_: &str, pod: &Value, manifests: &[Value]) -> Resul
     Ok(text.to_owned())
 }
 
-/// A volume of a cluster set without our word for it, as `render` writes it, and as a copy from another namespace has
-/// it: it counts for what it says, where the set is for the namespace and says or said the same.
+/// A volume of a cluster set without a valid seal, from `render` or copied from another namespace. It is accepted where
+/// the namespace may use the set, and the set has or had the same recipe.
 #[rstest]
 #[case::rendered("team", false)]
 #[case::of_another_cluster("team", true)]
 #[case::copied("other", true)]
 #[tokio::test]
-async fn an_unsealed_volume_of_a_cluster_set_is_asked_for_anew(
+async fn an_unsealed_volume_of_a_cluster_set_is_looked_up_again(
     #[case] into: &str,
     #[case] is_sealed: bool,
     #[values(by_annotation("model"), by_name("model"))] pod: Value,
@@ -414,12 +414,12 @@ async fn an_unsealed_volume_of_a_cluster_set_is_asked_for_anew(
     let by_annotation = pod["metadata"]["annotations"].get("oras.land/artifact-set").is_some();
     let keeps = !is_sealed || !by_annotation;
 
-    assert_eq!(comes_back(into, &after, std::slice::from_ref(&set)).await, Ok(TAG.into()));
+    assert_eq!(readmitted(into, &after, std::slice::from_ref(&set)).await, Ok(TAG.into()));
     let known = moved(set.clone(), TAG, NEXT, true);
     let written = if keeps { TAG } else { NEXT };
-    assert_eq!(comes_back(into, &after, std::slice::from_ref(&known)).await, Ok(written.into()));
+    assert_eq!(readmitted(into, &after, std::slice::from_ref(&known)).await, Ok(written.into()));
     let forgotten = moved(set.clone(), TAG, NEXT, false);
-    match comes_back(into, &after, &[forgotten]).await {
+    match readmitted(into, &after, &[forgotten]).await {
         Ok(text) => assert!(by_annotation && text == NEXT, "{text}"),
         Err((code, words)) => {
             assert!(
@@ -430,12 +430,12 @@ async fn an_unsealed_volume_of_a_cluster_set_is_asked_for_anew(
     }
     let mut theirs = set;
     theirs["spec"]["namespaceSelector"] = of_team("nobody");
-    let (code, words) = comes_back(into, &after, &[theirs]).await.unwrap_err();
+    let (code, words) = readmitted(into, &after, &[theirs]).await.unwrap_err();
     assert!(code == 403 && words.contains("does not select namespace"), "{words}");
     if !by_annotation {
         let mut own = self::set("model", TAG);
         own["metadata"]["namespace"] = json!(into);
-        let (code, words) = comes_back(into, &after, &[own]).await.unwrap_err();
+        let (code, words) = readmitted(into, &after, &[own]).await.unwrap_err();
         assert!(code == 403 && words.contains("that name means ArtifactSet"), "{words}");
     }
 }
@@ -448,7 +448,7 @@ fn of_revision(mut pod: Value, revision: &str) -> Value {
     pod
 }
 
-/// Moves a set to another tag, with the earlier recipe in its history, or without.
+/// Changes the recipe of a set, with or without the earlier recipe in its history.
 fn moved(mut set: Value, from: &str, to: &str, knows: bool) -> Value {
     let references = set["status"]["references"].take();
     set["status"] = status(to, 1);
@@ -465,7 +465,7 @@ fn moved(mut set: Value, from: &str, to: &str, knows: bool) -> Value {
 #[case(set("model", TAG))]
 #[case(cluster_set("model", TAG, &json!({})))]
 #[tokio::test]
-async fn all_pods_of_a_revision_have_one_recipe_while_the_set_moves(#[case] set: Value) {
+async fn all_pods_of_a_revision_get_one_recipe_while_the_set_changes(#[case] set: Value) {
     let (bench, sets) = Bench::new().with_sets(&[set.clone(), namespace("team")]);
     let pins = Arc::new(MemoryPins::default());
     let admission = Arc::into_inner(bench.admission).unwrap().with_pins(pins.clone());
@@ -481,19 +481,19 @@ async fn all_pods_of_a_revision_have_one_recipe_while_the_set_moves(#[case] set:
     let has = async |revision: &str| {
         let pod = of_revision(by_annotation("model"), revision);
         let outcome = bench.admit(&pod).await.unwrap();
-        let warned = outcome.warnings().iter().any(|words| words.contains("no longer knows the recipe"));
+        let warned = outcome.warnings().iter().any(|words| words.contains("no longer has the recipe"));
         (volume(&patched(&pod, &outcome)).recipe().to_json().to_owned(), warned)
     };
     assert_eq!(has("1").await, (recipe(TAG), false));
     assert_eq!(has("2").await, (recipe(next), false));
-    // What the set has forgotten nobody gets: a pin is anybody's to write, the status of a set is not.
+    // A recipe that is not in the set's history is not used: users can write pins, but not the status of a set.
     sets.take(&moved(set, TAG, next, false), "team").unwrap();
     assert_eq!(has("1").await, (recipe(next), true));
     assert_eq!(bench.registry.calls(), 0);
 }
 
 #[tokio::test]
-async fn policies_look_at_what_a_revision_keeps() {
+async fn policies_check_the_pinned_recipe_of_a_revision() {
     let (bench, sets) = Bench::new().with_sets(&[set("model", "r.io/old/model:1"), namespace("team")]);
     let admission = Arc::into_inner(bench.admission).unwrap().with_pins(Arc::new(MemoryPins::default()));
     let bench = Bench { admission: Arc::new(admission), ..bench };
@@ -505,24 +505,24 @@ async fn policies_look_at_what_a_revision_keeps() {
     assert!(denial.message().contains("r.io/old/model@sha256"), "{denial}");
 }
 
-/// A set of which nobody has looked up anything.
+/// Returns a set without a status.
 fn unresolved(recipe: &Value) -> Value {
     json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactSet",
         "metadata": {"name": "model", "namespace": "team", "generation": 1}, "spec": {"recipe": recipe}})
 }
 
 #[tokio::test]
-async fn no_registry_is_asked_about_a_set_before_the_policies_of_its_namespace() {
+async fn policies_of_the_namespace_are_checked_before_a_set_is_resolved() {
     let (bench, sets) = Bench::new().with_sets(&[unresolved(&json!([{"add": "evil.io/a:1"}]))]);
     bench.policies.set_files(entries(&[json!({"registries": {"deny": ["evil.io"]}})]));
-    bench.admission.resolve_stated(&sets, "model", soon()).await;
+    bench.admission.update_set_statuses(&sets, "model", soon()).await;
     assert_eq!(bench.registry.calls(), 0);
     let denial = bench.admit(&by_annotation("model")).await.unwrap_err();
     assert!(denial.message().contains("Refused: spec.recipe[0]: \"evil.io/a:1\" is refused by"), "{denial}");
 }
 
 #[tokio::test]
-async fn a_patch_in_a_set_is_pinned_with_all_its_levels() {
+async fn a_patch_in_a_set_is_pinned_with_all_levels() {
     use oras_csi_core::patch::Level;
     let at = |text: &str| Reference::parse(text).unwrap().with_digest(default_digest(text));
     let recipe = json!([{"patch": "r.io/base:patched", "path": "p", "level": "minor"}]);
@@ -532,7 +532,7 @@ async fn a_patch_in_a_set_is_pinned_with_all_its_levels() {
     }
     let levels = [(Level::Minor, at("r.io/fix:minor")), (Level::Major, at("r.io/fix:major"))];
     bench.registry.tag_patch("r.io/base:patched", &at("r.io/base:1"), &levels);
-    bench.admission.resolve_stated(&sets, "model", soon()).await;
+    bench.admission.update_set_statuses(&sets, "model", soon()).await;
     let calls = bench.registry.calls();
     let after = bench.admitted(&by_annotation("model")).await;
     let expected = format!(

@@ -1,4 +1,4 @@
-//! `CredentialProviderConfig`, the file that kubelet reads (kubernetes, kubelet config/v1, types.go).
+//! Parses `CredentialProviderConfig`, kubelet's configuration file (kubernetes, kubelet config/v1, types.go).
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -8,85 +8,90 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
-use crate::credentials::duration;
-use crate::credentials::match_image::{MatchImage, MatchImageError, shown_key};
+use crate::credentials::match_image::{MatchImage, MatchImageError, redacted_key};
 use crate::display::Shown;
+use crate::go_duration;
 
 pub(super) const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 const CONFIG_API_VERSION: &str = "kubelet.config.k8s.io/v1";
 const CONFIG_KIND: &str = "CredentialProviderConfig";
-pub(super) const LONGEST: usize = 1 << 20;
+/// The maximum size of the file in bytes.
+pub(super) const MAX_BYTES: usize = 1 << 20;
 
-/// Why a configuration of providers cannot be used. Never quotes the values of `env`.
+/// Why the configuration cannot be used. The message never contains the values of `env`.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderConfigError {
-    /// The file or the folder cannot be read.
-    #[error("{}: {source}", .path.display())]
+    /// The file cannot be read.
+    #[error("cannot read the CredentialProviderConfig {}: {source}", .path.display())]
     Read {
-        /// Which one.
+        /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The folder of the programs is none.
-    #[error("{}: not a folder, and the programs of credential providers are looked for in it", .0.display())]
+    /// The folder of the programs does not exist.
+    #[error("{}: not a folder. Set the folder with the programs of the credential providers", .0.display())]
     NotAFolder(PathBuf),
-    /// More than 1 MiB.
-    #[error("a CredentialProviderConfig has at most 1 MiB")]
+    /// The file is larger than 1 MiB.
+    #[error("the {CONFIG_KIND} is larger than 1 MiB, the limit")]
     TooLong,
-    /// Not the YAML of a configuration, or with unknown keys; where, and nothing of what stands there.
-    #[error("it is no {CONFIG_KIND} ({place}): see kubelet's reference for its fields")]
+    /// The file is not valid YAML or has unknown keys. The message has the position and not the text there.
+    #[error(
+        "the file is not a valid {CONFIG_KIND} (error at {place}): see kubelet's reference for the fields"
+    )]
     Syntax {
-        /// Line and column.
+        /// The line and the column.
         place: String,
     },
-    /// Another kind or version.
-    #[error("it must have apiVersion {CONFIG_API_VERSION} and kind {CONFIG_KIND}")]
+    /// The kind or the version is wrong.
+    #[error("the file must have apiVersion {CONFIG_API_VERSION} and kind {CONFIG_KIND}")]
     Kind,
-    /// Nothing in it.
-    #[error("it names no provider")]
+    /// There is no provider.
+    #[error("the file names no provider: add one to `providers`")]
     Empty,
-    /// Two have one name.
-    #[error("provider \"{0}\" is there twice")]
+    /// Two providers have the same name.
+    #[error("provider \"{0}\" is there twice: remove one of them")]
     Twice(Shown),
-    /// A name that is a path, or no name.
-    #[error("\"{0}\" is not the name of a provider: letters, digits, and . _ - alone, and no folder")]
+    /// The name is empty, too long or a path.
+    #[error("\"{0}\" is not the name of a provider: use only letters, digits and . _ -")]
     Name(Shown),
-    /// Another protocol than the one spoken here.
+    /// The protocol version is not supported.
     #[error("provider {provider}: apiVersion must be {API_VERSION}")]
     ApiVersion {
-        /// Which provider.
+        /// The provider.
         provider: Shown,
     },
-    /// A key of `matchImages` is wrong.
+    /// A key of `matchImages` is invalid.
     #[error("provider {provider}: \"{key}\" in matchImages: {source}")]
     MatchImages {
-        /// Which provider.
+        /// The provider.
         provider: Shown,
-        /// Which key.
+        /// The key.
         key: Shown,
         /// What is wrong with it.
         source: MatchImageError,
     },
-    /// No image is named.
-    #[error("provider {provider}: matchImages is empty, so it would never be asked")]
+    /// `matchImages` is empty.
+    #[error("provider {provider}: matchImages is empty, so the provider would never be used: add an image")]
     NoImages {
-        /// Which provider.
+        /// The provider.
         provider: Shown,
     },
-    /// No duration of Go.
-    #[error("provider {provider}: defaultCacheDuration must be a duration of at least 0, as 12h or 5m30s")]
-    CacheDuration {
-        /// Which provider.
-        provider: Shown,
-    },
-    /// Service account tokens are kubelet's to give.
+    /// `defaultCacheDuration` is not a duration.
     #[error(
-        "provider {provider}: tokenAttributes is not supported here (no service account token is at hand): leave it \
-         out, or use a provider that works without"
+        "provider {provider}: defaultCacheDuration must be a duration of at least 0, such as 12h or 5m30s"
+    )]
+    CacheDuration {
+        /// The provider.
+        provider: Shown,
+    },
+    /// The provider needs a service account token, which only kubelet has.
+    #[error(
+        "provider {provider}: tokenAttributes is not supported, because there is no service account token: remove it, or \
+         use a provider that works without it"
     )]
     TokenAttributes {
-        /// Which provider.
+        /// The provider.
         provider: Shown,
     },
 }
@@ -126,7 +131,7 @@ struct RawVariable {
     value: Zeroizing<String>,
 }
 
-/// One provider, checked.
+/// A checked provider.
 pub(super) struct ProviderConfig {
     pub(super) name: String,
     pub(super) program: PathBuf,
@@ -136,15 +141,15 @@ pub(super) struct ProviderConfig {
     pub(super) env: Vec<(String, Zeroizing<String>)>,
 }
 
-/// Reads the configuration; YAML or JSON, which is YAML.
+/// Parses the configuration from YAML or JSON.
 pub(super) fn parse(text: &str, folder: &Path) -> Result<Vec<ProviderConfig>, ProviderConfigError> {
-    if text.len() > LONGEST {
+    if text.len() > MAX_BYTES {
         return Err(ProviderConfigError::TooLong);
     }
-    // The message of the parser may repeat what stands there.
+    // The message of the parser may repeat a value.
     let raw = serde_saphyr::from_str::<RawConfig>(text).map_err(|error| {
         let place = error.location().map(|at| format!("line {}, column {}", at.line(), at.column()));
-        ProviderConfigError::Syntax { place: place.unwrap_or_else(|| "somewhere".into()) }
+        ProviderConfigError::Syntax { place: place.unwrap_or_else(|| "an unknown position".into()) }
     })?;
     if raw.api_version != CONFIG_API_VERSION || raw.kind != CONFIG_KIND {
         return Err(ProviderConfigError::Kind);
@@ -180,13 +185,13 @@ fn check(raw: RawProvider, folder: &Path) -> Result<ProviderConfig, ProviderConf
     if raw.match_images.is_empty() {
         return Err(ProviderConfigError::NoImages { provider: shown() });
     }
-    let duration = duration::parse(&raw.default_cache_duration)
+    let duration = go_duration::parse(&raw.default_cache_duration)
         .filter(|_| !raw.default_cache_duration.starts_with('-'))
         .ok_or_else(|| ProviderConfigError::CacheDuration { provider: shown() })?;
     let match_images = raw.match_images.iter().map(|key| {
-        let wrong =
-            |source| ProviderConfigError::MatchImages { provider: shown(), key: shown_key(key), source };
-        key.parse().map_err(wrong)
+        let invalid =
+            |source| ProviderConfigError::MatchImages { provider: shown(), key: redacted_key(key), source };
+        key.parse().map_err(invalid)
     });
     Ok(ProviderConfig {
         program: folder.join(&raw.name),

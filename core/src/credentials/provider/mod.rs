@@ -1,9 +1,9 @@
-//! kubelet's credential providers: programs that are asked for the credential of an image.
+//! Runs kubelet's credential providers, programs that return the credential for an image.
 //!
 //! The protocol is kubelet's (KEP-2133; kubernetes, pkg/credentialprovider/plugin/plugin.go, and
-//! k8s.io/kubelet/pkg/apis/credentialprovider/v1): a `CredentialProviderRequest` on stdin, a
-//! `CredentialProviderResponse` on stdout, which says by what its answer may be remembered and how long. Nodes that
-//! pull from ECR, ACR or Artifact Registry have such programs and their configuration already.
+//! k8s.io/kubelet/pkg/apis/credentialprovider/v1). A provider gets a `CredentialProviderRequest` on stdin and writes a
+//! `CredentialProviderResponse` to stdout, which says under which key and for how long it may be cached. Nodes that pull
+//! from ECR, ACR or Artifact Registry already have such programs and their configuration.
 
 mod config;
 
@@ -19,20 +19,20 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::display::Shown;
+use crate::go_duration;
 use crate::reference::RegistryHost;
 
 use super::credential::{Credential, CredentialError};
-use super::duration;
-use super::helper::Times;
+use super::credential_cache::CredentialCache;
+use super::helper::Timing;
 use super::keyring::{Keyring, without_duplicates};
-use super::match_image::{MatchImage, MatchImageError, shown_key};
-use super::memory::Memory;
+use super::match_image::{MatchImage, MatchImageError, redacted_key};
 use super::process::{Finished, ProcessError, Program, run};
 
 pub use self::config::ProviderConfigError;
 use self::config::{API_VERSION, ProviderConfig};
 
-/// Why a provider gave no credential. Never says what the provider wrote.
+/// Why a provider returned no credential. The message never contains the output of the provider.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("credential provider {provider} failed for {image}: {failure}")]
 pub struct ProviderError {
@@ -45,17 +45,17 @@ pub struct ProviderError {
 enum Failure {
     #[error(transparent)]
     Process(#[from] ProcessError),
-    #[error("{0}; what it says may be secret and is not shown")]
+    #[error("{0}. Its output may be secret and is not shown")]
     Exit(String),
     #[error("its answer is not a CredentialProviderResponse of {API_VERSION}")]
     Answer,
-    #[error("its answer's cacheKeyType is none of Image, Registry and Global")]
+    #[error("the cacheKeyType of its answer must be Image, Registry or Global")]
     CacheKeyType,
-    #[error("its answer's cacheDuration is not a duration, as 5m or 0s")]
+    #[error("the cacheDuration of its answer must be a duration, such as 5m or 0s")]
     CacheDuration,
-    #[error("its answer has the key \"{0}\": {1}")]
+    #[error("the key \"{0}\" of its answer is invalid: {1}")]
     Key(Shown, MatchImageError),
-    #[error("its answer for \"{0}\": {1}")]
+    #[error("the credential for \"{0}\" in its answer is invalid: {1}")]
     Credential(Shown, CredentialError),
     #[error("it was interrupted")]
     Interrupted,
@@ -90,7 +90,7 @@ struct Auth {
     password: Zeroizing<String>,
 }
 
-/// By what an answer is remembered.
+/// The key under which an answer is cached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum CacheKey {
     Image(String),
@@ -100,16 +100,16 @@ enum CacheKey {
 
 type Answer = Result<Arc<Keyring>, Arc<ProviderError>>;
 
-/// The providers of a configuration, in its order.
+/// The credential providers of a configuration, in its order.
 #[derive(Clone)]
 pub struct Providers(Vec<Arc<Provider>>);
 
 struct Provider {
     config: ProviderConfig,
-    times: Times,
-    answers: Memory<CacheKey, Arc<Keyring>>,
-    /// One question an image at a time; failures stay for a moment.
-    questions: Memory<String, Answer>,
+    timing: Timing,
+    answers: CredentialCache<CacheKey, Arc<Keyring>>,
+    /// Shares concurrent lookups of one image, and caches failures for a short time.
+    lookups: CredentialCache<String, Answer>,
 }
 
 impl fmt::Debug for Providers {
@@ -119,40 +119,44 @@ impl fmt::Debug for Providers {
 }
 
 impl Providers {
-    /// Reads the configuration `file`; the programs are in `folder`. Read once, as kubelet does.
+    /// Reads the configuration `file` once, as kubelet does. The programs are in `folder`.
     pub fn read(file: &Path, folder: &Path) -> Result<Self, ProviderConfigError> {
-        let cannot = |source| ProviderConfigError::Read { path: file.to_owned(), source };
+        let unreadable = |source| ProviderConfigError::Read { path: file.to_owned(), source };
         let mut text = String::new();
-        let opened = std::fs::File::open(file).map_err(cannot)?;
-        opened.take(config::LONGEST as u64 + 1).read_to_string(&mut text).map_err(cannot)?;
+        let opened = std::fs::File::open(file).map_err(unreadable)?;
+        opened.take(config::MAX_BYTES as u64 + 1).read_to_string(&mut text).map_err(unreadable)?;
         if !folder.is_dir() {
             return Err(ProviderConfigError::NotAFolder(folder.to_owned()));
         }
         Self::parse(&text, folder)
     }
 
-    /// The same from a text.
+    /// Parses a configuration. The programs are in `folder`.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, ProviderConfigError> {
-        Self::with_times(text, folder, Times::default())
+        Self::with_timing(text, folder, Timing::default())
     }
 
-    pub(super) fn with_times(text: &str, folder: &Path, times: Times) -> Result<Self, ProviderConfigError> {
+    pub(super) fn with_timing(
+        text: &str,
+        folder: &Path,
+        timing: Timing,
+    ) -> Result<Self, ProviderConfigError> {
         let providers = config::parse(text, folder)?.into_iter().map(|config| {
-            let (answers, questions) = (Memory::new(), Memory::new());
-            Arc::new(Provider { config, times, answers, questions })
+            let (answers, lookups) = (CredentialCache::new(), CredentialCache::new());
+            Arc::new(Provider { config, timing, answers, lookups })
         });
         Ok(Self(providers.collect()))
     }
 
-    /// What the providers that are for this repository say, in the order of the configuration, and those of
-    /// them that failed.
+    /// Returns the credentials of all providers for a repository, in the order of the configuration, and the providers
+    /// that failed.
     pub async fn credentials_for(
         &self,
         registry: &RegistryHost,
         repository: &str,
     ) -> (Vec<Credential>, Vec<Arc<ProviderError>>) {
-        let asked = self.0.iter().filter(|provider| provider.is_for(registry, repository));
-        let answers = join_all(asked.map(|provider| provider.get(registry, repository))).await;
+        let matching = self.0.iter().filter(|provider| provider.matches(registry, repository));
+        let answers = join_all(matching.map(|provider| provider.get(registry, repository))).await;
         let (mut credentials, mut failed) = (Vec::new(), Vec::new());
         for answer in answers {
             match answer {
@@ -165,40 +169,40 @@ impl Providers {
 }
 
 impl Provider {
-    fn is_for(&self, registry: &RegistryHost, repository: &str) -> bool {
+    fn matches(&self, registry: &RegistryHost, repository: &str) -> bool {
         self.config.match_images.iter().any(|key| key.matches(registry, repository))
     }
 
     async fn get(self: &Arc<Self>, registry: &RegistryHost, repository: &str) -> Answer {
         let (registry, image) = (registry.to_string(), format!("{registry}/{repository}"));
-        if let Some(keyring) = self.known(&registry, &image).await {
+        if let Some(keyring) = self.cached(&registry, &image).await {
             return Ok(keyring);
         }
         let (this, key) = (Arc::clone(self), image.clone());
-        let ask = async move {
-            // Another question may have been answered since.
-            if let Some(keyring) = this.known(&registry, &image).await {
+        let lookup = async move {
+            // Another lookup may have completed in the meantime.
+            if let Some(keyring) = this.cached(&registry, &image).await {
                 return (Ok(keyring), Duration::ZERO);
             }
-            match this.ask(&registry, &image).await {
+            match this.run_provider(&registry, &image).await {
                 Ok(keyring) => (Ok(keyring), Duration::ZERO),
                 Err(failure) => {
                     let error = Arc::new(this.error(&image, failure));
-                    tracing::warn!(%error, "a credential provider is passed over");
-                    (Err(error), this.times.failed)
+                    tracing::warn!(%error, "a credential provider failed; continuing without it");
+                    (Err(error), this.timing.failure_lifetime)
                 }
             }
         };
         let interrupted = || Arc::new(self.error(&key, Failure::Interrupted));
-        self.questions.get_or_ask(key.clone(), ask).await.unwrap_or_else(|| Err(interrupted()))
+        self.lookups.get_or_insert_with(key.clone(), lookup).await.unwrap_or_else(|| Err(interrupted()))
     }
 
     fn error(&self, image: &str, failure: Failure) -> ProviderError {
         ProviderError { provider: self.config.name.as_str().into(), image: image.into(), failure }
     }
 
-    /// kubelet's `getCachedCredentials`: the image before its registry before all.
-    async fn known(&self, registry: &str, image: &str) -> Option<Arc<Keyring>> {
+    /// Searches the cache in the order of kubelet's `getCachedCredentials`: the image, its registry, all registries.
+    async fn cached(&self, registry: &str, image: &str) -> Option<Arc<Keyring>> {
         let keys =
             [CacheKey::Image(image.to_owned()), CacheKey::Registry(registry.to_owned()), CacheKey::Global];
         for key in &keys {
@@ -209,21 +213,21 @@ impl Provider {
         None
     }
 
-    async fn ask(&self, registry: &str, image: &str) -> Result<Arc<Keyring>, Failure> {
+    async fn run_provider(&self, registry: &str, image: &str) -> Result<Arc<Keyring>, Failure> {
         let request = Request { kind: "CredentialProviderRequest", api_version: API_VERSION, image };
         let request = serde_json::to_vec(&request).map_err(|_| Failure::Answer)?;
-        let asked = Program {
+        let program = Program {
             path: &self.config.program,
             args: &self.config.args,
             env: &self.config.env,
             input: &request,
-            timeout: self.times.timeout,
+            timeout: self.timing.timeout,
         };
-        let Finished { status, output } = run(asked).await?;
+        let Finished { status, output } = run(program).await?;
         if !status.success() {
             return Err(Failure::Exit(status.to_string()));
         }
-        // serde's own message may repeat a value.
+        // The message of serde may repeat a value.
         let response = serde_json::from_slice::<Response>(&output).map_err(|_| Failure::Answer)?;
         if response.api_version != API_VERSION || response.kind != "CredentialProviderResponse" {
             return Err(Failure::Answer);
@@ -234,12 +238,12 @@ impl Provider {
             "Global" => CacheKey::Global,
             _ => return Err(Failure::CacheKeyType),
         };
-        let life = match &response.cache_duration {
-            Some(text) => duration::parse(text).ok_or(Failure::CacheDuration)?,
+        let lifetime = match &response.cache_duration {
+            Some(text) => go_duration::parse(text).ok_or(Failure::CacheDuration)?,
             None => self.config.default_cache_duration,
         };
         let keyring = Arc::new(keyring(response.auth.unwrap_or_default())?);
-        self.answers.keep(key, Arc::clone(&keyring), life).await;
+        self.answers.insert(key, Arc::clone(&keyring), lifetime).await;
         Ok(keyring)
     }
 }
@@ -247,13 +251,13 @@ impl Provider {
 fn keyring(auth: BTreeMap<String, Auth>) -> Result<Keyring, Failure> {
     let mut entries = Vec::new();
     for (key, Auth { username, password }) in auth {
-        let parsed: MatchImage = key.parse().map_err(|error| Failure::Key(shown_key(&key), error))?;
-        // kubelet takes both empty for a credential; it says no more than anonymous does.
+        let parsed: MatchImage = key.parse().map_err(|error| Failure::Key(redacted_key(&key), error))?;
+        // For kubelet, two empty values are a credential. They mean the same as anonymous.
         if username.is_empty() && password.is_empty() {
             continue;
         }
         let credential = Credential::basic(username, password);
-        entries.push((parsed, credential.map_err(|error| Failure::Credential(shown_key(&key), error))?));
+        entries.push((parsed, credential.map_err(|error| Failure::Credential(redacted_key(&key), error))?));
     }
     Ok(Keyring::new(entries))
 }

@@ -10,7 +10,7 @@ fn user(name: &str) -> Credential {
     basic(name, "p")
 }
 
-/// An administrator with `config.json` (where there is one), helpers `host` and `store`, and one provider.
+/// An administrator with `config.json` (if it exists), the helpers `host` and `store`, and one provider.
 fn administrator(folder: &Path) -> Administrator {
     for name in ["host", "store"] {
         let answer = format!(r#"{{"Username":"{name}","Secret":"p"}}"#);
@@ -49,7 +49,11 @@ fn auths(name: &str) -> String {
 #[case::broken_helper(r#"{AUTHS,"credHelpers":{"ghcr.io":"broken"},"credsStore":"store"}"#, &["file", "provider"], 1)]
 #[case::missing_store(r#"{AUTHS,"credsStore":"nowhere"}"#, &["file", "provider"], 1)]
 #[tokio::test]
-async fn gives_them_in_order(#[case] config: &str, #[case] expected: &[&str], #[case] problems: usize) {
+async fn credentials_are_returned_in_order(
+    #[case] config: &str,
+    #[case] expected: &[&str],
+    #[case] problems: usize,
+) {
     let folder = TempDir::new().unwrap();
     let administrator = administrator(folder.path());
     std::fs::write(folder.path().join("config.json"), config.replace("AUTHS", &auths("file"))).unwrap();
@@ -66,7 +70,7 @@ async fn gives_them_in_order(#[case] config: &str, #[case] expected: &[&str], #[
 }
 
 #[tokio::test]
-async fn the_same_credential_from_two_sources_is_one() {
+async fn a_credential_from_two_sources_is_returned_once() {
     let folder = TempDir::new().unwrap();
     let administrator = administrator(folder.path());
     let config = format!("{{{},\"credsStore\":\"store\"}}", auths("provider"));
@@ -76,52 +80,56 @@ async fn the_same_credential_from_two_sources_is_one() {
 }
 
 #[tokio::test]
-async fn the_file_is_read_again_when_it_changes_and_stays_good_when_it_breaks() {
+async fn a_changed_file_is_used_and_a_broken_one_keeps_the_last_valid_content() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("config.json");
     let settings = AdministratorSettings { docker_config: Some(file.clone()), ..Default::default() };
     let administrator = Administrator::new(settings).unwrap();
-    let ask = || async { administrator.lookup(&registry("ghcr.io"), "acme/model").await };
+    let lookup = || async { administrator.lookup(&registry("ghcr.io"), "acme/model").await };
 
-    let found = ask().await;
-    assert_eq!((found.credentials, found.problems), (vec![], vec![]), "no file is no problem");
+    let found = lookup().await;
+    assert_eq!((found.credentials, found.problems), (vec![], vec![]), "a missing file is not a problem");
 
     std::fs::write(&file, format!("{{{}}}", auths("one"))).unwrap();
-    assert_eq!(ask().await.credentials, [user("one")]);
+    assert_eq!(lookup().await.credentials, [user("one")]);
 
-    // The same length, in the same file, a moment later.
+    // The same file with the same length, shortly after.
     std::fs::write(&file, format!("{{{}}}", auths("two"))).unwrap();
-    assert_eq!(ask().await.credentials, [user("two")]);
+    assert_eq!(lookup().await.credentials, [user("two")]);
 
     std::fs::write(&file, format!("{{\"auths\":\"{SECRET}\"}}")).unwrap();
     for _ in 0..2 {
-        let found = ask().await;
+        let found = lookup().await;
         assert_eq!(found.credentials, [user("two")]);
         assert!(matches!(&found.problems[..], [Problem::File(_)]), "{:?}", found.problems);
         let words = found.problems[0].to_string();
         assert!(words.contains("config.json cannot be used") && !words.contains(SECRET), "{words}");
     }
 
-    // A symlink that is swapped, as kubelet does.
+    // A replaced symlink, as kubelet does it.
     std::fs::write(folder.path().join("new.json"), format!("{{{}}}", auths("three"))).unwrap();
     std::os::unix::fs::symlink("new.json", folder.path().join("link")).unwrap();
     std::fs::rename(folder.path().join("link"), &file).unwrap();
-    let found = ask().await;
+    let found = lookup().await;
     assert_eq!((found.credentials, found.problems), (vec![user("three")], vec![]));
 
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
-    let found = ask().await;
+    let found = lookup().await;
     assert_eq!(found.credentials, [user("three")]);
     assert!(found.problems[0].to_string().contains("cannot be read: not a file"), "{}", found.problems[0]);
 
     std::fs::remove_dir(&file).unwrap();
-    let found = ask().await;
-    assert_eq!((found.credentials, found.problems), (vec![], vec![]), "what is taken away is gone");
+    let found = lookup().await;
+    assert_eq!(
+        (found.credentials, found.problems),
+        (vec![], vec![]),
+        "a deleted file revokes its credentials"
+    );
 }
 
 #[tokio::test]
-async fn nothing_given_is_nothing_found() {
+async fn without_settings_nothing_is_found() {
     let administrator = Administrator::new(AdministratorSettings::default()).unwrap();
     let found = administrator.lookup(&registry("ghcr.io"), "acme/model").await;
     assert!(found.credentials.is_empty() && found.problems.is_empty());

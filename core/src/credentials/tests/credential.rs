@@ -14,7 +14,7 @@ fn bearer(token: &str) -> Credential {
 }
 
 #[test]
-fn fingerprints_tell_credentials_apart() {
+fn different_credentials_have_different_fingerprints() {
     let all = [
         Credential::Anonymous,
         basic("a", "bc"),
@@ -34,7 +34,7 @@ fn fingerprints_tell_credentials_apart() {
 }
 
 #[test]
-fn nothing_shows_a_secret() {
+fn debug_output_contains_no_secret() {
     let all = [basic("robot", SECRET), basic(SECRET, "x"), refresh(SECRET), bearer(SECRET)];
     for credential in &all {
         let Credential::Basic { username, password } = credential else {
@@ -61,7 +61,7 @@ fn nothing_shows_a_secret() {
 #[case(Credential::registry_token("a b".to_owned()), CredentialError::Token)]
 #[case(Credential::registry_token("ä".to_owned()), CredentialError::Token)]
 #[case(Credential::registry_token("a\r\n".to_owned()), CredentialError::Control { field: "registry token" })]
-fn what_cannot_be_sent_is_refused(
+fn credentials_that_cannot_be_sent_are_rejected(
     #[case] made: Result<Credential, CredentialError>,
     #[case] error: CredentialError,
 ) {

@@ -51,7 +51,7 @@ fn an_entry_is_read_as_docker_reads_it(#[case] entry: &str, #[case] expected: Op
 #[case::number(r#"{"auth":"bWU6eA==","password":123456}"#, EntryError::Shape)]
 #[case::text(r#""hunter2-geheim""#, EntryError::Shape)]
 #[case::twice(r#"{"password":"hunter2-geheim","password":"x"}"#, EntryError::Shape)]
-fn a_broken_entry_is_left_out_alone(#[case] entry: &str, #[case] error: EntryError) {
+fn an_invalid_entry_is_ignored_and_the_others_are_used(#[case] entry: &str, #[case] error: EntryError) {
     let text = format!(r#"{{"auths":{{"ghcr.io/acme":{entry},"ghcr.io":{{"auth":"bWU6Z2VoZWlt"}}}}}}"#);
     let config = config(&text);
     assert_eq!(found(&text, "ghcr.io", "acme/model"), [basic("me", "geheim")]);
@@ -62,7 +62,7 @@ fn a_broken_entry_is_left_out_alone(#[case] entry: &str, #[case] error: EntryErr
 }
 
 #[test]
-fn line_breaks_are_told_and_left_out() {
+fn entries_with_line_breaks_are_reported_and_ignored() {
     let text =
         r#"{"auths":{"ghcr.io":{"auth":"bWU6Z2VoZWltCg=="},"b.io":{"username":"a\r\nX: y","password":"p"}}}"#;
     let config = config(text);
@@ -76,7 +76,7 @@ fn line_breaks_are_told_and_left_out() {
 }
 
 #[test]
-fn keys_without_a_meaning_are_left_out_and_told() {
+fn invalid_keys_are_reported_and_ignored() {
     let text = format!(
         r#"{{"auths":{{"https://me:{SECRET}@ghcr.io":{{"auth":"YTpi"}},"ghcr.io/*":{{"auth":"YTpi"}},"ghcr.io":{{"auth":"YTpi"}}}}}}"#
     );
@@ -88,7 +88,7 @@ fn keys_without_a_meaning_are_left_out_and_told() {
 }
 
 #[test]
-fn the_most_specific_key_comes_first_and_none_twice() {
+fn the_most_specific_key_comes_first_without_duplicates() {
     let entry = |key: &str, user: &str| format!(r#""{key}":{{"username":"{user}","password":"p"}}"#);
     let entries = [
         entry("*.example.org", "wildcard"),
@@ -106,7 +106,7 @@ fn the_most_specific_key_comes_first_and_none_twice() {
 }
 
 #[test]
-fn docker_hub_is_asked_by_its_own_name_first() {
+fn docker_hubs_own_name_comes_first() {
     let text = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"},"Registry-1.docker.io":{"auth":"Yzpk"},
         "docker.io":{"auth":"ZTpm"}}}"#;
     assert_eq!(found(text, "docker.io", "library/ubuntu")[0], basic("e", "f"));
@@ -122,7 +122,7 @@ fn docker_hub_is_asked_by_its_own_name_first() {
 #[case::subdomain("x.ghcr.io", "store desktop")]
 #[case::file_only("quay.io", "none")]
 #[case::no_name("evil.example", "none")]
-fn the_helper_is_chosen_as_docker_does(#[case] host: &str, #[case] expected: &str) {
+fn the_helper_is_selected_as_in_docker(#[case] host: &str, #[case] expected: &str) {
     let config = config(
         r#"{"credsStore":"desktop","credHelpers":{"GHCR.io":"ghcr","https://b.example/":"b","b.example:5000":"port",
         "https://index.docker.io/v1/":"hub","quay.io":"","evil.example":"../../bin/sh","*.example":"x","d.io/p":"x"}}"#,
@@ -137,7 +137,7 @@ fn the_helper_is_chosen_as_docker_does(#[case] host: &str, #[case] expected: &st
 }
 
 #[test]
-fn a_store_with_a_path_is_none() {
+fn a_credentials_store_with_a_path_is_ignored() {
     let config = config(r#"{"credsStore":"/bin/sh"}"#);
     assert_eq!(config.helper_for(&registry("ghcr.io")), HelperChoice::None);
     assert!(config.problems()[0].to_string().contains("credsStore"), "{}", config.problems()[0]);
@@ -151,7 +151,7 @@ fn a_store_with_a_path_is_none() {
 #[case::auths(r#"{"auths":"hunter2-geheim"}"#, DockerConfigError::Key("auths"))]
 #[case::helpers(r#"{"credHelpers":["hunter2-geheim"]}"#, DockerConfigError::Key("credHelpers"))]
 #[case::store(r#"{"credsStore":{"x":"hunter2-geheim"}}"#, DockerConfigError::Key("credsStore"))]
-fn what_is_no_configuration_is_an_error_without_its_words(
+fn errors_of_an_invalid_file_do_not_contain_its_text(
     #[case] text: &str,
     #[case] expected: DockerConfigError,
 ) {
@@ -161,7 +161,7 @@ fn what_is_no_configuration_is_an_error_without_its_words(
 }
 
 #[test]
-fn size_and_number_are_bounded() {
+fn size_and_number_of_entries_are_limited() {
     let long = format!(r#"{{"auths":{{"a":{{"email":"{}"}}}}}}"#, "x".repeat(1 << 20));
     assert_eq!(DockerConfig::parse(long.as_bytes()).unwrap_err(), DockerConfigError::TooLong);
     let entries = (0..4097).map(|number| format!(r#""h{number}.io":{{}}"#)).collect::<Vec<_>>().join(",");

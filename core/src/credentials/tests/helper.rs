@@ -4,19 +4,19 @@ use std::time::{Duration, Instant};
 use rstest::rstest;
 use tempfile::TempDir;
 
-use super::{SECRET, basic, program, registry, runs, times};
-use crate::credentials::helper::{Times, find_on};
+use super::{SECRET, basic, program, registry, runs, timing};
+use crate::credentials::helper::{Timing, find_on};
 use crate::credentials::{Credential, HelperError, HelperName, Helpers, ProcessError};
 
 fn name(text: &str) -> HelperName {
     text.parse().unwrap()
 }
 
-/// What a helper of these lines says for a registry.
-async fn ask(lines: &str, host: &str) -> Result<Option<Credential>, Arc<HelperError>> {
+/// Runs a helper with these lines for a registry.
+async fn run(lines: &str, host: &str) -> Result<Option<Credential>, Arc<HelperError>> {
     let folder = TempDir::new().unwrap();
     program(folder.path(), "docker-credential-test", lines);
-    let helpers = Helpers::with_times(Some(folder.path().to_owned()), times());
+    let helpers = Helpers::with_timing(Some(folder.path().to_owned()), timing());
     helpers.get(&name("test"), &registry(host)).await
 }
 
@@ -28,8 +28,8 @@ async fn ask(lines: &str, host: &str) -> Result<Option<Credential>, Arc<HelperEr
 #[case::empty(r#"echo '{"ServerURL":"","Username":"","Secret":""}'"#, None)]
 #[case::argument(r#"echo "{\"Username\":\"$*\",\"Secret\":\"x\"}""#, Some(basic("get", "x")))]
 #[tokio::test]
-async fn says_what_it_has(#[case] lines: &str, #[case] expected: Option<Credential>) {
-    assert_eq!(ask(lines, "ghcr.io").await, Ok(expected));
+async fn the_answer_is_parsed(#[case] lines: &str, #[case] expected: Option<Credential>) {
+    assert_eq!(run(lines, "ghcr.io").await, Ok(expected));
 }
 
 #[rstest]
@@ -37,9 +37,9 @@ async fn says_what_it_has(#[case] lines: &str, #[case] expected: Option<Credenti
 #[case("kind-registry:5000", "kind-registry:5000")]
 #[case("docker.io", "https-index.docker.io-v1-")]
 #[tokio::test]
-async fn is_asked_with_the_address_on_its_stdin(#[case] host: &str, #[case] address: &str) {
+async fn the_server_address_is_on_stdin(#[case] host: &str, #[case] address: &str) {
     let lines = r#"printf '{"Username":"me","Secret":"%s"}' "$(cat | sed 's,://,-,; s,/,-,g')""#;
-    assert_eq!(ask(lines, host).await, Ok(Some(basic("me", address))));
+    assert_eq!(run(lines, host).await, Ok(Some(basic("me", address))));
 }
 
 #[rstest]
@@ -64,8 +64,8 @@ async fn is_asked_with_the_address_on_its_stdin(#[case] host: &str, #[case] addr
 )]
 #[case::endless("while :; do echo hunter2-geheimhunter2-geheimhunter2-geheim; done", "more than 65536 bytes")]
 #[tokio::test]
-async fn fails_without_its_words(#[case] lines: &str, #[case] words: &str) {
-    let error = ask(lines, "ghcr.io").await.unwrap_err();
+async fn errors_do_not_contain_the_output(#[case] lines: &str, #[case] words: &str) {
+    let error = run(lines, "ghcr.io").await.unwrap_err();
     let shown = format!("{error} {error:?}");
     assert!(error.to_string().contains(words), "{error}");
     assert!(error.to_string().starts_with("credential helper test failed for ghcr.io"), "{error}");
@@ -73,13 +73,13 @@ async fn fails_without_its_words(#[case] lines: &str, #[case] words: &str) {
 }
 
 #[tokio::test]
-async fn one_that_hangs_is_killed_with_all_it_started() {
+async fn a_hanging_helper_is_killed_with_its_children() {
     let folder = TempDir::new().unwrap();
     let lines =
         format!("sleep 1000 & echo $! > {0}/child; echo $$ > {0}/self; wait", folder.path().display());
     program(folder.path(), "docker-credential-slow", &lines);
-    let times = Times { timeout: Duration::from_secs(2), ..times() };
-    let helpers = Helpers::with_times(Some(folder.path().to_owned()), times);
+    let timing = Timing { timeout: Duration::from_secs(2), ..timing() };
+    let helpers = Helpers::with_timing(Some(folder.path().to_owned()), timing);
     let begun = Instant::now();
     let error = helpers.get(&name("slow"), &registry("ghcr.io")).await.unwrap_err();
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
@@ -99,20 +99,20 @@ async fn one_that_hangs_is_killed_with_all_it_started() {
 }
 
 #[tokio::test]
-async fn is_run_once_for_all_who_ask_and_by_address() {
+async fn concurrent_lookups_run_a_helper_once_for_each_address() {
     let folder = TempDir::new().unwrap();
     let lines = format!(
         r#"echo x >> {}/runs; sleep 0.3; echo '{{"Username":"me","Secret":"x"}}'"#,
         folder.path().display()
     );
     program(folder.path(), "docker-credential-test", &lines);
-    let helpers = Helpers::with_times(Some(folder.path().to_owned()), times());
+    let helpers = Helpers::with_timing(Some(folder.path().to_owned()), timing());
     let (test, ghcr, quay) = (name("test"), registry("ghcr.io"), registry("quay.io"));
     let asked = (0..20).map(|_| helpers.get(&test, &ghcr));
     for answer in futures_util::future::join_all(asked).await {
         assert_eq!(answer, Ok(Some(basic("me", "x"))));
     }
-    // Whoever gives up takes nothing from those who come later.
+    // A cancelled caller does not cancel the lookup for later callers.
     let hurried = tokio::time::timeout(Duration::from_millis(20), helpers.get(&test, &quay)).await;
     assert!(hurried.is_err());
     assert!(helpers.get(&test, &quay).await.is_ok());
@@ -127,10 +127,10 @@ async fn is_run_once_for_all_who_ask_and_by_address() {
 )]
 #[case::failure("exit 1", Duration::from_mins(1), Duration::from_millis(500))]
 #[tokio::test]
-async fn answers_and_failures_are_remembered_for_a_while(
+async fn answers_and_failures_are_cached(
     #[case] last: &str,
-    #[case] found: Duration,
-    #[case] failed: Duration,
+    #[case] success_lifetime: Duration,
+    #[case] failure_lifetime: Duration,
 ) {
     let folder = TempDir::new().unwrap();
     program(
@@ -138,7 +138,8 @@ async fn answers_and_failures_are_remembered_for_a_while(
         "docker-credential-test",
         &format!("echo x >> {}/runs; {last}", folder.path().display()),
     );
-    let helpers = Helpers::with_times(Some(folder.path().to_owned()), Times { found, failed, ..times() });
+    let timing = Timing { success_lifetime, failure_lifetime, ..timing() };
+    let helpers = Helpers::with_timing(Some(folder.path().to_owned()), timing);
     let (test, ghcr) = (name("test"), registry("ghcr.io"));
     let first = helpers.get(&test, &ghcr).await;
     assert_eq!(helpers.get(&test, &ghcr).await, first);
@@ -149,9 +150,9 @@ async fn answers_and_failures_are_remembered_for_a_while(
 }
 
 #[tokio::test]
-async fn one_that_is_not_there_is_told_with_the_folder() {
+async fn a_missing_helper_is_reported_with_the_searched_folder() {
     let folder = TempDir::new().unwrap();
-    let helpers = Helpers::with_times(Some(folder.path().to_owned()), times());
+    let helpers = Helpers::with_timing(Some(folder.path().to_owned()), timing());
     let error =
         helpers.get(&name("nowhere-to-be-found"), &registry("ghcr.io")).await.unwrap_err().to_string();
     assert!(error.contains("docker-credential-nowhere-to-be-found in /"), "{error}");
@@ -160,7 +161,7 @@ async fn one_that_is_not_there_is_told_with_the_folder() {
 }
 
 #[test]
-fn path_is_searched_in_order_past_what_is_no_program() {
+fn path_is_searched_in_order_and_skips_other_files() {
     let (first, second) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     std::fs::create_dir(first.path().join("docker-credential-a")).unwrap();
     std::fs::write(first.path().join("docker-credential-b"), "").unwrap();
@@ -173,7 +174,7 @@ fn path_is_searched_in_order_past_what_is_no_program() {
         let program = format!("docker-credential-{name}");
         assert_eq!(find_on(&path, &program), Some(folder.path().join(program)));
     }
-    // What stands in whatever folder this runs in is nobody's helper.
+    // Relative folders are not searched.
     for (path, program) in
         [("src", "lib.rs"), (".", "src"), ("", "Cargo.toml"), ("../../../../../../../bin", "sh")]
     {
@@ -182,14 +183,14 @@ fn path_is_searched_in_order_past_what_is_no_program() {
 }
 
 #[rstest]
-fn names_are_no_paths(
+fn helper_names_must_not_be_paths(
     #[values("", "../sh", "/bin/sh", "a/b", "A", "a b", "a;b", "a\n", "ä", "$(x)")] text: &str,
 ) {
     assert!(text.parse::<HelperName>().is_err(), "{text}");
 }
 
 #[rstest]
-fn names_of_real_helpers_are_taken(
+fn names_of_real_helpers_are_accepted(
     #[values("ecr-login", "gcloud", "pass", "osxkeychain", "acr_env.1")] text: &str,
 ) {
     assert_eq!(name(text).to_string(), text);

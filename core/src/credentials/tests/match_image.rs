@@ -1,7 +1,7 @@
 use rstest::rstest;
 
 use super::registry;
-use crate::credentials::match_image::shown_key;
+use crate::credentials::match_image::redacted_key;
 use crate::credentials::{MatchImage, MatchImageError};
 
 #[rstest]
@@ -57,7 +57,7 @@ use crate::credentials::{MatchImage, MatchImageError};
 #[case::ipv6_without_port("https://[2001:db8::1]/acme", "[2001:db8::1]", "acme/x", true)]
 #[case::other_ipv6("[2001:db8::1]:5000", "[2001:db8::2]:5000", "app", false)]
 #[case::ipv4("10.0.0.7:5000", "10.0.0.7:5000", "app", true)]
-fn matches_as_kubelet_and_no_more(
+fn keys_match_as_in_kubelet_with_stricter_paths(
     #[case] key: &str,
     #[case] host: &str,
     #[case] repository: &str,
@@ -73,13 +73,13 @@ fn matches_as_kubelet_and_no_more(
 #[case::password("https://me:geheim@ghcr.io/v1/", "…@ghcr.io/v1/")]
 #[case::password_with_signs("https://me:ge?h#e@im@ghcr.io", "…")]
 #[case::query("ghcr.io/v1/?token=geheim", "ghcr.io/v1/…")]
-fn what_may_hold_a_password_is_neither_taken_nor_shown(#[case] key: &str, #[case] shown: &str) {
+fn keys_that_may_hold_a_password_are_rejected_and_not_shown(#[case] key: &str, #[case] shown: &str) {
     assert!(key.parse::<MatchImage>().is_err(), "{key}");
-    assert_eq!(shown_key(key).to_string(), shown);
+    assert_eq!(redacted_key(key).to_string(), shown);
 }
 
 #[rstest]
-fn refuses_what_names_nothing(
+fn invalid_keys_are_rejected(
     #[values(
         "",
         "https://",
@@ -114,7 +114,7 @@ fn refuses_what_names_nothing(
 }
 
 #[test]
-fn long_keys_are_refused_before_they_are_looked_at() {
+fn long_keys_are_rejected() {
     assert_eq!("a".repeat(1025).parse::<MatchImage>(), Err(MatchImageError::TooLong));
     let stars = format!("{}.org", "*a".repeat(17));
     assert_eq!(stars.parse::<MatchImage>(), Err(MatchImageError::TooLong));

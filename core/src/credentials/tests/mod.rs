@@ -1,4 +1,4 @@
-//! Credentials, with small programs of shell in the place of helpers and providers.
+//! Tests of credentials, with small shell scripts as helpers and providers.
 
 mod administrator;
 mod credential;
@@ -12,11 +12,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::helper::Times;
+use super::helper::Timing;
 use super::{Credential, DockerConfig};
 use crate::reference::RegistryHost;
 
-/// What must be seen nowhere.
+/// A secret that must not appear in any message.
 const SECRET: &str = "hunter2-geheim";
 
 fn registry(text: &str) -> RegistryHost {
@@ -31,14 +31,14 @@ fn config(text: &str) -> DockerConfig {
     DockerConfig::parse(text.as_bytes()).unwrap()
 }
 
-/// Short enough for a test, and long enough for a machine that is busy.
-fn times() -> Times {
-    let [timeout, found, failed] = [20, 60, 60].map(Duration::from_secs);
-    Times { timeout, found, failed }
+/// Short enough for a test, and long enough for a busy machine.
+fn timing() -> Timing {
+    let [timeout, success_lifetime, failure_lifetime] = [20, 60, 60].map(Duration::from_secs);
+    Timing { timeout, success_lifetime, failure_lifetime }
 }
 
-/// A program of shell. Another process writes it: a program cannot be run while anybody has it open for writing,
-/// as a child of a test beside this one would for a moment.
+/// Creates a shell script. Another process writes it, because a program cannot be run while a process has it open for
+/// writing, and a child process of a concurrent test might.
 fn program(folder: &Path, name: &str, lines: &str) {
     let path = folder.join(name);
     let mut writer = Command::new("sh");
@@ -48,7 +48,7 @@ fn program(folder: &Path, name: &str, lines: &str) {
     assert!(writer.wait().unwrap().success());
 }
 
-/// How many lines a program left in a file: how often it ran.
+/// Returns how often a program ran, by the lines that it wrote to a file.
 fn runs(folder: &Path) -> usize {
     std::fs::read_to_string(folder.join("runs")).map_or(0, |text| text.lines().count())
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 use rstest::rstest;
 use tempfile::TempDir;
 
-use super::{SECRET, basic, program, registry, runs, times};
-use crate::credentials::helper::Times;
+use super::{SECRET, basic, program, registry, runs, timing};
+use crate::credentials::helper::Timing;
 use crate::credentials::{Credential, Providers};
 
 const HEAD: &str = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n";
@@ -19,10 +19,10 @@ fn entry(name: &str, images: &str, default: &str) -> String {
 }
 
 fn providers(folder: &Path, entries: &str) -> Providers {
-    Providers::with_times(&format!("{HEAD}{entries}"), folder, times()).unwrap()
+    Providers::with_timing(&format!("{HEAD}{entries}"), folder, timing()).unwrap()
 }
 
-/// A provider `test` for `*.example.org` that notes each run and says these lines.
+/// A provider `test` for `*.example.org` that counts its runs and executes these lines.
 fn one(folder: &Path, lines: &str) -> Providers {
     program(folder, "test", &format!("echo x >> {}/runs\n{lines}", folder.display()));
     providers(folder, &entry("test", "\"*.example.org\", ghcr.io/acme", "1h"))
@@ -41,21 +41,21 @@ fn answer(key: &str, rest: &str, auth: &str) -> String {
 const ME: &str = r#"{"a.example.org":{"username":"me","password":"geheim"}}"#;
 
 #[tokio::test]
-async fn is_asked_for_what_it_is_for_and_nothing_else() {
+async fn a_provider_is_run_only_for_matching_images() {
     let folder = TempDir::new().unwrap();
     let providers = one(folder.path(), &answer("Image", "", ME));
     assert_eq!(get(&providers, "a.example.org", "app").await, [basic("me", "geheim")]);
     assert_eq!(get(&providers, "a.b.example.org", "app").await, []);
     assert_eq!(get(&providers, "ghcr.io", "acmeevil/app").await, []);
     assert_eq!(runs(folder.path()), 1);
-    // It may answer for others: that is not for this image.
+    // The answer may contain credentials for other registries. They do not apply to this image.
     assert_eq!(get(&providers, "ghcr.io", "acme/app").await, []);
     assert_eq!(get(&providers, "b.example.org", "app").await, []);
     assert_eq!(runs(folder.path()), 3);
 }
 
 #[tokio::test]
-async fn the_request_arguments_and_environment_are_kubelets() {
+async fn request_arguments_and_environment_are_as_in_kubelet() {
     let folder = TempDir::new().unwrap();
     let lines = format!(
         "cat > {}/request\nprintf '{{{OPEN}:\"Image\",\"auth\":{{\"*.example.org\":{{\"username\":\"%s\",\"password\":\"%s\"}}}}}}' \"$1-$2\" \"$WORD\"",
@@ -66,7 +66,7 @@ async fn the_request_arguments_and_environment_are_kubelets() {
     let providers = providers(folder.path(), &(entry("test", "\"*.example.org:5000\"", "0") + extra));
     assert!(!format!("{providers:?}").contains("geheim"));
     let found = get(&providers, "a.example.org:5000", "acme/app").await;
-    // The answer's key has no port, and so is not for this one.
+    // The key of the answer has no port, so it does not match.
     assert_eq!(found, []);
     let request = std::fs::read_to_string(folder.path().join("request")).unwrap();
     assert_eq!(
@@ -88,11 +88,7 @@ async fn the_request_arguments_and_environment_are_kubelets() {
 #[case::as_it_says("Global", r#","cacheDuration":"1h30m""#, [1, 1, 1, 1])]
 #[case::null_is_the_default("Global", r#","cacheDuration":null"#, [1, 1, 1, 1])]
 #[tokio::test]
-async fn is_remembered_as_its_answer_says(
-    #[case] key: &str,
-    #[case] rest: &str,
-    #[case] expected: [usize; 4],
-) {
+async fn an_answer_is_cached_as_it_says(#[case] key: &str, #[case] rest: &str, #[case] expected: [usize; 4]) {
     let folder = TempDir::new().unwrap();
     let providers =
         one(folder.path(), &answer(key, rest, r#"{"*.example.org":{"username":"me","password":"x"}}"#));
@@ -105,7 +101,7 @@ async fn is_remembered_as_its_answer_says(
 }
 
 #[tokio::test]
-async fn an_answer_ends_when_it_says() {
+async fn a_cached_answer_expires() {
     let folder = TempDir::new().unwrap();
     let providers = one(folder.path(), &answer("Global", r#","cacheDuration":"500ms""#, ME));
     get(&providers, "a.example.org", "app").await;
@@ -115,7 +111,7 @@ async fn an_answer_ends_when_it_says() {
 }
 
 #[tokio::test]
-async fn is_run_once_for_all_who_ask_at_once_also_when_nothing_is_remembered() {
+async fn concurrent_lookups_run_a_provider_once_even_without_caching() {
     let folder = TempDir::new().unwrap();
     let lines = format!("sleep 0.5; {}", answer("Image", r#","cacheDuration":"0""#, ME));
     let providers = one(folder.path(), &lines);
@@ -139,7 +135,7 @@ async fn is_run_once_for_all_who_ask_at_once_also_when_nothing_is_remembered() {
 #[case::key(&answer("Image", "", r#"{"me:hunter2-geheim@a.example.org":{"username":"me","password":"x"}}"#), "without a user name")]
 #[case::huge("yes hunter2-geheim | head -c 100000", "more than 65536 bytes")]
 #[tokio::test]
-async fn fails_without_its_words(#[case] lines: &str, #[case] words: &str) {
+async fn errors_do_not_contain_the_output(#[case] lines: &str, #[case] words: &str) {
     let folder = TempDir::new().unwrap();
     let providers = one(folder.path(), lines);
     for _ in 0..2 {
@@ -150,17 +146,17 @@ async fn fails_without_its_words(#[case] lines: &str, #[case] words: &str) {
         assert!(shown.contains(words), "{shown}");
         assert!(!shown.contains(SECRET) && !shown.contains("424242"), "{shown}");
     }
-    assert_eq!(runs(folder.path()), 1, "a failure stays for a moment");
+    assert_eq!(runs(folder.path()), 1, "a failure is cached");
 }
 
 #[tokio::test]
-async fn one_that_hangs_or_is_not_there_takes_nothing_from_the_others() {
+async fn a_hanging_or_missing_provider_does_not_affect_the_others() {
     let folder = TempDir::new().unwrap();
     program(folder.path(), "slow", "sleep 1000");
     program(folder.path(), "test", &answer("Image", "", ME));
     let entries = ["slow", "missing", "test"].map(|name| entry(name, "a.example.org", "1h")).concat();
-    let times = Times { timeout: Duration::from_secs(3), ..times() };
-    let providers = Providers::with_times(&format!("{HEAD}{entries}"), folder.path(), times).unwrap();
+    let timing = Timing { timeout: Duration::from_secs(3), ..timing() };
+    let providers = Providers::with_timing(&format!("{HEAD}{entries}"), folder.path(), timing).unwrap();
     let (found, failed) = providers.credentials_for(&registry("a.example.org"), "app").await;
     assert_eq!(found, [basic("me", "geheim")]);
     assert!(failed[0].to_string().contains("was killed"), "{}", failed[0]);
@@ -168,7 +164,7 @@ async fn one_that_hangs_or_is_not_there_takes_nothing_from_the_others() {
 }
 
 #[tokio::test]
-async fn credentials_come_in_the_order_of_the_configuration_and_of_their_keys() {
+async fn credentials_are_ordered_by_configuration_and_by_key() {
     let folder = TempDir::new().unwrap();
     let user = |name: &str| format!(r#"{{"username":"{name}","password":"p"}}"#);
     let auth = format!(
@@ -193,10 +189,13 @@ async fn credentials_come_in_the_order_of_the_configuration_and_of_their_keys() 
 #[rstest]
 #[case::none("", "names no provider")]
 #[case::syntax("- name: [hunter2-geheim", "line ")]
-#[case::unknown_key("- name: x\n  hunter2-geheim: y\n", "is no CredentialProviderConfig (line ")]
+#[case::unknown_key(
+    "- name: x\n  hunter2-geheim: y\n",
+    "is not a valid CredentialProviderConfig (error at line "
+)]
 #[case::env_of_another_shape(
     "- name: x\n  env: [{name: X, value: [hunter2-geheim]}]\n",
-    "is no CredentialProviderConfig (line "
+    "is not a valid CredentialProviderConfig (error at line "
 )]
 #[case::twice(&(entry("x", "a.io", "0") + &entry("x", "b.io", "0")), "twice")]
 #[case::path(&entry("../x", "a.io", "0"), "name of a provider")]
@@ -210,14 +209,14 @@ async fn credentials_come_in_the_order_of_the_configuration_and_of_their_keys() 
 #[case::negative_duration(&entry("x", "a.io", "-5m"), "defaultCacheDuration")]
 #[case::protocol(&entry("x", "a.io", "0").replace("io/v1\n", "io/v1beta1\n"), "apiVersion must be")]
 #[case::token(&(entry("x", "a.io", "0") + "  tokenAttributes:\n    serviceAccountTokenAudience: a\n    requireServiceAccount: true\n"), "tokenAttributes is not supported")]
-fn a_configuration_that_cannot_be_kept_is_refused(#[case] entries: &str, #[case] words: &str) {
+fn an_invalid_configuration_is_rejected(#[case] entries: &str, #[case] words: &str) {
     let error = Providers::parse(&format!("{HEAD}{entries}"), Path::new("/")).unwrap_err();
     assert!(error.to_string().contains(words), "{error}");
     assert!(!format!("{error}{error:?}").contains(SECRET), "{error:?}");
 }
 
 #[test]
-fn other_documents_and_missing_folders_are_refused() {
+fn other_documents_and_missing_folders_are_rejected() {
     let text = format!("{HEAD}{}", entry("x", "a.io", "0"));
     for other in
         [text.replace("k8s.io/v1\nkind", "k8s.io/v1beta1\nkind"), text.replace("ProviderConfig", "Config")]

@@ -1,4 +1,5 @@
-//! What a 401 asks for (RFC 9110, 11.6.1; RFC 6750, 3; distribution, "Token Authentication Specification").
+//! The challenges of a 401 response (RFC 9110, 11.6.1; RFC 6750, 3; distribution, "Token Authentication
+//! Specification").
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -7,12 +8,12 @@ use url::Url;
 use crate::credentials::Credential;
 use crate::display::Printable;
 
-/// The longest realm, service or scope that is repeated to anybody.
-const LONGEST_FIELD: usize = 2048;
-/// More challenges are not read.
-const MOST_CHALLENGES: usize = 16;
+/// The maximum length of a realm, service or scope, which are sent to the token service.
+const MAX_FIELD_LEN: usize = 2048;
+/// How many challenges are read.
+const MAX_CHALLENGES: usize = 16;
 
-/// `WWW-Authenticate: Bearer realm="…",service="…",scope="…"`, checked.
+/// A checked `WWW-Authenticate: Bearer realm="…",service="…",scope="…"`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::registry) struct Challenge {
     pub(in crate::registry) realm: Url,
@@ -20,58 +21,60 @@ pub(in crate::registry) struct Challenge {
     pub(in crate::registry) scope: String,
 }
 
-/// The challenges of a 401.
+/// The challenges of a 401 response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::registry) struct Wanted {
-    /// The first Bearer challenge that can be read.
+pub(in crate::registry) struct Challenges {
+    /// The first usable Bearer challenge.
     pub(in crate::registry) bearer: Option<Challenge>,
-    /// Whether a user name and a password will do.
+    /// Whether the registry accepts a user name and a password.
     pub(in crate::registry) basic: bool,
-    /// The schemes that were named, for a message.
+    /// The authentication schemes that the registry named.
     pub(in crate::registry) schemes: Printable,
-    /// What is wrong with the first that cannot be used.
-    pub(in crate::registry) problem: Option<Problem>,
+    /// What is wrong with the first unusable challenge.
+    pub(in crate::registry) problem: Option<ChallengeProblem>,
 }
 
 /// Why a challenge cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::registry) enum Problem {
-    /// It cannot be read.
+pub(in crate::registry) enum ChallengeProblem {
+    /// It cannot be parsed.
     Unreadable(Printable),
-    /// Its realm is none that we ask.
+    /// Its realm is not an address to which the client sends a request.
     NotAllowed(&'static str),
 }
 
-impl Wanted {
-    /// Reads the challenges of a 401; several at once are fine, and those that cannot be used are passed over. `scope`
-    /// is used where the registry names none. A registry that is spoken to in the clear may name a realm that is.
-    pub(in crate::registry) fn from_headers(headers: &HeaderMap, scope: &str, in_the_clear: bool) -> Self {
-        let mut wanted = Self::default();
-        let mut problem = |found: Problem| {
-            wanted.problem.get_or_insert(found);
+impl Challenges {
+    /// Parses the challenges of a 401 response. There may be several; unusable ones are skipped. `scope` is used if the
+    /// registry names none. Only a registry that is reached over plain http may name a realm over plain http.
+    pub(in crate::registry) fn from_headers(headers: &HeaderMap, scope: &str, is_plain_http: bool) -> Self {
+        let mut parsed = Self::default();
+        let mut problem = |found: ChallengeProblem| {
+            parsed.problem.get_or_insert(found);
         };
         let mut schemes: Vec<String> = Vec::new();
-        for value in headers.get_all(header::WWW_AUTHENTICATE).into_iter().take(MOST_CHALLENGES) {
+        for value in headers.get_all(header::WWW_AUTHENTICATE).into_iter().take(MAX_CHALLENGES) {
             let Ok(text) = value.to_str() else {
-                problem(Problem::Unreadable("a WWW-Authenticate header with odd characters".into()));
+                problem(ChallengeProblem::Unreadable(
+                    "a WWW-Authenticate header with invalid characters".into(),
+                ));
                 continue;
             };
             if text.trim().is_empty() {
                 continue;
             }
             let Ok(challenges) = http_auth::parse_challenges(text) else {
-                let words = format!("a WWW-Authenticate header that cannot be read: {text}");
-                problem(Problem::Unreadable(words.into()));
+                let message = format!("cannot parse the WWW-Authenticate header: {text}");
+                problem(ChallengeProblem::Unreadable(message.into()));
                 continue;
             };
-            for challenge in challenges.into_iter().take(MOST_CHALLENGES) {
-                if schemes.len() < MOST_CHALLENGES {
+            for challenge in challenges.into_iter().take(MAX_CHALLENGES) {
+                if schemes.len() < MAX_CHALLENGES {
                     schemes.push(challenge.scheme.to_owned());
                 }
                 if challenge.scheme.eq_ignore_ascii_case("basic") {
-                    wanted.basic = true;
+                    parsed.basic = true;
                 }
-                if !challenge.scheme.eq_ignore_ascii_case("bearer") || wanted.bearer.is_some() {
+                if !challenge.scheme.eq_ignore_ascii_case("bearer") || parsed.bearer.is_some() {
                     continue;
                 }
                 let find = |name: &str| {
@@ -80,55 +83,64 @@ impl Wanted {
                         .find(|(key, _)| key.eq_ignore_ascii_case(name))
                         .map(|(_, value)| value.to_unescaped())
                 };
-                let read = bearer(find("realm"), find("service"), find("scope"), scope);
-                let read = read.map_err(|words| Problem::Unreadable(words.into()));
-                match read.and_then(|challenge| challenge.checked(in_the_clear)) {
-                    Ok(challenge) => wanted.bearer = Some(challenge),
+                let read = parse_bearer(find("realm"), find("service"), find("scope"), scope);
+                let read = read.map_err(|message| ChallengeProblem::Unreadable(message.into()));
+                match read.and_then(|challenge| challenge.checked(is_plain_http)) {
+                    Ok(challenge) => parsed.bearer = Some(challenge),
                     Err(found) => problem(found),
                 }
             }
         }
-        wanted.schemes = schemes.join(", ").into();
-        wanted
+        parsed.schemes = schemes.join(", ").into();
+        parsed
     }
 }
 
-fn bearer(
+fn parse_bearer(
     realm: Option<String>,
     service: Option<String>,
     scope: Option<String>,
     default_scope: &str,
 ) -> Result<Challenge, String> {
-    let fits = |text: &String| text.len() <= LONGEST_FIELD && !text.chars().any(char::is_control);
-    let realm = realm.filter(fits).ok_or("a Bearer challenge without a realm")?;
+    let is_valid = |text: &String| text.len() <= MAX_FIELD_LEN && !text.chars().any(char::is_control);
+    let realm = realm.filter(is_valid).ok_or("a Bearer challenge without a realm")?;
     let realm =
         Url::parse(&realm).map_err(|error| format!("the token realm \"{realm}\" is not a URL ({error})"))?;
     let service = service.filter(|service| !service.is_empty());
-    if service.as_ref().is_some_and(|service| !fits(service)) {
-        return Err("a Bearer challenge with an odd service".into());
+    if service.as_ref().is_some_and(|service| !is_valid(service)) {
+        return Err("a Bearer challenge with an invalid service".into());
     }
     let scope = scope.filter(|scope| !scope.is_empty()).unwrap_or_else(|| default_scope.to_owned());
-    if !fits(&scope) {
-        return Err("a Bearer challenge with an odd scope".into());
+    if !is_valid(&scope) {
+        return Err("a Bearer challenge with an invalid scope".into());
     }
     Ok(Challenge { realm, service, scope })
 }
 
 impl Challenge {
-    fn checked(self, in_the_clear: bool) -> Result<Self, Problem> {
+    fn checked(self, is_plain_http: bool) -> Result<Self, ChallengeProblem> {
         match self.realm.scheme() {
             "https" => {}
-            "http" if in_the_clear => {}
-            _ => return Err(Problem::NotAllowed("it names a token realm that is not https")),
+            "http" if is_plain_http => {}
+            _ => {
+                return Err(ChallengeProblem::NotAllowed(
+                    "the registry names a token realm that is not https",
+                ));
+            }
         }
         if !self.realm.username().is_empty() || self.realm.password().is_some() {
-            return Err(Problem::NotAllowed("it names a token realm with a user in it"));
+            return Err(ChallengeProblem::NotAllowed("the registry names a token realm with a user in it"));
         }
         Ok(self)
     }
 
-    /// What to ask for the token with by POST; `None` for a credential that is not sent that way.
-    pub(in crate::registry) fn form(&self, credential: &Credential) -> Option<Bytes> {
+    /// Reports whether the scope includes the action `push` (distribution, "Token Scope Documentation").
+    pub(in crate::registry) fn allows_push(&self) -> bool {
+        self.scope.split([' ', ':', ',']).any(|word| word == "push")
+    }
+
+    /// Returns the form to request a token with POST, or `None` for a credential that is not sent that way.
+    pub(in crate::registry) fn token_form(&self, credential: &Credential) -> Option<Bytes> {
         let mut form = url::form_urlencoded::Serializer::new(String::new());
         form.append_pair("client_id", "oras-csi").append_pair("scope", &self.scope);
         if let Some(service) = &self.service {
@@ -148,8 +160,8 @@ impl Challenge {
         Some(form.finish().into())
     }
 
-    /// Where to ask for the token by GET.
-    pub(in crate::registry) fn url(&self) -> Url {
+    /// Returns the URL to request a token with GET.
+    pub(in crate::registry) fn token_url(&self) -> Url {
         let mut url = self.realm.clone();
         {
             let mut query = url.query_pairs_mut();
@@ -168,9 +180,9 @@ mod tests {
 
     use super::*;
 
-    fn wanted(values: &[&str]) -> Wanted {
+    fn parse(values: &[&str]) -> Challenges {
         let headers = values.iter().map(|value| (header::WWW_AUTHENTICATE, value.parse().unwrap()));
-        Wanted::from_headers(&headers.collect(), "repository:a/b:pull", false)
+        Challenges::from_headers(&headers.collect(), "repository:a/b:pull", false)
     }
 
     #[rstest]
@@ -179,30 +191,30 @@ mod tests {
     #[case(&[r#"bearer REALM="https://x/t?a=1""#], "https://x/t?a=1&scope=repository%3Aa%2Fb%3Apull")]
     #[case(&["Basic realm=\"x\"", r#"Bearer realm="https://x/t",service="""#], "https://x/t?scope=repository%3Aa%2Fb%3Apull")]
     #[case(&[r#"Basic realm="x", Bearer realm="https://x/t",scope="s""#], "https://x/t?scope=s")]
-    fn the_token_is_asked_for_where_the_challenge_says(#[case] values: &[&str], #[case] url: &str) {
-        let challenge = wanted(values).bearer.unwrap();
-        assert_eq!(challenge.url().as_str(), url);
+    fn the_token_url_follows_the_challenge(#[case] values: &[&str], #[case] url: &str) {
+        let challenge = parse(values).bearer.unwrap();
+        assert_eq!(challenge.token_url().as_str(), url);
     }
 
     #[test]
-    fn other_challenges_are_told() {
-        let both = wanted(&["Basic realm=\"x\"", "Negotiate"]);
+    fn unusable_challenges_are_reported() {
+        let both = parse(&["Basic realm=\"x\"", "Negotiate"]);
         assert_eq!((both.schemes.as_str(), both.basic, both.bearer), ("Basic, Negotiate", true, None));
-        assert_eq!(wanted(&[]), Wanted::default());
-        for odd in
+        assert_eq!(parse(&[]), Challenges::default());
+        for invalid in
             ["Bearer realm=\"http://x/\"", "Bearer realm=\"https://u@x/\"", "Bearer realm=\"file:///x\""]
         {
-            let wanted = wanted(&[odd]);
+            let parsed = parse(&[invalid]);
             assert!(
-                matches!(wanted.problem, Some(Problem::NotAllowed(_))) && wanted.bearer.is_none(),
-                "{odd}: {wanted:?}"
+                matches!(parsed.problem, Some(ChallengeProblem::NotAllowed(_))) && parsed.bearer.is_none(),
+                "{invalid}: {parsed:?}"
             );
         }
-        for odd in ["Bearer", "Bearer realm=\"\"", "Bearer realm=\"/token\"", "Bearer realm=\"x", "=,="] {
-            let wanted = wanted(&[odd]);
-            assert!(wanted.problem.is_some() && wanted.bearer.is_none(), "{odd}: {wanted:?}");
+        for invalid in ["Bearer", "Bearer realm=\"\"", "Bearer realm=\"/token\"", "Bearer realm=\"x", "=,="] {
+            let parsed = parse(&[invalid]);
+            assert!(parsed.problem.is_some() && parsed.bearer.is_none(), "{invalid}: {parsed:?}");
         }
         let many = vec!["Basic realm=\"x\""; 100];
-        assert_eq!(wanted(&many).schemes.as_str().matches("Basic").count(), MOST_CHALLENGES);
+        assert_eq!(parse(&many).schemes.as_str().matches("Basic").count(), MAX_CHALLENGES);
     }
 }

@@ -1,10 +1,10 @@
-//! Whose token service gets credentials.
+//! Decides which token services get credentials.
 //!
-//! A registry names the address at which tokens are to be had, and is not trusted with the choice: what is
-//! asked for there shows a password. It goes to the registry's own host, to its siblings of one registrable
-//! domain (registry.gitlab.com and gitlab.com, registry-1.docker.io and auth.docker.io: the public suffix list
-//! knows which domains belong to one owner), and where the administrator says so. Everybody else is asked for a
-//! token for nobody.
+//! A registry names the token service, and a token request contains the password. The registry is not trusted with
+//! that choice. Credentials go only to the registry's own host, to hosts of the same registrable domain
+//! (registry.gitlab.com and gitlab.com, registry-1.docker.io and auth.docker.io; the public suffix list says which
+//! domains have one owner), and to `token_realms` of the administrator. From all other token services, an anonymous
+//! token is requested.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,12 +14,12 @@ use zeroize::Zeroizing;
 
 use crate::credentials::Credential;
 use crate::reference::RegistryHost;
-use crate::registry::Endpoint;
+use crate::registry::hosts::Endpoint;
 
-/// Kubernetes' services: namespaces of one cluster have different owners.
-const CLUSTER: [&str; 2] = [".svc", ".cluster.local"];
+/// Suffixes of Kubernetes services. The namespaces of one cluster have different owners.
+const CLUSTER_SUFFIXES: [&str; 2] = [".svc", ".cluster.local"];
 
-/// Where tokens are to be had, as one endpoint of a registry says.
+/// A token service that an endpoint of a registry names.
 pub(in crate::registry) struct Realm<'a> {
     pub(in crate::registry) url: &'a Url,
     pub(in crate::registry) endpoint: &'a Endpoint,
@@ -27,37 +27,38 @@ pub(in crate::registry) struct Realm<'a> {
 }
 
 impl Realm<'_> {
-    /// Whether it may see the registry's credentials.
+    /// Reports whether the token service gets the registry's credentials.
     pub(in crate::registry) fn is_trusted(&self) -> bool {
         let Some(realm) = self.url.host_str() else { return false };
-        let own = [self.endpoint.base().host_str(), Some(self.registry.host())];
-        own.into_iter().flatten().any(|host| belong_together(realm, host))
-            || self.endpoint.trust().is_realm(self.url)
+        let hosts = [self.endpoint.base().host_str(), Some(self.registry.host())];
+        hosts.into_iter().flatten().any(|host| have_same_owner(realm, host))
+            || self.endpoint.trust().is_trusted_realm(self.url)
     }
 }
 
-/// Whether two hosts are one, or of one registrable domain.
-fn belong_together(one: &str, other: &str) -> bool {
+/// Reports whether two hosts are equal or have the same registrable domain.
+fn have_same_owner(one: &str, other: &str) -> bool {
     if one.eq_ignore_ascii_case(other) {
         return true;
     }
-    match (domain(one), domain(other)) {
+    match (registrable_domain(one), registrable_domain(other)) {
         (Some(one), Some(other)) => one == other,
         _ => false,
     }
 }
 
-/// The registrable domain of a name; addresses, names without a dot and services of a cluster have none.
-fn domain(host: &str) -> Option<String> {
+/// Returns the registrable domain of a host name. IP addresses, names without a dot and services of a cluster have
+/// none.
+fn registrable_domain(host: &str) -> Option<String> {
     let host = host.to_ascii_lowercase();
     let is_name = matches!(Host::parse(&host), Ok(Host::Domain(_)));
-    if !is_name || CLUSTER.iter().any(|suffix| host.ends_with(suffix)) {
+    if !is_name || CLUSTER_SUFFIXES.iter().any(|suffix| host.ends_with(suffix)) {
         return None;
     }
     psl::domain_str(&host).map(str::to_owned)
 }
 
-/// `Authorization: Basic` (RFC 7617), where the credential has a user name and a password.
+/// Returns `Authorization: Basic` (RFC 7617) for a credential with a user name and a password.
 pub(in crate::registry) fn basic(credential: &Credential) -> Option<HeaderValue> {
     let Credential::Basic { username, password, .. } = credential else { return None };
     let plain = Zeroizing::new(format!("{}:{}", username.expose(), password.expose()));
@@ -91,8 +92,8 @@ mod tests {
     #[case("io", "ghcr.io", false)]
     #[case("auth.team-b.svc.cluster.local", "registry.team-a.svc.cluster.local", false)]
     #[case("auth.team-b.svc", "registry.team-a.svc", false)]
-    fn hosts_of_one_owner(#[case] realm: &str, #[case] registry: &str, #[case] together: bool) {
-        assert_eq!(belong_together(realm, registry), together);
+    fn hosts_have_the_same_owner(#[case] realm: &str, #[case] registry: &str, #[case] same: bool) {
+        assert_eq!(have_same_owner(realm, registry), same);
     }
 
     #[test]

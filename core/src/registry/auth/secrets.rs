@@ -1,5 +1,5 @@
-//! Our secrets where somebody else says them: services repeat what they were told, and what they say becomes the
-//! words of an event.
+//! Removes the client's own secrets from the text of registries and token services. They may repeat what the client
+//! sent, and their messages become events and denials.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
@@ -10,18 +10,18 @@ use zeroize::Zeroizing;
 use crate::credentials::Credential;
 use crate::display::Printable;
 
-/// What a secret is replaced by. [`Printable`] ends with the same where it cuts.
+/// The replacement of a secret. [`Printable`] ends with the same character if it cuts a text.
 const HIDDEN: char = '…';
-/// A shorter value of a header of the administrator's is no secret.
-const SHORTEST_VALUE: usize = 8;
+/// The values of configured headers count as secrets from this length on.
+const MIN_HEADER_SECRET_LEN: usize = 8;
 
-/// Secrets in all forms in which they may come back, in lower case. Never shown.
+/// Secrets in all encodings in which a service may repeat them, in lower case. Never shown.
 #[derive(Default)]
 pub(in crate::registry) struct Secrets(Vec<Zeroizing<String>>);
 
 impl Secrets {
-    /// What a credential has to hide. A user name is no secret, but where it stands alone.
-    pub(in crate::registry) fn of(credential: &Credential) -> Self {
+    /// Returns the secrets of a credential. A user name is a secret only if there is no password.
+    pub(in crate::registry) fn from_credential(credential: &Credential) -> Self {
         let mut secrets = Self::default();
         match credential {
             Credential::Anonymous => {}
@@ -37,18 +37,18 @@ impl Secrets {
         secrets
     }
 
-    /// And what was sent as `Authorization`.
+    /// Adds the value of an `Authorization` header.
     pub(in crate::registry) fn add_header(&mut self, value: &HeaderValue) {
         let Ok(text) = value.to_str() else { return };
         self.add(text.split_once(' ').map_or(text, |(_, secret)| secret));
     }
 
-    /// And the headers of a `hosts.toml`.
+    /// Adds the headers of a `hosts.toml`.
     pub(in crate::registry) fn add_headers(&mut self, headers: &HeaderMap) {
         for (name, value) in headers {
             if *name == header::AUTHORIZATION {
                 self.add_header(value);
-            } else if value.len() >= SHORTEST_VALUE {
+            } else if value.len() >= MIN_HEADER_SECRET_LEN {
                 self.add(value.to_str().unwrap_or_default());
             }
         }
@@ -58,27 +58,27 @@ impl Secrets {
         let json = Zeroizing::new(serde_json::to_string(secret).unwrap_or_default());
         let json = json.trim_matches('"');
         let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-        self.keep(secret);
-        self.keep(json);
-        // As Go's encoding/json writes them.
-        self.keep(&json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e"));
-        self.keep(&form.replace('+', "%20"));
-        self.keep(&form);
+        self.insert(secret);
+        self.insert(json);
+        // Go's encoding/json escapes these characters as well.
+        self.insert(&json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e"));
+        self.insert(&form.replace('+', "%20"));
+        self.insert(&form);
         if let Ok(mut url) = Url::parse("http://host/") {
             url.set_path(secret);
-            self.keep(url.path().trim_start_matches('/'));
+            self.insert(url.path().trim_start_matches('/'));
         }
         self.add_encoded(secret);
     }
 
     fn add_encoded(&mut self, secret: &str) {
         for engine in [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD] {
-            self.keep(&engine.encode(secret));
+            self.insert(&engine.encode(secret));
         }
     }
 
-    fn keep(&mut self, form: &str) {
-        // As it is, and as it is once it has passed the filter for what is printed.
+    fn insert(&mut self, form: &str) {
+        // The text itself, and the text after `Printable` has cleaned it.
         for form in [form, Printable::new(form).as_str()] {
             let form = Zeroizing::new(form.to_ascii_lowercase());
             if !form.is_empty() && !self.0.contains(&form) {
@@ -88,8 +88,9 @@ impl Secrets {
         self.0.sort_by_key(|form| std::cmp::Reverse(form.len()));
     }
 
-    /// The text without secrets, and without the beginning of one where the text was cut.
-    pub(in crate::registry) fn hide(&self, text: &str) -> String {
+    /// Returns the text without the secrets. At the place where the text was cut, the beginning of a secret is removed
+    /// as well.
+    pub(in crate::registry) fn redact(&self, text: &str) -> String {
         if self.0.is_empty() {
             return text.to_owned();
         }
@@ -97,7 +98,8 @@ impl Secrets {
         let mut shown = String::new();
         let mut at = 0;
         while let Some(character) = text[at..].chars().next() {
-            let length = self.0.iter().map(|secret| found(secret, &lower[at..])).find(|length| *length > 0);
+            let length =
+                self.0.iter().map(|secret| matched_len(secret, &lower[at..])).find(|length| *length > 0);
             if length.is_some() && !shown.ends_with(HIDDEN) {
                 shown.push(HIDDEN);
             }
@@ -110,8 +112,8 @@ impl Secrets {
     }
 }
 
-/// How much of a secret stands at the beginning of a text: all of it, or as much as was not cut off.
-fn found(secret: &str, text: &str) -> usize {
+/// Returns how many bytes of a secret the text begins with: all, or the part before the place where the text was cut.
+fn matched_len(secret: &str, text: &str) -> usize {
     if text.starts_with(secret) {
         return secret.len();
     }
@@ -136,21 +138,22 @@ mod tests {
     #[case("alice:hunter2", "alice:…")]
     #[case("ünter hunter2 ü", "ünter … ü")]
     #[case("", "")]
-    fn are_hidden(#[case] text: &str, #[case] shown: &str) {
-        let secrets = Secrets::of(&Credential::basic("alice".to_owned(), "hunter2".to_owned()).unwrap());
-        assert_eq!(secrets.hide(text), shown);
-        assert_eq!(secrets.hide(shown), shown);
-        assert_eq!(Secrets::of(&Credential::Anonymous).hide(text), text);
+    fn secrets_are_redacted(#[case] text: &str, #[case] shown: &str) {
+        let secrets =
+            Secrets::from_credential(&Credential::basic("alice".to_owned(), "hunter2".to_owned()).unwrap());
+        assert_eq!(secrets.redact(text), shown);
+        assert_eq!(secrets.redact(shown), shown);
+        assert_eq!(Secrets::from_credential(&Credential::Anonymous).redact(text), text);
     }
 
     #[test]
-    fn a_user_name_alone_and_headers_are_secrets() {
+    fn a_user_name_without_a_password_and_headers_are_secrets() {
         let token = Credential::basic("ghp_token".to_owned(), String::new()).unwrap();
-        assert_eq!(Secrets::of(&token).hide("bad ghp_token"), "bad …");
+        assert_eq!(Secrets::from_credential(&token).redact("bad ghp_token"), "bad …");
         let mut secrets = Secrets::default();
         let headers = [("authorization", "Basic c2VjcmV0"), ("x-key", "0123456789"), ("x-short", "yes")];
         let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         secrets.add_headers(&headers.into_iter().collect());
-        assert_eq!(secrets.hide("c2VjcmV0 0123456789 yes"), "… … yes");
+        assert_eq!(secrets.redact("c2VjcmV0 0123456789 yes"), "… … yes");
     }
 }

@@ -1,4 +1,4 @@
-//! Tokens, and who may have which.
+//! Bearer tokens and their cache.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -9,22 +9,22 @@ use http::HeaderValue;
 use super::challenge::Challenge;
 use crate::credentials::Credential;
 
-/// Longer tokens do not fit what servers take as a header.
-const LONGEST_TOKEN: usize = 16 << 10;
-/// What a token lasts that does not say (distribution, "Token Authentication Specification").
-const SHORTEST_LIFE: Duration = Duration::from_mins(1);
-/// Longer lives are not believed: rights change.
-const LONGEST_LIFE: Duration = Duration::from_hours(1);
-/// Tokens are renewed this long before they end, or after nine tenths of a shorter life.
-const MARGIN: Duration = Duration::from_secs(10);
-/// More entries are dropped; they are asked for again.
-const MOST_TOKENS: usize = 1024;
+/// The maximum length of a token. Servers do not accept longer headers.
+const MAX_TOKEN_LEN: usize = 16 << 10;
+/// The lifetime of a token without `expires_in` (distribution, "Token Authentication Specification").
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
+/// The maximum lifetime of a cached token, because permissions change.
+const MAX_LIFETIME: Duration = Duration::from_hours(1);
+/// Tokens are renewed this long before they expire, or after nine tenths of a shorter lifetime.
+const RENEWAL_MARGIN: Duration = Duration::from_secs(10);
+/// The maximum number of cached entries. A full cache is cleared.
+const MAX_ENTRIES: usize = 1024;
 
-/// A token, ready to be sent. Never shown.
+/// A token as an `Authorization` header. Never shown.
 #[derive(Clone)]
 pub(in crate::registry) struct Token {
     header: HeaderValue,
-    until: Instant,
+    expires: Instant,
 }
 
 impl std::fmt::Debug for Token {
@@ -34,7 +34,7 @@ impl std::fmt::Debug for Token {
 }
 
 #[derive(serde::Deserialize)]
-struct Answer {
+struct Response {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
@@ -44,30 +44,31 @@ struct Answer {
 }
 
 impl Token {
-    /// Reads a token service's answer. A token has only the characters of RFC 6750, 2.1 (`b64token`), so
-    /// none can add a line to a request.
-    pub(in crate::registry) fn from_answer(body: &[u8], now: Instant) -> Result<Self, &'static str> {
-        const NO_TOKEN: &str = "the token service's answer is not the JSON of a token";
-        // serde takes a list for an object, by the order of its fields.
+    /// Parses the response of a token service. A token has only the characters of RFC 6750, 2.1 (`b64token`), so that it
+    /// cannot add a line to a request.
+    pub(in crate::registry) fn from_response(body: &[u8], now: Instant) -> Result<Self, &'static str> {
+        const NO_TOKEN: &str = "the token service's response is not the JSON of a token";
+        // serde also accepts a list as an object, by the order of the fields.
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(NO_TOKEN);
         }
-        let answer: Answer = serde_json::from_slice(body).map_err(|_| NO_TOKEN)?;
-        let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
-        let token = token.ok_or("the token service's answer has no token")?;
-        let of_a_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-        if token.len() > LONGEST_TOKEN {
+        let response: Response = serde_json::from_slice(body).map_err(|_| NO_TOKEN)?;
+        let token =
+            [response.token, response.access_token].into_iter().flatten().find(|token| !token.is_empty());
+        let token = token.ok_or("the token service's response has no token")?;
+        let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+        if token.len() > MAX_TOKEN_LEN {
             return Err("the token service's token is longer than 16 KiB");
         }
-        if !token.bytes().all(of_a_token) {
-            return Err("the token service's token has characters that no token may have (RFC 6750, 2.1)");
+        if !token.bytes().all(is_token_byte) {
+            return Err("the token service's token has characters that are not allowed (RFC 6750, 2.1)");
         }
         let mut header = HeaderValue::from_str(&format!("Bearer {token}"))
             .map_err(|_| "the token service's token cannot be sent as a header")?;
         header.set_sensitive(true);
-        let life = answer.expires_in.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let life = life.unwrap_or(SHORTEST_LIFE).min(LONGEST_LIFE);
-        Ok(Self { header, until: now + life.saturating_sub(MARGIN.min(life / 10)) })
+        let lifetime = response.expires_in.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let lifetime = lifetime.unwrap_or(DEFAULT_LIFETIME).min(MAX_LIFETIME);
+        Ok(Self { header, expires: now + lifetime.saturating_sub(RENEWAL_MARGIN.min(lifetime / 10)) })
     }
 
     pub(in crate::registry) fn header(&self) -> HeaderValue {
@@ -75,23 +76,23 @@ impl Token {
     }
 }
 
-/// What belongs together: an endpoint's origin, a repository and a credential.
+/// The combination of endpoint, repository and credential for which tokens are cached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(in crate::registry) struct Asker {
+pub(in crate::registry) struct Requester {
     pub(in crate::registry) origin: String,
     pub(in crate::registry) repository: String,
     pub(in crate::registry) credential: Credential,
 }
 
-/// Tokens by (endpoint, realm, service, scope, credential), and which of them an endpoint wants for a
-/// repository. The endpoint is part of it: another registry that names the same realm must not be handed
-/// what was made out for this one.
+/// Caches tokens by endpoint, realm, service, scope and credential, and the challenge that an endpoint sends for a
+/// repository. The endpoint is part of the key, because a registry that names the same realm must not get a token that
+/// was issued for another registry.
 #[derive(Debug, Default)]
-pub(in crate::registry) struct Tokens(Mutex<Store>);
+pub(in crate::registry) struct Tokens(Mutex<Cache>);
 
 #[derive(Debug, Default)]
-struct Store {
-    wanted: HashMap<Asker, Challenge>,
+struct Cache {
+    challenges: HashMap<Requester, Challenge>,
     tokens: HashMap<TokenKey, Token>,
     basic: HashSet<(String, Credential)>,
 }
@@ -104,59 +105,68 @@ struct TokenKey {
 }
 
 impl TokenKey {
-    fn new(asker: &Asker, challenge: &Challenge) -> Self {
-        let Asker { origin, credential, .. } = asker.clone();
+    fn new(requester: &Requester, challenge: &Challenge) -> Self {
+        let Requester { origin, credential, .. } = requester.clone();
         Self { origin, challenge: challenge.clone(), credential }
     }
 }
 
 impl Tokens {
-    /// A token that will probably do for the next request.
-    pub(in crate::registry) fn known(&self, asker: &Asker) -> Option<Token> {
-        let store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let challenge = store.wanted.get(asker)?;
-        let token = store.tokens.get(&TokenKey::new(asker, challenge))?;
-        (Instant::now() < token.until).then(|| token.clone())
+    /// Returns the token that the endpoint accepted for this requester, if it has not expired.
+    pub(in crate::registry) fn known(&self, requester: &Requester) -> Option<Token> {
+        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let challenge = cache.challenges.get(requester)?;
+        let token = cache.tokens.get(&TokenKey::new(requester, challenge))?;
+        (Instant::now() < token.expires).then(|| token.clone())
     }
 
-    /// A token for a challenge that was just made, unless it is `refused`, the one that was sent.
+    /// Remembers the challenge and returns a cached token for it, unless the endpoint has just `refused` that token.
     pub(in crate::registry) fn for_challenge(
         &self,
-        asker: &Asker,
+        requester: &Requester,
         challenge: &Challenge,
         refused: Option<&Token>,
     ) -> Option<Token> {
-        let mut store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        make_room(&mut store.wanted);
-        store.wanted.insert(asker.clone(), challenge.clone());
-        let token = store.tokens.get(&TokenKey::new(asker, challenge))?;
-        let fresh = Instant::now() < token.until && refused.is_none_or(|old| old.header != token.header);
-        fresh.then(|| token.clone())
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        clear_if_full(&mut cache.challenges);
+        cache.challenges.insert(requester.clone(), challenge.clone());
+        let token = cache.tokens.get(&TokenKey::new(requester, challenge))?;
+        let is_usable =
+            Instant::now() < token.expires && refused.is_none_or(|old| old.header != token.header);
+        is_usable.then(|| token.clone())
     }
 
-    /// Whether an endpoint took this credential as a user name and a password before.
-    pub(in crate::registry) fn takes_basic(&self, asker: &Asker) -> bool {
-        let store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        store.basic.contains(&(asker.origin.clone(), asker.credential.clone()))
+    /// Reports whether the cached token was requested with the permission to push.
+    pub(in crate::registry) fn has_push_token(&self, requester: &Requester) -> bool {
+        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let challenge = cache.challenges.get(requester).filter(|challenge| challenge.allows_push());
+        let token = challenge.and_then(|challenge| cache.tokens.get(&TokenKey::new(requester, challenge)));
+        token.is_some_and(|token| Instant::now() < token.expires)
     }
 
-    pub(in crate::registry) fn remember_basic(&self, asker: &Asker) {
-        let mut store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if store.basic.len() >= MOST_TOKENS {
-            store.basic.clear();
+    /// Reports whether the endpoint has accepted this credential as user name and password.
+    pub(in crate::registry) fn accepts_basic(&self, requester: &Requester) -> bool {
+        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.basic.contains(&(requester.origin.clone(), requester.credential.clone()))
+    }
+
+    pub(in crate::registry) fn remember_basic(&self, requester: &Requester) {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.basic.len() >= MAX_ENTRIES {
+            cache.basic.clear();
         }
-        store.basic.insert((asker.origin.clone(), asker.credential.clone()));
+        cache.basic.insert((requester.origin.clone(), requester.credential.clone()));
     }
 
-    pub(in crate::registry) fn keep(&self, asker: &Asker, challenge: &Challenge, token: &Token) {
-        let mut store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        make_room(&mut store.tokens);
-        store.tokens.insert(TokenKey::new(asker, challenge), token.clone());
+    pub(in crate::registry) fn insert(&self, requester: &Requester, challenge: &Challenge, token: &Token) {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        clear_if_full(&mut cache.tokens);
+        cache.tokens.insert(TokenKey::new(requester, challenge), token.clone());
     }
 }
 
-fn make_room<K, V>(map: &mut HashMap<K, V>) {
-    if map.len() >= MOST_TOKENS {
+fn clear_if_full<K, V>(map: &mut HashMap<K, V>) {
+    if map.len() >= MAX_ENTRIES {
         map.clear();
     }
 }
@@ -180,18 +190,18 @@ mod tests {
     #[case(r#"["a"]"#, Err(()))]
     #[case(r#" ["a", "b", 300]"#, Err(()))]
     #[case("<html>", Err(()))]
-    fn tokens_are_read_and_checked(#[case] body: &str, #[case] life: Result<u64, ()>) {
+    fn tokens_are_parsed_and_checked(#[case] body: &str, #[case] lifetime: Result<u64, ()>) {
         let now = Instant::now();
-        let token = Token::from_answer(body.as_bytes(), now).map_err(|_| ());
+        let token = Token::from_response(body.as_bytes(), now).map_err(|_| ());
         assert_eq!(
-            token.map(|token| token.until - now),
-            life.map(Duration::from_secs).map(|life| life.saturating_sub(MARGIN.min(life / 10)))
+            token.map(|token| token.expires - now),
+            lifetime.map(Duration::from_secs).map(|full| full.saturating_sub(RENEWAL_MARGIN.min(full / 10)))
         );
     }
 
     #[test]
-    fn tokens_are_kept_apart_and_never_shown() {
-        let asker = |repository: &str| Asker {
+    fn tokens_are_cached_separately_and_never_shown() {
+        let requester = |repository: &str| Requester {
             origin: "https://x".into(),
             repository: repository.into(),
             credential: Credential::Anonymous,
@@ -201,14 +211,17 @@ mod tests {
             service: None,
             scope: scope.into(),
         };
-        let token = Token::from_answer(br#"{"token":"hunter2"}"#, Instant::now()).unwrap();
+        let token = Token::from_response(br#"{"token":"hunter2"}"#, Instant::now()).unwrap();
         let tokens = Tokens::default();
-        assert!(tokens.for_challenge(&asker("a"), &challenge("a"), None).is_none());
-        tokens.keep(&asker("a"), &challenge("a"), &token);
-        assert!(tokens.known(&asker("a")).is_some());
-        assert!(tokens.known(&asker("b")).is_none());
-        assert!(tokens.for_challenge(&asker("b"), &challenge("b"), None).is_none());
-        assert!(tokens.for_challenge(&asker("a"), &challenge("a"), Some(&token)).is_none(), "it was refused");
+        assert!(tokens.for_challenge(&requester("a"), &challenge("a"), None).is_none());
+        tokens.insert(&requester("a"), &challenge("a"), &token);
+        assert!(tokens.known(&requester("a")).is_some());
+        assert!(tokens.known(&requester("b")).is_none());
+        assert!(tokens.for_challenge(&requester("b"), &challenge("b"), None).is_none());
+        assert!(
+            tokens.for_challenge(&requester("a"), &challenge("a"), Some(&token)).is_none(),
+            "it was refused"
+        );
         assert!(!format!("{tokens:?}{token:?}").contains("hunter2"));
     }
 }

@@ -1,4 +1,4 @@
-//! Reading one folder of `certs.d`: `hosts.toml`, or certificates in Docker's layout.
+//! Parses one folder of `certs.d`: `hosts.toml`, or certificates in Docker's layout.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -9,13 +9,19 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use toml::{Table, Value};
 use url::Url;
 
+use super::endpoint::{Capabilities, Endpoint, Pem, TlsFiles};
+use super::error::HostsError;
 use super::trust::{self, Trust};
-use super::{Capabilities, Endpoint, HostsError, LONGEST_FILE, Pem, TlsFiles};
+use crate::go_duration;
 use crate::reference::RegistryHost;
+use crate::registry::address::without_user;
 
+/// The name of the configuration file.
 pub(super) const FILE: &str = "hosts.toml";
+/// The maximum size of a configuration or certificate file in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The endpoints of one folder, and the keys in it that mean nothing.
+/// Reads the endpoints of one folder. Returns them with the unknown keys of the file.
 pub(super) fn read(
     folder: &Path,
     registry: &RegistryHost,
@@ -23,9 +29,9 @@ pub(super) fn read(
 ) -> Result<(Vec<Endpoint>, Vec<String>), HostsError> {
     let path = folder.join(FILE);
     match read_file(&path) {
-        Ok(bytes) if bytes.is_empty() => docker_layout(folder, server),
+        Ok(bytes) if bytes.is_empty() => read_docker_layout(folder, server),
         Ok(bytes) => File { path, folder, registry }.endpoints(&bytes, &server),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => docker_layout(folder, server),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => read_docker_layout(folder, server),
         Err(error) => Err(HostsError::File { path, reason: error.to_string() }),
     }
 }
@@ -33,12 +39,12 @@ pub(super) fn read(
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let file = std::fs::File::open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = Vec::new();
-    file.take(LONGEST_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LONGEST_FILE {
-        return Err(io::Error::other(format!("longer than {LONGEST_FILE} bytes")));
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!("it is larger than {MAX_FILE_BYTES} bytes, the limit")));
     }
     Ok(bytes)
 }
@@ -50,8 +56,8 @@ fn read_pem(path: PathBuf) -> Result<Pem, HostsError> {
     }
 }
 
-/// No `hosts.toml`: `*.crt` are authorities, `NAME.cert` with `NAME.key` is a client's certificate.
-fn docker_layout(folder: &Path, server: Endpoint) -> Result<(Vec<Endpoint>, Vec<String>), HostsError> {
+/// Reads a folder without `hosts.toml`: `*.crt` are authorities, `NAME.cert` with `NAME.key` is a client certificate.
+fn read_docker_layout(folder: &Path, server: Endpoint) -> Result<(Vec<Endpoint>, Vec<String>), HostsError> {
     let failed = |error: io::Error| HostsError::File { path: folder.to_owned(), reason: error.to_string() };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -80,14 +86,14 @@ struct File<'a> {
     registry: &'a RegistryHost,
 }
 
-/// A table of the file and the prefix of its keys.
+/// A table of the file, with the prefix of its keys.
 struct Section<'a> {
     prefix: String,
     table: &'a Table,
 }
 
 impl File<'_> {
-    fn wrong(&self, key: String, problem: impl Into<String>) -> HostsError {
+    fn key_error(&self, key: String, problem: impl Into<String>) -> HostsError {
         HostsError::Key { path: self.path.clone(), key: key.into(), problem: problem.into().into() }
     }
 
@@ -97,28 +103,33 @@ impl File<'_> {
         let root = text.parse::<Table>().map_err(|error| not_toml(error.to_string()))?;
         let mut unknown = Vec::new();
         let mut endpoints = Vec::new();
-        let trust = Trust::read(&root).map_err(|(key, problem)| self.wrong(key, problem))?;
+        let trust = Trust::read(&root).map_err(|(key, problem)| self.key_error(key, problem))?;
         let trust = Arc::new(trust);
         let hosts = match root.get("host") {
             None => &Table::new(),
             Some(Value::Table(hosts)) => hosts,
-            Some(_) => return Err(self.wrong("host".into(), "write [host.\"https://mirror\"]")),
+            Some(_) => {
+                return Err(
+                    self.key_error("host".into(), "it must be a table: write [host.\"https://mirror\"]")
+                );
+            }
         };
         for (url, section) in hosts {
             let prefix = format!("host.\"{}\"", without_user(url));
             let Value::Table(table) = section else {
-                let problem = format!("write it as a table, [{prefix}]");
-                return Err(self.wrong(prefix, problem));
+                let problem = format!("it must be a table: write [{prefix}]");
+                return Err(self.key_error(prefix, problem));
             };
             let section = Section { prefix, table };
             let base = self.address(&section.prefix, url, self.flag(&section, "override_path")?)?;
             let endpoint = self.endpoint(&section, Some(base), server, &mut unknown)?;
-            let takes_credentials = !endpoint.mirror || trust.credentials_for.contains(url);
-            endpoints.push(Endpoint { takes_credentials, trust: Arc::clone(&trust), ..endpoint });
+            let receives_credentials = !endpoint.mirror || trust.credentials_for.contains(url);
+            endpoints.push(Endpoint { receives_credentials, trust: Arc::clone(&trust), ..endpoint });
         }
         if let Some(url) = trust.credentials_for.iter().find(|url| !hosts.contains_key(*url)) {
-            let problem = format!("there is no [host.\"{}\"] in this file", without_user(url));
-            return Err(self.wrong(format!("{}.credentials_for", trust::TABLE), problem));
+            let problem =
+                format!("this file has no [host.\"{}\"]: add it or remove this entry", without_user(url));
+            return Err(self.key_error(format!("{}.credentials_for", trust::TABLE), problem));
         }
         let section = Section { prefix: String::new(), table: &root };
         let base = match root.get("server") {
@@ -127,14 +138,16 @@ impl File<'_> {
             Some(Value::String(text)) => {
                 Some(self.address("server", text, self.flag(&section, "override_path")?)?)
             }
-            Some(_) => return Err(self.wrong("server".into(), "write a URL in quotes")),
+            Some(_) => {
+                return Err(self.key_error("server".into(), "it must be a string: write a URL in quotes"));
+            }
         };
         let endpoint = self.endpoint(&section, base, server, &mut unknown)?;
         endpoints.push(Endpoint { trust, ..endpoint });
         Ok((endpoints, unknown))
     }
 
-    /// One endpoint; without `base`, the registry's own address with the settings of the section.
+    /// Builds one endpoint. Without `base`, it is the registry's own address with the settings of the section.
     fn endpoint(
         &self,
         section: &Section<'_>,
@@ -155,11 +168,11 @@ impl File<'_> {
                     | "header"
                     | "dial_timeout"
             );
-            // Passed over, it would lead past the proxy.
+            // If the key were ignored, requests would go past the proxy.
             if key == "proxy" && section.table[key].as_str() != Some("") {
-                let problem = "a proxy for one host is not known here: leave it out, and set HTTPS_PROXY, HTTP_PROXY \
-                               and NO_PROXY";
-                return Err(self.wrong(section.key(key), problem));
+                let problem = "a proxy for one host is not supported: remove the key and set HTTPS_PROXY, HTTP_PROXY and \
+                               NO_PROXY";
+                return Err(self.key_error(section.key(key), problem));
             }
             if !root_only && !known {
                 unknown.push(section.key(key));
@@ -180,27 +193,27 @@ impl File<'_> {
         Ok(Endpoint { base, capabilities, tls, headers, dial_timeout, mirror, named: true, ..server.clone() })
     }
 
-    /// A URL as containerd reads it: https where no scheme is written, `/v2` added unless the path is
-    /// said to be the whole one.
-    fn address(&self, key: &str, text: &str, whole_path: bool) -> Result<Url, HostsError> {
+    /// Parses a URL as containerd does: https is the default scheme, and `/v2` is added unless `override_path` is set.
+    fn address(&self, key: &str, text: &str, override_path: bool) -> Result<Url, HostsError> {
         let shown = without_user(text);
-        let wrong = |problem: &str| self.wrong(key.to_owned(), format!("\"{shown}\" {problem}"));
+        let invalid = |problem: &str| self.key_error(key.to_owned(), format!("\"{shown}\" {problem}"));
         let absolute = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
-        let mut url = Url::parse(&absolute).map_err(|error| wrong(&format!("is not a URL ({error})")))?;
+        let mut url = Url::parse(&absolute).map_err(|error| invalid(&format!("is not a URL ({error})")))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-            return Err(wrong("is not an http or https address"));
+            return Err(invalid("is not an http or https address"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(
-                self.wrong(key.to_owned(), "has a user or password in it: credentials do not go there")
-            );
+            return Err(self.key_error(
+                key.to_owned(),
+                "contains a user or a password: remove it, and put credentials into the docker config",
+            ));
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(wrong("has a query or a fragment: leave it out"));
+            return Err(invalid("has a query or a fragment: remove it"));
         }
         let segments = url.path().split('/').filter(|segment| !segment.is_empty());
         let mut path = segments.fold(String::new(), |path, segment| format!("{path}/{segment}"));
-        if !whole_path && !path.ends_with("/v2") {
+        if !override_path && !path.ends_with("/v2") {
             path.push_str("/v2");
         }
         url.set_path(&path);
@@ -211,12 +224,14 @@ impl File<'_> {
         match section.table.get(key) {
             None => Ok(false),
             Some(Value::Boolean(value)) => Ok(*value),
-            Some(_) => Err(self.wrong(section.key(key), "write true or false")),
+            Some(_) => Err(self.key_error(section.key(key), "it must be a boolean: write true or false")),
         }
     }
 
     fn strings(&self, section: &Section<'_>, key: &str) -> Result<Vec<String>, HostsError> {
-        let problem = || self.wrong(section.key(key), "write a text in quotes, or a list of them");
+        let problem = || {
+            self.key_error(section.key(key), "it must be a string or a list of strings: write them in quotes")
+        };
         match section.table.get(key) {
             None => Ok(Vec::new()),
             Some(Value::String(text)) => Ok(vec![text.clone()]),
@@ -231,7 +246,10 @@ impl File<'_> {
     fn capabilities(&self, section: &Section<'_>) -> Result<Capabilities, HostsError> {
         let names = match section.table.get("capabilities") {
             Some(Value::String(_)) => {
-                return Err(self.wrong(section.key("capabilities"), "write a list: [\"pull\", \"resolve\"]"));
+                return Err(self.key_error(
+                    section.key("capabilities"),
+                    "it must be a list: write [\"pull\", \"resolve\"]",
+                ));
             }
             _ => self.strings(section, "capabilities")?,
         };
@@ -246,8 +264,8 @@ impl File<'_> {
                 "push" => capabilities.push = true,
                 "referrers" => {}
                 _ => {
-                    let problem = format!("\"{name}\" is none of pull, resolve, push and referrers");
-                    return Err(self.wrong(section.key("capabilities"), problem));
+                    let problem = format!("\"{name}\" is unknown: write pull, resolve, push or referrers");
+                    return Err(self.key_error(section.key("capabilities"), problem));
                 }
             }
         }
@@ -259,24 +277,24 @@ impl File<'_> {
         paths.iter().map(|path| read_pem(self.folder.join(path))).collect()
     }
 
-    /// A file with certificate and key, or a list of such files and of pairs, of which the second may be empty (containerd,
-    /// docs/hosts.md).
+    /// Reads `client`: a file with certificate and key, or a list of such files and of pairs whose second element may be
+    /// empty (containerd, docs/hosts.md).
     fn client(&self, section: &Section<'_>) -> Result<Vec<(Pem, Pem)>, HostsError> {
         let form = "write \"both.pem\", [\"both.pem\"] or [[\"client.cert\", \"client.key\"]]";
-        let wrong = || self.wrong(section.key("client"), form);
+        let invalid = || self.key_error(section.key("client"), form);
         let one = |value: &'_ Value| match value {
             Value::String(both) => Ok((both.clone(), String::new())),
             Value::Array(pair) => match pair.as_slice() {
                 [Value::String(certificate), Value::String(key)] => Ok((certificate.clone(), key.clone())),
-                _ => Err(wrong()),
+                _ => Err(invalid()),
             },
-            _ => Err(wrong()),
+            _ => Err(invalid()),
         };
         let pairs: Vec<(String, String)> = match section.table.get("client") {
             None => Vec::new(),
             Some(Value::Array(items)) => items.iter().map(one).collect::<Result<_, _>>()?,
             Some(Value::String(both)) => vec![(both.clone(), String::new())],
-            Some(_) => return Err(wrong()),
+            Some(_) => return Err(invalid()),
         };
         let file = |path: &str| read_pem(self.folder.join(path));
         let read = |(certificate, key): (String, String)| {
@@ -293,17 +311,20 @@ impl File<'_> {
             None => return Ok(headers),
             Some(Value::Table(table)) => table,
             Some(_) => {
-                return Err(self.wrong(section.key("header"), "write it as a table of names and values"));
+                return Err(
+                    self.key_error(section.key("header"), "it must be a table of header names and values")
+                );
             }
         };
         let table = Section { prefix: section.key("header"), table };
         for name in table.table.keys() {
-            // The value may be a secret: no message shows it.
-            let wrong = |problem: &str| self.wrong(table.key(name), problem);
-            let parsed = name.parse::<HeaderName>().map_err(|_| wrong("is not the name of a header"))?;
+            // The value may be a secret, so no message contains it.
+            let invalid = |problem: &str| self.key_error(table.key(name), problem);
+            let parsed = name.parse::<HeaderName>().map_err(|_| invalid("it is not a valid header name"))?;
             for value in self.strings(&table, name)? {
-                let mut value = HeaderValue::from_str(&value)
-                    .map_err(|_| wrong("has a character that no header may have (RFC 9110, 5.5)"))?;
+                let mut value = HeaderValue::from_str(&value).map_err(|_| {
+                    invalid("its value has a character that a header must not have (RFC 9110, 5.5)")
+                })?;
                 value.set_sensitive(true);
                 headers.append(parsed.clone(), value);
             }
@@ -312,12 +333,16 @@ impl File<'_> {
     }
 
     fn dial_timeout(&self, section: &Section<'_>) -> Result<Option<Duration>, HostsError> {
-        let problem =
-            || self.wrong(section.key("dial_timeout"), "write a duration: \"10s\", \"1m30s\", \"500ms\"");
+        let problem = || {
+            self.key_error(
+                section.key("dial_timeout"),
+                "it must be a duration above zero: write \"10s\", \"1m30s\" or \"500ms\"",
+            )
+        };
         match section.table.get("dial_timeout") {
             None => Ok(None),
             Some(Value::String(text)) if text.is_empty() => Ok(None),
-            Some(Value::String(text)) => go_duration(text).map(Some).ok_or_else(problem),
+            Some(Value::String(text)) => go_duration::parse_positive(text).map(Some).ok_or_else(problem),
             Some(_) => Err(problem()),
         }
     }
@@ -327,33 +352,4 @@ impl Section<'_> {
     fn key(&self, key: &str) -> String {
         if self.prefix.is_empty() { key.to_owned() } else { format!("{}.{key}", self.prefix) }
     }
-}
-
-/// An address without what stands before the `@`: it may be a password.
-fn without_user(text: &str) -> String {
-    text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("…@{host}"))
-}
-
-/// A positive duration as Go's `time.ParseDuration` reads it.
-pub(super) fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, unit) = rest.split_at(digits);
-        let length = unit.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(unit.len());
-        let (unit, after) = unit.split_at(length);
-        let factor = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" | "μs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        seconds += number.parse::<f64>().ok()? * factor;
-        rest = after;
-    }
-    Duration::try_from_secs_f64(seconds).ok().filter(|duration| !duration.is_zero())
 }

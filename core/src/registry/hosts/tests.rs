@@ -1,9 +1,12 @@
 use std::fs;
+use std::time::Duration;
 
 use rstest::rstest;
 use tempfile::TempDir;
 
 use super::*;
+use crate::go_duration;
+use crate::reference::RegistryHost;
 
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = TempDir::new().unwrap();
@@ -33,7 +36,7 @@ fn bases(config: &HostsConfig, registry: &str) -> Vec<String> {
 #[case("kind-registry:5000", "https://kind-registry:5000/v2")]
 #[case("localhost:5000", "https://localhost:5000/v2")]
 #[case("[2001:db8::1]:5000", "https://[2001:db8::1]:5000/v2")]
-fn without_an_entry_it_is_https(#[case] registry: &str, #[case] base: &str) {
+fn a_registry_without_a_folder_is_reached_over_https(#[case] registry: &str, #[case] base: &str) {
     let none = HostsConfig::load(None).unwrap();
     let empty = folder(&[]);
     for config in [none, config(&empty)] {
@@ -42,11 +45,11 @@ fn without_an_entry_it_is_https(#[case] registry: &str, #[case] base: &str) {
         assert_eq!(endpoint.base().as_str(), base);
         assert!(!endpoint.is_named() && !endpoint.is_mirror() && !endpoint.is_plain_http());
         assert!(endpoint.pulls() && endpoint.resolves() && endpoint.pushes());
-        assert!(!config.names(registry) && !config.allows_insecure(&host(registry)));
+        assert!(!config.is_configured(registry) && !config.allows_insecure(&host(registry)));
     }
 }
 
-/// Which folder is read, where several are there.
+/// Which folder is read if several exist.
 #[rstest]
 #[case(&["kind-registry_5000_", "kind-registry:5000", "kind-registry", "_default"], "kind-registry:5000", Some("kind-registry_5000_"))]
 #[case(&["kind-registry:5000", "kind-registry", "_default"], "kind-registry:5000", Some("kind-registry:5000"))]
@@ -82,11 +85,11 @@ fn the_folder_is_found_as_containerd_finds_it(
     }
     let own = folders.iter().any(|name| *name != "_default")
         && wanted.is_some_and(|port| folders[port] != "_default");
-    assert_eq!(config(&folder).names(registry), own);
+    assert_eq!(config(&folder).is_configured(registry), own);
 }
 
 #[test]
-fn hosts_come_in_the_order_of_the_file_and_the_server_last() {
+fn hosts_keep_the_order_of_the_file_and_the_server_is_last() {
     let text = r#"
         server = "https://origin.example"
         ca = "origin.crt"
@@ -139,7 +142,7 @@ fn hosts_come_in_the_order_of_the_file_and_the_server_last() {
 }
 
 #[test]
-fn without_a_server_the_settings_are_the_registrys_own() {
+fn settings_without_a_server_apply_to_the_registrys_own_address() {
     let folder = folder(&[
         ("docker.io/hosts.toml", "skip_verify = true\n[host.\"https://mirror.example\"]\n"),
         ("_default/hosts.toml", "[host.\"http://10.0.0.1:5000\"]\n"),
@@ -153,7 +156,7 @@ fn without_a_server_the_settings_are_the_registrys_own() {
 }
 
 #[test]
-fn a_server_at_the_registrys_own_address_is_no_mirror() {
+fn a_server_at_the_registrys_own_address_is_not_a_mirror() {
     for (registry, server, mirror) in [
         ("kind-registry:5000", "http://kind-registry:5000", false),
         ("kind-registry:80", "http://kind-registry", false),
@@ -170,7 +173,7 @@ fn a_server_at_the_registrys_own_address_is_no_mirror() {
 }
 
 #[test]
-fn dockers_layout_is_read_where_there_is_no_file() {
+fn dockers_layout_is_read_if_there_is_no_hosts_toml() {
     let folder = folder(&[
         ("x.example/ca.crt", "authority"),
         ("x.example/client.cert", "certificate"),
@@ -209,7 +212,7 @@ fn dockers_layout_is_read_where_there_is_no_file() {
 #[case("dial_timeout = 5", "dial_timeout")]
 #[case("[header]\n\"a b\" = \"hunter2\"", "header.a b")]
 #[case("[header]\na = \"hunter2\\n\"", "header.a")]
-fn what_cannot_be_names_file_and_key(#[case] text: &str, #[case] named: &str) {
+fn an_invalid_value_names_file_and_key(#[case] text: &str, #[case] named: &str) {
     let folder = folder(&[("x/hosts.toml", text)]);
     let error = config(&folder).endpoints(&host("x:443")).unwrap_err();
     let HostsError::Key { path, key, .. } = &error else { panic!("{error}") };
@@ -220,7 +223,7 @@ fn what_cannot_be_names_file_and_key(#[case] text: &str, #[case] named: &str) {
 }
 
 #[test]
-fn files_that_cannot_be_read_are_named() {
+fn errors_name_unreadable_files() {
     let folder = folder(&[
         ("a.example/hosts.toml", "ca = \"missing.crt\""),
         ("b.example/hosts.toml", "server = "),
@@ -236,10 +239,10 @@ fn files_that_cannot_be_read_are_named() {
 }
 
 #[test]
-fn unknown_keys_are_told_and_do_not_matter() {
+fn unknown_keys_are_reported_and_ignored() {
     let text = "severs = 1\n[host.\"https://m.example\"]\nskip-verify = true\n";
     let folder = folder(&[("x.example/hosts.toml", text)]);
-    let server = Endpoint::server_of(&host("x.example"), "https").unwrap();
+    let server = Endpoint::default_for(&host("x.example"), "https").unwrap();
     let (endpoints, unknown) =
         parse::read(&folder.path().join("x.example"), &host("x.example"), server).unwrap();
     assert_eq!(endpoints.len(), 2);
@@ -259,32 +262,32 @@ fn a_changed_file_is_seen_by_the_next_lookup() {
 }
 
 #[test]
-fn plain_http_at_the_prompt_is_for_one_registry() {
+fn plain_http_at_the_prompt_applies_to_one_registry() {
     let config = HostsConfig::load(None).unwrap().with_plain_http(host("localhost:5000"));
     assert_eq!(bases(&config, "localhost:5000"), ["http://localhost:5000/v2"]);
     assert!(config.endpoints(&host("localhost:5000")).unwrap()[0].is_named());
-    assert!(config.names("localhost:5000") && config.allows_plain_http(&host("localhost:5000")));
+    assert!(config.is_configured("localhost:5000") && config.allows_plain_http(&host("localhost:5000")));
     assert_eq!(bases(&config, "localhost:5001"), ["https://localhost:5001/v2"]);
 }
 
 #[test]
-fn names_are_hosts_and_nothing_else() {
+fn only_hosts_with_a_folder_are_configured() {
     let folder = folder(&[("team/hosts.toml", ""), ("_default/hosts.toml", "")]);
     let config = config(&folder);
-    assert!(config.names("team") && config.names("TEAM") && config.names("team:443"));
+    assert!(config.is_configured("team") && config.is_configured("TEAM") && config.is_configured("team:443"));
     for no in ["", ".", "..", "_default", "team/..", "other", "team:5000"] {
-        assert!(!config.names(no), "{no}");
+        assert!(!config.is_configured(no), "{no}");
     }
 }
 
 #[test]
-fn durations_are_gos() {
+fn durations_have_gos_format() {
     for (text, milliseconds) in
         [("10s", 10_000), ("1m30s", 90_000), ("1.5s", 1_500), ("500ms", 500), ("1h", 3_600_000)]
     {
-        assert_eq!(parse::go_duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
+        assert_eq!(go_duration::parse_positive(text), Some(Duration::from_millis(milliseconds)), "{text}");
     }
     for text in ["", "5", "s", "-1s", "1 s", "0s", "1d", "1e400s", ".s"] {
-        assert_eq!(parse::go_duration(text), None, "{text}");
+        assert_eq!(go_duration::parse_positive(text), None, "{text}");
     }
 }

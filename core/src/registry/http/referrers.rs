@@ -1,108 +1,117 @@
-//! What is attached to a manifest (OCI distribution-spec 1.1, "Listing Referrers" and "Referrers Tag Schema").
+//! Lists the manifests that are attached to a manifest (OCI distribution-spec 1.1, "Listing Referrers" and "Referrers
+//! Tag Schema").
 //!
-//! A registry that has the referrers API answers with an index, page by page; one that has not says 404, and then a
-//! tag that is made of the digest names such an index, which clients keep up to date. Anybody may attach anything, so
-//! pages and entries are bounded.
+//! A registry with the referrers API returns an index, page by page. A registry without it returns 404; then a tag that
+//! is derived from the digest names an index that clients update. Every user with push permission can attach manifests,
+//! so pages and entries are bounded.
 
 use http::{HeaderMap, HeaderValue, Method, header};
 use url::Url;
 
-use super::Inner;
-use super::answer::{content_type, expect_ok};
-use super::request::Turn;
+use super::client::Inner;
+use super::response::{content_type, expect_ok};
+use super::route::Attempt;
 use crate::digest::Digest;
 use crate::manifest::media;
-use crate::manifest::{Document, IndexEntry, MOST_ENTRIES};
-use crate::registry::transport::{Answer, Place};
-use crate::registry::{RegistryError, RegistryErrorKind, body};
+use crate::manifest::{IndexEntry, MAX_ENTRIES, Manifest};
+use crate::registry::body;
+use crate::registry::error::{RegistryError, RegistryErrorKind};
+use crate::registry::request_label::RequestLabel;
+use crate::registry::transport::Answer;
 
-/// More pages of one list are not read.
-const MOST_PAGES: usize = 64;
+/// How many pages of a list are read.
+const MAX_PAGES: usize = 64;
 
-/// The tag that stands for the referrers of a manifest where there is no API for them.
+/// Returns the tag of the index that lists the referrers of a manifest in a registry without the referrers API.
 pub(in crate::registry) fn referrers_tag(subject: &Digest) -> String {
     subject.to_string().replacen(':', "-", 1)
 }
 
-/// Entries, and where more are.
+/// The entries of one page and the address of the next page.
 struct Page {
     entries: Vec<IndexEntry>,
     next: Option<String>,
 }
 
 impl Inner {
-    /// What is attached to a manifest, by API or by tag.
+    /// Lists the manifests that are attached to a manifest, by API or by tag.
     pub(super) async fn referrers(
         &self,
-        turn: &Turn<'_>,
+        attempt: &Attempt<'_>,
         subject: &Digest,
     ) -> Result<Vec<IndexEntry>, RegistryError> {
-        match self.referrers_of_api(turn, subject).await? {
+        match self.referrers_of_api(attempt, subject).await? {
             Some(entries) => Ok(entries),
-            None => self.referrers_of_tag(turn, subject).await,
+            None => self.referrers_of_tag(attempt, subject).await,
         }
     }
 
-    /// The same where there is an API for it, else nothing.
+    /// Lists them with the referrers API. Returns `None` if the registry does not have it.
     pub(super) async fn referrers_of_api(
         &self,
-        turn: &Turn<'_>,
+        attempt: &Attempt<'_>,
         subject: &Digest,
     ) -> Result<Option<Vec<IndexEntry>>, RegistryError> {
-        let below = format!("referrers/{subject}");
-        let mut path = below.clone();
+        let first_path = format!("referrers/{subject}");
+        let mut path = first_path.clone();
         let mut entries: Vec<IndexEntry> = Vec::new();
-        for page in 0..MOST_PAGES {
-            let answer = match self.ask(turn, &Method::GET, &path, &accept_index()).await {
+        for number in 0..MAX_PAGES {
+            let answer = match self.get(attempt, &Method::GET, &path, &accept_index()).await {
                 Ok(answer) => answer,
-                Err(error) if page == 0 && error.kind() == RegistryErrorKind::NotFound => return Ok(None),
+                Err(error) if number == 0 && error.kind() == RegistryErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let place = answer.place.clone();
-            let read = self.page(turn, answer, &below).await?;
-            entries.extend(read.entries);
-            if entries.len() > MOST_ENTRIES {
-                let words = format!("more than {MOST_ENTRIES} manifests are attached to {subject}");
-                return Err(place.invalid(words));
+            let label = answer.label.clone();
+            let page = self.referrers_page(attempt, answer, &first_path).await?;
+            entries.extend(page.entries);
+            if entries.len() > MAX_ENTRIES {
+                let message = format!("more than {MAX_ENTRIES} manifests are attached to {subject}");
+                return Err(label.invalid(message));
             }
-            match read.next {
+            match page.next {
                 Some(next) => path = next,
                 None => return Ok(Some(entries)),
             }
         }
-        let words = format!("its list of what is attached to {subject} has more than {MOST_PAGES} pages");
-        Err(Place::named(&below).invalid(words))
+        let message = format!("the list of referrers of {subject} has more than {MAX_PAGES} pages");
+        Err(RequestLabel::from_name(&first_path).invalid(message))
     }
 
-    async fn page(&self, turn: &Turn<'_>, answer: Answer, below: &str) -> Result<Page, RegistryError> {
-        let Answer { response, place, permit: _permit, .. } = answer;
-        expect_ok(&response, &place)?;
+    async fn referrers_page(
+        &self,
+        attempt: &Attempt<'_>,
+        answer: Answer,
+        first_path: &str,
+    ) -> Result<Page, RegistryError> {
+        let Answer { response, label, permit: _permit, .. } = answer;
+        expect_ok(&response, &label)?;
         let media_type = content_type(&response);
-        let next = next_page(response.headers(), turn, below);
-        let next = next.map_err(|words| place.untruthful(words))?;
-        let (limit, patience) = (self.settings.limits.manifest(), self.patience(turn.deadline));
-        let bytes = body::read(response, &place, "a page of referrers", limit, patience).await?;
-        let document = Document::parse(media_type.as_deref(), &bytes);
-        match document.map_err(|error| place.invalid(error.to_string()))? {
-            Document::Index(index) => Ok(Page { entries: index.entries().to_vec(), next }),
-            Document::Image(_) => Err(place.invalid("its list of referrers is not an image index")),
+        let next = next_page(response.headers(), attempt, first_path);
+        let next = next.map_err(|message| label.untruthful(message))?;
+        let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
+        let bytes = body::read(response, &label, "a page of referrers", limit, timeouts).await?;
+        let document = Manifest::parse(media_type.as_deref(), &bytes);
+        match document.map_err(|error| label.invalid(error.to_string()))? {
+            Manifest::Index(index) => Ok(Page { entries: index.entries().to_vec(), next }),
+            Manifest::Image(_) => Err(label.invalid("the list of referrers is not an image index")),
         }
     }
 
-    /// The same from the tag; nothing, where there is no such tag.
+    /// Lists them from the referrers tag. Returns an empty list if the tag does not exist.
     pub(super) async fn referrers_of_tag(
         &self,
-        turn: &Turn<'_>,
+        attempt: &Attempt<'_>,
         subject: &Digest,
     ) -> Result<Vec<IndexEntry>, RegistryError> {
         let path = format!("manifests/{}", referrers_tag(subject));
-        match self.manifest(turn, &path, None).await {
-            Ok(document) => match document.into_document() {
-                Document::Index(index) => Ok(index.entries().to_vec()),
-                Document::Image(_) => {
-                    Err(Place::named(&path).invalid("the tag for referrers names no image index"))
+        match self.get_manifest(attempt, &path, None).await {
+            Ok(document) => {
+                match document.into_manifest() {
+                    Manifest::Index(index) => Ok(index.entries().to_vec()),
+                    Manifest::Image(_) => Err(RequestLabel::from_name(&path)
+                        .invalid("the referrers tag does not name an image index")),
                 }
-            },
+            }
             Err(error) if error.kind() == RegistryErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }
@@ -113,25 +122,29 @@ fn accept_index() -> HeaderMap {
     HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(media::OCI_INDEX))])
 }
 
-/// `Link: <…>; rel="next"` (RFC 8288), as the same list with another query: a registry says where its next page begins,
-/// and not whom we ask.
-fn next_page(headers: &HeaderMap, turn: &Turn<'_>, below: &str) -> Result<Option<String>, &'static str> {
+/// Parses `Link: <…>; rel="next"` (RFC 8288). Returns the path of the same list with the query of the next page. A link
+/// to another path or server is an error.
+fn next_page(
+    headers: &HeaderMap,
+    attempt: &Attempt<'_>,
+    first_path: &str,
+) -> Result<Option<String>, &'static str> {
     let Some(link) = headers.get(header::LINK) else { return Ok(None) };
-    let text = link.to_str().map_err(|_| "a Link header with odd characters")?;
+    let text = link.to_str().map_err(|_| "a Link header with invalid characters")?;
     let Some((target, parameters)) =
         text.trim_start().strip_prefix('<').and_then(|rest| rest.split_once('>'))
     else {
-        return Err("a Link header that cannot be read");
+        return Err("an invalid Link header");
     };
     let is_next = |parameter: &str| matches!(parameter.trim(), "rel=\"next\"" | "rel=next");
     if !parameters.split(';').any(is_next) {
         return Ok(None);
     }
-    let asked: Url = turn.address(below);
-    match turn.own_address(&asked, target) {
-        Some(next) if next.path() == asked.path() => {
-            Ok(next.query().filter(|query| !query.is_empty()).map(|query| format!("{below}?{query}")))
+    let requested: Url = attempt.repository_url(first_path);
+    match attempt.same_origin_url(&requested, target) {
+        Some(next) if next.path() == requested.path() => {
+            Ok(next.query().filter(|query| !query.is_empty()).map(|query| format!("{first_path}?{query}")))
         }
-        _ => Err("a Link to something else than more of the same list"),
+        _ => Err("a Link that does not lead to the next page of the same list"),
     }
 }

@@ -1,37 +1,71 @@
-//! Writing small things to a registry: blobs in one piece, and manifests (OCI distribution-spec 1.1, "Push").
+//! Pushes blobs and manifests (OCI distribution-spec 1.1, "Push").
 //!
-//! On the client that reads, so that credentials, certificates, proxies and realms are the same; [`crate::registry::push`]
-//! streams what is large. Everything that is written has its digest in its address, so writing it twice is writing it
-//! once.
+//! oci-client sends the uploads ([`super::oci_push`]). This module does what oci-client cannot do, with the client that
+//! reads:
+//!
+//! - the check whether a blob exists, and the token for the upload, both under this client's credential rules;
+//! - uploads to endpoints that oci-client does not support (see [`super::oci_push`]);
+//! - the second try after oci-client failed: this client answers a challenge, waits for `Retry-After`, and returns an
+//!   error with the registry's message, bounded and without secrets;
+//! - the lists of referrers at the endpoint that accepts pushes.
+//!
+//! Every upload has its digest in its address, so repeating one changes nothing.
+
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use url::Url;
 
-use super::request::{Capability, Route, Target, Turn, Wish};
-use super::{HttpRegistry, Inner};
+use super::client::{HttpRegistry, Inner};
+use super::route::{Attempt, Capability, Operation, Route, Target};
 use crate::digest::Digest;
 use crate::manifest::IndexEntry;
 use crate::reference::Reference;
+use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::transport::Answer;
-use crate::registry::{RegistryError, RegistryErrorKind};
+
+/// A blob to push.
+#[derive(Clone, Debug)]
+pub(in crate::registry) struct Blob {
+    pub(in crate::registry) digest: Digest,
+    pub(in crate::registry) size: u64,
+    pub(in crate::registry) content: BlobContent,
+}
+
+/// The bytes of a blob.
+#[derive(Clone, Debug)]
+pub(in crate::registry) enum BlobContent {
+    Bytes(Bytes),
+    File(PathBuf),
+}
+
+impl BlobContent {
+    /// Returns all bytes in memory.
+    async fn read(&self) -> std::io::Result<Bytes> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.clone()),
+            Self::File(path) => tokio::fs::read(path).await.map(Bytes::from),
+        }
+    }
+}
 
 impl HttpRegistry {
-    /// Writes a blob of the repository, unless it is there.
+    /// Pushes a blob to the repository of `to`, unless it exists there.
     pub(in crate::registry) async fn put_blob(
         &self,
         to: &Reference,
-        bytes: &Bytes,
+        blob: &Blob,
     ) -> Result<(), RegistryError> {
-        let route = self.inner.route(to.registry(), to.repository(), &self.credential).await?;
-        let written = match first(&route) {
-            Some(turn) => self.inner.put_blob(&turn, bytes).await,
-            None => return Err(route.outcome(Vec::new(), Capability::Push)),
+        let route = self.push_route(to).await?;
+        let pushed = match push_attempt(&route) {
+            Some(attempt) => self.inner.put_blob(&attempt, blob).await,
+            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
         };
-        written.map_err(|error| route.outcome(vec![error], Capability::Push))
+        pushed.map_err(|error| route.combined_error(vec![error], Capability::Push))
     }
 
-    /// Writes a manifest under a tag or a digest.
+    /// Pushes a manifest. `name` is a tag or a digest.
     pub(in crate::registry) async fn put_manifest(
         &self,
         to: &Reference,
@@ -39,105 +73,125 @@ impl HttpRegistry {
         media_type: &'static str,
         bytes: &Bytes,
     ) -> Result<(), RegistryError> {
-        let route = self.inner.route(to.registry(), to.repository(), &self.credential).await?;
-        let written = match first(&route) {
-            Some(turn) => self.inner.put_manifest(&turn, name, media_type, bytes).await,
-            None => return Err(route.outcome(Vec::new(), Capability::Push)),
+        let route = self.push_route(to).await?;
+        let pushed = match push_attempt(&route) {
+            Some(attempt) => self.inner.put_manifest(&attempt, name, media_type, bytes).await,
+            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
         };
-        written.map_err(|error| route.outcome(vec![error], Capability::Push))
+        pushed.map_err(|error| route.combined_error(vec![error], Capability::Push))
     }
 
-    /// What the referrers API of the registry that is written to says; nothing where it has none.
+    /// Lists referrers with the referrers API of the endpoint that accepts pushes. Returns `None` if it has no such API.
     pub(in crate::registry) async fn referrers_of_api(
         &self,
         to: &Reference,
         subject: &Digest,
     ) -> Result<Option<Vec<IndexEntry>>, RegistryError> {
-        let route = self.inner.route(to.registry(), to.repository(), &self.credential).await?;
-        let found = match first(&route) {
-            Some(turn) => self.inner.referrers_of_api(&turn, subject).await,
-            None => return Err(route.outcome(Vec::new(), Capability::Push)),
+        let route = self.push_route(to).await?;
+        let found = match push_attempt(&route) {
+            Some(attempt) => self.inner.referrers_of_api(&attempt, subject).await,
+            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
         };
-        found.map_err(|error| route.outcome(vec![error], Capability::Push))
+        found.map_err(|error| route.combined_error(vec![error], Capability::Push))
     }
 
-    /// What its referrers tag says.
+    /// Lists referrers from the referrers tag of the endpoint that accepts pushes.
     pub(in crate::registry) async fn referrers_of_tag(
         &self,
         to: &Reference,
         subject: &Digest,
     ) -> Result<Vec<IndexEntry>, RegistryError> {
-        let route = self.inner.route(to.registry(), to.repository(), &self.credential).await?;
-        let found = match first(&route) {
-            Some(turn) => self.inner.referrers_of_tag(&turn, subject).await,
-            None => return Err(route.outcome(Vec::new(), Capability::Push)),
+        let route = self.push_route(to).await?;
+        let found = match push_attempt(&route) {
+            Some(attempt) => self.inner.referrers_of_tag(&attempt, subject).await,
+            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
         };
-        found.map_err(|error| route.outcome(vec![error], Capability::Push))
+        found.map_err(|error| route.combined_error(vec![error], Capability::Push))
+    }
+
+    async fn push_route(&self, to: &Reference) -> Result<Route, RegistryError> {
+        self.inner.route(to.registry(), to.repository(), &self.credential).await
     }
 }
 
-/// The endpoint that is written to: the first that takes anything, as containerd's.
-fn first(route: &Route) -> Option<Turn<'_>> {
-    route.turns(Capability::Push).next()
+/// Returns the endpoint that is pushed to: the first with the capability, as in containerd.
+fn push_attempt(route: &Route) -> Option<Attempt<'_>> {
+    route.attempts(Capability::Push).next()
 }
 
 impl Inner {
-    async fn put_blob(&self, turn: &Turn<'_>, bytes: &Bytes) -> Result<(), RegistryError> {
-        let digest = Digest::sha256_of(bytes);
-        match self.ask(turn, &Method::HEAD, &format!("blobs/{digest}"), &HeaderMap::new()).await {
+    async fn put_blob(&self, attempt: &Attempt<'_>, blob: &Blob) -> Result<(), RegistryError> {
+        let path = format!("blobs/{}", blob.digest);
+        match self.get(attempt, &Method::HEAD, &path, &HeaderMap::new()).await {
             Ok(_) => return Ok(()),
-            Err(error) if may_not_be_there(&error) => {}
+            Err(error) if is_possibly_missing(&error) => {}
             Err(error) => return Err(error),
         }
-        let begin = Wish {
+        if self.push_blob_with_oci_client(attempt, blob).await? {
+            return Ok(());
+        }
+        let content = blob.content.read().await;
+        let content = content
+            .map_err(|error| attempt.route.label().invalid(format!("cannot read the blob: {error}")))?;
+        self.upload(attempt, &blob.digest, content).await
+    }
+
+    async fn upload(
+        &self,
+        attempt: &Attempt<'_>,
+        digest: &Digest,
+        content: Bytes,
+    ) -> Result<(), RegistryError> {
+        let start = Operation {
             method: Method::POST,
-            target: Target::Below("blobs/uploads/".to_owned()),
+            target: Target::Repository("blobs/uploads/".to_owned()),
             headers: HeaderMap::new(),
-            body: Some(Bytes::new()),
+            content: Some(Bytes::new()),
         };
-        let Answer { response, place, permit, .. } = self.grant(turn, &begin).await?;
+        let Answer { response, label, permit, .. } = self.request(attempt, &start).await?;
         let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
-        let location = location.ok_or_else(|| place.untruthful("an upload without a Location"))?;
-        let at = turn.own_address(&turn.address("blobs/uploads/"), location);
-        let mut at: Url = at.ok_or_else(|| {
-            place.not_allowed(
-                "the upload is to go to another host or from https to http, which is not followed",
-            )
+        let location = location.ok_or_else(|| label.untruthful("the upload has no Location header"))?;
+        let url = attempt.same_origin_url(&attempt.repository_url("blobs/uploads/"), location);
+        let mut url: Url = url.ok_or_else(|| {
+            label.not_allowed("the upload leads to another host or from https to http, which is not followed")
         })?;
-        at.query_pairs_mut().append_pair("digest", &digest.to_string());
+        url.query_pairs_mut().append_pair("digest", &digest.to_string());
         drop((response, permit));
-        let put = Wish {
+        let put = Operation {
             method: Method::PUT,
-            target: Target::At(at),
-            headers: typed("application/octet-stream"),
-            body: Some(bytes.clone()),
+            target: Target::Url(url),
+            headers: content_type_header("application/octet-stream"),
+            content: Some(content),
         };
-        self.grant(turn, &put).await.map(|_| ())
+        self.request(attempt, &put).await.map(|_| ())
     }
 
     async fn put_manifest(
         &self,
-        turn: &Turn<'_>,
+        attempt: &Attempt<'_>,
         name: &str,
         media_type: &'static str,
         bytes: &Bytes,
     ) -> Result<(), RegistryError> {
-        let put = Wish {
+        if self.push_manifest_with_oci_client(attempt, name, media_type, bytes).await? {
+            return Ok(());
+        }
+        let put = Operation {
             method: Method::PUT,
-            target: Target::Below(format!("manifests/{name}")),
-            headers: typed(media_type),
-            body: Some(bytes.clone()),
+            target: Target::Repository(format!("manifests/{name}")),
+            headers: content_type_header(media_type),
+            content: Some(bytes.clone()),
         };
-        self.grant(turn, &put).await.map(|_| ())
+        self.request(attempt, &put).await.map(|_| ())
     }
 }
 
-/// A blob that is not there, or of which whoever may only write hears nothing.
-fn may_not_be_there(error: &RegistryError) -> bool {
+/// Reports whether the blob may be missing: it is not found, or the credential has no permission to read.
+fn is_possibly_missing(error: &RegistryError) -> bool {
     error.kind() == RegistryErrorKind::NotFound
         || matches!(error, RegistryError::Refused { status: 401 | 403 | 405, .. })
 }
 
-fn typed(media_type: &'static str) -> HeaderMap {
+fn content_type_header(media_type: &'static str) -> HeaderMap {
     HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(media_type))])
 }

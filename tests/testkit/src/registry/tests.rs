@@ -2,11 +2,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::Document;
+use oras_csi_core::manifest::Manifest;
 use oras_csi_core::reference::Reference;
-use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::{
-    Artifact, Content, HttpRegistry, PushLayer, Pusher, Registry, RegistryErrorKind, Settings,
+    Anonymous, Artifact, Content, HostsConfig, HttpRegistry, Layer, Publication, PublishError, Publisher,
+    Registry, RegistryErrorKind, Settings,
 };
 use reqwest::{Client, StatusCode};
 
@@ -34,6 +34,19 @@ async fn start() -> Running {
     Running { base: format!("http://{host}/v2"), host, requests, hosts, serving }
 }
 
+/// Pushes anonymously.
+async fn push(
+    hosts: &HostsConfig,
+    reference: &Reference,
+    artifact: &Artifact,
+) -> Result<Digest, PublishError> {
+    let registry = HttpRegistry::new(hosts.clone(), Settings::default().with_proxies(false));
+    let publisher = Publisher::new(Arc::new(registry), Arc::new(Anonymous));
+    let publication = Publication::of_artifact(artifact.clone());
+    let pushed = publisher.publish(reference, reference.tag(), &publication).await?;
+    Ok(pushed.digest().clone())
+}
+
 fn client() -> Client {
     Client::builder().no_proxy().build().unwrap()
 }
@@ -48,21 +61,21 @@ async fn pulls_return_what_was_pushed() {
     std::fs::write(folder.path().join("empty"), b"").unwrap();
     let title = "org.opencontainers.image.title";
     let layers = vec![
-        PushLayer::new("text/plain", Content::Bytes("hello".into())).annotated(title, "hello.txt"),
-        PushLayer::new("application/octet-stream", Content::File(path)).annotated(title, "big.bin"),
-        PushLayer::new("application/octet-stream", Content::File(folder.path().join("empty"))),
+        Layer::new("text/plain", Content::Bytes("hello".into())).annotated(title, "hello.txt"),
+        Layer::new("application/octet-stream", Content::File(path)).annotated(title, "big.bin"),
+        Layer::new("application/octet-stream", Content::File(folder.path().join("empty"))),
     ];
     let artifact = Artifact::new("application/vnd.acme.app", layers).annotated("made.by", "a test");
     for repository in ["one", "some/very/deep/name"] {
         let reference: Reference = format!("{}/{repository}:v1", registry.host).parse().unwrap();
-        let pushed = Pusher::new(registry.hosts.clone()).push(&reference, &artifact).await.unwrap();
+        let pushed = push(&registry.hosts, &reference, &artifact).await.unwrap();
 
         let reader = HttpRegistry::new(registry.hosts.clone(), Settings::default().with_proxies(false));
         let descriptor = reader.resolve(&reference).await.unwrap();
         assert_eq!(*descriptor.digest(), pushed);
         let pinned = reference.pin(pushed);
         let manifest = reader.manifest(&pinned).await.unwrap();
-        let Document::Image(image) = manifest.document() else { panic!("an image") };
+        let Manifest::Image(image) = manifest.manifest() else { panic!("an image") };
         assert_eq!(image.artifact_type(), Some("application/vnd.acme.app"));
         assert_eq!(image.annotations()["made.by"], "a test");
         for (layer, wanted) in image.layers().iter().zip([b"hello".as_slice(), &big, b""]) {
@@ -84,16 +97,15 @@ async fn pulls_return_what_was_pushed() {
 async fn a_second_push_uploads_only_the_manifest() {
     let registry = start().await;
     let reference: Reference = format!("{}/app:v1", registry.host).parse().unwrap();
-    let artifact = Artifact::new("a/b", vec![PushLayer::new("text/plain", Content::Bytes("x".into()))]);
-    let pusher = Pusher::new(registry.hosts.clone());
-    let first = pusher.push(&reference, &artifact).await.unwrap();
+    let artifact = Artifact::new("a/b", vec![Layer::new("text/plain", Content::Bytes("x".into()))]);
+    let first = push(&registry.hosts, &reference, &artifact).await.unwrap();
     let before = registry.requests.count(Kind::Write);
-    assert_eq!(pusher.push(&reference, &artifact).await.unwrap(), first);
+    assert_eq!(push(&registry.hosts, &reference, &artifact).await.unwrap(), first);
     assert_eq!(registry.requests.count(Kind::Write), before + 1, "the manifest alone");
     let pinned: Reference = format!("{}/app:v1@{first}", registry.host).parse().unwrap();
-    assert!(pusher.push(&pinned, &artifact).await.is_err());
-    let gone = Artifact::new("a/b", vec![PushLayer::new("t/p", Content::File("/does/not/exist".into()))]);
-    let error = pusher.push(&reference, &gone).await.unwrap_err();
+    assert!(push(&registry.hosts, &pinned, &artifact).await.is_err());
+    let gone = Artifact::new("a/b", vec![Layer::new("t/p", Content::File("/does/not/exist".into()))]);
+    let error = push(&registry.hosts, &reference, &gone).await.unwrap_err();
     assert!(error.to_string().contains("/does/not/exist"), "{error}");
 }
 
@@ -142,11 +154,10 @@ async fn uploads_are_checked_against_their_digest_and_range() {
 #[tokio::test]
 async fn lists_tags_and_referrers_and_deletes_manifests() {
     let registry = start().await;
-    let pusher = Pusher::new(registry.hosts.clone());
     let reference = |tag: &str| format!("{}/app:{tag}", registry.host).parse::<Reference>().unwrap();
     let base = Artifact::new("application/vnd.base", Vec::new());
     for tag in ["v1", "v2", "v3"] {
-        pusher.push(&reference(tag), &base).await.unwrap();
+        push(&registry.hosts, &reference(tag), &base).await.unwrap();
     }
     let http = client();
     let get = |path: &str| http.get(format!("{}/app/{path}", registry.base)).send();
@@ -164,7 +175,7 @@ async fn lists_tags_and_referrers_and_deletes_manifests() {
         .unwrap();
     let digest = subject.digest().clone();
     let attached = Artifact::new("application/vnd.signature", Vec::new()).attached_to(subject);
-    let attached = pusher.push(&reference("signature"), &attached).await.unwrap();
+    let attached = push(&registry.hosts, &reference("signature"), &attached).await.unwrap();
     let referrers = json(&format!("referrers/{digest}")).await;
     assert_eq!(referrers["manifests"][0]["digest"], attached.to_string());
     assert_eq!(referrers["manifests"][0]["artifactType"], "application/vnd.signature");

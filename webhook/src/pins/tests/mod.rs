@@ -11,7 +11,6 @@ use oras_csi_core::reference::Reference;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::object::PinOwner;
 use super::*;
 use crate::view::Owner;
 use api::{FakeApi, path};
@@ -30,20 +29,20 @@ fn digest(of: &str) -> Digest {
     Digest::sha256_of(of.as_bytes())
 }
 
-/// The pin of [`key`], changed.
+/// Returns the pin of [`key`] after a change.
 fn pin(change: impl FnOnce(&mut Value)) -> Value {
-    let pin = object::ArtifactPin::of(&key(), &digest("one"));
+    let pin = object::ArtifactPin::new_for(&key(), &digest("one"));
     let mut pin = serde_json::to_value(pin).unwrap();
     change(&mut pin);
     pin
 }
 
 #[tokio::test]
-async fn what_is_kept_is_found() {
+async fn a_pin_is_found_by_its_key() {
     let api = FakeApi::default();
     let pins = ClusterPins::new(api.client());
     assert_eq!(pins.find("team", &key()).await, Ok(None));
-    assert_eq!(pins.keep("team", &key(), &digest("one")).await, Ok(digest("one")));
+    assert_eq!(pins.get_or_create("team", &key(), &digest("one")).await, Ok(digest("one")));
     assert_eq!(pins.find("team", &key()).await, Ok(Some(digest("one"))));
     assert_eq!(pins.find("other", &key()).await, Ok(None));
     let next = PinKey::new(owner(), Some("next"), &Reference::parse(REFERENCE).unwrap()).unwrap();
@@ -51,12 +50,12 @@ async fn what_is_kept_is_found() {
 }
 
 #[tokio::test]
-async fn the_object_says_whose_it_is_and_goes_with_its_owner() {
+async fn the_object_names_its_owner() {
     let api = FakeApi::default();
-    ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap();
+    ClusterPins::new(api.client()).get_or_create("team", &key(), &digest("one")).await.unwrap();
     let name = key().object_name();
     let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-5d4f", "uid": "1d4a"});
-    // No blockOwnerDeletion, which would take a right over finalizers of all kinds, and no controller.
+    // Without blockOwnerDeletion, which would need permission for the finalizers of all kinds, and without controller.
     assert_eq!(
         api.bodies(),
         [json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactPin",
@@ -70,86 +69,90 @@ async fn the_object_says_whose_it_is_and_goes_with_its_owner() {
 }
 
 #[tokio::test]
-async fn an_owner_with_one_revision_has_none_in_its_pins() {
+async fn the_pin_of_an_owner_without_revisions_has_no_revision() {
     let api = FakeApi::default();
     let key = PinKey::new(owner(), None, &Reference::parse("r.io/a").unwrap()).unwrap();
     let pins = ClusterPins::new(api.client());
-    pins.keep("team", &key, &digest("one")).await.unwrap();
+    pins.get_or_create("team", &key, &digest("one")).await.unwrap();
     assert_eq!(api.bodies()[0]["spec"].get("revision"), None);
     assert_eq!(api.bodies()[0]["spec"]["reference"], "r.io/a:latest");
     assert_eq!(pins.find("team", &key).await, Ok(Some(digest("one"))));
 }
 
-async fn all_get_the_first(pins: Arc<dyn Pins>) {
-    let keepers = (0..16).map(|keeper| {
+async fn assert_all_get_the_first(pins: Arc<dyn Pins>) {
+    let writers = (0..16).map(|writer| {
         let pins = Arc::clone(&pins);
         tokio::spawn(async move {
             let found = pins.find("team", &key()).await.unwrap();
-            let kept = pins.keep("team", &key(), &digest(&keeper.to_string())).await.unwrap();
-            assert!(found.is_none_or(|found| found == kept));
-            kept
+            let pinned = pins.get_or_create("team", &key(), &digest(&writer.to_string())).await.unwrap();
+            assert!(found.is_none_or(|found| found == pinned));
+            pinned
         })
     });
-    let kept = futures_util::future::try_join_all(keepers).await.unwrap();
-    assert_eq!(kept.iter().collect::<BTreeSet<_>>().len(), 1, "{kept:?}");
-    assert_eq!(pins.find("team", &key()).await.unwrap().as_ref(), kept.first());
+    let pinned = futures_util::future::try_join_all(writers).await.unwrap();
+    assert_eq!(pinned.iter().collect::<BTreeSet<_>>().len(), 1, "{pinned:?}");
+    assert_eq!(pins.find("team", &key()).await.unwrap().as_ref(), pinned.first());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_keepers_the_first_wins() {
+async fn the_first_of_many_writers_wins() {
     let api = FakeApi::default();
-    all_get_the_first(Arc::new(ClusterPins::new(api.client()))).await;
+    assert_all_get_the_first(Arc::new(ClusterPins::new(api.client()))).await;
     assert_eq!(api.objects().len(), 1);
-    all_get_the_first(Arc::new(MemoryPins::default())).await;
+    assert_all_get_the_first(Arc::new(MemoryPins::default())).await;
 }
 
 #[tokio::test]
-async fn who_comes_second_gets_what_is_there() {
+async fn the_second_writer_gets_the_digest_of_the_first() {
     let api = FakeApi::default();
     let faster = pin(|_| {});
     let place = path("team", &key().object_name());
     api.meanwhile(Method::POST, move |objects| drop(objects.insert(place, faster)));
     let pins = ClusterPins::new(api.client());
-    assert_eq!(pins.keep("team", &key(), &digest("two")).await, Ok(digest("one")));
+    assert_eq!(pins.get_or_create("team", &key(), &digest("two")).await, Ok(digest("one")));
     assert_eq!(api.log().len(), 2);
 }
 
-/// Somebody makes the pin just before it should be made, and deletes it just before it should be read.
-fn come_and_go(api: &FakeApi, times: usize) {
+/// Another client creates the pin just before each create request, and deletes it just before each get request.
+fn appear_and_vanish(api: &FakeApi, times: usize) {
     for _ in 0..times {
-        let (made, there) = (pin(|_| {}), path("team", &key().object_name()));
-        let gone = there.clone();
-        api.meanwhile(Method::POST, move |objects| drop(objects.insert(there, made)));
-        api.meanwhile(Method::GET, move |objects| drop(objects.remove(&gone)));
+        let (created, place) = (pin(|_| {}), path("team", &key().object_name()));
+        let deleted = place.clone();
+        api.meanwhile(Method::POST, move |objects| drop(objects.insert(place, created)));
+        api.meanwhile(Method::GET, move |objects| drop(objects.remove(&deleted)));
     }
 }
 
 #[tokio::test]
-async fn a_pin_that_vanishes_is_made_again_a_few_times() {
+async fn a_pin_that_vanishes_is_created_again_a_few_times() {
     let api = FakeApi::default();
-    come_and_go(&api, 2);
+    appear_and_vanish(&api, 2);
     let pins = ClusterPins::new(api.client());
-    assert_eq!(pins.keep("team", &key(), &digest("two")).await, Ok(digest("two")));
+    assert_eq!(pins.get_or_create("team", &key(), &digest("two")).await, Ok(digest("two")));
 
     let api = FakeApi::default();
-    come_and_go(&api, 1_000);
-    let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("two")).await.unwrap_err();
+    appear_and_vanish(&api, 1_000);
+    let error =
+        ClusterPins::new(api.client()).get_or_create("team", &key(), &digest("two")).await.unwrap_err();
     assert!(matches!(error, PinError::Vanishing { tries: 3, .. }), "{error}");
     assert_eq!(api.log().len(), 6);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_ever() {
+async fn a_silent_api_server_ends_in_a_timeout() {
     let api = FakeApi::default();
     api.stop_answering();
     let pins = ClusterPins::new(api.client());
     let limit = Duration::from_secs(11);
     assert_eq!(timeout(limit, pins.find("team", &key())).await, Ok(Err(PinError::TooLate)));
-    assert_eq!(timeout(limit, pins.keep("team", &key(), &digest("one"))).await, Ok(Err(PinError::TooLate)));
+    assert_eq!(
+        timeout(limit, pins.get_or_create("team", &key(), &digest("one"))).await,
+        Ok(Err(PinError::TooLate))
+    );
 }
 
 #[test]
-fn a_pods_controller_is_the_owner_of_its_pins() {
+fn the_controller_of_a_pod_is_the_owner_of_its_pins() {
     let owner = PinOwner::from(owner());
     let there = [owner.api_version, owner.kind, owner.name, owner.uid];
     assert_eq!(there, ["apps/v1", "ReplicaSet", "web-5d4f", "1d4a"]);

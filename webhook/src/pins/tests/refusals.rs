@@ -1,4 +1,4 @@
-//! What comes of each answer that is no pin, or none to be believed.
+//! Answers of the API server that are not a pin, and pins that are not accepted.
 
 use rstest::rstest;
 
@@ -12,18 +12,18 @@ fn status(code: u16, reason: &str, message: &str, details: &Value) -> String {
     .to_string()
 }
 
-/// The code and the words of the denial.
-fn told(error: &PinError) -> (u16, String) {
+/// Returns the code and the message of the denial.
+fn denied(error: &PinError) -> (u16, String) {
     let reference = Reference::parse(REFERENCE).unwrap();
     let denial = error.denial(At::Annotation("oras.land/artifact"), &reference);
     let begin = format!(
         "annotation oras.land/artifact: \"{REFERENCE}\" cannot be pinned for all pods of their controller: "
     );
-    let words = denial.message().strip_prefix(&begin).expect("names the reference").to_owned();
-    (denial.code().number(), words)
+    let message = denial.message().strip_prefix(&begin).expect("names the reference").to_owned();
+    (denial.code().number(), message)
 }
 
-/// The pin as the answers name it.
+/// Returns the details of a `Status` that names the pin.
 fn named() -> Value {
     json!({"name": key().object_name(), "group": "oras.land", "kind": "artifactpins"})
 }
@@ -35,8 +35,8 @@ fn named() -> Value {
     "artifactpins.oras.land is forbidden: User \"system:serviceaccount:oras-csi:oras-csi-webhook\" \
     cannot create resource \"artifactpins\" in API group \"oras.land\" in the namespace \"team\"",
     503,
-    "the webhook has no right to create ArtifactPin team/NAME (artifactpins.oras.land is forbidden: User",
-    "ask the administrator for the chart's rights, get and create of artifactpins.oras.land"
+    "the webhook has no permission to create ArtifactPin team/NAME (artifactpins.oras.land is forbidden: User",
+    "ask the administrator to grant the permissions of the chart, get and create of artifactpins.oras.land"
 )]
 #[case::quota(
     403,
@@ -44,7 +44,7 @@ fn named() -> Value {
     "artifactpins.oras.land \"x\" is forbidden: exceeded quota: pins, requested: \
     count/artifactpins.oras.land=1, used: count/artifactpins.oras.land=5, limited: count/artifactpins.oras.land=5",
     403,
-    "a quota leaves no room for ArtifactPin team/NAME (",
+    "a ResourceQuota does not allow ArtifactPin team/NAME (",
     "or write the reference with its digest"
 )]
 #[case::policy(
@@ -55,7 +55,7 @@ fn named() -> Value {
     403,
     "does not admit ArtifactPin team/NAME (artifactpins.oras.land \"x\" is forbidden: \
     ValidatingAdmissionPolicy 'p'",
-    "let the webhook's ArtifactPins pass there"
+    "allow the ArtifactPins of the webhook there"
 )]
 #[case::webhook(
     400,
@@ -64,7 +64,7 @@ fn named() -> Value {
     resource x",
     403,
     "(admission webhook \"w.example.org\" denied the request",
-    "let the webhook's ArtifactPins pass there"
+    "allow the ArtifactPins of the webhook there"
 )]
 #[case::another_plugin(
     403,
@@ -72,7 +72,7 @@ fn named() -> Value {
     "artifactpins.oras.land \"x\" is forbidden: no",
     403,
     "does not admit",
-    "pass there"
+    "allow the ArtifactPins"
 )]
 #[case::webhook_fails(
     500,
@@ -80,7 +80,7 @@ fn named() -> Value {
     "Internal error occurred: failed calling webhook \"w.example.org\": no route",
     503,
     "the API server did not create ArtifactPin team/NAME (Internal error occurred: failed calling webhook",
-    "try again later"
+    "retry later"
 )]
 #[case::quota_conflict(
     409,
@@ -89,7 +89,7 @@ fn named() -> Value {
     modified",
     503,
     "did not create ArtifactPin team/NAME (Operation",
-    "try again later"
+    "retry later"
 )]
 #[case::schema(
     422,
@@ -97,7 +97,7 @@ fn named() -> Value {
     "ArtifactPin.oras.land \"x\" is invalid: spec.owner.uid: Too long: may not be more than 128 \
     bytes",
     503,
-    "is not valid by the definition that the cluster has (ArtifactPin.oras.land",
+    "is not valid by the custom resource definition in the cluster (ArtifactPin.oras.land",
     "of the webhook's version"
 )]
 #[case::no_namespace(
@@ -106,7 +106,7 @@ fn named() -> Value {
     "namespaces \"team\" not found",
     503,
     "(namespaces \"team\" not found)",
-    "try again"
+    "retry"
 )]
 #[case::expired(
     401,
@@ -114,7 +114,7 @@ fn named() -> Value {
     "Unauthorized",
     503,
     "did not create ArtifactPin team/NAME (Unauthorized)",
-    "try again"
+    "retry"
 )]
 #[case::busy(
     503,
@@ -122,42 +122,44 @@ fn named() -> Value {
     "etcd is away",
     503,
     "did not create ArtifactPin team/NAME (etcd is away)",
-    "try again"
+    "retry"
 )]
 #[tokio::test]
-async fn what_the_api_server_says_of_a_new_pin_is_told(
+async fn a_denial_has_the_answer_of_the_api_server(
     #[case] code: u16,
     #[case] reason: &str,
     #[case] message: &str,
-    #[case] denied: u16,
-    #[case] words: &str,
+    #[case] denial_code: u16,
+    #[case] part: &str,
     #[case] instead: &str,
 ) {
     let api = FakeApi::default();
     api.answer_with(Method::POST, code, &status(code, reason, message, &named()));
-    let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
-    let (number, told) = told(&error);
-    assert_eq!(number, denied, "{told}");
-    assert!(told.contains(&words.replace("NAME", &key().object_name())), "{told}");
-    assert!(told.contains(instead), "{told}");
+    let error =
+        ClusterPins::new(api.client()).get_or_create("team", &key(), &digest("one")).await.unwrap_err();
+    let (number, message) = denied(&error);
+    assert_eq!(number, denial_code, "{message}");
+    assert!(message.contains(&part.replace("NAME", &key().object_name())), "{message}");
+    assert!(message.contains(instead), "{message}");
     assert_eq!((api.log().len(), api.objects().len()), (1, 0));
 }
 
 #[tokio::test]
-async fn a_namespace_that_goes_is_told() {
+async fn a_namespace_that_is_being_deleted_is_reported() {
     let api = FakeApi::default();
     let details = json!({"name": "x", "group": "oras.land", "kind": "artifactpins", "causes":
         [{"reason": "NamespaceTerminating", "message": "namespace team is being terminated", "field": "metadata.namespace"}]});
     let message = "artifactpins.oras.land \"x\" is forbidden: unable to create new content in namespace team because it \
         is being terminated";
     api.answer_with(Method::POST, 403, &status(403, "Forbidden", message, &details));
-    let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
+    let error =
+        ClusterPins::new(api.client()).get_or_create("team", &key(), &digest("one")).await.unwrap_err();
     assert_eq!(error, PinError::Terminating("team".into()));
-    assert_eq!(told(&error).0, 403);
+    assert_eq!(denied(&error).0, 403);
 }
 
 #[tokio::test]
-async fn a_kind_that_is_not_installed_is_no_missing_pin() {
+async fn a_missing_kind_is_not_a_missing_pin() {
     let api = FakeApi::default();
     let pins = ClusterPins::new(api.client());
     let unknown = status(404, "NotFound", "the server could not find the requested resource", &json!({}));
@@ -165,50 +167,57 @@ async fn a_kind_that_is_not_installed_is_no_missing_pin() {
         api.answer_with(Method::GET, 404, answer);
         assert_eq!(pins.find("team", &key()).await, Err(PinError::NoKind), "{answer}");
         api.answer_with(Method::POST, 404, answer);
-        assert_eq!(pins.keep("team", &key(), &digest("one")).await, Err(PinError::NoKind), "{answer}");
+        assert_eq!(
+            pins.get_or_create("team", &key(), &digest("one")).await,
+            Err(PinError::NoKind),
+            "{answer}"
+        );
     }
-    let (code, words) = told(&PinError::NoKind);
+    let (code, message) = denied(&PinError::NoKind);
     assert_eq!(code, 503);
-    assert!(words.contains("no ArtifactPins (v1alpha1 of artifactpins.oras.land)"), "{words}");
-    assert!(words.contains("crds.install"), "{words}");
+    assert!(message.contains("no ArtifactPins (v1alpha1 of artifactpins.oras.land)"), "{message}");
+    assert!(message.contains("crds.install"), "{message}");
 }
 
 #[tokio::test]
-async fn a_pin_that_cannot_be_read_is_not_made_again() {
+async fn a_pin_that_cannot_be_read_is_not_created_again() {
     let api = FakeApi::default();
     let pins = ClusterPins::new(api.client());
     let forbidden = status(403, "Forbidden", "User \"x\" cannot get resource \"artifactpins\"", &named());
     api.answer_with(Method::GET, 403, &forbidden);
     let error = pins.find("team", &key()).await.unwrap_err();
-    assert!(told(&error).1.starts_with("the webhook has no right to get ArtifactPin team/model-"), "{error}");
+    assert!(
+        denied(&error).1.starts_with("the webhook has no permission to get ArtifactPin team/model-"),
+        "{error}"
+    );
     api.put("team", pin(|_| {}));
     api.answer_with(Method::GET, 403, &forbidden);
-    assert_eq!(pins.keep("team", &key(), &digest("two")).await, Err(error));
+    assert_eq!(pins.get_or_create("team", &key(), &digest("two")).await, Err(error));
 }
 
 #[tokio::test]
-async fn the_wait_that_the_api_server_asks_for_is_passed_on_within_bounds() {
-    for (asked, told) in [(0, None), (7, Some(7)), (86_400, Some(60))] {
+async fn the_retry_delay_of_the_api_server_is_passed_on_within_bounds() {
+    for (requested, passed_on) in [(0, None), (7, Some(7)), (86_400, Some(60))] {
         let api = FakeApi::default();
-        let details = json!({"retryAfterSeconds": asked});
+        let details = json!({"retryAfterSeconds": requested});
         api.answer_with(Method::GET, 429, &status(429, "TooManyRequests", "too many requests", &details));
         let error = ClusterPins::new(api.client()).find("team", &key()).await.unwrap_err();
         let denial = error.denial(At::Reference, key().subject());
-        assert_eq!((denial.code().number(), denial.retry_after()), (503, told), "{denial}");
+        assert_eq!((denial.code().number(), denial.retry_after()), (503, passed_on), "{denial}");
     }
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_be_reached_is_told_with_the_cause() {
+async fn an_unreachable_api_server_is_reported_with_the_cause() {
     let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let error: Box<dyn std::error::Error + Send + Sync> = Box::new(Outer(refused));
         Err::<http::Response<kube::client::Body>, _>(error)
     });
     let pins = ClusterPins::new(kube::Client::new(service, "default"));
-    let (code, words) = told(&pins.find("team", &key()).await.unwrap_err());
+    let (code, message) = denied(&pins.find("team", &key()).await.unwrap_err());
     assert_eq!(code, 503);
-    assert!(words.contains("client error (Connect): connection refused"), "{words}");
+    assert!(message.contains("client error (Connect): connection refused"), "{message}");
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -223,45 +232,44 @@ struct Outer(#[source] std::io::Error);
 #[case::shape("/spec/owner", json!("me"), "it cannot be read (")]
 #[case::cursor("/spec/reference", json!("\u{1b}[2J"), "its spec.reference is \"\\u{1b}[2J\"")]
 #[tokio::test]
-async fn a_pin_of_somebody_elses_making_is_never_believed(
+async fn a_pin_that_another_client_created_under_the_name_is_not_accepted(
     #[case] field: &str,
     #[case] value: Value,
-    #[case] words: &str,
+    #[case] part: &str,
 ) {
     let api = FakeApi::default();
     api.put("team", pin(|pin| *pin.pointer_mut(field).unwrap() = value));
     let pins = ClusterPins::new(api.client());
     let error = pins.find("team", &key()).await.unwrap_err();
-    assert_eq!(pins.keep("team", &key(), &digest("two")).await, Err(error.clone()));
+    assert_eq!(pins.get_or_create("team", &key(), &digest("two")).await, Err(error.clone()));
     let name = key().object_name();
-    let (code, told) = told(&error);
+    let (code, message) = denied(&error);
     assert_eq!(code, 400);
     assert!(
-        told.starts_with(&format!(
-            "ArtifactPin team/{name} is there, and is not the pin that belongs there: {words}"
-        )),
-        "{told}"
+        message.starts_with(&format!("ArtifactPin team/{name} exists, and is not the expected pin: {part}")),
+        "{message}"
     );
     assert!(
-        told.ends_with(&format!(": delete it: kubectl delete artifactpin {name} --namespace team")),
-        "{told}"
+        message.ends_with(&format!(": delete it: kubectl delete artifactpin {name} --namespace team")),
+        "{message}"
     );
 }
 
-/// An admission webhook of somebody else's changes what we make.
+/// Another admission webhook may change the pin that is created.
 #[tokio::test]
-async fn what_comes_back_from_making_a_pin_is_looked_at() {
+async fn the_created_pin_is_checked() {
     let api = FakeApi::default();
     let changed = pin(|pin| pin["spec"]["reference"] = json!("mirror.io/team/model:v1"));
     api.answer_with(Method::POST, 201, &changed.to_string());
-    let error = ClusterPins::new(api.client()).keep("team", &key(), &digest("one")).await.unwrap_err();
+    let error =
+        ClusterPins::new(api.client()).get_or_create("team", &key(), &digest("one")).await.unwrap_err();
     assert!(matches!(error, PinError::Mismatch { .. }), "{error}");
 }
 
 #[test]
-fn time_that_is_over_is_told() {
+fn a_timeout_is_reported() {
     assert_eq!(
-        told(&PinError::TooLate),
-        (503, "the API server had not answered in time: try again later".to_owned())
+        denied(&PinError::TooLate),
+        (503, "the API server did not answer in time: retry later".to_owned())
     );
 }

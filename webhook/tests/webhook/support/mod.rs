@@ -1,4 +1,4 @@
-//! What the tests share: a registry, an administrator, policies, and pods.
+//! A fake registry that counts requests, and the pods and policies of the tests.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
-use oras_csi_core::manifest::{Descriptor, ManifestDocument, media};
+use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
 use oras_csi_core::patch::{Level, Patch};
 use oras_csi_core::recipe::artifact;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
@@ -17,14 +17,14 @@ use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_testkit::client;
 pub use oras_csi_testkit::client::{Behaviour, not_found};
 use oras_csi_webhook::admit::{Admission, Outcome};
-use oras_csi_webhook::credentials::{CredentialSources, StatedSecrets};
+use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{
-    Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies, StatedNamespaces,
+    Entry, Labels, ManifestNamespaces, Namespaces, NamespacesError, NoPolicy, Policies,
 };
 use oras_csi_webhook::server::{App, Health, ServerSettings};
-use oras_csi_webhook::sets::{MemorySets, SetBook};
+use oras_csi_webhook::sets::{MemorySets, SetCatalog};
 use oras_csi_webhook::{Registries, ResolverSettings};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -79,7 +79,7 @@ impl Registry for FakeRegistry {
         self.0.resolve(reference).await
     }
 
-    async fn manifest(&self, reference: &PinnedReference) -> Result<ManifestDocument, RegistryError> {
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         self.0.manifest(reference).await
     }
 
@@ -92,8 +92,8 @@ impl Registry for FakeRegistry {
         self.0.blob(from, blob, offset).await
     }
 
-    fn seen_by(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
-        self.0.clone().seen_by(credential)
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        self.0.clone().with_credential(credential)
     }
 }
 
@@ -115,18 +115,18 @@ fn check_private(
     }
 }
 
-/// The manifest that a reference has by default: one file, titled after it.
+/// Returns the default manifest of a reference: one file with the reference as its title.
 pub fn default_manifest(reference: &str) -> Value {
     manifest(&[("application/java-archive", Some(reference))])
 }
 
-/// What a tag resolves to by default.
+/// Returns the default digest of a tag.
 pub fn default_digest(reference: &str) -> Digest {
     let reference = Reference::parse(reference).unwrap().to_string();
     Digest::sha256_of(default_manifest(&reference).to_string().as_bytes())
 }
 
-/// An image manifest of layers with a media type and perhaps a title.
+/// Returns an image manifest of layers with a media type and an optional title.
 pub fn manifest(layers: &[(&str, Option<&str>)]) -> Value {
     let digest = format!("sha256:{}", "5".repeat(64));
     let layers: Vec<Value> = layers
@@ -141,7 +141,7 @@ pub fn manifest(layers: &[(&str, Option<&str>)]) -> Value {
         "config": {"mediaType": media::EMPTY, "digest": digest, "size": 2}, "layers": layers})
 }
 
-/// An index of manifests with their platforms, as `(os/arch, digest)`.
+/// Returns an index of manifests with their platforms, as `(os/arch, digest)`.
 pub fn index(entries: &[(&str, &Digest)]) -> Value {
     let entries: Vec<Value> = entries
         .iter()
@@ -154,7 +154,7 @@ pub fn index(entries: &[(&str, &Digest)]) -> Value {
     json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries})
 }
 
-/// `kind` is the administrator's; `plain.example` may be plain, and the registry of the examples insecure as well.
+/// Configures the host `kind`, plain HTTP for `plain.example`, and plain HTTP and insecure TLS for the examples' registry.
 pub struct Administrator;
 
 impl Registries for Administrator {
@@ -178,7 +178,7 @@ pub struct Bench {
     pub policies: Arc<Policies>,
 }
 
-/// Policies p0, p1 and so on of these specs.
+/// Returns policies p0, p1 and so on with these specs.
 pub fn entries(specs: &[Value]) -> Vec<Entry> {
     let entry = |(number, spec): (usize, &Value)| {
         Entry::from_manifest(&json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactPolicy",
@@ -188,14 +188,14 @@ pub fn entries(specs: &[Value]) -> Vec<Entry> {
     specs.iter().enumerate().map(entry).collect()
 }
 
-/// Every namespace has the label `team` with its own name, and the one that the API server gives.
+/// Gives every namespace the label `team` with its own name, and the label that the API server adds.
 pub struct Namespaced;
 
 #[async_trait]
 impl Namespaces for Namespaced {
     async fn labels(&self, namespace: &str) -> Result<Labels, NamespacesError> {
         if namespace == "unreadable" {
-            return Err(NamespacesError("the API server is away".to_owned()));
+            return Err(NamespacesError("the API server is unavailable".to_owned()));
         }
         let label = |key: &str| (key.to_owned(), namespace.to_owned());
         Ok(Labels::Known(BTreeMap::from([label("team"), label("kubernetes.io/metadata.name")])))
@@ -213,7 +213,7 @@ impl Bench {
         Self::governed(policies, settings)
     }
 
-    /// With policies as they are written in files.
+    /// Uses policies as they are written in files.
     pub fn under(specs: &[Value]) -> Self {
         let policies = Policies::new(Vec::new(), NoPolicy::Allow, Namespaced);
         policies.set_files(entries(specs));
@@ -233,9 +233,9 @@ impl Bench {
         Self { registry, admission, metrics, policies }
     }
 
-    /// With these Secrets and service accounts, as manifests have them.
+    /// Uses these Secrets and service accounts.
     pub fn with_secrets(manifests: &[Value]) -> Self {
-        let mut secrets = StatedSecrets::default();
+        let mut secrets = ManifestSecrets::default();
         for manifest in manifests {
             secrets.take(manifest, "team");
         }
@@ -248,9 +248,9 @@ impl Bench {
         Self { admission: Arc::new(admission), ..bench }
     }
 
-    /// With these sets and Namespaces, as manifests have them.
+    /// Uses these sets and Namespaces.
     pub fn with_sets(self, manifests: &[Value]) -> (Self, Arc<MemorySets>) {
-        let mut namespaces = StatedNamespaces::default();
+        let mut namespaces = ManifestNamespaces::default();
         for manifest in manifests {
             namespaces.take(manifest).unwrap();
         }
@@ -258,7 +258,7 @@ impl Bench {
         for manifest in manifests {
             sets.take(manifest, "team").unwrap();
         }
-        let admission = Arc::into_inner(self.admission).unwrap().with_sets(SetBook::new(sets.clone()));
+        let admission = Arc::into_inner(self.admission).unwrap().with_sets(SetCatalog::new(sets.clone()));
         (Self { admission: Arc::new(admission), ..self }, sets)
     }
 
@@ -270,14 +270,14 @@ impl Bench {
         self.admission.admit_pod(pod, namespace, soon()).await
     }
 
-    /// The pod as it is after its admission.
+    /// Returns the pod after its admission.
     pub async fn admitted(&self, pod: &Value) -> Value {
         let outcome = self.admit(pod).await.unwrap();
         patched(pod, &outcome)
     }
 
     pub fn app(self, health: impl Health, settings: ServerSettings) -> Arc<App> {
-        let admission = Arc::into_inner(self.admission).expect("nobody else holds it");
+        let admission = Arc::into_inner(self.admission).expect("the only reference");
         App::new(admission, health, self.metrics, settings)
     }
 }
@@ -292,7 +292,7 @@ pub fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
-/// Ready or not.
+/// Always ready, or never.
 pub struct FixedHealth(pub bool);
 
 impl Health for FixedHealth {
@@ -305,7 +305,7 @@ impl Health for FixedHealth {
     }
 }
 
-/// A pod with annotations below `oras.land/` and one container.
+/// Returns a pod with annotations below `oras.land/` and one container.
 pub fn pod(annotations: &[(&str, &str)]) -> Value {
     let annotations: BTreeMap<String, &str> =
         annotations.iter().map(|(key, value)| (format!("oras.land/{key}"), *value)).collect();
@@ -313,14 +313,14 @@ pub fn pod(annotations: &[(&str, &str)]) -> Value {
         "spec": {"containers": [{"name": "app", "image": "busybox"}]}})
 }
 
-/// A pod with one inline volume of ours, mounted in its container.
+/// Returns a pod with one inline volume of this driver, mounted in its container.
 pub fn inline(attributes: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app"},
         "spec": {"containers": [{"name": "app", "volumeMounts": [{"name": "in", "mountPath": "/data"}]}],
             "volumes": [{"name": "in", "csi": {"driver": "csi.oras.land", "volumeAttributes": attributes}}]}})
 }
 
-/// A review of the creation of a pod.
+/// Returns a review of the creation of a pod.
 pub fn review(pod: &Value) -> Value {
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
         "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",

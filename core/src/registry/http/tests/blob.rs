@@ -75,7 +75,7 @@ async fn exactly_the_bytes_arrive(#[case] script: Vec<Part>, #[case] offset: u64
 #[case::no_content(answer(204, &[], b""), 0)]
 #[case::compressed(answer(200, &[("Content-Encoding", "gzip")], &content()), 0)]
 #[tokio::test]
-async fn another_part_or_size_is_a_lie(#[case] script: Vec<Part>, #[case] offset: u64) {
+async fn another_part_or_size_is_rejected(#[case] script: Vec<Part>, #[case] offset: u64) {
     let error = read(script, offset).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Untruthful, "{error}");
 }
@@ -90,7 +90,7 @@ async fn another_part_or_size_is_a_lie(#[case] script: Vec<Part>, #[case] offset
 #[case::broken_chunks(
     vec![head(200, &[("Transfer-Encoding", "chunked")]), chunk(&content()[..65_536]), Part::Bytes(b"zz\r\n".to_vec())], 0, Kind::Unreachable)]
 #[tokio::test]
-async fn what_came_before_an_error_is_right(
+async fn the_bytes_before_an_error_are_correct(
     #[case] script: Vec<Part>,
     #[case] offset: u64,
     #[case] kind: Kind,
@@ -105,7 +105,7 @@ async fn what_came_before_an_error_is_right(
 }
 
 #[tokio::test]
-async fn never_more_than_was_asked_for() {
+async fn the_stream_never_exceeds_the_requested_length() {
     let endless = vec![
         head(200, &[("Transfer-Encoding", "chunked")]),
         Part::Forever([b"4000\r\n", [b'x'; 0x4000].as_slice(), b"\r\n"].concat()),
@@ -116,7 +116,7 @@ async fn never_more_than_was_asked_for() {
 }
 
 #[tokio::test]
-async fn nothing_is_asked_where_nothing_is_left() {
+async fn an_empty_range_sends_no_request() {
     let server = Server::start(|_| answer(500, &[], b"")).await;
     let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
     let pinned = pinned(&server, &Digest::sha256_of(b"manifest"));
@@ -128,7 +128,7 @@ async fn nothing_is_asked_where_nothing_is_left() {
 }
 
 #[tokio::test]
-async fn a_cut_blob_is_continued_where_it_ended() {
+async fn a_cut_blob_is_resumed() {
     let server = Server::start(|request| {
         let content = content();
         let range = request.header("range");
@@ -175,14 +175,14 @@ async fn read_part(script: Vec<Part>) -> Result<Option<(Vec<u8>, Option<Registry
 }
 
 #[tokio::test]
-async fn a_part_is_the_bytes_that_were_asked_for() {
+async fn a_part_has_exactly_the_requested_bytes() {
     let right = answer(206, &[("Content-Range", "bytes 1000-69999/400000")], &content()[1_000..70_000]);
     let (bytes, error) = read_part(right).await.unwrap().expect("a part");
     assert_eq!(error, None);
     assert!(bytes == content()[1_000..70_000]);
-    // All, because the server knows no ranges: it is told apart, and nothing of it is read.
+    // A server without range support sends everything. That is recognized, and nothing is read.
     assert!(read_part(answer(200, &[], &content())).await.unwrap().is_none());
-    // A shorter part is one that broke off.
+    // A shorter part counts as interrupted.
     let short = answer(206, &[("Content-Range", "bytes 1000-60999/400000")], &content()[1_000..61_000]);
     let (bytes, error) = read_part(short).await.unwrap().expect("a part");
     assert!(bytes == content()[1_000..61_000] && error.is_some_and(|error| error.is_transient()));
@@ -194,7 +194,7 @@ async fn a_part_is_the_bytes_that_were_asked_for() {
 #[case::other_total("bytes 1000-69999/400001")]
 #[case::unreadable("bytes */400000")]
 #[tokio::test]
-async fn another_part_is_a_lie(#[case] range: &'static str) {
+async fn another_part_is_rejected(#[case] range: &'static str) {
     let script = answer(206, &[("Content-Range", range)], &content()[1_000..70_000]);
     let error = read_part(script).await.expect_err("an error");
     assert_eq!(error.kind(), Kind::Untruthful, "{error}");

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::credentials::{Administrator, AdministratorSettings, Credential};
 use crate::reference::RegistryHost;
-use crate::registry::guard::Names;
+use crate::registry::guard::HostResolver;
 use crate::registry::{Access, Candidate, Credentials, Keyring, Source};
 
 /// `alice:secret`
@@ -23,31 +23,31 @@ fn bob() -> Credential {
 }
 
 fn as_alice(client: &HttpRegistry) -> Arc<dyn Registry> {
-    Arc::new(client.clone()).seen_by(alice())
+    Arc::new(client.clone()).with_credential(alice())
 }
 
-/// Every name is this machine.
+/// Resolves every name to this machine.
 #[derive(Debug)]
-struct Here;
+struct LoopbackResolver;
 
 #[async_trait]
-impl Names for Here {
-    async fn addresses(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
+impl HostResolver for LoopbackResolver {
+    async fn resolve_host(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
         Ok(vec![([127, 0, 0, 1], 0).into()])
     }
 }
 
-/// A client for `registry.example`, with these `[host]` and other tables; their hosts may be this machine.
+/// A client for `registry.example` with additional tables of `hosts.toml`. All hosts are this machine.
 fn named_client(server: &Server, more: &str) -> (HttpRegistry, TempDir) {
     let toml = format!("server = \"http://registry.example:{}\"\n{more}", server.port);
-    client_with_settings(&toml, settings().with_names(Arc::new(Here)))
+    client_with_settings(&toml, settings().with_resolver(Arc::new(LoopbackResolver)))
 }
 
 fn named() -> Reference {
     "registry.example/team/app:v1".parse().unwrap()
 }
 
-/// A registry that wants a user name and a password.
+/// A registry that requires a user name and a password.
 async fn basic_only() -> Server {
     Server::start(|request| match request.header("authorization") {
         ALICE => manifest_answer(),
@@ -56,8 +56,8 @@ async fn basic_only() -> Server {
     .await
 }
 
-/// A registry whose tokens come from `realm`; every token is good.
-async fn token_wanted(realm: String) -> Server {
+/// A registry whose tokens come from `realm`. It accepts every token.
+async fn token_registry(realm: String) -> Server {
     Server::start(move |request| {
         if request.header("authorization").starts_with("Bearer ") {
             return manifest_answer();
@@ -72,7 +72,7 @@ async fn token_service() -> Server {
 }
 
 #[tokio::test]
-async fn a_password_is_shown_once_it_is_asked_for_and_then_at_once() {
+async fn a_password_is_sent_after_a_challenge_and_then_with_every_request() {
     let server = basic_only().await;
     let client = as_alice(&client(&server));
     for _ in 0..2 {
@@ -92,10 +92,13 @@ impl Credentials for Both {
 }
 
 #[tokio::test]
-async fn a_refusal_says_who_asked() {
+async fn a_refusal_names_the_tried_credentials() {
     let server = basic_only().await;
-    let nobody = client(&server).resolve(&reference(&server)).await.unwrap_err();
-    assert!(nobody.to_string().contains("it wants credentials, and none were given"), "{nobody}");
+    let anonymous = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert!(
+        anonymous.to_string().contains("the registry requires credentials, and none were given"),
+        "{anonymous}"
+    );
     let access = Access::new(Arc::new(client(&server)), Arc::new(Both));
     let error = access.resolve(&reference(&server)).await.unwrap_err();
     assert!(error.to_string().ends_with("asked with secret bobs, no credentials"), "{error}");
@@ -103,7 +106,7 @@ async fn a_refusal_says_who_asked() {
 }
 
 #[tokio::test]
-async fn credentials_are_tried_in_their_order_until_one_is_let_in() {
+async fn credentials_are_tried_in_order_until_one_is_accepted() {
     struct Three(AtomicUsize);
     #[async_trait]
     impl Credentials for Three {
@@ -119,33 +122,33 @@ async fn credentials_are_tried_in_their_order_until_one_is_let_in() {
     let before = server.requests().len();
     access.resolve(&reference(&server)).await.unwrap();
     let after = &server.requests()[before..];
-    assert_eq!(after.len(), 1, "it stays with the one that was let in: {after:?}");
+    assert_eq!(after.len(), 1, "the accepted credential is used first: {after:?}");
     assert_eq!(after[0].header("authorization"), ALICE);
 }
 
 #[tokio::test]
-async fn a_token_service_of_the_registry_itself_sees_the_password() {
+async fn a_token_service_on_the_registrys_host_gets_the_password() {
     let tokens = token_service().await;
     // Another port of the same host.
-    let server = token_wanted(format!("http://{}/token", tokens.host())).await;
+    let server = token_registry(format!("http://{}/token", tokens.host())).await;
     as_alice(&client(&server)).resolve(&reference(&server)).await.unwrap();
     assert_eq!(tokens.requests()[0].header("authorization"), ALICE);
     assert!(server.requests().iter().all(|request| !request.header("authorization").starts_with("Basic")));
 }
 
 #[tokio::test]
-async fn a_sibling_sees_the_password_and_a_stranger_does_not() {
+async fn a_token_service_of_the_same_domain_gets_the_password_and_another_does_not() {
     for (host, shown) in
         [("auth.registry.example", true), ("stranger.test", false), ("registry.example.evil.test", false)]
     {
         let tokens = token_service().await;
-        let server = token_wanted(format!("http://{host}:{}/token", tokens.port)).await;
-        // Named with no capability that is used: only its address may be dialled.
+        let server = token_registry(format!("http://{host}:{}/token", tokens.port)).await;
+        // The entry has no capability that is used: it only allows the address.
         let may = format!("[host.\"http://{host}:{}\"]\ncapabilities = [\"push\"]\n", tokens.port);
         let (client, _folder) = named_client(&server, &may);
         as_alice(&client).resolve(&named()).await.unwrap();
         assert_eq!(tokens.requests()[0].header("authorization"), if shown { ALICE } else { "" }, "{host}");
-        // The administrator may say otherwise.
+        // The administrator can allow it.
         let trusted = format!("{may}[oras-csi]\ntoken_realms = [\"{host}:{}\"]\n", tokens.port);
         let (client, _folder) = named_client(&server, &trusted);
         as_alice(&client).resolve(&named()).await.unwrap();
@@ -154,14 +157,15 @@ async fn a_sibling_sees_the_password_and_a_stranger_does_not() {
 }
 
 #[tokio::test]
-async fn a_refusal_because_a_stranger_was_not_told_says_so() {
+async fn a_refusal_explains_that_credentials_were_withheld() {
     let tokens = Server::start(|_| answer(401, &[], b"")).await;
-    let server = token_wanted(format!("http://stranger.test:{}/token", tokens.port)).await;
+    let server = token_registry(format!("http://stranger.test:{}/token", tokens.port)).await;
     let may = format!("[host.\"http://stranger.test:{}\"]\ncapabilities = [\"push\"]\n", tokens.port);
     let (client, _folder) = named_client(&server, &may);
     let error = as_alice(&client).resolve(&named()).await.unwrap_err().to_string();
     assert!(
-        error.contains("were not shown to http://stranger.test") && error.contains("token_realms"),
+        error.contains("were not sent to the token service http://stranger.test")
+            && error.contains("token_realms"),
         "{error}"
     );
     assert!(
@@ -171,11 +175,11 @@ async fn a_refusal_because_a_stranger_was_not_told_says_so() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_goes_by_post() {
+async fn a_refresh_token_is_sent_with_post() {
     let tokens = token_service().await;
-    let server = token_wanted(format!("http://{}/token", tokens.host())).await;
+    let server = token_registry(format!("http://{}/token", tokens.host())).await;
     let credential = Credential::refresh_token("r+f/r=".to_owned()).unwrap();
-    let client = Arc::new(client(&server)).seen_by(credential);
+    let client = Arc::new(client(&server)).with_credential(credential);
     client.resolve(&reference(&server)).await.unwrap();
     let request = &tokens.requests()[0];
     assert_eq!(request.line(), "POST /token");
@@ -189,7 +193,7 @@ async fn a_refresh_token_goes_by_post() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_has_ended_does_not_hide_what_is_public() {
+async fn an_expired_refresh_token_does_not_prevent_an_anonymous_pull() {
     struct Ended;
     #[async_trait]
     impl Credentials for Ended {
@@ -203,49 +207,50 @@ async fn a_refresh_token_that_has_ended_does_not_hide_what_is_public() {
         _ => answer(200, &[], br#"{"token":"t"}"#),
     })
     .await;
-    let server = token_wanted(format!("http://{}/token", tokens.host())).await;
+    let server = token_registry(format!("http://{}/token", tokens.host())).await;
     let access = Access::new(Arc::new(client(&server)), Arc::new(Ended));
     access.resolve(&reference(&server)).await.unwrap();
-    // HEAD's refusals have no words, so GET is tried as well before the next credential is.
+    // A refused HEAD has no message, so GET is tried as well before the next credential.
     let methods: Vec<_> = tokens.requests().iter().map(|one| one.method.clone()).collect();
     assert_eq!(methods, ["POST", "POST", "GET"]);
 }
 
 #[tokio::test]
-async fn a_password_goes_by_post_where_get_is_not_known() {
+async fn a_password_is_sent_with_post_if_get_is_unsupported() {
     let tokens = Server::start(|request| match request.method.as_str() {
         "POST" => answer(200, &[], br#"{"access_token":"t"}"#),
         _ => answer(405, &[], b""),
     })
     .await;
-    let server = token_wanted(format!("http://{}/token", tokens.host())).await;
+    let server = token_registry(format!("http://{}/token", tokens.host())).await;
     as_alice(&client(&server)).resolve(&reference(&server)).await.unwrap();
     assert!(tokens.requests()[1].body.ends_with("grant_type=password&username=alice&password=secret"));
 }
 
 #[tokio::test]
-async fn a_post_is_not_redirected() {
+async fn a_token_request_with_post_is_not_redirected() {
     let other = token_service().await;
     let to = format!("http://{}/token", other.host());
     let tokens = Server::start(move |_| answer(307, &[("Location", &to)], b"")).await;
-    let server = token_wanted(format!("http://{}/token", tokens.host())).await;
+    let server = token_registry(format!("http://{}/token", tokens.host())).await;
     let credential = Credential::refresh_token("secret".to_owned()).unwrap();
-    let client = Arc::new(client(&server)).seen_by(credential);
+    let client = Arc::new(client(&server)).with_credential(credential);
     let error = client.resolve(&reference(&server)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
     assert!(other.requests().is_empty());
 }
 
 #[tokio::test]
-async fn a_registry_token_is_sent_as_it_is() {
-    let server = token_wanted("http://nowhere.test/token".to_owned()).await;
-    let client = Arc::new(client(&server)).seen_by(Credential::registry_token("abc".to_owned()).unwrap());
+async fn a_registry_token_is_sent_unchanged() {
+    let server = token_registry("http://nowhere.test/token".to_owned()).await;
+    let client =
+        Arc::new(client(&server)).with_credential(Credential::registry_token("abc".to_owned()).unwrap());
     client.resolve(&reference(&server)).await.unwrap();
     assert_eq!(server.requests()[0].header("authorization"), "Bearer abc");
 }
 
 #[tokio::test]
-async fn where_both_are_taken_and_tokens_fail_the_password_does() {
+async fn the_password_is_used_if_tokens_fail_and_both_are_accepted() {
     let server = Server::start(|request| {
         let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host"));
         match (request.target.as_str(), request.header("authorization")) {
@@ -259,15 +264,15 @@ async fn where_both_are_taken_and_tokens_fail_the_password_does() {
 }
 
 #[tokio::test]
-async fn a_mirror_gets_nothing_that_was_meant_for_the_registry() {
-    let wants = || async {
+async fn a_mirror_does_not_get_the_registrys_credentials() {
+    let protected = || async {
         Server::start(|request| match request.header("authorization") {
             "" => answer(401, &[("WWW-Authenticate", "Basic realm=\"x\"")], b""),
             _ => manifest_answer(),
         })
         .await
     };
-    let (mirror, server) = (wants().await, wants().await);
+    let (mirror, server) = (protected().await, protected().await);
     let url = format!("http://{}", mirror.host());
     let (client, _folder) = named_client(&server, &format!("[host.\"{url}\"]\n"));
     as_alice(&client).resolve(&named()).await.unwrap();
@@ -284,7 +289,7 @@ async fn a_mirror_gets_nothing_that_was_meant_for_the_registry() {
 }
 
 #[tokio::test]
-async fn a_storage_host_that_wants_a_password_gets_none() {
+async fn a_storage_host_that_requires_a_password_gets_none() {
     let storage = basic_only().await;
     let to = format!("http://{}/x", storage.host());
     let server = Server::start(move |request| match request.header("authorization") {
@@ -300,7 +305,7 @@ async fn a_storage_host_that_wants_a_password_gets_none() {
 }
 
 #[tokio::test]
-async fn an_address_that_has_run_out_is_asked_for_anew() {
+async fn an_expired_address_is_requested_again() {
     let old = Arc::new(AtomicUsize::new(0));
     let storage = Server::start(|request| match request.target.as_str() {
         "/fresh" => manifest_answer(),
@@ -323,7 +328,7 @@ async fn an_address_that_has_run_out_is_asked_for_anew() {
 }
 
 #[tokio::test]
-async fn one_persons_token_serves_nobody_else() {
+async fn tokens_are_not_shared_between_credentials() {
     let tokens = Server::start(|request| match request.header("authorization") {
         ALICE => answer(200, &[], br#"{"token":"alices"}"#),
         _ => answer(200, &[], br#"{"token":"nobodys"}"#),
@@ -346,7 +351,7 @@ async fn one_persons_token_serves_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_foreign_layer_is_fetched_only_where_the_administrator_lets_it() {
+async fn a_foreign_layer_is_fetched_only_from_allowed_hosts() {
     let bytes = b"foreign bytes";
     let elsewhere = Server::start(|_| answer(200, &[], bytes)).await;
     let server = Server::start(|_| answer(404, &[], b"")).await;
@@ -357,15 +362,15 @@ async fn a_foreign_layer_is_fetched_only_where_the_administrator_lets_it() {
     let (client, _folder) = named_client(&server, &may);
     assert_eq!(client.blob(&pinned, &blob, 0).await.err().unwrap().kind(), Kind::NotFound);
     assert!(elsewhere.requests().is_empty());
-    let let_in = format!("{may}[oras-csi]\nforeign_layers = [\"{}\"]\n", elsewhere.host());
-    let (client, _folder) = named_client(&server, &let_in);
+    let allowed = format!("{may}[oras-csi]\nforeign_layers = [\"{}\"]\n", elsewhere.host());
+    let (client, _folder) = named_client(&server, &allowed);
     let (read, error) = collect(client.blob(&pinned, &blob, 0).await.unwrap()).await;
     assert_eq!((read.as_slice(), error), (bytes.as_slice(), None));
 }
 
-/// One client of a running process, whose administrator changes the files under it.
+/// The administrator changes the files while a client runs.
 #[tokio::test]
-async fn a_running_client_follows_the_administrators_files() {
+async fn a_running_client_uses_changed_configuration_files() {
     let (first, second) = (basic_only().await, basic_only().await);
     let (client, folder) = named_client(&first, "");
     let client = Arc::new(client);
@@ -384,7 +389,7 @@ async fn a_running_client_follows_the_administrators_files() {
     let hosts = folder.path().join("_default/hosts.toml");
     let refused = |resolved: Result<Descriptor, RegistryError>| resolved.unwrap_err().kind();
 
-    assert_eq!(refused(resolve().await), Kind::Refused, "there is no docker config yet");
+    assert_eq!(refused(resolve().await), Kind::Refused, "the docker config does not exist yet");
     login("Ym9iOm90aGVy");
     assert_eq!(refused(resolve().await), Kind::Refused);
     login(ALICE.trim_start_matches("Basic "));

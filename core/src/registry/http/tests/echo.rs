@@ -1,4 +1,4 @@
-//! Registries that say what they were told: no secret of ours comes back in our own words.
+//! Registries that repeat what the client sent: no secret appears in the client's errors.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn unauthorized(challenge: &str) -> Vec<Part> {
     answer(401, &[("WWW-Authenticate", challenge)], b"")
 }
 
-/// What a server makes of what it was told, and what of it may not come back.
+/// Messages in which a server repeats the password in some encoding, and that encoding.
 fn echoes() -> Vec<(String, String)> {
     let pair = format!("alice:{PASSWORD}");
     let json = serde_json::to_string(PASSWORD).unwrap();
@@ -49,10 +49,10 @@ fn echoes() -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_password_does_not_come_back_from_a_token_service_or_a_registry() {
+async fn errors_do_not_contain_a_password_that_a_server_repeats() {
     for (text, echo) in echoes() {
-        // So that the filter sees it cut in the middle as well.
-        for text in [text.clone(), format!("{} {text}", "x".repeat(Printable::LONGEST - 12))] {
+        // The second text is cut in the middle of the password.
+        for text in [text.clone(), format!("{} {text}", "x".repeat(Printable::MAX_CHARS - 12))] {
             for by_tokens in [true, false] {
                 let body = text.clone();
                 let server = Server::start(move |request| {
@@ -67,7 +67,7 @@ async fn a_password_does_not_come_back_from_a_token_service_or_a_registry() {
                     }
                 })
                 .await;
-                let client = Arc::new(client(&server)).seen_by(person());
+                let client = Arc::new(client(&server)).with_credential(person());
                 let error = client.resolve(&reference(&server)).await.unwrap_err();
                 let words = error.to_string();
                 assert!(words.contains("refused with 403"), "{words}");
@@ -86,7 +86,7 @@ async fn a_password_does_not_come_back_from_a_token_service_or_a_registry() {
 #[case::digest("digest")]
 #[case::scheme("scheme")]
 #[tokio::test]
-async fn a_token_does_not_come_back(#[case] place: &'static str) {
+async fn errors_do_not_contain_a_token_that_a_server_repeats(#[case] place: &'static str) {
     let server = Server::start(move |request| {
         let host = request.header("host");
         match request.header("authorization").strip_prefix("Bearer ") {
@@ -113,7 +113,7 @@ async fn a_token_does_not_come_back(#[case] place: &'static str) {
 }
 
 #[tokio::test]
-async fn a_password_does_not_come_back_in_a_challenge() {
+async fn errors_do_not_contain_a_password_that_a_challenge_repeats() {
     for challenge in [
         "Bearer realm=\"s3cret-word\"",
         "Bearer realm=\"s3cret-word://x/\"",
@@ -123,21 +123,21 @@ async fn a_password_does_not_come_back_in_a_challenge() {
     ] {
         let server = Server::start(move |_| unauthorized(challenge)).await;
         let credential = Credential::basic("alice".to_owned(), "s3cret-word".to_owned()).unwrap();
-        let client = Arc::new(client(&server)).seen_by(credential);
+        let client = Arc::new(client(&server)).with_credential(credential);
         let error = client.resolve(&reference(&server)).await.unwrap_err();
         assert!(!format!("{error} {error:?}").contains("s3cret-word"), "{error}");
     }
 }
 
 #[tokio::test]
-async fn a_word_that_is_a_password_too_stays_in_the_name_of_what_was_asked() {
+async fn a_request_url_keeps_a_word_that_is_also_the_password() {
     let server = Server::start(|request| match request.header("authorization") {
         "" => unauthorized("Basic realm=\"x\""),
         _ => answer(403, &[], b"app: wrong password app"),
     })
     .await;
     let credential = Credential::basic("team".to_owned(), "app".to_owned()).unwrap();
-    let client = Arc::new(client(&server)).seen_by(credential);
+    let client = Arc::new(client(&server)).with_credential(credential);
     let words = client.resolve(&reference(&server)).await.unwrap_err().to_string();
     assert!(words.contains("/v2/team/app/manifests/v1: refused with 403: …: wrong password …"), "{words}");
 }

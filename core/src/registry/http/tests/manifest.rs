@@ -4,11 +4,9 @@ use std::time::Instant;
 use rstest::rstest;
 
 use super::*;
-use crate::manifest::media;
-use crate::registry::Limits;
 
 #[tokio::test]
-async fn a_tag_is_resolved_by_one_head() {
+async fn a_tag_is_resolved_with_one_head_request() {
     let server = Server::start(|_| manifest_answer()).await;
     let descriptor = client(&server).resolve(&reference(&server)).await.unwrap();
     let bytes = manifest_bytes();
@@ -23,7 +21,7 @@ async fn a_tag_is_resolved_by_one_head() {
     }
 }
 
-/// A HEAD that tells too little, or nothing, is asked again with GET; the body's hash is then the digest.
+/// After a HEAD response without the needed headers, the client sends GET. The digest is then the hash of the body.
 #[rstest]
 #[case::no_digest(answer(200, &[("Content-Type", media::OCI_MANIFEST)], &manifest_bytes()))]
 #[case::no_type(answer(200, &[("Docker-Content-Digest", &Digest::sha256_of(&manifest_bytes()).to_string())], &manifest_bytes()))]
@@ -33,7 +31,7 @@ async fn a_tag_is_resolved_by_one_head() {
 #[case::forbidden(answer(403, &[], b""))]
 #[case::not_implemented(answer(501, &[], b""))]
 #[tokio::test]
-async fn a_head_that_does_not_tell_is_followed_by_a_get(#[case] on_head: Vec<Part>) {
+async fn an_incomplete_head_response_is_followed_by_get(#[case] on_head: Vec<Part>) {
     let server = Server::start(move |request| {
         if request.method == "HEAD" { on_head.clone() } else { answer(200, &[], &manifest_bytes()) }
     })
@@ -45,7 +43,7 @@ async fn a_head_that_does_not_tell_is_followed_by_a_get(#[case] on_head: Vec<Par
 }
 
 #[tokio::test]
-async fn a_digest_is_asked_for_by_digest() {
+async fn a_reference_with_a_digest_is_requested_by_digest() {
     let server = Server::start(|_| manifest_answer()).await;
     let digest = Digest::sha256_of(&manifest_bytes());
     let both: Reference = format!("{}/team/app:v1@{digest}", server.host()).parse().unwrap();
@@ -57,7 +55,7 @@ async fn a_digest_is_asked_for_by_digest() {
 }
 
 #[tokio::test]
-async fn a_digest_header_that_is_none_is_a_lie() {
+async fn an_invalid_digest_header_is_rejected() {
     let server = Server::start(|_| {
         answer(
             200,
@@ -72,7 +70,7 @@ async fn a_digest_header_that_is_none_is_a_lie() {
 }
 
 #[tokio::test]
-async fn head_and_get_that_differ_are_found_out() {
+async fn different_content_for_head_and_get_is_detected() {
     let promised = Digest::sha256_of(b"something else");
     let header = promised.to_string();
     let server = Server::start(move |request| {
@@ -88,9 +86,9 @@ async fn head_and_get_that_differ_are_found_out() {
     assert_eq!(error.kind(), Kind::Untruthful, "{error}");
 }
 
-/// The header of a GET by tag must be the digest of its body.
+/// The digest header of a GET by tag must match the body.
 #[tokio::test]
-async fn a_get_whose_header_is_not_its_bodys_digest_is_refused() {
+async fn a_wrong_digest_header_of_a_get_is_rejected() {
     let server = Server::start(|request| match request.method.as_str() {
         "HEAD" => answer(405, &[], b""),
         _ => {
@@ -103,7 +101,7 @@ async fn a_get_whose_header_is_not_its_bodys_digest_is_refused() {
 }
 
 #[tokio::test]
-async fn a_manifest_is_read_and_verified() {
+async fn a_manifest_is_fetched_and_verified() {
     let server = Server::start(|_| manifest_answer()).await;
     let digest = Digest::sha256_of(&manifest_bytes());
     let document = client(&server).manifest(&pinned(&server, &digest)).await.unwrap();
@@ -128,7 +126,7 @@ fn endless(request: &Request) -> Vec<Part> {
 #[case::endless(endless)]
 #[case::announced(|_: &Request| vec![head(200, &[("Content-Type", media::OCI_MANIFEST), ("Content-Length", "5000000000")])])]
 #[tokio::test]
-async fn a_manifest_has_a_limit(#[case] script: fn(&Request) -> Vec<Part>) {
+async fn a_manifest_above_the_limit_is_rejected(#[case] script: fn(&Request) -> Vec<Part>) {
     let server = Server::start(script).await;
     let registry = client(&server);
     let error = registry.resolve(&reference(&server)).await.unwrap_err();
@@ -138,7 +136,7 @@ async fn a_manifest_has_a_limit(#[case] script: fn(&Request) -> Vec<Part>) {
 }
 
 #[tokio::test]
-async fn a_manifest_of_just_the_limit_is_read() {
+async fn a_manifest_of_exactly_the_limit_is_accepted() {
     let bytes = [manifest_bytes(), vec![b' '; 100]].concat();
     let limit = bytes.len() as u64;
     let body = bytes.clone();
@@ -153,20 +151,20 @@ async fn a_manifest_of_just_the_limit_is_read() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_not_unpacked() {
+async fn a_compressed_body_is_rejected() {
     let server = Server::start(|_| answer(200, &[("Content-Encoding", "gzip")], b"\x1f\x8b")).await;
     let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Untruthful, "{error}");
 }
 
-/// Whatever a server does not say, it does not say for a bounded time.
+/// A server that stops sending is given up after a bounded time.
 #[rstest]
 #[case::no_answer(vec![Part::Hang], "answer")]
 #[case::half_a_head(vec![Part::Bytes(b"HTTP/1.1 200 OK\r\nA: ".to_vec()), Part::Hang], "answer")]
 #[case::no_body(vec![head(200, &[("Content-Length", "10")]), Part::Hang], "more bytes")]
 #[case::endless_1xx(vec![Part::Forever(b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec())], "answer")]
 #[tokio::test]
-async fn stalls_end(#[case] script: Vec<Part>, #[case] waited_for: &str) {
+async fn a_stalled_response_ends_with_an_error(#[case] script: Vec<Part>, #[case] waited_for: &str) {
     let server = Server::start(move |_| script.clone()).await;
     let started = Instant::now();
     let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
@@ -175,7 +173,7 @@ async fn stalls_end(#[case] script: Vec<Part>, #[case] waited_for: &str) {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_ends_at_the_deadline() {
+async fn a_slow_body_ends_at_the_deadline() {
     let server = Server::start(|_| {
         let drip = [chunk(b" "), Part::Wait(Duration::from_millis(100))];
         let mut parts = vec![head(200, &[("Transfer-Encoding", "chunked")])];
@@ -192,13 +190,13 @@ async fn a_body_that_drips_ends_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn endless_headers_are_refused() {
+async fn endless_headers_are_rejected() {
     let server = Server::start(|_| {
         vec![Part::Bytes(b"HTTP/1.1 200 OK\r\n".to_vec()), Part::Forever(b"A: b\r\n".to_vec())]
     })
     .await;
     let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
-    // The limit, or on a busy machine the time that an answer has.
+    // Either the size limit or, on a busy machine, the header timeout.
     assert!(matches!(error.kind(), Kind::Unreachable | Kind::Stalled), "{error}");
 }
 
@@ -213,7 +211,10 @@ async fn endless_headers_are_refused() {
 #[case(304, Kind::Untruthful)]
 #[case(204, Kind::Untruthful)]
 #[tokio::test]
-async fn an_errors_words_are_the_registrys_and_safe(#[case] status: u16, #[case] kind: Kind) {
+async fn an_error_contains_the_registrys_message_without_control_characters(
+    #[case] status: u16,
+    #[case] kind: Kind,
+) {
     let server = Server::start(move |_| {
         answer(status, &[], b"{\"errors\":[{\"code\":\"X\",\"message\":\"\\u001b[31mred\\u202e words\"}]}")
     })
@@ -227,7 +228,7 @@ async fn an_errors_words_are_the_registrys_and_safe(#[case] status: u16, #[case]
 }
 
 #[tokio::test]
-async fn an_errors_endless_words_are_cut() {
+async fn an_endless_error_message_is_cut() {
     let server = Server::start(|_| vec![head(404, &[]), Part::Forever(b"words \x1b[2J ".repeat(100))]).await;
     let started = Instant::now();
     let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
@@ -235,7 +236,7 @@ async fn an_errors_endless_words_are_cut() {
     assert!(error.to_string().len() < 700 && started.elapsed() < Duration::from_secs(1));
 }
 
-/// Answers `status` for the first `failures` requests, then truthfully.
+/// Responds with `status` to the first `failures` requests, then with the manifest.
 async fn flaky(status: u16, failures: usize, retry_after: &'static str) -> Server {
     let count = AtomicUsize::new(0);
     Server::start(move |_| {
@@ -253,7 +254,7 @@ async fn flaky(status: u16, failures: usize, retry_after: &'static str) -> Serve
 #[case(408, "0", 0)]
 #[case(503, "nonsense", 90)]
 #[tokio::test]
-async fn it_asks_again_when_that_may_help(
+async fn transient_errors_are_retried(
     #[case] status: u16,
     #[case] retry_after: &'static str,
     #[case] least: u64,
@@ -269,7 +270,7 @@ async fn it_asks_again_when_that_may_help(
 #[case::more_than_the_deadline("10", Some(10))]
 #[case::more_than_we_ever_wait("86400", Some(86_400))]
 #[tokio::test]
-async fn it_does_not_wait_in_vain(#[case] retry_after: &'static str, #[case] told: Option<u64>) {
+async fn it_does_not_wait_beyond_the_deadline(#[case] retry_after: &'static str, #[case] told: Option<u64>) {
     let server = flaky(429, 1, retry_after).await;
     let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
     assert_eq!(error.retry_after(), told.map(Duration::from_secs));
@@ -282,7 +283,7 @@ async fn it_does_not_wait_in_vain(#[case] retry_after: &'static str, #[case] tol
 #[case::one_wait_and_not_two(429, "1", 2)]
 #[case::whatever_the_status(503, "2", 1)]
 #[tokio::test]
-async fn it_waits_no_longer_in_all_than_it_is_told(
+async fn it_waits_no_longer_in_total_than_configured(
     #[case] status: u16,
     #[case] retry_after: &'static str,
     #[case] requests: usize,
@@ -291,7 +292,7 @@ async fn it_waits_no_longer_in_all_than_it_is_told(
     let settings = settings()
         .with_metadata_deadline(Duration::from_secs(20))
         .with_tries(3)
-        .with_longest_wait(Duration::from_secs(1));
+        .with_max_retry_wait(Duration::from_secs(1));
     let hosts = HostsConfig::load(None).unwrap().with_plain_http(server.host().parse().unwrap());
     let error = HttpRegistry::new(hosts, settings).resolve(&reference(&server)).await.unwrap_err();
     let told = retry_after.parse().map(Duration::from_secs).unwrap();
@@ -300,7 +301,7 @@ async fn it_waits_no_longer_in_all_than_it_is_told(
 }
 
 #[tokio::test]
-async fn it_stops_asking_and_never_repeats_a_refusal() {
+async fn retries_are_limited_and_refusals_are_not_retried() {
     let server = flaky(500, 10, "0").await;
     assert_eq!(client(&server).resolve(&reference(&server)).await.unwrap_err().kind(), Kind::Unavailable);
     assert_eq!(server.lines().len(), 2);
@@ -310,7 +311,7 @@ async fn it_stops_asking_and_never_repeats_a_refusal() {
 }
 
 #[tokio::test]
-async fn a_mirror_that_does_not_help_is_passed_over() {
+async fn a_failing_mirror_is_skipped() {
     let refusing = Server::start(|_| answer(403, &[], b"no")).await;
     let empty = Server::start(|_| answer(404, &[], b"")).await;
     let broken = Server::start(|_| answer(500, &[], b"")).await;
@@ -325,8 +326,8 @@ async fn a_mirror_that_does_not_help_is_passed_over() {
     let reference: Reference = "registry.example/team/app:v1".parse().unwrap();
     client.resolve(&reference).await.unwrap();
     assert_eq!(empty.lines(), ["HEAD /v2/team/app/manifests/v1?ns=registry.example"]);
-    assert_eq!(broken.lines().len(), 1, "a mirror is asked once");
-    assert_eq!(blobs_only.lines().len(), 0, "it may not resolve");
+    assert_eq!(broken.lines().len(), 1, "a mirror is tried once");
+    assert_eq!(blobs_only.lines().len(), 0, "it has no resolve capability");
     assert_eq!(good.lines(), ["HEAD /v2/team/app/manifests/v1?ns=registry.example"]);
     let pinned = reference.pin(Digest::sha256_of(&manifest_bytes()));
     client.manifest(&pinned).await.unwrap();
@@ -334,7 +335,7 @@ async fn a_mirror_that_does_not_help_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_mirror_that_stalls_leaves_time_for_the_next() {
+async fn a_stalled_mirror_leaves_time_for_the_next_endpoint() {
     let stalled = Server::start(|_| vec![Part::Hang]).await;
     let good = Server::start(|_| manifest_answer()).await;
     let toml = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", good.host(), stalled.host());
@@ -346,7 +347,7 @@ async fn a_mirror_that_stalls_leaves_time_for_the_next() {
 }
 
 #[tokio::test]
-async fn a_registry_that_nobody_may_ask_is_told() {
+async fn a_registry_without_a_pull_endpoint_is_reported() {
     let (client, folder) = client_with("server = \"http://x.example\"\ncapabilities = [\"push\"]\n");
     let reference: Reference = "registry.example/app:v1".parse().unwrap();
     let error = client.resolve(&reference).await.unwrap_err();

@@ -1,9 +1,10 @@
-//! Scripted servers: what can be survived is survived with exact bytes, what lies is refused in time.
+//! Tests of the client against scripted servers: correct responses give the exact bytes, wrong ones fail in time.
 
 mod blob;
 mod credentials;
 mod echo;
 mod manifest;
+mod push;
 mod redirect;
 mod tls;
 mod token;
@@ -14,9 +15,11 @@ use futures_util::StreamExt;
 use oras_csi_testkit::scripted::{Part, Request, Server, answer, chunk, head};
 use tempfile::TempDir;
 
-use super::*;
-use crate::manifest::media;
-use crate::registry::RegistryErrorKind as Kind;
+use super::{HttpRegistry, Settings};
+use crate::digest::Digest;
+use crate::manifest::{Descriptor, media};
+use crate::reference::{PinnedReference, Reference};
+use crate::registry::{BlobStream, HostsConfig, Limits, Registry, RegistryError, RegistryErrorKind as Kind};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -30,7 +33,7 @@ fn settings() -> Settings {
         .with_proxies(false)
 }
 
-/// A client that knows `server` as a registry with plain http.
+/// A client that is configured for plain http to `server`.
 fn client(server: &Server) -> HttpRegistry {
     let hosts = HostsConfig::load(None).unwrap().with_plain_http(server.host().parse().unwrap());
     HttpRegistry::new(hosts, settings())
@@ -49,7 +52,7 @@ fn client_with_settings(toml: &str, settings: Settings) -> (HttpRegistry, TempDi
     (HttpRegistry::new(hosts, settings), folder)
 }
 
-/// A table of `hosts.toml` that names an address and has it asked nothing.
+/// A table of `hosts.toml` that allows an address but sends no read request to it.
 fn push_only(url: &str) -> String {
     format!("[host.\"{url}\"]\ncapabilities = [\"push\"]\n")
 }
@@ -72,7 +75,7 @@ fn manifest_bytes() -> Vec<u8> {
     .into_bytes()
 }
 
-/// A truthful answer with the manifest.
+/// A correct response with the manifest.
 fn manifest_answer() -> Vec<Part> {
     let bytes = manifest_bytes();
     let digest = Digest::sha256_of(&bytes).to_string();

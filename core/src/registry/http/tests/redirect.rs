@@ -14,7 +14,7 @@ async fn blob(client: &HttpRegistry, server: &Server) -> Result<Vec<u8>, Registr
 }
 
 #[tokio::test]
-async fn storage_hosts_are_followed_without_credentials() {
+async fn redirects_to_a_storage_host_are_followed_without_credentials() {
     let storage = Server::start(|_| answer(200, &[], b"abc")).await;
     let location = format!("http://{}/bucket/abc?X-Signature=secret", storage.host());
     let server = Server::start(move |request| match request.header("authorization") {
@@ -32,14 +32,14 @@ async fn storage_hosts_are_followed_without_credentials() {
     assert_eq!(blob(&client, &server).await.unwrap(), b"abc");
     let seen: Vec<_> =
         server.requests().iter().map(|request| request.header("authorization").to_owned()).collect();
-    assert_eq!(seen, ["", "", "Bearer hunter2", "Bearer hunter2"], "kept where it belongs");
+    assert_eq!(seen, ["", "", "Bearer hunter2", "Bearer hunter2"], "credentials stay with the registry");
     let [request] = &storage.requests()[..] else { panic!("one request") };
     assert_eq!(request.header("authorization"), "");
     assert_eq!(request.target, "/bucket/abc?X-Signature=secret");
 }
 
 #[tokio::test]
-async fn credentials_do_not_come_back_with_a_redirect() {
+async fn a_redirect_back_to_the_registry_gets_no_credentials() {
     let registry = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
     let back = registry.clone();
     let other = Server::start(move |_| to(&format!("http://{}/v2/private", back.get().unwrap()))).await;
@@ -61,7 +61,7 @@ async fn credentials_do_not_come_back_with_a_redirect() {
 }
 
 #[tokio::test]
-async fn a_ring_ends() {
+async fn a_redirect_loop_ends() {
     let server = Server::start(|request| to(&request.target)).await;
     let error = blob(&client(&server), &server).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
@@ -85,7 +85,7 @@ async fn a_ring_ends() {
 #[case::gopher("gopher://10.0.0.1/")]
 #[case::user("http://user:hunter2@10.0.0.1/")]
 #[tokio::test]
-async fn not_everywhere(#[case] location: &'static str) {
+async fn redirects_to_forbidden_addresses_are_rejected(#[case] location: &'static str) {
     let server = Server::start(move |_| to(location)).await;
     let registry = client(&server);
     let error = blob(&registry, &server).await.unwrap_err();
@@ -100,15 +100,15 @@ async fn not_everywhere(#[case] location: &'static str) {
 #[case::no_url(to("http://[::1"))]
 #[case::no_text(to("/\u{fffd}"))]
 #[tokio::test]
-async fn a_redirect_says_where(#[case] script: Vec<Part>) {
+async fn a_redirect_without_a_valid_location_is_rejected(#[case] script: Vec<Part>) {
     let server = Server::start(move |_| script.clone()).await;
     let error = blob(&client(&server), &server).await.unwrap_err();
     assert!(matches!(error.kind(), Kind::Untruthful | Kind::NotAllowed), "{error}");
 }
 
-/// Nobody named the address: not even a connection is made.
+/// Without a configuration, the client does not even connect.
 #[tokio::test]
-async fn a_registry_on_loopback_must_be_named() {
+async fn a_registry_on_loopback_must_be_configured() {
     let server = Server::start(|_| manifest_answer()).await;
     let hosts = HostsConfig::load(None).unwrap();
     let registry = HttpRegistry::new(hosts, settings());
@@ -118,7 +118,7 @@ async fn a_registry_on_loopback_must_be_named() {
         assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
         assert!(error.to_string().contains("hosts.toml"), "{error}");
     }
-    // A mirror of one registry is not named for what another one redirects to.
+    // A mirror of one registry is not allowed for another registry.
     let (client, folder) = client_with("");
     std::fs::create_dir(folder.path().join("a.example")).unwrap();
     let toml = format!("server = \"http://localhost:{}\"", server.port);
@@ -139,12 +139,12 @@ async fn presigned_addresses_stay_out_of_errors() {
     assert!(error.to_string().contains("/bucket") && !error.to_string().contains("hunter2"), "{error}");
 }
 
-/// Naming one port of this machine opens no other.
+/// Allowing one port of a host allows no other port.
 #[rstest]
 #[case("127.0.0.1")]
 #[case("localhost")]
 #[tokio::test]
-async fn other_ports_of_a_named_host_are_not_named(#[case] host: &'static str) {
+async fn other_ports_of_an_allowed_host_are_not_allowed(#[case] host: &'static str) {
     let secret = Server::start(|_| answer(200, &[], b"abc")).await;
     let location = format!("http://{host}:{}/secret", secret.port);
     let server = Server::start(move |_| to(&location)).await;
@@ -152,15 +152,15 @@ async fn other_ports_of_a_named_host_are_not_named(#[case] host: &'static str) {
     let error = blob(&client, &server).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
     assert_eq!(secret.lines(), [""; 0]);
-    // As a host of its own it is named.
+    // The other port is allowed as an entry of its own.
     let may = push_only(&format!("http://{host}:{}", secret.port));
     let (client, _folder) = client_with(&format!("server = \"http://{host}:{}\"\n{may}", server.port));
     assert_eq!(blob(&client, &server).await.unwrap(), b"abc");
 }
 
-/// A token service may be at any port of the registry's own host; where that one sends us, may not.
+/// A token service may use any port of the registry's own host. Its redirects may not.
 #[tokio::test]
-async fn a_token_realm_opens_its_own_port_only() {
+async fn a_token_realm_allows_its_own_port_only() {
     let secret = Server::start(|_| answer(200, &[], br#"{"token":"t"}"#)).await;
     let location = format!("http://127.0.0.1:{}/secret", secret.port);
     let tokens = Server::start(move |_| to(&location)).await;

@@ -28,7 +28,7 @@ impl Authority {
         (params.signed_by(&key, &self.0).unwrap(), key)
     }
 
-    /// A server's configuration; with `clients`, only clients of this authority may speak.
+    /// The configuration of a server. With `clients`, it accepts only clients with a certificate of this authority.
     fn server(&self, clients: bool) -> ServerConfig {
         let (certificate, key) = self.issue(ExtendedKeyUsagePurpose::ServerAuth);
         let provider = std::sync::Arc::new(aws_lc_rs::default_provider());
@@ -49,7 +49,7 @@ impl Authority {
     }
 }
 
-/// A client whose `_default/hosts.toml` has the server and `settings`, with files beside it.
+/// A client whose `_default/hosts.toml` has the server and `settings`, with more files in the folder.
 fn client_of(server: &Server, settings: &str, files: &[(&str, &str)]) -> (HttpRegistry, TempDir) {
     let (client, folder) = client_with(&format!("server = \"https://{}\"\n{settings}\n", server.host()));
     for (name, content) in files {
@@ -59,7 +59,7 @@ fn client_of(server: &Server, settings: &str, files: &[(&str, &str)]) -> (HttpRe
 }
 
 #[tokio::test]
-async fn a_private_authority_is_trusted_where_it_is_named() {
+async fn a_private_authority_is_trusted_if_it_is_configured() {
     let authority = Authority::new();
     let server = Server::start_tls(authority.server(false), |_| manifest_answer()).await;
     let reference = reference(&server);
@@ -71,7 +71,7 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
     assert!(error.to_string().contains("hosts.toml"), "{error}");
     assert_eq!(server.lines().len(), 0);
 
-    // The file changes, and the next request sees it.
+    // The next request uses a changed file.
     std::fs::write(folder.path().join("_default/ca.crt"), &pem).unwrap();
     let toml = format!("server = \"https://{}\"\nca = \"ca.crt\"", server.host());
     std::fs::write(folder.path().join("_default/hosts.toml"), toml).unwrap();
@@ -87,7 +87,7 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_to_the_registry_alone() {
+async fn a_client_certificate_is_sent_only_to_the_registry() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue(ExtendedKeyUsagePurpose::ClientAuth);
     let (pem, certificate, key) = (authority.0.pem(), certificate.pem(), key.serialize_pem());
@@ -111,7 +111,7 @@ async fn a_client_certificate_is_shown_to_the_registry_alone() {
         let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
         let read = client.blob(&pinned(&server, &Digest::sha256_of(b"")), &blob, 0).await;
         assert_eq!(read.err().expect("an error").kind(), Kind::Unreachable);
-        assert_eq!(storage.lines().len(), 0, "the storage wants one and gets none");
+        assert_eq!(storage.lines().len(), 0, "the storage host requires a certificate and gets none");
     }
     let wrong = "ca = \"ca.crt\"\nclient = [[\"c.cert\", \"ca.crt\"]]";
     let (client, _folder) = client_of(&server, wrong, &files);
@@ -139,7 +139,7 @@ async fn https_never_becomes_http() {
 }
 
 #[tokio::test]
-async fn skip_verify_is_for_the_registry_alone() {
+async fn skip_verify_applies_only_to_the_registry() {
     let authority = Authority::new();
     let storage = Server::start_tls(authority.server(false), |_| answer(200, &[], b"abc")).await;
     let location = format!("https://{}/x", storage.host());
@@ -158,7 +158,7 @@ async fn skip_verify_is_for_the_registry_alone() {
 }
 
 #[tokio::test]
-async fn plain_http_behind_an_https_address_is_told() {
+async fn an_error_suggests_plain_http_for_a_server_without_tls() {
     let server = Server::start(|_| manifest_answer()).await;
     let (client, _folder) = client_of(&server, "skip_verify = true", &[]);
     let error = client.resolve(&reference(&server)).await.unwrap_err();
@@ -166,9 +166,10 @@ async fn plain_http_behind_an_https_address_is_told() {
     assert!(error.to_string().contains("plain http"), "{error}");
 }
 
-/// containerd's spellings of `client`, docs/hosts.md; of several the one that the server's authorities fit is shown.
+/// All forms of `client` in containerd's docs/hosts.md. Of several certificates, the one whose authority the server
+/// accepts is sent.
 #[tokio::test]
-async fn client_certificates_are_written_as_containerd_reads_them() {
+async fn client_certificates_are_configured_as_in_containerd() {
     let (authority, other) = (Authority::new(), Authority::named("another authority"));
     let pems = |authority: &Authority| {
         let (certificate, key) = authority.issue(ExtendedKeyUsagePurpose::ClientAuth);

@@ -4,7 +4,7 @@ use rstest::rstest;
 
 use super::*;
 
-/// A registry with a token service at `/token` whose `n`th answer is `tokens(n)`; only `Bearer good` may.
+/// A registry with a token service at `/token` whose `n`th response is `tokens(n)`. It accepts only `Bearer good`.
 async fn guarded(tokens: impl Fn(usize) -> Vec<Part> + Send + Sync + 'static) -> Server {
     let count = AtomicUsize::new(0);
     Server::start(move |request| {
@@ -28,7 +28,7 @@ fn good() -> Vec<Part> {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_once() {
+async fn a_token_is_requested_once() {
     let server = guarded(|_| good()).await;
     let client = client(&server);
     for _ in 0..2 {
@@ -47,7 +47,7 @@ async fn a_token_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_taken_any_more_is_renewed() {
+async fn a_token_that_is_no_longer_accepted_is_renewed() {
     let good = std::sync::Arc::new(AtomicUsize::new(0));
     let taken = good.clone();
     let server = Server::start(move |request| {
@@ -70,7 +70,7 @@ async fn a_token_that_is_not_taken_any_more_is_renewed() {
 }
 
 #[tokio::test]
-async fn a_token_that_expires_at_once_is_not_sent_again() {
+async fn an_expired_token_is_not_sent_again() {
     let server = guarded(|_| answer(200, &[], br#"{"token":"good","expires_in":0}"#)).await;
     let client = client(&server);
     for _ in 0..2 {
@@ -94,7 +94,10 @@ fn endless() -> Vec<Part> {
 #[case::metadata(answer(302, &[("Location", "http://169.254.169.254/")], b""), Kind::NotAllowed)]
 #[case::not_taken(answer(200, &[], br#"{"token":"hunter2"}"#), Kind::Refused)]
 #[tokio::test]
-async fn a_token_service_can_fail(#[case] script: Vec<Part>, #[case] kind: Kind) {
+async fn a_failing_token_service_gives_an_error_without_secrets(
+    #[case] script: Vec<Part>,
+    #[case] kind: Kind,
+) {
     let server = guarded(move |_| script.clone()).await;
     let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
@@ -104,7 +107,7 @@ async fn a_token_service_can_fail(#[case] script: Vec<Part>, #[case] kind: Kind)
 }
 
 #[tokio::test]
-async fn a_token_service_that_recovers_is_asked_again() {
+async fn a_token_request_is_retried() {
     let server = guarded(|n| if n == 0 { answer(503, &[], b"") } else { good() }).await;
     client(&server).resolve(&reference(&server)).await.unwrap();
 }
@@ -120,16 +123,16 @@ async fn a_token_service_that_recovers_is_asked_again() {
 #[case("Basic realm=\"x\"", Kind::Refused)]
 #[case("", Kind::Refused)]
 #[tokio::test]
-async fn a_realm_is_an_address_that_may_be_asked(#[case] challenge: &'static str, #[case] kind: Kind) {
+async fn a_realm_at_a_forbidden_address_is_rejected(#[case] challenge: &'static str, #[case] kind: Kind) {
     let server = Server::start(move |_| answer(401, &[("WWW-Authenticate", challenge)], b"")).await;
     let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
 }
 
-/// More at once than the host may have under way, each of which wants a token of that very host.
+/// More requests at once than the host may have in progress, each of which needs a token from that host.
 #[tokio::test]
-async fn a_burst_at_a_registry_that_gives_its_own_tokens() {
+async fn a_burst_at_a_registry_that_issues_its_own_tokens_completes() {
     const BURST: usize = 200;
     let server = Server::start(|request| {
         let pause = Part::Wait(Duration::from_millis(20));
@@ -160,14 +163,14 @@ async fn a_burst_at_a_registry_that_gives_its_own_tokens() {
     assert!(server.most_at_once() > 32, "{} at once", server.most_at_once());
 }
 
-/// A challenge that nobody could use hides none that can be.
+/// An unusable challenge does not hide a usable one.
 #[rstest]
 #[case("file:///etc/passwd")]
 #[case("ftp://127.0.0.1/token")]
 #[case("http://user:hunter2@127.0.0.1/token")]
 #[case("token")]
 #[tokio::test]
-async fn of_two_challenges_the_one_that_can_be_used_counts(#[case] useless: &'static str) {
+async fn the_usable_one_of_two_challenges_is_used(#[case] useless: &'static str) {
     let server = Server::start(move |request| match request.header("authorization") {
         _ if request.target.starts_with("/token") => good(),
         "Bearer good" => manifest_answer(),

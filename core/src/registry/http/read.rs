@@ -1,0 +1,278 @@
+//! Implements [`Registry`]: resolves tags, fetches manifests and streams blobs.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::{TryStreamExt, stream};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use url::Url;
+
+use super::client::{HttpRegistry, Inner};
+use super::response::{
+    MANIFEST_TYPES, bytes_to_skip, check_range, content_type, descriptor_from_headers, expect_ok,
+    is_get_worth_trying, reported_digest,
+};
+use super::route::{Attempt, Capability, Redactor};
+use crate::credentials::Credential;
+use crate::digest::Digest;
+use crate::manifest::{Descriptor, IndexEntry, ManifestError, VerifiedManifest};
+use crate::reference::{PinnedReference, Reference};
+use crate::registry::api::{BlobStream, Registry};
+use crate::registry::body;
+use crate::registry::error::{RegistryError, RegistryErrorKind};
+use crate::registry::request_label::RequestLabel;
+use crate::registry::transport::Answer;
+
+#[async_trait]
+impl Registry for HttpRegistry {
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
+        let (name, capability) = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => (digest.to_string(), Capability::Pull),
+            (None, tag) => (tag.unwrap_or("latest").to_owned(), Capability::Resolve),
+        };
+        let path = format!("manifests/{name}");
+        let mut errors = Vec::new();
+        for attempt in route.attempts(capability) {
+            match self.inner.resolve(&attempt, &path, reference.digest()).await {
+                Ok(descriptor) => return Ok(descriptor),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(route.combined_error(errors, capability))
+    }
+
+    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
+        let path = format!("manifests/{}", reference.digest());
+        let mut errors = Vec::new();
+        for attempt in route.attempts(Capability::Pull) {
+            match self.inner.get_manifest(&attempt, &path, Some(reference.digest())).await {
+                Ok(document) => return Ok(document),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(route.combined_error(errors, Capability::Pull))
+    }
+
+    async fn blob(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
+        match blob.size().checked_sub(offset) {
+            Some(0) => return Ok(Box::pin(stream::empty())),
+            Some(_) => {}
+            None => {
+                let message = format!("there is no byte {offset} in a blob of {} bytes", blob.size());
+                return Err(route.label().invalid(message));
+            }
+        }
+        let mut errors = Vec::new();
+        for attempt in route.attempts(Capability::Pull) {
+            match self.inner.get_blob(&attempt, blob, offset).await {
+                Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
+                Err(error) => errors.push(error),
+            }
+        }
+        let error = route.combined_error(errors, Capability::Pull);
+        if error.kind() == RegistryErrorKind::NotFound
+            && let Some(attempt) = route.attempts(Capability::Pull).last()
+        {
+            for url in attempt.foreign_urls(blob) {
+                match self.inner.get_foreign_blob(&attempt, url, blob, offset).await {
+                    Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
+                    Err(error) => {
+                        let error = route.redactor().redact(error);
+                        tracing::warn!(%error, "cannot fetch a foreign layer");
+                    }
+                }
+            }
+        }
+        Err(error)
+    }
+
+    async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
+        let route = self.inner.route(subject.registry(), subject.repository(), &self.credential).await?;
+        let mut errors = Vec::new();
+        for attempt in route.attempts(Capability::Resolve) {
+            match self.inner.referrers(&attempt, subject.digest()).await {
+                Ok(entries) => return Ok(entries),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(route.combined_error(errors, Capability::Resolve))
+    }
+
+    async fn part(
+        &self,
+        reference: &PinnedReference,
+        blob: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
+        if range.is_empty() {
+            return Ok(Some(Box::pin(stream::empty())));
+        }
+        if range.end > blob.size() {
+            let message = format!("there is no byte {} in a blob of {} bytes", range.end - 1, blob.size());
+            return Err(route.label().invalid(message));
+        }
+        let mut errors = Vec::new();
+        for attempt in route.attempts(Capability::Pull) {
+            match self.inner.get_part(&attempt, blob, &range).await {
+                Ok(stream) => return Ok(stream.map(|stream| redact_errors(stream, route.redactor()))),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(route.combined_error(errors, Capability::Pull))
+    }
+
+    fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {
+        Arc::new(Self { inner: Arc::clone(&self.inner), credential })
+    }
+}
+
+impl Inner {
+    async fn resolve(
+        &self,
+        attempt: &Attempt<'_>,
+        path: &str,
+        digest: Option<&Digest>,
+    ) -> Result<Descriptor, RegistryError> {
+        match self.get(attempt, &Method::HEAD, path, &accept_manifests()).await {
+            Ok(answer) => {
+                if let Some(descriptor) = descriptor_from_headers(&answer, digest, self.settings.limits)? {
+                    return Ok(descriptor);
+                }
+            }
+            Err(error) if !is_get_worth_trying(&error) => return Err(error),
+            Err(_) => {}
+        }
+        self.get_manifest(attempt, path, digest).await.map(|document| document.descriptor().clone())
+    }
+
+    /// Fetches a manifest and verifies its digest: the requested `digest`, or the one that the registry reports. If there
+    /// is neither, the digest is the SHA-256 of the body.
+    pub(super) async fn get_manifest(
+        &self,
+        attempt: &Attempt<'_>,
+        path: &str,
+        digest: Option<&Digest>,
+    ) -> Result<VerifiedManifest, RegistryError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let error = match self.get_manifest_once(attempt, path, digest).await {
+                Err(error) if body::is_interrupted(&error) => error,
+                other => return other,
+            };
+            // `get` has already retried what failed before the body began.
+            if tries >= self.max_tries(attempt) || !self.wait(attempt, tries, None, &error).await {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn get_manifest_once(
+        &self,
+        attempt: &Attempt<'_>,
+        path: &str,
+        digest: Option<&Digest>,
+    ) -> Result<VerifiedManifest, RegistryError> {
+        let answer = self.get(attempt, &Method::GET, path, &accept_manifests()).await?;
+        let Answer { response, label, permit: _permit, .. } = answer;
+        expect_ok(&response, &label)?;
+        let reported = reported_digest(&response, &label, digest)?;
+        let media_type = content_type(&response);
+        let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
+        let bytes = body::read(response, &label, "a manifest", limit, timeouts).await?;
+        let digest = digest.cloned().or(reported).unwrap_or_else(|| Digest::sha256_of(&bytes));
+        VerifiedManifest::verify(&digest, media_type.as_deref(), bytes).map_err(|error| match error {
+            ManifestError::Digest { .. } => label.untruthful(error.to_string()),
+            _ => label.invalid(error.to_string()),
+        })
+    }
+
+    /// Fetches a blob from `offset`. The range has an end, so that a server does not send more than the manifest says.
+    async fn get_blob(
+        &self,
+        attempt: &Attempt<'_>,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        let size = blob.size();
+        let headers = range_headers(&(offset..size))?;
+        let path = format!("blobs/{}", blob.digest());
+        let answer = self.get(attempt, &Method::GET, &path, &headers).await?;
+        let skip = bytes_to_skip(&answer.response, &answer.label, size, offset)?;
+        Ok(body::blob(answer, skip, size - offset, self.settings.idle_timeout))
+    }
+
+    /// Fetches a range of a blob. Returns `None` if the registry sends the whole blob.
+    async fn get_part(
+        &self,
+        attempt: &Attempt<'_>,
+        blob: &Descriptor,
+        range: &Range<u64>,
+    ) -> Result<Option<BlobStream>, RegistryError> {
+        let path = format!("blobs/{}", blob.digest());
+        let answer = self.get(attempt, &Method::GET, &path, &bytes_header(range)?).await?;
+        body::reject_encoding(answer.response.headers(), &answer.label)?;
+        if answer.response.status() == StatusCode::OK {
+            return Ok(None);
+        }
+        check_range(&answer.response, &answer.label, blob.size(), range)?;
+        Ok(Some(body::blob(answer, 0, range.end - range.start, self.settings.idle_timeout)))
+    }
+
+    /// Fetches a blob from one of the `urls` of its descriptor, without credentials.
+    async fn get_foreign_blob(
+        &self,
+        attempt: &Attempt<'_>,
+        url: Url,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream, RegistryError> {
+        let size = blob.size();
+        let answer = self.get_foreign(attempt, url, &range_headers(&(offset..size))?).await?;
+        let skip = bytes_to_skip(&answer.response, &answer.label, size, offset)?;
+        Ok(body::blob(answer, skip, size - offset, self.settings.idle_timeout))
+    }
+}
+
+/// Removes the client's secrets from the errors of a stream. They name the address to which a redirect led.
+fn redact_errors(stream: BlobStream, redactor: Redactor) -> BlobStream {
+    Box::pin(stream.map_err(move |error| redactor.redact(error)))
+}
+
+/// Returns the headers to request a blob from its beginning, or from an offset on.
+fn range_headers(range: &Range<u64>) -> Result<HeaderMap, RegistryError> {
+    if range.start > 0 { bytes_header(range) } else { Ok(accept_any()) }
+}
+
+/// Returns the headers to request a range of a blob.
+fn bytes_header(range: &Range<u64>) -> Result<HeaderMap, RegistryError> {
+    let mut headers = accept_any();
+    let bytes = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end - 1));
+    headers.insert(
+        header::RANGE,
+        bytes.map_err(|_| RequestLabel::from_name("range").invalid("it is not a valid header"))?,
+    );
+    Ok(headers)
+}
+
+fn accept_any() -> HeaderMap {
+    HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))])
+}
+
+/// Returns an `Accept` header with all manifest types, so that no registry converts a manifest.
+fn accept_manifests() -> HeaderMap {
+    MANIFEST_TYPES
+        .into_iter()
+        .map(|media_type| (header::ACCEPT, HeaderValue::from_static(media_type)))
+        .collect()
+}

@@ -1,0 +1,163 @@
+//! Compares the headers of a response with the request.
+
+use std::ops::Range;
+
+use http::{StatusCode, header};
+use reqwest::Response;
+
+use crate::digest::Digest;
+use crate::manifest::{Descriptor, media};
+use crate::registry::body;
+use crate::registry::error::RegistryError;
+use crate::registry::limits::Limits;
+use crate::registry::request_label::RequestLabel;
+use crate::registry::transport::Answer;
+
+/// Fails unless the status is 200.
+pub(super) fn expect_ok(response: &Response, label: &RequestLabel) -> Result<(), RegistryError> {
+    match response.status() {
+        StatusCode::OK => Ok(()),
+        status => Err(label.untruthful(format!("unexpected status {status}"))),
+    }
+}
+
+/// Returns the descriptor in the headers of a HEAD response. Returns `None` if a header is missing, so that the client
+/// must send GET.
+pub(super) fn descriptor_from_headers(
+    answer: &Answer,
+    requested: Option<&Digest>,
+    limits: Limits,
+) -> Result<Option<Descriptor>, RegistryError> {
+    let Answer { response, label, .. } = answer;
+    expect_ok(response, label)?;
+    let reported = reported_digest(response, label, requested)?;
+    let size = body::content_length(response.headers());
+    if size.is_some_and(|size| size > limits.manifest()) {
+        return Err(RegistryError::TooLarge {
+            at: label.text(),
+            what: "a manifest",
+            limit: limits.manifest(),
+        });
+    }
+    let media_type = content_type(response).map(|text| essence(&text)).filter(|essence| is_manifest(essence));
+    Ok(match (requested.cloned().or(reported), size, media_type) {
+        (Some(digest), Some(size), Some(media_type)) if size > 0 => {
+            Some(Descriptor::new(media_type, digest, size))
+        }
+        _ => None,
+    })
+}
+
+/// Parses `Docker-Content-Digest` (distribution-spec, "Pulling manifests"). Fails if a digest of the same algorithm was
+/// requested and this is another one.
+pub(super) fn reported_digest(
+    response: &Response,
+    label: &RequestLabel,
+    requested: Option<&Digest>,
+) -> Result<Option<Digest>, RegistryError> {
+    let mut values = response.headers().get_all("docker-content-digest").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.any(|other| other != value) {
+        return Err(label.untruthful("two different Docker-Content-Digest headers"));
+    }
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let reported = text.parse::<Digest>();
+    let reported =
+        reported.map_err(|error| label.untruthful(format!("invalid Docker-Content-Digest: {error}")))?;
+    match requested {
+        Some(requested) if requested.algorithm() == reported.algorithm() && *requested != reported => {
+            Err(label.untruthful(format!("the registry returned the digest {reported}")))
+        }
+        _ => Ok(Some(reported)),
+    }
+}
+
+/// Returns how many bytes of the body come before `offset`, after checking that the body is the requested part.
+///
+/// A server without range support sends the whole blob (RFC 9110, 14.2). The bytes before the offset are then read
+/// again and skipped. That costs as much as starting over, but the caller keeps the hash of what it has.
+pub(super) fn bytes_to_skip(
+    response: &Response,
+    label: &RequestLabel,
+    size: u64,
+    offset: u64,
+) -> Result<u64, RegistryError> {
+    body::reject_encoding(response.headers(), label)?;
+    match response.status() {
+        StatusCode::OK => match body::content_length(response.headers()) {
+            Some(reported) if reported != size => Err(wrong_size(label, reported, size)),
+            _ => Ok(offset),
+        },
+        StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => {
+            check_range(response, label, size, &(offset..size)).map(|()| 0)
+        }
+        _ => expect_ok(response, label).map(|()| offset),
+    }
+}
+
+/// Fails unless the response is the requested range. A shorter part is allowed; the stream then ends with an error.
+pub(super) fn check_range(
+    response: &Response,
+    label: &RequestLabel,
+    size: u64,
+    requested: &Range<u64>,
+) -> Result<(), RegistryError> {
+    let last_requested = requested.end - 1;
+    match response.status() {
+        StatusCode::PARTIAL_CONTENT => {}
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            let start = requested.start;
+            let message =
+                format!("the registry has no byte {start} of the blob; the manifest says {size} bytes");
+            return Err(label.untruthful(message));
+        }
+        _ => return expect_ok(response, label),
+    }
+    let Some((first, last, total)) = body::content_range(response.headers()) else {
+        return Err(label.untruthful("a partial response without a valid Content-Range"));
+    };
+    if first != requested.start || last < first || last > last_requested {
+        let start = requested.start;
+        let message = format!("bytes {first}-{last} instead of the requested {start}-{last_requested}");
+        return Err(label.untruthful(message));
+    }
+    if let Some(reported) = total.filter(|reported| *reported != size) {
+        return Err(wrong_size(label, reported, size));
+    }
+    match body::content_length(response.headers()) {
+        Some(reported) if reported != last - first + 1 => {
+            let expected = last - first + 1;
+            Err(label.untruthful(format!("a partial response of {reported} bytes instead of {expected}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn wrong_size(label: &RequestLabel, reported: u64, size: u64) -> RegistryError {
+    label.untruthful(format!("the blob is announced with {reported} bytes, the manifest says {size}"))
+}
+
+/// Reports whether GET may succeed or explain more after HEAD failed: some registries and proxies do not support HEAD,
+/// and its errors have no body.
+pub(super) fn is_get_worth_trying(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Refused { status: 400 | 401 | 403 | 405 | 406, .. })
+        || matches!(error, RegistryError::Unavailable { status: 501, .. })
+}
+
+/// Returns the `Content-Type`.
+pub(super) fn content_type(response: &Response) -> Option<String> {
+    response.headers().get(header::CONTENT_TYPE)?.to_str().ok().map(str::to_owned)
+}
+
+/// Returns the media type without parameters.
+fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// The media types of manifests, the preferred ones first.
+pub(super) const MANIFEST_TYPES: [&str; 5] =
+    [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST, media::OCI_ARTIFACT];
+
+fn is_manifest(essence: &str) -> bool {
+    MANIFEST_TYPES.contains(&essence)
+}

@@ -1,0 +1,259 @@
+//! The endpoints of a registry for one operation.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method};
+use tokio::time::Instant;
+use url::Url;
+
+use crate::credentials::Credential;
+use crate::manifest::Descriptor;
+use crate::reference::RegistryHost;
+use crate::registry::address::{authority, origin};
+use crate::registry::auth::{Realm, Requester, Secrets};
+use crate::registry::error::RegistryError;
+use crate::registry::guard::AllowedAddresses;
+use crate::registry::hosts::Endpoint;
+use crate::registry::request_label::RequestLabel;
+
+/// How many `urls` of a descriptor are tried.
+const MAX_FOREIGN_URLS: usize = 4;
+
+/// The capability that an endpoint must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Capability {
+    Pull,
+    Resolve,
+    Push,
+}
+
+/// A request to a registry.
+#[derive(Clone, Debug)]
+pub(super) struct Operation {
+    pub(super) method: Method,
+    pub(super) target: Target,
+    pub(super) headers: HeaderMap,
+    /// The content to store.
+    pub(super) content: Option<Bytes>,
+}
+
+/// The address of a request.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    /// The root of the API, `/v2/` (OCI distribution-spec, "Determining Support").
+    ApiRoot,
+    /// A path below the repository, perhaps with a query: `manifests/v1`.
+    Repository(String),
+    /// An address of the endpoint's own origin, which the endpoint returned.
+    Url(Url),
+}
+
+impl Operation {
+    /// Creates a request that reads a path below the repository.
+    pub(super) fn read(method: Method, path: &str, headers: HeaderMap) -> Self {
+        Self { method, target: Target::Repository(path.to_owned()), headers, content: None }
+    }
+
+    /// Returns the actions that a token must allow.
+    pub(super) fn actions(&self) -> &'static str {
+        match self.target {
+            Target::Repository(_) | Target::Url(_) if matches!(self.method, Method::GET | Method::HEAD) => {
+                "pull"
+            }
+            _ => "pull,push",
+        }
+    }
+}
+
+/// The endpoints of a registry as they are configured now, for one operation.
+pub(super) struct Route {
+    pub(super) registry: RegistryHost,
+    pub(super) repository: String,
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) allowed: AllowedAddresses,
+    pub(super) credential: Credential,
+    /// The tokens and passwords that were sent during the operation.
+    pub(super) sent: Mutex<Vec<HeaderValue>>,
+    pub(super) deadline: Instant,
+}
+
+/// Removes the client's secrets from errors.
+pub(super) struct Redactor {
+    secrets: Secrets,
+    /// The beginnings of the URLs that the client made itself.
+    own_urls: Vec<String>,
+}
+
+/// One endpoint of a route, with its share of the time.
+pub(super) struct Attempt<'a> {
+    pub(super) route: &'a Route,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) is_last: bool,
+    pub(super) deadline: Instant,
+}
+
+impl Route {
+    /// Labels the repository, for errors before the first request.
+    pub(super) fn label(&self) -> RequestLabel {
+        RequestLabel::from_name(&format!("{}/{}", self.registry, self.repository))
+    }
+
+    /// Returns a redactor for the secrets that were sent so far.
+    pub(super) fn redactor(&self) -> Redactor {
+        let mut secrets = Secrets::from_credential(&self.credential);
+        for header in self.sent.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            secrets.add_header(header);
+        }
+        let mut own_urls = vec![format!("{}/{}", self.registry, self.repository)];
+        for endpoint in &self.endpoints {
+            secrets.add_headers(endpoint.headers());
+            own_urls.push(format!("{}/{}/", endpoint.base().as_str().trim_end_matches('/'), self.repository));
+        }
+        Redactor { secrets, own_urls }
+    }
+
+    /// Remembers an `Authorization` header, so that errors do not contain it.
+    pub(super) fn record_sent(&self, authorization: &HeaderValue) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sent.contains(authorization) {
+            sent.push(authorization.clone());
+        }
+    }
+
+    /// Returns the endpoints with a capability, in order. An endpoint that is not the last may use half of the
+    /// remaining time, so that a mirror that stalls leaves time for the next endpoint.
+    pub(super) fn attempts(&self, capability: Capability) -> impl Iterator<Item = Attempt<'_>> {
+        let is_capable = move |endpoint: &&Endpoint| match capability {
+            Capability::Pull => endpoint.pulls(),
+            Capability::Resolve => endpoint.pulls() && endpoint.resolves(),
+            Capability::Push => endpoint.pushes(),
+        };
+        let count = self.endpoints.iter().filter(is_capable).count();
+        self.endpoints.iter().filter(is_capable).enumerate().map(move |(position, endpoint)| {
+            let is_last = position + 1 == count;
+            let now = Instant::now();
+            let remaining = self.deadline.saturating_duration_since(now);
+            let deadline = if is_last { self.deadline } else { now + remaining / 2 };
+            Attempt { route: self, endpoint, is_last, deadline }
+        })
+    }
+
+    /// Returns the error of the operation after all endpoints failed.
+    ///
+    /// Any failure of a mirror leads to the next endpoint, as in containerd: a mirror may lack the content, require
+    /// credentials or send wrong data. The error of the last endpoint is returned, the others are logged.
+    pub(super) fn combined_error(&self, errors: Vec<RegistryError>, capability: Capability) -> RegistryError {
+        let redactor = self.redactor();
+        let mut errors = errors.into_iter().map(|error| redactor.redact(error)).rev();
+        let last = errors.next();
+        for error in errors.rev() {
+            tracing::warn!(registry = %self.registry, %error, "a mirror failed; trying the next endpoint");
+        }
+        last.unwrap_or_else(|| {
+            let needed = match capability {
+                Capability::Pull => "pull",
+                Capability::Resolve => "pull and resolve",
+                Capability::Push => "push",
+            };
+            self.label().not_allowed(format!(
+                "the registry's hosts.toml has no host with the capability to {needed}: add it to `capabilities`"
+            ))
+        })
+    }
+}
+
+impl Redactor {
+    /// Removes the secrets from an error. The part of a URL that the client made itself stays, because a password may
+    /// equal the name of a repository.
+    pub(super) fn redact(&self, error: RegistryError) -> RegistryError {
+        let redact_request = |at: &str| {
+            let address = at.find(' ').map_or(0, |space| space + 1);
+            let own = self.own_urls.iter().find(|own| at[address..].starts_with(own.as_str()));
+            let (kept, rest) = at.split_at(own.map_or(0, |own| address + own.len()));
+            format!("{kept}{}", self.secrets.redact(rest))
+        };
+        error.map_text(redact_request, |message| self.secrets.redact(message))
+    }
+}
+
+impl Attempt<'_> {
+    pub(super) fn url(&self, target: &Target) -> Url {
+        let path = match target {
+            Target::Url(url) => return url.clone(),
+            Target::ApiRoot => "",
+            Target::Repository(path) => path.as_str(),
+        };
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        let mut url = self.endpoint.base().clone();
+        let root = url.path().trim_end_matches('/').to_owned();
+        match target {
+            Target::ApiRoot => url.set_path(&format!("{root}/")),
+            _ => url.set_path(&format!("{root}/{}/{path}", self.route.repository)),
+        }
+        url.set_query(query);
+        if self.endpoint.is_mirror() {
+            url.query_pairs_mut().append_pair("ns", &self.route.registry.to_string());
+        }
+        url
+    }
+
+    /// Resolves a `Location` or `Link` of a response. Returns `None` if it leads to another origin.
+    pub(super) fn same_origin_url(&self, requested: &Url, text: &str) -> Option<Url> {
+        let next = requested.join(text).ok()?;
+        let is_own = origin(&next) == origin(self.endpoint.base())
+            && next.username().is_empty()
+            && next.password().is_none();
+        is_own.then_some(next)
+    }
+
+    /// Returns the URL of a path below the repository.
+    pub(super) fn repository_url(&self, path: &str) -> Url {
+        self.url(&Target::Repository(path.to_owned()))
+    }
+
+    /// Returns the credential for the endpoint. A mirror does not get the registry's credential.
+    pub(super) fn credential(&self) -> &Credential {
+        const ANONYMOUS: &Credential = &Credential::Anonymous;
+        if self.endpoint.receives_credentials() { &self.route.credential } else { ANONYMOUS }
+    }
+
+    /// Reports whether a token service gets the credential.
+    pub(super) fn trusts_realm(&self, realm: &Url) -> bool {
+        Realm { url: realm, endpoint: self.endpoint, registry: &self.route.registry }.is_trusted()
+    }
+
+    /// Explains that the credential was not sent to a token service, if that is so.
+    pub(super) fn withheld_credentials_message(&self, realm: &Url) -> Option<String> {
+        if *self.credential() == Credential::Anonymous || self.trusts_realm(realm) {
+            return None;
+        }
+        Some(format!(
+            "the credentials for {} were not sent to the token service {}, which is in another domain: an administrator \
+             can allow it with token_realms = [\"{}\"] under [oras-csi] in the registry's hosts.toml",
+            self.route.registry,
+            origin(realm),
+            authority(realm)
+        ))
+    }
+
+    /// Returns the `urls` of a descriptor from which the administrator allows downloads.
+    pub(super) fn foreign_urls(&self, blob: &Descriptor) -> Vec<Url> {
+        let urls = blob.urls().iter().take(MAX_FOREIGN_URLS).filter_map(|url| Url::parse(url).ok());
+        let is_allowed = |url: &Url| {
+            url.username().is_empty()
+                && url.password().is_none()
+                && (url.scheme() == "https" || (url.scheme() == "http" && self.endpoint.is_plain_http()))
+                && self.endpoint.trust().is_foreign_source(url)
+        };
+        urls.filter(is_allowed).collect()
+    }
+
+    pub(super) fn requester(&self) -> Requester {
+        Requester {
+            origin: origin(self.endpoint.base()),
+            repository: self.route.repository.clone(),
+            credential: self.credential().clone(),
+        }
+    }
+}
