@@ -160,7 +160,7 @@ async fn a_preloaded_set_starts_without_registry_and_api_server() {
     cluster.come_back();
     let driver = &scene.driver;
     until("it is collected", async || driver.names("trees").is_empty()).await;
-    until("and that is told", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([])).await;
+    until("the status reports that", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([])).await;
     scene.driver.stop().await.unwrap();
 }
 
@@ -204,7 +204,7 @@ async fn kept_content_follows_the_set_and_the_labels_of_the_node() {
 
     cluster.label("gpu", "none");
     until("it is collected", async || driver.names("trees").is_empty()).await;
-    until("and that is told", async || cluster.told("models").is_none()).await;
+    until("the status reports that", async || cluster.told("models").is_none()).await;
     scene.driver.stop().await.unwrap();
 }
 
@@ -236,7 +236,7 @@ async fn a_set_is_pulled_with_its_own_secret() {
     cluster.put_secret("robot", "robot", "of today");
     until("it is there", async || cluster.has_told("models", "Ready")).await;
 
-    // A pod's volume of a set that is not fetched ahead.
+    // A pod's volume of a set that is not preloaded.
     scene.put("others", &json!({"pullSecret": {"name": "robot"}}), &other);
     cluster.go_down();
     let wish = scene.request("v", "others", &other);
@@ -294,7 +294,7 @@ async fn a_pod_overtakes_preloads() {
     let bench = Bench::new();
     let pulls = Arc::new(Pulls::new(bench.fetcher.clone(), CancellationToken::new()));
     let gate = bench.registry.close_gate();
-    // A host has four turns, of which three may be had by those who fetch ahead.
+    // A host has four download slots, and preloads can use three of them.
     let ahead: Vec<_> = (0..8).map(|number| of_one(&bench, &format!("ahead {number}"))).collect();
     let begun = || ahead.iter().filter(|(_, layer)| bench.registry.requests_for(layer) > 0).count();
     let mut tasks = tokio::task::JoinSet::new();
@@ -389,7 +389,7 @@ async fn damage_is_reported_as_an_event_and_in_the_node_object() {
     let name = scene.driver.names("trees").remove(0);
     fs::write(scene.driver.store().join("trees").join(&name).join("tree.json"), "no description").unwrap();
     // The scrub finds the damage.
-    until("damage is told", async || {
+    until("the damage is reported", async || {
         let _ = scene.driver.publish(scene.request("v", "models", &wanted)).await;
         let _ = scene.driver.unpublish("csi-1", &scene.target("v")).await;
         !cluster.events().is_empty()

@@ -100,7 +100,7 @@ fn of_four(bench: &Bench, name: &str) -> Digest {
     files.fold(Artifact::new(&bench.registry), |artifact, (bytes, title)| artifact.file(title, bytes)).push()
 }
 
-/// Pulls two artifacts of each host, which take for ever, and then whether one of another host is there in time.
+/// Pulls two artifacts of each slow host, and reports whether an artifact of another host arrives in time.
 async fn is_served_beside(bench: &Bench, hosts: &[&str]) -> bool {
     let drip = (17, Duration::from_millis(20));
     bench

@@ -162,7 +162,7 @@ async fn remove_deletes_files_and_whole_directories() {
     assert_eq!(left(&["d/sub"]).await, ["a.txt", "d/b.txt", "d/keep.bin"]);
     assert_eq!(left(&["**/*.txt"]).await, ["d/keep.bin"]);
     assert_eq!(left(&["*.txt", "d/*.txt"]).await, ["d/keep.bin", "d/sub/c.txt"]);
-    // What was taken away can be added again.
+    // Removed files can be added again.
     let again = Artifact::new(&bench.registry).file("a.txt", b"another").push();
     let recipe = steps(vec![Step::Add(add(&base)), remove("a.txt"), Step::Add(add(&again))]);
     assert_eq!(bench.files(&recipe).await["a.txt"], "another");
@@ -300,7 +300,7 @@ async fn limits_apply_to_the_whole_tree_and_name_themselves() {
         let bench = Bench::with(limits);
         let recipe = build(&bench);
         for _ in 0..3 {
-            // A retry finds what was unpacked, and does not begin anew behind it.
+            // A retry uses what is unpacked already, and does not unpack it again.
             let (kind, said) = bench.error(&recipe).await;
             assert!(kind == PullErrorKind::Refused && said.contains(words), "{words} in {said}");
         }

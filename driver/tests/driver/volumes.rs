@@ -289,7 +289,7 @@ async fn a_pull_outlives_the_call() {
     assert_eq!(status.code(), Code::Aborted, "{status}");
     assert!(status.message().contains("20.0 KiB of 40.0 KiB (50 %), about"), "{status}");
     assert!(!target.exists() && driver.records() == 0);
-    // While one waits, another for the same target is told so.
+    // While one call waits, a second call for the same target fails with a message.
     let (first, second) = tokio::join!(driver.publish(wanted.clone()), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         driver.publish(wanted.clone()).await

@@ -429,7 +429,7 @@ async fn an_unsealed_volume_of_a_cluster_set_is_looked_up_again(
         }
     }
     let mut theirs = set;
-    theirs["spec"]["namespaceSelector"] = of_team("nobody");
+    theirs["spec"]["namespaceSelector"] = of_team("none");
     let (code, words) = readmitted(into, &after, &[theirs]).await.unwrap_err();
     assert!(code == 403 && words.contains("does not select namespace"), "{words}");
     if !by_annotation {
