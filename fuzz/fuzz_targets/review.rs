@@ -24,7 +24,7 @@ use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
 use oras_csi_webhook::review::{Hook, Review};
-use oras_csi_webhook::sets::{MemorySets, SetBook};
+use oras_csi_webhook::sets::{MemorySets, SetCatalog};
 use oras_csi_webhook::{Registries as _, ResolverSettings};
 use registry::{Administrator, fake_registry};
 use serde::Deserialize;
@@ -72,7 +72,7 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
         ResolverSettings::default(),
         Arc::clone(&METRICS),
     )
-    .with_sets(SetBook::new(Arc::new(sets(review.namespace()))));
+    .with_sets(SetCatalog::new(Arc::new(sets(review.namespace()))));
     let response = answer(&admission, &review).await;
     let is_allowed = response["allowed"] == true;
     match hook {

@@ -160,7 +160,8 @@ async fn a_preloaded_set_starts_without_registry_and_api_server() {
     cluster.come_back();
     let driver = &scene.driver;
     until("it is collected", async || driver.names("trees").is_empty()).await;
-    until("the status reports that", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([])).await;
+    until("the status reports that", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([]))
+        .await;
     scene.driver.stop().await.unwrap();
 }
 

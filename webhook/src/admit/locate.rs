@@ -16,7 +16,7 @@ use crate::intent::{
     SetRequest, UnpinnedRecipe, VolumeTarget, canonical_references,
 };
 use crate::registries::Registries;
-use crate::sets::{FoundSet, SetBook, SetError, Taken};
+use crate::sets::{FoundSet, SetCatalog, SetError, Taken};
 
 /// A volume whose set, if it names one, has been looked up.
 #[derive(Clone)]
@@ -188,7 +188,7 @@ pub(super) async fn check_new_sets(
 }
 
 async fn check_new_set(
-    sets: &SetBook,
+    sets: &SetCatalog,
     registries: &dyn Registries,
     mut request: Box<ArtifactRequest>,
     new: NewSet,

@@ -2,8 +2,8 @@
 //!
 //! A lookup at a stalled registry waits until the deadline of its request. Controllers create their pods again and again,
 //! so there may be thousands of such lookups, each with memory and a task. When a registry has not answered for
-//! [`SILENCE`], only [`MAX_PER_REGISTRY`] lookups wait for it, and others fail at once. A registry that answers, however
-//! slowly, has no such limit.
+//! `ResolverSettings::unresponsive_after`, only [`MAX_PER_REGISTRY`] lookups wait for it, and others fail at once. A
+//! registry that answers, however slowly, has no such limit.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,13 +17,13 @@ use super::failure::Failure;
 const MAX_PER_REGISTRY: usize = 256;
 /// How many lookups may wait for all registries together.
 const MAX_TOTAL: usize = 16_384;
-/// How long a registry may not answer before the limit applies. The registry client must wait less than this before it
-/// repeats a request that the registry asked it to repeat later: such a request counts as answered.
-const SILENCE: Duration = Duration::from_secs(2);
 
 /// Counts the lookups that wait for each registry.
-#[derive(Default)]
-pub(super) struct Backpressure(Mutex<Hosts>);
+pub(super) struct Backpressure {
+    /// How long a registry may not answer before the limit applies.
+    unresponsive_after: Duration,
+    hosts: Mutex<Hosts>,
+}
 
 #[derive(Default)]
 struct Hosts {
@@ -44,12 +44,16 @@ pub(super) struct Waiter<'a> {
 }
 
 impl Backpressure {
+    pub(super) fn new(unresponsive_after: Duration) -> Self {
+        Self { unresponsive_after, hosts: Mutex::default() }
+    }
+
     /// Counts one more waiting lookup, unless the limit is reached.
     pub(super) fn enter(&self, host: &RegistryHost) -> Result<Waiter<'_>, Failure> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = all.hosts.get(host).map_or(0, |host| host.waiting);
         let silent = all.hosts.get(host).map_or(Duration::ZERO, |host| host.answered.elapsed());
-        if (waiting >= MAX_PER_REGISTRY && silent > SILENCE) || all.all >= MAX_TOTAL {
+        if (waiting >= MAX_PER_REGISTRY && silent > self.unresponsive_after) || all.all >= MAX_TOTAL {
             return Err(Failure::Busy { waiting, silent });
         }
         all.all += 1;
@@ -60,7 +64,7 @@ impl Backpressure {
 
     /// Records that a registry answered.
     pub(super) fn record_answer(&self, host: &RegistryHost) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(host) = all.hosts.get_mut(host) {
             host.answered = Instant::now();
         }
@@ -69,7 +73,7 @@ impl Backpressure {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let mut all = self.backpressure.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.backpressure.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         all.all -= 1;
         if let Some(host) = all.hosts.get_mut(&self.host) {
             host.waiting -= 1;
@@ -90,16 +94,17 @@ mod tests {
 
     #[test]
     fn a_registry_that_does_not_answer_gets_no_more_lookups() {
-        let backpressure = Backpressure::default();
+        let limit = Duration::from_secs(2);
+        let backpressure = Backpressure::new(limit);
         let slow = host("slow.io");
         let waiters: Vec<_> = (0..2 * MAX_PER_REGISTRY).map(|_| backpressure.enter(&slow).unwrap()).collect();
-        backpressure.0.lock().unwrap().hosts.get_mut(&slow).unwrap().answered -= 2 * SILENCE;
+        backpressure.hosts.lock().unwrap().hosts.get_mut(&slow).unwrap().answered -= 2 * limit;
         assert!(matches!(backpressure.enter(&slow), Err(Failure::Busy { waiting: 512, .. })));
         assert!(backpressure.enter(&host("fast.io")).is_ok());
         backpressure.record_answer(&slow);
         assert!(backpressure.enter(&slow).is_ok());
         drop(waiters);
-        assert!(backpressure.0.lock().unwrap().hosts.is_empty());
-        assert_eq!(backpressure.0.lock().unwrap().all, 0);
+        assert!(backpressure.hosts.lock().unwrap().hosts.is_empty());
+        assert_eq!(backpressure.hosts.lock().unwrap().all, 0);
     }
 }

@@ -111,7 +111,7 @@ impl Resolver {
             .time_to_live(settings.authorization_ttl)
             .build();
         let max_lookup = settings.max_lookup;
-        let backpressure = Backpressure::default();
+        let backpressure = Backpressure::new(settings.unresponsive_after);
         let shared = Shared { registry, tags, manifests, recipes, max_lookup, metrics, backpressure };
         Self { shared: Arc::new(shared) }
     }

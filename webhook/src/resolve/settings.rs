@@ -17,6 +17,9 @@ pub struct ResolverSettings {
     pub max_entries: u64,
     /// How long one lookup may take.
     pub max_lookup: Duration,
+    /// How long a registry may not answer before only a few lookups wait for it. The registry client must wait less than
+    /// this before it repeats a request that the registry asked it to repeat later: such a request counts as answered.
+    pub unresponsive_after: Duration,
 }
 
 impl Default for ResolverSettings {
@@ -28,6 +31,7 @@ impl Default for ResolverSettings {
             max_tags: 10_000,
             max_entries: 100_000,
             max_lookup: Duration::from_secs(20),
+            unresponsive_after: Duration::from_secs(2),
         }
     }
 }

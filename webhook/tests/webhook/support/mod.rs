@@ -202,6 +202,12 @@ impl Namespaces for Namespaced {
     }
 }
 
+/// Settings for thousands of requests at once: on a loaded machine the fake registry's answers can take seconds, which must
+/// not count as an unresponsive registry.
+pub fn patient() -> ResolverSettings {
+    ResolverSettings { unresponsive_after: Duration::from_mins(1), ..ResolverSettings::default() }
+}
+
 impl Bench {
     pub fn new() -> Self {
         Self::with(&[], ResolverSettings::default())
@@ -243,7 +249,7 @@ impl Bench {
     }
 
     pub fn with_credentials(credentials: CredentialSources) -> Self {
-        let bench = Self::new();
+        let bench = Self::with(&[], patient());
         let admission = Arc::into_inner(bench.admission).unwrap().with_credentials(credentials);
         Self { admission: Arc::new(admission), ..bench }
     }
