@@ -1,25 +1,41 @@
-# make demo     the whole path on this machine: no root, no Docker, no Kubernetes
-# make test     all tests, in three tiers; each of them alone: test-unit, test-parts, test-node
-# make fuzz     inputs that nobody thought of, for FUZZ_SECONDS=60 a target; needs a nightly compiler
-# make binary   the one static binary
-# make image    its container image, without Docker
-# make chart    checks the Helm chart
+# make demo              the whole path on this machine: no root, no Docker, no Kubernetes
+# make test              all tests, tier by tier
+# make test-unit         format, lints, documentation, unused dependencies, and all tests that need no other program
+# make test-integration  against real registries, oras, kube-apiserver and csi-sanity; needs Go
+# make test-e2e          pods on a real node with kubelet and containerd; needs Go and root
+# make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target; needs a nightly compiler
+# make binary            the static binary
+# make image             its container image, built without Docker
+# make chart             checks the Helm chart against a real API server
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-parts test-node fuzz
+.PHONY: help demo binary image chart test test-unit test-integration test-e2e fuzz
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
 BINARY := $(TARGET)/$(TRIPLE)/release/oras-csi
 IMAGE := $(TARGET)/testbed/images/oras-csi.tar
 TESTBED := tests/testbed
-# A change of Cargo.lock that nobody committed shall not pass unnoticed.
+# Records the time of a command for .ci/run.
+STAGE := $(TESTBED)/stage
+# CI fails if Cargo.lock is not up to date.
 LOCKED := $(if $(filter true,$(CI)),--locked)
-# Who runs the demo, say RUN_AS="setpriv --reuid=65534 --regid=65534 --clear-groups".
+# A command that runs the demo as another user: RUN_AS="setpriv --reuid=65534 --regid=65534 --clear-groups".
 RUN_AS :=
+
+# The tests of each tier, by the names of their targets. Every test target that is not of another tier is a unit test.
+SERIAL := integration_serial e2e
+INTEGRATION := integration integration_demo
+TEST_TARGETS := $(notdir $(patsubst %/main.rs,%,$(wildcard */tests/*/main.rs)) \
+  $(basename $(wildcard */tests/*.rs examples/*/tests/*.rs)))
+UNIT := $(filter-out $(SERIAL) $(INTEGRATION),$(TEST_TARGETS))
+# Integration tests mostly wait for other processes, so more of them run at once than there are cores.
+INTEGRATION_THREADS ?= 4
+# Always all packages: a package alone would enable fewer features of its dependencies, and build these again.
+CARGO_TEST := cargo test $(LOCKED) --workspace
 
 export ORAS_CSI_TESTBED_BIN ?= $(TARGET)/testbed/bin
 export ORAS_CSI_TESTBED_IMAGES ?= $(TARGET)/testbed/images
@@ -28,49 +44,58 @@ export ORAS_CSI_BIN := $(BINARY)
 help:
 	@sed -n 's/^# make/make/p' $(firstword $(MAKEFILE_LIST))
 
-demo: binary
-	@$(RUN_AS) $(BINARY) demo
+demo:
+	@$(STAGE) "demo: build" cargo build $(LOCKED) --profile demo -p oras-csi -p oras-csi-demo
+	@$(STAGE) "demo: run" $(RUN_AS) $(TARGET)/demo/oras-csi-demo --oras-csi $(TARGET)/demo/oras-csi
 
-# Static: the same file runs on a node, in an empty image and on a laptop. Naming the target keeps the
-# flags away from build scripts and procedural macros, which must stay dynamic.
+# Static: the same file runs on a node, in an empty image and on a laptop. Cargo applies RUSTFLAGS to build scripts and
+# procedural macros, which must be dynamic, unless a target is named.
 binary:
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build $(LOCKED) --release --target $(TRIPLE) --bin oras-csi
+	RUSTFLAGS="-C target-feature=+crt-static" $(STAGE) "release build" cargo build $(LOCKED) --release --target $(TRIPLE) --bin oras-csi
 	$(if $(BINARY_COPY),install -D -m 755 $(BINARY) $(BINARY_COPY))
 
 image: binary
 	deploy/image $(BINARY) $(IMAGE)
 
 test:
-	@$(TESTBED)/tiers unit parts node
+	@$(TESTBED)/tiers unit integration e2e
 
 test-unit:
 	cargo fmt --all --check
-	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
-	cargo test $(LOCKED) --no-fail-fast --workspace --exclude oras-csi-tests
-	cargo test $(LOCKED) --no-fail-fast -p oras-csi-tests --lib $(if $(wildcard tests/tests/unit_*),--test 'unit_*')
+	$(STAGE) "unit: lints" cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(STAGE) "unit: unused dependencies" $(TESTBED)/machete
+	RUSTDOCFLAGS="-D warnings" $(STAGE) "unit: documentation" cargo doc $(LOCKED) --workspace --no-deps
+	$(STAGE) "unit: build" $(CARGO_TEST) --no-run --lib --bins $(addprefix --test ,$(UNIT))
+	$(STAGE) "unit: tests" $(CARGO_TEST) --no-fail-fast --lib --bins $(addprefix --test ,$(UNIT))
+	$(STAGE) "unit: doctests" $(CARGO_TEST) --no-fail-fast --doc
 
-# Built first, then run offline: the servers wait for nothing, and on the node there is no network.
-test-parts: binary
-	$(TESTBED)/packages parts
-	$(TESTBED)/build parts
-	cargo test $(LOCKED) -p oras-csi-tests --test 'parts_*' --no-run
-	$(TESTBED)/api-server $(TESTBED)/check-chart
-	$(TESTBED)/api-server cargo test --offline --no-fail-fast -p oras-csi-tests --test 'parts_*'
+# Built first and run offline, so that no server waits for a build.
+test-integration: binary
+	$(TESTBED)/packages integration
+	$(STAGE) "integration: Go programs" $(TESTBED)/build integration
+	$(STAGE) "integration: build" $(CARGO_TEST) --test 'integration*' --no-run
+	$(STAGE) "integration: chart" $(TESTBED)/api-server $(TESTBED)/check-chart
+	$(STAGE) "integration: tests" $(TESTBED)/api-server bash -c '\
+	  status=0; \
+	  $(CARGO_TEST) --offline --no-fail-fast $(addprefix --test ,$(INTEGRATION)) \
+	    -- --test-threads=$(INTEGRATION_THREADS) || status=1; \
+	  $(CARGO_TEST) --offline --no-fail-fast --test integration_serial -- --test-threads=1 || status=1; \
+	  exit $$status'
 
-# Root's alone, so one test at a time: they share the node.
-test-node: image
-	$(TESTBED)/packages node
-	$(TESTBED)/build node
-	cargo test $(LOCKED) -p oras-csi-tests --test 'node_*' --no-run
-	IMAGES=$(IMAGE) $(TESTBED)/one-node \
-	  cargo test --offline --no-fail-fast -p oras-csi-tests --test 'node_*' -- --nocapture --test-threads=1
+# One test at a time: they share the node. There is no network on it.
+test-e2e: image
+	$(TESTBED)/packages e2e
+	$(STAGE) "e2e: Go programs" $(TESTBED)/build e2e
+	$(STAGE) "e2e: build" $(CARGO_TEST) --test e2e --no-run
+	IMAGES=$(IMAGE) $(STAGE) "e2e: tests" $(TESTBED)/one-node \
+	  $(CARGO_TEST) --offline --no-fail-fast --test e2e -- --nocapture --test-threads=1
 
 FUZZ_SECONDS ?= 60
 fuzz:
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
-	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(TESTBED)/fuzz
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(STAGE) "fuzz: build and run" $(TESTBED)/fuzz
 
 chart:
-	$(TESTBED)/packages parts
+	$(TESTBED)/packages integration
 	$(TESTBED)/build helm kubectl etcd kube-apiserver
 	$(TESTBED)/api-server $(TESTBED)/check-chart

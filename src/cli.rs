@@ -3,7 +3,6 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{driver, explain, patch, pull, recipe, render, store, webhook};
-use crate::demo;
 use crate::exit_status::Failure;
 use crate::logging::start_logging;
 use crate::runtime::block_on;
@@ -59,7 +58,6 @@ enum Command {
     Patch(patch::Arguments),
     Recipe(recipe::Arguments),
     Store(store::Arguments),
-    Demo(demo::Arguments),
 }
 
 impl Cli {
@@ -98,8 +96,6 @@ impl Cli {
                 start_logging("warn");
                 store::run(arguments)
             }
-            // The demo starts its own runtime: it enters namespaces first, which only a process with one thread can.
-            Command::Demo(arguments) => demo::run(&arguments),
         }
     }
 }
@@ -117,9 +113,7 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_examples_in_its_long_help() {
-        for subcommand in
-            Cli::command().get_subcommands().filter(|subcommand| subcommand.get_name() != "demo")
-        {
+        for subcommand in Cli::command().get_subcommands() {
             let help = subcommand.clone().render_long_help().to_string();
             let call = format!("\n  oras-csi {} ", subcommand.get_name());
             assert!(help.contains("Examples:\n") && help.matches(&call).count() >= 2, "{help}");

@@ -64,6 +64,7 @@ pub(crate) fn read_file_or_stdin(file: &Path) -> Result<String, Failure> {
 }
 
 /// Parses the documents of a YAML stream, without empty ones. JSON is a subset of YAML.
+#[cfg(test)]
 pub(crate) fn parse(text: &str) -> Result<Vec<Value>, Failure> {
     Ok(parse_stream(text)?.0)
 }

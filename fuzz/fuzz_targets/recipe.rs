@@ -54,8 +54,8 @@ fn check_recipe(recipe: &Recipe) {
     }
     let read = PinnedRecipe::from_json(json).expect("what is printed is read");
     assert_eq!((read.to_json(), &read), (json, &pinned));
-    // JSON is a part of YAML: what somebody copies from a volume into a pod means the same there. The parser takes
-    // all of JSON but these two, which YAML 1.2 (5.1) allows in quotes, and nobody writes.
+    // JSON is a part of YAML: a recipe that a user copies from a volume into a pod has the same meaning. The parser takes
+    // all of JSON but these two, which YAML 1.2 (5.1) allows in quotes and which are not used.
     if !json.contains(['\u{fffe}', '\u{ffff}']) {
         let copied = Recipe::from_yaml(json, &|_| false).expect("JSON is YAML");
         assert_eq!(copied.pin(|reference| reference.digest().cloned().ok_or(())).as_ref(), Ok(&pinned));

@@ -1,77 +1,66 @@
-//! A registry in memory that answers at once. What it says of a reference hangs on the reference's text alone, so
-//! that one input always takes the same way.
+//! A registry in memory that answers at once. Its answer to a reference depends only on the text of the reference, so
+//! that one input always has the same result.
 
 use std::collections::HashMap;
-use std::future::ready;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures_util::stream;
-use oras_csi_core::credentials::Credential;
+use bytes::Bytes;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
-use oras_csi_core::manifest::{Descriptor, VerifiedManifest, media};
+use oras_csi_core::manifest::media;
 use oras_csi_core::patch;
 use oras_csi_core::recipe::artifact;
-use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
-use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
+use oras_csi_core::reference::RegistryHost;
+use oras_csi_core::registry::RegistryError;
+use oras_csi_testkit::client::{Behaviour, FakeRegistry};
 use oras_csi_webhook::Registries;
 use serde_json::{Value, json};
 
-pub(crate) struct FakeRegistry;
-
-/// One in so many tags gives an error, or no answer at all.
-const TAGS_PER_TROUBLE: u64 = 64;
-/// One in so many digests that are there cannot be had.
-const DIGESTS_PER_TROUBLE: u64 = 128;
+/// One in so many tags has an error, or no answer at all.
+const TAGS_PER_ERROR: u64 = 64;
+/// One in so many digests that exist has an error.
+const DIGESTS_PER_ERROR: u64 = 128;
 const TITLE: &str = "org.opencontainers.image.title";
 
-#[async_trait]
-impl Registry for FakeRegistry {
-    async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let hash = hash(&reference.to_string());
-        trouble(hash % TAGS_PER_TROUBLE, &reference.to_string()).await?;
-        let all = &SHELF.digests;
-        if reference.repository() == INSTRUCTIONS {
-            let all = &SHELF.instructions;
-            let number = usize::try_from(hash >> 32).unwrap_or_default() % all.len();
-            return Ok(Descriptor::new(media::OCI_MANIFEST, all[number].clone(), 1));
-        }
-        // Those that can be mounted come first, and get the rest of the numbers.
-        let number = usize::try_from(hash >> 32).unwrap_or_default() % (2 * all.len());
-        let digest = all.get(number).unwrap_or(&all[number % MOUNTABLE]);
-        Ok(Descriptor::new(media::OCI_MANIFEST, digest.clone(), 1))
+/// Returns a registry without any memory of earlier inputs.
+pub(crate) fn fake_registry() -> FakeRegistry {
+    let registry = FakeRegistry::default().with_fallback(behaviour).with_only_blobs(artifact::LAYER_TYPE);
+    for manifest in SHELF.manifests.values() {
+        registry.put_manifest_bytes(manifest.clone());
     }
-
-    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
-        let text = reference.to_string();
-        trouble(hash(&text) % DIGESTS_PER_TROUBLE, &text).await?;
-        let found = SHELF.manifests.get(reference.digest());
-        found.cloned().ok_or_else(|| RegistryError::NotFound { at: at(&text), words: words() })
+    for recipe in RECIPES {
+        registry.put_blob(recipe.as_bytes());
     }
-
-    /// A webhook reads no blobs but recipes.
-    async fn blob(
-        &self,
-        from: &PinnedReference,
-        blob: &Descriptor,
-        offset: u64,
-    ) -> Result<BlobStream, RegistryError> {
-        assert_eq!((blob.media_type(), offset), (artifact::LAYER_TYPE, 0));
-        let text = from.to_string();
-        trouble(hash(&text) % DIGESTS_PER_TROUBLE, &text).await?;
-        let bytes = SHELF.recipes.get(blob.digest()).copied();
-        let bytes = bytes.ok_or_else(|| RegistryError::NotFound { at: at(&text), words: words() })?;
-        Ok(Box::pin(stream::once(ready(Ok(bytes.into())))))
-    }
-
-    fn with_credential(self: Arc<Self>, _: Credential) -> Arc<dyn Registry> {
-        self
-    }
+    registry
 }
 
-/// `kind` is the administrator's; some hosts may be plain, or have no certificate that anybody knows.
+fn behaviour(reference: &str) -> Option<Behaviour> {
+    let hash = hash(reference);
+    if let Some((_, digest)) = reference.split_once('@') {
+        if let Some(error) = error(hash % DIGESTS_PER_ERROR, reference) {
+            return Some(error);
+        }
+        let missing = || RegistryError::NotFound { at: at(reference), words: words() };
+        let exists = digest.parse().is_ok_and(|digest| SHELF.manifests.contains_key(&digest));
+        return (!exists).then(|| Behaviour::Fails(missing()));
+    }
+    if let Some(error) = error(hash % TAGS_PER_ERROR, reference) {
+        return Some(error);
+    }
+    let number = usize::try_from(hash >> 32).unwrap_or_default();
+    let repository = reference.split_once('/').map_or("", |(_, rest)| rest);
+    if repository.split(':').next() == Some(INSTRUCTIONS) {
+        let all = &SHELF.instructions;
+        return Some(Behaviour::Is(all[number % all.len()].clone()));
+    }
+    // The manifests that can be mounted come first, and get the rest of the numbers.
+    let all = &SHELF.digests;
+    let number = number % (2 * all.len());
+    Some(Behaviour::Is(all.get(number).unwrap_or(&all[number % MOUNTABLE]).clone()))
+}
+
+/// The administrator names the registry `kind`, and allows plain HTTP and unverified certificates for one host each.
 pub(crate) struct Administrator;
 
 impl Registries for Administrator {
@@ -88,10 +77,10 @@ impl Registries for Administrator {
     }
 }
 
-/// With this one the references of `examples/` have what their manifests want.
+/// A seed with which the references of `examples/` have what their manifests need.
 const SEED: u64 = 0x004a_b928;
 
-/// FNV-1a. The hash of the standard library may be another one in the next release.
+/// FNV-1a. The hash of the standard library can change with a release.
 fn hash(text: &str) -> u64 {
     let start = 0xcbf2_9ce4_8422_2325 ^ SEED;
     text.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -101,14 +90,14 @@ fn at(text: &str) -> Printable {
     Printable::new(&format!("GET {text}"))
 }
 
-/// What a registry may say of itself.
+/// A message of a registry with characters that must not reach a terminal.
 fn words() -> Printable {
     Printable::new("\u{1b}[2J\u{202e}no\r\n\u{0} \"such\" <thing> \u{9b}31m")
 }
 
-async fn trouble(kind: u64, text: &str) -> Result<(), RegistryError> {
+fn error(kind: u64, text: &str) -> Option<Behaviour> {
     let (at, words) = (at(text), words());
-    Err(match kind {
+    Some(Behaviour::Fails(match kind {
         0 => RegistryError::NotFound { at, words },
         1 => RegistryError::Refused { at, status: 401, words },
         2 => RegistryError::RateLimited { at, retry_after: Some(Duration::from_hours(24)), words },
@@ -119,23 +108,22 @@ async fn trouble(kind: u64, text: &str) -> Result<(), RegistryError> {
         7 => RegistryError::TooLarge { at, what: "a manifest", limit: 4 << 20 },
         8 => RegistryError::Invalid { at, words },
         9 => RegistryError::NotAllowed { at, words },
-        10 => std::future::pending().await,
-        _ => return Ok(()),
-    })
+        10 => return Some(Behaviour::Hangs),
+        _ => return None,
+    }))
 }
 
 struct Shelf {
-    /// Of what tags name.
+    /// The digests that tags name.
     digests: Vec<Digest>,
-    /// Of what tags name in the repository [`INSTRUCTIONS`].
+    /// The digests that tags name in the repository [`INSTRUCTIONS`].
     instructions: Vec<Digest>,
-    recipes: HashMap<Digest, &'static str>,
-    manifests: HashMap<Digest, VerifiedManifest>,
+    manifests: HashMap<Digest, Bytes>,
 }
 
-/// The repository that has patches and recipes, and nothing else.
+/// The repository that has only patches and recipes.
 const INSTRUCTIONS: &str = "patches";
-/// What recipes say, some of which cannot be.
+/// Recipes, some of them invalid.
 const RECIPES: [&str; 5] = [
     "- add: r.io/a\n- overlay: r.io/b:v1\n  path: p\n- remove: p/*\n",
     "- {add: r.io/evil/a, include: [\"*\"]}\n- add: kind/b\n  path: b\n",
@@ -144,16 +132,11 @@ const RECIPES: [&str; 5] = [
     "- ad: r.io/a\n\u{202e}",
 ];
 
-/// How many of the shelf's first have something to mount.
+/// The number of manifests at the beginning that have something to mount.
 const MOUNTABLE: usize = 7;
 
 static SHELF: LazyLock<Shelf> = LazyLock::new(|| {
-    let mut shelf = Shelf {
-        digests: Vec::new(),
-        instructions: Vec::new(),
-        recipes: HashMap::new(),
-        manifests: HashMap::new(),
-    };
+    let mut shelf = Shelf { digests: Vec::new(), instructions: Vec::new(), manifests: HashMap::new() };
     let titled = |media_type: &str| layer(media_type, 1, &json!({TITLE: "a file"}));
     let jar = shelf.put(&image(&[titled("application/java-archive")]));
     let notes = shelf.put(&image(&[titled("application/java-archive"), titled("text/plain")]));
@@ -176,14 +159,14 @@ static SHELF: LazyLock<Shelf> = LazyLock::new(|| {
     shelf.put(&index(&[(Some("linux/amd64"), &untitled), (Some("windows/amd64"), &gone)]));
     shelf.put(&index(&[(None, &jar), (None, &notes)]));
     shelf.put(&index(&[(Some("linux/arm"), &notes); 70]));
-    // Registries have been seen to give a digest that they then do not have.
+    // Some registries return a digest that they do not have.
     shelf.digests.push(gone.clone());
     shelf.put_instructions(&jar, &notes, &gone);
     shelf
 });
 
 impl Shelf {
-    /// Patches that can be mounted and some that cannot, one in the earlier form, and recipes.
+    /// Adds patches, valid and invalid, one of them in the earlier form, and recipes.
     fn put_instructions(&mut self, base: &Digest, fix: &Digest, gone: &Digest) {
         let known = self.digests.len();
         let level = |level: &str| format!("org.opencontainers.image.patch.{level}.digest");
@@ -208,7 +191,6 @@ impl Shelf {
             "annotations": {level("major"): fix}}),
         );
         for yaml in RECIPES {
-            self.recipes.insert(Digest::sha256_of(yaml.as_bytes()), yaml);
             let manifest = serde_json::from_slice(&artifact::to_manifest(yaml)).expect("JSON");
             self.put(&manifest);
         }
@@ -218,8 +200,7 @@ impl Shelf {
     fn put(&mut self, manifest: &Value) -> Digest {
         let text = manifest.to_string();
         let digest = Digest::sha256_of(text.as_bytes());
-        let document = VerifiedManifest::verify(&digest, None, text.into()).expect("a manifest");
-        self.manifests.insert(digest.clone(), document);
+        self.manifests.insert(digest.clone(), text.into());
         self.digests.push(digest.clone());
         digest
     }

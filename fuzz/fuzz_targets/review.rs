@@ -1,7 +1,7 @@
-//! Reviews: whatever comes over the wire gets an answer, and a pod that is let in is what was promised.
+//! Reviews: every body gets an answer, and an admitted pod has canonical volumes.
 
 #![no_main]
-// A panic is how a fuzz target says that something is wrong.
+// A fuzz target reports a failure by a panic.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod pieces;
@@ -24,9 +24,9 @@ use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::{Entry, Labels, Namespaces, NamespacesError, NoPolicy, Policies};
 use oras_csi_webhook::review::{Hook, Review};
-use oras_csi_webhook::sets::{MemorySets, SetBook};
+use oras_csi_webhook::sets::{MemorySets, SetCatalog};
 use oras_csi_webhook::{Registries as _, ResolverSettings};
-use registry::{Administrator, FakeRegistry};
+use registry::{Administrator, fake_registry};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -35,14 +35,14 @@ use tokio::time::Instant;
 
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 const MIRROR_POD: &str = "kubernetes.io/config.mirror";
-/// The API server's own limit, above which it cuts.
-const LONGEST_WARNINGS: usize = 4_096;
+/// The limit of the API server, above which it truncates warnings.
+const MAX_WARNINGS: usize = 4_096;
 
 fuzz_target!(|body: &[u8]| -> Corpus {
-    // With the clock at a stand, a registry that never answers takes no time.
+    // With a paused clock, a registry that never answers takes no time.
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let decoded = [Hook::Volumes, Hook::Workloads].map(|hook| runtime.block_on(check(hook, body)));
-    // What is no review at all is turned away in a few lines, and would fill the corpus.
+    // Bodies that are not reviews would fill the corpus.
     if decoded.contains(&true) || body.len() < 512 { Corpus::Keep } else { Corpus::Reject }
 });
 
@@ -50,7 +50,7 @@ fuzz_mutator!(|data: &mut [u8], size: usize, longest: usize, seed: u32| {
     pieces::mutate(data, size, longest, seed)
 });
 
-/// Sends a body, and says whether it was a review.
+/// Sends a body; reports whether it was a review.
 async fn check(hook: Hook, body: &[u8]) -> bool {
     let review = match Review::decode(hook, body) {
         Ok(review) => review,
@@ -64,15 +64,15 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
         (review.uid(), review.namespace()),
         (&*request.uid, request.namespace.as_deref().unwrap_or_default())
     );
-    // Nothing is remembered from one input to the next.
+    // No state passes from one input to the next.
     let admission = Admission::new(
-        Arc::new(FakeRegistry),
+        Arc::new(fake_registry()),
         Arc::new(Administrator),
         Arc::clone(&POLICIES),
         ResolverSettings::default(),
         Arc::clone(&METRICS),
     )
-    .with_sets(SetBook::new(Arc::new(sets(review.namespace()))));
+    .with_sets(SetCatalog::new(Arc::new(sets(review.namespace()))));
     let response = answer(&admission, &review).await;
     let is_allowed = response["allowed"] == true;
     match hook {
@@ -87,8 +87,7 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
     true
 }
 
-/// The namespace of the request has one set, `n`. A cluster set's volume comes back with a seal alone, and here nobody
-/// seals: those are in `webhook/tests/sets.rs`.
+/// The namespace of the request has one set, `n`. There are no cluster sets, whose volumes need a seal: tests for them are in `webhook/tests/webhook/sets.rs`.
 fn sets(namespace: &str) -> MemorySets {
     let reference = "r.io/set:v1";
     let digest = format!("sha256:{}", "0".repeat(64));
@@ -159,7 +158,7 @@ async fn answer(admission: &Admission, review: &Review) -> Value {
         assert!(response.get("patch").is_none() && response.get("warnings").is_none(), "{response}");
     }
     let warnings: Vec<&str> = list(&response["warnings"]).map(|warning| warning.as_str().unwrap()).collect();
-    assert!(warnings.iter().map(|warning| warning.chars().count()).sum::<usize>() <= LONGEST_WARNINGS);
+    assert!(warnings.iter().map(|warning| warning.chars().count()).sum::<usize>() <= MAX_WARNINGS);
     warnings.into_iter().for_each(printable::check);
     response.clone()
 }
@@ -181,7 +180,7 @@ async fn check_admitted(admission: &Admission, namespace: &str, pod: &Value, res
     check_patch(pod, &after);
     assert_eq!(without_ours(pod, pod), without_ours(pod, &after), "only what is ours changes");
 
-    // The API server may ask again, and somebody may copy the pod.
+    // The API server can call again, and a user can copy the pod.
     let request = json!({"uid": "again", "namespace": namespace, "operation": "CREATE", "object": after,
         "resource": {"group": "", "version": "v1", "resource": "pods"}});
     let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request});

@@ -112,7 +112,7 @@ fn look(root: &Path, opened: &impl std::os::fd::AsFd, path: &Path, is_image: boo
         return;
     }
     assert_eq!(metadata.mode() & 0o7000, 0, "{}", path.display());
-    // What was being written when the layer was refused is for nobody to see.
+    // Files that were being written when the layer was refused must not be visible.
     assert!(!found.is_whole || metadata.mode() & 0o444 == 0o444, "{}", path.display());
     if kind.is_dir() {
         for entry in fs::read_dir(path).expect("reads") {

@@ -1,4 +1,4 @@
-//! A webhook on the API server with a real registry behind it, and pods to send there.
+//! A webhook for the API server with a real registry behind it, and pods to create.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,22 +15,22 @@ use crate::process::run;
 use crate::registry::Distribution;
 use crate::webhook::Webhook;
 
-/// A registry with what the examples ask for, and a webhook for one namespace.
+/// A registry with the artifacts of the examples, and a webhook for one namespace.
 pub struct Cluster {
-    /// An administrator's.
+    /// A client with the permissions of an administrator.
     pub client: Client,
-    /// It is `kind-registry:5000` to the webhook.
+    /// The registry, `kind-registry:5000` for the webhook.
     pub registry: Distribution,
-    /// The webhook's `certs.d`.
+    /// The `certs.d` folder of the webhook.
     pub certs: tempfile::TempDir,
     /// The webhook.
     pub webhook: Webhook,
-    /// Of `java-app:v1`.
+    /// The digest of `java-app:v1`.
     pub digest: String,
 }
 
 impl Cluster {
-    /// Starts it for the namespace `name`, with more arguments for the webhook.
+    /// Starts a webhook for the namespace `name` with more arguments.
     pub async fn start(name: &str, arguments: &[&str]) -> Self {
         let client = client().await;
         let registry = Distribution::start();
@@ -40,23 +40,23 @@ impl Cluster {
         Self { client, registry, certs, webhook, digest }
     }
 
-    /// The pods of its namespace.
+    /// Returns the pods of the namespace.
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), self.webhook.namespace())
     }
 
-    /// Creates a pod, and gives what was stored.
+    /// Creates a pod; returns what was stored.
     pub async fn create(&self, pod: &Value) -> Result<Value, Box<Status>> {
         create_in(&self.pods(), pod, &PostParams::default()).await
     }
 
-    /// Creates a pod, which is refused.
+    /// Creates a pod, which must be refused; returns the refusal.
     pub async fn refusal(&self, pod: &Value) -> Box<Status> {
         self.create(pod).await.expect_err("the pod is refused")
     }
 }
 
-/// Creates a pod, and gives what was stored.
+/// Creates a pod; returns what was stored.
 pub async fn create_in(pods: &Api<Pod>, pod: &Value, params: &PostParams) -> Result<Value, Box<Status>> {
     let pod = serde_json::from_value(pod.clone()).expect("a pod");
     match pods.create(params, &pod).await {
@@ -66,7 +66,7 @@ pub async fn create_in(pods: &Api<Pod>, pod: &Value, params: &PostParams) -> Res
     }
 }
 
-/// Pushes to a registry all that the manifests in `examples/` name; gives the digest of `java-app:v1`.
+/// Pushes all artifacts that the manifests in `examples/` name; returns the digest of `java-app:v1`.
 pub fn push_examples(registry: &Distribution) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("HelloWorldServer.jar"), "PK jar").expect("writes");
@@ -76,7 +76,7 @@ pub fn push_examples(registry: &Distribution) -> String {
     for also in ["java-app:latest", "acme/tokenizer:v3", "acme/dataset:2024"] {
         registry.push(also, folder.path(), &files);
     }
-    // What is laid over a base has another digest than that.
+    // An overlay has another digest than its base.
     for (level, text) in [("acme/config:v1", "config"), ("acme/model:v1", "model")] {
         std::fs::write(folder.path().join("notes.txt"), text).expect("writes");
         registry.push(level, folder.path(), &files);
@@ -94,13 +94,13 @@ pub fn push_examples(registry: &Distribution) -> String {
     digest
 }
 
-/// A pod with annotations and one container.
+/// Returns a pod with annotations and one container.
 pub fn pod(name: &str, annotations: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations},
         "spec": {"containers": [{"name": "app", "image": "none"}]}})
 }
 
-/// The manifests of `examples/`.
+/// Returns the manifests of `examples/`.
 pub fn example_files() -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(repository().join("examples"))
         .expect("examples")
@@ -111,13 +111,13 @@ pub fn example_files() -> Vec<PathBuf> {
     files
 }
 
-/// Whether the pods of an example ask for sets, which a webhook has to know; `parts_sets.rs` has these.
+/// Reports whether the pods of an example name sets, which need a webhook with `--sets`; `integration/sets.rs` has them.
 pub fn needs_sets(file: &Path) -> bool {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     ["artifact-set", "cluster-artifact-set", "issue-25-second"].contains(&&*stem)
 }
 
-/// The pods of `examples/` that ask for no set, by the name of their file; a workload's pod is that of its template.
+/// Returns the pods of `examples/` that name no set, by file name; the pod of a workload is that of its template.
 pub fn example_pods() -> Vec<(String, Value)> {
     let mut pods = Vec::new();
     for file in example_files().into_iter().filter(|file| !needs_sets(file)) {

@@ -1,4 +1,4 @@
-//! Tar archives of any kind, byte by byte: what no packer would write.
+//! Writes tar archives byte by byte, including archives that no packer writes.
 
 use std::io::Write as _;
 
@@ -54,7 +54,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     gzip_of(&[bytes], 0)
 }
 
-/// Some bytes, and very many zeros behind them.
+/// Compresses some bytes and a number of zeros behind them.
 pub fn gzip_of(parts: &[&[u8]], zeros: u64) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     for part in parts {
@@ -65,7 +65,7 @@ pub fn gzip_of(parts: &[&[u8]], zeros: u64) -> Vec<u8> {
     encoder.finish().expect("memory takes all")
 }
 
-/// Entries that are too many to be held at once, and the end of an archive.
+/// Compresses an archive whose entries do not fit into memory.
 pub fn gzip_each(entries: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     for entry in entries.into_iter().chain([vec![0; 1_024]]) {

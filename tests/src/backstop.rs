@@ -15,7 +15,7 @@ use crate::cluster::{client, eventually};
 use crate::webhook::chart;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Whose value PersistentVolumes have that are looked at.
+/// The label that selects the PersistentVolumes of a test.
 pub const LABEL: &str = "tests.oras.land/backstop";
 
 /// The chart's policies, bound to one namespace and to the PersistentVolumes with its label.
@@ -26,7 +26,7 @@ pub struct Backstop {
 }
 
 impl Backstop {
-    /// Makes the namespace, and binds the policies to it; waits until they are in force.
+    /// Creates the namespace, and binds the policies to it; waits until they are in force.
     pub async fn install(name: &str) -> Self {
         let client = client().await;
         let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
@@ -52,7 +52,7 @@ impl Backstop {
                 this.bindings().create(&params, &binding).await.expect("accepted");
             }
         }
-        // The API server compiles them some moments after they were created.
+        // The API server compiles them a moment after they were created.
         for probe in probes(name) {
             eventually("the policies are in force", PATIENCE, async || match this.create(&probe).await {
                 Err(status) if status.code == 403 => Ok(()),
@@ -86,14 +86,14 @@ impl Backstop {
         }
     }
 
-    /// It gets in.
+    /// Fails unless the object is admitted.
     pub async fn admits(&self, what: &str, object: &Value) {
         if let Err(status) = self.create(object).await {
             panic!("{what}: is refused with {} {}", status.code, status.message);
         }
     }
 
-    /// It is denied by our policies, for that reason, in words that help.
+    /// Fails unless our policies deny the object with a message that contains `words`.
     pub async fn denies(&self, what: &str, object: &Value, words: &str) -> String {
         let Err(status) = self.create(object).await else { panic!("{what}: gets in") };
         let message = status.message;
@@ -104,7 +104,7 @@ impl Backstop {
         message
     }
 
-    /// The twin gets in; with one field set (or taken away by null) it does not.
+    /// Fails unless `twin` is admitted and is denied with one field changed, or removed by null.
     pub async fn tell_apart(&self, what: &str, twin: &Value, path: &[&str], bad: Value, words: &str) {
         self.admits(&format!("the twin of {what}"), twin).await;
         let mut object = twin.clone();
@@ -118,7 +118,7 @@ impl Backstop {
         );
     }
 
-    /// Takes the policies away again.
+    /// Deletes the policies.
     pub async fn uninstall(self) {
         for suffix in ["annotations", "volumes", "persistentvolumes"] {
             let name = format!("{}-oras-csi-{suffix}", self.name);
@@ -128,7 +128,7 @@ impl Backstop {
     }
 }
 
-/// What each of the policies denies.
+/// Returns an object that each of the policies denies.
 fn probes(name: &str) -> [Value; 3] {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
         "spec": {"containers": [{"name": "app", "image": "none"}]}});
@@ -144,7 +144,7 @@ fn probes(name: &str) -> [Value; 3] {
     [asks, has, volume]
 }
 
-/// Sets a field; null takes it away.
+/// Sets a field; null removes it.
 pub fn set(object: &mut Value, path: &[&str], value: Value) {
     let [way @ .., last] = path else { panic!("an empty path") };
     let mut at = object;

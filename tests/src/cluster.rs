@@ -7,28 +7,28 @@ use kube::{Client, Config};
 
 use crate::parts::testbed;
 
-/// `kubectl` with the testbed's administrator.
+/// Returns a `kubectl` command with the permissions of an administrator.
 pub fn kubectl(arguments: &[&str]) -> Command {
     let mut command = Command::new(testbed("kubectl"));
     command.args(arguments);
     command
 }
 
-/// A client with the rights of an administrator, from `KUBECONFIG`.
+/// Returns a client with the permissions of an administrator, from `KUBECONFIG`.
 pub async fn client() -> Client {
-    // A second test of the same process finds it there already.
+    // Fails if another test of this process has installed it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     assert!(
         std::env::var_os("KUBECONFIG").is_some(),
-        "no KUBECONFIG: run this by `make test-parts` or `make test-node`"
+        "no KUBECONFIG: run `make test-integration` or `make test-e2e`"
     );
     let mut config = Config::infer().await.expect("a configuration");
-    // A refusal is what some tests wait for, 503 among them: it shall be told once, not retried for minutes.
+    // Some tests wait for a refusal, also with 503: it must not be retried for minutes.
     config.default_retry = false;
     Client::try_from(config).expect("a client")
 }
 
-/// Asks every 100 ms until there is an answer; fails after `patience` with the last words of `ask`.
+/// Calls `ask` every 100 ms until it returns `Ok`; fails after `patience` with its last error.
 pub async fn eventually<T>(
     what: &str,
     patience: Duration,

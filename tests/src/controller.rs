@@ -1,4 +1,4 @@
-//! The controller endpoint that csi-sanity needs where the driver has none.
+//! The controller service that csi-sanity needs and the driver does not have.
 //!
 //! oras-csi is a node-only driver: volumes are made by admission, not by a controller. Some node specs of
 //! csi-sanity still ask a controller for a volume first. [`FixedVolumes`] answers them with the attributes of a
@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 
 type Answer<T> = Result<Response<T>, Status>;
 
-/// Gives out volumes with these attributes, and remembers their names.
+/// Creates volumes with these attributes, and records their names.
 #[derive(Debug)]
 pub struct FixedVolumes {
     attributes: HashMap<String, String>,

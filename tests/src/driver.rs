@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::parts::oras_csi;
 use crate::process::{Running, free_port};
 
-/// A driver with a kubelet's folder and a store of its own; it stands alone, so that no volume needs a seal.
+/// A driver in stand-alone mode, in which no volume needs a seal, with its own kubelet folder and store.
 #[derive(Debug)]
 pub struct Driver {
     folder: tempfile::TempDir,
@@ -27,7 +27,7 @@ pub struct Driver {
     running: Option<Running>,
 }
 
-/// Why a test that mounts cannot run, told loudly; nothing where it can.
+/// Returns and prints the reason why a test that mounts cannot run; `None` if it can.
 pub fn cannot_mount() -> Option<&'static str> {
     let status = std::fs::read_to_string("/proc/self/status").expect("it is there");
     if status.lines().any(|line| line.starts_with("Uid:\t0\t")) {
@@ -45,7 +45,7 @@ impl Driver {
         Self::start_in_cluster(certs, arguments, None)
     }
 
-    /// The same with the rights of a kubeconfig.
+    /// Starts a driver with the permissions of a kubeconfig.
     pub fn start_in_cluster(certs: &Path, arguments: &[&str], kubeconfig: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let metrics = free_port();
@@ -82,7 +82,7 @@ impl Driver {
         self.running = Some(running);
     }
 
-    /// Kills it without a word.
+    /// Kills it.
     pub fn kill(&mut self) {
         if let Some(running) = self.running.take() {
             running.kill();
@@ -98,12 +98,12 @@ impl Driver {
         self.folder.path().join("store")
     }
 
-    /// All that it printed.
+    /// Returns all that it has printed.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("driver.log")).unwrap_or_default()
     }
 
-    /// A metric's value, all of its series together; 0 where there is none.
+    /// Returns the sum of all series of a metric, or 0.
     pub fn metric(&self, name: &str) -> f64 {
         let url = format!("127.0.0.1:{}", self.metrics);
         let text = get(&url, "/metrics");
@@ -113,14 +113,14 @@ impl Driver {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
-    /// Where kubelet would want the volume of a pod; it makes the folder above.
+    /// Returns the target path of a pod's volume, and creates the folder above it.
     pub fn target(&self, pod: &str) -> PathBuf {
         let parent = self.folder.path().join(format!("kubelet/pods/{pod}/volumes/kubernetes.io~csi/v"));
         std::fs::create_dir_all(&parent).expect("a folder");
         parent.join("mount")
     }
 
-    /// Publishes a recipe for a pod, as kubelet asks for an inline volume.
+    /// Publishes a recipe for a pod, as kubelet does for an inline volume.
     pub async fn publish(
         &self,
         pod: &str,

@@ -1,9 +1,9 @@
-//! What the tests across crates share: the real parts of the testbed as values that stop when dropped.
+//! What the integration and e2e tests share: programs of the testbed as values that stop when dropped.
 //!
-//! The parts come from `tests/testbed/` and are named by the environment that `make test-parts` and
-//! `make test-node` set: `ORAS_CSI_TESTBED_BIN`, `ORAS_CSI_BIN` and, where there is an API server, `KUBECONFIG`.
+//! The programs come from `tests/testbed/` and are named by the environment that `make test-integration` and
+//! `make test-e2e` set: `ORAS_CSI_TESTBED_BIN`, `ORAS_CSI_BIN` and, where there is an API server, `KUBECONFIG`.
 
-// A test that cannot get its parts has nothing to go on with.
+// A test cannot go on without its programs.
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -23,6 +23,6 @@ pub mod node;
 pub mod parts;
 pub mod process;
 pub mod registry;
-pub mod scripted;
 pub mod throttle;
+pub mod trial;
 pub mod webhook;

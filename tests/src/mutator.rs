@@ -1,4 +1,4 @@
-//! Somebody else's mutating webhook, before or after ours: the API server calls them by the names of their
+//! Another mutating webhook, before or after ours: the API server calls them in the order of the names of their
 //! configurations.
 
 use std::sync::Arc;

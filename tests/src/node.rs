@@ -14,21 +14,21 @@ use crate::process::{run, signal, try_run};
 use crate::registry::{Configuration, Distribution, Login, Oras};
 use crate::throttle::Throttle;
 
-/// The node's own image; nothing is pulled from elsewhere.
+/// The only image of containers on the node.
 const IMAGE: &str = "localhost/busybox:1";
 
-/// What [`Node::push_private`]'s registry is called.
+/// The name of the registry of [`Node::push_private`].
 pub const PRIVATE: &str = "private.example:5000";
 /// The node's registry behind a slow line.
 pub const SLOW: &str = "slow.example:5000";
 /// Of that line.
 const SLOW_BYTES_PER_SECOND: u64 = 2 << 20;
-/// How long kubelet waits for a pull before its pod's events say how far that is: less than anybody would set, since
-/// the tests wait for it too.
+/// How long a publish call waits before it reports the progress of the pull in the pod's events. Short, because the tests
+/// wait for it.
 const PUBLISH_WAIT: &str = "driver.publishWaitSeconds=5";
 const PRIVATE_USER: (&str, &str) = ("reader", "open sesame");
 
-/// The installation, made once, the registry that it knows as `kind-registry:5000`, and one that is for a user alone.
+/// The installation, which is made once, its registry `kind-registry:5000`, and a registry with a password.
 #[derive(Debug)]
 pub struct Node {
     registry: Mutex<Distribution>,
@@ -46,7 +46,7 @@ impl Node {
     }
 
     fn install() -> Self {
-        let address = std::env::var("ORAS_CSI_NODE_IP").expect("run this by `make test-node`");
+        let address = std::env::var("ORAS_CSI_NODE_IP").expect("run `make test-e2e`");
         let registry = Distribution::start_at(&address);
         let private =
             Distribution::start_at_with(&address, Configuration::default().with_htpasswd(&[PRIVATE_USER]));
@@ -64,7 +64,7 @@ impl Node {
         install.arg("--set-file").arg(hosts("private.example_5000_", &private.host()));
         install.arg("--set-file").arg(hosts("slow.example_5000_", &slow.host()));
         install.arg("--set").arg(PUBLISH_WAIT);
-        // Nobody listens at the discard port.
+        // No program listens on the discard port.
         install.arg("--set-file").arg(hosts("unreachable_5000_", &format!("{address}:9")));
         run(&mut install);
         eprintln!("helm install: {:?}", started.elapsed());
@@ -76,7 +76,7 @@ impl Node {
         self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Who may pull from [`PRIVATE`].
+    /// Returns the login for [`PRIVATE`].
     pub fn private_login() -> Login {
         Login::password(PRIVATE_USER.0, PRIVATE_USER.1)
     }
@@ -113,13 +113,12 @@ impl Node {
 
 /// The work folder of `tests/testbed/one-node`.
 pub fn work() -> PathBuf {
-    std::env::var_os("ORAS_CSI_TESTBED_WORK").expect("run this by `make test-node`").into()
+    std::env::var_os("ORAS_CSI_TESTBED_WORK").expect("run `make test-e2e`").into()
 }
 
-/// What a reboot does to volumes: kubelet and every container end without a word, no mount of ours is left, and kubelet
-/// starts again.
+/// Does to volumes what a reboot does: kills kubelet and every container, removes the driver's mounts, and starts kubelet.
 pub fn reboot() {
-    // As long as that file is there, nobody starts kubelet again.
+    // While this file exists, kubelet is not started again.
     let (rests, number) = (work().join("kubelet-rests"), work().join("kubelet.pid"));
     std::fs::write(&rests, "").expect("writes");
     let before = std::fs::read_to_string(&number).expect("kubelet runs");
@@ -167,7 +166,7 @@ pub fn on_this_node(mut document: Value) -> Value {
     document
 }
 
-/// `kubectl apply -f -`, whatever comes of it.
+/// Runs `kubectl apply -f -`.
 pub fn try_apply(document: &Value) -> Output {
     let mut child = kubectl(&["apply", "-f", "-"])
         .stdin(Stdio::piped())
@@ -181,7 +180,7 @@ pub fn try_apply(document: &Value) -> Output {
     child.wait_with_output().expect("kubectl ends")
 }
 
-/// `kubectl apply -f -`, which has to succeed; gives what it printed, warnings too.
+/// Runs `kubectl apply -f -`, which must succeed; returns its output with warnings.
 pub fn apply(document: &Value) -> String {
     let output = try_apply(document);
     let words =
@@ -190,14 +189,14 @@ pub fn apply(document: &Value) -> String {
     words
 }
 
-/// `kubectl apply -f -`, which has to be refused; gives the words.
+/// Runs `kubectl apply -f -`, which must be refused; returns the message.
 pub fn refused(document: &Value) -> String {
     let output = try_apply(document);
     assert!(!output.status.success(), "admitted: {}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Asks every 100 ms until there is an answer; fails after `patience` with what the cluster says.
+/// Calls `ask` every 100 ms until it returns a value; fails after `patience` with the state of the cluster.
 pub fn until<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -221,7 +220,7 @@ pub fn phase(pod: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Waits until a pod has run to its end with success, and gives what it printed.
+/// Waits until a pod has succeeded; returns its output.
 pub fn logs_of_finished(pod: &str) -> String {
     until(&format!("{pod} has run"), Duration::from_mins(2), || match phase(pod).as_str() {
         "Succeeded" => Some(()),
@@ -231,7 +230,7 @@ pub fn logs_of_finished(pod: &str) -> String {
     logs(pod)
 }
 
-/// What a pod printed.
+/// Returns the output of a pod.
 pub fn logs(pod: &str) -> String {
     run(&mut kubectl(&["logs", pod, "--all-containers"]))
 }

@@ -1,30 +1,26 @@
-//! Where the programs under test and the real parts are.
+//! Finds the programs under test and the programs of the testbed.
 
 use std::path::{Path, PathBuf};
 
-/// A program of the testbed: `registry`, `oras`, `kubectl`, `csi-sanity` and so on.
+/// Returns the path of a program of the testbed, such as `registry`, `oras`, `kubectl` or `csi-sanity`.
 pub fn testbed(program: &str) -> PathBuf {
     let folder = std::env::var_os("ORAS_CSI_TESTBED_BIN")
         .map_or_else(|| repository().join("target/testbed/bin"), PathBuf::from);
     let path = folder.join(program);
-    assert!(
-        path.exists(),
-        "{} is not built: run this by `make test-parts` or `make test-node`",
-        path.display()
-    );
+    assert!(path.exists(), "{} is not built: run `make test-integration` or `make test-e2e`", path.display());
     path
 }
 
-/// The static binary under test.
+/// Returns the path of the static binary under test.
 pub fn oras_csi() -> PathBuf {
-    let path = std::env::var_os("ORAS_CSI_BIN")
-        .expect("ORAS_CSI_BIN names the binary: run this by `make test-parts`");
+    let path =
+        std::env::var_os("ORAS_CSI_BIN").expect("ORAS_CSI_BIN names the binary: run `make test-integration`");
     let path = PathBuf::from(path);
     assert!(path.exists(), "{} is not built: run `make binary`", path.display());
     path
 }
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub fn repository() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().map_or_else(|| tests.to_owned(), Path::to_owned)

@@ -1,4 +1,4 @@
-//! A slow line to a registry: what comes back over it has so many bytes a second, all connections together.
+//! A slow connection to a registry: a limit of bytes per second from the registry, for all connections together.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How much is sent at once.
+/// The size of a write.
 const PIECE: usize = 16 << 10;
 
-/// The line. It stays for as long as the test runs.
+/// The connection. It lasts until the test process ends.
 #[derive(Clone, Debug)]
 pub struct Throttle {
     address: SocketAddr,
@@ -20,13 +20,13 @@ pub struct Throttle {
 #[derive(Debug)]
 struct Line {
     bytes_per_second: AtomicU64,
-    /// When the next piece may go.
+    /// When the next write is allowed.
     next: Mutex<Instant>,
     came: AtomicU64,
 }
 
 impl Throttle {
-    /// A line from a free port of `address` to `upstream` (`HOST:PORT`).
+    /// Listens on a free port of `address`, and forwards to `upstream` (`HOST:PORT`).
     pub fn start(address: &str, upstream: &str, bytes_per_second: u64) -> Self {
         let listener = TcpListener::bind((address, 0)).expect("a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -54,12 +54,12 @@ impl Throttle {
         self.address.to_string()
     }
 
-    /// Another pace from now on.
+    /// Changes the limit.
     pub fn set(&self, bytes_per_second: u64) {
         self.line.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// How many bytes came over it.
+    /// Returns the number of bytes from the registry so far.
     pub fn came(&self) -> u64 {
         self.line.came.load(Ordering::Relaxed)
     }

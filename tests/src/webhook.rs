@@ -17,7 +17,7 @@ use crate::cluster::eventually;
 use crate::parts::{oras_csi, repository, testbed};
 use crate::process::{Running, free_port, run};
 
-/// A webhook for one namespace of the API server, which is made for it.
+/// A webhook for one namespace of the API server.
 #[derive(Debug)]
 pub struct Webhook {
     running: Option<Running>,
@@ -27,7 +27,7 @@ pub struct Webhook {
     configuration: String,
 }
 
-/// The label of pods that are for the other replica: see [`Webhook::start_other`].
+/// The label of pods for the other replica: see [`Webhook::start_other`].
 const REPLICA: (&str, &str) = ("oras-csi-test-replica", "other");
 
 impl Webhook {
@@ -55,7 +55,7 @@ impl Webhook {
         Self::install(client, &self.namespace, &configuration, certs, arguments).await
     }
 
-    /// The same pod for the other replica.
+    /// Returns the same pod for the other replica.
     #[must_use]
     pub fn for_other(mut pod: Value) -> Value {
         pod["metadata"]["labels"][REPLICA.0] = json!(REPLICA.1);
@@ -102,7 +102,7 @@ impl Webhook {
         webhook
     }
 
-    /// The API server reads new configurations from a cache of its own: waits until it calls this one.
+    /// Waits until the API server, which caches configurations, calls this webhook.
     async fn until_called(&self, client: &Client) {
         let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(client.clone(), &self.namespace);
         let probe = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "annotations": {"oras.land/probe": ""}},
@@ -123,14 +123,14 @@ impl Webhook {
         .await;
     }
 
-    /// Stops it without a word.
+    /// Kills it.
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.kill();
         }
     }
 
-    /// Starts it again, with the certificates that it had.
+    /// Starts it again with its certificates.
     pub fn start_again(&mut self) {
         let mut command = Command::new(oras_csi());
         command.args(&self.arguments).env("RUST_LOG", "debug");
@@ -143,12 +143,12 @@ impl Webhook {
         self.running = Some(running);
     }
 
-    /// The namespace that it is called for.
+    /// Returns its namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// Takes its configuration away again.
+    /// Deletes its configuration.
     pub async fn uninstall(self, client: &Client) {
         let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
         api.delete(&self.configuration, &DeleteParams::default()).await.expect("it was made");
@@ -195,7 +195,7 @@ pub async fn install_definitions(client: &Client) {
     }
 }
 
-/// A webhook configuration of the chart, but for where the webhook is and which namespace it is for.
+/// Returns a webhook configuration of the chart with the address and the namespace of a test.
 fn configured<T: serde::de::DeserializeOwned>(namespace: &str, name: &str, port: u16, kind: &str) -> T {
     let found = chart().into_iter().find(|object| object["kind"] == kind);
     let mut configuration = found.expect("the chart has a webhook configuration");
@@ -203,7 +203,7 @@ fn configured<T: serde::de::DeserializeOwned>(namespace: &str, name: &str, port:
     for hook in configuration["webhooks"].as_array_mut().expect("with webhooks") {
         let path = hook["clientConfig"]["service"]["path"].as_str().expect("a path").to_owned();
         hook["clientConfig"] = json!({"url": format!("https://127.0.0.1:{port}{path}")});
-        // What lies in no namespace is of this webhook's test by a label.
+        // A label assigns cluster-scoped objects to the webhook of a test.
         if hook["rules"][0]["scope"] == "Cluster" {
             hook["objectSelector"] = json!({"matchLabels": {"oras-csi-test": name}});
         } else {

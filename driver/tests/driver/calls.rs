@@ -1,4 +1,4 @@
-//! A driver in a temporary directory, and kubelet's side of its socket.
+//! A driver in a temporary folder, and the calls of kubelet.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 
 pub async fn connect(socket: &Path) -> Channel {
     Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect().await.unwrap()
@@ -29,7 +29,7 @@ pub async fn connect(socket: &Path) -> Channel {
 /// A driver that runs in this process.
 pub struct Running {
     pub folder: Arc<TempDir>,
-    pub registry: Arc<Memory>,
+    pub registry: Arc<FakeRegistry>,
     pub node: NodeClient<Channel>,
     pub socket: PathBuf,
     pub registration: PathBuf,
@@ -40,17 +40,18 @@ pub struct Running {
 
 impl Running {
     pub async fn start() -> Self {
-        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), Memory::new(), Duration::from_secs(20)).await
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), FakeRegistry::new(), Duration::from_secs(20))
+            .await
     }
 
-    pub async fn start_in(folder: Arc<TempDir>, registry: Arc<Memory>, wait: Duration) -> Self {
+    pub async fn start_in(folder: Arc<TempDir>, registry: Arc<FakeRegistry>, wait: Duration) -> Self {
         Self::start_with(folder, registry, |settings| settings.with_publish_wait(wait)).await
     }
 
     /// With other settings than the tests' own.
     pub async fn start_with(
         folder: Arc<TempDir>,
-        registry: Arc<Memory>,
+        registry: Arc<FakeRegistry>,
         change: impl FnOnce(Settings) -> Settings,
     ) -> Self {
         let settings = change(settings(folder.path()).with_publish_wait(Duration::from_secs(20)));

@@ -1,4 +1,4 @@
-//! What nobody uses goes, and nothing else.
+//! Garbage collection: deletes unused content, and nothing else.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use oras_csi_store::{Item, Reserve, Tree};
 
 use crate::calls::{Running, mounts, names, request, until};
 use crate::namespace::{entered, entered_once, in_memory};
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 use crate::trees::Bench;
 
 /// Pulls an artifact with a file of its own and a directory that all share.
@@ -42,7 +42,7 @@ fn all(bench: &Bench) -> (u64, u64, u64) {
 }
 
 #[tokio::test]
-async fn the_least_recently_used_goes_first_and_what_others_need_stays() {
+async fn evicts_the_least_recently_used_content_first() {
     let bench = Bench::new();
     let (_, a) = pull(&bench, "a", 100_000).await;
     let (_, b) = pull(&bench, "b", 200_000).await;
@@ -71,7 +71,7 @@ async fn the_least_recently_used_goes_first_and_what_others_need_stays() {
 }
 
 #[tokio::test]
-async fn what_is_leased_or_recorded_stays() {
+async fn leased_and_recorded_content_is_not_evicted() {
     let bench = Bench::new();
     let (_, leased) = pull(&bench, "a", 1_000).await;
     let (_, recorded) = pull(&bench, "b", 1_000).await;
@@ -82,7 +82,7 @@ async fn what_is_leased_or_recorded_stays() {
     let target = Target::parse("/pods/x/mount").unwrap();
     records.put(&target, &Record::new("csi-1", &target, recorded.key(), "id", "default")).unwrap();
     assert_eq!(all(&bench), (0, 0, 0));
-    // Also when it is found damaged meanwhile: whoever leased it may be about to attach it.
+    // Also if it is found damaged in the meantime: the holder of the lease can be about to mount it.
     fs::write(bench.root(&leased).parent().unwrap().join("tree.json"), "").unwrap();
     assert_eq!(store.tree(leased.key()).unwrap(), None);
     all(&bench);
@@ -97,10 +97,10 @@ async fn what_is_leased_or_recorded_stays() {
 }
 
 #[tokio::test]
-async fn blobs_of_no_tree_and_parts_of_blobs_go_as_well() {
+async fn evicts_unused_blobs_and_partial_blobs() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("ok", b"ok").file("lost", b"lost").push();
-    bench.registry.drop_blob(&Digest::sha256_of(b"lost"));
+    bench.registry.remove_blob(&Digest::sha256_of(b"lost"));
     assert!(bench.pull(&recipe([add(&digest)])).await.is_err());
     let store = bench.fetcher.store().clone();
     let (leased, loose) = (Digest::sha256_of(b"leased"), Digest::sha256_of(b"loose"));
@@ -111,7 +111,7 @@ async fn blobs_of_no_tree_and_parts_of_blobs_go_as_well() {
     }
     let mut lease = store.lease();
     lease.add([Item::Blob(leased.clone())]).await;
-    assert!(all(&bench).2 >= 2, "what came of the broken pull, and the part that nobody waits for");
+    assert!(all(&bench).2 >= 2, "the bytes of the broken pull, and the part that no pull needs");
     assert!(!partial(&loose).exists());
     assert_eq!(names(&store.path().join("blobs/sha256")), [""; 0]);
     assert!(partial(&leased).exists());
@@ -120,8 +120,8 @@ async fn blobs_of_no_tree_and_parts_of_blobs_go_as_well() {
 }
 
 #[tokio::test]
-async fn room_is_made_for_a_pull_and_not_for_one_that_will_not_fit() {
-    if !entered("collecting::room_is_made_for_a_pull_and_not_for_one_that_will_not_fit") {
+async fn evicts_for_a_pull_only_if_it_can_fit() {
+    if !entered("collecting::evicts_for_a_pull_only_if_it_can_fit") {
         return;
     }
     let disk = in_memory("size=24m");
@@ -139,8 +139,8 @@ async fn room_is_made_for_a_pull_and_not_for_one_that_will_not_fit() {
 }
 
 #[tokio::test]
-async fn above_the_watermark_the_driver_collects_by_itself() {
-    if !entered("collecting::above_the_watermark_the_driver_collects_by_itself") {
+async fn collects_garbage_above_the_high_watermark() {
+    if !entered("collecting::collects_garbage_above_the_high_watermark") {
         return;
     }
     let disk = Arc::new(in_memory("size=40m"));
@@ -148,7 +148,7 @@ async fn above_the_watermark_the_driver_collects_by_itself() {
         .with_marks("50".parse().unwrap(), "30".parse().unwrap())
         .with_age(Duration::ZERO)
         .with_every(Duration::from_millis(50));
-    let driver = Running::start_with(disk, Memory::new(), |settings| {
+    let driver = Running::start_with(disk, FakeRegistry::new(), |settings| {
         settings.with_limits(Limits::default().with_reserve(Reserve::bytes(0))).with_watermarks(marks)
     })
     .await;
@@ -163,7 +163,7 @@ async fn above_the_watermark_the_driver_collects_by_itself() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(driver.names("trees").len(), 2, "below the high mark nothing goes");
     driver.publish(request("csi-c", &target("c"), &digests[2])).await.unwrap();
-    until("what nobody uses is gone", async || driver.names("trees").len() == 2).await;
+    until("unused content is deleted", async || driver.names("trees").len() == 2).await;
     assert!(
         fs::read(target("a").join("a")).unwrap().len() == 8 << 20,
         "what is mounted stays, above the mark too"
@@ -186,12 +186,12 @@ async fn above_the_watermark_the_driver_collects_by_itself() {
 }
 
 #[tokio::test]
-async fn a_volume_whose_pod_is_gone_is_forgotten() {
-    if !entered("collecting::a_volume_whose_pod_is_gone_is_forgotten") {
+async fn forgets_the_volume_of_a_deleted_pod() {
+    if !entered("collecting::forgets_the_volume_of_a_deleted_pod") {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let driver = Running::start_in(folder.clone(), Memory::new(), Duration::from_secs(20)).await;
+    let driver = Running::start_in(folder.clone(), FakeRegistry::new(), Duration::from_secs(20)).await;
     let digest = driver.artifact(b"jar");
     let volume = |uid: &str| {
         let parent = folder.path().join("kubelet/pods").join(uid).join("volumes/kubernetes.io~csi/v");
@@ -234,7 +234,7 @@ fn files(root: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
 /// An artifact, and what its volume must hold.
 type Wanted = (Digest, BTreeMap<PathBuf, Vec<u8>>);
 
-fn artifacts(registry: &Memory) -> Vec<Wanted> {
+fn artifacts(registry: &FakeRegistry) -> Vec<Wanted> {
     let make = |number: u8| {
         let own = vec![number; 20_000 + usize::from(number)];
         let shared = [&b"shared by some "[..], &[number % 3]].concat();
@@ -258,9 +258,9 @@ fn artifacts(registry: &Memory) -> Vec<Wanted> {
 
 /// Publishes, unpublishes and collects from many tasks at once; `ORAS_CSI_TEST_CHURN` says for how many seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn what_is_mounted_is_whole_whatever_is_collected_meanwhile() {
+async fn mounted_trees_stay_complete_during_garbage_collection() {
     const TASKS: usize = 12;
-    if !entered_once("collecting::what_is_mounted_is_whole_whatever_is_collected_meanwhile") {
+    if !entered_once("collecting::mounted_trees_stay_complete_during_garbage_collection") {
         return;
     }
     let seconds = std::env::var("ORAS_CSI_TEST_CHURN").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
@@ -270,7 +270,8 @@ async fn what_is_mounted_is_whole_whatever_is_collected_meanwhile() {
         .with_marks(nothing, nothing)
         .with_age(Duration::ZERO)
         .with_every(Duration::from_millis(1));
-    let driver = Running::start_with(disk, Memory::new(), |settings| settings.with_watermarks(marks)).await;
+    let driver =
+        Running::start_with(disk, FakeRegistry::new(), |settings| settings.with_watermarks(marks)).await;
     let driver = Arc::new(driver);
     let wanted = Arc::new(artifacts(&driver.registry));
     let (published, ends) = (Arc::new(AtomicUsize::new(0)), Instant::now() + Duration::from_secs(seconds));
@@ -315,7 +316,7 @@ async fn what_is_mounted_is_whole_whatever_is_collected_meanwhile() {
     for (target, volume, _) in &last {
         driver.unpublish(volume, target).await.unwrap();
     }
-    until("nothing is left of what nobody uses", async || {
+    until("all unused content is deleted", async || {
         ["trees", "layers", "blobs/sha256", "set-aside", "tmp"]
             .iter()
             .all(|folder| driver.names(folder).is_empty())

@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Running, connect, mounts, request, settings, unpublish};
 use crate::namespace::{entered, this};
-use crate::registry::{Artifact, Memory};
+use crate::registry::{Artifact, FakeRegistry};
 
 /// Where the driver of another process is to run.
 const FOLDER: &str = "ORAS_CSI_TEST_DRIVER";
 
-fn artifact(registry: &Memory) -> oras_csi_core::digest::Digest {
+fn artifact(registry: &FakeRegistry) -> oras_csi_core::digest::Digest {
     Artifact::new(registry).file("app.jar", b"jar").push()
 }
 
@@ -25,7 +25,7 @@ fn artifact(registry: &Memory) -> oras_csi_core::digest::Digest {
 #[tokio::test]
 async fn a_driver_in_a_process_of_its_own() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
-    let registry = Memory::new();
+    let registry = FakeRegistry::new();
     artifact(&registry);
     let bound = bind(settings(Path::new(&folder)), registry).await.unwrap();
     bound.serve(CancellationToken::new()).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_killed_driver_knows_its_mounts() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let digest = artifact(&Memory::new());
+    let digest = artifact(&FakeRegistry::new());
     let (first, second) = (target(folder, "a"), target(folder, "b"));
 
     let (driver, node) = start(folder).await;
@@ -107,8 +107,8 @@ async fn a_killed_driver_knows_its_mounts() {
 type Breaks = fn(&Running, &Path);
 
 #[tokio::test]
-async fn whatever_a_crash_leaves_the_next_call_repairs() {
-    if !entered("crash::whatever_a_crash_leaves_the_next_call_repairs") {
+async fn the_next_call_repairs_what_a_crash_left() {
+    if !entered("crash::the_next_call_repairs_what_a_crash_left") {
         return;
     }
     // Each state that lies between two steps of a publish or an unpublish.
@@ -162,9 +162,9 @@ async fn a_store_has_one_driver() {
     let driver = Running::start().await;
     let elsewhere = driver.folder.path().join("other.sock");
     let second = settings(driver.folder.path()).with_socket(elsewhere).with_registration(None);
-    let Err(error) = bind(second, Memory::new()).await else { panic!("two drivers on one store") };
+    let Err(error) = bind(second, FakeRegistry::new()).await else { panic!("two drivers on one store") };
     assert!(matches!(error, RunError::Store(_)) && error.to_string().contains("in use"), "{error}");
     let folder = Arc::clone(&driver.folder);
     driver.stop().await.unwrap();
-    Running::start_in(folder, Memory::new(), Duration::from_secs(1)).await.stop().await.unwrap();
+    Running::start_in(folder, FakeRegistry::new(), Duration::from_secs(1)).await.stop().await.unwrap();
 }

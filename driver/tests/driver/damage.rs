@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Running, mounts, names, request, until};
 use crate::namespace::entered;
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 use crate::trees::Bench;
 
 type BreaksTree = fn(&Path);
@@ -48,7 +48,7 @@ fn watchful(settings: Settings) -> Settings {
         .with_watermarks(Watermarks::default().with_every(Duration::from_millis(50)))
 }
 
-async fn watched(folder: Arc<tempfile::TempDir>, registry: Arc<Memory>) -> Running {
+async fn watched(folder: Arc<tempfile::TempDir>, registry: Arc<FakeRegistry>) -> Running {
     Running::start_with(folder, registry, watchful).await
 }
 
@@ -59,12 +59,12 @@ fn the_only(folder: &Path) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_is_found_told_and_never_mounted_again() {
-    if !entered("damage::a_flipped_bit_is_found_told_and_never_mounted_again") {
+async fn a_flipped_bit_is_found_reported_and_never_mounted_again() {
+    if !entered("damage::a_flipped_bit_is_found_reported_and_never_mounted_again") {
         return;
     }
     for (kind, file) in [("blob", "app.jar"), ("layer", "conf/a.yaml")] {
-        let driver = watched(Arc::new(tempfile::tempdir().unwrap()), Memory::new()).await;
+        let driver = watched(Arc::new(tempfile::tempdir().unwrap()), FakeRegistry::new()).await;
         let digest = driver.artifact(b"a jar of bytes");
         let (first, second) = (driver.target("a"), driver.target("b"));
         driver.publish(request("csi-a", &first, &digest)).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_flipped_bit_is_found_told_and_never_mounted_again() {
 
         let line = format!("oras_csi_driver_damaged_total{{kind=\"{kind}\"}} 1");
         until("the metric tells", async || driver.metrics_text().await.contains(&line)).await;
-        // The pod that has it keeps it; it is fetched again without anybody asking.
+        // The pod keeps its mount; the content is downloaded again in the background.
         assert_ne!(fs::read(first.join(file)).unwrap(), right);
         until("it is fetched again", async || tree.exists()).await;
         driver.publish(request("csi-b", &second, &digest)).await.unwrap();
@@ -104,7 +104,7 @@ async fn a_damaged_tree_that_is_mounted_is_not_deleted() {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let driver = Running::start_in(folder.clone(), Memory::new(), Duration::from_secs(20)).await;
+    let driver = Running::start_in(folder.clone(), FakeRegistry::new(), Duration::from_secs(20)).await;
     let digest = driver.artifact(b"jar");
     let (first, second) = (driver.target("a"), driver.target("b"));
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
@@ -140,8 +140,8 @@ async fn a_damaged_tree_that_is_mounted_is_not_deleted() {
 }
 
 #[tokio::test]
-async fn what_a_power_cut_leaves_is_not_mounted() {
-    if !entered("damage::what_a_power_cut_leaves_is_not_mounted") {
+async fn unsynced_content_is_not_mounted_after_a_power_loss() {
+    if !entered("damage::unsynced_content_is_not_mounted_after_a_power_loss") {
         return;
     }
     let driver = Running::start().await;
@@ -203,7 +203,7 @@ async fn a_store_of_format_one_is_taken_over() {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let driver = Running::start_in(folder.clone(), Memory::new(), Duration::from_secs(20)).await;
+    let driver = Running::start_in(folder.clone(), FakeRegistry::new(), Duration::from_secs(20)).await;
     let digest = driver.artifact(b"jar");
     let (first, second) = (driver.target("a"), driver.target("b"));
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
@@ -212,17 +212,17 @@ async fn a_store_of_format_one_is_taken_over() {
     as_format_one(&store);
 
     // What is there is served, and no byte of it fetched.
-    registry.down.store(true, Ordering::SeqCst);
+    registry.is_down.store(true, Ordering::SeqCst);
     let driver = Running::start_in(folder.clone(), registry.clone(), Duration::from_secs(20)).await;
     assert_eq!(fs::read_to_string(store.join("format")).unwrap(), "oras-csi store 2\n");
     assert_eq!(driver.records(), 1);
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
-    registry.down.store(false, Ordering::SeqCst);
+    registry.is_down.store(false, Ordering::SeqCst);
     let jar = Digest::sha256_of(b"jar");
-    let asked = registry.asked_for(&jar);
+    let asked = registry.requests_for(&jar);
     driver.publish(request("csi-b", &second, &digest)).await.unwrap();
     assert_eq!(fs::read(second.join("app.jar")).unwrap(), b"jar");
-    assert_eq!((asked, registry.asked_for(&jar)), (1, 1));
+    assert_eq!((asked, registry.requests_for(&jar)), (1, 1));
     for (volume, target) in [("csi-a", &first), ("csi-b", &second)] {
         driver.unpublish(volume, target).await.unwrap();
     }
@@ -280,7 +280,7 @@ async fn a_scrub_finds_every_kind_of_damage_and_only_that() {
 }
 
 #[tokio::test]
-async fn nothing_new_is_made_of_what_is_damaged() {
+async fn nothing_new_is_made_of_damaged_content() {
     let Bench { folder, registry, fetcher } = Bench::new();
     let digest = Artifact::new(&registry).file("f", b"file").directory("d", &[("g", b"other")]).push();
     let progress: Arc<dyn Progress> = Arc::new(Silent);
@@ -298,14 +298,14 @@ async fn nothing_new_is_made_of_what_is_damaged() {
     let root = store.path().join("trees").join(tree.key().as_str()).join("files/beneath");
     assert_eq!(fs::read(root.join("f")).unwrap(), b"file");
     assert_eq!(fs::read(root.join("d/g")).unwrap(), b"other");
-    assert_eq!(registry.asked_for(&Digest::sha256_of(b"file")), 2);
+    assert_eq!(registry.requests_for(&Digest::sha256_of(b"file")), 2);
     assert_eq!(store.node_record().damage.len(), 2);
     assert_eq!(names(&path.join("trees")), [tree.key().as_str()], "nor is the tree left that was made of it");
     drop(folder);
 }
 
 #[tokio::test]
-async fn a_scrub_is_slow_and_stops_when_it_is_told() {
+async fn a_scrub_is_throttled_and_can_be_stopped() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("f", &vec![7; 3 << 20]).push();
     bench.pull(&recipe([add(&digest)])).await.unwrap();

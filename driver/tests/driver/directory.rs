@@ -12,7 +12,7 @@ use oras_csi_store::Store;
 use oras_csi_store::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
 use tar::EntryType;
 
-use crate::registry::{Artifact, Memory, add, gzip, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, gzip, recipe};
 use crate::trees::Bench;
 
 async fn pull(bench: &Bench, recipe: &PinnedRecipe, path: &Path) -> Result<(), DirectoryError> {
@@ -56,12 +56,12 @@ async fn nothing_is_overwritten() {
         let error = pull(&bench, &recipe, path).await.unwrap_err();
         assert_eq!(error.class(), ErrorClass::BadInput, "{error}");
     }
-    assert_eq!(bench.registry.asked(), 0, "it is said before anything is fetched");
+    assert_eq!(bench.registry.requests(), 0, "it is said before anything is fetched");
     assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
 }
 
 /// A directory with what makes a difference: links of both kinds, and modes and times of its own.
-fn directory(registry: &Memory, title: &str) -> Vec<u8> {
+fn directory(registry: &FakeRegistry, title: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut entry = |kind: EntryType, name: &str, mode: u32, mtime: u64, link: Option<&str>, data: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -111,7 +111,7 @@ fn seen(root: &Path, folder: &Path, lines: &mut Vec<String>) {
 }
 
 #[tokio::test]
-async fn files_that_are_moved_out_of_a_store_are_as_those_that_are_copied() {
+async fn files_moved_out_of_a_store_equal_copied_files() {
     let bench = Bench::new();
     let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
     let unpack = |title| [("org.opencontainers.image.title", title), ("io.deis.oras.content.unpack", "true")];

@@ -11,24 +11,24 @@ use tonic::Code;
 
 use crate::calls::{Running, mounts, request, until};
 use crate::namespace::{entered, in_memory, mount};
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 use crate::trees::Bench;
 
 async fn on(disk: tempfile::TempDir) -> Running {
     let limits = Limits::default().with_reserve(Reserve::bytes(64 << 10)).with_minimum_age(Duration::ZERO);
-    Running::start_with(Arc::new(disk), Memory::new(), |settings| settings.with_limits(limits)).await
+    Running::start_with(Arc::new(disk), FakeRegistry::new(), |settings| settings.with_limits(limits)).await
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_and_recovers_by_itself() {
-    if !entered("disks::a_full_disk_is_told_and_recovers_by_itself") {
+async fn reports_a_full_disk_and_recovers() {
+    if !entered("disks::reports_a_full_disk_and_recovers") {
         return;
     }
     let driver = on(in_memory("size=8m")).await;
     let (first, second) = (driver.target("a"), driver.target("b"));
     let small = driver.artifact(b"jar");
     driver.publish(request("csi-a", &first, &small)).await.unwrap();
-    // Somebody else's bytes.
+    // Bytes of another program.
     let other = driver.folder.path().join("other");
     let others = |bytes: usize| fs::write(&other, vec![0; bytes]).unwrap();
     others(5 << 20);
@@ -64,8 +64,8 @@ async fn a_full_disk_is_told_and_recovers_by_itself() {
 }
 
 #[tokio::test]
-async fn a_disk_without_inodes_is_told() {
-    if !entered("disks::a_disk_without_inodes_is_told") {
+async fn reports_a_disk_without_inodes() {
+    if !entered("disks::reports_a_disk_without_inodes") {
         return;
     }
     let driver = on(in_memory("size=64m,nr_inodes=120")).await;
@@ -90,15 +90,16 @@ async fn a_disk_without_inodes_is_told() {
 }
 
 #[tokio::test]
-async fn a_disk_that_became_read_only_is_told() {
-    if !entered("disks::a_disk_that_became_read_only_is_told") {
+async fn reports_a_read_only_disk() {
+    if !entered("disks::reports_a_read_only_disk") {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().unwrap());
     fs::create_dir(folder.path().join("store")).unwrap();
     mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], &folder.path().join("store"));
     let limits = Limits::default().with_reserve(Reserve::bytes(0));
-    let driver = Running::start_with(folder, Memory::new(), |settings| settings.with_limits(limits)).await;
+    let driver =
+        Running::start_with(folder, FakeRegistry::new(), |settings| settings.with_limits(limits)).await;
     let (first, second) = (driver.target("a"), driver.target("b"));
     let (one, two) = (driver.artifact(b"one"), driver.artifact(b"two"));
     driver.publish(request("csi-a", &first, &one)).await.unwrap();

@@ -14,7 +14,7 @@ use tonic::Code;
 
 use crate::calls::{Running, connect, request};
 use crate::namespace::{entered_as_root, mount};
-use crate::registry::Memory;
+use crate::registry::FakeRegistry;
 
 /// How long a call that needs no write may take while the disk hangs.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ async fn calls_that_need_no_write_answer_while_the_disk_hangs() {
     std::fs::create_dir(&store).unwrap();
     run("mkfs.ext4", &["-q", "-F"], &image);
     mount(&["-o", "loop", image.to_str().unwrap()], &store);
-    let driver = Running::start_with(folder.clone(), Memory::new(), |settings| settings).await;
+    let driver = Running::start_with(folder.clone(), FakeRegistry::new(), |settings| settings).await;
     let mut identity = IdentityClient::new(connect(&driver.socket).await);
 
     let mounted = driver.target("mounted");

@@ -11,16 +11,16 @@ use tonic::Code;
 
 use crate::calls::{Running, mounts, request};
 use crate::namespace::entered;
-use crate::registry::{Artifact, Memory};
+use crate::registry::{Artifact, FakeRegistry};
 
 async fn impatient(milliseconds: u64) -> Running {
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    Running::start_in(folder, Memory::new(), Duration::from_millis(milliseconds)).await
+    Running::start_in(folder, FakeRegistry::new(), Duration::from_millis(milliseconds)).await
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_keeps_nobody_out() {
-    if !entered("kubelet::a_caller_that_hangs_up_keeps_nobody_out") {
+async fn a_cancelled_call_does_not_block_others() {
+    if !entered("kubelet::a_cancelled_call_does_not_block_others") {
         return;
     }
     let driver = impatient(1_000).await;
@@ -37,13 +37,13 @@ async fn a_caller_that_hangs_up_keeps_nobody_out() {
     driver.publish(wanted.clone()).await.unwrap();
     driver.publish(wanted).await.unwrap();
     assert_eq!((mounts(&driver.target("a")).len(), driver.records()), (1, 1));
-    assert_eq!(driver.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
+    assert_eq!(driver.registry.requests_for(&Digest::sha256_of(&bytes)), 1);
     driver.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn of_two_calls_for_one_volume_one_is_told_to_wait() {
-    if !entered("kubelet::of_two_calls_for_one_volume_one_is_told_to_wait") {
+async fn a_second_call_for_a_volume_gets_aborted() {
+    if !entered("kubelet::a_second_call_for_a_volume_gets_aborted") {
         return;
     }
     let driver = impatient(20_000).await;
@@ -84,7 +84,7 @@ async fn an_answer_that_is_final_leaves_nothing_of_earlier_attempts() {
         fs::remove_dir_all(&folder).unwrap();
         fs::create_dir(&folder).unwrap();
     }
-    driver.registry.drop_blob(&Digest::sha256_of(b"jar"));
+    driver.registry.remove_blob(&Digest::sha256_of(b"jar"));
     let status = driver.publish(wanted).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound, "{status}");
     assert!(!target.exists() && driver.records() == 0, "kubelet may never unpublish it");
@@ -101,16 +101,16 @@ async fn an_answer_that_is_not_final_is_followed_by_an_unpublish_that_works() {
     let digest = Artifact::new(&driver.registry).file("f", &vec![7; 40_960]).push();
     let target = driver.target("a");
     let wanted = request("csi-1", &target, &digest);
-    driver.registry.down.store(true, Ordering::SeqCst);
+    driver.registry.is_down.store(true, Ordering::SeqCst);
     let status = driver.publish(wanted.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     driver.unpublish("csi-1", &target).await.unwrap();
-    driver.registry.down.store(false, Ordering::SeqCst);
+    driver.registry.is_down.store(false, Ordering::SeqCst);
     let gate = driver.registry.close_gate();
     let status = driver.publish(wanted.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted, "{status}");
     driver.unpublish("csi-1", &target).await.unwrap();
-    // The pod is gone, and its pull is done: nothing is mounted for nobody.
+    // The pod is deleted and its pull has ended: nothing is mounted.
     gate.add_permits(1_000);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!target.exists() && mounts(&target).is_empty() && driver.records() == 0);

@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 
 use crate::calls::{Running, request};
 use crate::namespace::{entered_once, in_memory};
-use crate::registry::Memory;
+use crate::registry::FakeRegistry;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_volumes_are_taken_over_in_seconds() {
+async fn a_restart_recovers_two_thousand_volumes_in_seconds() {
     const VOLUMES: usize = 2_000;
-    if !entered_once("many::two_thousand_volumes_are_taken_over_in_seconds") {
+    if !entered_once("many::a_restart_recovers_two_thousand_volumes_in_seconds") {
         return;
     }
     let disk = Arc::new(in_memory("size=1g"));
-    let driver = Running::start_in(disk.clone(), Memory::new(), Duration::from_secs(20)).await;
+    let driver = Running::start_in(disk.clone(), FakeRegistry::new(), Duration::from_secs(20)).await;
     let digests = [driver.artifact(b"one"), driver.artifact(b"two")];
     let target = |driver: &Running, number: usize| driver.target(&format!("pod-{number}"));
     let begun = Instant::now();

@@ -17,7 +17,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::registry::{Artifact, Memory, add};
+use crate::registry::{Artifact, FakeRegistry, add};
 use crate::trees::{TAR, globs};
 
 /// A path to the text of a file, or to nothing for a directory. The root is not in it.
@@ -304,7 +304,7 @@ fn read(root: &Path, folder: &Path, tree: &mut Model) {
 
 fn pull(moves: &[Move], layers: &[Vec<Layer>]) -> Result<Model, Refusal> {
     let folder = tempfile::tempdir().unwrap();
-    let registry = Memory::new();
+    let registry = FakeRegistry::new();
     let steps = moves.iter().zip(layers).map(|(step, layers)| {
         let artifact = |image: &Image| {
             let artifact = Artifact::new(&registry);

@@ -1,19 +1,18 @@
-//! Runs a test once more inside a mount namespace of its own, so that it can mount without being seen,
-//! and without being root.
+//! Runs a test again in its own mount namespace, in which it can mount without root and without effect on the machine.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Set inside, so that the test knows where it is.
+/// The variable that is set inside the namespace.
 const INSIDE: &str = "ORAS_CSI_TEST_NAMESPACE";
 
 /// A kind of namespace to run in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// As root, as in a privileged container.
+    /// With root, as in a privileged container.
     Root,
-    /// As anybody: a user namespace, in which the flags of what is mounted already are locked.
+    /// Without root: a user namespace, in which the flags of existing mounts are locked.
     User,
 }
 
@@ -26,7 +25,7 @@ impl Kind {
     }
 
     fn works(self) -> bool {
-        let script = "d=$(mktemp -d) && mount --bind $d $d && umount $d && rmdir $d";
+        let script = "d=$(mktemp -d) || exit; mount --bind $d $d && umount $d; s=$?; rmdir $d; exit $s";
         let tried = Command::new("unshare").args(self.flags()).args(["sh", "-c", script]).output();
         tried.is_ok_and(|output| output.status.success())
     }
@@ -39,15 +38,15 @@ fn kinds() -> &'static [Kind] {
         let wanted = if root { vec![Kind::Root, Kind::User] } else { vec![Kind::User] };
         let (works, fails): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|kind| kind.works());
         for kind in fails {
-            eprintln!("SKIPPED: mounts cannot be tested in a namespace of the kind {kind:?}: unshare or mount is refused here");
+            eprintln!("SKIPPED: cannot test mounts in a namespace of kind {kind:?}: this machine refuses unshare or mount");
             assert!(std::env::var_os("CI").is_none_or(|value| value != "true"), "with CI=true this is a failure");
         }
         works
     })
 }
 
-/// `true` inside, where the test is to be done. Outside, runs the test `name` inside every kind of
-/// namespace that there is, and fails as it fails.
+/// Returns `true` inside a namespace, where the test must run. Outside, runs the test `name` in every kind of namespace
+/// that works here, and fails if it fails.
 pub fn entered(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -58,7 +57,7 @@ pub fn entered(name: &str) -> bool {
     false
 }
 
-/// The same in one kind of namespace alone: for what takes long and does not depend on the kind.
+/// Like [`entered`] with one kind of namespace: for long tests that do not depend on the kind.
 pub fn entered_once(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -83,7 +82,7 @@ pub fn entered_as_root(name: &str) -> bool {
     false
 }
 
-/// An empty file system in memory, with these options, which is there for as long as the test's namespace.
+/// Mounts an empty tmpfs with these options. It ends with the namespace of the test.
 pub fn in_memory(options: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     mount(&["-t", "tmpfs", "-o", options, "tmpfs"], folder.path());
@@ -95,8 +94,8 @@ pub fn mount(arguments: &[&str], path: &std::path::Path) {
     assert!(output.status.success(), "mount {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The same, with the temporary directory on a file system that is mounted noexec, nosuid, nodev and
-/// noatime outside the user namespace that the test runs in: those flags are locked.
+/// Like [`entered`], with the temporary folder on a file system that is mounted noexec, nosuid, nodev and noatime outside
+/// of the user namespace: these flags are locked.
 pub fn entered_with_locked_flags(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -111,7 +110,7 @@ pub fn entered_with_locked_flags(name: &str) -> bool {
 }
 
 fn run(program: &str, flags: &[&str], name: &str) {
-    // Gone afterwards with whatever was mounted on folders in it: the namespace is gone by then.
+    // Removed at the end. The namespace has ended by then, and its mounts with it.
     let temporary = tempfile::tempdir().unwrap();
     let output = Command::new(program)
         .args(flags)

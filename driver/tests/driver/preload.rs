@@ -24,7 +24,7 @@ use tonic::Code;
 use crate::calls::{Running, request_for, until};
 use crate::cluster::Cluster;
 use crate::namespace::entered_once;
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 use crate::trees::Bench;
 
 const UID: &str = "c0ffee";
@@ -55,10 +55,15 @@ impl Scene {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         fs::create_dir(folder.path().join("keys")).unwrap();
         fs::write(folder.path().join("keys/key.pem"), key.public().to_pem()).unwrap();
-        Self::begin(cluster, key, folder, Memory::new()).await
+        Self::begin(cluster, key, folder, FakeRegistry::new()).await
     }
 
-    async fn begin(cluster: Cluster, key: SealKey, folder: Arc<TempDir>, registry: Arc<Memory>) -> Self {
+    async fn begin(
+        cluster: Cluster,
+        key: SealKey,
+        folder: Arc<TempDir>,
+        registry: Arc<FakeRegistry>,
+    ) -> Self {
         let at = folder.clone();
         let driver = Running::start_with(folder, registry, |before| settings(before, &cluster, &at)).await;
         Self { cluster, key, driver }
@@ -108,8 +113,8 @@ fn status(volume: &CanonicalVolume, generation: i64) -> Value {
 }
 
 #[tokio::test]
-async fn what_a_set_wants_starts_with_registry_and_api_server_gone() {
-    if !entered_once("preload::what_a_set_wants_starts_with_registry_and_api_server_gone") {
+async fn a_preloaded_set_starts_without_registry_and_api_server() {
+    if !entered_once("preload::a_preloaded_set_starts_without_registry_and_api_server") {
         return;
     }
     let scene = Scene::open().await;
@@ -139,7 +144,7 @@ async fn what_a_set_wants_starts_with_registry_and_api_server_gone() {
     assert_eq!(cluster.writes(), writes);
 
     cluster.go_down();
-    scene.driver.registry.down.store(true, Ordering::SeqCst);
+    scene.driver.registry.is_down.store(true, Ordering::SeqCst);
     let scene = scene.restarted().await;
     // Collections go on all the while.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -150,18 +155,19 @@ async fn what_a_set_wants_starts_with_registry_and_api_server_gone() {
     let status = scene.driver.publish(scene.request("v", "others", &other)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
 
-    // The set went meanwhile: nobody else wants it.
+    // The set was deleted in the meantime, and nothing else needs its content.
     cluster.drop_set("models");
     cluster.come_back();
     let driver = &scene.driver;
     until("it is collected", async || driver.names("trees").is_empty()).await;
-    until("and that is told", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([])).await;
+    until("the status reports that", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([]))
+        .await;
     scene.driver.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn what_is_kept_follows_the_set_and_the_labels_of_the_node() {
-    if !entered_once("preload::what_is_kept_follows_the_set_and_the_labels_of_the_node") {
+async fn kept_content_follows_the_set_and_the_labels_of_the_node() {
+    if !entered_once("preload::kept_content_follows_the_set_and_the_labels_of_the_node") {
         return;
     }
     let scene = Scene::open().await;
@@ -199,20 +205,20 @@ async fn what_is_kept_follows_the_set_and_the_labels_of_the_node() {
 
     cluster.label("gpu", "none");
     until("it is collected", async || driver.names("trees").is_empty()).await;
-    until("and that is told", async || cluster.told("models").is_none()).await;
+    until("the status reports that", async || cluster.told("models").is_none()).await;
     scene.driver.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_set_is_read_with_its_own_secret() {
-    if !entered_once("preload::a_set_is_read_with_its_own_secret") {
+async fn a_set_is_pulled_with_its_own_secret() {
+    if !entered_once("preload::a_set_is_pulled_with_its_own_secret") {
         return;
     }
     let scene = Scene::open().await;
     let (cluster, driver) = (scene.cluster.clone(), &scene.driver);
     let (wanted, other) = (scene.artifact("private"), scene.artifact("private as well"));
     let credential = Credential::basic("robot".to_owned(), "of today".to_owned()).unwrap();
-    *driver.registry.let_in.lock().unwrap() = Some(vec![credential]);
+    *driver.registry.accepted.lock().unwrap() = Some(vec![credential]);
     let spec = json!({"preload": true, "pullSecret": {"name": "robot"}});
     scene.put("models", &spec, &wanted);
     let message = || cluster.told("models").unwrap()["message"].as_str().unwrap().to_owned();
@@ -231,7 +237,7 @@ async fn a_set_is_read_with_its_own_secret() {
     cluster.put_secret("robot", "robot", "of today");
     until("it is there", async || cluster.has_told("models", "Ready")).await;
 
-    // A pod's volume of a set that is not fetched ahead.
+    // A pod's volume of a set that is not preloaded.
     scene.put("others", &json!({"pullSecret": {"name": "robot"}}), &other);
     cluster.go_down();
     let wish = scene.request("v", "others", &other);
@@ -253,10 +259,10 @@ async fn a_set_is_read_with_its_own_secret() {
     scene.driver.stop().await.unwrap();
 }
 
-/// Without `--cluster-sets` nobody would let go of what sets wanted.
+/// Without `--cluster-sets` no controller would release the content of sets.
 #[tokio::test]
-async fn a_driver_that_stands_alone_keeps_nothing_for_sets() {
-    if !entered_once("preload::a_driver_that_stands_alone_keeps_nothing_for_sets") {
+async fn a_stand_alone_driver_keeps_nothing_for_sets() {
+    if !entered_once("preload::a_stand_alone_driver_keeps_nothing_for_sets") {
         return;
     }
     let scene = Scene::open().await;
@@ -277,7 +283,7 @@ async fn a_driver_that_stands_alone_keeps_nothing_for_sets() {
     driver.stop().await.unwrap();
 }
 
-/// An artifact whose one layer is nobody else's; the layer's digest as well.
+/// Returns an artifact with one layer of its own, and the digest of the layer.
 fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
     let bytes = [text.as_bytes(), &vec![7; 40_960]].concat();
     let digest = Artifact::new(&bench.registry).file("f", &bytes).push();
@@ -285,13 +291,13 @@ fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
 }
 
 #[tokio::test]
-async fn a_pod_overtakes_what_is_fetched_ahead() {
+async fn a_pod_overtakes_preloads() {
     let bench = Bench::new();
     let pulls = Arc::new(Pulls::new(bench.fetcher.clone(), CancellationToken::new()));
     let gate = bench.registry.close_gate();
-    // A host has four turns, of which three may be had by those who fetch ahead.
+    // A host has four download slots, and preloads can use three of them.
     let ahead: Vec<_> = (0..8).map(|number| of_one(&bench, &format!("ahead {number}"))).collect();
-    let begun = || ahead.iter().filter(|(_, layer)| bench.registry.asked_for(layer) > 0).count();
+    let begun = || ahead.iter().filter(|(_, layer)| bench.registry.requests_for(layer) > 0).count();
     let mut tasks = tokio::task::JoinSet::new();
     for (volume, _) in &ahead {
         let (pulls, fetcher, recipe) = (pulls.clone(), bench.fetcher.clone(), volume.recipe().clone());
@@ -305,18 +311,18 @@ async fn a_pod_overtakes_what_is_fetched_ahead() {
     let wait = Duration::from_millis(100);
     let waited = pulls.wait_for(other.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
-    until("it is asked for", async || bench.registry.asked_for(&layer) == 1).await;
-    // One that asks for what waits to be fetched ahead takes the turn of what nobody waits for.
-    let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.asked_for(layer) == 0).unwrap();
+    until("it is asked for", async || bench.registry.requests_for(&layer) == 1).await;
+    // A pod that requests a queued preload takes the slot of a preload that no pod needs.
+    let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.requests_for(layer) == 0).unwrap();
     let waited = pulls.wait_for(last.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
-    until("it is asked for", async || bench.registry.asked_for(layer) == 1).await;
+    until("it is asked for", async || bench.registry.requests_for(layer) == 1).await;
     assert_eq!(begun(), 4);
     gate.add_permits(1_000);
     for (volume, layer) in ahead.iter().map(|(volume, layer)| (volume, layer)) {
         let waited = pulls.wait_for(volume.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
         assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
-        assert_eq!(bench.registry.asked_for(layer), 1, "each is fetched once");
+        assert_eq!(bench.registry.requests_for(layer), 1, "each is fetched once");
     }
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap().unwrap();
@@ -324,7 +330,7 @@ async fn a_pod_overtakes_what_is_fetched_ahead() {
 }
 
 #[tokio::test]
-async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
+async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
     let bench = Bench::new();
     let pulls = Pulls::new(bench.fetcher.clone(), CancellationToken::new());
     let gate = bench.registry.close_gate();
@@ -334,7 +340,7 @@ async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
         pulls.start_in_background(joined.recipe(), &bench.fetcher),
     );
     until("both are under way", async || {
-        [&first, &second].iter().all(|layer| bench.registry.asked_for(layer) == 1)
+        [&first, &second].iter().all(|layer| bench.registry.requests_for(layer) == 1)
     })
     .await;
     let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::ZERO).await;
@@ -343,17 +349,17 @@ async fn what_nobody_wants_any_more_is_not_fetched_to_its_end() {
     gate.add_permits(1_000);
     let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
     assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
-    assert_eq!(bench.registry.asked_for(&second), 1);
+    assert_eq!(bench.registry.requests_for(&second), 1);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let store = bench.fetcher.store();
     assert_eq!(store.tree(&bench.fetcher.key(dropped.recipe())).unwrap(), None);
-    // Whoever asks for it now begins anew, and hears of no failure.
+    // A pod that requests it now starts a new pull, and gets no error of the old one.
     let waited = pulls.wait_for(dropped.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
     assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
 }
 
 #[tokio::test]
-async fn roots_are_what_is_written_down() {
+async fn gc_roots_are_read_from_the_disk() {
     let bench = Bench::with(Limits::default());
     let (wanted, _) = of_one(&bench, "wanted");
     let tree = bench.pull(wanted.recipe()).await.unwrap();
@@ -372,8 +378,8 @@ async fn roots_are_what_is_written_down() {
 }
 
 #[tokio::test]
-async fn damage_is_told_as_an_event_of_the_node_and_in_its_object() {
-    if !entered_once("preload::damage_is_told_as_an_event_of_the_node_and_in_its_object") {
+async fn damage_is_reported_as_an_event_and_in_the_node_object() {
+    if !entered_once("preload::damage_is_reported_as_an_event_and_in_the_node_object") {
         return;
     }
     let scene = Scene::open().await;
@@ -383,8 +389,8 @@ async fn damage_is_told_as_an_event_of_the_node_and_in_its_object() {
     until("the node has it", async || cluster.has_told("models", "Ready")).await;
     let name = scene.driver.names("trees").remove(0);
     fs::write(scene.driver.store().join("trees").join(&name).join("tree.json"), "no description").unwrap();
-    // Whoever looks for it finds the damage.
-    until("damage is told", async || {
+    // The scrub finds the damage.
+    until("the damage is reported", async || {
         let _ = scene.driver.publish(scene.request("v", "models", &wanted)).await;
         let _ = scene.driver.unpublish("csi-1", &scene.target("v")).await;
         !cluster.events().is_empty()

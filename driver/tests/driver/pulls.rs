@@ -22,7 +22,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_taken_up_where_it_broke() {
+async fn resumes_a_broken_connection() {
     let bench = Bench::new();
     let bytes = noise(200_000);
     let digest = Artifact::new(&bench.registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
@@ -30,18 +30,18 @@ async fn a_connection_that_breaks_is_taken_up_where_it_broke() {
     let tree = bench.pull(&recipe([add(&digest)])).await.unwrap();
     assert_eq!(fs::read(bench.root(&tree).join("f")).unwrap(), bytes);
     assert_eq!(fs::read(bench.root(&tree).join("d/g")).unwrap(), bytes);
-    assert!(bench.registry.asked_for(&Digest::sha256_of(&bytes)) >= 4);
+    assert!(bench.registry.requests_for(&Digest::sha256_of(&bytes)) >= 4);
 }
 
 #[tokio::test]
 async fn a_registry_that_is_down_is_unavailable() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("f", b"x").push();
-    bench.registry.down.store(true, Ordering::SeqCst);
+    bench.registry.is_down.store(true, Ordering::SeqCst);
     let error = bench.pull(&recipe([add(&digest)])).await.unwrap_err();
     assert_eq!(error.kind(), PullErrorKind::Unavailable);
     assert!(error.to_string().contains("kind-registry:5000/java-app@sha256:"), "{error}");
-    bench.registry.down.store(false, Ordering::SeqCst);
+    bench.registry.is_down.store(false, Ordering::SeqCst);
     bench.pull(&recipe([add(&digest)])).await.unwrap();
 }
 
@@ -67,7 +67,7 @@ async fn other_bytes_are_corrupt() {
 async fn a_missing_layer_is_named() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("ok", b"ok").file("f", b"lost").push();
-    bench.registry.drop_blob(&Digest::sha256_of(b"lost"));
+    bench.registry.remove_blob(&Digest::sha256_of(b"lost"));
     let error = bench.pull(&recipe([add(&digest)])).await.unwrap_err();
     assert_eq!(error.kind(), PullErrorKind::NotFound);
     assert!(error.to_string().contains(Digest::sha256_of(b"lost").hex()), "{error}");
@@ -89,10 +89,10 @@ async fn recipes_that_share_a_blob_fetch_it_once() {
     let (one, two) = (recipe([add(&one)]), recipe([add(&two)]));
     let (first, second) = tokio::join!(bench.pull(&one), bench.pull(&two));
     assert_ne!(first.unwrap().key(), second.unwrap().key());
-    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(&bytes)), 1);
 }
 
-/// An artifact of four layers that are nobody else's.
+/// Returns an artifact with four layers of its own.
 fn of_four(bench: &Bench, name: &str) -> Digest {
     let layer = |number: usize| [format!("{name} {number} ").as_bytes(), &noise(50_000)].concat();
     let layers = (0..4).map(layer).collect::<Vec<_>>();
@@ -100,12 +100,12 @@ fn of_four(bench: &Bench, name: &str) -> Digest {
     files.fold(Artifact::new(&bench.registry), |artifact, (bytes, title)| artifact.file(title, bytes)).push()
 }
 
-/// Pulls two artifacts of each host, which take for ever, and then whether one of another host is there in time.
+/// Pulls two artifacts of each slow host, and reports whether an artifact of another host arrives in time.
 async fn is_served_beside(bench: &Bench, hosts: &[&str]) -> bool {
     let drip = (17, Duration::from_millis(20));
     bench
         .registry
-        .dripping
+        .slow_hosts
         .lock()
         .unwrap()
         .extend(hosts.iter().map(|host| (host.trim_end_matches(":5000").to_owned(), drip)));
@@ -125,19 +125,19 @@ async fn is_served_beside(bench: &Bench, hosts: &[&str]) -> bool {
 }
 
 #[tokio::test]
-async fn a_registry_that_drips_costs_only_those_who_ask_it() {
+async fn a_slow_registry_delays_only_its_own_pulls() {
     assert!(is_served_beside(&Bench::new(), &["slow:5000"]).await);
 }
 
 #[tokio::test]
-async fn registries_that_drip_make_way_for_those_that_do_not() {
+async fn slow_registries_give_up_their_slots_to_others() {
     let limits = Limits::default().with_patience(Duration::from_millis(300), Duration::from_mins(2));
     assert!(is_served_beside(&Bench::with(limits), &["slow-a:5000", "slow-b:5000"]).await);
 }
 
 /// However many layers, and artifacts, are made of it: who waits for the same bytes takes no turn.
 #[tokio::test]
-async fn one_blob_that_drips_takes_one_turn() {
+async fn a_slow_blob_takes_one_download_slot() {
     let bench = Bench::new();
     let archive = gzip(&tar(&[("a/b/c/d/f".to_owned(), &noise(50_000))]));
     let digest = bench.registry.put_blob(&archive);
@@ -152,7 +152,7 @@ async fn one_blob_that_drips_takes_one_turn() {
     let mut manifest = Artifact::new(&bench.registry).manifest();
     manifest["layers"] = ["a", "a/b", "a/b/c", "a/b/c/d"].map(layer).into_iter().collect();
     let dripping = bench.registry.put_manifest(&manifest);
-    bench.registry.dripping.lock().unwrap().insert("one".to_owned(), (17, Duration::from_millis(20)));
+    bench.registry.slow_hosts.lock().unwrap().insert("one".to_owned(), (17, Duration::from_millis(20)));
     let wanted = recipe([add_from("one:5000", &dripping)]);
     let fetcher = bench.fetcher.clone();
     let waiting = tokio::spawn(async move {
@@ -160,9 +160,9 @@ async fn one_blob_that_drips_takes_one_turn() {
         fetcher.tree(&wanted, &progress).await
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
-    bench.registry.dripping.lock().unwrap().clear();
-    assert_eq!(bench.registry.asked_for(&digest), 1, "of four layers of it");
-    // The same host serves somebody else.
+    bench.registry.slow_hosts.lock().unwrap().clear();
+    assert_eq!(bench.registry.requests_for(&digest), 1, "of four layers of it");
+    // The same host serves another artifact.
     let honest = recipe([add_from("one:5000", &of_four(&bench, "honest"))]);
     let served = tokio::time::timeout(Duration::from_secs(5), bench.pull(&honest)).await;
     assert!(served.is_ok_and(|tree| tree.is_ok()));
@@ -170,11 +170,11 @@ async fn one_blob_that_drips_takes_one_turn() {
 }
 
 #[tokio::test]
-async fn a_blob_that_would_never_be_there_is_given_up() {
+async fn gives_up_on_a_blob_that_is_too_slow() {
     let limits = Limits::default().with_patience(Duration::from_millis(100), Duration::from_millis(600));
     let bench = Bench::with(limits);
     let drip = (17, Duration::from_millis(20));
-    bench.registry.dripping.lock().unwrap().insert("slow".to_owned(), drip);
+    bench.registry.slow_hosts.lock().unwrap().insert("slow".to_owned(), drip);
     let wanted = recipe([add_from("slow:5000", &of_four(&bench, "slow"))]);
     let pulled = tokio::time::timeout(Duration::from_secs(5), bench.pull(&wanted)).await;
     let error = pulled.unwrap().unwrap_err();

@@ -38,7 +38,7 @@ fn blob(files: &[(&str, &[u8])]) -> Digest {
 }
 
 #[tokio::test]
-async fn an_overlay_takes_away_what_earlier_steps_laid_beneath_its_path() {
+async fn whiteouts_of_an_overlay_remove_files_of_earlier_steps() {
     let bench = Bench::new();
     let base = Artifact::new(&bench.registry)
         .file("keep", b"k")
@@ -82,13 +82,13 @@ async fn an_overlay_takes_away_what_earlier_steps_laid_beneath_its_path() {
 }
 
 #[tokio::test]
-async fn a_whiteout_of_what_is_added_reaches_its_own_artifact_alone() {
+async fn whiteouts_of_an_added_artifact_affect_only_that_artifact() {
     let bench = Bench::new();
     let base = Artifact::new(&bench.registry).file("a", b"a").file("b", b"b").push();
     let added = image(&bench, &[&[("c", b"c"), ("d", b"d")], &[(".wh.a", b""), (".wh.c", b"")]]);
     let recipe = steps(vec![Step::Add(add(&base)), Step::Add(add(&added))]);
     assert_eq!(bench.files(&recipe).await, map(&[("a", "a"), ("b", "b"), ("d", "d")]));
-    // In what ORAS packed it is a name like any other, until somebody says that it lies over something.
+    // In a directory of ORAS it is an ordinary name, except in an overlay.
     let packed = Artifact::new(&bench.registry).directory("d", &[(".wh.x", b""), ("y", b"y")]).push();
     let below = Artifact::new(&bench.registry).file("d/x", b"x").file("d/z", b"z").push();
     let recipe = steps(vec![Step::Add(add(&below)), Step::Add(add(&packed))]);
@@ -98,7 +98,7 @@ async fn a_whiteout_of_what_is_added_reaches_its_own_artifact_alone() {
     let titled = Artifact::new(&bench.registry).file("d/.wh.z", b"no bytes are needed").push();
     let recipe = steps(vec![Step::Add(add(&below)), Step::Overlay(add(&titled))]);
     assert_eq!(bench.files(&recipe).await, map(&[("d/x", "x")]));
-    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"no bytes are needed")), 0);
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(b"no bytes are needed")), 0);
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn files_and_directories_replace_each_other_in_an_overlay() {
 #[case(&[], &["d/y.bin"], &["b", "d/new.txt", "d/y.bin", "e"])]
 #[case(&[], &["a"], &["a", "b", "d/new.txt", "e"])]
 #[tokio::test]
-async fn a_filter_decides_what_an_overlay_lays_and_what_it_takes_away(
+async fn filters_apply_to_files_and_whiteouts_of_an_overlay(
     #[case] include: &[&str],
     #[case] exclude: &[&str],
     #[case] left: &[&str],
@@ -147,7 +147,7 @@ async fn a_filter_decides_what_an_overlay_lays_and_what_it_takes_away(
 }
 
 #[tokio::test]
-async fn remove_takes_files_and_whole_directories() {
+async fn remove_deletes_files_and_whole_directories() {
     let bench = Bench::new();
     let base = Artifact::new(&bench.registry)
         .file("a.txt", b"a")
@@ -162,14 +162,14 @@ async fn remove_takes_files_and_whole_directories() {
     assert_eq!(left(&["d/sub"]).await, ["a.txt", "d/b.txt", "d/keep.bin"]);
     assert_eq!(left(&["**/*.txt"]).await, ["d/keep.bin"]);
     assert_eq!(left(&["*.txt", "d/*.txt"]).await, ["d/keep.bin", "d/sub/c.txt"]);
-    // What was taken away can be added again.
+    // Removed files can be added again.
     let again = Artifact::new(&bench.registry).file("a.txt", b"another").push();
     let recipe = steps(vec![Step::Add(add(&base)), remove("a.txt"), Step::Add(add(&again))]);
     assert_eq!(bench.files(&recipe).await["a.txt"], "another");
 }
 
 #[tokio::test]
-async fn steps_that_leave_nothing_or_do_nothing_are_refused_in_words() {
+async fn refuses_steps_without_effect() {
     let bench = Bench::new();
     let base = Artifact::new(&bench.registry).file("a.txt", b"a").push();
     let under = || add(&base).at("model".parse().unwrap());
@@ -201,7 +201,7 @@ async fn steps_that_leave_nothing_or_do_nothing_are_refused_in_words() {
 }
 
 #[tokio::test]
-async fn a_conflict_names_the_step_that_laid_the_file_last() {
+async fn a_conflict_names_the_last_step_that_wrote_the_file() {
     let bench = Bench::new();
     let one = Artifact::new(&bench.registry).file("x", b"1").push();
     let two = Artifact::new(&bench.registry).file("x", b"2").push();
@@ -228,7 +228,7 @@ const MINOR: &[(&str, &[u8])] = &[("etc/fixed", b"minor"), ("usr/.wh.tool", b"")
 const MAJOR: &[(&str, &[u8])] = &[("etc/major", b"major")];
 
 #[tokio::test]
-async fn an_overlay_made_from_its_base_brings_only_the_layers_above_it() {
+async fn an_overlay_downloads_only_the_layers_above_its_base() {
     let bench = Bench::new();
     let base = image(&bench, &[BASE, MIDDLE]);
     let minor = image(&bench, &[BASE, MIDDLE, MINOR]);
@@ -241,7 +241,7 @@ async fn an_overlay_made_from_its_base_brings_only_the_layers_above_it() {
     let expected = [("etc/base", "base"), ("etc/fixed", "minor"), ("etc/major", "major"), ("usr/other", "o")];
     assert_eq!(bench.files(&recipe).await, map(&expected));
     for files in [BASE, MIDDLE, MINOR, MAJOR] {
-        assert_eq!(bench.registry.asked_for(&blob(files)), 1);
+        assert_eq!(bench.registry.requests_for(&blob(files)), 1);
     }
     // At another path it is another volume, and laid whole.
     let elsewhere = named("minor", &minor).at("elsewhere".parse().unwrap());
@@ -254,7 +254,7 @@ async fn an_overlay_made_from_its_base_brings_only_the_layers_above_it() {
 }
 
 #[tokio::test]
-async fn layers_that_nobody_laid_are_fetched_by_the_overlay_that_has_them() {
+async fn an_overlay_downloads_layers_that_no_earlier_step_has() {
     let bench = Bench::new();
     let base = image(&bench, &[BASE, MIDDLE]);
     let minor = image(&bench, &[BASE, MIDDLE, MINOR]);
@@ -287,11 +287,11 @@ async fn a_layer_is_unpacked_once_and_its_files_are_links() {
     let first = inode(bench.root(&one).join("etc/base"));
     assert_eq!(first, inode(bench.root(&two).join("a/etc/base")));
     assert_eq!(first, inode(bench.root(&two).join("b/etc/base")));
-    assert_eq!(bench.registry.asked_for(&blob(BASE)), 1);
+    assert_eq!(bench.registry.requests_for(&blob(BASE)), 1);
 }
 
 #[tokio::test]
-async fn limits_are_on_the_whole_and_have_words_of_their_own() {
+async fn limits_apply_to_the_whole_tree_and_name_themselves() {
     let files = |prefix: &str, count: usize| {
         let names = (0..count).map(|number| format!("{prefix}{number}")).collect::<Vec<_>>();
         crate::registry::tar(&names.into_iter().map(|name| (name, &b"0123456789"[..])).collect::<Vec<_>>())
@@ -300,7 +300,7 @@ async fn limits_are_on_the_whole_and_have_words_of_their_own() {
         let bench = Bench::with(limits);
         let recipe = build(&bench);
         for _ in 0..3 {
-            // A retry finds what was unpacked, and does not begin anew behind it.
+            // A retry uses what is unpacked already, and does not unpack it again.
             let (kind, said) = bench.error(&recipe).await;
             assert!(kind == PullErrorKind::Refused && said.contains(words), "{words} in {said}");
         }
@@ -338,7 +338,7 @@ async fn limits_are_on_the_whole_and_have_words_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_is_laid_over_makes_another_tree_than_what_is_added() {
+async fn overlay_and_add_make_different_trees() {
     let bench = Bench::new();
     let base = Artifact::new(&bench.registry).file("a", b"a").push();
     let key = |recipe: Vec<Step<PinnedReference>>| bench.fetcher.key(&steps(recipe));
@@ -355,8 +355,8 @@ async fn what_is_laid_over_makes_another_tree_than_what_is_added() {
 }
 
 #[tokio::test]
-async fn a_pod_sees_what_is_laid_over_and_hears_what_is_wrong() {
-    if !entered("recipes::a_pod_sees_what_is_laid_over_and_hears_what_is_wrong") {
+async fn a_pod_sees_overlaid_files_and_gets_errors() {
+    if !entered("recipes::a_pod_sees_overlaid_files_and_gets_errors") {
         return;
     }
     let driver = Running::start().await;

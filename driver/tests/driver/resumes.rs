@@ -14,11 +14,11 @@ use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
 use oras_csi_store::{Reserve, Store, Tree};
 use rstest::rstest;
 
-use crate::registry::{Artifact, Memory, add, add_from, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, add_from, recipe};
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that no compression makes smaller.
+/// Writes incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -32,7 +32,7 @@ fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-fn open(folder: &Path, registry: &Arc<Memory>) -> Arc<Fetcher> {
+fn open(folder: &Path, registry: &Arc<FakeRegistry>) -> Arc<Fetcher> {
     let store =
         Store::open(&folder.join("store"), Limits::default().with_reserve(Reserve::bytes(0))).unwrap();
     let store = store.with_garbage_collection(Arc::new(NodeRoots));
@@ -66,27 +66,27 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 #[case::in_parts(true)]
 #[case::in_one(false)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_big_blob_comes_in_parts_where_there_are_any(#[case] in_parts: bool) {
-    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+async fn a_large_blob_is_downloaded_in_parts_if_the_registry_supports_ranges(#[case] in_parts: bool) {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
     let bytes = noise(100 * MIB + 17);
     let digest = Artifact::new(&registry).file("f", &bytes).push();
-    registry.gives_parts.store(in_parts, Ordering::SeqCst);
+    registry.supports_ranges.store(in_parts, Ordering::SeqCst);
     let tree = pull(&open(folder.path(), &registry), &recipe([add(&digest)])).await.unwrap();
     assert!(file(folder.path(), &tree, "f") == bytes);
     // A short one, and three that are not longer than 32 MiB.
-    let asked = registry.asked_for(&Digest::sha256_of(&bytes));
+    let asked = registry.requests_for(&Digest::sha256_of(&bytes));
     assert_eq!(asked, if in_parts { 5 } else { 1 });
     assert_eq!(registry.sent.load(Ordering::SeqCst), bytes.len(), "no byte twice");
-    assert_eq!(registry.open.peak() > 1, in_parts);
+    assert_eq!(registry.streams.max() > 1, in_parts);
     assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parts_that_break_off_are_gone_on_with() {
-    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+async fn interrupted_parts_are_resumed() {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
     let bytes = noise(80 * MIB);
     let digest = Artifact::new(&registry).file("f", &bytes).push();
-    registry.gives_parts.store(true, Ordering::SeqCst);
+    registry.supports_ranges.store(true, Ordering::SeqCst);
     registry.cut_after.store(9 * MIB, Ordering::SeqCst);
     let tree = pull(&open(folder.path(), &registry), &recipe([add(&digest)])).await.unwrap();
     assert!(file(folder.path(), &tree, "f") == bytes);
@@ -99,18 +99,18 @@ async fn parts_that_break_off_are_gone_on_with() {
 #[case::an_archive(40, true, false)]
 #[case::an_archive_in_parts(80, true, true)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_came_before_the_end_of_a_run_does_not_come_again(
+async fn bytes_from_before_a_restart_are_not_downloaded_again(
     #[case] size: usize,
     #[case] is_archive: bool,
     #[case] in_parts: bool,
 ) {
-    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+    let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
     let bytes = noise(size * MIB);
     let artifact = Artifact::new(&registry);
     let artifact =
         if is_archive { artifact.directory("d", &[("f", &bytes)]) } else { artifact.file("f", &bytes) };
     let wanted = recipe([add(&artifact.push())]);
-    registry.gives_parts.store(in_parts, Ordering::SeqCst);
+    registry.supports_ranges.store(in_parts, Ordering::SeqCst);
     let gate = registry.close_gate();
     // Pieces are a 256th of what is asked for: all of the first part, and some of those after it.
     gate.add_permits(if in_parts { 450 } else { 150 });
@@ -139,8 +139,8 @@ async fn what_came_before_the_end_of_a_run_does_not_come_again(
 #[case::a_file(false)]
 #[case::an_archive(true)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_damaged_meanwhile_is_fetched_anew(#[case] is_archive: bool) {
-    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+async fn bytes_damaged_in_the_meantime_are_downloaded_again(#[case] is_archive: bool) {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
     let bytes = noise(40 * MIB);
     let artifact = Artifact::new(&registry);
     let artifact =
@@ -157,7 +157,7 @@ async fn what_was_damaged_meanwhile_is_fetched_anew(#[case] is_archive: bool) {
                 // Down in the middle: what was cut is not there any more.
                 () = async {
                     until("cut", || registry.sent.load(Ordering::SeqCst) >= 19 * MIB).await;
-                    registry.down.store(true, Ordering::SeqCst);
+                    registry.is_down.store(true, Ordering::SeqCst);
                     std::future::pending::<()>().await;
                 } => Ok(()),
             }
@@ -165,7 +165,7 @@ async fn what_was_damaged_meanwhile_is_fetched_anew(#[case] is_archive: bool) {
     });
     let error = running.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), PullErrorKind::Unavailable, "{error}");
-    registry.down.store(false, Ordering::SeqCst);
+    registry.is_down.store(false, Ordering::SeqCst);
     registry.cut_after.store(0, Ordering::SeqCst);
     let partials = partials(folder.path());
     let data = partials.iter().find(|path| path.extension().is_none()).expect("it is kept");
@@ -181,33 +181,33 @@ async fn what_was_damaged_meanwhile_is_fetched_anew(#[case] is_archive: bool) {
 #[case::small(100_000)]
 #[case::big(20 * MIB)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_waits_for_a_registry_that_he_did_not_name(#[case] size: usize) {
-    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+async fn a_pull_does_not_wait_for_a_registry_that_it_does_not_name(#[case] size: usize) {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
     let bytes = noise(size);
     let digest = Artifact::new(&registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
-    registry.dripping.lock().unwrap().insert("slow".to_owned(), (1_024, Duration::from_millis(500)));
+    registry.slow_hosts.lock().unwrap().insert("slow".to_owned(), (1_024, Duration::from_millis(500)));
     let fetcher = open(folder.path(), &registry);
     let slow = tokio::spawn({
         let (fetcher, wanted) = (fetcher.clone(), recipe([add_from("slow:5000", &digest)]));
         async move { pull(&fetcher, &wanted).await }
     });
-    until("asked for", || registry.asked() >= 3).await;
+    until("asked for", || registry.requests() >= 3).await;
     let began = Instant::now();
     let honest = recipe([add(&digest)]);
     let tree = tokio::time::timeout(Duration::from_secs(30), pull(&fetcher, &honest)).await.unwrap().unwrap();
     assert!(file(folder.path(), &tree, "f") == bytes && file(folder.path(), &tree, "d/g") == bytes);
     eprintln!("beside a slow registry: {:?}", began.elapsed());
-    // Whoever asked the slow one has none of them before that one gave them.
+    // The pull from the slow registry does not get the bytes of the other registry.
     assert!(!slow.is_finished());
     slow.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_registry_that_lies_spoils_its_own_download_and_no_other() {
-    let (folder, registry) = (tempfile::tempdir().unwrap(), Memory::new());
+async fn wrong_bytes_of_one_registry_do_not_affect_other_downloads() {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
     let bytes = noise(20 * MIB);
     let digest = Artifact::new(&registry).file("f", &bytes).push();
-    registry.lying.lock().unwrap().insert("liar".to_owned());
+    registry.corrupting_hosts.lock().unwrap().insert("liar".to_owned());
     let fetcher = open(folder.path(), &registry);
     let lied = recipe([add_from("liar:5000", &digest)]);
     let error = pull(&fetcher, &lied).await.unwrap_err();

@@ -15,7 +15,7 @@ use tonic::Code;
 
 use crate::calls::{Running, request, request_for};
 use crate::namespace::entered;
-use crate::registry::{Memory, add, add_from, recipe};
+use crate::registry::{FakeRegistry, add, add_from, recipe};
 
 const HOST: &str = "kind-registry:5000";
 
@@ -41,7 +41,7 @@ async fn restarted(driver: Running) -> Running {
 async fn fetched_by_a() -> (Running, Digest) {
     let driver = Running::start().await;
     let digest = driver.artifact(b"precious");
-    *driver.registry.let_in.lock().unwrap() = Some(vec![credential("a")]);
+    *driver.registry.accepted.lock().unwrap() = Some(vec![credential("a")]);
     driver.publish(with_secret(request("csi-a", &driver.target("a"), &digest), "a")).await.unwrap();
     (driver, digest)
 }
@@ -53,7 +53,7 @@ async fn after_a_restart_a_mounts_and_b_is_refused() {
     }
     let (driver, digest) = fetched_by_a().await;
     let driver = restarted(driver).await;
-    let absent = driver.artifact(b"nobody has fetched this");
+    let absent = driver.artifact(b"not downloaded yet");
     // What is mounted stays mounted, and is not asked about.
     driver.publish(request("csi-a", &driver.target("a"), &digest)).await.unwrap();
     let mut words = Vec::new();
@@ -68,7 +68,7 @@ async fn after_a_restart_a_mounts_and_b_is_refused() {
         assert!(!target.exists() && driver.records() == 1);
         words.push(status.message().replace(digest.hex(), "…"));
     }
-    assert_eq!(words[..2], words[2..], "nobody hears what is on the node");
+    assert_eq!(words[..2], words[2..], "the errors do not tell what is cached");
     assert!(!words.concat().contains("secret of"), "{words:?}");
     driver.publish(with_secret(request("csi-c", &driver.target("c"), &digest), "a")).await.unwrap();
     assert_eq!(fs::read(driver.target("c").join("app.jar")).unwrap(), b"precious");
@@ -76,12 +76,12 @@ async fn after_a_restart_a_mounts_and_b_is_refused() {
 }
 
 #[tokio::test]
-async fn without_its_registry_only_who_was_let_in_mounts() {
-    if !entered("rights::without_its_registry_only_who_was_let_in_mounts") {
+async fn without_its_registry_only_recently_accepted_credentials_mount() {
+    if !entered("rights::without_its_registry_only_recently_accepted_credentials_mount") {
         return;
     }
     let (driver, digest) = fetched_by_a().await;
-    driver.registry.down.store(true, Ordering::SeqCst);
+    driver.registry.is_down.store(true, Ordering::SeqCst);
     driver.publish(with_secret(request("csi-c", &driver.target("c"), &digest), "a")).await.unwrap();
     let refused = async |driver: &Running, user: &str| {
         let target = driver.target("d");
@@ -94,7 +94,7 @@ async fn without_its_registry_only_who_was_let_in_mounts() {
         driver.unpublish("csi-d", &target).await.unwrap();
     };
     refused(&driver, "b").await;
-    // Nothing is remembered over a restart, of anybody.
+    // A restart forgets all authorizations.
     let driver = restarted(driver).await;
     refused(&driver, "b").await;
     refused(&driver, "a").await;
@@ -107,13 +107,13 @@ async fn without_its_registry_only_who_was_let_in_mounts() {
 }
 
 #[tokio::test]
-async fn a_registry_that_lets_everybody_in_gives_nobody_anothers_bytes() {
-    if !entered("rights::a_registry_that_lets_everybody_in_gives_nobody_anothers_bytes") {
+async fn a_registry_that_accepts_everything_gives_no_access_to_other_content() {
+    if !entered("rights::a_registry_that_accepts_everything_gives_no_access_to_other_content") {
         return;
     }
     let (driver, digest) = fetched_by_a().await;
-    *driver.registry.let_in.lock().unwrap() = None;
-    driver.registry.boasting.lock().unwrap().insert("evil".to_owned());
+    *driver.registry.accepted.lock().unwrap() = None;
+    driver.registry.confirming_hosts.lock().unwrap().insert("evil".to_owned());
     let target = driver.target("b");
     let wanted = request_for("csi-b", &target, recipe([add_from("evil:5000", &digest)]));
     let status = driver.publish(wanted).await.unwrap_err();
@@ -123,12 +123,12 @@ async fn a_registry_that_lets_everybody_in_gives_nobody_anothers_bytes() {
 }
 
 #[tokio::test]
-async fn what_is_remembered_costs_no_question_and_no_time() {
-    if !entered("rights::what_is_remembered_costs_no_question_and_no_time") {
+async fn a_remembered_authorization_needs_no_request() {
+    if !entered("rights::a_remembered_authorization_needs_no_request") {
         return;
     }
     let (driver, digest) = fetched_by_a().await;
-    let (questions, asked) = (driver.registry.questions.load(Ordering::SeqCst), driver.registry.asked());
+    let (questions, asked) = (driver.registry.resolves.load(Ordering::SeqCst), driver.registry.requests());
     let mut times = Vec::new();
     for number in 0..31 {
         let target = driver.target(&format!("w{number}"));
@@ -137,8 +137,8 @@ async fn what_is_remembered_costs_no_question_and_no_time() {
         driver.publish(wanted).await.unwrap();
         times.push(began.elapsed());
     }
-    assert_eq!(driver.registry.questions.load(Ordering::SeqCst), questions);
-    assert_eq!(driver.registry.asked(), asked);
+    assert_eq!(driver.registry.resolves.load(Ordering::SeqCst), questions);
+    assert_eq!(driver.registry.requests(), asked);
     times.sort();
     eprintln!("publish with a warm store: {:?} in the middle, {:?} at least", times[15], times[0]);
     assert!(times[0] < Duration::from_millis(20), "{times:?}");
@@ -177,17 +177,21 @@ fn look_through(folder: &Path, see: &mut dyn FnMut(&Path, &[u8])) {
 }
 
 #[tokio::test]
-async fn a_pull_by_way_of_a_hostile_registry_holds_nobody_else_up() {
-    if !entered("rights::a_pull_by_way_of_a_hostile_registry_holds_nobody_else_up") {
+async fn a_hostile_registry_does_not_delay_other_pulls() {
+    if !entered("rights::a_hostile_registry_does_not_delay_other_pulls") {
         return;
     }
     let driver = Arc::new(
-        Running::start_in(Arc::new(tempfile::tempdir().unwrap()), Memory::new(), Duration::from_secs(20))
-            .await,
+        Running::start_in(
+            Arc::new(tempfile::tempdir().unwrap()),
+            FakeRegistry::new(),
+            Duration::from_secs(20),
+        )
+        .await,
     );
     let digest = driver.artifact(b"jar");
-    driver.registry.silent.lock().unwrap().insert("hostile".to_owned(), Duration::from_hours(1));
-    driver.registry.dripping.lock().unwrap().insert("drips".to_owned(), (1, Duration::from_secs(3)));
+    driver.registry.delayed_hosts.lock().unwrap().insert("hostile".to_owned(), Duration::from_hours(1));
+    driver.registry.slow_hosts.lock().unwrap().insert("drips".to_owned(), (1, Duration::from_secs(3)));
     for (number, host) in ["hostile:5000", "drips:5000"].into_iter().enumerate() {
         let target = driver.target(&format!("evil-{number}"));
         let wanted = request_for("csi-evil", &target, recipe([add_from(host, &digest)]));

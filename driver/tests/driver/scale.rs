@@ -12,8 +12,8 @@ use crate::namespace::entered;
 use crate::registry::Artifact;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_hundred_pods_at_once_are_one_download() {
-    if !entered("scale::a_hundred_pods_at_once_are_one_download") {
+async fn a_hundred_pods_at_once_cause_one_download() {
+    if !entered("scale::a_hundred_pods_at_once_cause_one_download") {
         return;
     }
     let driver = Arc::new(Running::start().await);
@@ -31,11 +31,11 @@ async fn a_hundred_pods_at_once_are_one_download() {
         });
     }
     let targets = pods.join_all().await;
-    assert_eq!(driver.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
-    assert_eq!(driver.registry.asked_for(&manifest), 1);
-    assert_eq!(driver.registry.asked(), 3);
+    assert_eq!(driver.registry.requests_for(&Digest::sha256_of(&bytes)), 1);
+    assert_eq!(driver.registry.requests_for(&manifest), 1);
+    assert_eq!(driver.registry.requests(), 3);
     assert_eq!(
-        driver.registry.questions.load(Ordering::SeqCst),
+        driver.registry.resolves.load(Ordering::SeqCst),
         0,
         "one asks for all who ask in the same name"
     );
@@ -63,8 +63,8 @@ fn memory() -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_hundred_artifacts_at_once_are_a_few_streams_at_a_time() {
-    if !entered("scale::two_hundred_artifacts_at_once_are_a_few_streams_at_a_time") {
+async fn two_hundred_artifacts_at_once_use_few_streams() {
+    if !entered("scale::two_hundred_artifacts_at_once_use_few_streams") {
         return;
     }
     let driver = Arc::new(Running::start().await);
@@ -96,7 +96,7 @@ async fn two_hundred_artifacts_at_once_are_a_few_streams_at_a_time() {
     pods.join_all().await;
     done.store(true, Ordering::SeqCst);
     watching.join().unwrap();
-    let streams = driver.registry.open.peak();
+    let streams = driver.registry.streams.max();
     let files = most_files.load(Ordering::SeqCst) - files_before;
     let grown = most_memory.load(Ordering::SeqCst).saturating_sub(memory_before);
     eprintln!("200 artifacts: {streams} streams, {files} files, {grown} KiB at most");

@@ -19,11 +19,11 @@ use rstest::rstest;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::registry::{Artifact, Memory, add, add_from, gzip, recipe, tar};
+use crate::registry::{Artifact, FakeRegistry, add, add_from, gzip, recipe, tar};
 
 pub struct Bench {
     pub folder: TempDir,
-    pub registry: Arc<Memory>,
+    pub registry: Arc<FakeRegistry>,
     pub fetcher: Arc<Fetcher>,
 }
 
@@ -38,7 +38,7 @@ impl Bench {
 
     /// With the store in this folder.
     pub fn inside(folder: TempDir, limits: Limits) -> Self {
-        let registry = Memory::new();
+        let registry = FakeRegistry::new();
         let store = Store::open(&folder.path().join("store"), limits)
             .unwrap()
             .with_garbage_collection(Arc::new(NodeRoots));
@@ -159,7 +159,7 @@ async fn files_by_title_and_directories() {
         ["app.jar", "conf/app.yaml", "copy/of.jar", "data/a.txt", "data/sub/b.txt", "kept.tar"]
     );
     assert_eq!(files["data/sub/b.txt"], "b");
-    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"no name")), 0);
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(b"no name")), 0);
 }
 
 #[tokio::test]
@@ -337,7 +337,7 @@ async fn what_is_filtered_out_is_not_fetched() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("big.bin", b"big").file("small.txt", b"small").push();
     bench.files(&recipe([add(&digest).including(globs(&["*.txt"]))])).await;
-    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"big")), 0);
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(b"big")), 0);
 }
 
 #[tokio::test]
@@ -355,7 +355,7 @@ async fn media_types_choose_layers() {
 }
 
 #[tokio::test]
-async fn nothing_to_mount_is_said() {
+async fn reports_that_there_is_nothing_to_mount() {
     let bench = Bench::new();
     let none = Artifact::new(&bench.registry).push();
     let unnamed = Artifact::new(&bench.registry).layer("application/vnd.x", b"x", &[]).push();
@@ -424,16 +424,16 @@ async fn the_same_bytes_from_two_registries_are_one_tree() {
         recipe([oras_csi_core::recipe::Layer::new(format!("{host}/x@{digest}").parse().unwrap())])
     };
     let first = bench.pull(&from("ghcr.io")).await.unwrap();
-    let asked = bench.registry.asked();
+    let asked = bench.registry.requests();
     let second = bench.pull(&from("quay.io")).await.unwrap();
     assert_eq!(first, second);
-    assert!(bench.registry.asked() > asked, "the other registry has to have it as well");
-    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"a")), 2);
-    let asked = bench.registry.asked();
+    assert!(bench.registry.requests() > asked, "the other registry has to have it as well");
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(b"a")), 2);
+    let asked = bench.registry.requests();
     for host in ["ghcr.io", "quay.io"] {
         bench.pull(&from(host)).await.unwrap();
     }
-    assert_eq!(bench.registry.asked(), asked, "a tree that both gave asks no registry");
+    assert_eq!(bench.registry.requests(), asked, "a tree that both gave asks no registry");
 }
 
 #[tokio::test]
@@ -446,25 +446,25 @@ async fn a_blob_is_one_file_however_often_it_is_used() {
     let second = bench.pull(&recipe([add(&two)])).await.unwrap();
     let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
     assert_eq!(inode(bench.root(&first).join("a")), inode(bench.root(&second).join("b")));
-    assert_eq!(bench.registry.asked_for(&Digest::sha256_of(b"the same")), 1);
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(b"the same")), 1);
 }
 
 #[tokio::test]
-async fn what_is_there_is_nobodys_who_does_not_have_it() {
+async fn cached_bytes_give_no_right_to_read_them() {
     let bench = Bench::new();
     let (secret, blob) = (b"weights of a", Digest::sha256_of(b"weights of a"));
     let owned = Artifact::new(&bench.registry).file("model", secret).push();
     let of_owner = recipe([add_from("a.example", &owned)]);
     bench.pull(&of_owner).await.unwrap();
 
-    // Whoever knows the digests makes a manifest and an index of his own.
+    // A user who knows the digests can push another manifest and index with them.
     let named = Artifact::new(&bench.registry).file("mine", secret).push();
-    let size = bench.registry.size_of(&owned);
+    let size = bench.registry.manifest_size(&owned);
     let index = bench.registry.put_manifest(&serde_json::json!({"schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": owned, "size": size}]}));
     for lacked in [&blob, &owned] {
-        bench.registry.lacking.lock().unwrap().insert(("b.example".to_owned(), lacked.clone()));
+        bench.registry.missing.lock().unwrap().insert(("b.example".to_owned(), lacked.clone()));
     }
     let stolen = [&named, &index, &owned].map(|digest| recipe([add_from("b.example", digest)]));
     for wanted in &stolen {
@@ -476,17 +476,17 @@ async fn what_is_there_is_nobodys_who_does_not_have_it() {
     for wanted in &stolen {
         assert_eq!(again.fetcher_error(wanted).await.kind(), PullErrorKind::NotFound);
     }
-    let asked = again.registry.asked_for(&blob);
+    let asked = again.registry.requests_for(&blob);
     again.pull(&of_owner).await.unwrap();
-    assert_eq!(again.registry.asked_for(&blob), asked, "who gave it need not give it again");
+    assert_eq!(again.registry.requests_for(&blob), asked, "who gave it need not give it again");
 
     // One that has it gives it, once, and it stays one file.
-    again.registry.lacking.lock().unwrap().clear();
+    again.registry.missing.lock().unwrap().clear();
     for wanted in &stolen {
         let tree = again.pull(wanted).await.unwrap();
         let file = if *wanted == stolen[0] { "mine" } else { "model" };
         assert_eq!(fs::read(again.root(&tree).join(file)).unwrap(), secret);
     }
-    assert_eq!(again.registry.asked_for(&blob), asked + 1);
+    assert_eq!(again.registry.requests_for(&blob), asked + 1);
     assert_eq!(again.names("blobs/sha256").iter().filter(|name| *name == blob.hex()).count(), 1);
 }

@@ -22,11 +22,11 @@ use tonic::Code;
 
 use crate::calls::{Running, connect, mounts, request, request_for};
 use crate::namespace::{entered, entered_with_locked_flags};
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 
 #[tokio::test]
-async fn a_volume_comes_and_goes() {
-    if entered("volumes::a_volume_comes_and_goes") {
+async fn a_volume_is_published_and_unpublished() {
+    if entered("volumes::a_volume_is_published_and_unpublished") {
         comes_and_goes().await;
     }
 }
@@ -135,7 +135,7 @@ async fn requests_that_are_not_canonical() {
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().contains(words), "{status}");
     }
-    assert_eq!((driver.registry.asked(), driver.records()), (0, 0));
+    assert_eq!((driver.registry.requests(), driver.records()), (0, 0));
     assert!(!target.exists());
     for (volume, path) in [("", target.to_str().unwrap()), ("csi-1", ""), ("csi-1", "relative")] {
         let status = driver.unpublish(volume, Path::new(path)).await.unwrap_err();
@@ -166,17 +166,17 @@ async fn a_publish_that_fails_leaves_nothing() {
         assert!(!target.exists() && driver.records() == 0);
     }
     let good = driver.artifact(b"jar");
-    driver.registry.down.store(true, Ordering::SeqCst);
+    driver.registry.is_down.store(true, Ordering::SeqCst);
     let status = driver.publish(request("csi-1", &target, &good)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     // kubelet's folder is not there: nothing is pulled for it.
     let orphan = driver.folder.path().join("kubelet/no/such/mount");
     let status = driver.publish(request("csi-1", &orphan, &good)).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
-    driver.registry.down.store(false, Ordering::SeqCst);
+    driver.registry.is_down.store(false, Ordering::SeqCst);
     driver.publish(request("csi-1", &target, &good)).await.unwrap();
     // What is in the store needs no registry.
-    driver.registry.down.store(true, Ordering::SeqCst);
+    driver.registry.is_down.store(true, Ordering::SeqCst);
     driver.publish(request("csi-2", &driver.target("b"), &good)).await.unwrap();
     // A mount that fails after everything else went well: kubelet's folder cannot be written to.
     let (recorded, target) = (driver.records(), driver.target("c"));
@@ -191,8 +191,8 @@ async fn a_publish_that_fails_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_not_touched() {
-    if !entered("volumes::what_is_not_ours_is_not_touched") {
+async fn other_files_are_not_touched() {
+    if !entered("volumes::other_files_are_not_touched") {
         return;
     }
     let driver = Running::start().await;
@@ -278,7 +278,7 @@ async fn a_pull_outlives_the_call() {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let driver = Running::start_in(folder, Memory::new(), Duration::from_millis(1_300)).await;
+    let driver = Running::start_in(folder, FakeRegistry::new(), Duration::from_millis(1_300)).await;
     let bytes = vec![7; 40_960];
     let digest = Artifact::new(&driver.registry).file("f", &bytes).push();
     let target = driver.target("a");
@@ -289,7 +289,7 @@ async fn a_pull_outlives_the_call() {
     assert_eq!(status.code(), Code::Aborted, "{status}");
     assert!(status.message().contains("20.0 KiB of 40.0 KiB (50 %), about"), "{status}");
     assert!(!target.exists() && driver.records() == 0);
-    // While one waits, another for the same target is told so.
+    // While one call waits, a second call for the same target fails with a message.
     let (first, second) = tokio::join!(driver.publish(wanted.clone()), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         driver.publish(wanted.clone()).await
@@ -302,17 +302,17 @@ async fn a_pull_outlives_the_call() {
     gate.add_permits(1_000);
     driver.publish(wanted).await.unwrap();
     assert_eq!(fs::read(target.join("f")).unwrap(), bytes);
-    assert_eq!(driver.registry.asked_for(&Digest::sha256_of(&bytes)), 1);
+    assert_eq!(driver.registry.requests_for(&Digest::sha256_of(&bytes)), 1);
     driver.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_failure_that_nobody_waited_for_is_told_once() {
-    if !entered("volumes::a_failure_that_nobody_waited_for_is_told_once") {
+async fn a_failure_in_the_background_is_reported_once() {
+    if !entered("volumes::a_failure_in_the_background_is_reported_once") {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let driver = Running::start_in(folder, Memory::new(), Duration::from_millis(200)).await;
+    let driver = Running::start_in(folder, FakeRegistry::new(), Duration::from_millis(200)).await;
     let digest = Artifact::new(&driver.registry).file("f", b"right").push();
     driver.registry.corrupt(&Digest::sha256_of(b"right"), b"wrong");
     let gate = driver.registry.close_gate();

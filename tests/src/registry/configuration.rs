@@ -1,4 +1,4 @@
-//! What stands in front of a distribution registry, as its configuration file says it.
+//! Configuration files of distribution registries.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::tls::{Authority, Identity};
 use super::token_service::TokenService;
 
-/// How a distribution registry is set up; at first plain http that is open to everybody.
+/// The configuration of a distribution registry. Default: plain HTTP without authentication.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
     tls: Option<Identity>,
@@ -26,31 +26,31 @@ enum Auth {
 }
 
 impl Configuration {
-    /// Encrypted, with this certificate.
+    /// Uses TLS with this certificate.
     #[must_use]
     pub fn with_tls(mut self, server: &Identity) -> Self {
         self.tls = Some(server.clone());
         self
     }
 
-    /// Only for clients with a certificate of this authority; needs [`Self::with_tls`].
+    /// Requires a client certificate of this authority; needs [`Self::with_tls`].
     #[must_use]
     pub fn with_client_authority(mut self, authority: &Authority) -> Self {
         self.clients = Some(authority.clone());
         self
     }
 
-    /// Only for these users and their passwords, by Basic.
+    /// Requires one of these users and their passwords, with Basic authentication.
     #[must_use]
     pub fn with_htpasswd(mut self, users: &[(&str, &str)]) -> Self {
-        // The least cost that bcrypt has: each request is checked.
+        // The lowest cost of bcrypt, because each request is checked.
         let hash = |password: &str| bcrypt::hash(password, 4).expect("a hash");
         let lines = users.iter().map(|(user, password)| format!("{user}:{}\n", hash(password)));
         self.auth = Auth::Htpasswd(lines.collect());
         self
     }
 
-    /// Only for those with a token of this service.
+    /// Requires a token of this service.
     #[must_use]
     pub fn with_tokens(mut self, service: &TokenService) -> Self {
         self.auth = Auth::Token(json!({

@@ -1,4 +1,4 @@
-//! The distribution project's registry.
+//! The registry of the distribution project.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use super::{Configuration, push, write_hosts_toml};
 use crate::parts::testbed;
 use crate::process::{Running, free_port, listens};
 
-/// The distribution project's registry, empty at first; over plain http unless it is configured otherwise.
+/// The registry of the distribution project, empty at first, with plain HTTP unless configured otherwise.
 #[derive(Debug)]
 pub struct Distribution {
     running: Option<Running>,
@@ -29,19 +29,19 @@ impl Distribution {
         Self::start_at_with(address, Configuration::default())
     }
 
-    /// The same with something in front of it.
+    /// Starts one with a configuration at a free port of an address.
     pub fn start_at_with(address: &str, configuration: Configuration) -> Self {
         let mut registry = Self::prepare(address, configuration);
         registry.start_again();
         registry
     }
 
-    /// Starts one at a free port of 127.0.0.1 with something in front of it.
+    /// Starts one with a configuration at a free port of 127.0.0.1.
     pub fn start_with(configuration: Configuration) -> Self {
         Self::start_at_with("127.0.0.1", configuration)
     }
 
-    /// One that is down until [`Self::start_again`].
+    /// Prepares one that does not run until [`Self::start_again`].
     pub fn down(configuration: Configuration) -> Self {
         Self::prepare("127.0.0.1", configuration)
     }
@@ -51,7 +51,7 @@ impl Distribution {
         Self { running: None, folder, address: address.to_owned(), port: free_port(), configuration }
     }
 
-    /// Starts it again after [`Self::stop`], with what it held.
+    /// Starts it again after [`Self::stop`], with its content.
     pub fn start_again(&mut self) {
         let folder = self.folder.path();
         let config = folder.join("config.yml");
@@ -65,7 +65,7 @@ impl Distribution {
         self.running = Some(running);
     }
 
-    /// Stops it; what it holds stays.
+    /// Stops it, and keeps its content.
     pub fn stop(&mut self) {
         self.running = None;
         assert!(!listens(self.port), "the registry is down");
@@ -81,7 +81,7 @@ impl Distribution {
         format!("{}://{}", self.configuration.scheme(), self.host())
     }
 
-    /// Writes other bytes to where it keeps a blob.
+    /// Overwrites a stored blob.
     pub fn damage(&self, digest: &str, bytes: &[u8]) {
         let hex = digest.strip_prefix("sha256:").expect("a sha256 digest");
         let blob = format!("data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
@@ -90,13 +90,13 @@ impl Distribution {
         std::fs::write(blob, bytes).expect("writes");
     }
 
-    /// The requests that it got, as `GET /v2/java-app/manifests/v1 200`: what its access log says.
+    /// Returns the requests of its access log, as `GET /v2/java-app/manifests/v1 200`.
     pub fn requests(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.folder.path().join("registry.log")).unwrap_or_default();
         log.lines().filter_map(request).collect()
     }
 
-    /// Whether it got such a request. A line is written after its answer: one that is not there yet is waited for.
+    /// Reports whether it received such a request. Waits a moment, because the access log is written after the answer.
     pub fn got(&self, is_meant: impl Fn(&str) -> bool) -> bool {
         let until = Instant::now() + Duration::from_secs(2);
         loop {

@@ -1,4 +1,4 @@
-//! containerd's `certs.d`, by which a test gives a registry the name that people would write.
+//! containerd's `certs.d`, which gives a registry of a test the name that users write.
 
 use std::path::{Path, PathBuf};
 

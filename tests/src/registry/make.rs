@@ -1,4 +1,4 @@
-//! Registries of several makes, each empty and over plain http.
+//! Registries of several projects, each empty and with plain HTTP.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use super::{Distribution, write_hosts_toml};
 use crate::parts::testbed;
 use crate::process::{Running, free_port, listens};
 
-/// Whose registry.
+/// The project of a registry.
 #[derive(Clone, Copy, Debug)]
 pub enum Make {
-    /// The distribution project's.
+    /// The registry of the distribution project.
     Distribution,
-    /// go-containerregistry's, which holds what it has in memory.
+    /// The registry of go-containerregistry, in memory.
     GoContainerRegistry,
-    /// That of cuelabs.dev/go/oci/ociregistry, which holds what it has in memory.
+    /// The registry of cuelabs.dev/go/oci/ociregistry, in memory.
     Ociserver,
 }
 
-/// A registry of some make that runs until it is dropped.
+/// A registry that runs until it is dropped.
 #[derive(Debug)]
 pub struct Made(Held);
 

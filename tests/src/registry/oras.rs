@@ -24,7 +24,7 @@ pub fn oras() -> Command {
     command
 }
 
-/// What a docker config has for a registry.
+/// Credentials for a registry in a docker config.
 #[derive(Clone, Debug)]
 pub enum Login {
     /// `auth`: a user's name and password.
@@ -54,7 +54,7 @@ impl Login {
     }
 }
 
-/// How the real `oras` speaks to a registry: its flags, and a docker config if it logs in.
+/// The real `oras` with flags for a registry, and with a docker config if it logs in.
 #[derive(Debug, Default)]
 pub struct Oras {
     flags: Vec<OsString>,
@@ -63,17 +63,17 @@ pub struct Oras {
 }
 
 impl Oras {
-    /// Unencrypted.
+    /// Uses plain HTTP.
     pub fn plain_http() -> Self {
         Self { flags: vec!["--plain-http".into()], ..Self::default() }
     }
 
-    /// Encrypted, with this authority's certificate.
+    /// Uses TLS and trusts this authority.
     pub fn trusting(authority: &Path) -> Self {
         Self { flags: vec!["--ca-file".into(), authority.into()], ..Self::default() }
     }
 
-    /// Shows a client's certificate.
+    /// Sends a client certificate.
     #[must_use]
     pub fn with_certificate(mut self, client: &Identity) -> Self {
         let flags: [&std::ffi::OsStr; 4] = [
@@ -96,7 +96,7 @@ impl Oras {
         self
     }
 
-    /// Through a forward proxy, but for what is here.
+    /// Uses a forward proxy, except for local addresses.
     #[must_use]
     pub fn with_proxy(mut self, url: &str) -> Self {
         self.proxy = Some(url.to_owned());

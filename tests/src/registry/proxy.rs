@@ -1,6 +1,6 @@
-//! A forward proxy that counts, and that knows names which nobody else knows.
+//! A forward proxy that counts requests and resolves names that exist only in the proxy.
 //!
-//! A test gives a registry and its token service host names by it: a client behind a proxy leaves the resolving
+//! It gives a registry and its token service host names in a test: a client behind a proxy leaves the resolution
 //! of names to the proxy.
 
 use std::collections::HashMap;
@@ -15,10 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::served::Served;
 
-/// One who asked.
+/// A request to the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proxied {
-    /// `CONNECT host:port`: what goes through is not seen.
+    /// `CONNECT host:port`. The proxy does not see the requests in the tunnel.
     Connect(String),
     /// An absolute-form request (RFC 9112, 3.2.2): method and URL.
     Request(String, String),
@@ -39,12 +39,12 @@ struct Shared {
 }
 
 impl ForwardProxy {
-    /// Starts one that dials what these names (`registry.test:443`) stand for; others, itself.
+    /// Starts one that resolves these names (`registry.test:443`) to addresses, and other names normally.
     pub fn start(names: &[(&str, &str)]) -> Self {
         Self::start_with(names, None)
     }
 
-    /// The same, with so many bytes a second and connection for the answers.
+    /// Starts one with a limit of bytes per second and connection for answers.
     pub fn start_slow(names: &[(&str, &str)], bytes_per_second: u32) -> Self {
         Self::start_with(names, Some(bytes_per_second))
     }
@@ -58,7 +58,7 @@ impl ForwardProxy {
             loop {
                 let Ok((client, _)) = listener.accept().await else { continue };
                 let shared = accepting.clone();
-                // A client that goes away is no failure of the proxy.
+                // A client that disconnects is not a failure of the proxy.
                 tokio::spawn(async move { shared.serve(client).await.ok() });
             }
         });
@@ -70,12 +70,12 @@ impl ForwardProxy {
         format!("http://{}", self.served.address())
     }
 
-    /// Everybody who asked so far.
+    /// All requests so far.
     pub fn seen(&self) -> Vec<Proxied> {
         self.shared.seen.lock().expect("no panic").clone()
     }
 
-    /// How many tunnels there were to `host:port`.
+    /// Returns the number of tunnels to `host:port`.
     pub fn connects(&self, authority: &str) -> usize {
         self.seen().iter().filter(|seen| **seen == Proxied::Connect(authority.to_owned())).count()
     }
@@ -147,7 +147,7 @@ impl Shared {
         let (from_server, to_server) = server.into_split();
         let asked = copy(from_client, to_server, None);
         let answered = copy(from_server, to_client, self.pace);
-        // The server's end is the end; the client's only means that it has asked everything.
+        // The end of the server's stream ends the tunnel; the end of the client's only means that it has no more requests.
         tokio::pin!(asked);
         tokio::pin!(answered);
         tokio::select! {

@@ -1,4 +1,4 @@
-//! `oras-csi pull` from these registries, and what came of it.
+//! Runs `oras-csi pull` against these registries, and checks the result.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use crate::parts::oras_csi;
 use crate::process::try_run;
 
-/// What became of a pull by `oras-csi`.
+/// The result of `oras-csi pull`.
 #[derive(Debug)]
 pub struct Pulled {
     output: Output,
@@ -34,18 +34,18 @@ pub fn pull_with(certs: &Path, arguments: &[&str], environment: &[(&str, &str)])
 }
 
 impl Pulled {
-    /// What it said.
+    /// Returns its standard error.
     pub fn words(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
-    /// It gave exactly the files of this folder.
+    /// Fails unless it wrote exactly the files of this folder.
     pub fn is(&self, folder: &Path) {
         assert_eq!(self.output.status.code(), Some(0), "{}", self.words());
         assert_same_files(&self.folder.path().join("tree"), folder);
     }
 
-    /// It failed with this exit status and these words, and left nothing behind.
+    /// Fails unless it failed with this exit status and these words, and left nothing behind.
     pub fn failed(&self, status: i32, words: &[&str]) {
         let said = self.words();
         assert_eq!(self.output.status.code(), Some(status), "{said}");

@@ -1,4 +1,4 @@
-//! Pushing what no client pushes: any bytes as a blob, any bytes as a manifest, by HTTP written by hand.
+//! Pushes any bytes as blobs and manifests, which no other client does, with HTTP written by hand.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -42,7 +42,7 @@ impl Raw {
         digest
     }
 
-    /// Pushes a manifest under its digest; the registry may say no, with a status and words.
+    /// Pushes a manifest by its digest; returns the status and the body if the registry refuses it.
     pub fn manifest(&self, media_type: &str, bytes: &[u8]) -> Result<Digest, (u16, String)> {
         let digest = Digest::sha256_of(bytes);
         let path = format!("/v2/{}/manifests/{digest}", self.repository);
@@ -64,7 +64,7 @@ impl Raw {
         let lines = [first].into_iter().chain(more).chain(headers.iter().map(|&line| line.to_owned()));
         let head = lines.chain([length]).collect::<Vec<_>>().join("\r\n");
         stream.write_all(head.as_bytes()).expect("it reads");
-        // It may have said no before it read all.
+        // The registry can refuse the request before it has read all of it.
         let _ = stream.write_all(body);
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);

@@ -1,4 +1,4 @@
-//! Servers of our own beside tests that block: each has a thread and a runtime, and ends when dropped.
+//! Servers in the test process, for tests that block: each has its own thread and runtime, and ends when dropped.
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};

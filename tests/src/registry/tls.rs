@@ -1,4 +1,4 @@
-//! A private authority, and the certificates that it gives out.
+//! A private certificate authority and its certificates.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// An authority that no system knows. What it writes is there as long as it or a certificate of it is.
+/// An authority that no system trusts. Its files exist as long as it or one of its certificates exists.
 #[derive(Clone, Debug)]
 pub struct Authority {
     folder: Arc<tempfile::TempDir>,
@@ -43,17 +43,17 @@ impl Authority {
         Self { folder, certificate, issuer: Arc::new(Issuer::new(params, key)) }
     }
 
-    /// Its own certificate: what `ca` in a hosts.toml names.
+    /// Returns the file of its own certificate, for `ca` in a hosts.toml.
     pub fn certificate(&self) -> &Path {
         &self.certificate
     }
 
-    /// A server's certificate for names and addresses.
+    /// Issues a server certificate for names and addresses.
     pub fn server(&self, names: &[&str]) -> Identity {
         self.issue(names, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// A client's certificate.
+    /// Issues a client certificate.
     pub fn client(&self, name: &str) -> Identity {
         self.issue(&[name], ExtendedKeyUsagePurpose::ClientAuth)
     }
@@ -88,8 +88,8 @@ impl Identity {
         &self.key
     }
 
-    /// What a server of our own needs.
-    pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+    /// Returns the TLS configuration of a server.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
         let certificate = CertificateDer::from_pem_file(&self.certificate).expect("a certificate");
         let key = PrivateKeyDer::from_pem_file(&self.key).expect("a key");
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

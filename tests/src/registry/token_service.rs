@@ -1,7 +1,7 @@
-//! A token service as Docker Hub, GitLab and Harbor have one: tokens by GET with Basic or without, and by POST
-//! (OAuth2), for several tenants with different rights.
+//! A token service like those of Docker Hub, GitLab and Harbor: tokens by GET with or without Basic, and by POST
+//! (OAuth2), for several tenants with different permissions.
 //!
-//! It notes every request that it gets, so that a test can say who was sent credentials.
+//! It records every request, so that a test can check to which address credentials were sent.
 
 mod grant;
 mod request;
@@ -24,7 +24,7 @@ use super::tls::{Authority, Identity};
 const NAME: &str = "registry.test";
 const ISSUER: &str = "tokens.test";
 
-/// What a service gives to whom.
+/// The rules of a token service.
 #[derive(Clone, Debug)]
 pub struct Rules {
     tenants: Vec<Tenant>,
@@ -58,7 +58,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// A tenant who may pull and push below these paths (`team-a`; an empty one is every repository).
+    /// Adds a tenant with pull and push permission below these paths (`team-a`; an empty path is every repository).
     #[must_use]
     pub fn with_tenant(mut self, user: &str, password: &str, repositories: &[&str]) -> Self {
         let repositories = repositories.iter().map(|&path| path.to_owned()).collect();
@@ -66,21 +66,21 @@ impl Rules {
         self
     }
 
-    /// This tenant is one no more.
+    /// Removes a tenant.
     #[must_use]
     pub fn without_tenant(mut self, user: &str) -> Self {
         self.tenants.retain(|tenant| tenant.user != user);
         self
     }
 
-    /// Everybody may pull below this path.
+    /// Anonymous clients can pull below this path.
     #[must_use]
     pub fn with_public(mut self, repositories: &str) -> Self {
         self.public.push(repositories.to_owned());
         self
     }
 
-    /// Tokens end after this time, and say so (`expires_in`).
+    /// Sets the lifetime of tokens, which they announce (`expires_in`).
     #[must_use]
     pub fn with_lifetime(mut self, seconds: u64) -> Self {
         self.lifetime = Duration::from_secs(seconds);
@@ -88,14 +88,14 @@ impl Rules {
         self
     }
 
-    /// What `expires_in` says instead of the truth; nothing at all for `None`.
+    /// Sets a wrong `expires_in`, or omits it.
     #[must_use]
     pub fn with_told_lifetime(mut self, seconds: Option<u64>) -> Self {
         self.told = seconds;
         self
     }
 
-    /// Encrypted, with this certificate.
+    /// Uses TLS with this certificate.
     #[must_use]
     pub fn with_tls(mut self, server: &Identity) -> Self {
         self.tls = Some(server.clone());
@@ -110,7 +110,7 @@ impl Rules {
         self
     }
 
-    /// Knows only GET, as the services that are older than OAuth2: a POST is answered with 404.
+    /// Supports only GET, as services from before OAuth2: POST is answered with 404.
     #[must_use]
     pub fn without_post(mut self) -> Self {
         self.refuses_post = true;
@@ -163,7 +163,7 @@ impl TokenService {
         Self { served, shared, authority }
     }
 
-    /// Changes who gets what from now on; what was given stays good as long as it said.
+    /// Changes the rules for new tokens. Issued tokens stay valid until they expire.
     pub fn change(&self, change: impl FnOnce(Rules) -> Rules) {
         let mut rules = self.shared.rules();
         *rules = change(rules.clone());
@@ -174,7 +174,7 @@ impl TokenService {
         self.served.address().to_string()
     }
 
-    /// The address that challenges name.
+    /// Returns the realm of challenges.
     pub fn realm(&self) -> String {
         let rules = self.shared.rules();
         let scheme = if rules.tls.is_some() { "https" } else { "http" };
@@ -191,17 +191,17 @@ impl TokenService {
         ISSUER
     }
 
-    /// Whose certificates the tokens are signed with.
+    /// Returns the authority of the token-signing certificate.
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
 
-    /// A refresh token for a tenant, as `docker login` keeps it.
+    /// Returns a refresh token for a tenant, as `docker login` stores it.
     pub fn refresh_token(&self, user: &str) -> String {
         self.shared.grants.lock().expect("no panic").refresh_token(user)
     }
 
-    /// Every request so far, the refused ones too.
+    /// Returns all requests so far, including refused ones.
     pub fn requests(&self) -> Vec<TokenRequest> {
         self.shared.requests.lock().expect("no panic").clone()
     }

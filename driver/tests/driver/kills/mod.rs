@@ -22,14 +22,14 @@ use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 use self::trace::{Ended, READY};
 use crate::calls::{Running, mounts, names, request};
 use crate::namespace::{entered_once, in_memory, this};
-use crate::registry::{Artifact, Memory, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, recipe};
 
 /// Where the killed program works.
 const FOLDER: &str = "ORAS_CSI_TEST_KILLED";
 /// How many are killed at once.
 const AT_ONCE: u64 = 2;
 
-fn artifact(registry: &Memory) -> Digest {
+fn artifact(registry: &FakeRegistry) -> Digest {
     Artifact::new(registry)
         .file("app.jar", b"jar")
         .directory("conf", &[("a.yaml", b"a"), ("b.yaml", b"b"), ("sub/c.yaml", b"c")])
@@ -37,7 +37,7 @@ fn artifact(registry: &Memory) -> Digest {
 }
 
 /// A second one, which shares a layer with the first.
-fn other_artifact(registry: &Memory) -> Digest {
+fn other_artifact(registry: &FakeRegistry) -> Digest {
     Artifact::new(registry)
         .file("other.jar", b"other")
         .directory("conf", &[("a.yaml", b"a"), ("b.yaml", b"b"), ("sub/c.yaml", b"c")])
@@ -71,7 +71,7 @@ fn tempdir_at(path: &Path) -> Arc<tempfile::TempDir> {
 #[tokio::test]
 async fn a_process_that_publishes() {
     let Some(folder) = wait_to_begin() else { return };
-    let registry = Memory::new();
+    let registry = FakeRegistry::new();
     let digest = artifact(&registry);
     let driver = Running::start_in(tempdir_at(&folder), registry, Duration::from_secs(20)).await;
     let target = driver.target("a");
@@ -91,14 +91,14 @@ fn a_process_that_collects() {
 }
 
 fn wanted(set: &str) -> PreloadEntry {
-    let recipe = recipe([add(&artifact(&Memory::new()))]);
+    let recipe = recipe([add(&artifact(&FakeRegistry::new()))]);
     let key = TreeKey::of(&recipe, &Platform::node());
     PreloadEntry::new(set, "models-1", &recipe, &key)
 }
 
 /// Not a test by itself: writes down what sets want, three times.
 #[test]
-fn a_process_that_wants() {
+fn a_process_that_writes_the_preload_index() {
     let Some(folder) = wait_to_begin() else { return };
     let store = Store::open(&folder.join("driver/store"), Limits::default()).unwrap();
     store.write_preload_index(&[wanted("first")]).unwrap();
@@ -189,7 +189,7 @@ fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
 fn publish_after(folder: &Path, at: u64) -> BTreeMap<PathBuf, u64> {
     check_whole(&folder.join("driver/store"), at);
     on_a_runtime(async {
-        let registry = Memory::new();
+        let registry = FakeRegistry::new();
         let digest = artifact(&registry);
         let driver = Running::start_in(tempdir_at(folder), registry, Duration::from_secs(20)).await;
         let (store, target) = (driver.store(), driver.target("a"));
@@ -239,7 +239,7 @@ fn killed_at_every_call_of_a_collection() {
     }
     let begun = Instant::now();
     let disk = in_memory("size=512m");
-    let registry = Memory::new();
+    let registry = FakeRegistry::new();
     let digests = [artifact(&registry), other_artifact(&registry)];
     let full = disk.path().join("full");
     let store = on_a_runtime(async {
@@ -285,8 +285,8 @@ fn killed_at_every_call_of_a_collection() {
 }
 
 #[test]
-fn killed_at_every_call_of_writing_what_sets_want() {
-    if !entered_once("kills::killed_at_every_call_of_writing_what_sets_want") {
+fn killed_at_every_call_of_writing_the_preload_index() {
+    if !entered_once("kills::killed_at_every_call_of_writing_the_preload_index") {
         return;
     }
     let disk = in_memory("size=64m");
@@ -294,7 +294,7 @@ fn killed_at_every_call_of_writing_what_sets_want() {
     let calls = for_every_call(|at| {
         let folder = disk.path().join(at.to_string());
         fs::create_dir_all(folder.join("driver")).unwrap();
-        let ended = killed("kills::a_process_that_wants", &folder, at);
+        let ended = killed("kills::a_process_that_writes_the_preload_index", &folder, at);
         let path = folder.join("driver/store");
         let file = path.join("preload.json");
         if file.exists() {

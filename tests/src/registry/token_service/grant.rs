@@ -1,4 +1,4 @@
-//! What a token service gives: signed tokens, and refresh tokens to have more of them.
+//! The tokens of a token service: signed access tokens and refresh tokens.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,10 +15,10 @@ use super::super::tls::Identity;
 use super::request::Asked;
 use super::{ISSUER, NAME, Rules, Tenant};
 
-/// distribution believes a token this much longer than the token says (`token.Leeway`).
+/// distribution accepts a token this much longer than its lifetime (`token.Leeway`).
 const LEEWAY: u64 = 60;
 
-/// What tokens are signed with.
+/// The key that signs tokens.
 pub(super) struct Keys {
     header: Header,
     key: EncodingKey,
@@ -40,7 +40,7 @@ impl Keys {
     }
 }
 
-/// Who has which refresh token.
+/// The refresh tokens of users.
 #[derive(Debug, Default)]
 pub(super) struct Grants {
     refresh_tokens: HashMap<String, String>,
@@ -58,7 +58,7 @@ impl Grants {
         self.refresh_tokens.get(refresh_token).map(String::as_str)
     }
 
-    /// A token with those of the wanted rights that the tenant has: fewer is no failure, the registry refuses.
+    /// Issues a token with the requested permissions that the tenant has. Fewer are no failure: the registry refuses then.
     pub(super) fn answer(
         &mut self,
         rules: &Rules,
@@ -81,7 +81,7 @@ impl Grants {
             "access": access,
         });
         let token = encode(&keys.header, &claims, &keys.key).expect("it can be signed");
-        // What Docker's specifications call it by GET and by POST.
+        // The names in Docker's specifications for GET and for POST.
         let mut answer = json!({"access_token": token});
         if asked.note.method == "GET" {
             answer["token"] = answer["access_token"].clone();

@@ -1,4 +1,4 @@
-//! What a client asks a token service for, and in whose name.
+//! Token requests and their credentials.
 
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
@@ -9,16 +9,16 @@ use url::form_urlencoded;
 use super::Tenant;
 use super::grant::Grants;
 
-/// What was noted of a request.
+/// A recorded request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRequest {
     /// GET or POST.
     pub method: &'static str,
-    /// Whether an Authorization header was sent.
+    /// Whether there was an Authorization header.
     pub authorization: bool,
     /// `grant_type` of a POST.
     pub grant: Option<String>,
-    /// The user that was named, whether it was one or not.
+    /// The user name of the request, valid or not.
     pub user: Option<String>,
     /// `scope`, each.
     pub scopes: Vec<String>,
@@ -26,22 +26,22 @@ pub struct TokenRequest {
     pub status: u16,
 }
 
-/// A request that was read.
+/// A parsed request.
 pub(super) struct Asked {
     pub(super) note: TokenRequest,
     proof: Proof,
-    /// Whether a refresh token is wanted.
+    /// Whether a refresh token is requested.
     pub(super) offline: bool,
 }
 
 enum Proof {
-    Nobody,
+    Anonymous,
     Password(String, String),
     Refresh(String),
     Unreadable,
 }
 
-/// Neither nobody nor a tenant.
+/// Credentials of no tenant.
 pub(super) struct Denied;
 
 impl Denied {
@@ -55,7 +55,7 @@ impl Asked {
         let fields = Fields::new(query.as_bytes());
         let authorization = headers.get(header::AUTHORIZATION);
         let proof = match authorization.map(|value| basic(value.to_str().unwrap_or_default())) {
-            None => Proof::Nobody,
+            None => Proof::Anonymous,
             Some(Some((user, password))) => Proof::Password(user, password),
             Some(None) => Proof::Unreadable,
         };
@@ -81,14 +81,14 @@ impl Asked {
         Self { note, proof, offline }
     }
 
-    /// The tenant that it is; nobody in particular is not denied.
+    /// Returns the tenant. Anonymous requests are not denied.
     pub(super) fn who<'a>(
         &self,
         tenants: &'a [Tenant],
         grants: &Grants,
     ) -> Result<Option<&'a Tenant>, Denied> {
         let found = match &self.proof {
-            Proof::Nobody => return Ok(None),
+            Proof::Anonymous => return Ok(None),
             Proof::Password(user, password) => {
                 tenants.iter().find(|tenant| tenant.user == *user && tenant.password == *password)
             }
@@ -134,7 +134,7 @@ impl Fields {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
     }
 
-    /// `scope` may be there several times, and may have several in it.
+    /// `scope` can occur several times, and can have several values.
     fn scopes(&self) -> Vec<String> {
         let values = self.0.iter().filter(|(key, _)| key == "scope");
         values.flat_map(|(_, value)| value.split(' ')).map(str::to_owned).collect()

@@ -6,16 +6,15 @@ mod echo;
 mod manifest;
 mod push;
 mod redirect;
-mod server;
 mod tls;
 mod token;
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use oras_csi_testkit::scripted::{Part, Request, Server, answer, chunk, head};
 use tempfile::TempDir;
 
-use self::server::{Part, Request, Server, answer, chunk, head};
 use super::{HttpRegistry, Settings};
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, media};

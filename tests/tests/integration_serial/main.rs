@@ -1,0 +1,7 @@
+//! Integration tests that need the machine or the API server for themselves: `make test-integration` runs them one after
+//! the other, after all others.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+mod preload;
+mod resume;

@@ -1,0 +1,7 @@
+//! Tests of the repository as a whole that need neither root nor Go.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
+
+mod crds;
+mod dependencies;
+mod language;
