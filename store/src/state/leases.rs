@@ -360,9 +360,9 @@ mod tests {
         });
         has_started.recv().unwrap();
         let (moved, has_moved) = mpsc::channel();
-        let mover = leases.clone();
+        let for_removal = leases.clone();
         let moving = std::thread::spawn(move || {
-            mover.remove_damaged(&item(b"a"), || {
+            for_removal.remove_damaged(&item(b"a"), || {
                 moved.send(()).unwrap();
                 Ok(())
             })

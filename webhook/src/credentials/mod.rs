@@ -154,7 +154,7 @@ impl PodCredentials {
                 }
                 // `render` and `explain` have the pod, but not its Secrets: the user's own credentials replace them.
                 Some(Ok(Secret::Unknown)) => {
-                    keyring = keyring.with_substitute_for(Source::Secret(name.to_owned()))
+                    keyring = keyring.with_substitute_for(Source::Secret(name.to_owned()));
                 }
                 Some(Ok(Secret::Missing)) | None => {
                     let rule = "names a Secret that does not exist in the pod's namespace";
