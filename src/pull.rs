@@ -14,7 +14,7 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_store::Store;
-use oras_csi_store::pull::{Fetcher, Progress, into_directory};
+use oras_csi_store::pull::{Fetcher, Progress, pull_into_directory};
 
 use self::progress::Shown;
 use crate::documents::read_text;
@@ -111,7 +111,7 @@ async fn pull(arguments: Arguments, behind: &mut Behind) -> Result<(), Failure> 
     behind.store = Arc::downgrade(&store);
     let fetcher = Arc::new(Fetcher::new(store, registry));
     let progress: Arc<dyn Progress> = Arc::new(Shown::new());
-    into_directory(&fetcher, &recipe, &directory, &progress)
+    pull_into_directory(&fetcher, &recipe, &directory, &progress)
         .await
         .map_err(|error| Failure::new(Status::from(error.class()), error))?;
     for reference in recipe.references() {

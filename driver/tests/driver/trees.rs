@@ -13,7 +13,7 @@ use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::ErrorClass;
 use oras_csi_store::Limits;
-use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
+use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullError, PullErrorKind};
 use oras_csi_store::{Store, Tree};
 use rstest::rstest;
 use serde_json::json;
@@ -57,7 +57,7 @@ impl Bench {
     }
 
     pub async fn pull(&self, recipe: &PinnedRecipe) -> Result<Tree, PullError> {
-        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        let progress: Arc<dyn Progress> = Arc::new(NoProgress);
         let result = self.fetcher.tree(recipe, &progress).await;
         if result.is_err() {
             // A writer that was given up clears away in its own thread.
@@ -75,7 +75,7 @@ impl Bench {
 
     /// Why a pull fails, where there are other trees already.
     pub async fn fetcher_error(&self, recipe: &PinnedRecipe) -> PullError {
-        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        let progress: Arc<dyn Progress> = Arc::new(NoProgress);
         self.fetcher.tree(recipe, &progress).await.unwrap_err()
     }
 
@@ -247,7 +247,7 @@ async fn the_manifest_of_the_platform_is_taken() {
             Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()))
         },
     };
-    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let progress: Arc<dyn Progress> = Arc::new(NoProgress);
     let pull = |recipe: PinnedRecipe| {
         let (fetcher, progress) = (bench2.fetcher.clone(), progress.clone());
         async move { fetcher.tree(&recipe, &progress).await.unwrap_err() }

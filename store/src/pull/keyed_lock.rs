@@ -1,9 +1,9 @@
-//! Who makes what: one lock a name.
+//! Locks by name, so that the same content is not pulled twice at a time.
 //!
-//! A lock is in a hurry once somebody who is asks for it: whoever holds it fetches as fast as those who wait for it would.
+//! A lock passes on urgency: when an urgent task waits for a lock, the task that has it becomes urgent as well.
 //!
-//! Only those wait for a lock who would ask the same registry. Whoever has the same bytes from elsewhere goes its own
-//! way: what one registry gives is no proof that the other has it.
+//! The name contains the registry. A pull of the same content from another registry does not wait, because content
+//! from one registry is no proof that another registry has it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,35 +12,35 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::priority::{Priority, PriorityBoost};
 
-/// KeyedLocks by name. A name that nobody holds or waits for takes no memory for long.
+/// Locks by name. Names that are not in use are removed.
 #[derive(Debug, Default)]
 pub(crate) struct KeyedLocks(Mutex<HashMap<String, Weak<Lock>>>);
 
 #[derive(Debug, Default)]
 struct Lock {
-    turn: Arc<tokio::sync::Mutex<()>>,
+    mutex: Arc<tokio::sync::Mutex<()>>,
     boost: PriorityBoost,
 }
 
-/// A lock that is held.
+/// A lock that this task has. Dropping it releases the lock.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct KeyedLockGuard {
     priority: Priority,
-    _turn: OwnedMutexGuard<()>,
-    // As long as this is there, whoever asks finds the same lock.
+    _guard: OwnedMutexGuard<()>,
+    // Keeps the entry in the map, so that other tasks find the same lock.
     _lock: Arc<Lock>,
 }
 
-impl Held {
-    /// How urgent it is: as whoever holds it, and as those who wait.
+impl KeyedLockGuard {
+    /// Returns the priority of the task, raised by the tasks that wait for the lock.
     pub(super) fn priority(&self) -> &Priority {
         &self.priority
     }
 }
 
 impl KeyedLocks {
-    /// Waits until nobody else holds `name`.
-    pub(super) async fn hold(&self, name: &str, priority: &Priority) -> Held {
+    /// Waits for the lock `name`.
+    pub(super) async fn lock(&self, name: &str, priority: &Priority) -> KeyedLockGuard {
         let lock = {
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
@@ -52,17 +52,17 @@ impl KeyedLocks {
                 lock
             }
         };
-        let turn = Arc::clone(&lock.turn).lock_owned();
-        tokio::pin!(turn);
-        let turn = tokio::select! {
+        let guard = Arc::clone(&lock.mutex).lock_owned();
+        tokio::pin!(guard);
+        let guard = tokio::select! {
             biased;
-            () = priority.urgent() => {
+            () = priority.wait_until_urgent() => {
                 lock.boost.raise();
-                turn.await
+                guard.await
             }
-            turn = &mut turn => turn,
+            guard = &mut guard => guard,
         };
-        Held { priority: priority.or(&lock.boost), _turn: turn, _lock: lock }
+        KeyedLockGuard { priority: priority.or_raised_by(&lock.boost), _guard: guard, _lock: lock }
     }
 }
 
@@ -71,20 +71,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn whoever_is_in_a_hurry_hurries_those_whom_he_waits_for() {
+    async fn an_urgent_waiter_raises_the_priority_of_the_lock_owner() {
         let (locks, boost) = (Arc::new(KeyedLocks::default()), PriorityBoost::default());
-        let held = locks.hold("a", &Priority::until(&PriorityBoost::default())).await;
-        let other = locks.hold("b", &Priority::until(&PriorityBoost::default())).await;
+        let first = locks.lock("a", &Priority::raised_by(&PriorityBoost::default())).await;
+        let other = locks.lock("b", &Priority::raised_by(&PriorityBoost::default())).await;
         let waits = tokio::spawn({
-            let (locks, priority) = (locks.clone(), Priority::until(&boost));
-            async move { locks.hold("a", &priority).await.priority().is_urgent() }
+            let (locks, priority) = (locks.clone(), Priority::raised_by(&boost));
+            async move { locks.lock("a", &priority).await.priority().is_urgent() }
         });
         tokio::task::yield_now().await;
-        assert!(!held.priority().is_urgent());
+        assert!(!first.priority().is_urgent());
         boost.raise();
-        held.priority().urgent().await;
+        first.priority().wait_until_urgent().await;
         assert!(!other.priority().is_urgent());
-        drop(held);
+        drop(first);
         assert!(waits.await.unwrap());
     }
 }
