@@ -1,4 +1,5 @@
-//! Pulls recipes: downloads what a recipe names into the store and assembles it there to a tree.
+//! Pulls recipes: downloads the artifacts of a recipe into the store and assembles a tree from them. See
+//! `docs/design.md`, "Driver: pulls" and "Limits".
 //!
 //! [`Fetcher`] does the work. [`Pulls`] runs it in the background, independent of the calls that wait for it, so that
 //! the driver can mount the tree. [`pull_into_directory`] copies the files to a directory for the command line; it

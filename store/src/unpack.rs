@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`plan`] decides what each layer of a manifest becomes. [`unpack_layer`] streams one tar layer into an empty
-//! directory. [`tree_builder`] combines layers and files to a tree by hard links. The layers of a volume share a
+//! directory. [`tree_builder`] combines layers and files into a tree by hard links. The layers of a volume share a
 //! [`budget`] of entries and bytes. See `docs/design.md`, "Unpacking".
 //!
 //! What happens to the entries of an archive:

@@ -28,10 +28,10 @@ pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[ResolvedStep]) -> 
     for (position, step) in steps.iter().enumerate() {
         match step {
             ResolvedStep::Artifact(artifact) if artifact.mode() == MergeMode::Overlay => {
-                apply_overlay(store, artifact, &mut tree)?
+                apply_overlay(store, artifact, &mut tree)?;
             }
             ResolvedStep::Artifact(artifact) => {
-                apply_add(store, artifact, &steps[..position], steps.len() == 1, &mut tree)?
+                apply_add(store, artifact, &steps[..position], steps.len() == 1, &mut tree)?;
             }
             ResolvedStep::Remove(glob) => {
                 if tree.remove_matching(glob).map_err(assemble_error)? == 0 {

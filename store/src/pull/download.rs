@@ -105,8 +105,8 @@ pub(super) struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// Returns the error and the delay before the next attempt, or the interruption if there is none. `came` is the
-    /// number of bytes received so far.
+    /// Returns the error and the delay before the next attempt, or the interruption if there is no next attempt.
+    /// `received` is the number of bytes received so far.
     pub(super) fn next_attempt(
         &mut self,
         interruption: Interruption,
@@ -115,12 +115,12 @@ impl RetryBudget {
         match interruption {
             Interruption::BodyFailed(error) => {
                 self.was_answered = true;
-                self.wait(&error, received)
+                self.retry_delay(&error, received)
                     .map(|wait| (error.clone(), wait))
                     .ok_or(Interruption::BodyFailed(error))
             }
             Interruption::NoAnswer(error) if self.was_answered => self
-                .wait(&error, received)
+                .retry_delay(&error, received)
                 .map(|wait| (error.clone(), wait))
                 .ok_or(Interruption::NoAnswer(error)),
             other => Err(other),
@@ -132,7 +132,7 @@ impl RetryBudget {
         self.was_answered = true;
     }
 
-    fn wait(&mut self, error: &RegistryError, received: u64) -> Option<Duration> {
+    fn retry_delay(&mut self, error: &RegistryError, received: u64) -> Option<Duration> {
         if received.abs_diff(self.offset) >= MIN_PROGRESS {
             (self.failures, self.offset) = (0, received);
         }
@@ -193,7 +193,7 @@ impl Download<'_> {
         match downloaded {
             Ok(()) => Ok(()),
             Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => Err(error.into()),
-            Err(Interruption::TooSlow(slow)) => Err(too_slow(self.reference, slow).into()),
+            Err(Interruption::TooSlow(error)) => Err(too_slow(self.reference, error).into()),
             Err(Interruption::NoRanges | Interruption::ReceiverStopped) => Err(StreamFault::Stopped),
         }
     }

@@ -167,13 +167,13 @@ impl FetchBlob<'_> {
                     tokio::select! {
                         waited = rate_monitor.wait(slot, tokio::time::sleep(wait)) => match waited {
                             Ok(()) => continue,
-                            Err(slow) => too_slow(self.reference, slow),
+                            Err(error) => too_slow(self.reference, error),
                         },
                         () = sender.closed() => return,
                     }
                 }
                 Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => error,
-                Err(Interruption::TooSlow(slow)) => too_slow(self.reference, slow),
+                Err(Interruption::TooSlow(error)) => too_slow(self.reference, error),
                 Err(Interruption::NoRanges | Interruption::ReceiverStopped) => return,
             };
             let _ = sender.send(Err(error)).await;

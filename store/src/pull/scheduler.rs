@@ -31,7 +31,7 @@ const MIN_RATE: u64 = 4 << 10;
 /// How often a preload checks whether a pod needs its slot, or whether a slot is free.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// While pods download, all preloads pause for the first time and run for the second one. So a pod with a very slow
-/// registry does not block preloads for ever, and registries do not close the connections that pause.
+/// registry does not block preloads permanently, and registries do not close the connections that pause.
 const PRELOAD_PAUSE: Duration = Duration::from_secs(30);
 const PRELOAD_RUN: Duration = Duration::from_secs(5);
 

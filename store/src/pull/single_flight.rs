@@ -64,7 +64,7 @@ pub struct BackgroundPull<'a> {
 /// The pulls of a node.
 pub struct Pulls {
     fetcher: Arc<Fetcher>,
-    pulls: Mutex<HashMap<PinnedRecipe, Arc<SharedPull>>>,
+    running: Mutex<HashMap<PinnedRecipe, Arc<SharedPull>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -72,7 +72,7 @@ pub struct Pulls {
 impl Pulls {
     /// Creates a set of pulls that use this fetcher and stop with `stop`.
     pub fn new(fetcher: Arc<Fetcher>, stop: CancellationToken) -> Self {
-        Self { fetcher, pulls: Mutex::default(), tasks: TaskTracker::new(), stop }
+        Self { fetcher, running: Mutex::default(), tasks: TaskTracker::new(), stop }
     }
 
     /// Returns the fetcher without credentials.
@@ -143,15 +143,15 @@ impl Pulls {
         fetcher: &Arc<Fetcher>,
         is_urgent: bool,
     ) -> (Arc<SharedPull>, bool) {
-        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        pulls.retain(|_, shared| {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, shared| {
             shared
                 .outcome
                 .borrow()
                 .as_ref()
                 .is_none_or(|(outcome, ended)| outcome.is_err() && ended.elapsed() < FAILURE_KEPT_FOR)
         });
-        if let Some(shared) = pulls.get(recipe) {
+        if let Some(shared) = running.get(recipe) {
             if is_urgent {
                 shared.boost.raise();
             }
@@ -165,7 +165,7 @@ impl Pulls {
         }
         let fetcher = Arc::new(fetcher.with_priority(Priority::raised_by(&boost)));
         let shared = Arc::new(SharedPull { counter: counter.clone(), outcome, boost, stop: stop.clone() });
-        pulls.insert(recipe.clone(), shared.clone());
+        running.insert(recipe.clone(), shared.clone());
         let observer = self.fetcher.store().observer().clone();
         let progress: Arc<dyn Progress> = Arc::new(CountingProgress { counter, observer: observer.clone() });
         let key = fetcher.key(recipe);
@@ -193,9 +193,9 @@ impl Pulls {
 
     /// Removes a pull whose result was returned.
     fn forget(&self, recipe: &PinnedRecipe, shared: &Arc<SharedPull>) {
-        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        if pulls.get(recipe).is_some_and(|found| Arc::ptr_eq(found, shared)) {
-            pulls.remove(recipe);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.get(recipe).is_some_and(|found| Arc::ptr_eq(found, shared)) {
+            running.remove(recipe);
         }
     }
 }
@@ -218,11 +218,11 @@ impl BackgroundPull<'_> {
 impl Drop for BackgroundPull<'_> {
     fn drop(&mut self) {
         // Other calls join a pull under the same lock.
-        let mut pulls = self.pulls.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.pulls.running.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.shared.boost.is_raised()
-            && pulls.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.shared))
+            && running.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.shared))
         {
-            pulls.remove(&self.recipe);
+            running.remove(&self.recipe);
             self.shared.stop.cancel();
         }
     }

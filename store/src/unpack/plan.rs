@@ -161,7 +161,7 @@ fn list_media_types(layers: &[LayerDescriptor]) -> String {
         *counted.entry(Shown::new(layer.descriptor().media_type())).or_insert(0_usize) += 1;
     }
     if counted.is_empty() {
-        return "no layers".to_owned();
+        return "no layers at all".to_owned();
     }
     let mut shown = counted.iter().take(8).map(|(name, count)| format!("{count} of type {name}"));
     let more = counted.len().saturating_sub(8);

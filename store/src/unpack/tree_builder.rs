@@ -1,4 +1,4 @@
-//! Combines unpacked layers and files to a tree by hard links, so that no bytes are copied.
+//! Combines unpacked layers and files into a tree by hard links, so that no bytes are copied.
 //!
 //! The builder works directory by directory with descriptors beneath the two roots. It keeps only a few of them open,
 //! however deep a tree is.
