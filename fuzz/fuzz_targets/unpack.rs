@@ -22,7 +22,7 @@ use oras_csi_store::Reserve;
 use oras_csi_store::unpack::Budget;
 use oras_csi_store::EntryPath;
 use oras_csi_store::BlobReader;
-use oras_csi_store::unpack::{Unpacking, unpack_layer};
+use oras_csi_store::unpack::{UnpackOptions, unpack_layer};
 use oras_csi_store::{LayerShape, Totals};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -68,8 +68,8 @@ fn unpack(bytes: &Bytes, media_type: &str, shape: &LayerShape) {
         .with_unpacked(1 << 20)
         .with_entries(300)
         .with_depth(32);
-    let unpacking = Unpacking::new(shape.clone(), Budget::default());
-    let result = unpack_layer(BlobReader::of_bytes(media_type, bytes.clone()), &unpacking, &opened, &limits);
+    let options = UnpackOptions::new(shape.clone(), Budget::default());
+    let result = unpack_layer(BlobReader::of_bytes(media_type, bytes.clone()), &options, &opened, &limits);
     let beside = fs::read_dir(folder.path()).expect("reads").count();
     assert_eq!(beside, 1, "something lies beside the tree");
     let mut found = Found { is_whole: result.is_ok(), ..Found::default() };

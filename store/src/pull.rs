@@ -1,7 +1,9 @@
-//! Bringing what a recipe names into the store, and from there to a mount or into a directory.
+//! Pulls recipes: downloads the artifacts of a recipe into the store and assembles a tree from them. See
+//! `docs/design.md`, "Driver: pulls" and "Limits".
 //!
-//! [`Fetcher`] does the work; [`Pulls`] runs it apart from the calls that ask for it; [`into_directory`]
-//! is the command line's way, with the same store and the same unpacking.
+//! [`Fetcher`] does the work. [`Pulls`] runs it in the background, independent of the calls that wait for it, so that
+//! the driver can mount the tree. [`pull_into_directory`] copies the files to a directory for the command line; it
+//! uses the same store and the same unpacking.
 
 mod assemble;
 mod directory;
@@ -16,9 +18,9 @@ mod scheduler;
 mod single_flight;
 mod steps;
 
-pub use self::directory::{DirectoryError, into_directory};
+pub use self::directory::{DirectoryError, pull_into_directory};
 pub use self::error::PullError;
 pub use self::fetch::Fetcher;
-pub use self::progress::{Meter, Planned, Progress, Reading, Silent};
-pub use self::single_flight::{BackgroundPull, Outcome, Pulls, Waited};
+pub use self::progress::{NoProgress, Planned, Progress, ProgressCounter, ProgressSnapshot};
+pub use self::single_flight::{BackgroundPull, PullResult, PullStatus, Pulls};
 pub use crate::error_class::PullErrorKind;

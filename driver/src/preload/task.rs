@@ -122,10 +122,10 @@ impl PreloadTask {
         let fetcher = Arc::new(context.pulls.fetcher().with_credentials(Arc::new(keyring)));
         tracing::info!(set = self.set, id = self.id, tree = %self.key, "fetching ahead");
         let pull = context.pulls.start_in_background(&self.recipe, &fetcher);
-        let ended = pull.ended();
+        let ended = pull.wait();
         tokio::pin!(ended);
         let ended = loop {
-            let reading = pull.reading();
+            let reading = pull.progress();
             told.fetching(reading.done().min(reading.total()), reading.total());
             tokio::select! {
                 ended = &mut ended => break ended,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oras_csi_core::registry::{Keyring, Source};
 use oras_csi_store::TreeKey;
-use oras_csi_store::pull::{Fetcher, Waited};
+use oras_csi_store::pull::{Fetcher, PullStatus};
 
 use super::{PublishError, PublishRequest, Publisher};
 use crate::preload::SetSecretError;
@@ -41,9 +41,9 @@ impl Publisher {
         key: &TreeKey,
         fetcher: &Arc<Fetcher>,
         wait: Duration,
-    ) -> Result<Waited, PublishError> {
+    ) -> Result<PullStatus, PublishError> {
         let waited = self.pulls.wait_for(request.recipe(), fetcher, wait).await;
-        if matches!(waited, Waited::Ready(_)) {
+        if matches!(waited, PullStatus::Ready(_)) {
             let key = key.clone();
             if !self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
                 return Ok(self.pulls.wait_for(request.recipe(), fetcher, wait).await);

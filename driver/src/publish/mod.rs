@@ -27,7 +27,7 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
 use oras_csi_store::gc::make_more_space;
-use oras_csi_store::pull::{PullError, Pulls, Reading, Waited};
+use oras_csi_store::pull::{ProgressSnapshot, PullError, PullStatus, Pulls};
 use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Totals, TreeKey};
 
 pub use self::authorization::RightError;
@@ -83,7 +83,7 @@ pub enum PublishError {
         /// The volume's safe id.
         id: String,
         /// How far it is.
-        reading: Reading,
+        reading: ProgressSnapshot,
     },
     /// The pull failed.
     #[error("{0}")]
@@ -279,11 +279,11 @@ impl Publisher {
             let (fetcher, without) = self.with_credentials_of_its_set(&request, fetcher).await;
             let wait = self.wait.saturating_sub(began.elapsed());
             match self.pulled(&request, &key, &fetcher, wait).await? {
-                Waited::Ready(_) => {}
-                Waited::Pulling(reading) => {
+                PullStatus::Ready(_) => {}
+                PullStatus::Pulling(reading) => {
                     return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
                 }
-                Waited::Failed(error) => {
+                PullStatus::Failed(error) => {
                     let no_room = error.kind() == PullErrorKind::NoRoom;
                     self.disk(move |disk| {
                         disk.forget_failed(&target)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oras_csi_store::StoreObserver as _;
-use oras_csi_store::pull::Waited;
+use oras_csi_store::pull::PullStatus;
 
 use super::stale_volumes::forget_stale_volumes;
 use super::{PublishError, Publisher};
@@ -61,7 +61,7 @@ impl Publisher {
                 continue;
             }
             let waited = self.pulls.wait_for(&recipe, &fetcher, self.wait).await;
-            let healed = matches!(waited, Waited::Ready(_));
+            let healed = matches!(waited, PullStatus::Ready(_));
             tracing::info!(tree = %key, healed, "fetched again what is mounted and was found damaged");
         }
     }

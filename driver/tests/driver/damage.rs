@@ -11,7 +11,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_driver::Settings;
 use oras_csi_store::Limits;
 use oras_csi_store::gc::Watermarks;
-use oras_csi_store::pull::{Fetcher, Progress, Silent};
+use oras_csi_store::pull::{Fetcher, NoProgress, Progress};
 use oras_csi_store::scrub::{Schedule, scrub};
 use oras_csi_store::{Inventory, NodeRecord, Store};
 use tokio_util::sync::CancellationToken;
@@ -283,7 +283,7 @@ async fn a_scrub_finds_every_kind_of_damage_and_only_that() {
 async fn nothing_new_is_made_of_damaged_content() {
     let Bench { folder, registry, fetcher } = Bench::new();
     let digest = Artifact::new(&registry).file("f", b"file").directory("d", &[("g", b"other")]).push();
-    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let progress: Arc<dyn Progress> = Arc::new(NoProgress);
     fetcher.tree(&recipe([add(&digest)]), &progress).await.unwrap();
     let path = fetcher.store().path().to_owned();
     drop(fetcher);

@@ -1,4 +1,4 @@
-//! `into_directory`: the command's way.
+//! `pull_into_directory`: the command's way.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -9,15 +9,15 @@ use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_store::ErrorClass;
 use oras_csi_store::Limits;
 use oras_csi_store::Store;
-use oras_csi_store::pull::{DirectoryError, Fetcher, Progress, Silent, into_directory};
+use oras_csi_store::pull::{DirectoryError, Fetcher, NoProgress, Progress, pull_into_directory};
 use tar::EntryType;
 
 use crate::registry::{Artifact, FakeRegistry, add, gzip, recipe};
 use crate::trees::Bench;
 
 async fn pull(bench: &Bench, recipe: &PinnedRecipe, path: &Path) -> Result<(), DirectoryError> {
-    let progress: Arc<dyn Progress> = Arc::new(Silent);
-    into_directory(&bench.fetcher, recipe, path, &progress).await.map(|_| ())
+    let progress: Arc<dyn Progress> = Arc::new(NoProgress);
+    pull_into_directory(&bench.fetcher, recipe, path, &progress).await.map(|_| ())
 }
 
 #[tokio::test]
@@ -141,8 +141,8 @@ async fn files_moved_out_of_a_store_equal_copied_files() {
         let store = Store::open(&folder, Limits::default()).unwrap().ephemeral();
         let fetcher = Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()));
         let moved = bench.folder.path().join(format!("moved-{number}"));
-        let progress: Arc<dyn Progress> = Arc::new(Silent);
-        into_directory(&fetcher, recipe, &moved, &progress).await.unwrap();
+        let progress: Arc<dyn Progress> = Arc::new(NoProgress);
+        pull_into_directory(&fetcher, recipe, &moved, &progress).await.unwrap();
         fs::remove_dir_all(folder).unwrap();
         let (mut wanted, mut found) = (Vec::new(), Vec::new());
         seen(&copied, &copied, &mut wanted);

@@ -12,7 +12,7 @@ use oras_csi_core::path::Glob;
 use oras_csi_core::recipe::{PinnedRecipe, Step};
 use oras_csi_store::Limits;
 use oras_csi_store::Store;
-use oras_csi_store::pull::{Fetcher, Progress, PullError, Silent};
+use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -324,7 +324,7 @@ fn pull(moves: &[Move], layers: &[Vec<Layer>]) -> Result<Model, Refusal> {
     let recipe = PinnedRecipe::new(steps.collect()).unwrap();
     let store = Store::open(folder.path(), Limits::default()).unwrap().ephemeral();
     let fetcher = Arc::new(Fetcher::new(Arc::new(store), registry.clone()));
-    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let progress: Arc<dyn Progress> = Arc::new(NoProgress);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match runtime.block_on(fetcher.tree(&recipe, &progress)) {
         Ok(made) => {

@@ -15,7 +15,7 @@ use oras_csi_driver::proto::csi::NodePublishVolumeRequest;
 use oras_csi_driver::publish::Seals;
 use oras_csi_store::Limits;
 use oras_csi_store::gc::{Goal, Watermarks, collect};
-use oras_csi_store::pull::{Pulls, Waited};
+use oras_csi_store::pull::{PullStatus, Pulls};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -301,7 +301,7 @@ async fn a_pod_overtakes_preloads() {
     let mut tasks = tokio::task::JoinSet::new();
     for (volume, _) in &ahead {
         let (pulls, fetcher, recipe) = (pulls.clone(), bench.fetcher.clone(), volume.recipe().clone());
-        tasks.spawn(async move { pulls.start_in_background(&recipe, &fetcher).ended().await });
+        tasks.spawn(async move { pulls.start_in_background(&recipe, &fetcher).wait().await });
     }
     until("three are under way", async || begun() == 3).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -310,18 +310,18 @@ async fn a_pod_overtakes_preloads() {
     let (other, layer) = of_one(&bench, "a pod's");
     let wait = Duration::from_millis(100);
     let waited = pulls.wait_for(other.recipe(), &bench.fetcher, wait).await;
-    assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
+    assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
     until("it is asked for", async || bench.registry.requests_for(&layer) == 1).await;
     // A pod that requests a queued preload takes the slot of a preload that no pod needs.
     let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.requests_for(layer) == 0).unwrap();
     let waited = pulls.wait_for(last.recipe(), &bench.fetcher, wait).await;
-    assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
+    assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
     until("it is asked for", async || bench.registry.requests_for(layer) == 1).await;
     assert_eq!(begun(), 4);
     gate.add_permits(1_000);
     for (volume, layer) in ahead.iter().map(|(volume, layer)| (volume, layer)) {
         let waited = pulls.wait_for(volume.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
-        assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
+        assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
         assert_eq!(bench.registry.requests_for(layer), 1, "each is fetched once");
     }
     while let Some(ended) = tasks.join_next().await {
@@ -344,18 +344,18 @@ async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
     })
     .await;
     let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::ZERO).await;
-    assert!(matches!(waited, Waited::Pulling(_)), "{waited:?}");
+    assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
     drop(ahead);
     gate.add_permits(1_000);
     let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
-    assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
+    assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
     assert_eq!(bench.registry.requests_for(&second), 1);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let store = bench.fetcher.store();
     assert_eq!(store.tree(&bench.fetcher.key(dropped.recipe())).unwrap(), None);
     // A pod that requests it now starts a new pull, and gets no error of the old one.
     let waited = pulls.wait_for(dropped.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
-    assert!(matches!(waited, Waited::Ready(_)), "{waited:?}");
+    assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
 }
 
 #[tokio::test]

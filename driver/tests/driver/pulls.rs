@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_store::Limits;
-use oras_csi_store::pull::{Progress, PullErrorKind, Silent};
+use oras_csi_store::pull::{NoProgress, Progress, PullErrorKind};
 use serde_json::json;
 
 use crate::registry::{Artifact, add, add_from, gzip, recipe, tar};
@@ -114,7 +114,7 @@ async fn is_served_beside(bench: &Bench, hosts: &[&str]) -> bool {
             let wanted = recipe([add_from(host, &of_four(bench, &format!("{host} {number}")))]);
             let fetcher = bench.fetcher.clone();
             tokio::spawn(async move {
-                let progress: std::sync::Arc<dyn Progress> = std::sync::Arc::new(Silent);
+                let progress: std::sync::Arc<dyn Progress> = std::sync::Arc::new(NoProgress);
                 fetcher.tree(&wanted, &progress).await
             });
         }
@@ -156,7 +156,7 @@ async fn a_slow_blob_takes_one_download_slot() {
     let wanted = recipe([add_from("one:5000", &dripping)]);
     let fetcher = bench.fetcher.clone();
     let waiting = tokio::spawn(async move {
-        let progress: std::sync::Arc<dyn Progress> = std::sync::Arc::new(Silent);
+        let progress: std::sync::Arc<dyn Progress> = std::sync::Arc::new(NoProgress);
         fetcher.tree(&wanted, &progress).await
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -180,5 +180,5 @@ async fn gives_up_on_a_blob_that_is_too_slow() {
     let error = pulled.unwrap().unwrap_err();
     assert_eq!(error.kind(), PullErrorKind::Unavailable);
     let text = error.to_string();
-    assert!(text.contains("slow:5000/java-app: no 4 KiB a second (it gave "), "{text}");
+    assert!(text.contains("slow:5000/java-app: no 4 KiB a second (received "), "{text}");
 }

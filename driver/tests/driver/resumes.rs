@@ -10,7 +10,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::Limits;
-use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
+use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullError, PullErrorKind};
 use oras_csi_store::{Reserve, Store, Tree};
 use rstest::rstest;
 
@@ -40,7 +40,7 @@ fn open(folder: &Path, registry: &Arc<FakeRegistry>) -> Arc<Fetcher> {
 }
 
 async fn pull(fetcher: &Arc<Fetcher>, recipe: &PinnedRecipe) -> Result<Tree, PullError> {
-    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let progress: Arc<dyn Progress> = Arc::new(NoProgress);
     fetcher.tree(recipe, &progress).await
 }
 

@@ -13,7 +13,7 @@ use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::ErrorClass;
 use oras_csi_store::Limits;
-use oras_csi_store::pull::{Fetcher, Progress, PullError, PullErrorKind, Silent};
+use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullError, PullErrorKind};
 use oras_csi_store::{Store, Tree};
 use rstest::rstest;
 use serde_json::json;
@@ -57,7 +57,7 @@ impl Bench {
     }
 
     pub async fn pull(&self, recipe: &PinnedRecipe) -> Result<Tree, PullError> {
-        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        let progress: Arc<dyn Progress> = Arc::new(NoProgress);
         let result = self.fetcher.tree(recipe, &progress).await;
         if result.is_err() {
             // A writer that was given up clears away in its own thread.
@@ -75,7 +75,7 @@ impl Bench {
 
     /// Why a pull fails, where there are other trees already.
     pub async fn fetcher_error(&self, recipe: &PinnedRecipe) -> PullError {
-        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        let progress: Arc<dyn Progress> = Arc::new(NoProgress);
         self.fetcher.tree(recipe, &progress).await.unwrap_err()
     }
 
@@ -247,7 +247,7 @@ async fn the_manifest_of_the_platform_is_taken() {
             Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()))
         },
     };
-    let progress: Arc<dyn Progress> = Arc::new(Silent);
+    let progress: Arc<dyn Progress> = Arc::new(NoProgress);
     let pull = |recipe: PinnedRecipe| {
         let (fetcher, progress) = (bench2.fetcher.clone(), progress.clone());
         async move { fetcher.tree(&recipe, &progress).await.unwrap_err() }
@@ -307,7 +307,7 @@ async fn two_steps_that_give_one_path_are_named() {
     // What is left out cannot collide.
     let excluded = tool(&third, "third").excluding(globs(&["d/same"])).including(globs(&["**"]));
     let (_, words) = bench.error(&recipe([tool(&second, "second"), excluded])).await;
-    assert!(words.contains("leave nothing"), "{words}");
+    assert!(words.contains("match no file"), "{words}");
 }
 
 #[rstest]
@@ -407,7 +407,7 @@ async fn titles_that_collide() {
     for (artifact, words) in [
         (Artifact::new(&bench.registry).file("a", b"1").file("./a", b"2"), "have the title"),
         (Artifact::new(&bench.registry).file("a", b"1").file("a/b", b"2"), "is a directory in another"),
-        (Artifact::new(&bench.registry).file("d/x", b"1").directory("d", &[("x", b"2")]), "given twice"),
+        (Artifact::new(&bench.registry).file("d/x", b"1").directory("d", &[("x", b"2")]), "exists twice"),
     ] {
         let (kind, said) = bench.error(&recipe([add(&artifact.push())])).await;
         assert!(kind == PullErrorKind::Refused && said.contains(words), "{said}");

@@ -13,7 +13,7 @@ use oras_csi_core::recipe::{Layer, Recipe, Step, WrittenRecipe};
 use oras_csi_core::registry::Registry;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_store::Store;
-use oras_csi_store::pull::{Fetcher, Progress, into_directory};
+use oras_csi_store::pull::{Fetcher, Progress, pull_into_directory};
 
 use self::progress::ProgressBars;
 use crate::commands::store::open_store;
@@ -121,7 +121,7 @@ async fn pull(arguments: Arguments, cleanup: &mut Cleanup) -> Result<(), Failure
     cleanup.store = Arc::downgrade(&store);
     let fetcher = Arc::new(Fetcher::new(store, registry));
     let progress: Arc<dyn Progress> = Arc::new(ProgressBars::new());
-    into_directory(&fetcher, &recipe, &directory, &progress)
+    pull_into_directory(&fetcher, &recipe, &directory, &progress)
         .await
         .map_err(|error| Failure::new(ExitStatus::from(error.class()), error))?;
     for reference in recipe.references() {

@@ -1,6 +1,8 @@
-//! Puts a tree together from what the store has. What is added is put together apart, then merged, so that a whiteout
-//! of one artifact cannot reach the files of another; what is laid over goes right into the tree, where its whiteouts
-//! reach all that earlier steps laid beneath the same path.
+//! Assembles a tree from blobs and layers that are in the store.
+//!
+//! The files of an `add` step are assembled in a staging directory of their own and then merged into the tree, so
+//! that a whiteout in one artifact cannot remove files of another. An `overlay` step is linked directly into the
+//! tree, where its whiteouts apply to all files that earlier steps put beneath the same path.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -10,189 +12,204 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::error::PullError;
-use super::steps::{Source, Work};
+use super::steps::{ArtifactStep, ResolvedStep};
 use crate::content::description::TreeContent;
 use crate::disk::beneath::open_beneath;
 use crate::disk::{DiskError, EntryPath};
 use crate::layout::{LayerKey, LayerShape, TreeKey};
 use crate::store::Store;
-use crate::unpack::graft::{GraftError, Grafter, Laying};
-use crate::unpack::plan::{Content, Piece};
+use crate::unpack::plan::{LayerContent, PlannedLayer};
+use crate::unpack::tree_builder::{MergeMode, TreeBuildError, TreeBuilder};
 
-/// Makes the tree `key` of these steps; everything that they need is in the store.
-pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[Work]) -> Result<(), PullError> {
+/// Assembles the tree `key` from these steps. All blobs and layers that they need are in the store.
+pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[ResolvedStep]) -> Result<(), PullError> {
     let staging = store.stage()?;
-    let mut tree = Grafter::new(staging.files(), store.limits());
-    for (position, work) in steps.iter().enumerate() {
-        match work {
-            Work::Lay(source) if source.laying() == Laying::Over => lay_over(store, source, &mut tree)?,
-            Work::Lay(source) => lay_beside(store, source, &steps[..position], steps.len() == 1, &mut tree)?,
-            Work::Remove(glob) => {
-                if tree.remove(glob).map_err(of_whole)? == 0 {
+    let mut tree = TreeBuilder::new(staging.files(), store.limits());
+    for (position, step) in steps.iter().enumerate() {
+        match step {
+            ResolvedStep::Artifact(artifact) if artifact.mode() == MergeMode::Overlay => {
+                apply_overlay(store, artifact, &mut tree)?;
+            }
+            ResolvedStep::Artifact(artifact) => {
+                apply_add(store, artifact, &steps[..position], steps.len() == 1, &mut tree)?;
+            }
+            ResolvedStep::Remove(glob) => {
+                if tree.remove_matching(glob).map_err(assemble_error)? == 0 {
                     return Err(PullError::RemovesNothing { glob: glob.clone() });
                 }
             }
         }
     }
-    for source in steps.iter().filter_map(Work::source) {
-        if !tree.has_something_at(&source.at()).map_err(of_whole)? {
-            let reference = source.reference().clone().into();
-            return Err(PullError::Emptied { reference, path: source.at().to_string() });
+    for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
+        if !tree.has_entries_at(&artifact.path()).map_err(assemble_error)? {
+            let reference = artifact.reference().clone().into();
+            return Err(PullError::Emptied { reference, path: artifact.path().to_string() });
         }
     }
-    let sources = || steps.iter().filter_map(Work::source);
-    let made = TreeContent {
+    let artifacts = || steps.iter().filter_map(ResolvedStep::artifact);
+    let content = TreeContent {
         totals: tree.totals(),
-        manifests: sources().flat_map(|source| source.manifests().iter().cloned()).collect(),
-        blobs: sources().flat_map(blobs).collect(),
-        layers: sources().flat_map(layers).collect(),
+        manifests: artifacts().flat_map(|artifact| artifact.manifests().iter().cloned()).collect(),
+        blobs: artifacts().flat_map(blobs).collect(),
+        layers: artifacts().flat_map(layers).collect(),
     };
-    Ok(staging.commit_tree(key, &made)?)
+    Ok(staging.commit_tree(key, &content)?)
 }
 
-/// An error of a step that has no artifact.
-fn of_whole(error: GraftError) -> PullError {
+/// Converts an error that no single artifact caused.
+fn assemble_error(error: TreeBuildError) -> PullError {
     match error {
-        GraftError::Disk(error) => PullError::Disk(error),
-        other => PullError::Whole(other),
+        TreeBuildError::Disk(error) => PullError::Disk(error),
+        other => PullError::Assemble(other),
     }
 }
 
-fn lay_over(store: &Store, source: &Source, tree: &mut Grafter<'_>) -> Result<(), PullError> {
-    tree.enter(source.at());
-    lay(store, source, Handover::Linked, tree)?;
-    // What an earlier step has laid already is there.
-    if tree.changes() == 0 && !source.has_laid_before() {
-        return Err(nothing(source));
+fn apply_overlay(
+    store: &Store,
+    artifact: &ArtifactStep,
+    tree: &mut TreeBuilder<'_>,
+) -> Result<(), PullError> {
+    tree.set_base(artifact.path());
+    apply_layers(store, artifact, LayerUse::Linked, tree)?;
+    // An overlay whose layers were all applied by an earlier step changes nothing.
+    if tree.changes() == 0 && !artifact.has_applied_layers() {
+        return Err(no_files_error(artifact));
     }
     Ok(())
 }
 
-fn lay_beside(
+fn apply_add(
     store: &Store,
-    source: &Source,
-    earlier: &[Work],
+    artifact: &ArtifactStep,
+    earlier: &[ResolvedStep],
     is_alone: bool,
-    tree: &mut Grafter<'_>,
+    tree: &mut TreeBuilder<'_>,
 ) -> Result<(), PullError> {
-    let apart = store.stage()?;
-    let mut step = Grafter::apart(apart.files(), store.limits(), source.at());
-    lay(store, source, Handover::of(store, source, is_alone), &mut step)?;
+    let part = store.stage()?;
+    let mut step = TreeBuilder::new_part(part.files(), store.limits(), artifact.path());
+    apply_layers(store, artifact, LayerUse::of(store, artifact, is_alone), &mut step)?;
     if step.totals().inodes <= 1 {
-        return Err(nothing(source));
+        return Err(no_files_error(artifact));
     }
-    tree.merge(apart.files(), step.totals(), &source.at()).map_err(|error| match error {
-        GraftError::Taken { path } => {
-            let mut before = earlier.iter().rev().filter_map(Work::source);
-            match before.find(|before| gives(store, before, &path)) {
+    tree.merge_tree(part.files(), step.totals(), &artifact.path()).map_err(|error| match error {
+        TreeBuildError::Exists { path } => {
+            let mut before = earlier.iter().rev().filter_map(ResolvedStep::artifact);
+            match before.find(|before| has_entry_at(store, before, &path)) {
                 Some(first) => PullError::Conflict {
                     path: path.to_string(),
                     first: first.reference().clone().into(),
-                    second: source.reference().clone().into(),
+                    second: artifact.reference().clone().into(),
                 },
-                None => source.failed(GraftError::Taken { path }),
+                None => artifact.pull_error(TreeBuildError::Exists { path }),
             }
         }
-        error => source.failed(error),
+        error => artifact.pull_error(error),
     })
 }
 
-/// The digests of the file layers that are in the tree.
-fn blobs(source: &Source) -> impl Iterator<Item = oras_csi_core::digest::Digest> {
-    needed(source).filter_map(|piece| match piece.content() {
-        Content::File(_) => Some(piece.descriptor().digest().clone()),
-        Content::Archive { .. } => None,
+/// Returns the digests of the layers that are single files of the tree.
+fn blobs(artifact: &ArtifactStep) -> impl Iterator<Item = oras_csi_core::digest::Digest> {
+    needed_layers(artifact).filter_map(|layer| match layer.content() {
+        LayerContent::File(_) => Some(layer.descriptor().digest().clone()),
+        LayerContent::Archive { .. } => None,
     })
 }
 
-fn layers(source: &Source) -> impl Iterator<Item = LayerKey> {
-    needed(source).filter_map(|piece| match piece.content() {
-        Content::Archive { shape, .. } => Some(LayerKey::of(piece.descriptor().digest(), shape)),
-        Content::File(_) => None,
+fn layers(artifact: &ArtifactStep) -> impl Iterator<Item = LayerKey> {
+    needed_layers(artifact).filter_map(|layer| match layer.content() {
+        LayerContent::Archive { shape, .. } => Some(LayerKey::of(layer.descriptor().digest(), shape)),
+        LayerContent::File(_) => None,
     })
 }
 
-fn needed(source: &Source) -> impl Iterator<Item = &Piece> {
-    source.pieces().iter().filter(|piece| source.needs(piece))
+fn needed_layers(artifact: &ArtifactStep) -> impl Iterator<Item = &PlannedLayer> {
+    artifact.layers().iter().filter(|layer| artifact.needs(layer))
 }
 
-/// What becomes of the layers of a step.
+/// What happens to the unpacked layers of a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Handover {
-    /// They stay, for other trees.
+enum LayerUse {
+    /// The layers stay in the store and are hard-linked into the tree, so that other trees can use them.
     Linked,
-    /// They are the tree from now on.
-    Taken,
+    /// The layers are moved into the tree.
+    Moved,
 }
 
-impl Handover {
-    /// Of a step that is laid beside. They may be taken where nobody comes after: not this step, which would have to lay
-    /// one twice or only a part of it, and no other.
-    fn of(store: &Store, source: &Source, is_alone: bool) -> Self {
+impl LayerUse {
+    /// Chooses for an `add` step. Its layers may be moved only if nothing uses them afterwards: the store is
+    /// ephemeral, the recipe has no other step, and the step uses each layer once and whole, at the root.
+    fn of(store: &Store, artifact: &ArtifactStep, is_alone: bool) -> Self {
         let mut seen = BTreeSet::new();
-        let once = layers(source).all(|layer| seen.insert(layer));
-        let whole = source.filter().is_empty() && source.at().is_root();
-        if !store.is_persistent() && is_alone && once && whole { Self::Taken } else { Self::Linked }
+        let are_unique = layers(artifact).all(|layer| seen.insert(layer));
+        let are_whole = artifact.filter().is_empty() && artifact.path().is_root();
+        if !store.is_persistent() && is_alone && are_unique && are_whole { Self::Moved } else { Self::Linked }
     }
 }
 
-/// Lays one step's pieces, in the order of the manifest.
-fn lay(store: &Store, source: &Source, handover: Handover, tree: &mut Grafter<'_>) -> Result<(), PullError> {
-    let filter = source.filter();
+/// Adds the layers of one step to `tree`, in the order of the manifest.
+fn apply_layers(
+    store: &Store,
+    artifact: &ArtifactStep,
+    layer_use: LayerUse,
+    tree: &mut TreeBuilder<'_>,
+) -> Result<(), PullError> {
+    let filter = artifact.filter();
     let mut files = BTreeSet::new();
-    for piece in source.pieces() {
-        let digest = piece.descriptor().digest();
-        match piece.content() {
-            Content::File(path) if source.hides(path) => {
-                tree.whiteout(path, filter).map_err(|error| source.failed(error))?;
+    for layer in artifact.layers() {
+        let digest = layer.descriptor().digest();
+        match layer.content() {
+            LayerContent::File(path) if artifact.is_whiteout(path) => {
+                tree.apply_whiteout(path, filter).map_err(|error| artifact.pull_error(error))?;
             }
-            _ if !source.needs(piece) => {}
-            // The same blob under the same title twice is one file.
-            Content::File(path) if !files.insert(path) => {}
-            Content::File(path) => {
+            _ if !artifact.needs(layer) => {}
+            // The same blob with the same title twice is one file.
+            LayerContent::File(path) if !files.insert(path) => {}
+            LayerContent::File(path) => {
                 let blobs = store.open_blobs(digest.algorithm())?;
-                tree.file(&blobs, digest.hex(), piece.descriptor().size(), path, source.laying())
-                    .map_err(|error| source.failed(error))?;
+                tree.link_file(&blobs, digest.hex(), layer.descriptor().size(), path, artifact.mode())
+                    .map_err(|error| artifact.pull_error(error))?;
             }
-            Content::Archive { at, shape } => {
+            LayerContent::Archive { at, shape } => {
                 let key = LayerKey::of(digest, shape);
-                let gone = || DiskError::new("find the layer", key.as_str(), Errno::NOENT);
-                let layer = store.layer(&key)?.ok_or_else(gone)?;
-                if *shape != LayerShape::Image && handover == Handover::Taken {
-                    let taken = tree.take(layer.files(), layer.totals(), at);
-                    taken.map_err(|error| source.failed(error))?;
+                let missing = || DiskError::new("find the layer", key.as_str(), Errno::NOENT);
+                let layer = store.layer(&key)?.ok_or_else(missing)?;
+                if *shape != LayerShape::Image && layer_use == LayerUse::Moved {
+                    let moved = tree.move_tree(layer.files(), layer.totals(), at);
+                    moved.map_err(|error| artifact.pull_error(error))?;
                     continue;
                 }
-                let laying = if *shape == LayerShape::Image { Laying::Over } else { source.laying() };
-                tree.tree(layer.files(), at, filter, laying).map_err(|error| source.failed(error))?;
+                let mode = if *shape == LayerShape::Image { MergeMode::Overlay } else { artifact.mode() };
+                tree.link_tree(layer.files(), at, filter, mode)
+                    .map_err(|error| artifact.pull_error(error))?;
             }
         }
     }
     Ok(())
 }
 
-fn nothing(source: &Source) -> PullError {
-    let reference = source.reference().clone().into();
-    if source.filter().is_empty() {
+fn no_files_error(artifact: &ArtifactStep) -> PullError {
+    let reference = artifact.reference().clone().into();
+    if artifact.filter().is_empty() {
         return PullError::Empty { reference };
     }
     let list = |name: &str, globs: &[oras_csi_core::path::Glob]| {
         let globs = globs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if globs.is_empty() { String::new() } else { format!("{name} {globs}") }
     };
-    let filters = [list("include", source.step().include()), list("exclude", source.step().exclude())];
+    let filters = [list("include", artifact.step().include()), list("exclude", artifact.step().exclude())];
     let filters = filters.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
     PullError::Filtered { reference, filters }
 }
 
-/// Whether an earlier step has something at this path of the tree; for the words of a conflict.
-fn gives(store: &Store, source: &Source, path: &EntryPath) -> bool {
-    let Some(path) = path.beneath(&source.at()) else { return source.at().beneath(path).is_some() };
-    source.pieces().iter().filter(|piece| source.needs(piece)).any(|piece| match piece.content() {
-        Content::File(file) => file.beneath(&path).is_some() || path.beneath(file).is_some(),
-        Content::Archive { at, shape } => {
+/// Reports whether a step has an entry at this path of the tree. Used to name both steps in the message of a
+/// conflict.
+fn has_entry_at(store: &Store, artifact: &ArtifactStep, path: &EntryPath) -> bool {
+    let Some(path) = path.beneath(&artifact.path()) else { return artifact.path().beneath(path).is_some() };
+    artifact.layers().iter().filter(|layer| artifact.needs(layer)).any(|layer| match layer.content() {
+        LayerContent::File(file) => file.beneath(&path).is_some() || path.beneath(file).is_some(),
+        LayerContent::Archive { at, shape } => {
             let Some(inside) = path.beneath(at) else { return at.beneath(&path).is_some() };
-            let Ok(Some(layer)) = store.layer(&LayerKey::of(piece.descriptor().digest(), shape)) else {
+            let Ok(Some(layer)) = store.layer(&LayerKey::of(layer.descriptor().digest(), shape)) else {
                 return false;
             };
             let Some((parent, name)) = inside.split() else { return true };

@@ -1,5 +1,5 @@
-//! A recipe's files in a directory of the user's: copies, so that whoever writes to them does not write
-//! to the store.
+//! Writes the files of a recipe to a directory of the user. They are copies, so that changes to them do not change
+//! the store.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -22,39 +22,39 @@ use crate::disk::beneath::open_beneath;
 use crate::disk::files::{DIRECTORY_MODE, Times, copy, set_time, umask};
 use crate::error_class::ErrorClass;
 use crate::store::trees::Tree;
-use crate::unpack::entries::Walk;
+use crate::unpack::entries::DirectoryWalk;
 
-/// Why the files are not in the directory.
+/// Why the files could not be written to the directory.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// They could not be fetched.
+    /// The pull failed.
     #[error(transparent)]
     Pull(#[from] PullError),
-    /// Something is there.
-    #[error("{} is {found}: nothing is ever overwritten; name a directory that does not exist, or is empty", .path.display())]
+    /// The destination exists already and is not an empty directory.
+    #[error("cannot write to {}: it {found}, and existing files are never overwritten. Name a directory that does not exist or is empty", .path.display())]
     Occupied {
         /// The destination.
         path: PathBuf,
-        /// What is there.
+        /// Why it cannot be used, as a verb phrase.
         found: &'static str,
     },
-    /// The disk of the destination.
+    /// A file operation at the destination failed.
     #[error("cannot {step} {}: {source}", .path.display())]
     Io {
-        /// What was being done.
+        /// The operation.
         step: &'static str,
-        /// To what.
+        /// Its path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The copying task is gone.
-    #[error("copying was interrupted")]
+    /// The task that copies was stopped.
+    #[error("copying the files was interrupted: the command was stopped before it ended. Run it again")]
     Interrupted,
 }
 
 impl DirectoryError {
-    /// What kind of failure it is.
+    /// Returns the class of the error, which selects the exit code.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Pull(error) => error.class(),
@@ -64,26 +64,26 @@ impl DirectoryError {
     }
 }
 
-/// Fetches a recipe and copies its files to `destination`, which does not exist or is empty.
+/// Pulls a recipe and writes its files to `destination`, which must not exist or must be empty.
 ///
-/// A new directory appears whole, by one rename. Into an empty one that is there already each entry of
-/// its top level is moved by a rename; nothing that appears there meanwhile is overwritten.
-pub async fn into_directory(
+/// A new directory appears complete, by one rename. In an existing empty directory each top-level entry is moved into
+/// place by a rename. Nothing that appears there in the meantime is overwritten.
+pub async fn pull_into_directory(
     fetcher: &Arc<Fetcher>,
     recipe: &PinnedRecipe,
     destination: &Path,
     progress: &Arc<dyn Progress>,
 ) -> Result<Tree, DirectoryError> {
-    // Before the download: after it the answer would be late.
-    look(destination)?;
+    // Checked before the download, so that the error comes at once.
+    check_destination(destination)?;
     let tree = fetcher.tree(recipe, progress).await?;
     let (store, key, destination) = (fetcher.store().clone(), tree.key().clone(), destination.to_owned());
     let stop = CancellationToken::new();
-    // Whoever stops waiting for the files does not want them any more.
-    let _stops = stop.clone().drop_guard();
+    // When the caller stops waiting, copying stops as well.
+    let _stop_on_drop = stop.clone().drop_guard();
     let copied = tokio::task::spawn_blocking(move || {
         let files = store.tree_files(&key).map_err(PullError::from)?;
-        let source = Source { files, given_away: !store.is_persistent() };
+        let source = Source { files, can_move: !store.is_persistent() };
         copy_to(&source, &destination, &stop)
     });
     copied.await.map_err(|_| DirectoryError::Interrupted)??;
@@ -91,8 +91,8 @@ pub async fn into_directory(
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum There {
-    Nothing,
+enum DestinationState {
+    Missing,
     EmptyDirectory,
 }
 
@@ -100,98 +100,99 @@ fn failed(step: &'static str, path: &Path, source: impl Into<io::Error>) -> Dire
     DirectoryError::Io { step, path: path.to_owned(), source: source.into() }
 }
 
-fn look(destination: &Path) -> Result<There, DirectoryError> {
+fn check_destination(destination: &Path) -> Result<DestinationState, DirectoryError> {
     let occupied = |found| Err(DirectoryError::Occupied { path: destination.to_owned(), found });
     match std::fs::metadata(destination) {
         Ok(found) if found.is_dir() => {
             match std::fs::read_dir(destination).map_err(|e| failed("list", destination, e))?.next() {
-                None => Ok(There::EmptyDirectory),
-                Some(_) => occupied("a directory with something in it"),
+                None => Ok(DestinationState::EmptyDirectory),
+                Some(_) => occupied("is not empty"),
             }
         }
-        Ok(_) => occupied("a file"),
+        Ok(_) => occupied("is a file"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match std::fs::symlink_metadata(destination) {
-                Ok(_) => occupied("a symbolic link to nothing"),
-                Err(_) => Ok(There::Nothing),
+                Ok(_) => occupied("is a symbolic link whose target does not exist"),
+                Err(_) => Ok(DestinationState::Missing),
             }
         }
-        Err(error) => Err(failed("look at", destination, error)),
+        Err(error) => Err(failed("check", destination, error)),
     }
 }
 
-/// Where files come from.
+/// The tree that is copied.
 struct Source {
     files: OwnedFd,
-    /// Nobody needs them there any more, so that they may be moved.
-    given_away: bool,
+    /// The store is ephemeral, so the files may be moved instead of copied.
+    can_move: bool,
 }
 
 fn copy_to(source: &Source, destination: &Path, stop: &CancellationToken) -> Result<(), DirectoryError> {
-    let there = look(destination)?;
-    let beside = match there {
-        There::EmptyDirectory => destination.to_owned(),
-        There::Nothing => {
+    let state = check_destination(destination)?;
+    let parent = match state {
+        DestinationState::EmptyDirectory => destination.to_owned(),
+        DestinationState::Missing => {
             let parent = destination.parent().filter(|parent| !parent.as_os_str().is_empty());
             let parent = parent.unwrap_or(Path::new(".")).to_owned();
-            std::fs::create_dir_all(&parent).map_err(|error| failed("make the directory", &parent, error))?;
+            std::fs::create_dir_all(&parent)
+                .map_err(|error| failed("create the directory", &parent, error))?;
             parent
         }
     };
-    let unfinished = Unfinished::create(&beside)?;
-    if !source.given_away || !move_tree(&source.files, &unfinished, stop)? {
-        copy_tree(&source.files, &unfinished, stop)?;
+    let temporary = TemporaryDirectory::create(&parent)?;
+    if !source.can_move || !move_tree(&source.files, &temporary, stop)? {
+        copy_tree(&source.files, &temporary, stop)?;
     }
     if stop.is_cancelled() {
         return Err(DirectoryError::Interrupted);
     }
-    match there {
-        There::Nothing => {
+    match state {
+        DestinationState::Missing => {
             let moved =
-                rustix::fs::renameat_with(CWD, &unfinished.path, CWD, destination, RenameFlags::NOREPLACE);
+                rustix::fs::renameat_with(CWD, &temporary.path, CWD, destination, RenameFlags::NOREPLACE);
             match moved {
                 Ok(()) => Ok(()),
                 Err(Errno::EXIST) => {
                     let path = destination.to_owned();
-                    Err(DirectoryError::Occupied { path, found: "there now, since a moment ago" })
+                    Err(DirectoryError::Occupied { path, found: "was created during the pull" })
                 }
-                Err(errno) => Err(failed("rename to", destination, errno)),
+                Err(errno) => Err(failed("rename the files to", destination, errno)),
             }
         }
-        There::EmptyDirectory => {
+        DestinationState::EmptyDirectory => {
             let into = open(destination)?;
-            for name in names(&unfinished.folder).map_err(|e| failed("list", &unfinished.path, e))? {
+            for name in names(&temporary.folder).map_err(|e| failed("list", &temporary.path, e))? {
                 let name = OsStr::from_bytes(&name);
-                rustix::fs::renameat_with(&unfinished.folder, name, &into, name, RenameFlags::NOREPLACE)
-                    .map_err(|errno| failed("move to its place", &destination.join(name), errno))?;
+                rustix::fs::renameat_with(&temporary.folder, name, &into, name, RenameFlags::NOREPLACE)
+                    .map_err(|errno| failed("move a file into", &destination.join(name), errno))?;
             }
             Ok(())
         }
     }
 }
 
-/// A directory that is removed with all in it when this is dropped, if it still has its name.
-struct Unfinished {
+/// A temporary directory beside the destination. Dropping it removes it with its contents, unless it was renamed.
+struct TemporaryDirectory {
     path: PathBuf,
     folder: OwnedFd,
 }
 
-impl Unfinished {
-    fn create(beside: &Path) -> Result<Self, DirectoryError> {
+impl TemporaryDirectory {
+    fn create(parent: &Path) -> Result<Self, DirectoryError> {
         let id = std::process::id();
         for number in 0..1_000 {
-            let path = beside.join(format!(".oras-csi-{id}-{number}"));
+            let path = parent.join(format!(".oras-csi-{id}-{number}"));
             match std::fs::create_dir(&path) {
                 Ok(()) => return Ok(Self { folder: open(&path)?, path }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed("make the directory", &path, error)),
+                Err(error) => return Err(failed("create the directory", &path, error)),
             }
         }
-        Err(failed("make a directory in", beside, Errno::EXIST))
+        Err(failed("create a temporary directory in", parent, Errno::EXIST))
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }
@@ -213,51 +214,55 @@ fn names(folder: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(names)
 }
 
-/// A mode less what the user's umask takes from it.
-fn less_umask(mode: Mode) -> Mode {
+/// Removes the bits of the user's umask from a mode.
+fn apply_umask(mode: Mode) -> Mode {
     mode.difference(umask().unwrap_or(Mode::WGRP | Mode::WOTH))
 }
 
-/// What the owner of a file may do with it; the umask has its say.
-fn own_mode(mode: u32) -> Mode {
-    less_umask(Mode::from_raw_mode((mode & 0o111) | 0o644))
+/// Returns the mode of a file for the user: readable, writable by the owner, and executable if it was. The umask
+/// applies.
+fn user_file_mode(mode: u32) -> Mode {
+    apply_umask(Mode::from_raw_mode((mode & 0o111) | 0o644))
 }
 
-/// Moves the files out of a store in which nobody needs them any more; `false` where they lie on another file system.
+/// Moves the files out of the ephemeral store. Returns `false` if the destination is on another file system.
 fn move_tree(
     source: &OwnedFd,
-    unfinished: &Unfinished,
+    temporary: &TemporaryDirectory,
     stop: &CancellationToken,
 ) -> Result<bool, DirectoryError> {
     let mtime = rustix::fs::fstat(source).map(|found| found.st_mtime);
-    for name in names(source).map_err(|errno| failed("list for", &unfinished.path, errno))? {
+    for name in names(source).map_err(|errno| failed("list the files for", &temporary.path, errno))? {
         let name = OsStr::from_bytes(&name);
-        match rustix::fs::renameat_with(source, name, &unfinished.folder, name, RenameFlags::NOREPLACE) {
+        match rustix::fs::renameat_with(source, name, &temporary.folder, name, RenameFlags::NOREPLACE) {
             Ok(()) => {}
-            // Then it is so with the first of them.
+            // All entries are on the same file system, so the first one shows it.
             Err(Errno::XDEV) => return Ok(false),
-            Err(errno) => return Err(failed("move a file to", &unfinished.path.join(name), errno)),
+            Err(errno) => return Err(failed("move a file to", &temporary.path.join(name), errno)),
         }
     }
-    take_over(unfinished, stop)?;
+    fix_modes_and_hard_links(temporary, stop)?;
     if let Ok(mtime) = mtime {
-        set_time(&unfinished.folder, mtime);
+        set_time(&temporary.folder, mtime);
     }
     Ok(true)
 }
 
-/// Makes what was moved the user's: the modes that he would have given it, and no file under two names.
-fn take_over(unfinished: &Unfinished, stop: &CancellationToken) -> Result<(), DirectoryError> {
-    let directory_mode = less_umask(DIRECTORY_MODE);
-    let mut walk = Walk::new();
+/// Gives moved files the modes that a copy would have, and makes each hard link a file of its own.
+fn fix_modes_and_hard_links(
+    temporary: &TemporaryDirectory,
+    stop: &CancellationToken,
+) -> Result<(), DirectoryError> {
+    let directory_mode = apply_umask(DIRECTORY_MODE);
+    let mut walk = DirectoryWalk::new();
     let mut next = Some((EntryPath::root(), ()));
     let mut seen = HashSet::new();
     while let Some((path, ())) = next {
         let mut directories = Vec::new();
-        let shown = unfinished.path.join(OsStr::from_bytes(path.as_bytes()));
+        let shown = temporary.path.join(OsStr::from_bytes(path.as_bytes()));
         let failed = |step, errno: Errno| failed(step, &shown, errno);
-        let folder = open_beneath(&unfinished.folder, &path).map_err(|errno| failed("open", errno))?;
-        let before = rustix::fs::fstat(&folder).map_err(|errno| failed("look at", errno))?;
+        let folder = open_beneath(&temporary.folder, &path).map_err(|errno| failed("open", errno))?;
+        let before = rustix::fs::fstat(&folder).map_err(|errno| failed("stat", errno))?;
         if Mode::from_raw_mode(before.st_mode) != directory_mode {
             rustix::fs::fchmod(&folder, directory_mode).map_err(|errno| failed("set the mode of", errno))?;
         }
@@ -268,17 +273,17 @@ fn take_over(unfinished: &Unfinished, stop: &CancellationToken) -> Result<(), Di
             }
             let os_name = OsStr::from_bytes(&name);
             let found = rustix::fs::statat(&folder, os_name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|errno| failed("look at a file in", errno))?;
-            let mode = own_mode(found.st_mode);
+                .map_err(|errno| failed("stat a file in", errno))?;
+            let mode = user_file_mode(found.st_mode);
             match FileType::from_raw_mode(found.st_mode) {
                 FileType::Directory => directories.push((name, ())),
                 FileType::Symlink => {}
-                // One file under two names becomes two files: a change of one is none of the other.
+                // A hard link becomes a file of its own: a change of one must not change the other.
                 _ if found.st_nlink > 1 && !seen.insert(found.st_ino) => {
                     let source =
                         open_file(&folder, os_name).map_err(|errno| failed("open a file in", errno))?;
                     rustix::fs::unlinkat(&folder, os_name, AtFlags::empty())
-                        .map_err(|errno| failed("part two names of a file in", errno))?;
+                        .map_err(|errno| failed("remove a hard link in", errno))?;
                     copy_file(&source, &folder, os_name, mode, found.st_mtime)
                         .map_err(|(step, errno)| failed(step, errno))?;
                     has_changed = true;
@@ -311,7 +316,7 @@ fn copy_file(
     mtime: i64,
 ) -> Result<(), (&'static str, Errno)> {
     let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(folder, name, create, mode).map_err(|errno| ("make a file in", errno))?;
+    let file = rustix::fs::openat(folder, name, create, mode).map_err(|errno| ("create a file in", errno))?;
     copy(source, &file).map_err(|errno| ("copy a file to", errno))?;
     set_time(&file, mtime);
     Ok(())
@@ -319,41 +324,42 @@ fn copy_file(
 
 fn copy_tree(
     source: &OwnedFd,
-    unfinished: &Unfinished,
+    temporary: &TemporaryDirectory,
     stop: &CancellationToken,
 ) -> Result<(), DirectoryError> {
-    let mut walk = Walk::new();
+    let mut walk = DirectoryWalk::new();
     let mut times = Times::default();
     let mut next = Some((EntryPath::root(), ()));
     while let Some((path, ())) = next {
         let mut directories = Vec::new();
-        let shown = unfinished.path.join(OsStr::from_bytes(path.as_bytes()));
+        let shown = temporary.path.join(OsStr::from_bytes(path.as_bytes()));
         let failed = |step, errno: Errno| failed(step, &shown, errno);
-        let from = open_beneath(source, &path).map_err(|errno| failed("open in the store", errno))?;
-        let into = open_beneath(&unfinished.folder, &path).map_err(|errno| failed("open", errno))?;
-        for name in names(&from).map_err(|errno| failed("list in the store", errno))? {
+        let from =
+            open_beneath(source, &path).map_err(|errno| failed("open the files in the store for", errno))?;
+        let into = open_beneath(&temporary.folder, &path).map_err(|errno| failed("open", errno))?;
+        for name in names(&from).map_err(|errno| failed("list the files in the store for", errno))? {
             if stop.is_cancelled() {
                 return Err(DirectoryError::Interrupted);
             }
             let os_name = OsStr::from_bytes(&name);
             let found = rustix::fs::statat(&from, os_name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|errno| failed("look at in the store", errno))?;
+                .map_err(|errno| failed("stat a file in the store for", errno))?;
             match FileType::from_raw_mode(found.st_mode) {
                 FileType::Directory => {
                     rustix::fs::mkdirat(&into, os_name, Mode::from_raw_mode(0o755))
-                        .map_err(|errno| failed("make a directory in", errno))?;
+                        .map_err(|errno| failed("create a directory in", errno))?;
                     directories.push((name, ()));
                 }
                 FileType::Symlink => {
                     let target = rustix::fs::readlinkat(&from, os_name, Vec::new())
-                        .map_err(|errno| failed("read a link in", errno))?;
+                        .map_err(|errno| failed("read a symbolic link in the store for", errno))?;
                     rustix::fs::symlinkat(&target, &into, os_name)
-                        .map_err(|errno| failed("make a symbolic link in", errno))?;
+                        .map_err(|errno| failed("create a symbolic link in", errno))?;
                 }
                 _ => {
                     let source = open_file(&from, os_name)
                         .map_err(|errno| failed("open a file in the store for", errno))?;
-                    copy_file(&source, &into, os_name, own_mode(found.st_mode), found.st_mtime)
+                    copy_file(&source, &into, os_name, user_file_mode(found.st_mode), found.st_mtime)
                         .map_err(|(step, errno)| failed(step, errno))?;
                 }
             }
@@ -362,6 +368,6 @@ fn copy_tree(
         walk.push(path, directories);
         next = walk.pop();
     }
-    times.set(&unfinished.folder);
+    times.set(&temporary.folder);
     Ok(())
 }

@@ -1,15 +1,15 @@
-//! A big blob on its way into the store: in parts side by side where the registry gives parts, resumed where an
-//! earlier run ended, hashed or unpacked right behind the bytes that are there.
+//! Downloads a large blob into the store: in parallel ranges if the registry serves ranges, resumed from where an
+//! earlier run stopped. The blob is hashed or unpacked while it arrives.
 //!
 //! ```text
 //! registry ═╤═ worker ─┐                      ┌─ hasher            (a file)
-//!           ╞═ worker ─┼─ channel ─ writer ─► partial ─ reader ─ unpacking (an archive)
+//!           ╞═ worker ─┼─ channel ─ writer ─► partial ─ reader ─ unpack (an archive)
 //!           ╘═ worker ─┘                      └─ fdatasync, a step behind
 //! ```
 //!
-//! Memory is what the channel holds, whatever the size. The first worker has a turn for good and decides when to give
-//! up; the others work with turns that nobody else wants, leave as soon as somebody does, and put back what they
-//! did not finish. What is dropped in the middle keeps what was written.
+//! Memory is bounded by the channel, whatever the size of the blob. The lead worker keeps its download slot and
+//! decides when the download fails. Helpers use spare slots, stop as soon as another download waits for the slot, and
+//! put back the range that they did not finish. A download that is dropped keeps the bytes that were written.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -27,37 +27,39 @@ use tokio::time::Instant;
 
 use super::priority::Priority;
 use super::progress::Progress;
-use super::scheduler::{DownloadSlot, Pace, Scheduler, TooSlow};
+use super::scheduler::{DownloadSlot, RateMonitor, Scheduler, TooSlow};
 use crate::content::blob_reader::{PIECES, StreamFault};
 use crate::disk::DiskError;
 use crate::limits::Limits;
 use crate::store::partial_blobs::Partial;
 
-/// From this size on a blob is kept on its way.
-pub(super) const KEPT_FROM: u64 = 16 << 20;
-/// From this size on parts are asked for.
-const PARTS_FROM: u64 = 64 << 20;
-/// The first part, which shows whether there are any.
-const FIRST_PART: u64 = 4 << 20;
-/// The others. Each costs a request.
-const PART: u64 = 32 << 20;
-/// How often a blob is asked for again, from where it broke off, without much more having come.
-pub(super) const RESUMES: u32 = 5;
-/// What of them a stall takes, which has cost half a minute already: the second one at the same place is the last.
-const STALL: u32 = RESUMES;
-/// How much is much: a registry that gives a byte a connection would keep us for years.
-const PROGRESS: u64 = 16 << 10;
-/// How many further workers may fail before there are no more.
-const MAX_FAILED: u32 = 4;
-/// How often it is looked for a spare turn, and when for the first time: where one stream gives more than is written,
-/// others would only take the registry's time.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-const LOOK_FIRST: Duration = Duration::from_millis(100);
+/// Blobs of at least this size are kept in `partial/` while they are downloaded.
+pub(super) const PARTIAL_FROM: u64 = 16 << 20;
+/// Blobs of at least this size are requested in ranges.
+const RANGES_FROM: u64 = 64 << 20;
+/// The length of the first range, which shows whether the registry serves ranges.
+const FIRST_RANGE: u64 = 4 << 20;
+/// The length of the other ranges. Each costs one request.
+const RANGE: u64 = 32 << 20;
+/// How often a blob is requested again from where it broke off, without [`MIN_PROGRESS`] in between.
+pub(super) const MAX_RETRIES: u32 = 5;
+/// What a stall costs of these retries. A stall takes half a minute, so the second one at the same offset is the
+/// last.
+const STALL_COST: u32 = MAX_RETRIES;
+/// Bytes after which the retries are counted from zero. Without it, a registry that sends one byte per connection
+/// would keep the download alive for years.
+const MIN_PROGRESS: u64 = 16 << 10;
+/// How many helpers may fail before no more are started.
+const MAX_FAILED_HELPERS: u32 = 4;
+/// How often spare slots are looked for, and when for the first time. Helpers are started only while the network is
+/// slower than the disk: otherwise they would only take slots of the registry.
+const HELPER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const FIRST_HELPER_CHECK: Duration = Duration::from_millis(100);
 
-/// Bytes and their place.
-type Piece = (u64, Bytes);
+/// An offset in the blob and the bytes from there.
+type Chunk = (u64, Bytes);
 
-/// A blob that is being brought from a registry.
+/// The download of one blob from one registry.
 pub(super) struct Download<'a> {
     pub(super) registry: &'a dyn Registry,
     pub(super) reference: &'a PinnedReference,
@@ -68,63 +70,82 @@ pub(super) struct Download<'a> {
     pub(super) progress: &'a Arc<dyn Progress>,
 }
 
-/// Why a request did not give all that was asked for.
-pub(super) enum Broken {
-    /// No answer, although the client asked several times.
-    Silent(RegistryError),
-    /// An answer that ended early.
-    Registry(RegistryError),
-    /// Asking again would be as slow.
-    Slow(TooSlow),
-    /// Everything came instead of a part.
-    NoParts,
-    /// Whoever writes has stopped, and says why itself.
-    Unwanted,
+/// How a range of a blob is requested.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RequestMode {
+    /// From an offset to the end of the blob.
+    ToEnd,
+    /// As an HTTP range.
+    Range,
+    /// As an HTTP range that ends early if another download waits for the slot.
+    YieldingRange,
 }
 
-/// Counts the attempts that brought little.
+/// Why a request did not deliver all that was requested.
+pub(super) enum Interruption {
+    /// The registry did not answer, although the client retried.
+    NoAnswer(RegistryError),
+    /// The body failed or ended early.
+    BodyFailed(RegistryError),
+    /// The registry is too slow; another request would be as slow.
+    TooSlow(TooSlow),
+    /// The registry sent the whole blob instead of a range.
+    NoRanges,
+    /// The receiver has stopped. It reports the reason itself.
+    ReceiverStopped,
+}
+
+/// Counts consecutive attempts that made little progress.
 #[derive(Default)]
-pub(super) struct Patience {
-    /// Whether there was an answer at all.
-    has_begun: bool,
+pub(super) struct RetryBudget {
+    /// Whether the registry has answered at all.
+    was_answered: bool,
     failures: u32,
-    reached: u64,
+    offset: u64,
 }
 
-impl Patience {
-    /// How long to wait before asking again, if at all; `came` bytes have come so far.
-    pub(super) fn after(&mut self, broken: Broken, came: u64) -> Result<(RegistryError, Duration), Broken> {
-        match broken {
-            Broken::Registry(error) => {
-                self.has_begun = true;
-                self.wait(&error, came).map(|wait| (error.clone(), wait)).ok_or(Broken::Registry(error))
+impl RetryBudget {
+    /// Returns the error and the delay before the next attempt, or the interruption if there is no next attempt.
+    /// `received` is the number of bytes received so far.
+    pub(super) fn next_attempt(
+        &mut self,
+        interruption: Interruption,
+        received: u64,
+    ) -> Result<(RegistryError, Duration), Interruption> {
+        match interruption {
+            Interruption::BodyFailed(error) => {
+                self.was_answered = true;
+                self.retry_delay(&error, received)
+                    .map(|wait| (error.clone(), wait))
+                    .ok_or(Interruption::BodyFailed(error))
             }
-            Broken::Silent(error) if self.has_begun => {
-                self.wait(&error, came).map(|wait| (error.clone(), wait)).ok_or(Broken::Silent(error))
-            }
-            given_up => Err(given_up),
+            Interruption::NoAnswer(error) if self.was_answered => self
+                .retry_delay(&error, received)
+                .map(|wait| (error.clone(), wait))
+                .ok_or(Interruption::NoAnswer(error)),
+            other => Err(other),
         }
     }
 
-    /// There was an answer.
-    fn began(&mut self) {
-        self.has_begun = true;
+    /// Records that the registry has answered.
+    fn record_answer(&mut self) {
+        self.was_answered = true;
     }
 
-    fn wait(&mut self, error: &RegistryError, came: u64) -> Option<Duration> {
-        if came.abs_diff(self.reached) >= PROGRESS {
-            (self.failures, self.reached) = (0, came);
+    fn retry_delay(&mut self, error: &RegistryError, received: u64) -> Option<Duration> {
+        if received.abs_diff(self.offset) >= MIN_PROGRESS {
+            (self.failures, self.offset) = (0, received);
         }
-        if !error.is_transient() || self.failures >= RESUMES {
+        if !error.is_transient() || self.failures >= MAX_RETRIES {
             return None;
         }
         let wait = error.retry_after().unwrap_or(Duration::from_millis(200) * (1 << self.failures));
-        self.failures += if error.kind() == RegistryErrorKind::Stalled { STALL } else { 1 };
+        self.failures += if error.kind() == RegistryErrorKind::Stalled { STALL_COST } else { 1 };
         Some(wait.min(Duration::from_secs(30)))
     }
 }
 
-/// What no worker has begun with.
+/// The ranges that no worker has started.
 #[derive(Default)]
 struct Queue(Mutex<VecDeque<Range<u64>>>);
 
@@ -149,9 +170,9 @@ impl Queue {
 }
 
 impl Download<'_> {
-    /// Brings what is missing of `partial`.
+    /// Downloads the bytes that `partial` does not have yet.
     pub(super) async fn run(&self, partial: &Arc<Partial>, slot: DownloadSlot) -> Result<(), StreamFault> {
-        let (sender, mut receiver) = mpsc::channel::<Piece>(PIECES);
+        let (sender, mut receiver) = mpsc::channel::<Chunk>(PIECES);
         let writer = {
             let partial = partial.clone();
             tokio::task::spawn_blocking(move || -> Result<(), DiskError> {
@@ -165,33 +186,33 @@ impl Download<'_> {
             let partial = partial.clone();
             tokio::task::spawn_blocking(move || partial.sync_behind());
         }
-        let fed = self.download_missing(partial, slot, &sender).await;
+        let downloaded = self.feed_writer(partial, slot, &sender).await;
         drop(sender);
-        // A disk that failed is why nothing more was wanted.
+        // If the disk failed, the workers saw only a closed channel.
         writer.await.map_err(|_| StreamFault::Stopped)??;
-        match fed {
+        match downloaded {
             Ok(()) => Ok(()),
-            Err(Broken::Silent(error) | Broken::Registry(error)) => Err(error.into()),
-            Err(Broken::Slow(late)) => Err(too_slow(self.reference, late).into()),
-            Err(Broken::NoParts | Broken::Unwanted) => Err(StreamFault::Stopped),
+            Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => Err(error.into()),
+            Err(Interruption::TooSlow(error)) => Err(too_slow(self.reference, error).into()),
+            Err(Interruption::NoRanges | Interruption::ReceiverStopped) => Err(StreamFault::Stopped),
         }
     }
 
-    async fn download_missing(
+    async fn feed_writer(
         &self,
         partial: &Arc<Partial>,
         mut slot: DownloadSlot,
-        sender: &mpsc::Sender<Piece>,
-    ) -> Result<(), Broken> {
+        sender: &mpsc::Sender<Chunk>,
+    ) -> Result<(), Interruption> {
         let missing = partial.missing();
         let Some(start) = missing.first().map(|range| range.start) else { return Ok(()) };
-        if self.blob.size() >= PARTS_FROM {
+        if self.blob.size() >= RANGES_FROM {
             let queue = Queue::default();
-            queue.get().extend(missing.into_iter().flat_map(parts));
-            match self.download_in_parts(&queue, &mut slot, sender).await {
-                Err(Broken::NoParts) => {
-                    tracing::debug!(digest = %self.blob.digest(), "the registry gives no parts");
-                    // The queue's first is the first that is missing: parts are begun in order.
+            queue.get().extend(missing.into_iter().flat_map(split_into_ranges));
+            match self.download_in_ranges(&queue, &mut slot, sender).await {
+                Err(Interruption::NoRanges) => {
+                    tracing::debug!(digest = %self.blob.digest(), "the registry does not serve ranges; downloading in one stream");
+                    // Ranges are started in order, so the first of the queue is the first that is missing.
                     let start = queue.get().iter().map(|range| range.start).min().unwrap_or(start);
                     return self.download_in_one_stream(start, &mut slot, sender).await;
                 }
@@ -201,56 +222,57 @@ impl Download<'_> {
         self.download_in_one_stream(start, &mut slot, sender).await
     }
 
-    /// In one stream from `start` to the end.
+    /// Downloads from `start` to the end in one stream.
     async fn download_in_one_stream(
         &self,
         start: u64,
         slot: &mut DownloadSlot,
-        sender: &mpsc::Sender<Piece>,
-    ) -> Result<(), Broken> {
+        sender: &mpsc::Sender<Chunk>,
+    ) -> Result<(), Interruption> {
         let mut rest = start..self.blob.size();
-        self.download_with_retries(&mut rest, Request::ToTheEnd, &mut Worker::new(self.limits, slot, sender))
+        self.request_with_retries(&mut rest, RequestMode::ToEnd, &mut Worker::new(self.limits, slot, sender))
             .await
     }
 
-    /// In parts, of which several come at once.
-    async fn download_in_parts(
+    /// Downloads the ranges of the queue, several at a time.
+    async fn download_in_ranges(
         &self,
         queue: &Queue,
         slot: &mut DownloadSlot,
-        sender: &mpsc::Sender<Piece>,
-    ) -> Result<(), Broken> {
-        // Alone, until it is known that there are parts.
+        sender: &mpsc::Sender<Chunk>,
+    ) -> Result<(), Interruption> {
+        // The first range alone, until it is known that the registry serves ranges.
         let mut worker = Worker::new(self.limits, slot, sender);
         if let Some(mut first) = queue.next() {
-            let brought = self.download_with_retries(&mut first, Request::Part, &mut worker).await;
+            let result = self.request_with_retries(&mut first, RequestMode::Range, &mut worker).await;
             queue.put_back(first);
-            brought?;
+            result?;
         }
-        let most = self.limits.streams_per_artifact().max(1) - 1;
+        let max_helpers = self.limits.streams_per_artifact().max(1) - 1;
         let mut failed = 0;
-        let mut look = tokio::time::interval_at(Instant::now() + LOOK_FIRST, LOOK_EVERY);
-        let mut further = FuturesUnordered::new();
-        while !queue.is_empty() || !further.is_empty() {
-            let leading = self.run_main_worker(queue, &mut worker);
+        let mut helper_check =
+            tokio::time::interval_at(Instant::now() + FIRST_HELPER_CHECK, HELPER_CHECK_INTERVAL);
+        let mut helpers = FuturesUnordered::new();
+        while !queue.is_empty() || !helpers.is_empty() {
+            let leading = self.lead(queue, &mut worker);
             tokio::pin!(leading);
             let mut is_leading = true;
-            while is_leading || !further.is_empty() {
+            while is_leading || !helpers.is_empty() {
                 tokio::select! {
-                    led = &mut leading, if is_leading => {
-                        led?;
+                    result = &mut leading, if is_leading => {
+                        result?;
                         is_leading = false;
                     }
-                    Some(has_failed) = further.next(), if !further.is_empty() => failed += u32::from(has_failed),
-                    _ = look.tick() => {
+                    Some(has_failed) = helpers.next(), if !helpers.is_empty() => failed += u32::from(has_failed),
+                    _ = helper_check.tick() => {
                         let is_slow = sender.capacity() > PIECES / 2;
-                        while is_slow && further.len() < most && failed < MAX_FAILED && !queue.is_empty() {
-                            let Some(spare) = self.scheduler.spare(self.reference.registry(), self.priority) else { break };
-                            further.push(self.run_extra_worker(queue, spare, sender));
+                        while is_slow && helpers.len() < max_helpers && failed < MAX_FAILED_HELPERS && !queue.is_empty() {
+                            let Some(spare) = self.scheduler.try_acquire_spare(self.reference.registry(), self.priority) else { break };
+                            helpers.push(self.help(queue, spare, sender));
                         }
                     }
                 }
-                // What a helper put back is for whoever still works, and else for another round.
+                // A helper may have put back a range after the lead worker ended: start another round.
                 if !is_leading && !queue.is_empty() {
                     break;
                 }
@@ -259,32 +281,26 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// The worker that keeps its slot.
-    async fn run_main_worker(&self, queue: &Queue, worker: &mut Worker<'_>) -> Result<(), Broken> {
+    /// The lead worker, which keeps its slot until the queue is empty.
+    async fn lead(&self, queue: &Queue, worker: &mut Worker<'_>) -> Result<(), Interruption> {
         while let Some(mut part) = queue.next() {
-            let brought = self.download_with_retries(&mut part, Request::Part, worker).await;
+            let result = self.request_with_retries(&mut part, RequestMode::Range, worker).await;
             queue.put_back(part);
-            brought?;
+            result?;
         }
         Ok(())
     }
 
-    /// Another one, as long as nobody wants its turn; says whether it failed.
-    async fn run_extra_worker(
-        &self,
-        queue: &Queue,
-        mut slot: DownloadSlot,
-        sender: &mpsc::Sender<Piece>,
-    ) -> bool {
+    /// A helper, which works while no other download waits for its slot. Returns whether it failed.
+    async fn help(&self, queue: &Queue, mut slot: DownloadSlot, sender: &mpsc::Sender<Chunk>) -> bool {
         let mut worker = Worker::new(self.limits, &mut slot, sender);
         while let Some(part) = queue.next() {
             let mut rest = PutBack { queue, rest: part };
-            if worker.slot.is_wanted() {
+            if worker.slot.has_waiters() {
                 return false;
             }
-            let brought =
-                self.request_range(&mut rest.rest, Request::Part, Yielding::WhenWanted, &mut worker).await;
-            match brought {
+            let result = self.request(&mut rest.rest, RequestMode::YieldingRange, &mut worker).await;
+            match result {
                 Ok(()) if rest.rest.is_empty() => {}
                 Ok(()) => return false,
                 Err(_) => return true,
@@ -293,63 +309,63 @@ impl Download<'_> {
         false
     }
 
-    /// Asks for a range until all of it has come, or it is clear that it will not.
-    async fn download_with_retries(
+    /// Requests a range until all of it has arrived or the retries are used up.
+    async fn request_with_retries(
         &self,
         rest: &mut Range<u64>,
-        request: Request,
+        mode: RequestMode,
         worker: &mut Worker<'_>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Interruption> {
         loop {
-            let Err(broken) = self.request_range(rest, request, Yielding::Never, worker).await else {
-                worker.patience.began();
+            let Err(interruption) = self.request(rest, mode, worker).await else {
+                worker.retries.record_answer();
                 return Ok(());
             };
-            let Worker { slot, pace, patience, sender } = worker;
-            let (error, wait) = patience.after(broken, rest.start)?;
-            tracing::info!(digest = %self.blob.digest(), offset = rest.start, %error, "a download broke off; going on from there");
+            let Worker { slot, rate_monitor, retries, sender } = worker;
+            let (error, wait) = retries.next_attempt(interruption, rest.start)?;
+            tracing::info!(digest = %self.blob.digest(), offset = rest.start, %error, "a download broke off; resuming from this offset");
             tokio::select! {
-                waited = pace.wait(slot, tokio::time::sleep(wait)) => waited.map_err(Broken::Slow)?,
-                () = sender.closed() => return Err(Broken::Unwanted),
+                waited = rate_monitor.wait(slot, tokio::time::sleep(wait)) => waited.map_err(Interruption::TooSlow)?,
+                () = sender.closed() => return Err(Interruption::ReceiverStopped),
             }
         }
     }
 
-    /// Sends one request; `rest` is what is left of the range after it.
-    async fn request_range(
+    /// Makes one request. Afterwards `rest` is the part of the range that has not arrived.
+    async fn request(
         &self,
         rest: &mut Range<u64>,
-        request: Request,
-        yielding: Yielding,
+        mode: RequestMode,
         worker: &mut Worker<'_>,
-    ) -> Result<(), Broken> {
-        let Worker { slot, pace, sender, .. } = worker;
+    ) -> Result<(), Interruption> {
+        let Worker { slot, rate_monitor, sender, .. } = worker;
         let answer = async {
-            match request {
-                Request::Part => self.registry.part(self.reference, self.blob, rest.clone()).await,
-                Request::ToTheEnd => {
-                    self.registry.blob(self.reference, self.blob, rest.start).await.map(Some)
-                }
+            if mode == RequestMode::ToEnd {
+                self.registry.blob(self.reference, self.blob, rest.start).await.map(Some)
+            } else {
+                self.registry.part(self.reference, self.blob, rest.clone()).await
             }
         };
-        let answer = pace.wait(slot, answer).await.map_err(Broken::Slow)?;
-        let Some(mut stream) = answer.map_err(Broken::Silent)? else { return Err(Broken::NoParts) };
+        let answer = rate_monitor.wait(slot, answer).await.map_err(Interruption::TooSlow)?;
+        let Some(mut stream) = answer.map_err(Interruption::NoAnswer)? else {
+            return Err(Interruption::NoRanges);
+        };
         while !rest.is_empty() {
-            let piece = pace.wait(slot, stream.next()).await.map_err(Broken::Slow)?;
+            let piece = rate_monitor.wait(slot, stream.next()).await.map_err(Interruption::TooSlow)?;
             let ended = || RegistryError::Unreachable {
                 at: self.reference.name().into(),
-                words: format!("the blob {} ended early", self.blob.digest()).into(),
+                words: format!("the response for the blob {} ended early", self.blob.digest()).into(),
             };
-            let mut piece = piece.unwrap_or_else(|| Err(ended())).map_err(Broken::Registry)?;
+            let mut piece = piece.unwrap_or_else(|| Err(ended())).map_err(Interruption::BodyFailed)?;
             piece.truncate(usize::try_from(rest.end - rest.start).unwrap_or(usize::MAX));
             let length = piece.len() as u64;
-            pace.came(length);
+            rate_monitor.received(length);
             if sender.send((rest.start, piece)).await.is_err() {
-                return Err(Broken::Unwanted);
+                return Err(Interruption::ReceiverStopped);
             }
             rest.start += length;
             self.progress.received(self.blob.digest(), length);
-            if yielding == Yielding::WhenWanted && slot.is_wanted() {
+            if mode == RequestMode::YieldingRange && slot.has_waiters() {
                 return Ok(());
             }
         }
@@ -357,37 +373,21 @@ impl Download<'_> {
     }
 }
 
-/// How a range is asked for.
-#[derive(Clone, Copy)]
-enum Request {
-    /// As a part, which some registries do not give.
-    Part,
-    /// From its start to the end of the blob.
-    ToTheEnd,
-}
-
-/// Whether a request ends early where another pull needs its slot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Yielding {
-    Never,
-    WhenWanted,
-}
-
-/// One sequence of requests: its slot, its speed, its retries, and where its bytes go.
+/// A sequence of requests: its slot, its rate, its retries, and the receiver of its bytes.
 struct Worker<'a> {
     slot: &'a mut DownloadSlot,
-    pace: Pace,
-    patience: Patience,
-    sender: &'a mpsc::Sender<Piece>,
+    rate_monitor: RateMonitor,
+    retries: RetryBudget,
+    sender: &'a mpsc::Sender<Chunk>,
 }
 
 impl<'a> Worker<'a> {
-    fn new(limits: &Limits, slot: &'a mut DownloadSlot, sender: &'a mpsc::Sender<Piece>) -> Self {
-        Self { slot, pace: Pace::new(limits), patience: Patience::default(), sender }
+    fn new(limits: &Limits, slot: &'a mut DownloadSlot, sender: &'a mpsc::Sender<Chunk>) -> Self {
+        Self { slot, rate_monitor: RateMonitor::new(limits), retries: RetryBudget::default(), sender }
     }
 }
 
-/// Puts back what was not finished, also where its worker is dropped.
+/// Puts the unfinished part of a range back into the queue, also if the worker is dropped.
 struct PutBack<'a> {
     queue: &'a Queue,
     rest: Range<u64>,
@@ -399,20 +399,20 @@ impl Drop for PutBack<'_> {
     }
 }
 
-/// A range in parts: a short one at its beginning, and then long ones.
-fn parts(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+/// Splits a range into a short first one and longer ones.
+fn split_into_ranges(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let mut at = range.start;
-    let mut length = FIRST_PART;
+    let mut length = FIRST_RANGE;
     std::iter::from_fn(move || {
-        let part = at..range.end.min(at.saturating_add(length));
-        (at, length) = (part.end, PART);
-        (!part.is_empty()).then_some(part)
+        let next = at..range.end.min(at.saturating_add(length));
+        (at, length) = (next.end, RANGE);
+        (!next.is_empty()).then_some(next)
     })
 }
 
-pub(super) fn too_slow(reference: &PinnedReference, late: TooSlow) -> RegistryError {
-    let TooSlow { least, rate, after, others_wait } = late;
-    let others = if others_wait { " and others wait" } else { "" };
-    let what = format!("{} KiB a second (it gave {rate} bytes a second{others})", least >> 10);
+pub(super) fn too_slow(reference: &PinnedReference, slow: TooSlow) -> RegistryError {
+    let TooSlow { minimum, rate, after, others_wait } = slow;
+    let others = if others_wait { ", and other downloads are waiting" } else { "" };
+    let what = format!("{} KiB a second (received {rate} bytes a second{others})", minimum >> 10);
     RegistryError::Stalled { at: reference.name().into(), what: what.into(), after }
 }

@@ -1,4 +1,4 @@
-//! Why a recipe did not become a tree.
+//! Why a recipe could not be pulled.
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::{ManifestError, SelectError};
@@ -10,174 +10,176 @@ use crate::content::blob_reader::StreamFault;
 use crate::disk::DiskError;
 use crate::error_class::{ErrorClass, PullErrorKind};
 use crate::unpack::error::UnpackError;
-use crate::unpack::graft::GraftError;
 use crate::unpack::plan::PlanError;
+use crate::unpack::tree_builder::TreeBuildError;
 
-/// Which reference an error is about; boxed, since errors are carried through every call.
-type Of = Box<PinnedReference>;
+/// The reference that an error is about. Boxed, because errors are returned through every call.
+type BoxedReference = Box<PinnedReference>;
 
-/// Why a recipe did not become a tree. Each says which reference.
+/// Why a recipe could not be pulled. Each message names the reference.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
-    /// The registry did not give the manifest.
-    #[error("the manifest of {reference} could not be fetched: {source}")]
+    /// The registry did not serve the manifest.
+    #[error("cannot pull the manifest of {reference}: {source}")]
     Registry {
-        /// Of what.
-        reference: Of,
-        /// Why.
+        /// The reference.
+        reference: BoxedReference,
+        /// The error of the registry.
         source: RegistryError,
     },
-    /// The manifest cannot be read.
-    #[error("the manifest of {reference} is refused: {source}")]
+    /// The manifest is invalid.
+    #[error("cannot mount {reference}: its manifest is rejected: {source}")]
     Manifest {
-        /// Of what.
-        reference: Of,
-        /// Why.
+        /// The reference.
+        reference: BoxedReference,
+        /// What is wrong with it.
         source: ManifestError,
     },
-    /// An index entry says another size than the manifest has.
-    #[error("the manifest {reference} has {found} bytes, and the index that names it says {wanted}")]
+    /// The size of the manifest differs from the size in the index.
+    #[error(
+        "cannot mount {reference}: the manifest has {found} bytes, but the index that names it says {wanted}. Push the index again"
+    )]
     ManifestSize {
-        /// Of what.
-        reference: Of,
-        /// What the index says.
+        /// The reference with the digest of the manifest.
+        reference: BoxedReference,
+        /// The size that the index says.
         wanted: u64,
-        /// What came.
+        /// The size of the manifest.
         found: u64,
     },
-    /// No manifest for the platform.
-    #[error("{reference} is an index, and {source}")]
+    /// The index has no manifest for the platform.
+    #[error("cannot mount {reference}: it is an image index, and {source}")]
     Platform {
-        /// Of what.
-        reference: Of,
-        /// What there is.
+        /// The reference.
+        reference: BoxedReference,
+        /// Which platforms the index has.
         source: SelectError,
     },
-    /// An index within an index: the webhook, which looks at all that a node may mount, looks no deeper either.
+    /// The index selects an index. The webhook checks only one level, so the driver must not follow a second one.
     #[error(
-        "{reference} is an index whose manifest for the platform is an index again: name that one, or a manifest"
+        "cannot mount {reference}: it is an image index whose manifest for this platform is an index again. Reference that index or an image manifest instead"
     )]
     Nested {
-        /// Of what.
-        reference: Of,
+        /// The reference.
+        reference: BoxedReference,
     },
-    /// The manifest gives no files.
-    #[error("{reference} cannot be mounted: {source}")]
+    /// The manifest has no layers that can be mounted.
+    #[error("cannot mount {reference}: {source}")]
     Plan {
-        /// Of what.
-        reference: Of,
-        /// Why.
+        /// The reference.
+        reference: BoxedReference,
+        /// The reason.
         source: PlanError,
     },
-    /// A layer could not be fetched, or is refused.
-    #[error("layer {layer} of {reference}: {source}")]
+    /// A layer could not be downloaded or is rejected.
+    #[error("cannot pull layer {layer} of {reference}: {source}")]
     Layer {
-        /// Of what.
-        reference: Of,
-        /// Which layer.
+        /// The reference.
+        reference: BoxedReference,
+        /// The digest of the layer.
         layer: Digest,
-        /// Why.
+        /// The reason.
         source: UnpackError,
     },
-    /// Two steps, one path.
+    /// Two `add` steps contain the same path.
     #[error(
-        "\"{path}\" is given by two steps of the recipe, {first} and {second}: give one of them a path of its own, or leave the file out with exclude"
+        "two steps of the recipe contain \"{path}\": {first} and {second}. Give one of them a path of its own, or exclude the file from one of them"
     )]
     Conflict {
         /// The path in the volume.
         path: String,
         /// The earlier step.
-        first: Of,
-        /// The later one.
-        second: Of,
+        first: BoxedReference,
+        /// The later step.
+        second: BoxedReference,
     },
-    /// One artifact, one path twice.
-    #[error("{reference} has layers that do not fit together: {source}")]
+    /// Two layers of one artifact contain the same path.
+    #[error("cannot combine the layers of {reference}: {source}")]
     Layers {
-        /// Of what.
-        reference: Of,
+        /// The reference.
+        reference: BoxedReference,
         /// What collides.
-        source: GraftError,
+        source: TreeBuildError,
     },
-    /// The filters of a step leave nothing.
-    #[error("the filters of the step leave nothing of {reference}: {filters}")]
+    /// The filters of a step leave no file.
+    #[error("the filters of the step match no file of {reference}: {filters}. Correct include or exclude")]
     Filtered {
-        /// Of what.
-        reference: Of,
+        /// The reference.
+        reference: BoxedReference,
         /// The filters.
         filters: String,
     },
-    /// Archives without a single entry.
-    #[error("{reference} has nothing in it to mount: its archives are empty")]
+    /// The archives have no entries.
+    #[error("cannot mount {reference}: its archives are empty")]
     Empty {
-        /// Of what.
-        reference: Of,
+        /// The reference.
+        reference: BoxedReference,
     },
-    /// A `remove` with no effect.
+    /// A `remove` step matches no file.
     #[error(
-        "the step \"remove: {glob}\" matches nothing that the steps before it lay down: correct it, or write what may or may not be there as exclude of the step that brings it"
+        "the recipe step \"remove: {glob}\" matches nothing that an earlier step adds. Correct the glob; if the file may be absent, use exclude in the step that adds it"
     )]
     RemovesNothing {
-        /// What it says.
+        /// The glob of the step.
         glob: Glob,
     },
-    /// Later steps take away all that a step lays down.
+    /// Later steps remove all files of a step.
     #[error(
-        "nothing is left at \"{path}\" in the volume, where the recipe lays {reference}: later steps remove, hide or replace all of it"
+        "nothing is left at \"{path}\" in the volume, where the recipe adds {reference}: later steps remove, hide or replace all of its files. Correct those steps, or remove the one that adds it"
     )]
     Emptied {
-        /// Of what.
-        reference: Of,
-        /// Where.
+        /// The reference.
+        reference: BoxedReference,
+        /// The path of the step in the volume.
         path: String,
     },
-    /// A limit on the whole.
-    #[error("{reference} is refused: {source}")]
-    TooMuch {
-        /// With what the limit is passed.
-        reference: Of,
+    /// The volume exceeds a limit.
+    #[error("cannot mount {reference}: {source}")]
+    LimitExceeded {
+        /// The reference that exceeded it.
+        reference: BoxedReference,
         /// The limit.
-        source: GraftError,
+        source: TreeBuildError,
     },
-    /// The tree cannot be put together, by no artifact's fault.
-    #[error("the volume cannot be put together: {0}")]
-    Whole(GraftError),
-    /// The store's disk, before anything is fetched.
-    #[error("no room for {reference} and all that is mounted with it: {source}")]
-    Room {
-        /// The first of what is asked for.
-        reference: Of,
-        /// How much there is.
+    /// The tree cannot be assembled, and no single artifact is the cause.
+    #[error("cannot assemble the volume: {0}")]
+    Assemble(TreeBuildError),
+    /// The disk has too little space for the pull. Checked before anything is downloaded.
+    #[error("not enough disk space to pull {reference} and the other artifacts of the volume: {source}")]
+    NoSpace {
+        /// The first reference of the recipe.
+        reference: BoxedReference,
+        /// How much space is needed and how much is free.
         source: DiskError,
     },
-    /// The store's disk.
+    /// An operation on the store's disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The driver is going down.
-    #[error("the pull was given up because the driver stops; it starts again with the next attempt")]
+    /// The driver is shutting down.
+    #[error("the pull was stopped because the driver shuts down. It starts again with the next attempt")]
     Stopped,
 }
 
 impl PullError {
-    /// What it means.
+    /// Returns the kind of the failure, for metrics and gRPC codes.
     pub fn kind(&self) -> PullErrorKind {
         match self {
-            Self::Registry { source, .. } => of_registry(source),
+            Self::Registry { source, .. } => registry_error_kind(source),
             Self::Layer { source, .. } => match source {
                 UnpackError::Stream(fault) => match fault {
-                    StreamFault::Registry(error) => of_registry(error),
+                    StreamFault::Registry(error) => registry_error_kind(error),
                     StreamFault::Stopped => PullErrorKind::Stopped,
                     StreamFault::Size { .. } | StreamFault::Digest { .. } => PullErrorKind::Corrupt,
                     StreamFault::Unpacked { .. } => PullErrorKind::Refused,
-                    StreamFault::Disk(error) => of_disk(error),
+                    StreamFault::Disk(error) => disk_error_kind(error),
                 },
-                UnpackError::Disk(error) => of_disk(error),
+                UnpackError::Disk(error) => disk_error_kind(error),
                 UnpackError::ContentDigest { .. } => PullErrorKind::Corrupt,
                 _ => PullErrorKind::Refused,
             },
-            Self::Layers { source: GraftError::Disk(error), .. }
-            | Self::Room { source: error, .. }
-            | Self::Disk(error) => of_disk(error),
+            Self::Layers { source: TreeBuildError::Disk(error), .. }
+            | Self::NoSpace { source: error, .. }
+            | Self::Disk(error) => disk_error_kind(error),
             Self::Manifest { .. }
             | Self::ManifestSize { .. }
             | Self::Platform { .. }
@@ -189,13 +191,13 @@ impl PullError {
             | Self::Empty { .. }
             | Self::RemovesNothing { .. }
             | Self::Emptied { .. }
-            | Self::TooMuch { .. }
-            | Self::Whole(_) => PullErrorKind::Refused,
+            | Self::LimitExceeded { .. }
+            | Self::Assemble(_) => PullErrorKind::Refused,
             Self::Stopped => PullErrorKind::Stopped,
         }
     }
 
-    /// What kind of failure it is, for a program's exit status.
+    /// Returns the class of the failure, for exit codes.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::RemovesNothing { .. }
@@ -213,7 +215,7 @@ impl PullError {
     }
 }
 
-fn of_registry(error: &RegistryError) -> PullErrorKind {
+fn registry_error_kind(error: &RegistryError) -> PullErrorKind {
     match error {
         RegistryError::NotFound { .. } => PullErrorKind::NotFound,
         RegistryError::Refused { .. }
@@ -228,6 +230,6 @@ fn of_registry(error: &RegistryError) -> PullErrorKind {
     }
 }
 
-fn of_disk(error: &DiskError) -> PullErrorKind {
+fn disk_error_kind(error: &DiskError) -> PullErrorKind {
     if error.is_full() { PullErrorKind::NoRoom } else { PullErrorKind::Internal }
 }

@@ -1,4 +1,5 @@
-//! A recipe becomes a tree: manifests, then blobs and layers a few at a time, then hard links.
+//! Pulls a recipe into the store: reads the manifests, downloads blobs and layers (a few at a time), and assembles
+//! the tree by hard links.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,38 +9,40 @@ use oras_csi_core::manifest::{Descriptor, ImageManifest, Manifest, VerifiedManif
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{Access, Credentials, Limits as RegistryLimits, Registry, Source as Asker};
+use oras_csi_core::registry::{
+    Access, Credentials, Limits as RegistryLimits, Registry, Source as CredentialSource,
+};
 
 use super::assemble::assemble;
 use super::error::PullError;
-use super::fetch_blob::{FetchBlob, Job};
+use super::fetch_blob::{Destination, FetchBlob};
 use super::keyed_lock::{KeyedLocks, LockKey};
 use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
-use super::steps::{Source, Work, mark_laid};
+use super::steps::{ArtifactStep, ResolvedStep, mark_applied_layers};
 use crate::disk::{DiskError, EntryPath};
 use crate::layout::{Item, LayerKey, TreeKey};
 use crate::state::provenance::{Provenance, ServedBy};
 use crate::store::Store;
 use crate::store::trees::Tree;
 use crate::unpack::budget::Budget;
-use crate::unpack::graft::Laying;
-use crate::unpack::layer::Unpacking;
-use crate::unpack::plan::{Content, Piece, plan};
+use crate::unpack::layer::UnpackOptions;
+use crate::unpack::plan::{LayerContent, PlannedLayer, plan};
+use crate::unpack::tree_builder::MergeMode;
 
-/// Fetches what recipes name into a store.
+/// Pulls the artifacts of recipes into a store.
 pub struct Fetcher {
     store: Arc<Store>,
     registry: Arc<dyn Registry>,
-    /// The same, where it asks in somebody's name.
+    /// The same registry, if requests are made with credentials.
     access: Option<Arc<Access>>,
     node: Platform,
     priority: Priority,
     shared: Arc<Shared>,
 }
 
-/// What all who fetch into one store share.
+/// State that all fetchers of one store share.
 struct Shared {
     locks: KeyedLocks,
     scheduler: Arc<Scheduler>,
@@ -47,22 +50,23 @@ struct Shared {
 
 #[derive(Clone)]
 struct Fetch {
-    job: Job,
+    destination: Destination,
     descriptor: Descriptor,
     reference: PinnedReference,
-    /// It is there, and only has to be given.
-    is_proof: bool,
+    /// The content is in the store already. It is downloaded only to check that this registry serves it.
+    only_verify: bool,
 }
 
 impl Fetcher {
-    /// Fetches from `registry` into `store`, for nodes of this machine's platform.
+    /// Creates a fetcher that pulls from `registry` into `store`, for the platform of this machine.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
         let scheduler = Arc::new(Scheduler::new(store.limits().streams()));
         let shared = Arc::new(Shared { locks: KeyedLocks::default(), scheduler });
         Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
 
-    /// The same in somebody's name; what one fetches, the others find.
+    /// Returns a fetcher that makes requests with these credentials. It shares the store, the locks and the download
+    /// slots.
     #[must_use]
     pub fn with_credentials(&self, credentials: Arc<dyn Credentials>) -> Self {
         let access = Arc::new(Access::new(self.registry.clone(), credentials));
@@ -76,7 +80,7 @@ impl Fetcher {
         }
     }
 
-    /// The same, no faster than somebody waits for it.
+    /// Returns a fetcher with another priority.
     pub(super) fn with_priority(&self, priority: Priority) -> Self {
         Self {
             store: self.store.clone(),
@@ -88,52 +92,55 @@ impl Fetcher {
         }
     }
 
-    /// Asks a registry whether what a reference names may be read.
+    /// Checks with the registry that the reference may be pulled.
     ///
-    /// A registry that has given us these bytes is asked whether they are there; any other has to give them: whoever
-    /// says that it has what somebody else's registry keeps to itself would let everybody in.
+    /// If this registry has served the manifest to this node before, a HEAD request is enough. Any other registry has
+    /// to send the manifest: otherwise a registry could claim to have the content of a private one and so give access
+    /// to it.
     pub async fn check_pull_permission(&self, reference: &PinnedReference) -> Result<(), PullError> {
         match self.store.provenance().of(reference, reference.digest()) {
-            ServedBy::ThisRepository | ServedBy::ThisHost => self.is_to_be_had(reference).await,
+            ServedBy::ThisRepository | ServedBy::ThisHost => self.check_manifest_exists(reference).await,
             ServedBy::Unknown => self.get_manifest(reference).await.map(drop),
         }
     }
 
-    /// Asks a registry that gave a manifest whether it is to be had under this name.
-    async fn is_to_be_had(&self, reference: &PinnedReference) -> Result<(), PullError> {
-        let asked = self.registry.resolve(&Reference::from(reference.clone())).await;
-        asked.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        let noted = reference.clone();
-        self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
+    /// Checks with a HEAD request that the registry still serves the manifest under this reference.
+    async fn check_manifest_exists(&self, reference: &PinnedReference) -> Result<(), PullError> {
+        let resolved = self.registry.resolve(&Reference::from(reference.clone())).await;
+        resolved.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
+        let recorded = reference.clone();
+        self.record(move |provenance| provenance.record(&recorded, recorded.digest())).await?;
         Ok(())
     }
 
-    /// Whose credential was let in to the repository of a reference, once it was asked for.
-    pub fn accepted_credential(&self, reference: &PinnedReference) -> Option<Asker> {
+    /// Returns which credential the registry accepted for the repository of this reference, once a request was made.
+    pub fn accepted_credential(&self, reference: &PinnedReference) -> Option<CredentialSource> {
         self.access.as_ref()?.accepted_source(reference.registry(), reference.repository())
     }
 
-    /// The store.
+    /// Returns the store.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Under which name the tree of this recipe is kept.
+    /// Returns the key of the recipe's tree in the store.
     pub fn key(&self, recipe: &PinnedRecipe) -> TreeKey {
         TreeKey::of(recipe, &self.node)
     }
 
-    /// The tree of a recipe: what the store has is not fetched, and a tree that is there asks no registry.
+    /// Returns the tree of a recipe, and pulls what the store does not have. A complete tree needs no request to a
+    /// registry.
     pub async fn tree(
         self: &Arc<Self>,
         recipe: &PinnedRecipe,
         progress: &Arc<dyn Progress>,
     ) -> Result<Tree, PullError> {
         let key = self.key(recipe);
-        // Whoever has the same from another registry does not wait for this one.
+        // The lock names the references, so that a pull from one registry does not wait for a pull of the same tree
+        // from another.
         let references = recipe.references().cloned().collect();
-        let held = self.shared.locks.lock(LockKey::Tree(key.clone(), references), &self.priority).await;
-        // Nothing of it is collected before it is in use.
+        let guard = self.shared.locks.lock(LockKey::Tree(key.clone(), references), &self.priority).await;
+        // The lease protects the tree from garbage collection until it is in use.
         let mut lease = self.store.lease();
         lease.add([Item::Tree(key.clone())]).await;
         if self.store.provenance().has_tree(&key, recipe) {
@@ -143,41 +150,43 @@ impl Fetcher {
             }
         }
         let steps = self.read_steps(recipe).await?;
-        let mut parts = Vec::new();
-        for piece in steps.iter().filter_map(Work::source).flat_map(Source::pieces) {
-            let digest = piece.descriptor().digest();
-            parts.push(Item::Blob(digest.clone()));
-            if let Content::Archive { shape, .. } = piece.content() {
-                parts.push(Item::Layer(LayerKey::of(digest, shape)));
+        let mut items = Vec::new();
+        for layer in steps.iter().filter_map(ResolvedStep::artifact).flat_map(ArtifactStep::layers) {
+            let digest = layer.descriptor().digest();
+            items.push(Item::Blob(digest.clone()));
+            if let LayerContent::Archive { shape, .. } = layer.content() {
+                items.push(Item::Layer(LayerKey::of(digest, shape)));
             }
         }
-        lease.add(parts).await;
-        let fetches = self.missing(&steps).await?;
-        let announced = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
-        progress.planned(&announced);
+        lease.add(items).await;
+        let fetches = self.list_missing(&steps).await?;
+        let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
+        progress.planned(&planned);
         let wanted = fetches
             .iter()
-            .filter(|(fetch, _)| !fetch.is_proof)
+            .filter(|(fetch, _)| !fetch.only_verify)
             .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
             .collect::<Vec<_>>();
         let space = move |store: &Store| {
-            // What is on its way has its place on the disk already.
+            // Partial blobs have their space on the disk already.
             let left = wanted.iter().map(|(blob, host)| blob.size() - store.taken_for(blob, host));
             store.check_free_space(left.fold(0, u64::saturating_add))
         };
-        self.blocking(space).await.map_err(|error| match (error, steps.iter().find_map(Work::source)) {
-            (PullError::Disk(source), Some(first)) => {
-                PullError::Room { reference: first.reference().clone().into(), source }
+        self.blocking(space).await.map_err(|error| {
+            match (error, steps.iter().find_map(ResolvedStep::artifact)) {
+                (PullError::Disk(source), Some(first)) => {
+                    PullError::NoSpace { reference: first.reference().clone().into(), source }
+                }
+                (error, _) => error,
             }
-            (error, _) => error,
         })?;
-        let mut made = vec![Item::Tree(key.clone())];
-        made.extend(fetches.iter().map(|(fetch, _)| fetch.item()));
-        // Held until the tree is there. From then on the store sees to it by itself.
-        let marked = self.blocking(move |store| store.mark_unsynced(&made)).await?;
-        let at_once = self.store.limits().streams_per_artifact().max(1);
+        let mut unsynced = vec![Item::Tree(key.clone())];
+        unsynced.extend(fetches.iter().map(|(fetch, _)| fetch.item()));
+        // The mark on disk is kept until the tree is complete. From then on the store manages it.
+        let unsynced_marks = self.blocking(move |store| store.mark_unsynced(&unsynced)).await?;
+        let concurrency = self.store.limits().streams_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
-            .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, held.priority(), progress))
+            .try_for_each_concurrent(concurrency, |fetch| self.fetch(fetch, guard.priority(), progress))
             .await?;
         let assembled = {
             let key = key.clone();
@@ -190,33 +199,35 @@ impl Fetcher {
             })
             .await?
         };
-        drop(marked);
-        let (noted_key, noted_recipe) = (key.clone(), recipe.clone());
-        self.record(move |provenance| provenance.record_tree(&noted_key, &noted_recipe)).await?;
-        let vanished = || DiskError::new("find the tree just made", key.as_str(), rustix::io::Errno::NOENT);
-        Ok(assembled.ok_or_else(vanished)?)
+        drop(unsynced_marks);
+        let (tree_key, tree_recipe) = (key.clone(), recipe.clone());
+        self.record(move |provenance| provenance.record_tree(&tree_key, &tree_recipe)).await?;
+        let missing = || DiskError::new("find the assembled tree", key.as_str(), rustix::io::Errno::NOENT);
+        Ok(assembled.ok_or_else(missing)?)
     }
 
-    /// Reads what the steps name, in their order.
-    async fn read_steps(&self, recipe: &PinnedRecipe) -> Result<Vec<Work>, PullError> {
+    /// Reads the manifests of all steps, in order.
+    async fn read_steps(&self, recipe: &PinnedRecipe) -> Result<Vec<ResolvedStep>, PullError> {
         let mut steps = Vec::with_capacity(recipe.steps().len());
         for step in recipe.steps() {
             steps.push(match step {
-                Step::Add(layer) => Work::Lay(self.read_step(layer, Laying::Beside).await?),
-                Step::Overlay(layer) => Work::Lay(self.read_step(layer, Laying::Over).await?),
-                Step::Remove(glob) => Work::Remove(glob.clone()),
+                Step::Add(layer) => ResolvedStep::Artifact(self.read_step(layer, MergeMode::Add).await?),
+                Step::Overlay(layer) => {
+                    ResolvedStep::Artifact(self.read_step(layer, MergeMode::Overlay).await?)
+                }
+                Step::Remove(glob) => ResolvedStep::Remove(glob.clone()),
             });
         }
-        mark_laid(&mut steps);
+        mark_applied_layers(&mut steps);
         Ok(steps)
     }
 
-    /// Reads a step's manifest, through indexes, and plans what its layers become.
+    /// Reads the manifest of a step, through an image index if there is one, and plans what its layers become.
     async fn read_step(
         &self,
         step: &RecipeLayer<PinnedReference>,
-        laying: Laying,
-    ) -> Result<Source, PullError> {
+        mode: MergeMode,
+    ) -> Result<ArtifactStep, PullError> {
         let reference = step.reference().clone();
         let platform = step.platform().unwrap_or(&self.node);
         let mut manifests = Vec::new();
@@ -226,8 +237,8 @@ impl Fetcher {
             manifests.push(current.digest().clone());
             match manifest.into_manifest() {
                 Manifest::Image(image) => {
-                    let pieces = self.plan(&image, step)?;
-                    return Ok(Source::new(step.clone(), laying, manifests, pieces));
+                    let layers = self.plan(&image, step)?;
+                    return Ok(ArtifactStep::new(step.clone(), mode, manifests, layers));
                 }
                 Manifest::Index(_) if manifests.len() > 1 => {
                     return Err(PullError::Nested { reference: reference.into() });
@@ -254,59 +265,61 @@ impl Fetcher {
         &self,
         image: &ImageManifest,
         step: &RecipeLayer<PinnedReference>,
-    ) -> Result<Vec<Piece>, PullError> {
+    ) -> Result<Vec<PlannedLayer>, PullError> {
         plan(image, step.media_types(), self.store.limits())
             .map_err(|source| PullError::Plan { reference: step.reference().clone().into(), source })
     }
 
-    /// A manifest by its digest: the store's, else the registry's, which is then kept.
+    /// Returns a manifest by digest, from the store if this registry has served it, else from the registry.
     async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let digest = reference.digest().clone();
         let refused = |source| PullError::Manifest { reference: reference.clone().into(), source };
         let wanted = digest.clone();
-        let longest = RegistryLimits::default().manifest();
-        // What is there is nobody's who does not have it.
-        let given = self.store.provenance().of(reference, &digest);
-        if given == ServedBy::ThisHost {
-            self.is_to_be_had(reference).await?;
+        let max_bytes = RegistryLimits::default().manifest();
+        // Cached content must not be used for a registry that has not shown that it serves it.
+        let served_by = self.store.provenance().of(reference, &digest);
+        if served_by == ServedBy::ThisHost {
+            self.check_manifest_exists(reference).await?;
         }
-        if given != ServedBy::Unknown
-            && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, longest)).await?
+        if served_by != ServedBy::Unknown
+            && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, max_bytes)).await?
         {
             return VerifiedManifest::verify(&digest, None, bytes.into()).map_err(refused);
         }
         self.get_manifest(reference).await
     }
 
-    /// A manifest as its registry gives it, which is then kept.
+    /// Downloads a manifest and stores it.
     async fn get_manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
         let manifest = self.registry.manifest(reference).await;
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        let noted = reference.clone();
-        self.record(move |provenance| provenance.record(&noted, noted.digest())).await?;
+        let recorded = reference.clone();
+        self.record(move |provenance| provenance.record(&recorded, recorded.digest())).await?;
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
-        // One that needs the type it came with to be read is not kept, but asked for again.
+        // A manifest that can be read only with the media type of its response is not stored, but downloaded each
+        // time.
         if VerifiedManifest::verify(&digest, None, bytes.clone()).is_ok() {
             self.blocking(move |store| store.put_blob(&digest, &bytes)).await?;
         }
         Ok(manifest)
     }
 
-    /// What is not in the store yet, each blob and layer once.
-    async fn missing(&self, steps: &[Work]) -> Result<Vec<(Fetch, Planned)>, PullError> {
+    /// Lists the blobs and layers that are not in the store, or that their registry has not served yet. Each is
+    /// listed once.
+    async fn list_missing(&self, steps: &[ResolvedStep]) -> Result<Vec<(Fetch, Planned)>, PullError> {
         let mut wanted = BTreeMap::new();
         let budget = Budget::default();
-        for source in steps.iter().filter_map(Work::source) {
-            let step = source.step();
-            for piece in source.pieces().iter().filter(|piece| source.needs(piece)) {
-                let digest = piece.descriptor().digest();
-                let (item, job, path) = match piece.content() {
-                    Content::File(path) => (Item::Blob(digest.clone()), Job::Blob, path),
-                    Content::Archive { at, shape } => {
+        for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
+            let step = artifact.step();
+            for layer in artifact.layers().iter().filter(|layer| artifact.needs(layer)) {
+                let digest = layer.descriptor().digest();
+                let (item, destination, path) = match layer.content() {
+                    LayerContent::File(path) => (Item::Blob(digest.clone()), Destination::Blob, path),
+                    LayerContent::Archive { at, shape } => {
                         let key = LayerKey::of(digest, shape);
-                        let unpacking = Unpacking::new(shape.clone(), budget.clone());
-                        (Item::Layer(key.clone()), Job::Layer(key, unpacking), at)
+                        let options = UnpackOptions::new(shape.clone(), budget.clone());
+                        (Item::Layer(key.clone()), Destination::Layer(key, options), at)
                     }
                 };
                 let shown = if path.is_root() {
@@ -314,22 +327,22 @@ impl Fetcher {
                 } else {
                     path.under(&EntryPath::from(step.path())).to_string()
                 };
-                let descriptor = piece.descriptor().clone();
+                let descriptor = layer.descriptor().clone();
                 let planned = Planned::new(descriptor.clone(), shown);
                 let reference = step.reference().clone();
-                let fetch = Fetch { job, descriptor, reference, is_proof: false };
+                let fetch = Fetch { destination, descriptor, reference, only_verify: false };
                 wanted.entry(item).or_insert((fetch, planned));
             }
         }
         self.blocking(move |store| {
             let mut missing = Vec::new();
             for (fetch, planned) in wanted.into_values() {
-                // What is there may have been for long, on a disk that forgets.
-                if !fetch.is_there(store)? || !store.is_intact(&fetch.item())? {
+                // Stored content may have been damaged on the disk since, so it is verified before it is used again.
+                if !fetch.is_stored(store)? || !store.is_intact(&fetch.item())? {
                     missing.push((fetch, planned));
                     continue;
                 }
-                if let Job::Layer(key, _) = &fetch.job
+                if let Destination::Layer(key, _) = &fetch.destination
                     && let Some(layer) = store.layer(key)?
                 {
                     budget.charge(layer.totals());
@@ -337,7 +350,7 @@ impl Fetcher {
                 if store.provenance().of(&fetch.reference, fetch.descriptor.digest())
                     != ServedBy::ThisRepository
                 {
-                    missing.push((Fetch { is_proof: true, ..fetch }, planned));
+                    missing.push((Fetch { only_verify: true, ..fetch }, planned));
                 }
             }
             Ok::<_, DiskError>(missing)
@@ -345,8 +358,8 @@ impl Fetcher {
         .await
     }
 
-    /// Brings one blob or layer into the store, and has it given by the registry that is named. Whoever wants the same
-    /// of the same registry waits for it; whoever wants it of another brings it as well.
+    /// Downloads one blob or layer, or lets the registry show that it serves it. Fetches of the same content from the
+    /// same registry wait for each other; the content is downloaded again from another registry.
     async fn fetch(
         self: &Arc<Self>,
         fetch: Fetch,
@@ -355,14 +368,15 @@ impl Fetcher {
     ) -> Result<(), PullError> {
         let digest = fetch.descriptor.digest();
         let host = fetch.reference.registry();
-        let held = self.shared.locks.lock(LockKey::Item(fetch.item(), host.clone()), priority).await;
-        // The same bytes, however they are laid out: who waits for them takes nobody's turn.
+        let guard = self.shared.locks.lock(LockKey::Item(fetch.item(), host.clone()), priority).await;
+        // A blob can be stored as a file and as an unpacked layer. A fetch that waits for the same blob must not
+        // occupy a slot.
         let bytes = LockKey::Bytes(digest.clone(), host.clone());
-        let held = self.shared.locks.lock(bytes, held.priority()).await;
-        let look = fetch.clone();
-        let is_there = self.blocking(move |store| look.is_there(store)).await?;
-        let given = self.store.provenance().of(&fetch.reference, digest);
-        if is_there && given == ServedBy::ThisRepository {
+        let guard = self.shared.locks.lock(bytes, guard.priority()).await;
+        let probe = fetch.clone();
+        let is_stored = self.blocking(move |store| probe.is_stored(store)).await?;
+        let served_by = self.store.provenance().of(&fetch.reference, digest);
+        if is_stored && served_by == ServedBy::ThisRepository {
             progress.found(digest, fetch.descriptor.size());
             progress.finished(digest);
             return Ok(());
@@ -372,42 +386,42 @@ impl Fetcher {
             layer: digest.clone(),
             source,
         };
-        let Some(slot) = self.shared.scheduler.take(host, held.priority()).await else {
+        let Some(slot) = self.shared.scheduler.acquire(host, guard.priority()).await else {
             return Err(PullError::Stopped);
         };
         let fetch_blob = FetchBlob {
             store: &self.store,
             registry: self.registry.as_ref(),
             scheduler: &self.shared.scheduler,
-            priority: held.priority(),
-            job: &fetch.job,
-            is_proof: is_there,
+            priority: guard.priority(),
+            destination: &fetch.destination,
+            only_verify: is_stored,
             blob: &fetch.descriptor,
             reference: &fetch.reference,
             progress,
         };
-        if is_there && given == ServedBy::ThisHost {
-            fetch_blob.is_opened(slot).await.map_err(failed)?;
+        if is_stored && served_by == ServedBy::ThisHost {
+            fetch_blob.check_readable(slot).await.map_err(failed)?;
             progress.found(digest, fetch.descriptor.size());
         } else {
             fetch_blob.run(slot).await.map_err(failed)?;
         }
-        let (noted, content) = (fetch.reference.clone(), digest.clone());
-        self.record(move |provenance| provenance.record(&noted, &content)).await?;
+        let (recorded, content) = (fetch.reference.clone(), digest.clone());
+        self.record(move |provenance| provenance.record(&recorded, &content)).await?;
         progress.finished(digest);
         Ok(())
     }
 
-    /// Records facts about provenance, on a thread that may block on the disk.
-    async fn record(&self, note: impl FnOnce(&Provenance) + Send + 'static) -> Result<(), PullError> {
+    /// Records facts about provenance on a thread that may block on the disk.
+    async fn record(&self, record: impl FnOnce(&Provenance) + Send + 'static) -> Result<(), PullError> {
         self.blocking(move |store| {
-            note(store.provenance());
+            record(store.provenance());
             Ok::<_, DiskError>(())
         })
         .await
     }
 
-    /// Runs what blocks on the disk where it may.
+    /// Runs `work` on a thread that may block on the disk.
     pub(super) async fn blocking<T, E>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static,
@@ -426,16 +440,16 @@ impl Fetcher {
 
 impl Fetch {
     fn item(&self) -> Item {
-        match &self.job {
-            Job::Blob => Item::Blob(self.descriptor.digest().clone()),
-            Job::Layer(key, _) => Item::Layer(key.clone()),
+        match &self.destination {
+            Destination::Blob => Item::Blob(self.descriptor.digest().clone()),
+            Destination::Layer(key, _) => Item::Layer(key.clone()),
         }
     }
 
-    fn is_there(&self, store: &Store) -> Result<bool, DiskError> {
-        match &self.job {
-            Job::Blob => store.has_blob(&self.descriptor),
-            Job::Layer(key, _) => Ok(store.layer(key)?.is_some()),
+    fn is_stored(&self, store: &Store) -> Result<bool, DiskError> {
+        match &self.destination {
+            Destination::Blob => store.has_blob(&self.descriptor),
+            Destination::Layer(key, _) => Ok(store.layer(key)?.is_some()),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! One blob from a registry: into a file of the store, or unpacked into a layer as it comes.
+//! Downloads one blob and writes it to a file of the store, or unpacks it into a layer while it arrives.
 //!
-//! What is small goes straight through, from the network to the thread that hashes and writes. What is big is kept on
-//! its way ([`super::download`]): so is an archive, although that costs writing its compressed bytes once, since
-//! unpacking ten gigabytes again is minutes and fetching them again may be an hour. It goes when its layer is there.
+//! Small blobs are streamed from the network to the thread that hashes and writes. Large blobs are kept in `partial/`
+//! while they are downloaded ([`super::download`]), so that the download can be resumed. Large archives are kept as
+//! well: writing the compressed bytes once costs less than downloading them again, which may take an hour for 10 GB.
+//! They are deleted when the layer is complete.
 
 use std::sync::Arc;
 
@@ -13,44 +14,44 @@ use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::{Registry, RegistryError};
 use tokio::sync::mpsc;
 
-use super::download::{Broken, Download, KEPT_FROM, Patience, too_slow};
+use super::download::{Download, Interruption, PARTIAL_FROM, RetryBudget, too_slow};
 use super::priority::Priority;
 use super::progress::Progress;
-use super::scheduler::{DownloadSlot, Pace, Scheduler};
+use super::scheduler::{DownloadSlot, RateMonitor, Scheduler};
 use crate::content::blob_reader::{BlobReader, PIECES, Piece, StreamFault};
 use crate::disk::DiskError;
 use crate::layout::LayerKey;
 use crate::store::Store;
 use crate::store::partial_blobs::{Next, Partial};
 use crate::unpack::error::UnpackError;
-use crate::unpack::layer::{Unpacking, unpack_layer};
+use crate::unpack::layer::{UnpackOptions, unpack_layer};
 
-/// What becomes of a blob.
+/// What a blob becomes in the store.
 #[derive(Clone)]
-pub(super) enum Job {
+pub(super) enum Destination {
     Blob,
-    Layer(LayerKey, Unpacking),
+    Layer(LayerKey, UnpackOptions),
 }
 
-/// A blob to be brought, and whence.
+/// A blob to download, and its source.
 #[derive(Clone, Copy)]
 pub(super) struct FetchBlob<'a> {
     pub(super) store: &'a Arc<Store>,
     pub(super) registry: &'a dyn Registry,
     pub(super) scheduler: &'a Arc<Scheduler>,
     pub(super) priority: &'a Priority,
-    pub(super) job: &'a Job,
-    /// It is there already: whoever names it only shows that it has it.
-    pub(super) is_proof: bool,
+    pub(super) destination: &'a Destination,
+    /// The content is in the store already. It is downloaded only to check that this registry serves it.
+    pub(super) only_verify: bool,
     pub(super) blob: &'a Descriptor,
     pub(super) reference: &'a PinnedReference,
     pub(super) progress: &'a Arc<dyn Progress>,
 }
 
-/// Whatever way this ends, nobody waits for more bytes.
-struct Closing(Arc<Partial>);
+/// Closes the partial blob when it is dropped, so that its readers stop waiting for more bytes.
+struct CloseOnDrop(Arc<Partial>);
 
-impl Drop for Closing {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -58,25 +59,26 @@ impl Drop for Closing {
 
 impl FetchBlob<'_> {
     pub(super) async fn run(self, slot: DownloadSlot) -> Result<(), UnpackError> {
-        // A layer of a store that is not kept is not gone on with, and neither is what is only read.
-        let is_kept = !self.is_proof && (matches!(self.job, Job::Blob) || self.store.is_persistent());
-        if self.blob.size() < KEPT_FROM || !is_kept {
-            return self.straight(slot).await;
+        // Layers of an ephemeral store are not resumed, and neither is content that is only verified.
+        let is_resumable = !self.only_verify
+            && (matches!(self.destination, Destination::Blob) || self.store.is_persistent());
+        if self.blob.size() < PARTIAL_FROM || !is_resumable {
+            return self.stream_without_partial(slot).await;
         }
-        match self.on_its_way(slot).await {
-            // What an earlier run left was wrong: a power cut may have changed it.
-            Err((error, 1..)) if is_about_the_bytes(&error) => {
-                tracing::warn!(digest = %self.blob.digest(), "what an earlier run left of a blob is damaged; it is fetched anew");
-                let slot = self.scheduler.take(self.reference.registry(), self.priority).await;
+        match self.download_through_partial(slot).await {
+            // The partial blob of an earlier run was damaged, for example by a power failure.
+            Err((error, 1..)) if is_content_error(&error) => {
+                tracing::warn!(digest = %self.blob.digest(), "the partial blob of an earlier run is damaged; downloading the blob again from the start");
+                let slot = self.scheduler.acquire(self.reference.registry(), self.priority).await;
                 let slot = slot.ok_or(StreamFault::Stopped)?;
-                self.on_its_way(slot).await.map_err(|(error, _)| error)
+                self.download_through_partial(slot).await.map_err(|(error, _)| error)
             }
             ended => ended.map_err(|(error, _)| error),
         }
     }
 
-    /// Keeps what comes; on failure says how much an earlier run had left.
-    async fn on_its_way(self, slot: DownloadSlot) -> Result<(), (UnpackError, u64)> {
+    /// Downloads through a partial blob. On failure also returns how many bytes an earlier run had left.
+    async fn download_through_partial(self, slot: DownloadSlot) -> Result<(), (UnpackError, u64)> {
         let open = {
             let (store, blob, host) =
                 (self.store.clone(), self.blob.clone(), self.reference.registry().clone());
@@ -87,14 +89,14 @@ impl FetchBlob<'_> {
         let partial = Arc::new(partial.map_err(|error| fault(error.into()))?);
         let resumed = partial.resumed();
         if resumed > 0 {
-            tracing::info!(digest = %self.blob.digest(), bytes = resumed, "going on with what an earlier run left");
+            tracing::info!(digest = %self.blob.digest(), bytes = resumed, "resuming the download of an earlier run");
             self.progress.found(self.blob.digest(), resumed);
         }
-        let closing = Closing(partial.clone());
-        let mut making = {
+        let close_on_drop = CloseOnDrop(partial.clone());
+        let mut processing = {
             let (store, partial) = (self.store.clone(), partial.clone());
-            let (job, blob) = (self.job.clone(), self.blob.clone());
-            tokio::task::spawn_blocking(move || make(&store, &partial, &job, &blob))
+            let (destination, blob) = (self.destination.clone(), self.blob.clone());
+            tokio::task::spawn_blocking(move || process(&store, &partial, &destination, &blob))
         };
         let download = Download {
             registry: self.registry,
@@ -105,94 +107,97 @@ impl FetchBlob<'_> {
             limits: self.store.limits(),
             progress: self.progress,
         };
-        let fed = tokio::select! {
-            // It ends before the last byte only where it fails.
-            made = &mut making => Err(made),
-            fed = download.run(&partial, slot) => Ok(fed),
+        let downloaded = tokio::select! {
+            // Ends before the download only if it fails.
+            processed = &mut processing => Err(processed),
+            downloaded = download.run(&partial, slot) => Ok(downloaded),
         };
-        let made = match fed {
-            Err(made) => made,
-            Ok(Ok(())) => making.await,
+        let processed = match downloaded {
+            Err(processed) => processed,
+            Ok(Ok(())) => processing.await,
             Ok(Err(fault)) => {
-                drop(closing);
-                let _ = making.await;
+                drop(close_on_drop);
+                let _ = processing.await;
                 Ok(Err(fault.into()))
             }
         };
-        let made = made.unwrap_or(Err(StreamFault::Stopped.into()));
-        if made.as_ref().is_err_and(|error| !may_go_on(error)) {
+        let processed = processed.unwrap_or(Err(StreamFault::Stopped.into()));
+        if processed.as_ref().is_err_and(|error| !can_resume(error)) {
             partial.discard();
         }
-        made.map_err(|error| (error, resumed))
+        processed.map_err(|error| (error, resumed))
     }
 
-    /// From the network to the thread that writes.
-    async fn straight(self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
+    /// Streams the blob from the network to the thread that writes.
+    async fn stream_without_partial(self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
         let (sender, receiver) = mpsc::channel(PIECES);
         let reader = BlobReader::new(self.blob.clone(), receiver);
-        let (store, job, blob) = (self.store.clone(), self.job.clone(), self.blob.clone());
-        let is_proof = self.is_proof;
-        let written = tokio::task::spawn_blocking(move || match &job {
-            _ if is_proof => read_through(reader),
-            Job::Blob => Ok(store.write_blob(&blob, reader)?),
-            Job::Layer(key, unpacking) => unpack(&store, key, unpacking, &blob, reader),
+        let (store, destination, blob) = (self.store.clone(), self.destination.clone(), self.blob.clone());
+        let only_verify = self.only_verify;
+        let written = tokio::task::spawn_blocking(move || match &destination {
+            _ if only_verify => verify_only(reader),
+            Destination::Blob => Ok(store.write_blob(&blob, reader)?),
+            Destination::Layer(key, options) => unpack(&store, key, options, &blob, reader),
         });
         self.feed(&mut slot, sender).await;
         written.await.unwrap_or(Err(StreamFault::Stopped.into()))
     }
 
-    /// Whether a registry that has the blob gives it under this name: its bytes begin to come, and are not wanted.
-    pub(super) async fn is_opened(&self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
-        let mut pace = Pace::new(self.store.limits());
-        let opened = pace.wait(&mut slot, self.registry.blob(self.reference, self.blob, 0)).await;
-        let opened = opened.map_err(|late| StreamFault::Registry(too_slow(self.reference, late)))?;
+    /// Checks that the registry serves the blob under this reference: its body must begin. The bytes are not read.
+    pub(super) async fn check_readable(&self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
+        let mut rate_monitor = RateMonitor::new(self.store.limits());
+        let opened = rate_monitor.wait(&mut slot, self.registry.blob(self.reference, self.blob, 0)).await;
+        let opened = opened.map_err(|slow| StreamFault::Registry(too_slow(self.reference, slow)))?;
         opened.map(drop).map_err(|error| StreamFault::Registry(error).into())
     }
 
-    /// Sends a blob's bytes; asks again from where it broke off.
+    /// Sends the bytes of the blob to the reader, and resumes from where a response broke off.
     async fn feed(&self, slot: &mut DownloadSlot, sender: mpsc::Sender<Piece>) {
-        let mut pace = Pace::new(self.store.limits());
-        let mut patience = Patience::default();
+        let mut rate_monitor = RateMonitor::new(self.store.limits());
+        let mut retries = RetryBudget::default();
         let mut offset = 0;
         loop {
-            let Err(broken) = self.feed_from(slot, &mut pace, &mut offset, &sender).await else { return };
-            let given_up = match patience.after(broken, offset) {
+            let Err(interruption) = self.feed_from(slot, &mut rate_monitor, &mut offset, &sender).await
+            else {
+                return;
+            };
+            let error = match retries.next_attempt(interruption, offset) {
                 Ok((error, wait)) => {
-                    tracing::info!(digest = %self.blob.digest(), offset, %error, "a download broke off; going on from there");
+                    tracing::info!(digest = %self.blob.digest(), offset, %error, "a download broke off; resuming from this offset");
                     tokio::select! {
-                        waited = pace.wait(slot, tokio::time::sleep(wait)) => match waited {
+                        waited = rate_monitor.wait(slot, tokio::time::sleep(wait)) => match waited {
                             Ok(()) => continue,
-                            Err(late) => too_slow(self.reference, late),
+                            Err(error) => too_slow(self.reference, error),
                         },
                         () = sender.closed() => return,
                     }
                 }
-                Err(Broken::Silent(error) | Broken::Registry(error)) => error,
-                Err(Broken::Slow(late)) => too_slow(self.reference, late),
-                Err(Broken::NoParts | Broken::Unwanted) => return,
+                Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => error,
+                Err(Interruption::TooSlow(error)) => too_slow(self.reference, error),
+                Err(Interruption::NoRanges | Interruption::ReceiverStopped) => return,
             };
-            let _ = sender.send(Err(given_up)).await;
+            let _ = sender.send(Err(error)).await;
             return;
         }
     }
 
-    /// Sends what one answer gives.
+    /// Sends the bytes of one response.
     async fn feed_from(
         &self,
         slot: &mut DownloadSlot,
-        pace: &mut Pace,
+        rate_monitor: &mut RateMonitor,
         offset: &mut u64,
         sender: &mpsc::Sender<Piece>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Interruption> {
         let answer = self.registry.blob(self.reference, self.blob, *offset);
-        let answer = pace.wait(slot, answer).await.map_err(Broken::Slow)?;
-        let mut stream = answer.map_err(Broken::Silent)?;
-        while let Some(piece) = pace.wait(slot, stream.next()).await.map_err(Broken::Slow)? {
-            let piece = piece.map_err(Broken::Registry)?;
+        let answer = rate_monitor.wait(slot, answer).await.map_err(Interruption::TooSlow)?;
+        let mut stream = answer.map_err(Interruption::NoAnswer)?;
+        while let Some(piece) = rate_monitor.wait(slot, stream.next()).await.map_err(Interruption::TooSlow)? {
+            let piece = piece.map_err(Interruption::BodyFailed)?;
             let length = piece.len() as u64;
-            pace.came(length);
-            // The writer has given up, and says why itself.
-            sender.send(Ok(piece)).await.map_err(|_| Broken::Unwanted)?;
+            rate_monitor.received(length);
+            // If the reader has stopped, it reports the reason itself.
+            sender.send(Ok(piece)).await.map_err(|_| Interruption::ReceiverStopped)?;
             *offset += length;
             self.progress.received(self.blob.digest(), length);
         }
@@ -200,12 +205,12 @@ impl FetchBlob<'_> {
     }
 }
 
-/// Whether the next attempt can use what has come.
-fn may_go_on(error: &UnpackError) -> bool {
+/// Reports whether the next attempt can use the bytes that were downloaded.
+fn can_resume(error: &UnpackError) -> bool {
     match error {
         UnpackError::Stream(StreamFault::Stopped) => true,
         UnpackError::Stream(StreamFault::Registry(error)) => match error {
-            // Somebody else, or the same one later, may be let in.
+            // Another credential, or the same one later, may be accepted.
             RegistryError::Refused { .. } => true,
             error => error.is_transient(),
         },
@@ -213,46 +218,52 @@ fn may_go_on(error: &UnpackError) -> bool {
     }
 }
 
-fn is_about_the_bytes(error: &UnpackError) -> bool {
-    let is_not = |fault: &StreamFault| {
+/// Reports whether the content was wrong, and not the network or the disk.
+fn is_content_error(error: &UnpackError) -> bool {
+    let is_other = |fault: &StreamFault| {
         matches!(fault, StreamFault::Registry(_) | StreamFault::Stopped | StreamFault::Disk(_))
     };
     match error {
-        UnpackError::Stream(fault) => !is_not(fault),
+        UnpackError::Stream(fault) => !is_other(fault),
         UnpackError::Disk(_) => false,
         _ => true,
     }
 }
 
-/// Reads a blob to its end, which has to have its digest.
-fn read_through(mut reader: BlobReader) -> Result<(), UnpackError> {
+/// Reads a blob to its end and verifies its digest.
+fn verify_only(mut reader: BlobReader) -> Result<(), UnpackError> {
     while !reader.piece()?.is_empty() {}
     Ok(reader.finish()?)
 }
 
-/// Makes of a blob what it becomes, right behind the bytes as they come; in a thread that may block.
-fn make(store: &Store, partial: &Arc<Partial>, job: &Job, blob: &Descriptor) -> Result<(), UnpackError> {
-    match job {
-        Job::Blob => {
-            hash(partial, blob)?;
+/// Hashes or unpacks a blob while it arrives. Blocks.
+fn process(
+    store: &Store,
+    partial: &Arc<Partial>,
+    destination: &Destination,
+    blob: &Descriptor,
+) -> Result<(), UnpackError> {
+    match destination {
+        Destination::Blob => {
+            verify_digest(partial, blob)?;
             Ok(store.commit_partial(partial, blob.digest())?)
         }
-        Job::Layer(key, unpacking) => {
+        Destination::Layer(key, options) => {
             let (sender, receiver) = mpsc::channel(PIECES);
             let reader = BlobReader::new(blob.clone(), receiver);
-            let made = std::thread::scope(|scope| {
-                let reading = scope.spawn(move || read(partial, &sender));
-                let unpacked = unpack(store, key, unpacking, blob, reader);
-                // Whoever refuses what is in it waits for no more of it.
+            let processed = std::thread::scope(|scope| {
+                let reading = scope.spawn(move || forward(partial, &sender));
+                let unpacked = unpack(store, key, options, blob, reader);
+                // If the content was rejected, the download must stop.
                 partial.close();
                 (unpacked, reading.join())
             });
-            match made {
+            match processed {
                 (Ok(()), _) => {
                     partial.discard();
                     Ok(())
                 }
-                // The unpacking saw only that nothing more came.
+                // The unpacking saw only the end of the stream. The error of the reader is the cause.
                 (Err(_), Ok(Err(error))) => Err(error.into()),
                 (Err(error), _) => Err(error),
             }
@@ -260,7 +271,7 @@ fn make(store: &Store, partial: &Arc<Partial>, job: &Job, blob: &Descriptor) -> 
     }
 }
 
-fn hash(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault> {
+fn verify_digest(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault> {
     let mut hasher = Hasher::new(blob.digest().algorithm());
     let mut at = 0;
     loop {
@@ -281,8 +292,8 @@ fn hash(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault> {
     }
 }
 
-/// Hands on what has come, in order; ends where nobody wants more.
-fn read(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskError> {
+/// Forwards the bytes of a partial blob in order, until its end or until the receiver stops.
+fn forward(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskError> {
     let mut at = 0;
     loop {
         match partial.next(at)? {
@@ -301,17 +312,17 @@ fn read(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskError
 fn unpack(
     store: &Store,
     key: &LayerKey,
-    unpacking: &Unpacking,
+    options: &UnpackOptions,
     blob: &Descriptor,
     reader: BlobReader,
 ) -> Result<(), UnpackError> {
     let staging = store.stage()?;
-    let unpacked = unpack_layer(reader, unpacking, staging.files(), store.limits())?;
-    if unpacked.left_out > 0 {
+    let unpacked = unpack_layer(reader, options, staging.files(), store.limits())?;
+    if unpacked.skipped > 0 {
         tracing::warn!(
             digest = %blob.digest(),
-            count = unpacked.left_out,
-            "device nodes, FIFOs and the like in a layer were left out"
+            count = unpacked.skipped,
+            "skipped device nodes, FIFOs and other special entries of a layer"
         );
     }
     Ok(staging.commit_layer(key, unpacked.totals)?)

@@ -1,9 +1,9 @@
-//! One lock for each thing that a pull makes.
+//! Locks by key, so that the same content is not pulled twice at a time.
 //!
-//! A lock is in a hurry once somebody who is asks for it: whoever holds it fetches as fast as those who wait for it would.
+//! A lock passes on urgency: when an urgent task waits for a lock, the task that has it becomes urgent as well.
 //!
-//! Only those wait for a lock who would ask the same registry. Whoever has the same bytes from elsewhere goes its own
-//! way: what one registry gives is no proof that the other has it.
+//! The key contains the registry. A pull of the same content from another registry does not wait, because content
+//! from one registry is no proof that another registry has it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,46 +15,46 @@ use tokio::sync::OwnedMutexGuard;
 use super::priority::{Priority, PriorityBoost};
 use crate::layout::{Item, TreeKey};
 
-/// What a lock is for.
+/// The content that a lock protects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum LockKey {
     /// A tree, pulled from these references.
     Tree(TreeKey, Vec<PinnedReference>),
     /// A blob or a layer, from this registry.
     Item(Item, RegistryHost),
-    /// The bytes of a blob from this registry, whatever becomes of them.
+    /// The bytes of a blob from this registry, whatever is made of them.
     Bytes(Digest, RegistryHost),
 }
 
-/// Locks by key. A key that nothing holds or waits for takes no memory for long.
+/// Locks by key. Keys that are not in use are removed.
 #[derive(Debug, Default)]
 pub(super) struct KeyedLocks(Mutex<HashMap<LockKey, Weak<Lock>>>);
 
 #[derive(Debug, Default)]
 struct Lock {
-    turn: Arc<tokio::sync::Mutex<()>>,
+    mutex: Arc<tokio::sync::Mutex<()>>,
     boost: PriorityBoost,
 }
 
-/// A lock that is held.
+/// A lock that this task has. Dropping it releases the lock.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct KeyedLockGuard {
     priority: Priority,
-    _turn: OwnedMutexGuard<()>,
-    // As long as this is there, whoever asks finds the same lock.
+    _guard: OwnedMutexGuard<()>,
+    // Keeps the entry in the map, so that other tasks find the same lock.
     _lock: Arc<Lock>,
 }
 
-impl Held {
-    /// How urgent it is: as whoever holds it, and as those who wait.
+impl KeyedLockGuard {
+    /// Returns the priority of the task, raised by the tasks that wait for the lock.
     pub(super) fn priority(&self) -> &Priority {
         &self.priority
     }
 }
 
 impl KeyedLocks {
-    /// Waits until no other task holds `key`.
-    pub(super) async fn lock(&self, key: LockKey, priority: &Priority) -> Held {
+    /// Waits for the lock of `key`.
+    pub(super) async fn lock(&self, key: LockKey, priority: &Priority) -> KeyedLockGuard {
         let lock = {
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
@@ -66,17 +66,17 @@ impl KeyedLocks {
                 lock
             }
         };
-        let turn = Arc::clone(&lock.turn).lock_owned();
-        tokio::pin!(turn);
-        let turn = tokio::select! {
+        let guard = Arc::clone(&lock.mutex).lock_owned();
+        tokio::pin!(guard);
+        let guard = tokio::select! {
             biased;
-            () = priority.urgent() => {
+            () = priority.wait_until_urgent() => {
                 lock.boost.raise();
-                turn.await
+                guard.await
             }
-            turn = &mut turn => turn,
+            guard = &mut guard => guard,
         };
-        Held { priority: priority.or(&lock.boost), _turn: turn, _lock: lock }
+        KeyedLockGuard { priority: priority.or_raised_by(&lock.boost), _guard: guard, _lock: lock }
     }
 }
 
@@ -89,20 +89,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_in_a_hurry_hurries_those_whom_he_waits_for() {
+    async fn an_urgent_waiter_raises_the_priority_of_the_lock_owner() {
         let (locks, boost) = (Arc::new(KeyedLocks::default()), PriorityBoost::default());
-        let held = locks.lock(key(b"a"), &Priority::until(&PriorityBoost::default())).await;
-        let other = locks.lock(key(b"b"), &Priority::until(&PriorityBoost::default())).await;
+        let first = locks.lock(key(b"a"), &Priority::raised_by(&PriorityBoost::default())).await;
+        let other = locks.lock(key(b"b"), &Priority::raised_by(&PriorityBoost::default())).await;
         let waits = tokio::spawn({
-            let (locks, priority) = (locks.clone(), Priority::until(&boost));
+            let (locks, priority) = (locks.clone(), Priority::raised_by(&boost));
             async move { locks.lock(key(b"a"), &priority).await.priority().is_urgent() }
         });
         tokio::task::yield_now().await;
-        assert!(!held.priority().is_urgent());
+        assert!(!first.priority().is_urgent());
         boost.raise();
-        held.priority().urgent().await;
+        first.priority().wait_until_urgent().await;
         assert!(!other.priority().is_urgent());
-        drop(held);
+        drop(first);
         assert!(waits.await.unwrap());
     }
 }

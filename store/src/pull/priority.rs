@@ -1,53 +1,53 @@
-//! Whether somebody waits for what is being pulled.
+//! Whether a pull is urgent.
 //!
-//! A pull for a pod is urgent from the start. One that fetches ahead is not, until a pod asks for the same recipe, or
-//! for one of the blobs that it is bringing: then it is urgent for good, and as fast as any other.
+//! A pull for a pod is urgent from the start. A preload becomes urgent when a pod requests the same recipe, or one of
+//! the blobs that it downloads. It then stays urgent.
 
 use futures_util::future::{FutureExt as _, select_all};
 use tokio_util::sync::CancellationToken;
 
-/// Who may make a piece of work urgent; without anybody it is urgent already.
+/// The boosts that can make a task urgent. A task without boosts is urgent already.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Priority(Vec<PriorityBoost>);
 
-/// The word that somebody waits: given once, heard by all, never taken back.
+/// A signal that a pod waits. It is sent once, all clones see it, and it is never withdrawn.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PriorityBoost(CancellationToken);
 
 impl PriorityBoost {
-    /// Somebody waits.
+    /// Signals that a pod waits.
     pub(super) fn raise(&self) {
         self.0.cancel();
     }
 
-    /// Whether somebody has waited.
+    /// Reports whether a pod has waited.
     pub(super) fn is_raised(&self) -> bool {
         self.0.is_cancelled()
     }
 }
 
 impl Priority {
-    /// Of something that nobody waits for until `boost` is called.
-    pub(super) fn until(boost: &PriorityBoost) -> Self {
+    /// Returns the priority of a task that becomes urgent when `boost` is raised.
+    pub(super) fn raised_by(boost: &PriorityBoost) -> Self {
         Self(vec![boost.clone()])
     }
 
-    /// The same, also when `boost` is called.
+    /// Adds another boost that can raise this priority.
     #[must_use]
-    pub(super) fn or(&self, boost: &PriorityBoost) -> Self {
+    pub(super) fn or_raised_by(&self, boost: &PriorityBoost) -> Self {
         if self.is_urgent() {
             return Self::default();
         }
         Self(self.0.iter().chain([boost]).cloned().collect())
     }
 
-    /// Whether somebody waits.
+    /// Reports whether the task is urgent.
     pub(super) fn is_urgent(&self) -> bool {
         self.0.is_empty() || self.0.iter().any(PriorityBoost::is_raised)
     }
 
-    /// Until somebody waits.
-    pub(super) async fn urgent(&self) {
+    /// Waits until the task is urgent.
+    pub(super) async fn wait_until_urgent(&self) {
         if !self.is_urgent() {
             select_all(self.0.iter().map(|boost| boost.0.cancelled().boxed())).await;
         }
@@ -59,16 +59,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_urgent_once_anybody_waits() {
+    async fn a_task_is_urgent_once_one_of_its_boosts_is_raised() {
         let (own, shared) = (PriorityBoost::default(), PriorityBoost::default());
-        let alone = Priority::until(&own);
-        let both = alone.or(&shared);
+        let alone = Priority::raised_by(&own);
+        let both = alone.or_raised_by(&shared);
         assert!(Priority::default().is_urgent() && !both.is_urgent());
         shared.raise();
-        both.urgent().await;
+        both.wait_until_urgent().await;
         assert!(both.is_urgent() && !alone.is_urgent());
         own.raise();
-        alone.urgent().await;
-        assert!(alone.or(&PriorityBoost::default()).is_urgent());
+        alone.wait_until_urgent().await;
+        assert!(alone.or_raised_by(&PriorityBoost::default()).is_urgent());
     }
 }

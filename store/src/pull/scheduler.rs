@@ -1,12 +1,15 @@
-//! Whose turn it is to read from a registry, and how slow a registry may be.
+//! Assigns the download slots of a node, and fails downloads that are too slow.
 //!
-//! A node reads a few blobs at a time, and a registry decides how long each takes. So no host has more than half of
-//! the turns, and a stream that is slow gives its turn back and goes on aside, where there is room for a few. Where
-//! there is none, it fails once others have waited for long; and so does one so slow that it will never be done.
+//! A node downloads a few blobs at a time, and the registry decides how long each takes. Therefore:
 //!
-//! Who fetches ahead, for nobody who waits, has what is left: at most half of the node's turns and all but one of a
-//! host's, while nobody is in want of one; and gives the turn back between two pieces of a blob when somebody is. While
-//! pods have theirs, it leaves them the line as well, but for a few seconds now and then.
+//! - One host has at most half of the slots.
+//! - A slow download gives its slot back and continues outside of the slots, if one of the places for slow downloads
+//!   is free. Otherwise it fails after other downloads have waited for a minute.
+//! - A download that is so slow that it would take days always fails.
+//!
+//! Preloads use only slots that no pod needs: at most half of the node's slots and all but one of a host's, and only
+//! while no pod waits. A preload gives its slot back, also in the middle of a blob, when a pod waits for it. While
+//! pods download, preloads also leave them the bandwidth and run only for a few seconds now and then.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -21,240 +24,258 @@ use tokio::time::{Instant, timeout};
 use super::priority::Priority;
 use crate::limits::Limits;
 
-/// A stream with fewer bytes a second does not keep others waiting.
-const SLOW: u64 = 64 << 10;
-/// A stream with fewer bytes a second is given up: 1 GiB would take three days.
-const LEAST: u64 = 4 << 10;
-/// How often one who fetches ahead looks whether others want its turn, or whether there is one for it.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// While pods read, those who fetch ahead rest for so long and read for so long, all at once: so a pod whose registry
-/// takes for ever does not keep a node empty, and no registry gives up a connection that rests.
-const RESTS: Duration = Duration::from_secs(30);
-const READS: Duration = Duration::from_secs(5);
+/// A download below this rate (bytes a second) must not keep others waiting.
+const SLOW_RATE: u64 = 64 << 10;
+/// A download below this rate (bytes a second) fails: 1 GiB would take three days.
+const MIN_RATE: u64 = 4 << 10;
+/// How often a preload checks whether a pod needs its slot, or whether a slot is free.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// While pods download, all preloads pause for the first time and run for the second one. So a pod with a very slow
+/// registry does not block preloads permanently, and registries do not close the connections that pause.
+const PRELOAD_PAUSE: Duration = Duration::from_secs(30);
+const PRELOAD_RUN: Duration = Duration::from_secs(5);
 
-/// The turns of a node.
+/// The download slots of a node.
 pub(super) struct Scheduler {
     node: Arc<Semaphore>,
-    aside: Arc<Semaphore>,
-    /// Those of the node's turns that fetching ahead may have.
-    ahead: Arc<Semaphore>,
-    /// Somebody gave a turn back.
+    slow_downloads: Arc<Semaphore>,
+    /// The slots of the node that preloads may have.
+    preload: Arc<Semaphore>,
+    /// Notified when a slot becomes free.
     freed: Notify,
-    hosts: Mutex<HashMap<String, Weak<Share>>>,
+    hosts: Mutex<HashMap<String, Weak<HostSlots>>>,
     share: usize,
     waiting: AtomicUsize,
-    busy: Mutex<Busy>,
+    pod_activity: Mutex<PodActivity>,
 }
 
-/// How many turns pods have, but for those aside, and since when there are any.
-struct Busy {
-    turns: usize,
+/// How many slots pods have (without slow downloads), and since when they have any.
+struct PodActivity {
+    slots: usize,
     since: Instant,
 }
 
-/// What one host has of the turns.
-struct Share {
-    turns: Arc<Semaphore>,
-    ahead: Arc<Semaphore>,
+/// The slots of one host.
+struct HostSlots {
+    slots: Arc<Semaphore>,
+    preload: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
-/// The right to read one blob, or a part of one.
+/// The right to download one blob or a range of it.
 pub(super) struct DownloadSlot {
     scheduler: Arc<Scheduler>,
-    share: Arc<Share>,
+    share: Arc<HostSlots>,
     priority: Priority,
-    /// Kept while it makes way: no other begins meanwhile.
-    ahead: Option<Ahead>,
-    /// Not there only while it makes way.
-    turn: Option<Turn>,
-    is_aside: bool,
+    /// Kept while the slot is given back, so that no other preload starts in the meantime.
+    preload: Option<PreloadPermits>,
+    /// Absent only while the slot is given back.
+    permits: Option<SlotPermits>,
+    is_outside_slots: bool,
     is_counted: bool,
 }
 
-/// One of the node's turns, and of a host's.
-struct Turn {
+/// One slot of the node and one of a host.
+struct SlotPermits {
     of_node: OwnedSemaphorePermit,
     _of_host: OwnedSemaphorePermit,
 }
 
-/// The right to be among those who fetch ahead: of the host's, and of the node's.
-type Ahead = [OwnedSemaphorePermit; 2];
+/// The permits of a preload: one of the host and one of the node.
+type PreloadPermits = [OwnedSemaphorePermit; 2];
 
 impl Scheduler {
-    /// So many turns at once.
+    /// Creates a scheduler with this number of slots.
     pub(super) fn new(streams: usize) -> Self {
         let share = (streams / 2).max(1);
         Self {
             node: Arc::new(Semaphore::new(streams)),
-            aside: Arc::new(Semaphore::new(streams)),
-            ahead: Arc::new(Semaphore::new(share)),
+            slow_downloads: Arc::new(Semaphore::new(streams)),
+            preload: Arc::new(Semaphore::new(share)),
             freed: Notify::new(),
             hosts: Mutex::default(),
             share,
             waiting: AtomicUsize::new(0),
-            busy: Mutex::new(Busy { turns: 0, since: Instant::now() }),
+            pod_activity: Mutex::new(PodActivity { slots: 0, since: Instant::now() }),
         }
     }
 
-    /// Waits for a turn: the host's share first, so that whoever waits for that keeps nobody else out.
-    pub(super) async fn take(
+    /// Waits for a slot. The permit of the host is acquired first, so that a task that waits for its host blocks no
+    /// other host.
+    pub(super) async fn acquire(
         self: &Arc<Self>,
         host: &RegistryHost,
         priority: &Priority,
     ) -> Option<DownloadSlot> {
-        let (share, mut ahead) = (self.share(host), None);
-        let turn = self.turn(&share, priority, &mut ahead).await?;
-        Some(self.slot(share, priority, ahead, turn))
+        let (share, mut preload) = (self.host_slots(host), None);
+        let permits = self.acquire_permits(&share, priority, &mut preload).await?;
+        Some(self.slot(share, priority, preload, permits))
     }
 
-    /// A turn that nobody else waits for, if there is one.
-    pub(super) fn spare(self: &Arc<Self>, host: &RegistryHost, priority: &Priority) -> Option<DownloadSlot> {
-        let share = self.share(host);
-        let ahead = match priority.is_urgent() {
+    /// Returns a slot if one is free and no task waits for it.
+    pub(super) fn try_acquire_spare(
+        self: &Arc<Self>,
+        host: &RegistryHost,
+        priority: &Priority,
+    ) -> Option<DownloadSlot> {
+        let share = self.host_slots(host);
+        let preload = match priority.is_urgent() {
             true => None,
-            false if self.may_read_ahead() => Some(self.spare_ahead(&share)?),
+            false if self.can_preload_now() => Some(self.try_preload_permits(&share)?),
             false => return None,
         };
-        let turn = self.spare_turn(&share)?;
-        Some(self.slot(share, priority, ahead, turn))
+        let permits = self.try_spare_permits(&share)?;
+        Some(self.slot(share, priority, preload, permits))
     }
 
     fn slot(
         self: &Arc<Self>,
-        share: Arc<Share>,
+        share: Arc<HostSlots>,
         priority: &Priority,
-        ahead: Option<Ahead>,
-        turn: Turn,
+        preload: Option<PreloadPermits>,
+        permits: SlotPermits,
     ) -> DownloadSlot {
         let (scheduler, priority) = (Arc::clone(self), priority.clone());
         let is_counted = priority.is_urgent();
         if is_counted {
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            if busy.turns == 0 {
-                busy.since = Instant::now();
+            let mut pod_activity = self.pod_activity.lock().unwrap_or_else(PoisonError::into_inner);
+            if pod_activity.slots == 0 {
+                pod_activity.since = Instant::now();
             }
-            busy.turns += 1;
+            pod_activity.slots += 1;
         }
-        DownloadSlot { scheduler, share, priority, ahead, turn: Some(turn), is_aside: false, is_counted }
+        DownloadSlot {
+            scheduler,
+            share,
+            priority,
+            preload,
+            permits: Some(permits),
+            is_outside_slots: false,
+            is_counted,
+        }
     }
 
-    /// Whether those who fetch ahead may read now: while no pod does, and a little between.
-    fn may_read_ahead(&self) -> bool {
-        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let round = (RESTS + READS).as_secs();
-        busy.turns == 0 || busy.since.elapsed().as_secs() % round >= RESTS.as_secs()
+    /// Reports whether preloads may download now: while no pod does, or in the short intervals in between.
+    fn can_preload_now(&self) -> bool {
+        let pod_activity = self.pod_activity.lock().unwrap_or_else(PoisonError::into_inner);
+        let period = (PRELOAD_PAUSE + PRELOAD_RUN).as_secs();
+        pod_activity.slots == 0 || pod_activity.since.elapsed().as_secs() % period >= PRELOAD_PAUSE.as_secs()
     }
 
-    async fn turn(&self, share: &Share, priority: &Priority, ahead: &mut Option<Ahead>) -> Option<Turn> {
+    async fn acquire_permits(
+        &self,
+        share: &HostSlots,
+        priority: &Priority,
+        preload: &mut Option<PreloadPermits>,
+    ) -> Option<SlotPermits> {
         while !priority.is_urgent() {
             let freed = self.freed.notified();
-            if ahead.is_none() {
-                *ahead = self.spare_ahead(share);
+            if preload.is_none() {
+                *preload = self.try_preload_permits(share);
             }
-            if ahead.is_some()
-                && self.may_read_ahead()
-                && let Some(turn) = self.spare_turn(share)
+            if preload.is_some()
+                && self.can_preload_now()
+                && let Some(permits) = self.try_spare_permits(share)
             {
-                return Some(turn);
+                return Some(permits);
             }
             tokio::select! {
-                () = priority.urgent() => {}
+                () = priority.wait_until_urgent() => {}
                 () = freed => {}
-                // Nobody says that he waits no more.
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                // A waiting task can be dropped, which sends no notification.
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
         }
         let of_host = {
-            let _waits = Waits::new(&share.waiting);
-            Arc::clone(&share.turns).acquire_owned().await.ok()?
+            let _waiting = WaitingCount::new(&share.waiting);
+            Arc::clone(&share.slots).acquire_owned().await.ok()?
         };
-        let _waits = Waits::new(&self.waiting);
+        let _waiting = WaitingCount::new(&self.waiting);
         let of_node = Arc::clone(&self.node).acquire_owned().await.ok()?;
-        Some(Turn { of_node, _of_host: of_host })
+        Some(SlotPermits { of_node, _of_host: of_host })
     }
 
-    fn spare_ahead(&self, share: &Share) -> Option<Ahead> {
-        Some([one_of(&share.ahead)?, one_of(&self.ahead)?])
+    fn try_preload_permits(&self, share: &HostSlots) -> Option<PreloadPermits> {
+        Some([try_permit(&share.preload)?, try_permit(&self.preload)?])
     }
 
-    fn spare_turn(&self, share: &Share) -> Option<Turn> {
+    fn try_spare_permits(&self, share: &HostSlots) -> Option<SlotPermits> {
         if share.waiting.load(Ordering::Relaxed) > 0 || self.waiting.load(Ordering::Relaxed) > 0 {
             return None;
         }
-        Some(Turn { _of_host: one_of(&share.turns)?, of_node: one_of(&self.node)? })
+        Some(SlotPermits { _of_host: try_permit(&share.slots)?, of_node: try_permit(&self.node)? })
     }
 
-    fn share(&self, host: &RegistryHost) -> Arc<Share> {
+    fn host_slots(&self, host: &RegistryHost) -> Arc<HostSlots> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.retain(|_, share| share.strong_count() > 0);
         if let Some(share) = hosts.get(host.host()).and_then(Weak::upgrade) {
             return share;
         }
-        let turns = Arc::new(Semaphore::new(self.share));
-        let ahead = Arc::new(Semaphore::new((self.share - 1).max(1)));
-        let share = Arc::new(Share { turns, ahead, waiting: AtomicUsize::new(0) });
+        let slots = Arc::new(Semaphore::new(self.share));
+        let preload = Arc::new(Semaphore::new((self.share - 1).max(1)));
+        let share = Arc::new(HostSlots { slots, preload, waiting: AtomicUsize::new(0) });
         hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
         share
     }
 }
 
-fn one_of(turns: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(turns).try_acquire_owned().ok()
+fn try_permit(slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(slots).try_acquire_owned().ok()
 }
 
-/// Counts who waits, as long as they do.
-struct Waits<'a>(&'a AtomicUsize);
+/// Counts a waiting task until it is dropped.
+struct WaitingCount<'a>(&'a AtomicUsize);
 
-impl<'a> Waits<'a> {
+impl<'a> WaitingCount<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for WaitingCount<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl DownloadSlot {
-    /// Leaves its turn to others and goes on, if there is room aside.
-    fn step_aside(&mut self) -> bool {
-        if self.is_aside {
+    /// Continues outside of the slots, if one of the places for slow downloads is free. Returns whether it does.
+    fn continue_outside_slots(&mut self) -> bool {
+        if self.is_outside_slots {
             return true;
         }
-        let Some(turn) = &mut self.turn else { return false };
-        let Ok(room) = Arc::clone(&self.scheduler.aside).try_acquire_owned() else { return false };
-        turn.of_node = room;
-        self.is_aside = true;
-        self.counts_no_more();
+        let Some(permits) = &mut self.permits else { return false };
+        let Ok(permit) = Arc::clone(&self.scheduler.slow_downloads).try_acquire_owned() else { return false };
+        permits.of_node = permit;
+        self.is_outside_slots = true;
+        self.stop_counting();
         self.scheduler.freed.notify_waiters();
         true
     }
 
-    /// Gives its turn to whoever waits, and waits for another one, if nobody waits for what is read with it.
-    async fn make_way(&mut self) {
-        if self.turn.is_some() && (self.priority.is_urgent() || !self.has_to_make_way()) {
+    /// For a preload: gives the slot back if a pod needs it, and waits for another one.
+    async fn yield_to_pods(&mut self) {
+        if self.permits.is_some() && (self.priority.is_urgent() || !self.must_yield()) {
             return;
         }
-        (self.turn, self.is_aside) = (None, false);
-        self.turn = self.scheduler.turn(&self.share, &self.priority, &mut self.ahead).await;
+        (self.permits, self.is_outside_slots) = (None, false);
+        self.permits = self.scheduler.acquire_permits(&self.share, &self.priority, &mut self.preload).await;
     }
 
-    fn has_to_make_way(&self) -> bool {
-        self.is_wanted() || !self.scheduler.may_read_ahead()
+    fn must_yield(&self) -> bool {
+        self.has_waiters() || !self.scheduler.can_preload_now()
     }
 
-    fn counts_no_more(&mut self) {
+    fn stop_counting(&mut self) {
         if std::mem::take(&mut self.is_counted) {
-            self.scheduler.busy.lock().unwrap_or_else(PoisonError::into_inner).turns -= 1;
+            self.scheduler.pod_activity.lock().unwrap_or_else(PoisonError::into_inner).slots -= 1;
         }
     }
 
-    /// Whether somebody waits for a turn that this one keeps from them: the node's, or their host's.
-    pub(super) fn is_wanted(&self) -> bool {
+    /// Reports whether a task waits for the slot: for one of the node or for one of the host.
+    pub(super) fn has_waiters(&self) -> bool {
         self.others_wait() || self.share.waiting.load(Ordering::Relaxed) > 0
     }
 
@@ -265,110 +286,110 @@ impl DownloadSlot {
 
 impl Drop for DownloadSlot {
     fn drop(&mut self) {
-        (self.turn, self.ahead) = (None, None);
-        self.counts_no_more();
+        (self.permits, self.preload) = (None, None);
+        self.stop_counting();
         self.scheduler.freed.notify_waiters();
     }
 }
 
-/// Why a stream was given up.
+/// A download that was too slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooSlow {
-    /// What did not come.
-    pub(super) least: u64,
-    /// What came instead, in bytes a second.
+    /// The minimum rate that was not reached, in bytes a second.
+    pub(super) minimum: u64,
+    /// The measured rate, in bytes a second.
     pub(super) rate: u64,
-    /// For how long.
+    /// How long it was measured.
     pub(super) after: Duration,
-    /// Whether it would have gone on if nobody waited.
+    /// Whether it failed only because other downloads wait.
     pub(super) others_wait: bool,
 }
 
-/// How fast a blob comes while we wait for it; what the disk takes does not count.
-pub(super) struct Pace {
+/// Measures the rate of a download while it waits for the registry. Time that the disk takes does not count.
+pub(super) struct RateMonitor {
     slow_after: Duration,
-    least_after: Duration,
-    /// Since it was last judged whether it is slow, and whether it is too slow.
+    minimum_after: Duration,
+    /// What was measured since the last check against each of the two rates.
     slow: Span,
-    least: Span,
-    /// For how long it has been slow without a pause.
+    minimum: Span,
+    /// For how long the download has been slow without interruption.
     slow_for: Duration,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Span {
     waited: Duration,
-    came: u64,
+    bytes: u64,
 }
 
 impl Span {
-    /// Bytes a second.
+    /// Returns the rate in bytes a second.
     fn rate(self) -> u64 {
         let milliseconds = u64::try_from(self.waited.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.came.saturating_mul(1_000) / milliseconds
+        self.bytes.saturating_mul(1_000) / milliseconds
     }
 }
 
-impl Pace {
+impl RateMonitor {
     pub(super) fn new(limits: &Limits) -> Self {
-        let (slow_after, least_after) = (limits.slow_after(), limits.least_after());
+        let (slow_after, minimum_after) = (limits.slow_after(), limits.least_after());
         Self {
             slow_after,
-            least_after,
+            minimum_after,
             slow: Span::default(),
-            least: Span::default(),
+            minimum: Span::default(),
             slow_for: Duration::ZERO,
         }
     }
 
-    /// Counts bytes that came.
-    pub(super) fn came(&mut self, bytes: u64) {
-        self.slow.came += bytes;
-        self.least.came += bytes;
+    /// Counts received bytes.
+    pub(super) fn received(&mut self, bytes: u64) {
+        self.slow.bytes += bytes;
+        self.minimum.bytes += bytes;
     }
 
-    /// Waits for a registry, and gives the turn back or up where that takes too long.
+    /// Waits for the registry. Meanwhile it gives the slot back, or fails, when the download is too slow.
     pub(super) async fn wait<T>(
         &mut self,
         slot: &mut DownloadSlot,
-        what: impl Future<Output = T>,
+        future: impl Future<Output = T>,
     ) -> Result<T, TooSlow> {
-        let mut what = pin!(what);
+        let mut future = pin!(future);
         loop {
-            slot.make_way().await;
-            self.judge(slot)?;
+            slot.yield_to_pods().await;
+            self.check_rate(slot)?;
             let left = self.slow_after.saturating_sub(self.slow.waited);
-            let mut left = left.min(self.least_after.saturating_sub(self.least.waited));
+            let mut left = left.min(self.minimum_after.saturating_sub(self.minimum.waited));
             if !slot.priority.is_urgent() {
-                left = left.min(LOOK_EVERY);
+                left = left.min(CHECK_INTERVAL);
             }
-            let asked = Instant::now();
-            let done = timeout(left.max(Duration::from_millis(1)), what.as_mut()).await;
-            let waited = asked.elapsed();
+            let started = Instant::now();
+            let output = timeout(left.max(Duration::from_millis(1)), future.as_mut()).await;
+            let waited = started.elapsed();
             self.slow.waited += waited;
-            self.least.waited += waited;
-            if let Ok(done) = done {
-                return Ok(done);
+            self.minimum.waited += waited;
+            if let Ok(output) = output {
+                return Ok(output);
             }
         }
     }
 
-    fn judge(&mut self, slot: &mut DownloadSlot) -> Result<(), TooSlow> {
-        if self.least.waited >= self.least_after {
-            let (rate, after) = (self.least.rate(), self.least.waited);
-            self.least = Span::default();
-            if rate < LEAST {
-                return Err(TooSlow { least: LEAST, rate, after, others_wait: false });
+    fn check_rate(&mut self, slot: &mut DownloadSlot) -> Result<(), TooSlow> {
+        if self.minimum.waited >= self.minimum_after {
+            let (rate, after) = (self.minimum.rate(), self.minimum.waited);
+            self.minimum = Span::default();
+            if rate < MIN_RATE {
+                return Err(TooSlow { minimum: MIN_RATE, rate, after, others_wait: false });
             }
         }
         if self.slow.waited >= self.slow_after {
             let Span { waited, .. } = self.slow;
             let rate = self.slow.rate();
             self.slow = Span::default();
-            self.slow_for = if rate < SLOW { self.slow_for + waited } else { Duration::ZERO };
-            let stays = rate >= SLOW || slot.step_aside() || !slot.others_wait();
-            if !stays && self.slow_for >= self.least_after / 2 {
-                return Err(TooSlow { least: SLOW, rate, after: self.slow_for, others_wait: true });
+            self.slow_for = if rate < SLOW_RATE { self.slow_for + waited } else { Duration::ZERO };
+            let can_continue = rate >= SLOW_RATE || slot.continue_outside_slots() || !slot.others_wait();
+            if !can_continue && self.slow_for >= self.minimum_after / 2 {
+                return Err(TooSlow { minimum: SLOW_RATE, rate, after: self.slow_for, others_wait: true });
             }
         }
         Ok(())

@@ -1,16 +1,16 @@
-//! The steps of a recipe once their manifests were read: what each lays, and which layers need not be there.
+//! The steps of a recipe after their manifests were read: what each adds, and which layers can be skipped.
 //!
-//! | step | a file that is there already | whiteouts |
+//! | step | an existing file at the same path | whiteouts |
 //! |---|---|---|
-//! | `add` | an error that names both references | of an image's layers, for that image alone |
-//! | `overlay` | replaced, as by a layer of an image | in every layer, for all that lies beneath the step's path |
-//! | `remove` | goes, a directory with all beneath | |
+//! | `add` | an error that names both references | in layers of images, for files of the same image |
+//! | `overlay` | is replaced, as by a layer of an image | in every layer, for all files beneath the path of the step |
+//! | `remove` | is deleted, a directory with all its contents | |
 //!
-//! In an ORAS directory or a titled file a `.wh.` name is an ordinary name to `add`, and a whiteout to `overlay`: how
-//! else would an artifact that patches another say that a file goes?
+//! In an ORAS directory or a titled file, `add` treats a `.wh.` name as an ordinary name and `overlay` treats it as a
+//! whiteout, because an artifact that patches another one has no other way to delete a file.
 //!
-//! A `remove` that matches nothing is an error: the one who wrote it counts on the file being gone, and a typing error
-//! would leave it there without a word. `exclude` is for what may or may not be there.
+//! A `remove` that matches nothing is an error, because a typing error would leave the file in the volume without
+//! notice. `exclude` is for files that may be absent.
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::path::Glob;
@@ -21,42 +21,42 @@ use super::error::PullError;
 use crate::disk::EntryPath;
 use crate::layout::LayerShape;
 use crate::unpack::filter::Filter;
-use crate::unpack::graft::{GraftError, Laying, is_whiteout};
-use crate::unpack::plan::{Content, Piece};
+use crate::unpack::plan::{LayerContent, PlannedLayer};
+use crate::unpack::tree_builder::{MergeMode, TreeBuildError, is_whiteout};
 
-/// A step, ready to be done.
-pub(super) enum Work {
-    Lay(Source),
+/// A step whose manifest was read.
+pub(super) enum ResolvedStep {
+    Artifact(ArtifactStep),
     Remove(Glob),
 }
 
-/// An artifact whose manifest was read.
-pub(super) struct Source {
+/// The artifact of an `add` or `overlay` step.
+pub(super) struct ArtifactStep {
     step: RecipeLayer<PinnedReference>,
-    laying: Laying,
+    mode: MergeMode,
     manifests: Vec<Digest>,
-    pieces: Vec<Piece>,
-    /// How many pieces, from the first on, an earlier step has laid already.
-    laid: usize,
+    layers: Vec<PlannedLayer>,
+    /// How many of the first layers an earlier step has applied already.
+    applied: usize,
 }
 
-impl Work {
-    pub(super) fn source(&self) -> Option<&Source> {
+impl ResolvedStep {
+    pub(super) fn artifact(&self) -> Option<&ArtifactStep> {
         match self {
-            Self::Lay(source) => Some(source),
+            Self::Artifact(artifact) => Some(artifact),
             Self::Remove(_) => None,
         }
     }
 }
 
-impl Source {
+impl ArtifactStep {
     pub(super) fn new(
         step: RecipeLayer<PinnedReference>,
-        laying: Laying,
+        mode: MergeMode,
         manifests: Vec<Digest>,
-        pieces: Vec<Piece>,
+        layers: Vec<PlannedLayer>,
     ) -> Self {
-        Self { step, laying, manifests, pieces, laid: 0 }
+        Self { step, mode, manifests, layers, applied: 0 }
     }
 
     pub(super) fn step(&self) -> &RecipeLayer<PinnedReference> {
@@ -67,18 +67,18 @@ impl Source {
         self.step.reference()
     }
 
-    /// Whether it lies over what is there, or beside it.
-    pub(super) fn laying(&self) -> Laying {
-        self.laying
+    /// Returns whether the step adds to the tree or overlays it.
+    pub(super) fn mode(&self) -> MergeMode {
+        self.mode
     }
 
-    /// The digests of index and manifest.
+    /// Returns the digests of the index and the manifest.
     pub(super) fn manifests(&self) -> &[Digest] {
         &self.manifests
     }
 
-    /// Where in the volume it lies.
-    pub(super) fn at(&self) -> EntryPath {
+    /// Returns the path of the step in the volume.
+    pub(super) fn path(&self) -> EntryPath {
         EntryPath::from(self.step.path())
     }
 
@@ -86,71 +86,79 @@ impl Source {
         Filter::new(self.step.include(), self.step.exclude())
     }
 
-    /// The pieces that it lays itself, in the order of the manifest.
-    pub(super) fn pieces(&self) -> &[Piece] {
-        &self.pieces[self.laid..]
+    /// Returns the layers that this step applies, in the order of the manifest.
+    pub(super) fn layers(&self) -> &[PlannedLayer] {
+        &self.layers[self.applied..]
     }
 
-    /// Whether an earlier step has laid some of it.
-    pub(super) fn has_laid_before(&self) -> bool {
-        self.laid > 0
+    /// Reports whether an earlier step has applied some of its layers.
+    pub(super) fn has_applied_layers(&self) -> bool {
+        self.applied > 0
     }
 
-    /// Whether the bytes of a piece are needed: a filter may leave nothing of it, and a whiteout has none.
-    pub(super) fn needs(&self, piece: &Piece) -> bool {
-        match piece.content() {
-            Content::File(path) => !self.hides(path) && self.filter().keeps(path),
-            Content::Archive { at, .. } => !self.filter().prunes(at),
+    /// Reports whether the content of a layer is needed. It is not if the filters exclude it, or if it is a whiteout.
+    pub(super) fn needs(&self, layer: &PlannedLayer) -> bool {
+        match layer.content() {
+            LayerContent::File(path) => !self.is_whiteout(path) && self.filter().keeps(path),
+            LayerContent::Archive { at, .. } => !self.filter().prunes(at),
         }
     }
 
-    /// Whether a file of this title is a whiteout.
-    pub(super) fn hides(&self, path: &EntryPath) -> bool {
-        self.laying == Laying::Over && is_whiteout(path)
+    /// Reports whether a file with this title is a whiteout.
+    pub(super) fn is_whiteout(&self, path: &EntryPath) -> bool {
+        self.mode == MergeMode::Overlay && is_whiteout(path)
     }
 
-    pub(super) fn failed(&self, source: GraftError) -> PullError {
+    /// Converts an error of this step to a [`PullError`] that names its reference.
+    pub(super) fn pull_error(&self, source: TreeBuildError) -> PullError {
         let reference = || self.reference().clone().into();
         match source {
-            GraftError::Disk(error) => PullError::Disk(error),
-            source @ (GraftError::TooManyEntries { .. }
-            | GraftError::TooManyBytes { .. }
-            | GraftError::Name(_)) => PullError::TooMuch { reference: reference(), source },
+            TreeBuildError::Disk(error) => PullError::Disk(error),
+            source @ (TreeBuildError::TooManyEntries { .. }
+            | TreeBuildError::TooManyBytes { .. }
+            | TreeBuildError::Name(_)) => PullError::LimitExceeded { reference: reference(), source },
             source => PullError::Layers { reference: reference(), source },
         }
     }
 }
 
-/// Marks the layers at the beginning of each overlay that an earlier step at the same path begins with as well: an
-/// image that was made from another brings only what lies above it. To lay them again would undo what the steps
-/// between have done.
-pub(super) fn mark_laid(steps: &mut [Work]) {
+/// Marks the first layers of each overlay that an earlier step at the same path has as well. An image that was built
+/// from another one then applies only the layers above it. Applying them again would undo the steps in between.
+pub(super) fn mark_applied_layers(steps: &mut [ResolvedStep]) {
     for position in 1..steps.len() {
         let (before, rest) = steps.split_at_mut(position);
-        let Some(Work::Lay(overlay)) = rest.first_mut() else { continue };
-        if overlay.laying == Laying::Over {
-            let counts = before.iter().filter_map(Work::source).map(|earlier| common(earlier, overlay));
-            overlay.laid = counts.max().unwrap_or(0);
+        let Some(ResolvedStep::Artifact(overlay)) = rest.first_mut() else { continue };
+        if overlay.mode == MergeMode::Overlay {
+            let counts = before
+                .iter()
+                .filter_map(ResolvedStep::artifact)
+                .map(|earlier| count_shared_layers(earlier, overlay));
+            overlay.applied = counts.max().unwrap_or(0);
         }
     }
 }
 
-/// How many layers of an image both begin with, where the earlier one laid all of them that the later one would.
-fn common(earlier: &Source, later: &Source) -> usize {
+/// Returns how many first layers two images share, if the earlier step applied them with the same filter or without
+/// one.
+fn count_shared_layers(earlier: &ArtifactStep, later: &ArtifactStep) -> usize {
     let same_filter =
         earlier.step.include() == later.step.include() && earlier.step.exclude() == later.step.exclude();
     if earlier.step.path() != later.step.path() || !(earlier.filter().is_empty() || same_filter) {
         return 0;
     }
-    let pairs = earlier.pieces.iter().zip(&later.pieces);
-    pairs.take_while(|(one, other)| is_image_layer(one) && is_image_layer(other) && same(one, other)).count()
+    let pairs = earlier.layers.iter().zip(&later.layers);
+    pairs
+        .take_while(|(one, other)| {
+            is_image_layer(one) && is_image_layer(other) && has_same_content(one, other)
+        })
+        .count()
 }
 
-fn is_image_layer(piece: &Piece) -> bool {
-    matches!(piece.content(), Content::Archive { shape: LayerShape::Image, .. })
+fn is_image_layer(layer: &PlannedLayer) -> bool {
+    matches!(layer.content(), LayerContent::Archive { shape: LayerShape::Image, .. })
 }
 
-/// Media types may differ, as those of Docker's and OCI's manifest of one image do.
-fn same(one: &Piece, other: &Piece) -> bool {
+/// Media types may differ: the Docker manifest and the OCI manifest of the same image use different ones.
+fn has_same_content(one: &PlannedLayer, other: &PlannedLayer) -> bool {
     one.descriptor().digest() == other.descriptor().digest() && one.content() == other.content()
 }

@@ -1,7 +1,7 @@
-//! What the layers of one volume may unpack to, together.
+//! The limits on entries and unpacked bytes, which all layers of a volume share.
 //!
-//! Layers are unpacked beside each other, each by a thread of its own; what they hold counts as it comes. Limits of
-//! each alone would let a manifest of four thousand layers have four thousand times as much.
+//! Layers are unpacked in parallel, each on its own thread, and counted while they are unpacked. With limits for each
+//! layer alone, a manifest with 4,096 layers could unpack to 4,096 times as much.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,27 +11,28 @@ use crate::content::blob_reader::StreamFault;
 use crate::disk::Totals;
 use crate::limits::Limits;
 
-/// What was taken of the limits so far; clones share it.
+/// What has been used of the limits. Clones share the counters.
 #[derive(Clone, Debug, Default)]
-pub struct Budget(Arc<Spent>);
+pub struct Budget(Arc<Used>);
 
 #[derive(Debug, Default)]
-struct Spent {
+struct Used {
     entries: AtomicU64,
     bytes: AtomicU64,
 }
 
 impl Budget {
-    /// Counts a layer that was unpacked before: a pull that failed at the limit does not begin anew behind it.
+    /// Counts a layer that an earlier pull unpacked. Without it, a pull that failed at the limit could continue
+    /// behind it when it is repeated.
     pub fn charge(&self, totals: Totals) {
-        // In a tar each entry has a header as well, and its data is filled up.
+        // In a tar archive each entry has a header, and its data is padded.
         const ENTRY: u64 = 1_024;
         add(&self.0.entries, totals.inodes);
         add(&self.0.bytes, totals.inodes.saturating_mul(ENTRY).saturating_add(totals.bytes));
     }
 
-    /// Counts one more entry.
-    pub(super) fn entry(&self, limits: &Limits) -> Result<(), UnpackError> {
+    /// Counts one entry.
+    pub(super) fn count_entry(&self, limits: &Limits) -> Result<(), UnpackError> {
         if add(&self.0.entries, 1) > limits.entries() {
             return Err(UnpackError::TooManyEntries { limit: limits.entries() });
         }
@@ -39,7 +40,7 @@ impl Budget {
     }
 
     /// Counts `more` bytes.
-    pub(super) fn bytes(&self, more: u64, limits: &Limits) -> Result<(), StreamFault> {
+    pub(super) fn count_bytes(&self, more: u64, limits: &Limits) -> Result<(), StreamFault> {
         if add(&self.0.bytes, more) > limits.unpacked() {
             return Err(StreamFault::Unpacked { limit: limits.unpacked() });
         }
@@ -47,7 +48,7 @@ impl Budget {
     }
 }
 
-/// The sum; near the end of the numbers it stays there.
+/// Adds to a counter, which saturates, and returns the sum.
 fn add(counter: &AtomicU64, more: u64) -> u64 {
     let sum = counter.fetch_add(more, Ordering::Relaxed).saturating_add(more);
     if sum > u64::MAX / 2 {

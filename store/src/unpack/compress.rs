@@ -1,4 +1,4 @@
-//! What a layer is compressed with: its media type says it, its first bytes prove it.
+//! Detects how a layer is compressed, compares it with the media type, and decompresses it.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -6,10 +6,10 @@ use flate2::bufread::MultiGzDecoder;
 use oras_csi_core::display::Shown;
 use oras_csi_core::media_type::essence;
 
-/// How a layer is compressed.
+/// The compression of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
-    /// Not at all.
+    /// Not compressed.
     None,
     /// RFC 1952.
     Gzip,
@@ -18,7 +18,7 @@ pub(crate) enum Compression {
 }
 
 impl Compression {
-    /// What the media type says; `None` where it says nothing, or only that it is tar.
+    /// Returns the compression that a media type declares, or `None` if it declares none, as plain tar types do.
     pub(crate) fn declared(media_type: &str) -> Option<Self> {
         let essence = essence(media_type);
         let ends = |endings: &[&str]| endings.iter().any(|ending| essence.ends_with(ending));
@@ -31,11 +31,11 @@ impl Compression {
         }
     }
 
-    /// What the first bytes show.
-    pub(crate) fn of_magic(bytes: &[u8]) -> Self {
+    /// Detects the compression from the first bytes.
+    pub(crate) fn from_magic(bytes: &[u8]) -> Self {
         match bytes {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, or a skippable one in front of it.
+            // A frame, or a skippable frame in front of it.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
@@ -53,45 +53,45 @@ impl Compression {
 /// Why the stream of a layer cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum CompressionError {
-    /// Media type and content differ.
+    /// The media type and the content differ.
     #[error(
-        "the layer's media type \"{media_type}\" says {declared}, and its content is {found}: it was pushed with the wrong type, or damaged"
+        "the layer's media type \"{media_type}\" says {declared}, but its content is {found}. Push it again with the right media type"
     )]
-    Lies {
+    Mismatch {
         /// The media type.
         media_type: Shown,
-        /// What it says.
+        /// The compression that it declares.
         declared: &'static str,
-        /// What the bytes are.
+        /// The compression of the content.
         found: &'static str,
     },
-    /// The stream failed.
+    /// Reading the stream failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// A zstd frame that needs more memory than is allowed.
+/// A zstd frame that needs more memory than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the layer was compressed with a zstd window of more than {} MiB: compress it without --ultra or --long",
+    "the layer was compressed with a zstd window of more than {} MiB, the limit. Compress it without --ultra or --long",
     1_u64 << (.limit - 20)
 )]
-pub struct Window {
+pub struct WindowTooLarge {
     limit: u32,
 }
 
-/// Tells the one failure of the zstd decoder that its user can do something about.
-struct Windowed<R> {
+/// Recognizes the error of the zstd decoder that the user can fix.
+struct WindowErrorReader<R> {
     decoder: R,
     limit: u32,
 }
 
-impl<R: Read> Read for Windowed<R> {
+impl<R: Read> Read for WindowErrorReader<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.decoder.read(into).map_err(|error| {
-            // The library has a number for it, and the crate gives its text alone.
+            // The zstd crate returns only the text of the error and not its code.
             if error.to_string().contains("too much memory") {
-                io::Error::other(Window { limit: self.limit })
+                io::Error::other(WindowTooLarge { limit: self.limit })
             } else {
                 error
             }
@@ -99,9 +99,9 @@ impl<R: Read> Read for Windowed<R> {
     }
 }
 
-/// Opens a layer's stream uncompressed.
+/// Opens the uncompressed stream of a layer.
 ///
-/// A zstd frame whose window is larger than `window_log` allows fails when it is read.
+/// Reading fails if a zstd frame needs a larger window than `window_log`.
 pub(crate) fn open<'a, R: BufRead + 'a>(
     mut input: R,
     media_type: &str,
@@ -110,11 +110,11 @@ pub(crate) fn open<'a, R: BufRead + 'a>(
     const BUFFER: usize = 256 << 10;
     let mut begin = Vec::with_capacity(4);
     input.by_ref().take(4).read_to_end(&mut begin)?;
-    let found = Compression::of_magic(&begin);
+    let found = Compression::from_magic(&begin);
     if let Some(declared) = Compression::declared(media_type)
         && declared != found
     {
-        return Err(CompressionError::Lies {
+        return Err(CompressionError::Mismatch {
             media_type: media_type.into(),
             declared: declared.name(),
             found: found.name(),
@@ -127,7 +127,7 @@ pub(crate) fn open<'a, R: BufRead + 'a>(
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
             decoder.window_log_max(window_log)?;
-            Box::new(BufReader::with_capacity(BUFFER, Windowed { decoder, limit: window_log }))
+            Box::new(BufReader::with_capacity(BUFFER, WindowErrorReader { decoder, limit: window_log }))
         }
     })
 }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_content_decides_where_the_type_is_silent() {
+    fn detects_the_compression_if_the_media_type_declares_none() {
         let zstd = zstd::encode_all(&b"hello"[..], 1).unwrap();
         let two = [gzip(b"hel"), gzip(b"lo")].concat();
         for bytes in [&b"hello"[..], &gzip(b"hello"), &two, &zstd] {
@@ -175,26 +175,26 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_lies_is_refused() {
+    fn rejects_content_that_differs_from_the_media_type() {
         let zstd = zstd::encode_all(&b"hello"[..], 1).unwrap();
         for (bytes, media_type) in [
             (&b"hello"[..], "application/gzip"),
             (&zstd[..], "x/tar+gzip"),
             (&gzip(b"hello")[..], "x/tar+zstd"),
         ] {
-            assert!(matches!(read(bytes, media_type, 27), Err(CompressionError::Lies { .. })));
+            assert!(matches!(read(bytes, media_type, 27), Err(CompressionError::Mismatch { .. })));
         }
     }
 
     #[test]
-    fn broken_and_garbage_streams_fail() {
+    fn truncated_streams_and_trailing_garbage_fail() {
         let whole = gzip(&vec![7; 100_000]);
         assert!(read(&whole[..whole.len() - 4], "application/gzip", 27).is_err());
         assert!(read(&[&whole[..], b"garbage"].concat(), "application/gzip", 27).is_err());
     }
 
     #[test]
-    fn a_window_above_the_limit_fails() {
+    fn a_zstd_window_above_the_limit_fails() {
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.window_log(25).unwrap();
         encoder.long_distance_matching(true).unwrap();

@@ -1,4 +1,4 @@
-//! Looking at the entries of a directory and taking them away, by descriptor and following nothing.
+//! Lists and removes the entries of a directory, by descriptor and without following symbolic links.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,25 +11,25 @@ use super::filter::Filter;
 use crate::disk::{EntryPath, Totals};
 
 /// An entry of a directory.
-pub(super) struct Listed {
+pub(super) struct ListedEntry {
     pub(super) name: Vec<u8>,
     pub(super) kind: FileType,
     pub(super) size: u64,
 }
 
-/// Directories that are still to be gone through: the names of siblings, and of their parents the paths. A stack of
-/// whole paths would hold a million times four kilobytes for an archive that was made for it.
-pub(crate) struct Walk<T>(Vec<Siblings<T>>);
+/// The directories that are still to be visited: the path of each parent with the names of its children. A stack of
+/// whole paths could need 4 KiB for each of a million entries.
+pub(crate) struct DirectoryWalk<T>(Vec<Siblings<T>>);
 
-/// A directory, and names in it.
+/// A directory and the names of some of its children.
 type Siblings<T> = (EntryPath, Vec<(Vec<u8>, T)>);
 
-impl<T> Walk<T> {
+impl<T> DirectoryWalk<T> {
     pub(crate) fn new() -> Self {
         Self(Vec::new())
     }
 
-    /// Goes to the directories of `parent` next.
+    /// Adds directories of `parent`, which are visited next.
     pub(crate) fn push(&mut self, parent: EntryPath, directories: Vec<(Vec<u8>, T)>) {
         if !directories.is_empty() {
             self.0.push((parent, directories));
@@ -39,8 +39,8 @@ impl<T> Walk<T> {
     pub(crate) fn pop(&mut self) -> Option<(EntryPath, T)> {
         loop {
             let (parent, directories) = self.0.last_mut()?;
-            if let Some((name, with)) = directories.pop() {
-                return Some((parent.child(&name), with));
+            if let Some((name, value)) = directories.pop() {
+                return Some((parent.child(&name), value));
             }
             self.0.pop();
         }
@@ -52,7 +52,7 @@ pub(super) fn is_directory(folder: &OwnedFd, name: &OsStr) -> bool {
         .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
-pub(super) fn list(folder: &OwnedFd) -> Result<Vec<Listed>, Errno> {
+pub(super) fn list(folder: &OwnedFd) -> Result<Vec<ListedEntry>, Errno> {
     let mut listed = Vec::new();
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
@@ -60,12 +60,12 @@ pub(super) fn list(folder: &OwnedFd) -> Result<Vec<Listed>, Errno> {
         if matches!(name, b"." | b"..") {
             continue;
         }
-        listed.extend(look(folder, name)?);
+        listed.extend(stat_entry(folder, name)?);
     }
     Ok(listed)
 }
 
-/// Whether a directory has no entry.
+/// Reports whether a directory has no entries.
 pub(super) fn is_empty(folder: &OwnedFd) -> Result<bool, Errno> {
     for entry in Dir::read_from(folder)? {
         if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
@@ -75,7 +75,7 @@ pub(super) fn is_empty(folder: &OwnedFd) -> Result<bool, Errno> {
     Ok(true)
 }
 
-fn look(folder: impl AsFd, name: &[u8]) -> Result<Option<Listed>, Errno> {
+fn stat_entry(folder: impl AsFd, name: &[u8]) -> Result<Option<ListedEntry>, Errno> {
     match rustix::fs::statat(folder, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
@@ -83,7 +83,7 @@ fn look(folder: impl AsFd, name: &[u8]) -> Result<Option<Listed>, Errno> {
             let kind = FileType::from_raw_mode(found.st_mode);
             let size =
                 if kind == FileType::RegularFile { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
-            Ok(Some(Listed { name: name.to_vec(), kind, size }))
+            Ok(Some(ListedEntry { name: name.to_vec(), kind, size }))
         }
     }
 }
@@ -93,23 +93,27 @@ fn open(folder: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(folder, OsStr::from_bytes(name), flags, Mode::empty())
 }
 
-/// Removes an entry with everything beneath it; what is not there is no error.
+/// Removes an entry with all its contents. A missing entry is no error.
 pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> Result<Totals, Errno> {
-    remove_kept(folder, &EntryPath::root().child(name), Filter::default())
+    remove_filtered(folder, &EntryPath::root().child(name), Filter::default())
 }
 
-/// Removes what `filter` keeps of an entry and of everything beneath it. `path` is how the filter knows the entry,
-/// its last name the one in `folder`. A directory goes where it is kept itself or loses all that was in it.
-pub(super) fn remove_kept(folder: impl AsFd, path: &EntryPath, filter: Filter<'_>) -> Result<Totals, Errno> {
+/// Removes the entries at and beneath `path` that `filter` keeps. `path` is the path for the filter; its last name is
+/// the name in `folder`. A directory is removed if the filter keeps it or if all its contents were removed.
+pub(super) fn remove_filtered(
+    folder: impl AsFd,
+    path: &EntryPath,
+    filter: Filter<'_>,
+) -> Result<Totals, Errno> {
     let mut removed = Totals::default();
     let Some((_, name)) = path.split() else { return Ok(removed) };
     if filter.prunes(path) {
         return Ok(removed);
     }
-    let Some(found) = look(&folder, name)? else { return Ok(removed) };
-    let kept = filter.keeps(path);
+    let Some(found) = stat_entry(&folder, name)? else { return Ok(removed) };
+    let is_kept = filter.keeps(path);
     if found.kind != FileType::Directory {
-        if kept {
+        if is_kept {
             rustix::fs::unlinkat(&folder, OsStr::from_bytes(name), AtFlags::empty())?;
             removed = Totals { bytes: found.size, inodes: 1 };
         }
@@ -117,11 +121,11 @@ pub(super) fn remove_kept(folder: impl AsFd, path: &EntryPath, filter: Filter<'_
     }
     let inside = open(&folder, name)?;
     for entry in list(&inside)? {
-        let below = remove_kept(&inside, &path.child(&entry.name), filter)?;
+        let below = remove_filtered(&inside, &path.child(&entry.name), filter)?;
         removed.bytes += below.bytes;
         removed.inodes += below.inodes;
     }
-    if (kept || removed.inodes > 0) && is_empty(&inside)? {
+    if (is_kept || removed.inodes > 0) && is_empty(&inside)? {
         rustix::fs::unlinkat(&folder, OsStr::from_bytes(name), AtFlags::REMOVEDIR)?;
         removed.inodes += 1;
     }

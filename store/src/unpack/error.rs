@@ -5,42 +5,42 @@ use std::io;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Shown;
 
-use super::compress::{CompressionError, Window};
+use super::compress::{CompressionError, WindowTooLarge};
 use super::tar::TarError;
 use crate::content::blob_reader::StreamFault;
 use crate::disk::{DiskError, NameError};
 use crate::error_class::ErrorClass;
 
-/// Why a layer does not become files.
+/// Why a layer cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// A name that leads elsewhere, or that cannot be.
+    /// A name is invalid or leads out of the tree.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The archive's own form.
+    /// The archive is invalid.
     #[error(transparent)]
     Tar(TarError),
-    /// Media type and compression differ.
+    /// The media type and the compression differ.
     #[error(transparent)]
     Compression(CompressionError),
-    /// The stream does not decompress.
-    #[error("the layer cannot be decompressed: {0}: it was damaged before it was pushed")]
+    /// The stream cannot be decompressed.
+    #[error("the layer cannot be decompressed: {0}. It was damaged before it was pushed; push it again")]
     Corrupt(Shown),
-    /// A zstd window above the limit.
+    /// A zstd window exceeds the limit.
     #[error(transparent)]
-    Window(Window),
-    /// The stream ended, was too long, or had the wrong digest.
+    Window(WindowTooLarge),
+    /// The stream ended early, was too long or had the wrong digest.
     #[error(transparent)]
     Stream(#[from] StreamFault),
-    /// Too many files.
+    /// The volume has too many entries.
     #[error("the layers of the volume have more than {limit} entries together, the limit")]
     TooManyEntries {
         /// The limit.
         limit: u64,
     },
-    /// An entry outside the directory that the layer is.
+    /// An entry lies outside of the directory that the title of the layer names.
     #[error(
-        "the entry \"{entry}\" is not beneath \"{prefix}\", the directory that the layer's title names: push it again with a current ORAS"
+        "the entry \"{entry}\" is not beneath \"{prefix}\", the directory that the layer's title names. Push the layer again with a current ORAS"
     )]
     OutsidePrefix {
         /// The entry.
@@ -48,56 +48,60 @@ pub enum UnpackError {
         /// The title.
         prefix: String,
     },
-    /// A file where the root is.
-    #[error("the layer makes the root of the volume something else than a directory")]
+    /// An entry replaces the root by a file or a link.
+    #[error("the layer replaces the root of the volume by something that is not a directory")]
     RootIsNoDirectory,
-    /// A link out of an ORAS directory.
+    /// A symbolic link leads out of an ORAS directory.
     #[error(
-        "the symbolic link \"{path}\" leads to \"{target}\", which may lie outside the directory that was pushed: make it relative, with \"..\" only in front"
+        "the symbolic link \"{path}\" leads to \"{target}\", which may lie outside the directory that was pushed. Make it relative, with \"..\" only at the beginning"
     )]
-    SymlinkLeaves {
+    SymlinkEscapes {
         /// The link.
         path: String,
-        /// Where it leads.
+        /// Its target.
         target: Shown,
     },
-    /// A link to nothing, or to an endless name.
-    #[error("the symbolic link \"{path}\" leads to an empty or impossible name")]
+    /// The target of a symbolic link is empty or too long.
+    #[error("the symbolic link \"{path}\" has a target that is empty or impossible")]
     LinkTarget {
         /// The link.
         path: String,
     },
-    /// A hard link to what is not there.
+    /// The target of a hard link does not exist.
     #[error("the hard link \"{path}\" is to \"{existing}\", which is no earlier file of the same layer")]
     HardLink {
         /// The link.
         path: String,
-        /// What it names.
+        /// Its target.
         existing: String,
     },
-    /// A path through something that is no directory.
+    /// A path leads through something that is not a directory.
     #[error(
         "the directory \"{path}\" leads through a symbolic link or a file of the same layer: nothing is written through links"
     )]
-    Through {
+    ThroughLink {
         /// The directory.
         path: String,
     },
-    /// A file over a directory with something in it.
-    #[error("\"{path}\" is a directory with something in it, and then something else, in the same layer")]
+    /// An entry replaces a directory that is not empty.
+    #[error(
+        "the layer has \"{path}\" twice: as a directory with something in it, and later as something else"
+    )]
     ReplacesDirectory {
         /// The path.
         path: String,
     },
-    /// `io.deis.oras.content.digest` does not match.
-    #[error("the uncompressed content has the digest {found}, and the layer's annotation says {wanted}")]
+    /// The annotation `io.deis.oras.content.digest` does not match.
+    #[error(
+        "the uncompressed content has the digest {found}, but the layer's annotation says {wanted}. Push the layer again"
+    )]
     ContentDigest {
-        /// What the annotation says.
+        /// The digest of the annotation.
         wanted: Digest,
-        /// What came.
+        /// The digest of the content.
         found: Digest,
     },
-    /// The disk.
+    /// An operation on the store's disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
@@ -115,25 +119,25 @@ impl From<CompressionError> for UnpackError {
     fn from(error: CompressionError) -> Self {
         match error {
             CompressionError::Io(error) => Self::from_stream(error),
-            lies @ CompressionError::Lies { .. } => Self::Compression(lies),
+            mismatch @ CompressionError::Mismatch { .. } => Self::Compression(mismatch),
         }
     }
 }
 
 impl UnpackError {
-    /// An error that came out of the chain of readers: ours, or the decompressor's.
+    /// Converts an error of the chain of readers: one of this crate, or one of the decompressor.
     pub(crate) fn from_stream(error: io::Error) -> Self {
         let error = match error.downcast::<StreamFault>() {
             Ok(fault) => return Self::Stream(fault),
             Err(error) => error,
         };
-        match error.downcast::<Window>() {
+        match error.downcast::<WindowTooLarge>() {
             Ok(window) => Self::Window(window),
             Err(error) => Self::Corrupt(Shown::new(&error.to_string())),
         }
     }
 
-    /// What kind of failure it is.
+    /// Returns the class of the failure, for exit codes.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Disk(_) => ErrorClass::Failed,

@@ -1,12 +1,12 @@
-//! Which paths of an artifact a step takes.
+//! The include and exclude globs of a recipe step.
 
 use oras_csi_core::path::Glob;
 
 use crate::disk::EntryPath;
 
-/// Which paths of an artifact are kept.
+/// Selects paths of an artifact.
 ///
-/// A glob that names a directory stands for everything beneath it.
+/// A glob that matches a directory applies to everything beneath it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Filter<'a> {
     include: &'a [Glob],
@@ -14,37 +14,39 @@ pub(crate) struct Filter<'a> {
 }
 
 impl<'a> Filter<'a> {
-    /// Keeps what one of `include` names (all, if there is none), less what one of `exclude` names.
+    /// Keeps the paths that a glob of `include` matches (all if there is none), without those that a glob of
+    /// `exclude` matches.
     pub(crate) fn new(include: &'a [Glob], exclude: &'a [Glob]) -> Self {
         Self { include, exclude }
     }
 
-    /// Whether everything is kept.
+    /// Reports whether all paths are kept.
     pub(crate) fn is_empty(&self) -> bool {
         self.include.is_empty() && self.exclude.is_empty()
     }
 
-    pub(super) fn included(&self, path: &EntryPath) -> bool {
+    pub(super) fn is_included(&self, path: &EntryPath) -> bool {
         self.include.is_empty() || self.include.iter().any(|glob| glob.matches(&path.to_text()))
     }
 
-    pub(super) fn excluded(&self, path: &EntryPath) -> bool {
+    pub(super) fn is_excluded(&self, path: &EntryPath) -> bool {
         self.exclude.iter().any(|glob| glob.matches(&path.to_text()))
     }
 
-    /// Whether a file at this path is kept: it, or a directory above it, is named.
+    /// Reports whether a file at this path is kept: the globs match it, or a directory above it.
     pub(crate) fn keeps(&self, path: &EntryPath) -> bool {
-        !self.prunes(path) && (self.include.is_empty() || from_here_up(path).any(|path| self.included(&path)))
+        !self.prunes(path)
+            && (self.include.is_empty() || with_ancestors(path).any(|path| self.is_included(&path)))
     }
 
-    /// Whether nothing at or beneath this path is kept.
+    /// Reports whether nothing at or beneath this path is kept.
     pub(crate) fn prunes(&self, path: &EntryPath) -> bool {
-        !self.exclude.is_empty() && from_here_up(path).any(|path| self.excluded(&path))
+        !self.exclude.is_empty() && with_ancestors(path).any(|path| self.is_excluded(&path))
     }
 }
 
-/// A path and the directories above it, without the root.
-fn from_here_up(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
+/// Returns the path and the directories above it, without the root.
+fn with_ancestors(path: &EntryPath) -> impl Iterator<Item = EntryPath> {
     let named = |path: &EntryPath| !path.is_root();
     std::iter::successors(Some(path.clone()).filter(named), move |path| {
         path.split().map(|(parent, _)| parent).filter(named)

@@ -8,8 +8,8 @@ use oras_csi_core::digest::Digest;
 use super::budget::Budget;
 use super::compress;
 use super::error::UnpackError;
-use super::metered::Metered;
-use super::tar::{Kind, TarReader};
+use super::metered::MeteredReader;
+use super::tar::{EntryKind, TarReader};
 use super::tree_writer::TreeWriter;
 use crate::content::blob_reader::BlobReader;
 use crate::disk::Totals;
@@ -17,39 +17,39 @@ use crate::disk::entry_path::{EntryPath, shown, stays_inside};
 use crate::layout::LayerShape;
 use crate::limits::Limits;
 
-/// How a layer is unpacked: what its entries are relative to, and what of the volume's limits it shares with others.
+/// How a layer is unpacked.
 #[derive(Clone, Debug)]
-pub struct Unpacking {
+pub struct UnpackOptions {
     shape: LayerShape,
     budget: Budget,
 }
 
-impl Unpacking {
-    /// A layer of this shape, beside others of the same budget.
+impl UnpackOptions {
+    /// Unpacks a layer of this shape. The layers of a volume share `budget`.
     pub fn new(shape: LayerShape, budget: Budget) -> Self {
         Self { shape, budget }
     }
 }
 
-/// What came out of a layer.
+/// The result of unpacking a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unpacked {
-    /// How much it holds.
+pub struct UnpackSummary {
+    /// How many entries and bytes were written.
     pub totals: Totals,
-    /// How many device nodes, FIFOs and the like were left out.
-    pub left_out: u64,
+    /// How many device nodes, FIFOs and other special entries were skipped.
+    pub skipped: u64,
 }
 
-/// Unpacks a tar layer into `root`, an empty directory, and verifies its digest at the end.
+/// Unpacks a tar layer into `root`, an empty directory, and verifies its digests at the end.
 ///
-/// On an error the directory holds whatever was written up to it.
+/// After an error the directory contains what was written before it.
 pub fn unpack_layer(
     mut blob: BlobReader,
-    unpacking: &Unpacking,
+    options: &UnpackOptions,
     root: &OwnedFd,
     limits: &Limits,
-) -> Result<Unpacked, UnpackError> {
-    let Unpacking { shape, budget } = unpacking;
+) -> Result<UnpackSummary, UnpackError> {
+    let UnpackOptions { shape, budget } = options;
     let media_type = blob.media_type().to_owned();
     let content = match shape {
         LayerShape::Directory { content, .. } => content.as_ref(),
@@ -57,9 +57,9 @@ pub fn unpack_layer(
     };
     let (unpacked, found) = {
         let opened = compress::open(&mut blob, &media_type, limits.zstd_window_log())?;
-        let mut plain = Metered::new(opened, limits, budget, root, content.map(Digest::algorithm));
-        let unpacked = unpack_archive(&mut plain, unpacking, root, limits)?;
-        // What follows the archive belongs to the stream, and its digests cover it.
+        let mut plain = MeteredReader::new(opened, limits, budget, root, content.map(Digest::algorithm));
+        let unpacked = unpack_archive(&mut plain, options, root, limits)?;
+        // Bytes after the end of the archive belong to the stream, and the digests cover them.
         loop {
             let length = plain.fill_buf().map_err(UnpackError::from_stream)?.len();
             if length == 0 {
@@ -69,7 +69,7 @@ pub fn unpack_layer(
         }
         (unpacked, plain.finish())
     };
-    // First the blob's own digest: it says whether the registry or the one who pushed is to blame.
+    // The digest of the blob comes first: it shows whether the registry or the publisher of the layer is at fault.
     blob.finish()?;
     match (content, found) {
         (Some(wanted), Some(found)) if found != *wanted => {
@@ -81,44 +81,44 @@ pub fn unpack_layer(
 
 fn unpack_archive(
     stream: impl BufRead,
-    unpacking: &Unpacking,
+    options: &UnpackOptions,
     root: &OwnedFd,
     limits: &Limits,
-) -> Result<Unpacked, UnpackError> {
-    let Unpacking { shape, budget } = unpacking;
+) -> Result<UnpackSummary, UnpackError> {
+    let UnpackOptions { shape, budget } = options;
     let mut archive = TarReader::new(stream);
     let mut writer = TreeWriter::new(root, limits, budget);
-    let mut left_out = 0;
-    let image = *shape == LayerShape::Image;
+    let mut skipped = 0;
+    let is_image = *shape == LayerShape::Image;
     while let Some(entry) = archive.advance()? {
-        let path = place(&entry.name, shape, limits)?;
+        let path = entry_path(&entry.name, shape, limits)?;
         match entry.kind {
-            Kind::File => writer.file(&path, entry.mode, entry.mtime, entry.size, &mut archive)?,
-            Kind::Directory => writer.directory(&path, entry.mtime)?,
-            Kind::Symlink(target) => {
-                if !image && !stays_inside(path.depth().saturating_sub(1), &target) {
-                    return Err(UnpackError::SymlinkLeaves {
+            EntryKind::File => writer.file(&path, entry.mode, entry.mtime, entry.size, &mut archive)?,
+            EntryKind::Directory => writer.directory(&path, entry.mtime)?,
+            EntryKind::Symlink(target) => {
+                if !is_image && !stays_inside(path.depth().saturating_sub(1), &target) {
+                    return Err(UnpackError::SymlinkEscapes {
                         path: path.to_string(),
                         target: shown(&target),
                     });
                 }
                 writer.symlink(&path, &target, entry.mtime)?;
             }
-            Kind::HardLink(existing) => {
-                writer.hard_link(&path, &place(&existing, shape, limits)?, image)?;
+            EntryKind::HardLink(existing) => {
+                writer.hard_link(&path, &entry_path(&existing, shape, limits)?, is_image)?;
             }
-            Kind::Special => {
-                budget.entry(limits)?;
-                left_out += 1;
+            EntryKind::Special => {
+                budget.count_entry(limits)?;
+                skipped += 1;
             }
         }
     }
-    Ok(Unpacked { totals: writer.finish(), left_out })
+    Ok(UnpackSummary { totals: writer.finish(), skipped })
 }
 
-/// Where an entry of this name lies in the layer's tree.
-fn place(name: &[u8], shape: &LayerShape, limits: &Limits) -> Result<EntryPath, UnpackError> {
-    // Images are made by many tools, and some write "/etc/passwd" for "etc/passwd": GNU tar takes both.
+/// Returns the path in the tree of the layer for the name of an entry.
+fn entry_path(name: &[u8], shape: &LayerShape, limits: &Limits) -> Result<EntryPath, UnpackError> {
+    // Some tools write "/etc/passwd" instead of "etc/passwd" in images. GNU tar accepts both.
     let relative = match shape {
         LayerShape::Image => &name[name.iter().take_while(|byte| **byte == b'/').count()..],
         LayerShape::Directory { .. } => name,

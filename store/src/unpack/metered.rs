@@ -10,22 +10,23 @@ use crate::content::blob_reader::StreamFault;
 use crate::disk::DiskSpace;
 use crate::limits::Limits;
 
-/// The uncompressed stream of a layer: counted against the limit and the free space, hashed if asked for.
-pub(super) struct Metered<'a, R> {
+/// The uncompressed stream of a layer. It is checked against the limit and the free disk space, and hashed if a
+/// digest is needed.
+pub(super) struct MeteredReader<'a, R> {
     input: R,
     limits: &'a Limits,
     budget: &'a Budget,
     disk: &'a OwnedFd,
     hasher: Option<Hasher>,
-    seen: u64,
+    consumed: u64,
     counted: u64,
-    next_look: u64,
+    next_check: u64,
 }
 
-impl<'a, R: BufRead> Metered<'a, R> {
-    const LOOK_EVERY: u64 = 64 << 20;
+impl<'a, R: BufRead> MeteredReader<'a, R> {
+    const CHECK_EVERY: u64 = 64 << 20;
 
-    /// Watches `input`, whose content lands on the file system of `disk`.
+    /// Reads from `input`. The content is written to the file system of `disk`.
     pub(super) fn new(
         input: R,
         limits: &'a Limits,
@@ -34,29 +35,29 @@ impl<'a, R: BufRead> Metered<'a, R> {
         algorithm: Option<Algorithm>,
     ) -> Self {
         let hasher = algorithm.map(Hasher::new);
-        Self { input, limits, budget, disk, hasher, seen: 0, counted: 0, next_look: Self::LOOK_EVERY }
+        Self { input, limits, budget, disk, hasher, consumed: 0, counted: 0, next_check: Self::CHECK_EVERY }
     }
 
-    /// The digest of everything that was consumed, if one was asked for.
+    /// Returns the digest of the bytes that were consumed, if one is needed.
     pub(super) fn finish(&mut self) -> Option<Digest> {
         self.hasher.take().map(Hasher::finish)
     }
 
     fn check(&mut self) -> Result<(), StreamFault> {
-        self.budget.bytes(self.seen - self.counted, self.limits)?;
-        self.counted = self.seen;
-        if self.seen >= self.next_look {
-            self.next_look = self.seen + Self::LOOK_EVERY;
+        self.budget.count_bytes(self.consumed - self.counted, self.limits)?;
+        self.counted = self.consumed;
+        if self.consumed >= self.next_check {
+            self.next_check = self.consumed + Self::CHECK_EVERY;
             let (space, reserve) = (DiskSpace::measure(self.disk)?, self.limits.reserve());
             if space.check(0, reserve).is_err() {
-                return Err(space.shortage(Self::LOOK_EVERY, reserve).into());
+                return Err(space.shortage(Self::CHECK_EVERY, reserve).into());
             }
         }
         Ok(())
     }
 }
 
-impl<R: BufRead> Read for Metered<'_, R> {
+impl<R: BufRead> Read for MeteredReader<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let piece = self.fill_buf()?;
         let count = piece.len().min(into.len());
@@ -66,7 +67,7 @@ impl<R: BufRead> Read for Metered<'_, R> {
     }
 }
 
-impl<R: BufRead> BufRead for Metered<'_, R> {
+impl<R: BufRead> BufRead for MeteredReader<'_, R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.check().map_err(io::Error::other)?;
         self.input.fill_buf()
@@ -76,10 +77,10 @@ impl<R: BufRead> BufRead for Metered<'_, R> {
         if let Some(hasher) = &mut self.hasher
             && let Ok(piece) = self.input.fill_buf()
         {
-            // What is consumed is what the buffer holds: filling it again reads nothing.
+            // The consumed bytes are still in the buffer, so filling it again reads nothing.
             hasher.update(&piece[..count.min(piece.len())]);
         }
         self.input.consume(count);
-        self.seen += count as u64;
+        self.consumed += count as u64;
     }
 }

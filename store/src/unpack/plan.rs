@@ -1,4 +1,4 @@
-//! What each layer of a manifest becomes: pure, from annotations and media types.
+//! Decides what each layer of a manifest becomes, from its annotations and media types, without I/O.
 
 use std::collections::BTreeMap;
 
@@ -12,87 +12,86 @@ use crate::disk::{EntryPath, NameError};
 use crate::layout::LayerShape;
 use crate::limits::Limits;
 
-/// ORAS: the digest of the uncompressed tar stream.
+/// The annotation of ORAS with the digest of the uncompressed tar stream.
 pub(crate) const CONTENT_DIGEST: &str = "io.deis.oras.content.digest";
+
 /// A layer and what it becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub(crate) struct PlannedLayer {
     descriptor: Descriptor,
-    content: Content,
+    content: LayerContent,
 }
 
 /// What a layer becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
+pub(crate) enum LayerContent {
     /// One file at this path.
     File(EntryPath),
     /// A tar archive, unpacked at this path.
     Archive {
-        /// Where its root lies.
+        /// The path of the archive's root.
         at: EntryPath,
         /// What its entries are relative to.
         shape: LayerShape,
     },
 }
 
-impl Piece {
-    /// The blob.
+impl PlannedLayer {
+    /// Returns the descriptor of the blob.
     pub(crate) fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// What it becomes.
-    pub(crate) fn content(&self) -> &Content {
+    /// Returns what the layer becomes.
+    pub(crate) fn content(&self) -> &LayerContent {
         &self.content
     }
 }
 
-/// Why a manifest gives no files.
+/// Why a manifest cannot be mounted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// No layer is a file or an archive.
-    #[error(
-        "there is nothing in it to mount: no layer has a title ({TITLE}) and none is a tar archive; it has {layers}"
-    )]
-    Nothing {
-        /// The media types there are.
+    #[error("it has no files: no layer has a title ({TITLE}) and none is a tar archive; it has {layers}")]
+    NoFiles {
+        /// The media types of the layers.
         layers: String,
     },
-    /// The filter leaves nothing.
+    /// No layer has one of the media types that the step selects.
     #[error("no layer has one of the media types {wanted}; it has {layers}")]
     NoMediaType {
-        /// What was asked for.
+        /// The media types that the step selects.
         wanted: String,
-        /// The media types there are.
+        /// The media types of the layers.
         layers: String,
     },
-    /// More layers than the administrator lets a manifest have.
+    /// The manifest has more layers than the limit.
     #[error("the manifest has {found} layers: the limit is {limit}")]
     TooManyLayers {
-        /// How many there are.
+        /// The number of layers.
         found: usize,
         /// The limit.
         limit: usize,
     },
-    /// A title that is no path within a tree.
-    #[error("the title of layer {layer}: {source}")]
+    /// A title is not a path within a tree.
+    #[error("the title of layer {layer} is invalid: {source}")]
     Title {
-        /// Which layer, from 1 on.
+        /// The position of the layer, counted from 1.
         layer: usize,
         /// What is wrong.
         source: NameError,
     },
-    /// Two layers of the same title.
+    /// Two layers have the same title.
     #[error("two layers, {first} and {second}, have the title \"{path}\"")]
     SameTitle {
         /// The title.
         path: String,
-        /// The first blob.
+        /// The digest of the first layer.
         first: Digest,
-        /// The second.
+        /// The digest of the second layer.
         second: Digest,
     },
-    /// A title that is a file and a directory.
+    /// A title is a file and also a directory.
     #[error("the file \"{file}\" of one layer is a directory in another: \"{below}\"")]
     FileAndDirectory {
         /// The file.
@@ -100,32 +99,34 @@ pub enum PlanError {
         /// The path below it.
         below: String,
     },
-    /// One blob of two lengths.
-    #[error("the blob {digest} has {first} bytes by one layer of the manifest, and {second} by another")]
+    /// Two descriptors of the same blob have different sizes.
+    #[error("the blob {digest} has {first} bytes in one layer of the manifest and {second} in another")]
     TwoSizes {
-        /// The blob.
+        /// The digest of the blob.
         digest: Digest,
-        /// The first length.
+        /// The first size.
         first: u64,
-        /// The second.
+        /// The second size.
         second: u64,
     },
-    /// The annotation is no digest.
-    #[error("layer {layer} has the annotation {CONTENT_DIGEST}, which is no digest: \"{value}\"")]
+    /// The annotation is not a digest.
+    #[error(
+        "layer {layer} has the annotation {CONTENT_DIGEST} with the value \"{value}\", which is not a digest"
+    )]
     ContentDigest {
-        /// Which layer, from 1 on.
+        /// The position of the layer, counted from 1.
         layer: usize,
-        /// What it says.
+        /// The value of the annotation.
         value: Shown,
     },
 }
 
-/// What the layers become that have one of `media_types`, or all if none is named.
+/// Plans the layers that have one of `media_types`, or all layers if it is empty.
 pub(crate) fn plan(
     manifest: &ImageManifest,
     media_types: &[MediaType],
     limits: &Limits,
-) -> Result<Vec<Piece>, PlanError> {
+) -> Result<Vec<PlannedLayer>, PlanError> {
     let layers = manifest.layers();
     if layers.len() > limits.layers() {
         return Err(PlanError::TooManyLayers { found: layers.len(), limit: limits.layers() });
@@ -134,27 +135,27 @@ pub(crate) fn plan(
         let found = essence(layer.descriptor().media_type());
         media_types.is_empty() || media_types.iter().any(|wanted| essence(wanted.as_str()) == found)
     };
-    let mut pieces = Vec::new();
+    let mut planned = Vec::new();
     let mut kept = 0;
     for (position, layer) in layers.iter().enumerate().filter(|(_, layer)| wanted(layer)) {
         kept += 1;
-        if let Some(content) = content(layer, position + 1, limits)? {
-            pieces.push(Piece { descriptor: layer.descriptor().clone(), content });
+        if let Some(content) = classify(layer, position + 1, limits)? {
+            planned.push(PlannedLayer { descriptor: layer.descriptor().clone(), content });
         }
     }
     if kept == 0 && !media_types.is_empty() {
         let wanted = media_types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(PlanError::NoMediaType { wanted, layers: list(layers) });
+        return Err(PlanError::NoMediaType { wanted, layers: list_media_types(layers) });
     }
-    if pieces.is_empty() {
-        return Err(PlanError::Nothing { layers: list(layers) });
+    if planned.is_empty() {
+        return Err(PlanError::NoFiles { layers: list_media_types(layers) });
     }
-    check_sizes(&pieces)?;
-    check_titles(&pieces)?;
-    Ok(pieces)
+    check_sizes(&planned)?;
+    check_paths(&planned)?;
+    Ok(planned)
 }
 
-fn list(layers: &[LayerDescriptor]) -> String {
+fn list_media_types(layers: &[LayerDescriptor]) -> String {
     let mut counted = BTreeMap::new();
     for layer in layers {
         *counted.entry(Shown::new(layer.descriptor().media_type())).or_insert(0_usize) += 1;
@@ -168,37 +169,41 @@ fn list(layers: &[LayerDescriptor]) -> String {
     if more > 0 { format!("{list}, and {more} other types") } else { list }
 }
 
-fn content(layer: &LayerDescriptor, position: usize, limits: &Limits) -> Result<Option<Content>, PlanError> {
-    let titled = |title: &str| {
+fn classify(
+    layer: &LayerDescriptor,
+    position: usize,
+    limits: &Limits,
+) -> Result<Option<LayerContent>, PlanError> {
+    let parse_title = |title: &str| {
         EntryPath::from_title(title, limits).map_err(|source| PlanError::Title { layer: position, source })
     };
     Ok(Some(match layer.kind() {
         LayerKind::File(name) => {
-            let path = titled(name)?;
+            let path = parse_title(name)?;
             if path.is_root() {
                 return Err(PlanError::Title { layer: position, source: NameError::Empty(name.into()) });
             }
-            Content::File(path)
+            LayerContent::File(path)
         }
         LayerKind::Directory(title) => {
-            let path = titled(title)?;
+            let path = parse_title(title)?;
             let annotation = layer.annotations().get(CONTENT_DIGEST).filter(|text| !text.is_empty());
             let content = annotation.map(|text| {
                 let value = Shown::new(text);
                 text.parse().map_err(|_| PlanError::ContentDigest { layer: position, value })
             });
             let shape = LayerShape::Directory { prefix: path.clone(), content: content.transpose()? };
-            Content::Archive { at: path, shape }
+            LayerContent::Archive { at: path, shape }
         }
-        LayerKind::Archive => Content::Archive { at: EntryPath::root(), shape: LayerShape::Image },
+        LayerKind::Archive => LayerContent::Archive { at: EntryPath::root(), shape: LayerShape::Image },
         LayerKind::NoFiles => return Ok(None),
     }))
 }
 
-/// A blob is fetched once, and its length checked once.
-fn check_sizes(pieces: &[Piece]) -> Result<(), PlanError> {
+/// Checks that the descriptors of the same blob agree on its size. It is downloaded once.
+fn check_sizes(planned: &[PlannedLayer]) -> Result<(), PlanError> {
     let mut sizes: BTreeMap<&Digest, u64> = BTreeMap::new();
-    for descriptor in pieces.iter().map(Piece::descriptor) {
+    for descriptor in planned.iter().map(PlannedLayer::descriptor) {
         let (digest, second) = (descriptor.digest(), descriptor.size());
         if let Some(first) = sizes.insert(digest, second)
             && first != second
@@ -209,12 +214,12 @@ fn check_sizes(pieces: &[Piece]) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Within one artifact a path has one file; a title that two layers of the same digest have is one.
-fn check_titles(pieces: &[Piece]) -> Result<(), PlanError> {
+/// Checks that each path is one file. Layers with the same title and the same digest count as one.
+fn check_paths(planned: &[PlannedLayer]) -> Result<(), PlanError> {
     let mut files: BTreeMap<&EntryPath, &Digest> = BTreeMap::new();
-    for piece in pieces {
-        let Content::File(path) = &piece.content else { continue };
-        let digest = piece.descriptor.digest();
+    for layer in planned {
+        let LayerContent::File(path) = &layer.content else { continue };
+        let digest = layer.descriptor.digest();
         if let Some(first) = files.insert(path, digest)
             && first != digest
         {

@@ -1,9 +1,9 @@
-//! A tar stream, entry by entry: POSIX.1-1988 ustar, pax headers and GNU's long names.
+//! Reads a tar stream entry by entry: POSIX.1-1988 ustar, pax headers and the long names of GNU tar.
 //!
-//! The `tar` crate decodes the fields of a header; walking the stream is ours, because everything that
-//! an archive says about itself (the length of a long name, of a pax header, of an entry) is bounded
-//! here before it is read. Names are what Go's `archive/tar` makes of them, since ORAS packs with it:
-//! a pax record goes before a GNU name, that before the header's; records of a global header are left out.
+//! The `tar` crate decodes the fields of a header. The stream is read here, so that every length in it (of a long
+//! name, a pax header, an entry) is checked before the data is read. Names are decoded as by Go's `archive/tar`,
+//! which ORAS uses to pack: a pax record has precedence over a GNU long name, and that over the header. The records
+//! of a global header are ignored.
 
 use std::io::{self, BufRead, Read};
 
@@ -13,76 +13,76 @@ use tar::{EntryType, Header};
 use crate::disk::entry_path::shown;
 
 const BLOCK: u64 = 512;
-/// What a pax header or a long name may have, as in Go's `archive/tar`.
-const LONGEST_EXTENSION: u64 = 1 << 20;
+/// The maximum size of a pax header or a long name, as in Go's `archive/tar`.
+const MAX_EXTENSION: u64 = 1 << 20;
 
-/// Why a tar stream cannot be read on.
+/// Why a tar stream cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
-    /// It ends in the middle.
+    /// The stream ends too early.
     #[error("the tar archive ends in the middle of {0}")]
     Truncated(&'static str),
-    /// The header at this offset is none.
+    /// The header at this offset is invalid.
     #[error("at byte {offset} of the tar archive there is no valid header: {problem}")]
     Header {
-        /// Where, in the uncompressed stream.
+        /// The offset in the uncompressed stream.
         offset: u64,
-        /// What is wrong with it.
+        /// What is wrong with the header.
         problem: &'static str,
     },
-    /// A pax header or a long name without end.
+    /// A pax header or a long name is too long.
     #[error(
-        "at byte {offset} the tar archive has an extended header of {size} bytes: the limit is {LONGEST_EXTENSION}"
+        "at byte {offset} the tar archive has an extended header of {size} bytes: the limit is {MAX_EXTENSION}"
     )]
     Extension {
-        /// Where.
+        /// The offset of the header.
         offset: u64,
-        /// How long it says it is.
+        /// The size in the header.
         size: u64,
     },
-    /// Sparse files.
-    #[error("\"{0}\" in the tar archive is a sparse file, which is not supported: pack without --sparse")]
+    /// A sparse file.
+    #[error("\"{0}\" in the tar archive is a sparse file, which is not supported. Pack it without --sparse")]
     Sparse(Shown),
-    /// A kind of entry that nobody defines, or that cannot be unpacked from one archive.
-    #[error("\"{name}\" in the tar archive is an entry of the unsupported type {kind:?}")]
+    /// An entry of an unknown type, or of a type that needs another archive.
+    #[error("\"{name}\" in the tar archive has the unsupported entry type {kind:?}")]
     Kind {
-        /// The entry's name.
+        /// The name of the entry.
         name: Shown,
-        /// The type's character.
+        /// The character of the type.
         kind: char,
     },
-    /// The stream itself failed.
+    /// Reading the stream failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum EntryKind {
     /// A regular file with data.
     File,
     /// A directory.
     Directory,
-    /// A symbolic link to this text.
+    /// A symbolic link with this target.
     Symlink(Vec<u8>),
-    /// Another name of an earlier entry.
+    /// A hard link to an earlier entry.
     HardLink(Vec<u8>),
-    /// A device node, a FIFO: nothing that we make.
+    /// A device node, a FIFO or similar. They are skipped.
     Special,
 }
 
-/// One entry, before its data.
+/// An entry, without its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// The name as it is written.
+    /// The name as it is in the archive.
     pub name: Vec<u8>,
-    /// What it is.
-    pub kind: Kind,
+    /// The type.
+    pub kind: EntryKind,
     /// How many bytes of data follow.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
-    /// Seconds since 1970.
+    /// The modification time in seconds since 1970.
     pub mtime: i64,
 }
 
@@ -97,7 +97,7 @@ struct Extensions {
     sparse: bool,
 }
 
-/// Walks a stream. Call [`TarReader::advance`], then read the entry's data from the reader itself.
+/// Reads a tar stream. Call [`TarReader::advance`], then read the data of the entry from the reader.
 pub(crate) struct TarReader<R> {
     input: R,
     offset: u64,
@@ -107,12 +107,12 @@ pub(crate) struct TarReader<R> {
 }
 
 impl<R: BufRead> TarReader<R> {
-    /// Reads from the first block on.
+    /// Creates a reader that begins with the first block of `input`.
     pub(crate) fn new(input: R) -> Self {
         Self { input, offset: 0, data: 0, padding: 0, ended: false }
     }
 
-    /// The next entry; what was not read of the one before is passed over.
+    /// Returns the next entry. Data of the previous one that was not read is skipped.
     pub(crate) fn advance(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
         loop {
@@ -126,7 +126,7 @@ impl<R: BufRead> TarReader<R> {
                 return Ok(None);
             };
             let problem = |problem| TarError::Header { offset: at, problem };
-            let size = size(&header).ok_or_else(|| problem("its size is no number"))?;
+            let size = size(&header).ok_or_else(|| problem("its size is not a valid number"))?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let text = self.extension(at, size)?;
@@ -161,24 +161,24 @@ impl<R: BufRead> TarReader<R> {
         let size = extensions.size.unwrap_or(size);
         let (kind, size) = match kind {
             // Before POSIX a directory was a file whose name ends in a slash.
-            EntryType::Regular if name.ends_with(b"/") => (Kind::Directory, size),
-            EntryType::Regular | EntryType::Continuous => (Kind::File, size),
-            // These have no data, whatever the size says.
-            EntryType::Directory => (Kind::Directory, 0),
-            EntryType::Symlink => (Kind::Symlink(link()), 0),
-            EntryType::Link => (Kind::HardLink(link()), 0),
-            EntryType::Char | EntryType::Block | EntryType::Fifo => (Kind::Special, 0),
+            EntryType::Regular if name.ends_with(b"/") => (EntryKind::Directory, size),
+            EntryType::Regular | EntryType::Continuous => (EntryKind::File, size),
+            // These have no data, whatever their size field says.
+            EntryType::Directory => (EntryKind::Directory, 0),
+            EntryType::Symlink => (EntryKind::Symlink(link()), 0),
+            EntryType::Link => (EntryKind::HardLink(link()), 0),
+            EntryType::Char | EntryType::Block | EntryType::Fifo => (EntryKind::Special, 0),
             other => {
                 return Err(TarError::Kind { name: shown(&name), kind: char::from(other.as_byte()) });
             }
         };
-        self.announce(size);
+        self.expect_data(size);
         let mtime = extensions.mtime.or_else(|| i64::try_from(header.mtime().ok()?).ok()).unwrap_or(0);
         let mode = header.mode().unwrap_or(0o644);
         Ok(Entry { name, kind, size, mode, mtime })
     }
 
-    /// Reads a header block; `None` at the end of the archive.
+    /// Reads a header block. Returns `None` at the end of the archive.
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         let mut header = Header::new_old();
         let at = self.offset;
@@ -186,10 +186,10 @@ impl<R: BufRead> TarReader<R> {
             return Ok(None);
         }
         if header.as_bytes().iter().all(|byte| *byte == 0) {
-            // The end is two blocks of zeros; one of them and the end of the stream are taken as well.
+            // The end is two blocks of zeros. One block and the end of the stream are accepted as well.
             let mut second = [0; 512];
             if self.block(&mut second)? && second.iter().any(|byte| *byte != 0) {
-                return Err(TarError::Header { offset: at, problem: "an empty block stands alone" });
+                return Err(TarError::Header { offset: at, problem: "a block of zeros stands alone" });
             }
             return Ok(None);
         }
@@ -207,7 +207,7 @@ impl<R: BufRead> TarReader<R> {
         Ok(Some(header))
     }
 
-    /// Fills one block; `false` where the stream ends before it.
+    /// Fills one block. Returns `false` if the stream ends before it.
     fn block(&mut self, block: &mut [u8; 512]) -> Result<bool, TarError> {
         let mut filled = 0;
         while filled < block.len() {
@@ -223,16 +223,16 @@ impl<R: BufRead> TarReader<R> {
         Ok(true)
     }
 
-    fn announce(&mut self, size: u64) {
+    fn expect_data(&mut self, size: u64) {
         self.data = size;
         self.padding = (BLOCK - size % BLOCK) % BLOCK;
     }
 
     fn extension(&mut self, at: u64, size: u64) -> Result<Vec<u8>, TarError> {
-        if size > LONGEST_EXTENSION {
+        if size > MAX_EXTENSION {
             return Err(TarError::Extension { offset: at, size });
         }
-        self.announce(size);
+        self.expect_data(size);
         let mut bytes = Vec::new();
         while self.data > 0 {
             let piece = self.fill_buf()?;
@@ -271,7 +271,7 @@ impl<R: BufRead> TarReader<R> {
     }
 }
 
-/// The data of the entry that [`TarReader::advance`] gave last.
+/// Reads the data of the entry that [`TarReader::advance`] returned last.
 impl<R: BufRead> Read for TarReader<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let piece = self.fill_buf()?;
@@ -299,8 +299,8 @@ impl<R: BufRead> BufRead for TarReader<R> {
     }
 }
 
-/// The size field (POSIX ustar; GNU's base-256 above 8 GiB). The tar crate reads the last eight bytes of a
-/// base-256 number alone: one that is larger, or negative, would be some other number to it.
+/// Decodes the size field (POSIX ustar; base-256 of GNU tar above 8 GiB). The tar crate reads only the last eight
+/// bytes of a base-256 number, so it would return another number for one that is larger or negative.
 fn size(header: &Header) -> Option<u64> {
     let [first, high @ .., _, _, _, _, _, _, _, _] = header.as_old().size;
     let too_large = first > 0x80 || (first == 0x80 && high != [0; 3]);
@@ -314,7 +314,7 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Reads pax records, `LENGTH KEY=VALUE\n` each, by their lengths: a value may hold newlines.
+/// Reads pax records (`LENGTH KEY=VALUE\n`) by their lengths, because a value may contain newlines.
 fn read_pax(mut text: &[u8], extensions: &mut Extensions) -> Option<()> {
     while !text.is_empty() {
         let space = text.iter().take(20).position(|byte| *byte == b' ')?;

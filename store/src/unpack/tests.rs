@@ -17,7 +17,7 @@ use crate::error_class::ErrorClass;
 use crate::layout::LayerShape;
 use crate::limits::{Limits, Reserve};
 
-/// A raw entry: header, data, padding.
+/// Returns the bytes of an entry: header, data, padding.
 pub(super) fn entry(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
     raw_entry(name.as_bytes(), kind, link.as_bytes(), data, 0o644)
 }
@@ -70,13 +70,13 @@ fn open(path: &std::path::Path) -> OwnedFd {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
 }
 
-/// A reader that gets `bytes` in pieces, as they would come for a blob that is announced as `announced`.
+/// Returns a reader that receives `bytes` in pieces, for a blob whose descriptor was made from `announced`.
 fn reader(bytes: &[u8], announced: &[u8], media_type: &str) -> BlobReader {
     let descriptor = Descriptor::new(media_type, Digest::sha256_of(announced), announced.len() as u64);
     let (sender, receiver) = mpsc::channel(PIECES);
-    let pieces = bytes.chunks(700).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+    let layers_planned = bytes.chunks(700).map(Bytes::copy_from_slice).collect::<Vec<_>>();
     std::thread::spawn(move || {
-        for piece in pieces {
+        for piece in layers_planned {
             if sender.blocking_send(Ok(piece)).is_err() {
                 return;
             }
@@ -87,16 +87,16 @@ fn reader(bytes: &[u8], announced: &[u8], media_type: &str) -> BlobReader {
 
 struct Case {
     folder: TempDir,
-    result: Result<Unpacked, UnpackError>,
+    result: Result<UnpackSummary, UnpackError>,
 }
 
 fn unpack_with(bytes: &[u8], media_type: &str, shape: &LayerShape, limits: Limits) -> Case {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("tree");
     fs::create_dir(&inside).unwrap();
-    let unpacking = Unpacking::new(shape.clone(), Budget::default());
+    let unpacking = UnpackOptions::new(shape.clone(), Budget::default());
     let result = unpack_layer(reader(bytes, bytes, media_type), &unpacking, &open(&inside), &limits);
-    // Nothing ever lies beside the tree.
+    // Nothing is written beside the tree.
     let beside = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(beside.collect::<Vec<_>>(), ["tree"]);
     Case { folder, result }
@@ -132,7 +132,7 @@ impl Case {
 }
 
 #[test]
-fn an_oras_directory_loses_its_name() {
+fn the_prefix_of_an_oras_directory_is_removed() {
     let case = oras(&[
         entry("d", b'5', "", b""),
         entry("d/a.txt", b'0', "", b"hello"),
@@ -152,7 +152,7 @@ fn an_oras_directory_loses_its_name() {
 }
 
 #[test]
-fn modes_are_readable_and_without_privileges() {
+fn files_are_readable_and_have_no_setuid_setgid_or_sticky_bit() {
     let case = image(&[
         raw_entry(b"suid", b'0', b"", b"", 0o6755),
         raw_entry(b"secret", b'0', b"", b"", 0o600),
@@ -177,7 +177,7 @@ fn modes_are_readable_and_without_privileges() {
 }
 
 #[test]
-fn nothing_leaves_the_tree() {
+fn no_entry_leaves_the_tree() {
     let evil = [
         (entry("../evil", b'0', "", b"x"), "leave"),
         (entry("d/../../evil", b'0', "", b"x"), "leave"),
@@ -218,11 +218,11 @@ fn nothing_is_written_through_a_link() {
         assert!(case.error().contains("symbolic link"), "{}", case.error());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
-    // A hard link to what lies behind a link.
+    // A hard link to a file behind a symbolic link.
     fs::write(outside.path().join("secret"), "s").unwrap();
     let case = image(&[entry("l", b'2', target, b""), entry("h", b'1', "l/secret", b"")]);
     assert!(case.error().contains("no earlier file"), "{}", case.error());
-    // A directory in the place of the link is a directory.
+    // A directory entry replaces the link, and files are written into the directory.
     let case =
         image(&[entry("l", b'2', target, b""), entry("l", b'5', "", b""), entry("l/file", b'0', "", b"x")]);
     assert_eq!(case.totals().inodes, 3);
@@ -231,7 +231,7 @@ fn nothing_is_written_through_a_link() {
 }
 
 #[test]
-fn links_of_images_are_data() {
+fn symbolic_links_of_images_are_kept_as_they_are() {
     let case = image(&[
         entry("abs", b'2', "/etc/passwd", b""),
         entry("up", b'2', "../../x", b""),
@@ -240,13 +240,13 @@ fn links_of_images_are_data() {
     assert_eq!(case.totals().inodes, 3);
     assert_eq!(fs::read_link(case.path("abs")).unwrap().to_str(), Some("/etc/passwd"));
     assert_eq!(fs::read_link(case.path("hard")).unwrap().to_str(), Some("/etc/passwd"));
-    // Under another name it could leave a directory that was pushed.
+    // With another name the link could leave the directory that was pushed.
     let case = oras(&[entry("d/a/b/l", b'2', "../../x", b""), entry("d/l", b'1', "d/a/b/l", b"")]);
     assert!(case.error().contains("no earlier file"));
 }
 
 #[test]
-fn the_last_of_a_name_counts() {
+fn the_last_entry_of_a_name_counts() {
     let case = image(&[
         entry("a", b'0', "", b"first"),
         entry("h", b'1', "a", b""),
@@ -258,7 +258,7 @@ fn the_last_of_a_name_counts() {
         entry("f", b'0', "", b"f"),
         entry("f/below", b'5', "", b""),
     ]);
-    // A file in the way of a directory that is only implied is refused, a named one replaces.
+    // A directory that is only implied by a path does not replace a file. A directory entry does.
     assert!(case.error().contains("or a file"), "{}", case.error());
     assert_eq!(fs::read(case.path("a")).unwrap(), b"second!");
     let counted = image(&[
@@ -280,7 +280,7 @@ fn the_last_of_a_name_counts() {
 }
 
 #[test]
-fn devices_and_fifos_are_left_out_and_counted() {
+fn devices_and_fifos_are_skipped_and_counted() {
     for case in [
         image(&[
             entry("n", b'3', "", b""),
@@ -295,13 +295,13 @@ fn devices_and_fifos_are_left_out_and_counted() {
             entry("d/f", b'0', "", b""),
         ]),
     ] {
-        assert_eq!(case.result.as_ref().unwrap().left_out, 3);
+        assert_eq!(case.result.as_ref().unwrap().skipped, 3);
         assert_eq!(fs::read_dir(case.path("")).unwrap().count(), 1);
     }
 }
 
 #[test]
-fn strange_names_are_names() {
+fn unusual_names_are_kept() {
     let names: [&[u8]; 5] = [b"a:b", "\u{fc}\u{1f600}".as_bytes(), b"line\nbreak", b"\xff\xfe", b"A"];
     let mut entries = names.iter().map(|name| raw_entry(name, b'0', b"", b"", 0o644)).collect::<Vec<_>>();
     entries.push(entry("a", b'0', "", b""));
@@ -312,7 +312,7 @@ fn strange_names_are_names() {
 }
 
 #[test]
-fn limits_have_words() {
+fn each_limit_has_its_own_message() {
     let limits = Limits::default();
     let many = (0..12).map(|number| entry(&format!("f{number}"), b'0', "", b"")).collect::<Vec<_>>();
     let deep = pax(&[("path", &"d/".repeat(300))]);
@@ -335,7 +335,7 @@ fn limits_have_words() {
 }
 
 #[test]
-fn the_digest_of_the_content_is_verified() {
+fn verifies_the_digest_of_the_uncompressed_content() {
     let plain =
         [archive(&[entry("d/a", b'0', "", b"x")]), vec![0; 9_000], b"behind the end".to_vec()].concat();
     let bytes = gzip(&plain);
@@ -349,7 +349,7 @@ fn the_digest_of_the_content_is_verified() {
 }
 
 #[test]
-fn other_bytes_than_announced_are_refused() {
+fn rejects_bytes_that_differ_from_the_descriptor() {
     let bytes = archive(&[entry("a", b'0', "", &[1; 3_000])]);
     let mut flipped = bytes.clone();
     flipped[700] ^= 1;
@@ -358,19 +358,19 @@ fn other_bytes_than_announced_are_refused() {
     let unpack = |sent: &[u8]| {
         let inside = tempfile::tempdir_in(folder.path()).unwrap();
         let reader = reader(sent, &bytes, "application/x-tar");
-        let unpacking = Unpacking::new(LayerShape::Image, Budget::default());
+        let unpacking = UnpackOptions::new(LayerShape::Image, Budget::default());
         unpack_layer(reader, &unpacking, &open(inside.path()), &Limits::default()).unwrap_err()
     };
     assert!(matches!(unpack(&flipped), UnpackError::Stream(StreamFault::Digest { .. })));
     assert!(matches!(unpack(&longer), UnpackError::Stream(StreamFault::Size { found: None, .. })));
-    // A sender that goes away is no verdict on the bytes.
+    // A sender that stops says nothing about the content.
     let error = unpack(&bytes[..1_000]);
     assert!(matches!(error, UnpackError::Stream(StreamFault::Stopped)), "{error}");
     assert_eq!(error.class(), ErrorClass::Failed);
 }
 
 #[test]
-fn what_does_not_decompress_is_refused() {
+fn rejects_content_that_does_not_decompress() {
     let good = gzip(&archive(&[entry("a", b'0', "", &[1; 3_000])]));
     for bytes in [good[..good.len() / 2].to_vec(), [&good[..], b"garbage"].concat(), {
         let mut flipped = good.clone();
@@ -384,7 +384,7 @@ fn what_does_not_decompress_is_refused() {
 
 proptest::proptest! {
     #![proptest_config(proptest::test_runner::Config::with_cases(256))]
-    /// Whatever names and links an archive has, nothing lies outside afterwards (see `unpack_with`).
+    /// For all names and links of an archive, nothing is written outside (checked by `unpack_with`).
     #[test]
     fn no_archive_writes_outside(
         entries in proptest::collection::vec(

@@ -1,9 +1,9 @@
-//! Writes a tree beneath one directory, by descriptors.
+//! Writes the entries of an archive beneath one directory, by descriptors.
 //!
-//! Architecture Invariant: every directory is opened with `openat2` and `RESOLVE_BENEATH`,
-//! `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`; what is made in it is made by a single name, with
-//! `O_EXCL` and `O_NOFOLLOW`. So no path of an archive, and no symbolic link that it laid down before,
-//! leads anywhere else: the kernel says no, not a comparison of strings.
+//! Architecture Invariant: every directory is opened with `openat2` and `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS` and
+//! `RESOLVE_NO_MAGICLINKS`. Entries are created in it by a single name, with `O_EXCL` and `O_NOFOLLOW`. So no path of
+//! an archive and no symbolic link that it created leads out of the directory. The kernel enforces this, not a
+//! comparison of strings.
 
 use std::ffi::OsStr;
 use std::io::BufRead;
@@ -23,13 +23,13 @@ use crate::disk::files::{DIRECTORY_MODE, Times, file_mode, link_or_copy, set_tim
 use crate::disk::{DiskError, Totals};
 use crate::limits::Limits;
 
-/// A directory that is being filled.
+/// Writes entries into a directory.
 pub(crate) struct TreeWriter<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
     budget: &'a Budget,
     umask: Mode,
-    last: Option<(EntryPath, OwnedFd)>,
+    current: Option<(EntryPath, OwnedFd)>,
     times: Times,
     totals: Totals,
 }
@@ -43,29 +43,29 @@ fn name_of(bytes: &[u8]) -> &OsStr {
 }
 
 impl<'a> TreeWriter<'a> {
-    /// Fills `root`, which is empty.
+    /// Writes into `root`, which must be empty.
     pub(crate) fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
         let totals = Totals { bytes: 0, inodes: 1 };
         let umask = umask().unwrap_or(Mode::RWXU | Mode::RWXG | Mode::RWXO);
-        Self { root, limits, budget, umask, last: None, times: Times::default(), totals }
+        Self { root, limits, budget, umask, current: None, times: Times::default(), totals }
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
-        self.budget.entry(self.limits)
+        self.budget.count_entry(self.limits)
     }
 
-    /// Makes a directory and those above it.
+    /// Creates a directory and the directories above it.
     pub(crate) fn directory(&mut self, path: &EntryPath, mtime: i64) -> Result<(), UnpackError> {
         self.count()?;
         if let Some((parent, name)) = path.split() {
-            self.enter(&parent)?;
+            self.enter_directory(&parent)?;
             self.make_directory(&parent, name, path)?;
         }
         self.times.remember(path.clone(), mtime);
         Ok(())
     }
 
-    /// Writes a file with all of `data`.
+    /// Creates a file with all of `data`.
     pub(crate) fn file(
         &mut self,
         path: &EntryPath,
@@ -76,18 +76,18 @@ impl<'a> TreeWriter<'a> {
     ) -> Result<(), UnpackError> {
         self.count()?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
-        self.enter(&parent)?;
+        self.enter_directory(&parent)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = file_mode(mode);
         let folder = self.folder();
         let file = match rustix::fs::openat(folder, name_of(name), flags, mode) {
             Err(Errno::EXIST) => {
-                self.make_way(name, path)?;
+                self.remove_existing(name, path)?;
                 rustix::fs::openat(self.folder(), name_of(name), flags, mode)
             }
             other => other,
         };
-        let file = file.map_err(|errno| disk("make the file", path, errno))?;
+        let file = file.map_err(|errno| disk("create the file", path, errno))?;
         let mut written = 0;
         loop {
             let piece = data.fill_buf().map_err(UnpackError::from_stream)?;
@@ -116,29 +116,29 @@ impl<'a> TreeWriter<'a> {
         Ok(())
     }
 
-    /// Makes a symbolic link. It is data: nothing here follows it.
+    /// Creates a symbolic link. Its target is only data: it is never followed here.
     pub(crate) fn symlink(&mut self, path: &EntryPath, target: &[u8], mtime: i64) -> Result<(), UnpackError> {
         self.count()?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
         if target.is_empty() || target.contains(&0) || target.len() >= self.limits.path() {
             return Err(UnpackError::LinkTarget { path: path.to_string() });
         }
-        self.enter(&parent)?;
+        self.enter_directory(&parent)?;
         let link = |folder: BorrowedFd<'_>| rustix::fs::symlinkat(name_of(target), folder, name_of(name));
         match link(self.folder()) {
             Err(Errno::EXIST) => {
-                self.make_way(name, path)?;
+                self.remove_existing(name, path)?;
                 link(self.folder())
             }
             other => other,
         }
-        .map_err(|errno| disk("make the symbolic link", path, errno))?;
+        .map_err(|errno| disk("create the symbolic link", path, errno))?;
         let _ = rustix::fs::utimensat(self.folder(), name_of(name), &times(mtime), AtFlags::SYMLINK_NOFOLLOW);
         self.totals.inodes += 1;
         Ok(())
     }
 
-    /// Gives an earlier file another name. Links to symbolic links only where `links_to_links`.
+    /// Creates a hard link to an earlier file. The target may be a symbolic link only with `links_to_links`.
     pub(crate) fn hard_link(
         &mut self,
         path: &EntryPath,
@@ -163,79 +163,80 @@ impl<'a> TreeWriter<'a> {
             FileType::Symlink if links_to_links => {}
             _ => return Err(missing()),
         }
-        self.enter(&parent)?;
+        self.enter_directory(&parent)?;
         if self.exists(name) {
-            self.make_way(name, path)?;
+            self.remove_existing(name, path)?;
         }
         link_or_copy(&source, source_name, self.folder(), name)
-            .map_err(|errno| disk("make the hard link", path, errno))
+            .map_err(|errno| disk("create the hard link", path, errno))
     }
 
-    /// Sets the times of directories, now that nothing changes in them, and says what was written.
+    /// Sets the times of the directories after their last change, and returns what was written.
     pub(crate) fn finish(self) -> Totals {
         self.times.set(self.root);
         self.totals
     }
 
     fn folder(&self) -> BorrowedFd<'_> {
-        self.last.as_ref().map_or_else(|| self.root.as_fd(), |(_, folder)| folder.as_fd())
+        self.current.as_ref().map_or_else(|| self.root.as_fd(), |(_, folder)| folder.as_fd())
     }
 
-    /// Makes the directory `path` the one that [`Self::folder`] gives, with those above it.
-    fn enter(&mut self, path: &EntryPath) -> Result<(), UnpackError> {
-        match &self.last {
-            Some((last, _)) if last == path => return Ok(()),
+    /// Opens the directory `path` for [`Self::folder`]. Creates it and the directories above it if they do not exist.
+    fn enter_directory(&mut self, path: &EntryPath) -> Result<(), UnpackError> {
+        match &self.current {
+            Some((current, _)) if current == path => return Ok(()),
             None if path.is_root() => return Ok(()),
             _ => {}
         }
-        self.last = None;
+        self.current = None;
         if path.is_root() {
             return Ok(());
         }
         let folder = match open_beneath(self.root, path) {
             Err(Errno::NOENT) => {
-                let mut made = EntryPath::root();
+                let mut created = EntryPath::root();
                 for segment in path.segments() {
-                    let next = made.child(segment);
+                    let next = created.child(segment);
                     self.count()?;
-                    self.last = if made.is_root() { None } else { Some((made.clone(), self.open(&made)?)) };
-                    self.make_directory(&made, segment, &next)?;
-                    made = next;
+                    self.current =
+                        if created.is_root() { None } else { Some((created.clone(), self.open(&created)?)) };
+                    self.make_directory(&created, segment, &next)?;
+                    created = next;
                 }
                 self.open(path)?
             }
-            Err(errno) => return Err(blocked(path, errno)),
+            Err(errno) => return Err(open_error(path, errno)),
             Ok(folder) => folder,
         };
-        self.last = Some((path.clone(), folder));
+        self.current = Some((path.clone(), folder));
         Ok(())
     }
 
     fn open(&self, path: &EntryPath) -> Result<OwnedFd, UnpackError> {
-        open_beneath(self.root, path).map_err(|errno| blocked(path, errno))
+        open_beneath(self.root, path).map_err(|errno| open_error(path, errno))
     }
 
-    /// Makes `name` in the current folder a directory; what is no directory goes, as tar does it.
+    /// Creates the directory `name` in the current folder. Anything else of that name is replaced, as by tar.
     fn make_directory(
         &mut self,
         parent: &EntryPath,
         name: &[u8],
         path: &EntryPath,
     ) -> Result<(), UnpackError> {
-        debug_assert!(self.last.as_ref().map_or(parent.is_root(), |(last, _)| last == parent));
+        debug_assert!(self.current.as_ref().map_or(parent.is_root(), |(current, _)| current == parent));
         let make = |folder: BorrowedFd<'_>| rustix::fs::mkdirat(folder, name_of(name), DIRECTORY_MODE);
         match make(self.folder()) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let found = rustix::fs::statat(self.folder(), name_of(name), AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(|errno| disk("look at", path, errno))?;
+                    .map_err(|errno| disk("stat", path, errno))?;
                 if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
                     return Ok(());
                 }
-                self.make_way(name, path)?;
-                make(self.folder()).map_err(|errno| disk("make the directory", path, errno))?;
+                self.remove_existing(name, path)?;
+                make(self.folder()).map_err(|errno| disk("create the directory", path, errno))?;
             }
-            Err(errno) => return Err(disk("make the directory", path, errno)),
+            Err(errno) => return Err(disk("create the directory", path, errno)),
         }
         if self.umask.intersects(DIRECTORY_MODE) {
             rustix::fs::chmodat(self.folder(), name_of(name), DIRECTORY_MODE, AtFlags::empty())
@@ -249,16 +250,16 @@ impl<'a> TreeWriter<'a> {
         rustix::fs::statat(self.folder(), name_of(name), AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Takes away an earlier entry of the same name: the last one counts, as in tar. A directory with
-    /// something in it stays, and the archive is refused.
-    fn make_way(&mut self, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
+    /// Removes an earlier entry of the same name, because the last one counts, as in tar. A directory that is not
+    /// empty stays, and the archive is rejected.
+    fn remove_existing(&mut self, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
         let folder = self.folder();
         let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| disk("look at", path, errno))?;
+            .map_err(|errno| disk("stat", path, errno))?;
         let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
-        let (flags, gone) = match FileType::from_raw_mode(found.st_mode) {
+        let (flags, removed) = match FileType::from_raw_mode(found.st_mode) {
             FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }),
-            // It stays under its other names.
+            // The file still exists under its other names.
             _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default()),
             _ => {
                 let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
@@ -267,8 +268,8 @@ impl<'a> TreeWriter<'a> {
         };
         match rustix::fs::unlinkat(folder, name_of(name), flags) {
             Ok(()) => {
-                self.totals.bytes = self.totals.bytes.saturating_sub(gone.bytes);
-                self.totals.inodes = self.totals.inodes.saturating_sub(gone.inodes);
+                self.totals.bytes = self.totals.bytes.saturating_sub(removed.bytes);
+                self.totals.inodes = self.totals.inodes.saturating_sub(removed.inodes);
                 Ok(())
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
@@ -279,9 +280,9 @@ impl<'a> TreeWriter<'a> {
     }
 }
 
-fn blocked(path: &EntryPath, errno: Errno) -> UnpackError {
+fn open_error(path: &EntryPath, errno: Errno) -> UnpackError {
     match errno {
-        Errno::LOOP | Errno::XDEV | Errno::NOTDIR => UnpackError::Through { path: path.to_string() },
+        Errno::LOOP | Errno::XDEV | Errno::NOTDIR => UnpackError::ThroughLink { path: path.to_string() },
         Errno::NAMETOOLONG => UnpackError::Name(too_long(path)),
         errno => disk("open the directory", path, errno),
     }

@@ -26,13 +26,13 @@ fn reads_files_with_their_data() {
         archive(&[entry("a", b'0', "", &data), entry("b/", b'5', "", b""), entry("c", b'2', "a", b"")]);
     let entries = read_all(&bytes).unwrap();
     assert_eq!(entries[0].1, data);
-    assert_eq!(entries[1].0.kind, Kind::Directory);
-    assert_eq!(entries[2].0.kind, Kind::Symlink(b"a".to_vec()));
+    assert_eq!(entries[1].0.kind, EntryKind::Directory);
+    assert_eq!(entries[2].0.kind, EntryKind::Symlink(b"a".to_vec()));
     assert_eq!(entries.len(), 3);
 }
 
 #[test]
-fn data_that_nobody_reads_is_passed_over() {
+fn data_that_was_not_read_is_skipped() {
     let bytes = archive(&[entry("a", b'0', "", &[1; 2_000]), entry("b", b'0', "", b"x")]);
     let mut reader = TarReader::new(&bytes[..]);
     assert_eq!(reader.advance().unwrap().unwrap().name, b"a");
@@ -42,14 +42,14 @@ fn data_that_nobody_reads_is_passed_over() {
 }
 
 #[test]
-fn a_pax_path_goes_before_a_long_name_and_that_before_the_header() {
+fn a_pax_path_has_precedence_over_a_gnu_long_name_and_that_over_the_header() {
     let long = "d/".repeat(90) + "long";
     let gnu = entry("././@LongLink", b'L', "", [long.as_bytes(), b"\0"].concat().as_slice());
     assert_eq!(names(&archive(&[gnu.clone(), entry("short", b'0', "", b"")])), std::slice::from_ref(&long));
     let records = pax(&[("path", "a\nb=c")]);
     assert_eq!(names(&archive(&[records.clone(), entry("short", b'0', "", b"")])), ["a\nb=c"]);
     assert_eq!(names(&archive(&[gnu, records, entry("short", b'0', "", b"")])), ["a\nb=c"]);
-    // It holds for one entry only.
+    // A record applies to one entry only.
     let both = archive(&[pax(&[("path", "x")]), entry("s", b'0', "", b""), entry("t", b'0', "", b"")]);
     assert_eq!(names(&both), ["x", "t"]);
 }
@@ -68,8 +68,8 @@ fn a_size_beyond_sixty_four_bits_is_refused(#[case] size: [u8; 12]) {
 }
 
 #[test]
-fn a_pax_size_is_the_size() {
-    // As Go writes what does not fit: the header says 0.
+fn a_pax_size_replaces_the_size_of_the_header() {
+    // Go writes the header of a file that is too large for it with the size 0.
     let mut lying = entry("big", b'0', "", b"hello");
     tar::Header::from_byte_slice(&lying[..512]);
     lying.splice(..512, entry("big", b'0', "", b"")[..512].to_vec());
@@ -79,7 +79,7 @@ fn a_pax_size_is_the_size() {
 }
 
 #[test]
-fn global_records_are_left_out() {
+fn global_records_are_ignored() {
     let mut global = pax(&[("path", "everything"), ("comment", "git")]);
     global[156] = b'g';
     let header: &mut [u8] = &mut global[..512];
@@ -90,13 +90,13 @@ fn global_records_are_left_out() {
 }
 
 #[test]
-fn an_old_directory_is_a_file_with_a_slash() {
+fn a_file_whose_name_ends_in_a_slash_is_a_directory() {
     let bytes = archive(&[entry("d/", b'\0', "", b"")]);
-    assert_eq!(read_all(&bytes).unwrap()[0].0.kind, Kind::Directory);
+    assert_eq!(read_all(&bytes).unwrap()[0].0.kind, EntryKind::Directory);
 }
 
 #[test]
-fn links_have_no_data_whatever_they_say() {
+fn links_have_no_data_whatever_their_size_field_says() {
     let mut link = entry("l", b'2', "a", b"");
     let mut header = tar::Header::from_byte_slice(&link[..512]).clone();
     header.set_size(4_096);
@@ -106,7 +106,7 @@ fn links_have_no_data_whatever_they_say() {
 }
 
 #[test]
-fn ends_are_taken_as_tars_write_them() {
+fn accepts_the_ends_that_tar_writers_produce() {
     let one = entry("a", b'0', "", b"x");
     assert_eq!(names(&one), ["a"]);
     assert_eq!(names(&[&one[..], &[0; 512]].concat()), ["a"]);
@@ -116,7 +116,7 @@ fn ends_are_taken_as_tars_write_them() {
 }
 
 #[test]
-fn broken_archives_are_refused() {
+fn rejects_invalid_archives() {
     let good = archive(&[entry("a", b'0', "", &[1; 600])]);
     let mut flipped = good.clone();
     flipped[3] ^= 1;
@@ -153,7 +153,7 @@ fn broken_archives_are_refused() {
 
 proptest::proptest! {
     #[test]
-    fn nothing_makes_it_panic(noise: Vec<u8>, at in 0_usize..2_048) {
+    fn arbitrary_bytes_cause_no_panic(noise: Vec<u8>, at in 0_usize..2_048) {
         let mut bytes = archive(&[pax(&[("path", "p")]), entry("a", b'0', "", &[1; 600])]);
         let at = at.min(bytes.len());
         bytes.splice(at..(at + noise.len()).min(bytes.len()), noise);
