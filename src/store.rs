@@ -11,7 +11,9 @@ use oras_csi_core::policy::ByteSize;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::Limits;
 use oras_csi_store::gc::{Goal, Watermarks, collect};
-use oras_csi_store::{CollectionReport, DiskError, Inventory, Layout, Store, StoreError, Unpaced, look_at};
+use oras_csi_store::{
+    CollectionReport, DiskError, Inventory, Layout, Store, StoreError, Unpaced, locate_store,
+};
 use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
 use crate::failure::{Failure, Status};
@@ -83,7 +85,7 @@ pub(crate) fn open(path: &Path, limits: Limits) -> Result<Store, StoreError> {
 }
 
 fn look(folder: &Folder) -> Result<Layout, Failure> {
-    look_at(&folder.path).map_err(failed)
+    locate_store(&folder.path).map_err(failed)
 }
 
 fn failed(error: StoreError) -> Failure {
@@ -149,8 +151,8 @@ fn collect_now(gc: &Gc) -> Result<(), Failure> {
     let marks = Watermarks::default();
     let (goal, age) = match &gc.to {
         _ if gc.all => (Goal::All, Duration::ZERO),
-        Some(most) => (Goal::To(most.bytes()), Duration::ZERO),
-        None => (Goal::Watermarks(&marks), marks.age()),
+        Some(most) => (Goal::MaxBytes(most.bytes()), Duration::ZERO),
+        None => (Goal::Watermarks(&marks), marks.minimum_age()),
     };
     let CollectionReport { trees, layers, blobs, quarantined, bytes, .. } =
         collect(&store, goal, age).map_err(Failure::failed)?;

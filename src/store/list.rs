@@ -61,7 +61,7 @@ impl Listed {
                 "key": tree.key().as_str(),
                 "bytes": tree.totals().map(|totals| totals.bytes),
                 "inodes": tree.totals().map(|totals| totals.inodes),
-                "used": seconds(tree.used()),
+                "used": seconds(tree.last_used()),
                 "mounted": self.roots.is_mounted(tree.key()),
                 "volumes": self.volumes_of(tree),
                 "sets": self.sets_of(tree),
@@ -72,11 +72,11 @@ impl Listed {
                 "key": layer.key().as_str(),
                 "bytes": layer.totals().map(|totals| totals.bytes),
                 "inodes": layer.totals().map(|totals| totals.inodes),
-                "made": seconds(layer.made()),
+                "made": seconds(layer.created()),
             })
         });
         let blobs = self.inventory.blobs().iter().map(
-            |blob| json!({"digest": blob.digest().to_string(), "bytes": blob.size(), "made": seconds(blob.made())}),
+            |blob| json!({"digest": blob.digest().to_string(), "bytes": blob.size(), "made": seconds(blob.created())}),
         );
         let aside = self.inventory.quarantined().iter().map(|entry| {
             json!({"name": entry.name(), "bytes": entry.size(), "mounted": self.roots.is_quarantined_mounted(entry.name())})
@@ -124,7 +124,7 @@ impl Listed {
             };
             let mounted = if self.roots.is_mounted(tree.key()) { "mounted" } else { "not mounted" };
             let short = tree.key().as_str().get(..16).unwrap_or_default();
-            let (used, volumes) = (ago(tree.used()), self.volumes_of(tree));
+            let (used, volumes) = (ago(tree.last_used()), self.volumes_of(tree));
             let kept = match self.sets_of(tree) {
                 sets if sets.is_empty() => String::new(),
                 sets => format!(", kept for {}", sets.join(", ")),

@@ -34,7 +34,7 @@ fn what_is_no_store_is_said_and_left_alone() -> Result<(), Box<dyn std::error::E
     let folder = tempfile::tempdir()?;
     for words in [&["ls"][..], &["verify"], &["gc", "--all"]] {
         let (status, text) = ends(words, folder.path()).ok_or("it must fail")?;
-        assert!(status == Status::BadInput && text.contains("is no store"), "{text}");
+        assert!(status == Status::BadInput && text.contains("is not a store"), "{text}");
         assert_eq!(fs::read_dir(folder.path())?.count(), 0);
         assert_eq!(ends(words, &folder.path().join("missing")).map(|end| end.0), Some(Status::Failed));
     }

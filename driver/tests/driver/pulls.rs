@@ -131,7 +131,8 @@ async fn a_registry_that_drips_costs_only_those_who_ask_it() {
 
 #[tokio::test]
 async fn registries_that_drip_make_way_for_those_that_do_not() {
-    let limits = Limits::default().with_patience(Duration::from_millis(300), Duration::from_mins(2));
+    let limits =
+        Limits::default().with_slow_download_times(Duration::from_millis(300), Duration::from_mins(2));
     assert!(is_served_beside(&Bench::with(limits), &["slow-a:5000", "slow-b:5000"]).await);
 }
 
@@ -171,7 +172,8 @@ async fn one_blob_that_drips_takes_one_turn() {
 
 #[tokio::test]
 async fn a_blob_that_would_never_be_there_is_given_up() {
-    let limits = Limits::default().with_patience(Duration::from_millis(100), Duration::from_millis(600));
+    let limits =
+        Limits::default().with_slow_download_times(Duration::from_millis(100), Duration::from_millis(600));
     let bench = Bench::with(limits);
     let drip = (17, Duration::from_millis(20));
     bench.registry.dripping.lock().unwrap().insert("slow".to_owned(), drip);

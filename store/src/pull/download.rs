@@ -163,7 +163,7 @@ impl Download<'_> {
         };
         {
             let partial = partial.clone();
-            tokio::task::spawn_blocking(move || partial.sync_behind());
+            tokio::task::spawn_blocking(move || partial.sync_at_intervals());
         }
         let fed = self.bring(partial, slot, &sender).await;
         drop(sender);
@@ -228,7 +228,7 @@ impl Download<'_> {
             queue.put_back(first);
             brought?;
         }
-        let most = self.limits.streams_per_artifact().max(1) - 1;
+        let most = self.limits.download_slots_per_artifact().max(1) - 1;
         let mut failed = 0;
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_FIRST, LOOK_EVERY);
         let mut further = FuturesUnordered::new();

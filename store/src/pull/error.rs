@@ -229,5 +229,5 @@ fn of_registry(error: &RegistryError) -> PullErrorKind {
 }
 
 fn of_disk(error: &DiskError) -> PullErrorKind {
-    if error.is_full() { PullErrorKind::NoRoom } else { PullErrorKind::Internal }
+    if error.is_full() { PullErrorKind::DiskFull } else { PullErrorKind::Internal }
 }

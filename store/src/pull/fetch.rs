@@ -57,7 +57,7 @@ struct Fetch {
 impl Fetcher {
     /// Fetches from `registry` into `store`, for nodes of this machine's platform.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
-        let scheduler = Arc::new(Scheduler::new(store.limits().streams()));
+        let scheduler = Arc::new(Scheduler::new(store.limits().download_slots()));
         let shared = Arc::new(Shared { locks: KeyedLocks::default(), scheduler });
         Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
@@ -159,7 +159,7 @@ impl Fetcher {
             .collect::<Vec<_>>();
         let space = move |store: &Store| {
             // What is on its way has its place on the disk already.
-            let left = wanted.iter().map(|(blob, host)| blob.size() - store.taken_for(blob, host));
+            let left = wanted.iter().map(|(blob, host)| blob.size() - store.allocated_bytes(blob, host));
             store.check_free_space(left.fold(0, u64::saturating_add))
         };
         self.blocking(space).await.map_err(|error| match (error, steps.iter().find_map(Work::source)) {
@@ -172,7 +172,7 @@ impl Fetcher {
         made.extend(fetches.iter().map(|(fetch, _)| fetch.item()));
         // Held until the tree is there. From then on the store sees to it by itself.
         let marked = self.blocking(move |store| store.mark_unsynced(&made)).await?;
-        let at_once = self.store.limits().streams_per_artifact().max(1);
+        let at_once = self.store.limits().download_slots_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
             .try_for_each_concurrent(at_once, |fetch| self.fetch(fetch, held.priority(), progress))
             .await?;

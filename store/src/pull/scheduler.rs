@@ -287,7 +287,7 @@ pub(super) struct TooSlow {
 /// How fast a blob comes while we wait for it; what the disk takes does not count.
 pub(super) struct Pace {
     slow_after: Duration,
-    least_after: Duration,
+    stalled_after: Duration,
     /// Since it was last judged whether it is slow, and whether it is too slow.
     slow: Span,
     least: Span,
@@ -311,10 +311,10 @@ impl Span {
 
 impl Pace {
     pub(super) fn new(limits: &Limits) -> Self {
-        let (slow_after, least_after) = (limits.slow_after(), limits.least_after());
+        let (slow_after, stalled_after) = (limits.slow_after(), limits.stalled_after());
         Self {
             slow_after,
-            least_after,
+            stalled_after,
             slow: Span::default(),
             least: Span::default(),
             slow_for: Duration::ZERO,
@@ -338,7 +338,7 @@ impl Pace {
             slot.make_way().await;
             self.judge(slot)?;
             let left = self.slow_after.saturating_sub(self.slow.waited);
-            let mut left = left.min(self.least_after.saturating_sub(self.least.waited));
+            let mut left = left.min(self.stalled_after.saturating_sub(self.least.waited));
             if !slot.priority.is_urgent() {
                 left = left.min(LOOK_EVERY);
             }
@@ -354,7 +354,7 @@ impl Pace {
     }
 
     fn judge(&mut self, slot: &mut DownloadSlot) -> Result<(), TooSlow> {
-        if self.least.waited >= self.least_after {
+        if self.least.waited >= self.stalled_after {
             let (rate, after) = (self.least.rate(), self.least.waited);
             self.least = Span::default();
             if rate < LEAST {
@@ -367,7 +367,7 @@ impl Pace {
             self.slow = Span::default();
             self.slow_for = if rate < SLOW { self.slow_for + waited } else { Duration::ZERO };
             let stays = rate >= SLOW || slot.step_aside() || !slot.others_wait();
-            if !stays && self.slow_for >= self.least_after / 2 {
+            if !stays && self.slow_for >= self.stalled_after / 2 {
                 return Err(TooSlow { least: SLOW, rate, after: self.slow_for, others_wait: true });
             }
         }
