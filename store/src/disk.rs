@@ -1,4 +1,5 @@
-//! File system helpers: errors, free space, paths beneath a root, directory walks. They do not depend on the store.
+//! File system helpers: errors, free space, paths beneath a root, directory walks. They do not depend on the
+//! store.
 
 pub(crate) mod beneath;
 mod boot_id;

@@ -1,18 +1,20 @@
-//! The content-addressed store of a node: verified blobs, unpacked layers, trees of hard links, and the pulls that fill it.
+//! The content-addressed store of a node: verified blobs, unpacked layers, trees of hard links, and the pulls
+//! that fill it.
 //!
 //! ```text
 //! pull ──► unpack ──► store ──► state ──► content ──► layout ──► disk ──► limits
 //! gc, scrub ────────────┘
 //! ```
 //!
-//! This crate does not depend on CSI, kubelet, Kubernetes or a metrics library. A program that mounts trees implements
-//! [`GcRoots`], which lists the trees in use. It can implement [`StoreObserver`] to count events.
+//! This crate does not depend on CSI, kubelet, Kubernetes or a metrics library. A program that mounts trees
+//! implements [`GcRoots`], which lists the trees in use. It can implement [`StoreObserver`] to count events.
 //!
-//! Architecture Invariant: unverified content is never visible. One rename makes a tree visible, after the store has
-//! compared the digest of every byte in it.
+//! Architecture Invariant: unverified content is never visible. One rename makes a tree visible, after the
+//! store has compared the digest of every byte in it.
 //!
-//! Architecture Invariant: data from a registry is untrusted. Sizes, counts, depths, compression windows and names have
-//! limits, each with its own error message ([`Limits`]). Paths are opened beneath a file descriptor.
+//! Architecture Invariant: data from a registry is untrusted. Sizes, counts, depths, compression windows and
+//! names have limits, each with its own error message ([`Limits`]). Paths are opened beneath a file
+//! descriptor.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

@@ -65,7 +65,8 @@ impl Limits {
         self.depth
     }
 
-    /// Returns the maximum unpacked size of all layers of a volume together, and of its tree, in bytes: 100 GiB.
+    /// Returns the maximum unpacked size of all layers of a volume together, and of its tree, in bytes: 100
+    /// GiB.
     pub fn unpacked(&self) -> u64 {
         self.unpacked
     }
@@ -80,8 +81,8 @@ impl Limits {
         self.reserve
     }
 
-    /// Returns the number of download slots of the node, one for each blob that is downloaded: 8, and half of them for
-    /// one host. The same number again is available for slow downloads.
+    /// Returns the number of download slots of the node, one for each blob that is downloaded: 8, and half of
+    /// them for one host. The same number again is available for slow downloads.
     pub fn download_slots(&self) -> usize {
         self.download_slots
     }
@@ -101,7 +102,8 @@ impl Limits {
         self.stalled_after
     }
 
-    /// Returns the minimum age of items that are deleted for a pull when the disk is full: two minutes since last use.
+    /// Returns the minimum age of items that are deleted for a pull when the disk is full: two minutes since
+    /// last use.
     pub fn minimum_age(&self) -> Duration {
         self.minimum_age
     }

@@ -1,4 +1,5 @@
-//! The scrubber reads all stored items again, slowly, and compares them with their digests and recorded checksums.
+//! The scrubber reads all stored items again, slowly, and compares them with their digests and recorded
+//! checksums.
 //!
 //! ```text
 //! blobs ── digest ─────┐           good ─► next item
@@ -8,12 +9,13 @@
 //!                                             state.json, counted, logged       requests it
 //! ```
 //!
-//! The scrubber is one thread with the lowest priority. It has a limit on bytes per second and bypasses the page cache. It
-//! stops immediately when the driver stops. Each scrub starts at another item, so that a driver that restarts often still
-//! verifies all items.
+//! The scrubber is one thread with the lowest priority. It has a limit on bytes per second and bypasses the
+//! page cache. It stops at any point when the driver stops. Each scrub starts at another item, so that a
+//! driver that restarts often still verifies all items.
 //!
-//! A damaged item is never mounted again. Pods that have it mounted keep it, because removing a mount from a running pod is
-//! worse than a wrong bit. Logs, metrics and the node record report the damage. See docs/design.md, "Garbage collection".
+//! A damaged item is never mounted again. Pods that have it mounted keep it, because removing a mount from a
+//! running pod is worse than a wrong bit. Logs, metrics and the node record report the damage. See
+//! docs/design.md, "Garbage collection".
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +45,8 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// Sets the interval from the end of one scrub to the next. Zero disables scrubbing. The default is a week.
+    /// Sets the interval from the end of one scrub to the next. Zero disables scrubbing. The default is a
+    /// week.
     #[must_use]
     pub fn with_interval(self, interval: Duration) -> Self {
         Self { interval: Some(interval).filter(|interval| !interval.is_zero()), ..self }
@@ -92,7 +95,8 @@ impl Pace for RateLimit {
     }
 }
 
-/// Scrubs the store at the intervals of `schedule` until `stop`. Calls `heal` after damaged items were quarantined.
+/// Scrubs the store at the intervals of `schedule` until `stop`. Calls `heal` after damaged items were
+/// quarantined.
 pub async fn run(
     store: Arc<Store>,
     schedule: Schedule,

@@ -28,15 +28,16 @@
 //! └── readonly/             a second, read-only mount of `trees` (the driver's `mount`)
 //! ```
 //!
-//! **Commit points.** One `rename` out of `tmp` creates a blob, a layer or a tree; a layer or a tree never replaces an
-//! existing one. The rename does not wait for the disk. Instead, a mark for each layer and tree records that it may not
-//! be on the disk yet. The mark is durable before the rename, and is removed after a `syncfs` has written everything
-//! that waits (see `state::durability`). A blob needs no mark, because its name is the digest of its bytes. A volume
-//! record is created by a `rename` over the previous one and is not synced: a power cut removes the mount as well, and
-//! kubelet publishes the volume again.
+//! **Commit points.** One `rename` out of `tmp` creates a blob, a layer or a tree; a layer or a tree never
+//! replaces an existing one. The rename does not wait for the disk. Instead, a mark for each layer and tree
+//! records that it may not be on the disk yet. The mark is durable before the rename, and is removed after a
+//! `syncfs` has written everything that waits (see `state::durability`). A blob needs no mark, because its
+//! name is the digest of its bytes. A volume record is created by a `rename` over the previous one and is not
+//! synced: a power cut removes the mount as well, and kubelet publishes the volume again.
 //!
-//! **Removal** is one `rename` too: into `tmp`, where the item is deleted, or into `set-aside` (quarantine), where it
-//! stays until it is no longer mounted. A tree is removed before the blobs and layers that only this tree needs.
+//! **Removal** is one `rename` too: into `tmp`, where the item is deleted, or into `set-aside` (quarantine),
+//! where it stays until it is no longer mounted. A tree is removed before the blobs and layers that only this
+//! tree needs.
 //!
 //! | killed | left behind | what happens next |
 //! |---|---|---|
@@ -44,29 +45,31 @@
 //! | between a blob and its tree | a blob that no tree needs | the next pull uses it, or garbage collection deletes it |
 //! | after a tree was renamed away | its folder in `tmp`, and blobs that no tree needs | deleted at startup; garbage-collected |
 //! | while a damaged item is quarantined | the item in quarantine, some of its trees still in `trees` | the scrubber detects the damage in these trees, or garbage collection deletes them |
-//! | between a volume record and its mount | a record without a mount | the driver removes it at startup |
+//! | between a volume record and its mount | a record without a mount | the next publish mounts the tree, or the next unpublish removes the record |
 //! | while `preload.json` is written | the previous file, and a file in `tmp` | written again when the sets are known |
 //! | after `preload.json`, before its trees exist | an entry without a tree | the tree is preloaded |
 //!
-//! A crash of the machine leaves the same, and marks. At startup the store moves the marked trees out of `trees`. It
-//! compares their blobs and layers with the recorded digests and checksums before it uses them in a new tree (see
-//! `integrity`).
+//! A crash of the machine leaves the same, and marks. At startup the store moves the marked trees out of
+//! `trees`. It compares their blobs and layers with the recorded digests and checksums before it uses them in
+//! a new tree (see `integrity`).
 //!
 //! Files in `blobs`, `layers` and `trees` are never written again. Only the mtime of a `tree.json` changes.
 //!
-//! **Locks.** Between processes: `lock`. `oras-csi store ls` and `verify` read the store without it. Within a process:
-//! the task that creates a blob, a layer or a tree holds the lock for its name and its registry in [`crate::pull`], so
-//! that one download serves every request for the same content. If two tasks create the same item anyway, either copy
-//! is correct. The mutex of the leases (`state::leases`) is held for each rename that removes an item, and for the
-//! rename that makes a tree visible. `gc_lock` is held by the one garbage collection that runs.
+//! **Locks.** Between processes: `lock`. `oras-csi store ls` and `verify` read the store without it. Within a
+//! process: the task that creates a blob, a layer or a tree holds the lock for its name and its registry in
+//! [`crate::pull`], so that one download serves every request for the same content. If two tasks create the
+//! same item anyway, either copy is correct. The mutex of the leases (`state::leases`) is held for each
+//! rename that removes an item, and for the rename that makes a tree visible. `gc_lock` is held by the one
+//! garbage collection that runs.
 //!
-//! **GC roots** ([`crate::gc`]) are: the trees that records in `volumes` name, the trees that `preload.json` names, the
-//! trees that are mounted anywhere (mountinfo), and all leased items. A tree that stays also keeps the blobs and layers
-//! in its `tree.json`. A file that a tree shares with a blob or a layer is another link to the same inode. So deleting a
-//! blob or a layer does not affect trees, and frees no space that a tree still uses.
+//! **GC roots** ([`crate::gc`]) are: the trees that records in `volumes` name, the trees that `preload.json`
+//! names, the trees that are mounted anywhere (mountinfo), and all leased items. A tree that stays also keeps
+//! the blobs and layers in its `tree.json`. A file that a tree shares with a blob or a layer is another link
+//! to the same inode. So deleting a blob or a layer does not affect trees, and frees no space that a tree
+//! still uses.
 //!
-//! Architecture Invariant: an item is visible under `blobs`, `layers` or `trees` only when it is complete and its
-//! digests have been verified.
+//! Architecture Invariant: an item is visible under `blobs`, `layers` or `trees` only when it is complete and
+//! its digests have been verified.
 //!
 //! Architecture Invariant: a mounted tree is never deleted, damaged or not.
 
@@ -124,8 +127,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `path` and deletes unfinished work of earlier runs. Creates the store if the folder is absent
-    /// or empty.
+    /// Opens the store in `path` and deletes unfinished work of earlier runs. Creates the store if the folder
+    /// is absent or empty.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
         make_private_folder(path)?;
         // The driver compares mount points with mountinfo, which contains no symbolic links.
@@ -162,8 +165,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Returns the store as an ephemeral store: for one pull, and deleted afterwards. Its content does not need to
-    /// survive a power cut, so nothing is synced.
+    /// Returns the store as an ephemeral store: for one pull, and deleted afterwards. Its content does not
+    /// need to survive a power cut, so nothing is synced.
     #[must_use]
     pub fn ephemeral(mut self) -> Self {
         self.is_persistent = false;
@@ -178,8 +181,8 @@ impl Store {
         self
     }
 
-    /// Returns the store with `roots`, which lists the trees in use, and `reclaim`, which deletes unused items when the
-    /// disk is full.
+    /// Returns the store with `roots`, which lists the trees in use, and `reclaim`, which deletes unused
+    /// items when the disk is full.
     pub(crate) fn with_reclaimer(mut self, roots: Arc<dyn GcRoots>, reclaim: SpaceReclaimer) -> Self {
         (self.roots, self.reclaim_space) = (Some(roots), Some(reclaim));
         self
@@ -200,7 +203,8 @@ impl Store {
         &self.limits
     }
 
-    /// Returns an empty lease. Garbage collection does not delete items that are added to it until it is dropped.
+    /// Returns an empty lease. Garbage collection does not delete items that are added to it until it is
+    /// dropped.
     pub fn lease(&self) -> Lease {
         self.leases.lease()
     }
@@ -262,8 +266,8 @@ impl Store {
         self.tmp.next()
     }
 
-    /// Checks that `wanted` more bytes can be written without using the reserve of free space. Runs garbage collection
-    /// if there is not enough.
+    /// Checks that `wanted` more bytes can be written without using the reserve of free space. Runs garbage
+    /// collection if there is not enough.
     pub(crate) fn check_free_space(&self, wanted: u64) -> Result<(), DiskError> {
         let reserve = self.limits.reserve();
         let space = DiskSpace::measure(&self.root)?;
@@ -276,8 +280,8 @@ impl Store {
         DiskSpace::measure(&self.root)?.check(wanted, reserve)
     }
 
-    /// Marks items that are about to be created as not yet synced, so that they can become visible before they are on
-    /// the disk.
+    /// Marks items that are about to be created as not yet synced, so that they can become visible before
+    /// they are on the disk.
     pub(crate) fn mark_unsynced(&self, items: &[Item]) -> Result<UnsyncedMarks, DiskError> {
         if !self.is_persistent {
             return Ok(UnsyncedMarks::none());

@@ -1,7 +1,8 @@
-//! Passes a blob from the network to a blocking thread, bounds the buffered bytes, and verifies size and digest.
+//! Passes a blob from the network to a blocking thread, bounds the buffered bytes, and verifies size and
+//! digest.
 //!
-//! An async task sends pieces into a bounded channel. [`BlobReader`] receives them in the thread that decompresses and
-//! writes. The channel bounds memory use, independent of the blob's size.
+//! An async task sends pieces into a bounded channel. [`BlobReader`] receives them in the thread that
+//! decompresses and writes. The channel bounds memory use, independent of the blob's size.
 
 use std::io::{self, BufRead, Read};
 

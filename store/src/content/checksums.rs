@@ -8,12 +8,12 @@
 //! end COUNT HASH                   the number of entries, and the hash of all lines above
 //! ```
 //!
-//! The hash is XXH3. Checksums detect corruption, not an attacker: a process that can write to the store can change the
-//! checksums as well. They are computed after a layer's digest was verified, while the files are still in the page
-//! cache: 100,000 small files or 1 GiB take well under a second.
+//! The hash is XXH3. Checksums detect corruption, not an attacker: a process that can write to the store can
+//! change the checksums as well. They are computed after a layer's digest was verified, while the files are
+//! still in the page cache: 100,000 small files or 1 GiB take well under a second.
 //!
-//! A hard link to a blob or to a layer's file is verified there. So a tree has checksums only of files of its own: the
-//! copies that replace a link when a file already has as many links as the file system allows.
+//! A hard link to a blob or to a layer's file is verified there. So a tree has checksums only of files of its
+//! own: the copies that replace a link when a file already has as many links as the file system allows.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};

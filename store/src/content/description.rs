@@ -1,6 +1,7 @@
 //! The descriptions of layers and trees: `layer.json` and `tree.json`.
 //!
-//! Each description ends with a checksum of itself, which detects damage by a power cut or a file system repair.
+//! Each description ends with a checksum of itself, which detects damage by a power cut or a file system
+//! repair.
 
 use oras_csi_core::digest::Digest;
 use serde::{Deserialize, Serialize};

@@ -202,8 +202,8 @@ impl Inventory {
         &self.partial
     }
 
-    /// Returns the number of bytes for each state. Trees are not counted, because their files are links to blobs and
-    /// layers.
+    /// Returns the number of bytes for each state. Trees are not counted, because their files are links to
+    /// blobs and layers.
     pub fn sizes(&self) -> BTreeMap<State, u64> {
         let entries = |entries: &[HeldEntry]| entries.iter().map(HeldEntry::size).sum();
         BTreeMap::from([
@@ -252,7 +252,8 @@ impl State {
     }
 }
 
-/// Calls `visit` for every entry of a folder. Skips entries that are deleted meanwhile. A missing folder has no entries.
+/// Calls `visit` for every entry of a folder. Skips entries that are deleted meanwhile. A missing folder has
+/// no entries.
 fn for_each_entry(
     folder: &Path,
     mut visit: impl FnMut(&DirEntry, &Metadata) -> Result<(), DiskError>,

@@ -57,8 +57,8 @@ pub fn verify_layer(layout: &Layout, key: &LayerKey, pace: &mut dyn Pace) -> Res
     compared(&layout.layer(key), pace)
 }
 
-/// Verifies a tree against its description: its size, and the checksums of files that belong to it alone. Files that
-/// it shares are verified with its blobs and layers.
+/// Verifies a tree against its description: its size, and the checksums of files that belong to it alone.
+/// Files that it shares are verified with its blobs and layers.
 pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
     let folder = layout.tree(tree.key());
     if !folder.exists() {

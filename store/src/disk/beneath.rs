@@ -1,8 +1,8 @@
 //! Opens directories beneath a root without following links.
 //!
 //! Architecture Invariant: every directory is opened with `openat2` and `RESOLVE_BENEATH`,
-//! `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`. So the kernel, and not a string comparison, guarantees that a path
-//! from an archive stays inside its tree.
+//! `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`. So the kernel, and not a string comparison, guarantees
+//! that a path from an archive stays inside its tree.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! Paths in a tree, parsed from a registry's titles or an archive's entries.
 //!
-//! Parsing is the first of two checks that a path stays inside the tree. The second is in the kernel (`openat2` with
-//! `RESOLVE_BENEATH`), see [`super::beneath`].
+//! Parsing is the first of two checks that a path stays inside the tree. The second is in the kernel
+//! (`openat2` with `RESOLVE_BENEATH`), see [`super::beneath`].
 
 use std::fmt;
 
@@ -10,7 +10,8 @@ use oras_csi_core::path::TreePath;
 
 use crate::limits::Limits;
 
-/// A relative, normalized path; the empty path is the root. It is bytes, because names in an archive need not be UTF-8.
+/// A relative, normalized path; the empty path is the root. It is bytes, because names in an archive need not
+/// be UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryPath(Vec<u8>);
 
@@ -67,8 +68,8 @@ impl EntryPath {
         Self::default()
     }
 
-    /// Parses the name of an archive's entry. Drops `./`, doubled and trailing slashes; `.` is the root. Refuses
-    /// absolute paths and `..`.
+    /// Parses the name of an archive's entry. Drops `./`, doubled and trailing slashes; `.` is the root.
+    /// Refuses absolute paths and `..`.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, NameError> {
         if bytes.first() == Some(&b'/') {
             return Err(NameError::Absolute(shown(bytes)));
@@ -218,8 +219,8 @@ impl fmt::Display for EntryPath {
     }
 }
 
-/// Reports whether a symbolic link in a directory `depth` levels below the root stays below the root, even if its
-/// target leads through other such links.
+/// Reports whether a symbolic link in a directory `depth` levels below the root stays below the root, even if
+/// its target leads through other such links.
 ///
 /// Only leading `..` segments are accepted: after a name, `..` could leave the target of another link.
 pub(crate) fn stays_inside(depth: usize, target: &[u8]) -> bool {

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::beneath::open_beneath;
 use super::entry_path::EntryPath;
 
-/// Collects the times of directories, which are set when the tree is complete. This is best effort: an error is
-/// ignored, and the memory for a million directories with long paths is bounded by dropping the rest.
+/// Collects the times of directories, which are set when the tree is complete. This is best effort: an error
+/// is ignored, and the memory for a million directories with long paths is bounded by dropping the rest.
 #[derive(Default)]
 pub(crate) struct Times {
     paths: Vec<(EntryPath, i64)>,
@@ -39,8 +39,8 @@ impl Times {
     }
 }
 
-/// Returns the mode for a file: readable by all, executable by all if any execute bit is set, writable by the owner if
-/// it was. Drops the setuid, setgid and sticky bits (docs/design.md, "Unpacking").
+/// Returns the mode for a file: readable by all, executable by all if any execute bit is set, writable by the
+/// owner if it was. Drops the setuid, setgid and sticky bits (docs/design.md, "Unpacking").
 pub(crate) fn file_mode(mode: u32) -> Mode {
     let execute = if mode & 0o111 == 0 { 0 } else { 0o111 };
     Mode::from_raw_mode(0o444 | (mode & 0o200) | execute)
@@ -48,8 +48,8 @@ pub(crate) fn file_mode(mode: u32) -> Mode {
 
 pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// Returns the umask that this process was started with. It is read from `/proc`, because umask(2) can only read it by
-/// changing it.
+/// Returns the umask that this process was started with. It is read from `/proc`, because umask(2) can only
+/// read it by changing it.
 pub(crate) fn umask() -> Option<Mode> {
     static UMASK: OnceLock<Option<Mode>> = OnceLock::new();
     *UMASK.get_or_init(|| {
@@ -101,7 +101,8 @@ pub(crate) fn link_or_copy(
     Ok(())
 }
 
-/// Copies a file's bytes: as a reflink if the file system supports it, else in the kernel, else through a buffer.
+/// Copies a file's bytes: as a reflink if the file system supports it, else in the kernel, else through a
+/// buffer.
 pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
     let size = u64::try_from(rustix::fs::fstat(from)?.st_size).unwrap_or(0);
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {

@@ -40,7 +40,8 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::fsync(&folder)?)
 }
 
-/// Moves `from` to the first free name of `NAME.0`, `NAME.1`, … in `folder`. It is no error if `from` does not exist.
+/// Moves `from` to the first free name of `NAME.0`, `NAME.1`, … in `folder`. It is no error if `from` does
+/// not exist.
 pub(crate) fn move_to_free_name(from: &Path, folder: &Path, name: &str) -> Result<(), DiskError> {
     for number in 0..10_000 {
         let to = folder.join(format!("{name}.{number}"));

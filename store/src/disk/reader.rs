@@ -1,6 +1,7 @@
 //! Reads files from the disk, bypassing the page cache if the file system allows it (`O_DIRECT`).
 //!
-//! The page cache can hold correct data while the disk does not, and verification must not evict data that pods read.
+//! The page cache can hold correct data while the disk does not, and verification must not evict data that
+//! pods read.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};

@@ -32,7 +32,8 @@ pub(crate) fn failed(step: &'static str, path: &EntryPath, errno: Errno) -> Disk
     DiskError::new(step, PathBuf::from(OsStr::from_bytes(path.as_bytes())), errno)
 }
 
-/// Calls `visit` for every entry beneath `root`, each directory before its content. The root itself is not visited.
+/// Calls `visit` for every entry beneath `root`, each directory before its content. The root itself is not
+/// visited.
 pub(crate) fn walk<E: From<DiskError>>(
     root: &OwnedFd,
     mut visit: impl FnMut(&Entry<'_>) -> Result<(), E>,

@@ -1,4 +1,5 @@
-//! Selects the items that can be deleted, and their order. It uses only the inventory, the GC roots and the leases.
+//! Selects the items that can be deleted, and their order. It uses only the inventory, the GC roots and the
+//! leases.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -115,8 +116,8 @@ impl Candidates {
         self.queue.pop()
     }
 
-    /// Deletes a candidate, and the parts that only it needs, with `remove`, which reports whether it deleted the item.
-    /// Returns the number of freed bytes.
+    /// Deletes a candidate, and the parts that only it needs, with `remove`, which reports whether it deleted
+    /// the item. Returns the number of freed bytes.
     pub(super) fn delete(
         &mut self,
         candidate: &Candidate,

@@ -17,8 +17,8 @@ use crate::state::node_record::{CollectionReport, now};
 use crate::store::Store;
 
 impl Store {
-    /// Returns the store with garbage collection, which deletes unused items when the disk is full. `roots` reports the
-    /// trees in use.
+    /// Returns the store with garbage collection, which deletes unused items when the disk is full. `roots`
+    /// reports the trees in use.
     #[must_use]
     pub fn with_garbage_collection(self, roots: Arc<dyn GcRoots>) -> Self {
         self.with_reclaimer(roots, free_disk_space)
@@ -90,15 +90,17 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
     Ok(finish(store, report))
 }
 
-/// Doubles the free space after a pull ran out of disk space, because the unpacked size of an archive is not known in
-/// advance. So each attempt has doubled as much space as the one before, as long as there are unused items.
+/// Doubles the free space after a pull ran out of disk space, because the unpacked size of an archive is not
+/// known in advance. So each attempt has twice as much space as the one before, as long as there are unused
+/// items.
 pub fn double_free_space(store: &Store) {
     if let Err(error) = collect(store, Goal::DoubleFreeSpace, store.limits().minimum_age()) {
         tracing::warn!(%error, "cannot free more disk space now; the next attempt of the pull tries again");
     }
 }
 
-/// Frees `wanted` bytes by deleting unused items, if possible. The caller must check the free space afterwards.
+/// Frees `wanted` bytes by deleting unused items, if possible. The caller must check the free space
+/// afterwards.
 fn free_disk_space(store: &Store, wanted: u64) -> Result<(), DiskError> {
     let age = store.limits().minimum_age();
     match collect(store, Goal::FreeBytes(wanted), age) {
@@ -187,7 +189,8 @@ struct Progress<'a> {
 }
 
 impl Progress<'_> {
-    /// Reports whether the goal is reached. `before` the first deletion the high watermark applies, afterwards the low one.
+    /// Reports whether the goal is reached. `before` the first deletion the high watermark applies,
+    /// afterwards the low one.
     fn is_reached(&self, before: bool) -> Result<bool, DiskError> {
         Ok(match self.goal {
             Goal::All => false,

@@ -11,7 +11,8 @@ use crate::content::inventory::Inventory;
 use crate::disk::DiskSpace;
 use crate::store::Store;
 
-/// Runs garbage collection and measures the store at intervals until `stop`. Calls `before_each` before each round.
+/// Runs garbage collection and measures the store at intervals until `stop`. Calls `before_each` before each
+/// round.
 pub async fn run(
     store: Arc<Store>,
     marks: Watermarks,

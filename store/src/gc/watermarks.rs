@@ -28,8 +28,8 @@ impl Default for Watermarks {
 }
 
 impl Watermarks {
-    /// Sets the watermarks as percentages of the store's file system (bytes or inodes): collection starts above `high` and
-    /// ends at `low`. A `low` above `high` counts as `high`.
+    /// Sets the watermarks as percentages of the store's file system (bytes or inodes): collection starts
+    /// above `high` and ends at `low`. A `low` above `high` counts as `high`.
     #[must_use]
     pub fn with_marks(self, high: Percent, low: Percent) -> Self {
         Self { high, low: low.min(high), ..self }
@@ -41,7 +41,7 @@ impl Watermarks {
         Self { max_bytes, ..self }
     }
 
-    /// Sets the minimum minimum_age: items that were used within this time stay. The default is two minutes.
+    /// Sets the minimum age: items that were used within this time stay. The default is two minutes.
     #[must_use]
     pub fn with_minimum_age(self, minimum_age: Duration) -> Self {
         Self { minimum_age, ..self }
@@ -53,7 +53,7 @@ impl Watermarks {
         Self { interval: interval.max(Duration::from_millis(1)), ..self }
     }
 
-    /// Returns the minimum minimum_age: items that were used within this time stay.
+    /// Returns the minimum age: items that were used within this time stay.
     pub fn minimum_age(&self) -> Duration {
         self.minimum_age
     }
@@ -68,8 +68,8 @@ impl Watermarks {
         self.max_bytes
     }
 
-    /// Reports whether usage of the file system or of the store is above the limit: the high watermark `before` the first
-    /// deletion, the low watermark afterwards.
+    /// Reports whether usage of the file system or of the store is above the limit: the high watermark
+    /// `before` the first deletion, the low watermark afterwards.
     pub(super) fn is_above(&self, space: DiskSpace, bytes: Option<u64>, before: bool) -> bool {
         let mark = if before { self.high } else { self.low };
         let limit = self.max_bytes.map(|limit| {

@@ -5,9 +5,9 @@
 //! | 1 | blobs, layers, trees, volumes |
 //! | 2 | `set-aside`, `partial`, `state.json`, `sums` beside layers; damaged items are no longer moved to `tmp` |
 //!
-//! To upgrade an older store, this module creates the missing folders and then writes the version. A crash in between
-//! leaves an old store with a few empty folders. The content is used unchanged. Layers of format 1 have no checksums:
-//! the first scrub records them, and later scrubs compare with them.
+//! To upgrade an older store, this module creates the missing folders and then writes the version. A crash in
+//! between leaves an old store with a few empty folders. The content is used unchanged. Layers of format 1
+//! have no checksums: the first scrub records them, and later scrubs compare with them.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -91,7 +91,8 @@ impl StoreError {
     }
 }
 
-/// Creates a store in `path`, or upgrades one of an older format. Does not change a store of the current format.
+/// Creates a store in `path`, or upgrades one of an older format. Does not change a store of the current
+/// format.
 pub(crate) fn create_or_upgrade(path: &Path) -> Result<(), StoreError> {
     let found = read(path)?;
     if found.is_none()

@@ -1,7 +1,9 @@
-//! Keys of trees and layers in the store: hashes of everything that determines their content, and of nothing else.
+//! Keys of trees and layers in the store: hashes of everything that determines their content, and of nothing
+//! else.
 //!
-//! A key does not include host and repository, so the same content from two registries is one tree (docs/design.md,
-//! "Store"). It includes a version, so that a driver that builds trees differently uses other keys.
+//! A key does not include host and repository, so the same content from two registries is one tree
+//! (docs/design.md, "Store"). It includes a version, so that a driver that builds trees differently uses
+//! other keys.
 
 use std::fmt;
 
@@ -95,7 +97,8 @@ impl LayerKey {
                 "directory",
                 blob.to_string(),
                 EntryPath::to_text(prefix),
-                // Unpacking verifies the digest that the manifest states, so another stated digest is another layer.
+                // Unpacking verifies the digest that the manifest states, so another stated digest is another
+                // layer.
                 content.as_ref().map(ToString::to_string),
             ]),
         };

@@ -1,8 +1,8 @@
 //! Marks for trees and layers that are visible but may not be on the disk yet.
 //!
-//! A complete tree is mounted before it is synced to the disk. A killed process loses no data, because the kernel has it,
-//! but a power cut can lose data. So a *mark* is synced before the tree or the layer is renamed to its final name. The
-//! mark is removed when the content is synced too:
+//! A complete tree is mounted before it is synced to the disk. A killed process loses no data, because the
+//! kernel has it, but a power cut can lose data. So a *mark* is synced before the tree or the layer is
+//! renamed to its final name. The mark is removed when the content is synced too:
 //!
 //! ```text
 //! mark ─► fsync ─► content written ─► rename ─► mount ┄► syncfs ─► mark removed
@@ -13,13 +13,13 @@
 //! STORE/unsynced/BOOT/layer-KEY
 //! ```
 //!
-//! A mark of an earlier boot means that the content on the disk is unknown. The store quarantines such a tree when it is
-//! opened, and the tree is built again when a pod requests it. Its blobs and layers are verified before they become part
-//! of a tree (`store::integrity`), so only damaged ones are downloaded again. A layer without checksums is quarantined
-//! too.
+//! A mark of an earlier boot means that the content on the disk is unknown. The store quarantines such a tree
+//! when it is opened, and the tree is built again when a pod requests it. Its blobs and layers are verified
+//! before they become part of a tree (`store::integrity`), so only damaged ones are downloaded again. A layer
+//! without checksums is quarantined too.
 //!
-//! One thread syncs all waiting items at once (`syncfs`). If the sync fails, these items count as damaged: pods keep their
-//! mounts, and the next publish builds the tree again.
+//! One thread syncs all waiting items at once (`syncfs`). If the sync fails, these items count as damaged:
+//! pods keep their mounts, and the next publish builds the tree again.
 //!
 //! Architecture Invariant: a visible tree or layer is synced to the disk, or its mark is.
 
@@ -73,8 +73,8 @@ struct Mark {
     renamed: Option<u64>,
 }
 
-/// The marks of the items that one pull may create. When it is dropped, marks of items that were not created are removed
-/// at once, and the others after a sync.
+/// The marks of the items that one pull may create. When it is dropped, marks of items that were not created
+/// are removed at once, and the others after a sync.
 #[derive(Debug)]
 pub(crate) struct UnsyncedMarks {
     shared: Option<Arc<Shared>>,
@@ -144,8 +144,8 @@ impl Durability {
         Ok(marked)
     }
 
-    /// Records that an item is about to be renamed to its final name. Reports whether this is allowed before it is
-    /// synced, because it has a durable mark.
+    /// Records that an item is about to be renamed to its final name. Reports whether this is allowed before
+    /// it is synced, because it has a durable mark.
     pub(crate) fn record_rename(&self, item: &Item) -> bool {
         let mut table = self.shared.table();
         table.renames += 1;
@@ -264,7 +264,7 @@ impl Table {
                 continue;
             };
             if let Some(error) = error {
-                self.failed.insert(name.clone(), format!("the disk error to sync it: {error}"));
+                self.failed.insert(name.clone(), format!("the disk refused to sync it: {error}"));
             }
             mark.renamed = None;
             self.remove_unused_mark(folder, &name);
@@ -277,7 +277,8 @@ impl Table {
         if self.marks.get(name).is_none_or(is_needed) {
             return;
         }
-        // After a failed sync the mark stays on the disk, so that the item is quarantined if the machine stops.
+        // After a failed sync the mark stays on the disk, so that the item is quarantined if the machine
+        // stops.
         if !self.failed.contains_key(name)
             && let Err(error) = std::fs::remove_file(folder.join(name))
         {

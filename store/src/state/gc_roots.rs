@@ -1,6 +1,7 @@
 //! GC roots from outside the store: the trees that volumes use.
 //!
-//! The store does not know volumes or mounts. The program that mounts trees reports them by implementing [`GcRoots`].
+//! The store does not know volumes or mounts. The program that mounts trees reports them by implementing
+//! [`GcRoots`].
 
 use std::collections::{BTreeSet, HashSet};
 use std::error::Error;

@@ -1,14 +1,16 @@
-//! What is in use though no record says so yet.
+//! Leases on items that are in use before a volume record names them.
 //!
-//! A publish holds a lease on its tree from before it looks for it until its record is written; a pull holds
-//! one on its tree and on every blob and layer that it is going to link, from before it looks which are there.
+//! A publish holds a lease on its tree from before it looks the tree up until its record is written. A pull
+//! holds a lease on its tree and on every blob and layer that it links, from before it checks which of them
+//! the store has.
 //!
-//! A collector first [`Leases::begin`]s, then reads records and mounts, then takes away one thing at a time
-//! with [`Leases::take_away`]. What anybody leases from the beginning on, and be it for a moment, stays: a
-//! volume that is published meanwhile is in no list that was read before. What was leased and given back
-//! before the beginning has its record, and is in the list.
+//! Garbage collection first calls [`Leases::begin`], then reads records and mounts, and then deletes one item
+//! at a time with [`Leases::take_away`]. An item that is leased after `begin`, even briefly, stays, because a
+//! volume that is published meanwhile is missing in the lists that were read. An item whose lease ended
+//! before `begin` has a record, and is in these lists.
 //!
-//! Architecture Invariant: nothing leaves `blobs`, `layers` or `trees` but under the mutex of the leases.
+//! Architecture Invariant: an item is removed from `blobs`, `layers` or `trees` only under the mutex of the
+//! leases.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,8 +98,8 @@ impl Leases {
         away()
     }
 
-    /// Does `keep`, which makes something of `parts` visible that was begun at a time, unless one of them was found
-    /// damaged since: what was found before that is fetched again by now.
+    /// Does `keep`, which makes something of `parts` visible that was begun at a time, unless one of them was
+    /// found damaged since: what was found before that is fetched again by now.
     pub(crate) fn keep(
         &self,
         begun: Instant,

@@ -1,5 +1,5 @@
-//! The node record, `state.json`: detected damage, the last scrub and the last garbage collection. It is informational
-//! (`oras-csi store ls`): no decision depends on it.
+//! The node record, `state.json`: detected damage, the last scrub and the last garbage collection. It is
+//! informational (`oras-csi store ls`): no decision depends on it.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};

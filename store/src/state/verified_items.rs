@@ -29,7 +29,8 @@ impl VerifiedItems {
         self.since(sync_failures).items.remove(item);
     }
 
-    /// Returns the items verified since the last failed sync, because after a failed sync any data may be lost.
+    /// Returns the items verified since the last failed sync, because after a failed sync any data may be
+    /// lost.
     fn since(&self, sync_failures: u64) -> MutexGuard<'_, Verified> {
         let mut verified = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if verified.sync_failures != sync_failures {

@@ -26,8 +26,9 @@ impl Store {
         rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| DiskError::new("open", path, errno))
     }
 
-    /// Reports whether the store has the blob. A file of another size does not count: either the disk is damaged, or the
-    /// manifest states a wrong size. The blob is downloaded again, and replaces the file if its digest is right.
+    /// Reports whether the store has the blob. A file of another size does not count: either the disk is
+    /// damaged, or the manifest states a wrong size. The blob is downloaded again, and replaces the file if
+    /// its digest is right.
     pub fn has_blob(&self, blob: &Descriptor) -> Result<bool, DiskError> {
         let path = self.layout.blob(blob.digest());
         match std::fs::symlink_metadata(&path) {
@@ -38,7 +39,8 @@ impl Store {
         }
     }
 
-    /// Reads a blob of at most `max_bytes` bytes. Returns `None` if the store does not have it, or if it is damaged.
+    /// Reads a blob of at most `max_bytes` bytes. Returns `None` if the store does not have it, or if it is
+    /// damaged.
     pub fn read_blob(&self, digest: &Digest, max_bytes: u64) -> Result<Option<Vec<u8>>, DiskError> {
         let path = self.layout.blob(digest);
         if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > max_bytes) {
@@ -116,8 +118,8 @@ impl Unfinished {
         self.path.clone().unwrap_or_default()
     }
 
-    /// Renames the file to the blob's name. It was verified just now, so it can replace an existing file of that name.
-    /// Trees keep the inode that they link to.
+    /// Renames the file to the blob's name. It was verified just now, so it can replace an existing file of
+    /// that name. Trees keep the inode that they link to.
     fn rename(mut self, name: &Path) -> Result<(), DiskError> {
         if let Some(path) = &self.path {
             std::fs::rename(path, name).map_err(|error| DiskError::new("commit", name, error))?;

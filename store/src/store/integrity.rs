@@ -1,10 +1,10 @@
 //! Verifies stored blobs and layers before they become part of a new tree.
 //!
-//! Each item is verified once for each process, since that requires reading it. Layers that this process unpacked are
-//! not verified again.
+//! Each item is verified once for each process, since that requires reading it. Layers that this process
+//! unpacked are not verified again.
 //!
-//! An existing tree is checked without reading its files (see [`Store::tree`]), because the time of a warm publish must
-//! not depend on the tree's size.
+//! An existing tree is checked without reading its files (see [`Store::tree`]), because the time of a warm
+//! publish must not depend on the tree's size.
 
 use super::Store;
 use crate::content::verify::{Verdict, verify_blob, verify_layer};

@@ -3,19 +3,21 @@
 //! ```text
 //! STORE/partial/
 //! ├── ALGORITHM-HEX-HOST         the received bytes, at their offsets; HOST is a hash of the registry's name (0600)
-//! └── ALGORITHM-HEX-HOST.written   the journal: a line for each range that was written, append-only
+//! └── ALGORITHM-HEX-HOST.whole   the journal: a line for each range that was written, append-only
 //! ```
 //!
-//! **One file for each registry.** The bytes of a blob can be verified only when it is complete. So bytes from different
-//! registries are never mixed: a registry that sends wrong bytes, or stalls, affects only its own download.
+//! **One file for each registry.** The bytes of a blob can be verified only when it is complete. So bytes
+//! from different registries are never mixed: a registry that sends wrong bytes, or stalls, affects only its
+//! own download.
 //!
-//! **The journal** starts with `oras-csi partial 1 SIZE BOOT`. A line `w START END` follows the `write` of these bytes. It
-//! is valid until the machine reboots, because the kernel keeps the writes of a killed process. A line `s START END`
-//! follows their `fdatasync` and is always valid. An incomplete or unknown line is ignored. So after a crash at any
-//! instruction the journal lists fewer bytes than were written, never more.
+//! **The journal** starts with `oras-csi partial 1 SIZE BOOT`. A line `w START END` follows the `write` of
+//! these bytes. It is valid until the machine reboots, because the kernel keeps the writes of a killed
+//! process. A line `s START END` follows their `fdatasync` and is always valid. An incomplete or unknown line
+//! is ignored. So after a crash at any instruction the journal lists fewer bytes than were written, never
+//! more.
 //!
-//! **Locks.** The writer holds a `flock` on the file, so that [`Store::delete_partials`] does not delete it. The journal
-//! does not replace verification: all bytes are hashed before the blob is committed.
+//! **Locks.** The writer holds a `flock` on the file, so that [`Store::delete_partials`] does not delete it.
+//! The journal does not replace verification: all bytes are hashed before the blob is committed.
 
 mod ranges;
 mod recent_chunks;
@@ -41,7 +43,7 @@ use super::Store;
 use crate::disk::folders::make_private_folder;
 use crate::disk::{DiskError, boot_id};
 
-const JOURNAL_SUFFIX: &str = ".written";
+const JOURNAL_SUFFIX: &str = ".whole";
 const HEADER: &str = "oras-csi partial 1";
 /// How many written bytes can be missing from the journal. They are lost when the process is killed.
 const JOURNAL_EVERY_BYTES: u64 = 1 << 20;
@@ -234,8 +236,8 @@ impl Partial {
         self.sync_due.notify_all();
     }
 
-    /// Waits for the bytes at `at` and returns some of them. Supports one reader, which only moves forward. Blocks, so it
-    /// must not be called from async code.
+    /// Waits for the bytes at `at` and returns some of them. Supports one reader, which only moves forward.
+    /// Blocks, so it must not be called from async code.
     pub(crate) fn next(&self, at: u64) -> Result<Next, DiskError> {
         if at >= self.size {
             return Ok(Next::Bytes(Bytes::new()));
@@ -345,7 +347,8 @@ fn open_locked(path: &Path) -> Result<File, DiskError> {
     }
 }
 
-/// Returns the ranges that a journal lists for a blob of this size on this boot. Ignores what cannot be parsed.
+/// Returns the ranges that a journal lists for a blob of this size on this boot. Ignores what cannot be
+/// parsed.
 fn read_journal(path: &Path, size: u64, boot: &str) -> Ranges {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

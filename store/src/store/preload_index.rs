@@ -1,9 +1,10 @@
-//! The preload index, `preload.json`: the trees that cluster sets preload on this node. These trees are GC roots.
+//! The preload index, `preload.json`: the trees that cluster sets preload on this node. These trees are GC
+//! roots.
 //!
-//! The driver writes the index before it preloads a tree, and again when the set is deleted. So preloaded trees stay also
-//! after a restart, while the driver does not yet know the sets. The file is synced, because a set still exists after a
-//! power cut, unlike a mount. An unreadable file (the disk was damaged, or a newer version wrote it) counts as empty:
-//! then unused trees can be garbage-collected, and are preloaded again.
+//! The driver writes the index before it preloads a tree, and again when the set is deleted. So preloaded
+//! trees stay also after a restart, while the driver does not yet know the sets. The file is synced, because
+//! a set still exists after a power cut, unlike a mount. An unreadable file (the disk was damaged, or a newer
+//! version wrote it) counts as empty: then unused trees can be garbage-collected, and are preloaded again.
 //!
 //! An older driver ignores the file, and can delete preloaded trees that no volume uses. See docs/design.md,
 //! "Preloading".
@@ -34,7 +35,8 @@ struct File {
 }
 
 impl PreloadEntry {
-    /// Returns the entry for the tree `key` of `recipe`. `id` is the id of the recipe in the status of the set.
+    /// Returns the entry for the tree `key` of `recipe`. `id` is the id of the recipe in the status of the
+    /// set.
     pub fn new(set: &str, id: &str, recipe: &PinnedRecipe, key: &TreeKey) -> Self {
         Self {
             set: set.to_owned(),
@@ -127,7 +129,8 @@ mod tests {
         store.write_preload_index(std::slice::from_ref(&wanted)).unwrap();
         assert_eq!(read_preload_index(&layout).unwrap(), std::slice::from_ref(&wanted));
         drop(store);
-        // A kill at any step leaves the previous file, and an unfinished file in tmp that the next start deletes.
+        // A kill at any step leaves the previous file, and an unfinished file in tmp that the next start
+        // deletes.
         for left in ["", "{\"sets\": [", "{\"sets\": []}"] {
             std::fs::write(folder.path().join("tmp/7"), left).unwrap();
             let store = Store::open(folder.path(), Limits::default()).unwrap();

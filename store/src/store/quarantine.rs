@@ -1,4 +1,5 @@
-//! Quarantine for damaged items. A damaged tree can be mounted, so it is renamed and stays until it is unmounted.
+//! Quarantine for damaged items. A damaged tree can be mounted, so it is renamed and stays until it is
+//! unmounted.
 
 use std::collections::BTreeSet;
 

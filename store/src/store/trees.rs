@@ -1,8 +1,8 @@
 //! Layers and trees: folders that one rename makes visible when they are complete.
 //!
-//! Before a tree is mounted again, the store checks it in a time that does not depend on its size: its description has a
-//! checksum of itself and the sizes of the largest files. This detects damage by a power cut or a file system repair.
-//! The scrubber detects single wrong bits.
+//! Before a tree is mounted again, the store checks it in a time that does not depend on its size: its
+//! description has a checksum of itself and the sizes of the largest files. This detects damage by a power
+//! cut or a file system repair. The scrubber detects single wrong bits.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -66,8 +66,8 @@ impl Tree {
     }
 }
 
-/// A layer or tree that is being built in `tmp`. Its folder is deleted when this value is dropped, unless it was
-/// committed.
+/// A layer or tree that is being built in `tmp`. Its folder is deleted when this value is dropped, unless it
+/// was committed.
 #[derive(Debug)]
 pub struct Staging<'a> {
     store: &'a Store,
@@ -101,7 +101,8 @@ impl Store {
         })
     }
 
-    /// Returns the tree `key`, if the store has it and a quick check finds no damage. Quarantines it otherwise.
+    /// Returns the tree `key`, if the store has it and a quick check finds no damage. Quarantines it
+    /// otherwise.
     pub fn tree(&self, key: &TreeKey) -> Result<Option<Tree>, DiskError> {
         let path = self.layout.tree(key);
         self.look_up(&Item::Tree(key.clone()), || {
@@ -130,7 +131,8 @@ impl Store {
         if let Lookup::Found(found) = look()? {
             return Ok(Some(found));
         }
-        // Looks again under the lock: another thread may have quarantined the item, and a new one may have replaced it.
+        // Looks again under the lock: another thread may have quarantined the item, and a new one may have
+        // replaced it.
         let _one = self.quarantine_lock.lock().unwrap_or_else(PoisonError::into_inner);
         match look()? {
             Lookup::Found(found) => Ok(Some(found)),
@@ -142,8 +144,8 @@ impl Store {
         }
     }
 
-    /// Sets the tree's time of last use to now. Garbage collection deletes the least recently used trees first. This is
-    /// one system call that does not wait for the disk.
+    /// Sets the tree's time of last use to now. Garbage collection deletes the least recently used trees
+    /// first. This is one system call that does not wait for the disk.
     pub fn mark_used(&self, key: &TreeKey) {
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
@@ -181,7 +183,8 @@ enum Lookup<T> {
 
 /// Reads the description of a layer or a tree.
 fn read_description<T: for<'de> Deserialize<'de>>(folder: &Path, name: &str) -> Result<Lookup<T>, DiskError> {
-    // Checks the folder first: one rename creates it with its description, and the caller's lease prevents its deletion.
+    // Checks the folder first: one rename creates it with its description, and the caller's lease prevents
+    // its deletion.
     if !folder.exists() {
         return Ok(Lookup::Absent);
     }

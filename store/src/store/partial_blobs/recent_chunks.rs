@@ -26,7 +26,8 @@ impl RecentChunks {
         }
     }
 
-    /// Returns buffered bytes that start at `at`. Drops chunks before `at`, because the reader only moves forward.
+    /// Returns buffered bytes that start at `at`. Drops chunks before `at`, because the reader only moves
+    /// forward.
     pub(super) fn take(&mut self, at: u64) -> Option<Bytes> {
         while self.chunks.front().is_some_and(|(start, chunk)| start + chunk.len() as u64 <= at) {
             self.pop();
