@@ -62,7 +62,7 @@ impl From<PullErrorKind> for PullOutcome {
             PullErrorKind::NotFound => Self::NotFound,
             PullErrorKind::Denied => Self::Denied,
             PullErrorKind::Unavailable => Self::Unavailable,
-            PullErrorKind::NoRoom => Self::NoRoom,
+            PullErrorKind::DiskFull => Self::NoRoom,
             PullErrorKind::Corrupt => Self::Corrupt,
             PullErrorKind::Refused => Self::Refused,
             PullErrorKind::Internal => Self::Internal,

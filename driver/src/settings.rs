@@ -122,7 +122,7 @@ impl Settings {
     #[must_use]
     pub fn with_watermarks(mut self, watermarks: Watermarks) -> Self {
         self.watermarks = watermarks;
-        self.limits = self.limits.with_minimum_age(watermarks.age());
+        self.limits = self.limits.with_minimum_age(watermarks.minimum_age());
         self
     }
 

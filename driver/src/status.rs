@@ -78,7 +78,7 @@ fn of_pull(kind: PullErrorKind) -> Code {
         PullErrorKind::NotFound => Code::NotFound,
         PullErrorKind::Denied => Code::PermissionDenied,
         PullErrorKind::Unavailable => Code::Unavailable,
-        PullErrorKind::NoRoom => Code::ResourceExhausted,
+        PullErrorKind::DiskFull => Code::ResourceExhausted,
         PullErrorKind::Corrupt => Code::DataLoss,
         PullErrorKind::Refused => Code::FailedPrecondition,
         PullErrorKind::Internal => Code::Internal,

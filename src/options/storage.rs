@@ -52,8 +52,8 @@ impl StorageOptions {
         }
         Ok(Watermarks::default()
             .with_marks(high, low)
-            .with_age(Duration::from_secs(self.gc_minimum_age))
-            .with_most_bytes(self.store_max_bytes.as_ref().map(ByteSize::bytes)))
+            .with_minimum_age(Duration::from_secs(self.gc_minimum_age))
+            .with_max_bytes(self.store_max_bytes.as_ref().map(ByteSize::bytes)))
     }
 
     /// Returns the space that must stay free.
@@ -69,7 +69,7 @@ impl StorageOptions {
             ));
         }
         Ok(Schedule::default()
-            .with_every(Duration::from_secs(self.scrub_interval * 3_600))
+            .with_interval(Duration::from_secs(self.scrub_interval * 3_600))
             .with_bytes_per_second(self.scrub_rate.bytes()))
     }
 }

@@ -1,4 +1,4 @@
-//! What a store holds, as it is on the disk: verified blobs on arrival, descriptions, checksums, an inventory.
+//! Content of a store on the disk: verification of incoming blobs, descriptions, checksums and the inventory.
 
 pub(crate) mod blob_reader;
 pub(crate) mod checksums;

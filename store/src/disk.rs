@@ -1,4 +1,5 @@
-//! The file system below the store: errors, free space, paths, walks. Nothing here knows what a store holds.
+//! File system helpers: errors, free space, paths beneath a root, directory walks. They do not depend on the
+//! store.
 
 pub(crate) mod beneath;
 mod boot_id;

@@ -1,18 +1,18 @@
-//! Kinds of failures: for the exit status of a program, and for metrics and gRPC codes.
+//! Classes of errors, which callers map to exit codes, metric labels and gRPC codes.
 
-/// The three ways in which this crate's operations fail.
+/// Classifies an error by what the caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ErrorClass {
-    /// Network, registry, disk, kernel: trying again later may help.
+    /// The network, the registry, the disk or the kernel failed: a later retry may succeed.
     Failed,
-    /// What was asked for is wrong: asking again in the same words never helps.
+    /// The request is invalid: the same request always fails.
     BadInput,
-    /// What was fetched is refused: a wrong digest, a path that would leave the tree, a limit.
+    /// The content is refused: a wrong digest, a path that leaves the tree, or a limit that is exceeded.
     Refused,
 }
 
 impl ErrorClass {
-    /// The exit status of the command for it.
+    /// Returns the exit code of the command (docs/design.md, "Command line and exit codes").
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Failed => 1,
@@ -22,23 +22,23 @@ impl ErrorClass {
     }
 }
 
-/// What a pull's failure means to the one who asked.
+/// Classifies the failure of a pull for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PullErrorKind {
-    /// No such thing in the registry.
+    /// The registry does not have the artifact.
     NotFound,
-    /// The registry, or our own rules, do not let us have it.
+    /// The registry, or a rule of this program, denies access.
     Denied,
-    /// The registry or the network fails: later it may not.
+    /// The registry or the network failed: a later retry may succeed.
     Unavailable,
-    /// The disk is full: later it may not be.
-    NoRoom,
-    /// The bytes are not what their digest says.
+    /// The disk is full: a later retry may succeed.
+    DiskFull,
+    /// The received bytes do not match their digest.
     Corrupt,
-    /// What is in it is refused.
+    /// The content of the artifact is refused.
     Refused,
-    /// The disk, or this program.
+    /// The disk or this program failed.
     Internal,
-    /// The driver stops.
+    /// The driver is stopping.
     Stopped,
 }

@@ -1,21 +1,26 @@
-//! Collection: what nobody uses makes room for what somebody wants.
+//! Garbage collection: deletes unused items when the disk, or the store's own limit, is nearly full.
 //!
 //! ```text
-//! set aside, not mounted ────────────────────────────► deleted, always
-//! trees that no record names, no cluster set ┐
-//!   wants, nothing mounts                    │
-//! blobs, layers, partial blobs of no tree    ├ least recently used first, ──► tmp ──► deleted, until there is room
-//!                                            ┘ older than the minimum age
+//! quarantined, not mounted ──────────────────────────► deleted, always
+//! trees that are not in a volume record, not ┐
+//!   in the preload index, not mounted        │
+//! blobs, layers, partial blobs without a     ├ least recently used first, ──► tmp ──► deleted, until the goal is
+//!   tree                                     ┘ older than the minimum age             reached
 //! ```
 //!
-//! It runs every so often, above the high watermark down to the low one; when a pull finds no room, for what that
-//! pull needs, and not at all where everything that could go would not be enough; and by `oras-csi store gc`.
+//! It runs in four cases (docs/design.md, "Garbage collection"):
 //!
-//! With a tree go the blobs and layers that no tree that stays needs. What is leased stays, and what was leased
-//! while the collection ran (see the leases of [`crate::store`]).
+//! * at intervals: if usage is above the high watermark, down to the low watermark;
+//! * when a pull does not have enough disk space: for the bytes that the pull needs, and only if deleting all
+//!   unused items would free enough;
+//! * after a pull ran out of disk space while unpacking: until the free space has doubled;
+//! * by `oras-csi store gc`.
 //!
-//! Architecture Invariant: a tree that is mounted, recorded, leased or wanted by a cluster set is never taken away.
-//! Where mounts, records or what sets want cannot be read, nothing is.
+//! With a tree, its blobs and layers are deleted, unless another tree that stays needs them. Leased items
+//! stay, including items that were leased at any time during the collection (see `state::leases`).
+//!
+//! Architecture Invariant: a tree that is mounted, in a volume record, leased or in the preload index is
+//! never deleted. If mounts, volume records or the preload index cannot be read, nothing is deleted.
 
 mod candidates;
 mod collect;
@@ -23,7 +28,7 @@ mod periodic;
 mod roots;
 mod watermarks;
 
-pub use self::collect::{Goal, collect, make_more_space};
+pub use self::collect::{Goal, collect, double_free_space};
 pub use self::periodic::run;
 pub use self::roots::Roots;
 pub use self::watermarks::Watermarks;

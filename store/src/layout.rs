@@ -1,4 +1,4 @@
-//! The names of everything in a store's folder. Nothing here reads what a store holds.
+//! Paths and keys in a store's folder. Except for `format`, this module does not access the disk.
 
 pub(crate) mod format;
 mod item;
@@ -13,33 +13,33 @@ pub use self::item::Item;
 pub use self::keys::{LayerKey, TreeKey, quarantined_tree};
 pub use self::shape::LayerShape;
 
-/// The files of a layer or a tree.
+/// The folder with the files of a layer or a tree.
 pub(crate) const FILES: &str = "files";
-/// What a tree is made of.
+/// The description of a tree: its size and its parts.
 pub(crate) const TREE: &str = "tree.json";
-/// How much is in a layer.
+/// The description of a layer: its size.
 pub(crate) const LAYER: &str = "layer.json";
-/// The checksums of the files that no blob vouches for.
+/// The checksums of files whose content no blob digest verifies.
 pub(crate) const CHECKSUMS: &str = "sums";
 
-/// The folder with the files of a tree, relative to the folder of all trees.
+/// Returns the folder with the files of a tree, relative to the folder of all trees.
 pub fn tree_files(key: &TreeKey) -> PathBuf {
     Path::new(key.as_str()).join(FILES)
 }
 
-/// The paths of a store.
+/// Computes the paths in a store's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     path: PathBuf,
 }
 
 impl Layout {
-    /// Those of the store in this folder.
+    /// Returns the paths of the store in this folder.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// The folder.
+    /// Returns the folder of the store.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -60,22 +60,22 @@ impl Layout {
         self.layers().join(key.as_str())
     }
 
-    /// Where trees are.
+    /// Returns the folder with all trees.
     pub fn trees(&self) -> PathBuf {
         self.path.join("trees")
     }
 
-    /// Where this tree is.
+    /// Returns the folder of a tree.
     pub fn tree(&self, key: &TreeKey) -> PathBuf {
         self.trees().join(key.as_str())
     }
 
-    /// Where records of volumes are.
+    /// Returns the folder with the records of published volumes.
     pub fn volumes(&self) -> PathBuf {
         self.path.join("volumes")
     }
 
-    /// Where trees are mounted read-only.
+    /// Returns the folder where `trees` is mounted read-only.
     pub fn readonly(&self) -> PathBuf {
         self.path.join("readonly")
     }
@@ -92,7 +92,7 @@ impl Layout {
         self.path.join("partial")
     }
 
-    /// Where it is written down what cluster sets want.
+    /// Returns the file that lists the trees that cluster sets preload.
     pub(crate) fn preload_index(&self) -> PathBuf {
         self.path.join("preload.json")
     }

@@ -1,18 +1,20 @@
-//! What a node keeps and how it gets there: verified blobs, unpacked layers, and trees of hard links.
+//! The content-addressed store of a node: verified blobs, unpacked layers, trees of hard links, and the pulls
+//! that fill it.
 //!
 //! ```text
 //! gc, scrub, pull ──► store ──► state ──► content ──► layout ──► disk ──► limits
 //!             └─────► unpack ───────────────┘
 //! ```
 //!
-//! This crate knows no CSI, no kubelet, no Kubernetes and no metrics. A program that mounts trees tells the store what
-//! is in use by a [`GcRoots`], and hears what happens by a [`StoreObserver`].
+//! This crate does not depend on CSI, kubelet, Kubernetes or a metrics library. A program that mounts trees
+//! implements [`GcRoots`], which lists the trees in use. It can implement [`StoreObserver`] to count events.
 //!
-//! Architecture Invariant: nothing is visible that was not verified. A tree appears in the store by one rename, after
-//! the digest of every byte it is made of was compared.
+//! Architecture Invariant: unverified content is never visible. One rename makes a tree visible, after the
+//! store has compared the digest of every byte in it.
 //!
-//! Architecture Invariant: nothing a registry sends is believed. Sizes, counts, depths, windows and names have limits
-//! with messages of their own ([`Limits`]); paths are opened beneath a descriptor.
+//! Architecture Invariant: data from a registry is untrusted. Sizes, counts, depths, compression windows and
+//! names have limits, each with its own error message ([`Limits`]). Paths are opened beneath a file
+//! descriptor.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -44,4 +46,4 @@ pub use self::state::{
 };
 pub use self::store::preload_index::{PreloadEntry, read_preload_index};
 pub use self::store::trees::{Layer, Staging, Tree};
-pub use self::store::{Store, look_at};
+pub use self::store::{Store, locate_store};

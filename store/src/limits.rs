@@ -1,4 +1,4 @@
-//! Limits on what a registry can make a node download, unpack and store.
+//! Limits on what a registry can make a node download, unpack and store (docs/design.md, "Limits").
 
 mod percent;
 mod reserve;
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub use self::percent::{Percent, PercentError};
 pub use self::reserve::Reserve;
 
-/// Limits on what is unpacked. Each has its own message when it is passed.
+/// Limits on downloaded and unpacked content. Each has its own error message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     layers: usize,
@@ -18,10 +18,10 @@ pub struct Limits {
     unpacked: u64,
     zstd_window_log: u32,
     reserve: Reserve,
-    streams: usize,
-    streams_per_artifact: usize,
+    download_slots: usize,
+    download_slots_per_artifact: usize,
     slow_after: Duration,
-    least_after: Duration,
+    stalled_after: Duration,
     minimum_age: Duration,
 }
 
@@ -34,145 +34,147 @@ impl Default for Limits {
             depth: 256,
             unpacked: 100 << 30,
             zstd_window_log: 27,
-            reserve: Reserve::percent(Percent::A_TENTH).at_most(256 << 20),
-            streams: 8,
-            streams_per_artifact: 4,
+            reserve: Reserve::percent(Percent::TENTH).at_most(256 << 20),
+            download_slots: 8,
+            download_slots_per_artifact: 4,
             slow_after: Duration::from_secs(10),
-            least_after: Duration::from_mins(2),
+            stalled_after: Duration::from_mins(2),
             minimum_age: Duration::from_mins(2),
         }
     }
 }
 
 impl Limits {
-    /// How many layers a manifest may have: 4,096, which is also the most that is ever read.
+    /// Returns the maximum number of layers in a manifest: 4,096, which is also the most that is ever read.
     pub fn layers(&self) -> usize {
         self.layers
     }
 
-    /// How many entries all layers of a volume may hold together, and its tree: 1,000,000.
+    /// Returns the maximum number of entries in all layers of a volume together, and in its tree: 1,000,000.
     pub fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// The longest path within a tree, in bytes: 4,096.
+    /// Returns the maximum length of a path in a tree, in bytes: 4,096.
     pub fn path(&self) -> usize {
         self.path
     }
 
-    /// How many directories deep a path may go: 256.
+    /// Returns the maximum number of nested directories in a path: 256.
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// How many bytes all layers of a volume may unpack to together, and its tree may have: 100 GiB.
+    /// Returns the maximum unpacked size of all layers of a volume together, and of its tree, in bytes: 100
+    /// GiB.
     pub fn unpacked(&self) -> u64 {
         self.unpacked
     }
 
-    /// The largest zstd window, as its logarithm: 27, which is 128 MiB.
+    /// Returns the maximum zstd window, as a base-2 logarithm: 27, which is 128 MiB.
     pub fn zstd_window_log(&self) -> u32 {
         self.zstd_window_log
     }
 
-    /// How much of the disk stays free whatever is asked for: a tenth, and no more than 256 MiB.
+    /// Returns the part of the disk that always stays free: a tenth, and no more than 256 MiB.
     pub fn reserve(&self) -> Reserve {
         self.reserve
     }
 
-    /// How many blobs are read from registries at once, on the whole node: 8, of one host half of them. As many
-    /// again may be read slowly.
-    pub fn streams(&self) -> usize {
-        self.streams
+    /// Returns the number of download slots of the node, one for each blob that is downloaded: 8, and half of
+    /// them for one host. The same number again is available for slow downloads.
+    pub fn download_slots(&self) -> usize {
+        self.download_slots
     }
 
-    /// How many blobs of one volume are read at once: 4.
-    pub fn streams_per_artifact(&self) -> usize {
-        self.streams_per_artifact
+    /// Returns the number of download slots that one volume can use: 4.
+    pub fn download_slots_per_artifact(&self) -> usize {
+        self.download_slots_per_artifact
     }
 
-    /// How long a blob that comes with less than 64 KiB a second may keep others waiting: 10 s.
+    /// Returns after which time a download below 64 KiB per second counts as slow and frees its slot: 10 s.
     pub fn slow_after(&self) -> Duration {
         self.slow_after
     }
 
-    /// How long a blob may come with less than 4 KiB a second: two minutes.
-    pub fn least_after(&self) -> Duration {
-        self.least_after
+    /// Returns after which time a download below 4 KiB per second fails as stalled: two minutes.
+    pub fn stalled_after(&self) -> Duration {
+        self.stalled_after
     }
 
-    /// What was used within this time is not collected for a pull that finds no room: two minutes.
+    /// Returns the minimum age of items that are deleted for a pull when the disk is full: two minutes since
+    /// last use.
     pub fn minimum_age(&self) -> Duration {
         self.minimum_age
     }
 
-    /// The same limits with another age at which something may be collected.
+    /// Sets the minimum age of items that are deleted when the disk is full.
     #[must_use]
     pub fn with_minimum_age(mut self, age: Duration) -> Self {
         self.minimum_age = age;
         self
     }
 
-    /// The same limits with another patience: until a slow blob makes way, and until it is given up.
+    /// Sets after which time a slow download frees its slot, and after which time a stalled download fails.
     #[must_use]
-    pub fn with_patience(mut self, slow_after: Duration, least_after: Duration) -> Self {
-        (self.slow_after, self.least_after) = (slow_after, least_after);
+    pub fn with_slow_download_times(mut self, slow_after: Duration, stalled_after: Duration) -> Self {
+        (self.slow_after, self.stalled_after) = (slow_after, stalled_after);
         self
     }
 
-    /// The same limits with another number of layers.
+    /// Sets the maximum number of layers.
     #[must_use]
     pub fn with_layers(mut self, layers: usize) -> Self {
         self.layers = layers;
         self
     }
 
-    /// The same limits with another longest path.
+    /// Sets the maximum length of a path.
     #[must_use]
     pub fn with_path(mut self, bytes: usize) -> Self {
         self.path = bytes;
         self
     }
 
-    /// The same limits with another largest zstd window, as its logarithm.
+    /// Sets the maximum zstd window, as a base-2 logarithm.
     #[must_use]
     pub fn with_zstd_window_log(mut self, log: u32) -> Self {
         self.zstd_window_log = log;
         self
     }
 
-    /// The same limits with another number of entries.
+    /// Sets the maximum number of entries.
     #[must_use]
     pub fn with_entries(mut self, entries: u64) -> Self {
         self.entries = entries;
         self
     }
 
-    /// The same limits with another number of directories within each other.
+    /// Sets the maximum number of nested directories.
     #[must_use]
     pub fn with_depth(mut self, depth: usize) -> Self {
         self.depth = depth;
         self
     }
 
-    /// The same limits with another size that a volume may unpack to.
+    /// Sets the maximum unpacked size of a volume.
     #[must_use]
     pub fn with_unpacked(mut self, bytes: u64) -> Self {
         self.unpacked = bytes;
         self
     }
 
-    /// The same limits with another reserve of free space.
+    /// Sets the reserve of free space.
     #[must_use]
     pub fn with_reserve(mut self, reserve: Reserve) -> Self {
         self.reserve = reserve;
         self
     }
 
-    /// The same limits with another number of blobs read at once on the node; at least one.
+    /// Sets the number of download slots of the node; at least one.
     #[must_use]
-    pub fn with_streams(mut self, streams: usize) -> Self {
-        self.streams = streams.max(1);
+    pub fn with_download_slots(mut self, download_slots: usize) -> Self {
+        self.download_slots = download_slots.max(1);
         self
     }
 }

@@ -1,17 +1,21 @@
-//! The scrub: everything at rest is read again, slowly, and compared with what it was when it was verified.
+//! The scrubber reads all stored items again, slowly, and compares them with their digests and recorded
+//! checksums.
 //!
 //! ```text
-//! blobs ── digest ──┐           good ─► the next one
-//! layers ── sums ───┼─► verdict ┤
-//! trees ── count, ──┘           damaged ─► set aside, with the trees made of it ─► fetched again: at once what is
-//!          own sums                        recorded in state.json, counted, logged   mounted, else when asked for
+//! blobs ── digest ─────┐           good ─► next item
+//! layers ─ checksums ──┼─► verdict ┤
+//! trees ── size, own ──┘           damaged ─► quarantined, with the trees ─► downloaded again: at once if it is
+//!          checksums                          that use it; recorded in          mounted, else when a pod
+//!                                             state.json, counted, logged       requests it
 //! ```
 //!
-//! One thread, at the lowest priority, at most so many bytes a second, past the page cache. It ends where it is when
-//! the driver stops; each begins at another place, so that with a driver that restarts often everything has its turn.
+//! The scrubber is one thread with the lowest priority. It has a limit on bytes per second and bypasses the
+//! page cache. It stops at any point when the driver stops. Each scrub starts at another item, so that a
+//! driver that restarts often still verifies all items.
 //!
-//! What is damaged is never mounted again. Pods that have it mounted keep it: to take a mount away would be worse
-//! than what a bit may do, and whoever is on call is told.
+//! A damaged item is never mounted again. Pods that have it mounted keep it, because removing a mount from a
+//! running pod is worse than a wrong bit. Logs, metrics and the node record report the damage. See
+//! docs/design.md, "Garbage collection".
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,53 +31,54 @@ use crate::layout::{CHECKSUMS, FILES, Item, LayerKey};
 use crate::state::node_record::{ScrubReport, now};
 use crate::store::Store;
 
-/// When the scrub runs, and how fast.
+/// Defines when the scrubber runs, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    every: Option<Duration>,
+    interval: Option<Duration>,
     bytes_per_second: u64,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { every: Some(Duration::from_hours(7 * 24)), bytes_per_second: 20 << 20 }
+        Self { interval: Some(Duration::from_hours(7 * 24)), bytes_per_second: 20 << 20 }
     }
 }
 
 impl Schedule {
-    /// This often, from end to end; never, with zero. A week, unless told otherwise.
+    /// Sets the interval from the end of one scrub to the next. Zero disables scrubbing. The default is a
+    /// week.
     #[must_use]
-    pub fn with_every(self, every: Duration) -> Self {
-        Self { every: Some(every).filter(|every| !every.is_zero()), ..self }
+    pub fn with_interval(self, interval: Duration) -> Self {
+        Self { interval: Some(interval).filter(|interval| !interval.is_zero()), ..self }
     }
 
-    /// At most so many bytes a second: 20 MiB.
+    /// Sets the maximum number of bytes per second. The default is 20 MiB.
     #[must_use]
     pub fn with_bytes_per_second(self, bytes_per_second: u64) -> Self {
         Self { bytes_per_second: bytes_per_second.max(1), ..self }
     }
 
-    /// How often.
-    pub fn every(&self) -> Option<Duration> {
-        self.every
+    /// Returns the interval; `None` if scrubbing is disabled.
+    pub fn interval(&self) -> Option<Duration> {
+        self.interval
     }
 }
 
-/// Reads no faster than it may.
-struct Slowly {
+/// Limits the read rate.
+struct RateLimit {
     bytes_per_second: u64,
     began: Instant,
     read: u64,
     stop: CancellationToken,
 }
 
-impl Slowly {
+impl RateLimit {
     fn new(schedule: &Schedule, stop: CancellationToken) -> Self {
         Self { bytes_per_second: schedule.bytes_per_second, began: Instant::now(), read: 0, stop }
     }
 }
 
-impl Pace for Slowly {
+impl Pace for RateLimit {
     fn spend(&mut self, bytes: u64) -> bool {
         const SLICE: Duration = Duration::from_millis(100);
         self.read = self.read.saturating_add(bytes);
@@ -90,26 +95,27 @@ impl Pace for Slowly {
     }
 }
 
-/// Scrubs the store until `stop`, as often as `schedule` says; `heal` is called after damage was set aside.
+/// Scrubs the store at the intervals of `schedule` until `stop`. Calls `heal` after damaged items were
+/// quarantined.
 pub async fn run(
     store: Arc<Store>,
     schedule: Schedule,
     heal: impl Fn() + Send + Sync + 'static,
     stop: CancellationToken,
 ) {
-    let Some(every) = schedule.every else { return stop.cancelled().await };
+    let Some(interval) = schedule.interval else { return stop.cancelled().await };
     let heal = Arc::new(heal);
     loop {
-        // The first one is due when it would be had there been one when the store was made.
-        let ended = store.node_record().scrub.map_or_else(|| store.since(), |scrub| scrub.ended);
+        // The first scrub is due one interval after the store was created.
+        let ended = store.node_record().scrub.map_or_else(|| store.created_at(), |scrub| scrub.ended);
         let since = Duration::from_secs(now().saturating_sub(ended));
         tokio::select! {
-            () = tokio::time::sleep(every.saturating_sub(since)) => {}
+            () = tokio::time::sleep(interval.saturating_sub(since)) => {}
             () = stop.cancelled() => return,
         }
         let (done, ends) = tokio::sync::oneshot::channel();
         let (scrubbed, stopped, heal) = (store.clone(), stop.clone(), heal.clone());
-        // A thread of its own: one of the pool would keep its low priority.
+        // Uses its own thread, because a thread of the pool would keep the low priority.
         let thread = std::thread::Builder::new().name("scrub".to_owned()).spawn(move || {
             let _ = rustix::process::setpriority_process(None, 19);
             let report = scrub(&scrubbed, &schedule, stopped, &|| heal());
@@ -119,37 +125,37 @@ pub async fn run(
         let result = match thread {
             Ok(_) => ends.await,
             Err(error) => {
-                tracing::warn!(%error, "no thread for the scrub");
+                tracing::warn!(%error, "cannot start the scrubber thread; stored items are not scrubbed until the driver restarts");
                 return stop.cancelled().await;
             }
         };
         match result {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the scrub broke off; it is tried again later"),
-            Err(_) => tracing::error!("the scrub ended without a word; it is tried again later"),
+            Ok(Err(error)) => tracing::warn!(%error, "the scrub failed; it is retried later"),
+            Err(_) => tracing::error!("the scrubber thread panicked; the scrub is retried later"),
         }
-        // What broke off or has nothing to do is not tried at once again.
+        // Waits before a retry, also after a scrub that failed or had nothing to do.
         tokio::select! {
-            () = tokio::time::sleep(every.min(Duration::from_mins(1))) => {}
+            () = tokio::time::sleep(interval.min(Duration::from_mins(1))) => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// Compares all that is in the store once; sets aside what is damaged.
+/// Verifies all items in the store once, and quarantines damaged ones.
 pub fn scrub(
     store: &Store,
     schedule: &Schedule,
     stop: CancellationToken,
     heal: &dyn Fn(),
 ) -> Result<ScrubReport, DiskError> {
-    let mut pace = Slowly::new(schedule, stop);
+    let mut pace = RateLimit::new(schedule, stop);
     let mut report = ScrubReport { began: now(), ..ScrubReport::default() };
     let mut inventory = Inventory::read(store.layout())?;
-    inventory.begin_at(report.began);
+    inventory.rotate(report.began);
     for found in inventory.blobs() {
         let item = Item::Blob(found.digest().clone());
-        // While it is compared nobody takes it away, or puts another in its place.
+        // The lease prevents garbage collection from deleting the item while it is read.
         let mut lease = store.lease();
         lease.add_blocking([item.clone()]);
         let verdict = verify_blob(store.layout(), found.digest(), &mut pace);
@@ -171,7 +177,7 @@ pub fn scrub(
             return Ok(report);
         }
     }
-    // Read again: those that are made of something damaged are aside by now.
+    // Reads the inventory again, because trees that use a damaged item are quarantined by now.
     for found in Inventory::read(store.layout())?.trees() {
         let item = Item::Tree(found.key().clone());
         let mut lease = store.lease();
@@ -189,7 +195,7 @@ pub fn scrub(
         trees = report.trees,
         bytes = report.bytes,
         damaged = report.damaged,
-        "the store was scrubbed"
+        "scrubbed the store"
     );
     let noted = report.clone();
     store.update_node_record(|record| record.scrub = Some(noted));
@@ -199,7 +205,7 @@ pub fn scrub(
     Ok(report)
 }
 
-/// Acts on a verdict; `false` where the scrub shall end.
+/// Handles a verdict. Returns `false` if the scrub must stop.
 fn apply_verdict(
     store: &Store,
     item: &Item,
@@ -218,7 +224,7 @@ fn apply_verdict(
     Ok(true)
 }
 
-/// Takes the checksums of a layer that an earlier version made: what is there now is what the next scrub expects.
+/// Records the checksums of a layer that an earlier version created. Later scrubs compare with this state.
 fn record_checksums(store: &Store, key: &LayerKey) -> Result<Verdict, DiskError> {
     let folder = store.layout().layer(key);
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
@@ -233,13 +239,13 @@ fn record_checksums(store: &Store, key: &LayerKey) -> Result<Verdict, DiskError>
     let written = checksums::write(&root, &unfinished, Which::All, &mut Reader::from_disk(), |_| {})
         .and_then(|()| {
             std::fs::rename(&unfinished, folder.join(CHECKSUMS))
-                .map_err(|error| DiskError::new("keep", folder.join(CHECKSUMS), error))
+                .map_err(|error| DiskError::new("commit", folder.join(CHECKSUMS), error))
         });
     if let Err(error) = written {
         let _ = std::fs::remove_file(&unfinished);
-        // It may have been collected meanwhile.
+        // The layer may have been garbage-collected meanwhile.
         return if folder.exists() { Err(error) } else { Ok(Verdict::Gone) };
     }
-    tracing::info!(layer = %key, "a layer of an earlier version has checksums from now on");
+    tracing::info!(layer = %key, "recorded checksums for a layer that an earlier version of the driver created");
     Ok(Verdict::NoChecksums)
 }

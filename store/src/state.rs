@@ -1,4 +1,4 @@
-//! The state of an open store, one file a concern. None of them knows the store as a whole.
+//! State of an open store, one module for each concern. These modules do not depend on [`crate::Store`].
 
 pub(crate) mod durability;
 pub(crate) mod gc_roots;

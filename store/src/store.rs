@@ -1,69 +1,77 @@
-//! What a node has: blobs, layer trees, trees, and which volumes use them.
+//! The content-addressed store of a node: blobs, layers and trees, and the state that belongs to them.
+//!
+//! See docs/design.md, "Store".
 //!
 //! ```text
-//! STORE/                    0700, its owner's alone
-//! ├── lock                  flock, exclusive, for as long as a process has the store open
-//! ├── format                "oras-csi store 2": the first thing that is written, refused if newer (see `format`)
-//! ├── tmp/NUMBER…           everything unfinished, and what is being deleted; emptied at start, under the lock
-//! ├── partial/              big blobs on their way (see `partial_blobs`); what nobody goes on with goes after a day
-//! ├── set-aside/NAME.N      what was found damaged: KEY.N a tree, layer-KEY.N, sha256-HEX.N; it may be mounted
-//! ├── blobs/sha256/HEX      verified files: manifests, and layers that are one file (0444)
+//! STORE/                    0700, accessible to its owner only
+//! ├── lock                  flock, exclusive, held while a process has the store open
+//! ├── format                "oras-csi store 2": written first; a newer format is refused (see `layout::format`)
+//! ├── tmp/NUMBER…           unfinished work, and items being deleted; emptied at startup, under the lock
+//! ├── partial/              large blobs being downloaded (see `partial_blobs`); removed after a day without progress
+//! ├── set-aside/NAME.N      quarantine for damaged items: KEY.N is a tree, also layer-KEY.N and sha256-HEX.N;
+//! │                         a quarantined tree can still be mounted
+//! ├── blobs/sha256/HEX      verified files: manifests, and layers that are a single file (0444)
 //! ├── blobs/sha512/HEX
 //! ├── layers/KEY/           a tar layer, unpacked once
-//! │   ├── files/            its tree
-//! │   ├── sums              checksums of what is in it (see `checksums`)
-//! │   └── layer.json        how much is in it
-//! ├── trees/KEY/            a recipe's tree: hard links to blobs and to files of layers
-//! │   ├── files/            what a pod sees
-//! │   ├── sums              checksums of its own files: copies, where a link could not be made
-//! │   └── tree.json         how much is in it, what it is made of; its mtime is when it was last used
-//! ├── volumes/HASH.json     one published volume each (see the driver's `volume_records`)
-//! ├── unsynced/BOOT/NAME    marks of layers and trees that the disk may not have yet (see `durability`)
-//! ├── state.json            what the store tells of itself: damage, the last scrub and collection (see `node_record`)
-//! ├── given                 which registries gave which of it (see `provenance`); may be absent
-//! ├── preload.json          which trees cluster sets want here, whoever uses them (see `preload_index`); may be absent
-//! └── readonly/             where `trees` is mounted once more, read-only (see `mount`)
+//! │   ├── files/            its files
+//! │   ├── sums              checksums of its files (see `content::checksums`)
+//! │   └── layer.json        its size
+//! ├── trees/KEY/            the tree of a recipe: hard links to blobs and to files of layers
+//! │   ├── files/            the files that a pod sees
+//! │   ├── sums              checksums of the files that belong to the tree alone: copies, where linking failed
+//! │   └── tree.json         its size and its parts; the mtime is the time of the last use
+//! ├── volumes/HASH.json     one record for each published volume (the driver's `volume_records`)
+//! ├── unsynced/BOOT/NAME    marks for layers and trees that may not be on the disk yet (see `state::durability`)
+//! ├── state.json            damage, last scrub, last garbage collection (see `state::node_record`)
+//! ├── given                 which registry and repository served a digest (see `state::provenance`); optional
+//! ├── preload.json          the trees that cluster sets preload on this node (see `preload_index`); optional
+//! └── readonly/             a second, read-only mount of `trees` (the driver's `mount`)
 //! ```
 //!
-//! **Commit points.** A blob, a layer and a tree (never over another) come into being by one `rename` out of `tmp`.
-//! None waits for the disk: a mark says of a layer and a tree that the disk may not have them yet, is there before
-//! them, and goes behind a `syncfs` that brings all that waits to the disk (see `durability`). A blob's name says what
-//! its bytes are. A volume's record comes into being by a `rename` over the old one, and is not synced: after a power
-//! cut its mount is gone as well, and kubelet publishes again.
+//! **Commit points.** One `rename` out of `tmp` creates a blob, a layer or a tree; a layer or a tree never
+//! replaces an existing one. The rename does not wait for the disk. Instead, a mark for each layer and tree
+//! records that it may not be on the disk yet. The mark is durable before the rename, and is removed after a
+//! `syncfs` has written everything that waits (see `state::durability`). A blob needs no mark, because its
+//! name is the digest of its bytes. A volume record is created by a `rename` over the previous one and is not
+//! synced: a power cut removes the mount as well, and kubelet publishes the volume again.
 //!
-//! **They end** by one `rename` too: into `tmp`, where they are deleted, or into `set-aside`, where they stay
-//! until nothing mounts them. A tree goes before the blobs and layers that only it needs.
+//! **Removal** is one `rename` too: into `tmp`, where the item is deleted, or into `set-aside` (quarantine),
+//! where it stays until it is no longer mounted. A tree is removed before the blobs and layers that only this
+//! tree needs.
 //!
-//! | killed | leaves | and then |
+//! | killed | left behind | what happens next |
 //! |---|---|---|
-//! | while something is written | a file or folder in `tmp`, or in `partial` | deleted at start; gone on from |
-//! | between a blob and its tree | a blob that no tree needs | used by the next pull, or collected |
-//! | after a tree was renamed away | its folder in `tmp`, blobs that no tree needs | deleted at start; collected |
-//! | while something damaged is set aside | the part aside, some of its trees not yet | the scrub finds the trees' bytes wrong, or they go as others do |
-//! | between a record and its mount | a record too many | see the driver's `volume_records` |
-//! | while `preload.json` is written | the old one, and a file in `tmp` | written again once the sets are known |
-//! | after it, before what it names is there | a name of nothing | fetched ahead |
+//! | while an item is written | a file or folder in `tmp`, or a file in `partial` | deleted at startup; or the download resumes |
+//! | between a blob and its tree | a blob that no tree needs | the next pull uses it, or garbage collection deletes it |
+//! | after a tree was renamed away | its folder in `tmp`, and blobs that no tree needs | deleted at startup; garbage-collected |
+//! | while a damaged item is quarantined | the item in quarantine, some of its trees still in `trees` | the scrubber detects the damage in these trees, or garbage collection deletes them |
+//! | between a volume record and its mount | a record without a mount | the next publish mounts the tree, or the next unpublish removes the record |
+//! | while `preload.json` is written | the previous file, and a file in `tmp` | written again when the sets are known |
+//! | after `preload.json`, before its trees exist | an entry without a tree | the tree is preloaded |
 //!
-//! A crash of the machine leaves the same, and marks: their trees are taken out of sight at start, and what a new one is
-//! made of is compared with what it was before it is used (see `integrity`).
+//! A crash of the machine leaves the same, and marks. At startup the store moves the marked trees out of
+//! `trees`. It compares their blobs and layers with the recorded digests and checksums before it uses them in
+//! a new tree (see `integrity`).
 //!
-//! Nothing in `blobs`, `layers` or `trees` is ever written to again, but for the time of a `tree.json`.
+//! Files in `blobs`, `layers` and `trees` are never written again. Only the mtime of a `tree.json` changes.
 //!
-//! **Locks.** Between processes: `lock`; `oras-csi store ls` and `verify` read without it. Within one: whoever makes
-//! a blob, a layer or a tree holds the lock of its name and of its registry in [`crate::pull`], so that one download
-//! serves all who name the same; were two
-//! to make the same, either is as good. The mutex of the leases (`leases`) is held for each rename that takes
-//! something away and for that which makes a tree visible; one collection at a time holds `collecting`.
+//! **Locks.** Between processes: `lock`. `oras-csi store ls` and `verify` read the store without it. Within a
+//! process: the task that creates a blob, a layer or a tree holds the lock for its name and its registry in
+//! [`crate::pull`], so that one download serves every request for the same content. If two tasks create the
+//! same item anyway, either copy is correct. Renames run without the mutex of the leases (`state::leases`): each
+//! one marks the items that it removes or makes visible, and only a lease on the same item waits for its end.
+//! `gc_lock` is held by the one garbage collection that runs.
 //!
-//! **Roots** of a collector ([`crate::gc`]): the trees that records in `volumes` name, the trees that
-//! `preload.json` names, the trees that are mounted anywhere (mountinfo), and whatever is leased; from a tree, the
-//! blobs and layers in its `tree.json`. A name of a file that a tree shares is another link to the same inode: removing a blob
-//! or a layer frees nothing that a tree still has, and harms none.
+//! **GC roots** ([`crate::gc`]) are: the trees that records in `volumes` name, the trees that `preload.json`
+//! names, the trees that are mounted anywhere (mountinfo), and all leased items. A tree that stays also keeps
+//! the blobs and layers in its `tree.json`. A file that a tree shares with a blob or a layer is another link
+//! to the same inode. So deleting a blob or a layer does not affect trees, and frees no space that a tree
+//! still uses.
 //!
-//! Architecture Invariant: nothing is visible under `blobs`, `layers` or `trees` before it is whole and
+//! Architecture Invariant: an item is visible under `blobs`, `layers` or `trees` only when it is complete and
 //! its digests have been verified.
 //!
-//! Architecture Invariant: what is mounted is never deleted, damaged or not.
+//! Architecture Invariant: a mounted tree is never deleted, damaged or not.
 
 mod blobs;
 mod integrity;
@@ -92,10 +100,10 @@ use crate::state::observer::{NoObserver, StoreObserver};
 use crate::state::provenance::Provenance;
 use crate::state::verified_items::VerifiedItems;
 
-/// Makes this many bytes free in a store, if that is possible. The caller looks whether it was.
+/// Frees this many bytes in a store, if possible. The caller must check whether it was.
 pub(crate) type SpaceReclaimer = fn(&Store, u64) -> Result<(), DiskError>;
 
-/// The folder, locked.
+/// An open store. Its folder stays locked until the value is dropped.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
@@ -105,8 +113,8 @@ pub struct Store {
     tmp: TmpNames,
     layout: Layout,
     leases: Leases,
-    collecting: Mutex<()>,
-    quarantining: Mutex<()>,
+    gc_lock: Mutex<()>,
+    quarantine_lock: Mutex<()>,
     node_record: NodeRecordFile,
     verified: VerifiedItems,
     durability: Durability,
@@ -114,22 +122,22 @@ pub struct Store {
     observer: Arc<dyn StoreObserver>,
     roots: Option<Arc<dyn GcRoots>>,
     reclaim_space: Option<SpaceReclaimer>,
-    // Closed last, which gives the lock back.
+    // The last field, so that the lock is released last.
     _lock: OwnedFd,
 }
 
 impl Store {
-    /// Opens the store in `path`, makes it if the folder is absent or empty, and clears away what an
-    /// earlier run left unfinished.
+    /// Opens the store in `path` and deletes unfinished work of earlier runs. Creates the store if the folder
+    /// is absent or empty.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
         make_private_folder(path)?;
-        // Mount points are compared with what the kernel says: no symbolic link in it.
-        let path = path.canonicalize().map_err(|error| DiskError::new("find", path, error))?;
+        // The driver compares mount points with mountinfo, which contains no symbolic links.
+        let path = path.canonicalize().map_err(|error| DiskError::new("resolve the path", path, error))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|errno| DiskError::new("open", &path, errno))?;
         let lock = lock(&path, &root)?;
-        format::take(&path)?;
+        format::create_or_upgrade(&path)?;
         let layout = Layout::new(&path);
         let durability = Durability::open(&layout, &root, &boot_id())?;
         let tmp = TmpNames::new(layout.tmp());
@@ -138,8 +146,8 @@ impl Store {
             limits,
             is_persistent: true,
             leases: Leases::default(),
-            collecting: Mutex::default(),
-            quarantining: Mutex::default(),
+            gc_lock: Mutex::default(),
+            quarantine_lock: Mutex::default(),
             node_record: NodeRecordFile::read(&layout, tmp.clone()),
             tmp,
             verified: VerifiedItems::default(),
@@ -153,12 +161,12 @@ impl Store {
             _lock: lock,
         };
         store.clear_unfinished()?;
-        store.forget_stale_partials();
+        store.delete_stale_partials();
         Ok(store)
     }
 
-    /// The same store for one pull, removed behind it: nothing needs to survive a power cut, and nothing
-    /// waits for the disk.
+    /// Returns the store as an ephemeral store: for one pull, and deleted afterwards. Its content does not
+    /// need to survive a power cut, so nothing is synced.
     #[must_use]
     pub fn ephemeral(mut self) -> Self {
         self.is_persistent = false;
@@ -166,98 +174,100 @@ impl Store {
         self
     }
 
-    /// The same store, which reports to `observer`.
+    /// Returns the store with `observer`, which receives its events.
     #[must_use]
     pub fn with_observer(mut self, observer: Arc<dyn StoreObserver>) -> Self {
         self.observer = observer;
         self
     }
 
-    /// The same store, in which `roots` says what is in use, and `reclaim` deletes the rest where the disk is full.
+    /// Returns the store with `roots`, which lists the trees in use, and `reclaim`, which deletes unused
+    /// items when the disk is full.
     pub(crate) fn with_reclaimer(mut self, roots: Arc<dyn GcRoots>, reclaim: SpaceReclaimer) -> Self {
         (self.roots, self.reclaim_space) = (Some(roots), Some(reclaim));
         self
     }
 
-    /// Whether what is in it may be needed after this pull.
+    /// Reports whether the content must survive this process. An ephemeral store's content need not.
     pub(crate) fn is_persistent(&self) -> bool {
         self.is_persistent
     }
 
-    /// The folder.
+    /// Returns the folder of the store.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The limits on what is put into it.
+    /// Returns the limits on content from registries.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// A lease on nothing yet: what is added to it is not collected for as long as it lives.
+    /// Returns an empty lease. Garbage collection does not delete items that are added to it until it is
+    /// dropped.
     pub fn lease(&self) -> Lease {
         self.leases.lease()
     }
 
-    /// All leases.
+    /// Returns the leases of this store.
     pub fn leases(&self) -> &Leases {
         &self.leases
     }
 
-    /// The names of what is in it.
+    /// Returns the paths in this store.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// When the store was made, or taken over from an older version, in seconds since 1970.
-    pub(crate) fn since(&self) -> u64 {
-        let made = std::fs::metadata(self.path.join("format")).and_then(|found| found.modified());
-        let made = made.ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
-        made.map_or(0, |made| made.as_secs())
+    /// Returns when the store was created, or upgraded from an older format, in seconds since 1970.
+    pub(crate) fn created_at(&self) -> u64 {
+        let created = std::fs::metadata(self.path.join("format")).and_then(|metadata| metadata.modified());
+        let created = created.ok().and_then(|created| created.duration_since(std::time::UNIX_EPOCH).ok());
+        created.map_or(0, |created| created.as_secs())
     }
 
-    /// Who hears what happens.
+    /// Returns the observer, which receives events.
     pub(crate) fn observer(&self) -> &Arc<dyn StoreObserver> {
         &self.observer
     }
 
-    /// Who knows which trees are in use.
+    /// Returns the list of the trees in use, if the store was opened with one.
     pub(crate) fn roots(&self) -> Option<&Arc<dyn GcRoots>> {
         self.roots.as_ref()
     }
 
-    /// Which registries served what.
+    /// Returns the record of which registry and repository served which digest.
     pub fn provenance(&self) -> &Provenance {
         &self.provenance
     }
 
-    /// What the store reports of itself.
+    /// Returns the node record: damage, the last scrub and the last garbage collection.
     pub fn node_record(&self) -> NodeRecord {
         self.node_record.get()
     }
 
-    /// Changes what the store reports of itself.
+    /// Changes the node record and writes it to the disk.
     pub(crate) fn update_node_record(&self, change: impl FnOnce(&mut NodeRecord)) {
         self.node_record.update(change);
     }
 
-    /// Held by the one collection that runs.
-    pub(crate) fn collecting(&self) -> &Mutex<()> {
-        &self.collecting
+    /// Returns the mutex that the one running garbage collection holds.
+    pub(crate) fn gc_lock(&self) -> &Mutex<()> {
+        &self.gc_lock
     }
 
-    /// The folder as it is open.
+    /// Returns the open folder of the store.
     pub(crate) fn root(&self) -> &OwnedFd {
         &self.root
     }
 
-    /// A name for something unfinished.
+    /// Returns a new path in `tmp` for unfinished work.
     pub fn tmp_path(&self) -> PathBuf {
         self.tmp.next()
     }
 
-    /// Fails where `wanted` more bytes would leave less than the reserve, and where collecting what nobody uses
-    /// does not help either.
+    /// Checks that `wanted` more bytes can be written without using the reserve of free space. Runs garbage
+    /// collection if there is not enough.
     pub(crate) fn check_free_space(&self, wanted: u64) -> Result<(), DiskError> {
         let reserve = self.limits.reserve();
         let space = DiskSpace::measure(&self.root)?;
@@ -270,22 +280,23 @@ impl Store {
         DiskSpace::measure(&self.root)?.check(wanted, reserve)
     }
 
-    /// Marks what is about to be made, so that it can be seen before the disk has it.
+    /// Marks items that are about to be created as not yet synced, so that they can become visible before
+    /// they are on the disk.
     pub(crate) fn mark_unsynced(&self, items: &[Item]) -> Result<UnsyncedMarks, DiskError> {
         if !self.is_persistent {
             return Ok(UnsyncedMarks::none());
         }
         match self.durability.mark(items) {
-            // Some file systems sync no folder. Then everything is on the disk before it can be seen.
+            // Some file systems cannot sync a folder. Then items are synced before they become visible.
             Err(error) if !error.is_full() && !matches!(error, DiskError::ReadOnly { .. }) => {
-                tracing::debug!(%error, "what is made is brought to the disk first");
+                tracing::debug!(%error, "cannot mark items as not yet synced; they are synced before they become visible");
                 Ok(UnsyncedMarks::none())
             }
             marked => marked,
         }
     }
 
-    /// Brings everything written so far to the disk.
+    /// Syncs everything written so far to the disk.
     fn sync(&self) -> Result<(), DiskError> {
         if !self.is_persistent {
             return Ok(());
@@ -295,7 +306,7 @@ impl Store {
 
     fn clear_unfinished(&self) -> Result<(), DiskError> {
         let tmp = self.layout.tmp();
-        let failed = |error| DiskError::new("clear away", &tmp, error);
+        let failed = |error| DiskError::new("empty the folder", &tmp, error);
         for entry in std::fs::read_dir(&tmp).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let is_folder = entry.file_type().map_err(failed)?.is_dir();
@@ -311,7 +322,7 @@ impl Store {
 }
 
 fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, StoreError> {
-    // Not to be written to: a disk that is made read-only must not wait for us.
+    // Opened for reading: a file open for writing would prevent a remount as read-only.
     let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let lock = rustix::fs::openat(root, "lock", flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| DiskError::new("open", path.join("lock"), errno))?;
@@ -322,9 +333,9 @@ fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, StoreError> {
     }
 }
 
-/// Makes sure that there is a store in `path` which can be read without its lock.
-pub fn look_at(path: &Path) -> Result<Layout, StoreError> {
-    let path = path.canonicalize().map_err(|error| DiskError::new("find", path, error))?;
+/// Finds the store in `path` for reading without its lock.
+pub fn locate_store(path: &Path) -> Result<Layout, StoreError> {
+    let path = path.canonicalize().map_err(|error| DiskError::new("resolve the path", path, error))?;
     match format::read(&path)? {
         Some(_) => Ok(Layout::new(path)),
         None => Err(StoreError::Missing(path)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::registry::Keyring;
-use oras_csi_store::gc::make_more_space;
+use oras_csi_store::gc::double_free_space;
 use oras_csi_store::pull::{PullError, Pulls};
 use oras_csi_store::{Item, Lease, PullErrorKind, Tree, TreeKey};
 use tokio::sync::{Notify, watch};
@@ -88,9 +88,9 @@ impl PreloadTask {
                         tracing::warn!(set = self.set, id = self.id, tree = %self.key, error = words, "a set cannot be fetched ahead; it is tried again");
                         told.failed(words);
                         // What will never fit shall not cost others all that they have.
-                        if error.kind() == PullErrorKind::NoRoom && failures < MOST_ROOM {
+                        if error.kind() == PullErrorKind::DiskFull && failures < MOST_ROOM {
                             let store = context.pulls.fetcher().store().clone();
-                            let _ = tokio::task::spawn_blocking(move || make_more_space(&store)).await;
+                            let _ = tokio::task::spawn_blocking(move || double_free_space(&store)).await;
                         }
                     }
                 },

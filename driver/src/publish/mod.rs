@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use oras_csi_core::display::Shown;
 use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
-use oras_csi_store::gc::make_more_space;
+use oras_csi_store::gc::double_free_space;
 use oras_csi_store::pull::{ProgressSnapshot, PullError, PullStatus, Pulls};
 use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Totals, TreeKey};
 
@@ -284,11 +284,11 @@ impl Publisher {
                     return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
                 }
                 PullStatus::Failed(error) => {
-                    let no_room = error.kind() == PullErrorKind::NoRoom;
+                    let no_room = error.kind() == PullErrorKind::DiskFull;
                     self.disk(move |disk| {
                         disk.forget_failed(&target)?;
                         if no_room {
-                            make_more_space(&disk.store);
+                            double_free_space(&disk.store);
                         }
                         Ok(())
                     })

@@ -52,14 +52,14 @@ async fn evicts_the_least_recently_used_content_first() {
     }
     let store = bench.fetcher.store().clone();
     let there = |tree: &Tree| store.tree(tree.key()).unwrap().is_some();
-    let done = collect(&store, Goal::To(550_000), Duration::ZERO).unwrap();
+    let done = collect(&store, Goal::MaxBytes(550_000), Duration::ZERO).unwrap();
     assert_eq!((done.trees, done.layers, done.blobs), (1, 0, 2), "a tree, its file and its manifest");
     assert!(there(&a) && !there(&b) && there(&c));
     assert!(done.bytes >= 200_000, "{done:?}");
     // Under the minimum age nothing goes.
-    let done = collect(&store, Goal::To(0), Duration::from_hours(5)).unwrap();
+    let done = collect(&store, Goal::MaxBytes(0), Duration::from_hours(5)).unwrap();
     assert_eq!((done.trees, done.blobs), (0, 0));
-    let done = collect(&store, Goal::To(0), Duration::from_mins(90)).unwrap();
+    let done = collect(&store, Goal::MaxBytes(0), Duration::from_mins(90)).unwrap();
     assert_eq!(done.trees, 1);
     assert!(!there(&a) && there(&c));
     assert_eq!(fs::read(bench.root(&c).join("shared/s")).unwrap(), b"s");
@@ -131,7 +131,7 @@ async fn evicts_for_a_pull_only_if_it_can_fit() {
     // A manifest may claim what it likes.
     let digest = Artifact::new(&bench.registry).file("b", &vec![7; 40 << 20]).push();
     let error = bench.fetcher_error(&recipe([add(&digest)])).await;
-    assert_eq!(error.kind(), PullErrorKind::NoRoom, "{error}");
+    assert_eq!(error.kind(), PullErrorKind::DiskFull, "{error}");
     assert!(bench.root(&first).exists(), "nothing was thrown away for it");
     // The second fits in the place of the first.
     let (_, second) = pull(&bench, "c", 16 << 20).await;
@@ -146,8 +146,8 @@ async fn collects_garbage_above_the_high_watermark() {
     let disk = Arc::new(in_memory("size=40m"));
     let marks = Watermarks::default()
         .with_marks("50".parse().unwrap(), "30".parse().unwrap())
-        .with_age(Duration::ZERO)
-        .with_every(Duration::from_millis(50));
+        .with_minimum_age(Duration::ZERO)
+        .with_interval(Duration::from_millis(50));
     let driver = Running::start_with(disk, FakeRegistry::new(), |settings| {
         settings.with_limits(Limits::default().with_reserve(Reserve::bytes(0))).with_watermarks(marks)
     })
@@ -268,8 +268,8 @@ async fn mounted_trees_stay_complete_during_garbage_collection() {
     let nothing = "0".parse().unwrap();
     let marks = Watermarks::default()
         .with_marks(nothing, nothing)
-        .with_age(Duration::ZERO)
-        .with_every(Duration::from_millis(1));
+        .with_minimum_age(Duration::ZERO)
+        .with_interval(Duration::from_millis(1));
     let driver =
         Running::start_with(disk, FakeRegistry::new(), |settings| settings.with_watermarks(marks)).await;
     let driver = Arc::new(driver);

@@ -43,9 +43,9 @@ fn flip(path: &Path) {
 fn watchful(settings: Settings) -> Settings {
     settings
         .with_scrubbing(
-            Schedule::default().with_every(Duration::from_millis(50)).with_bytes_per_second(1 << 40),
+            Schedule::default().with_interval(Duration::from_millis(50)).with_bytes_per_second(1 << 40),
         )
-        .with_watermarks(Watermarks::default().with_every(Duration::from_millis(50)))
+        .with_watermarks(Watermarks::default().with_interval(Duration::from_millis(50)))
 }
 
 async fn watched(folder: Arc<tempfile::TempDir>, registry: Arc<FakeRegistry>) -> Running {

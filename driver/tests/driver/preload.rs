@@ -41,8 +41,8 @@ fn settings(settings: Settings, cluster: &Cluster, folder: &TempDir) -> Settings
     let nothing = "0".parse().unwrap();
     let marks = Watermarks::default()
         .with_marks(nothing, nothing)
-        .with_age(Duration::ZERO)
-        .with_every(Duration::from_millis(50));
+        .with_minimum_age(Duration::ZERO)
+        .with_interval(Duration::from_millis(50));
     settings
         .with_seals(Seals::Needed(folder.path().join("keys")))
         .with_watermarks(marks)

@@ -131,7 +131,8 @@ async fn a_slow_registry_delays_only_its_own_pulls() {
 
 #[tokio::test]
 async fn slow_registries_give_up_their_slots_to_others() {
-    let limits = Limits::default().with_patience(Duration::from_millis(300), Duration::from_mins(2));
+    let limits =
+        Limits::default().with_slow_download_times(Duration::from_millis(300), Duration::from_mins(2));
     assert!(is_served_beside(&Bench::with(limits), &["slow-a:5000", "slow-b:5000"]).await);
 }
 
@@ -171,7 +172,8 @@ async fn a_slow_blob_takes_one_download_slot() {
 
 #[tokio::test]
 async fn gives_up_on_a_blob_that_is_too_slow() {
-    let limits = Limits::default().with_patience(Duration::from_millis(100), Duration::from_millis(600));
+    let limits =
+        Limits::default().with_slow_download_times(Duration::from_millis(100), Duration::from_millis(600));
     let bench = Bench::with(limits);
     let drip = (17, Duration::from_millis(20));
     bench.registry.slow_hosts.lock().unwrap().insert("slow".to_owned(), drip);

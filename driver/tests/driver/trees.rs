@@ -375,8 +375,8 @@ async fn reports_that_there_is_nothing_to_mount() {
 #[case("/etc/evil", "absolute")]
 #[case("a\nb", "control")]
 #[case("a\u{0}b", "control")]
-#[case(".", "names nothing")]
-#[case("./", "names nothing")]
+#[case(".", "does not name a file")]
+#[case("./", "does not name a file")]
 #[tokio::test]
 async fn titles_that_lead_elsewhere(#[case] title: &str, #[case] words: &str) {
     let bench = Bench::new();

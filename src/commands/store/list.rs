@@ -54,7 +54,7 @@ impl Listing {
                 "key": tree.key().as_str(),
                 "bytes": tree.totals().map(|totals| totals.bytes),
                 "inodes": tree.totals().map(|totals| totals.inodes),
-                "used": unix_seconds(tree.used()),
+                "used": unix_seconds(tree.last_used()),
                 "mounted": self.roots.is_mounted(tree.key()),
                 "volumes": self.count_volumes(tree),
                 "sets": self.sets_of(tree),
@@ -65,11 +65,11 @@ impl Listing {
                 "key": layer.key().as_str(),
                 "bytes": layer.totals().map(|totals| totals.bytes),
                 "inodes": layer.totals().map(|totals| totals.inodes),
-                "made": unix_seconds(layer.made()),
+                "made": unix_seconds(layer.created()),
             })
         });
         let blobs = self.inventory.blobs().iter().map(
-            |blob| json!({"digest": blob.digest().to_string(), "bytes": blob.size(), "made": unix_seconds(blob.made())}),
+            |blob| json!({"digest": blob.digest().to_string(), "bytes": blob.size(), "made": unix_seconds(blob.created())}),
         );
         let aside = self.inventory.quarantined().iter().map(|entry| {
             json!({"name": entry.name(), "bytes": entry.size(), "mounted": self.roots.is_quarantined_mounted(entry.name())})
@@ -118,7 +118,7 @@ impl Listing {
             };
             let mounted = if self.roots.is_mounted(tree.key()) { "mounted" } else { "not mounted" };
             let short = tree.key().as_str().get(..16).unwrap_or_default();
-            let (used, volumes) = (format_age(tree.used()), self.count_volumes(tree));
+            let (used, volumes) = (format_age(tree.last_used()), self.count_volumes(tree));
             let preloaded = match self.sets_of(tree) {
                 sets if sets.is_empty() => String::new(),
                 sets => format!(", preloaded for {}", sets.join(", ")),

@@ -11,7 +11,7 @@ use oras_csi_core::policy::ByteSize;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::gc::{Goal, Watermarks, collect};
 use oras_csi_store::{
-    CollectionReport, DiskError, Inventory, Layout, Limits, Store, StoreError, Unpaced, look_at,
+    CollectionReport, DiskError, Inventory, Layout, Limits, Store, StoreError, Unpaced, locate_store,
 };
 use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
@@ -119,7 +119,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// Opens a store for reading, without its lock.
 fn open_read_only(folder: &StoreFolder) -> Result<Layout, Failure> {
-    look_at(&folder.path).map_err(store_failure)
+    locate_store(&folder.path).map_err(store_failure)
 }
 
 fn store_failure(error: StoreError) -> Failure {
@@ -191,8 +191,8 @@ fn collect_garbage(gc: &Gc) -> Result<(), Failure> {
     let watermarks = Watermarks::default();
     let (goal, age) = match &gc.to {
         _ if gc.all => (Goal::All, Duration::ZERO),
-        Some(max) => (Goal::To(max.bytes()), Duration::ZERO),
-        None => (Goal::Watermarks(&watermarks), watermarks.age()),
+        Some(max) => (Goal::MaxBytes(max.bytes()), Duration::ZERO),
+        None => (Goal::Watermarks(&watermarks), watermarks.minimum_age()),
     };
     let CollectionReport { trees, layers, blobs, quarantined, bytes, .. } =
         collect(&store, goal, age).map_err(Failure::failed)?;

@@ -1,7 +1,8 @@
-//! A blob on its way from the network to a thread that blocks: bounded, counted, hashed.
+//! Passes a blob from the network to a blocking thread, bounds the buffered bytes, and verifies size and
+//! digest.
 //!
-//! An async task sends pieces into a channel that holds a few of them; [`BlobReader`] takes them out in
-//! the thread that decompresses and writes. Memory is bounded by the channel, whatever the blob's size.
+//! An async task sends pieces into a bounded channel. [`BlobReader`] receives them in the thread that
+//! decompresses and writes. The channel bounds memory use, independent of the blob's size.
 
 use std::io::{self, BufRead, Read};
 
@@ -14,54 +15,56 @@ use tokio::sync::mpsc;
 use crate::disk::DiskError;
 use crate::error_class::ErrorClass;
 
-/// How many pieces wait between network and disk.
+/// The number of pieces that are buffered between network and disk.
 pub(crate) const PIECES: usize = 16;
 
-/// What travels through the channel.
+/// An item in the channel: the next bytes of a blob, or the error that ended the download.
 pub(crate) type Piece = Result<Bytes, RegistryError>;
 
-/// Why a stream cannot be used.
+/// The reason why a downloaded blob cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamFault {
-    /// The registry failed in the middle.
+    /// The registry failed during the download.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The sender is gone: the driver shuts down.
-    #[error("the download was given up because the driver stops; it starts again with the next attempt")]
+    /// The sender was dropped, because the driver is stopping.
+    #[error("the download was canceled because the driver is stopping. The next attempt starts it again")]
     Stopped,
-    /// More or fewer bytes than the manifest says.
-    #[error("the blob {digest} has {} bytes, and the manifest says {wanted}", match .found { Some(found) => found.to_string(), None => "more".to_owned() })]
+    /// The blob has more or fewer bytes than the manifest states.
+    #[error("the blob {digest} has the wrong size: it has {} bytes, and the manifest says {wanted}", match .found { Some(found) => found.to_string(), None => "more".to_owned() })]
     Size {
-        /// Which blob.
+        /// The blob.
         digest: Digest,
-        /// What the manifest says.
+        /// The size in the manifest.
         wanted: u64,
-        /// What came, if it ended.
+        /// The received size, or `None` if more bytes than expected were received.
         found: Option<u64>,
     },
-    /// Other bytes than asked for.
+    /// The received bytes have another digest.
     #[error(
-        "the bytes that came for {wanted} have the digest {found}: the registry or something on the way changed them"
+        "the blob {wanted} has the wrong content: the received bytes have the digest {found}. The registry or a proxy changed them"
     )]
     Digest {
-        /// What was asked for.
+        /// The requested digest.
         wanted: Digest,
-        /// What came.
+        /// The digest of the received bytes.
         found: Digest,
     },
-    /// More than the layers of a volume may unpack to.
-    #[error("the layers of the volume unpack to more than {limit} bytes together, the limit")]
+    /// The layers of a volume exceed the limit on the unpacked size.
+    #[error(
+        "the layers of the volume are too large: they unpack to more than {limit} bytes together, the limit"
+    )]
     Unpacked {
         /// The limit.
         limit: u64,
     },
-    /// No room on the disk.
+    /// The disk is full or failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
 
 impl StreamFault {
-    /// What kind of failure it is.
+    /// Returns the class of the error.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Registry(_) | Self::Stopped | Self::Disk(_) => ErrorClass::Failed,
@@ -70,7 +73,7 @@ impl StreamFault {
     }
 }
 
-/// The bytes of a blob, hashed as they pass.
+/// Reads the bytes of a blob and hashes them.
 pub struct BlobReader {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
@@ -86,21 +89,21 @@ impl BlobReader {
         Self { pieces, current: Bytes::new(), descriptor, hasher, seen: 0, ended: false }
     }
 
-    /// A blob that is there already, whole and as it says.
+    /// Returns a reader of `bytes`, with their own digest and size.
     pub fn of_bytes(media_type: &str, bytes: Bytes) -> Self {
         let descriptor = Descriptor::new(media_type, Digest::sha256_of(&bytes), bytes.len() as u64);
         let (sender, pieces) = mpsc::channel(1);
-        // A channel of one takes one.
+        // The channel has capacity for one piece.
         let _ = sender.try_send(Ok(bytes));
         Self::new(descriptor, pieces)
     }
 
-    /// The media type that the manifest gives it.
+    /// Returns the media type from the manifest.
     pub fn media_type(&self) -> &str {
         self.descriptor.media_type()
     }
 
-    /// The next piece; empty at the end. Not to be called from async code.
+    /// Returns the next piece; empty at the end. Blocks, so it must not be called from async code.
     pub(crate) fn piece(&mut self) -> Result<Bytes, StreamFault> {
         if !self.current.is_empty() {
             return Ok(std::mem::take(&mut self.current));
@@ -129,7 +132,7 @@ impl BlobReader {
         Ok(Bytes::new())
     }
 
-    /// Reads what is left and compares size and digest with the manifest's.
+    /// Reads the rest of the blob and compares size and digest with the manifest.
     pub fn finish(mut self) -> Result<(), StreamFault> {
         while !self.piece()?.is_empty() {}
         let found = self.hasher.finish();

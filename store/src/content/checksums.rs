@@ -1,22 +1,21 @@
-//! Checksums of what is in a layer or a tree, so that the disk's own mistakes are found later.
+//! Checksums of the files in a layer or a tree, which detect corruption of the disk.
 //!
 //! ```text
 //! oras-csi sums 1 xxh3-128
 //! f MODE SIZE HASH PATH NUL        a file
-//! l 0 LENGTH HASH PATH NUL         a symbolic link, and the hash of where it leads
+//! l 0 LENGTH HASH PATH NUL         a symbolic link, with length and hash of its target
 //! d MODE 0 - PATH NUL              a directory
-//! end COUNT HASH                   how many there are, and the hash of all lines above
+//! end COUNT HASH                   the number of entries, and the hash of all lines above
 //! ```
 //!
-//! The hash is XXH3: these find what a disk did, not what a person did; whoever can write to the store can
-//! write the sums as well. They are taken from the files after a layer's digest was verified, when they are
-//! still in memory: 100,000 small files or 1 GiB cost well under a second.
+//! The hash is XXH3. Checksums detect corruption, not an attacker: a process that can write to the store can
+//! change the checksums as well. They are computed after a layer's digest was verified, while the files are
+//! still in the page cache: 100,000 small files or 1 GiB take well under a second.
 //!
-//! A file that is a hard link to a blob or to a layer's file is vouched for there: a tree has the sums only of
-//! what is its own, which are copies where a file had as many names as the file system allows.
+//! A hard link to a blob or to a layer's file is verified there. So a tree has checksums only of files of its
+//! own: the copies that replace a link when a file already has as many links as the file system allows.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -27,34 +26,34 @@ use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::disk::beneath::open_beneath;
-use crate::disk::reader::{Broken, Pace, Reader, Unpaced};
+use crate::disk::reader::{Pace, ReadError, Reader, Unpaced};
 use crate::disk::walk::{Entry, failed, walk};
 use crate::disk::{DiskError, EntryPath};
 use crate::limits::Limits;
 
 const HEADER: &str = "oras-csi sums 1 xxh3-128\n";
-/// No line is longer: a path has at most 4,096 bytes.
-const LONGEST: u64 = 8_192;
+/// The maximum length of a line. A path has at most 4,096 bytes.
+const MAX_LINE_BYTES: u64 = 8_192;
 
-/// Which entries of a folder have sums.
+/// Selects the entries that get a checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
-    /// All: a layer's.
+    /// All entries, for a layer.
     All,
-    /// Files that have no second name: a tree's own.
+    /// Files with a single link, for a tree.
     Own,
 }
 
-/// What became of a comparison.
+/// The result of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Compared {
-    /// All as it was.
+    /// Every entry matches its checksum.
     Same,
-    /// Something is not, in words.
+    /// An entry differs, as this message describes.
     Differs(String),
-    /// There are no sums: made by an earlier version.
+    /// There are no checksums, because an earlier version created the layer or tree.
     NoChecksums,
-    /// It was told to end.
+    /// [`Pace`] stopped the comparison.
     Stopped,
 }
 
@@ -79,13 +78,13 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-/// Writes the sums of what is beneath `root` to the new file `path`. `look` sees every entry.
+/// Writes the checksums of the entries beneath `root` to the new file `path`. Calls `visit` for every entry.
 pub(crate) fn write(
     root: &OwnedFd,
     path: &Path,
     which: Which,
     reader: &mut Reader,
-    mut look: impl FnMut(&Entry<'_>),
+    mut visit: impl FnMut(&Entry<'_>),
 ) -> Result<(), DiskError> {
     let write_failed = |error| DiskError::new("write", path, error);
     let file = std::fs::File::create_new(path).map_err(write_failed)?;
@@ -93,15 +92,15 @@ pub(crate) fn write(
     output.write_all(HEADER.as_bytes()).map_err(write_failed)?;
     let mut count = 0_u64;
     walk(root, |entry| {
-        look(entry);
+        visit(entry);
         if which == Which::Own && (entry.kind != FileType::RegularFile || entry.stat.st_nlink > 1) {
             return Ok(());
         }
-        let broken = |broken| match broken {
-            Broken::Disk(errno) => failed("read", &entry.path, errno),
-            Broken::Stopped => failed("read", &entry.path, Errno::INTR),
+        let read_error = |read_error| match read_error {
+            ReadError::Disk(errno) => failed("read", &entry.path, errno),
+            ReadError::Stopped => failed("read", &entry.path, Errno::INTR),
         };
-        let line = line(entry, reader, &mut Unpaced).map_err(broken)?;
+        let line = line(entry, reader, &mut Unpaced).map_err(read_error)?;
         count += 1;
         let written = output.write_all(line.as_bytes());
         let written = written.and_then(|()| output.write_all(entry.path.as_bytes()));
@@ -112,8 +111,8 @@ pub(crate) fn write(
     writeln!(inner, "end {count} {}", hex(&hasher)).map_err(write_failed)
 }
 
-/// What stands before the path.
-fn line(entry: &Entry<'_>, reader: &mut Reader, pace: &mut dyn Pace) -> Result<String, Broken> {
+/// Returns the part of an entry's line before its path.
+fn line(entry: &Entry<'_>, reader: &mut Reader, pace: &mut dyn Pace) -> Result<String, ReadError> {
     let mode = entry.stat.st_mode & 0o7777;
     Ok(match entry.kind {
         FileType::Directory => format!("d {mode:o} 0 - "),
@@ -131,7 +130,7 @@ fn line(entry: &Entry<'_>, reader: &mut Reader, pace: &mut dyn Pace) -> Result<S
     })
 }
 
-/// Compares what is beneath `root` with the sums in `path`.
+/// Compares the entries beneath `root` with the checksums in `path`.
 pub(crate) fn compare(
     root: &OwnedFd,
     path: &Path,
@@ -161,15 +160,15 @@ pub(crate) fn compare(
         let mut fields = entry.splitn(5, |byte| *byte == b' ');
         let name = fields.by_ref().nth(4).unwrap_or_default();
         let Ok(at) = EntryPath::parse(name, &limits) else {
-            return differs("its list of checksums names what cannot be".to_owned());
+            return differs("its list of checksums contains an invalid path".to_owned());
         };
         let wanted = &entry[..entry.len() - name.len()];
         match found(root, &at, reader, pace) {
             Ok(found) if found.as_bytes() == wanted => {}
             Ok(found) => return differs(difference(&at, wanted, &found)),
-            Err(Broken::Stopped) => return Ok(Compared::Stopped),
-            Err(Broken::Disk(Errno::NOENT)) => return differs(format!("\"{at}\" is missing")),
-            Err(Broken::Disk(errno)) => {
+            Err(ReadError::Stopped) => return Ok(Compared::Stopped),
+            Err(ReadError::Disk(Errno::NOENT)) => return differs(format!("\"{at}\" is missing")),
+            Err(ReadError::Disk(errno)) => {
                 return differs(format!("\"{at}\" cannot be read: {}", io::Error::from(errno)));
             }
         }
@@ -181,7 +180,7 @@ fn found(
     path: &EntryPath,
     reader: &mut Reader,
     pace: &mut dyn Pace,
-) -> Result<String, Broken> {
+) -> Result<String, ReadError> {
     let (parent, name) = path.split().ok_or(Errno::INVAL)?;
     let folder = open_beneath(root, &parent)?;
     let name = OsStr::from_bytes(name);
@@ -195,17 +194,15 @@ fn difference(path: &EntryPath, wanted: &[u8], found: &str) -> String {
     let wanted = String::from_utf8_lossy(wanted);
     let mut fields = wanted.split(' ').zip(found.split(' '));
     let what = match fields.by_ref().position(|(wanted, found)| wanted != found) {
-        Some(0) => "is of another kind",
+        Some(0) => "has another file type",
         Some(1) => "has another mode",
         Some(2) => "has another length",
-        _ => "has other bytes",
+        _ => "has other content",
     };
-    let mut words = String::new();
-    let _ = write!(words, "\"{path}\" {what} than when it was written");
-    words
+    format!("\"{path}\" {what} than when it was written")
 }
 
-/// Whether a list has the end that belongs to it.
+/// Reports whether a list of checksums is complete and undamaged.
 fn is_whole(file: &std::fs::File) -> io::Result<bool> {
     let mut lines = BufReader::with_capacity(256 << 10, file);
     let mut hasher = Xxh3::new();
@@ -218,7 +215,7 @@ fn is_whole(file: &std::fs::File) -> io::Result<bool> {
     loop {
         hasher.update(&buffer);
         buffer.clear();
-        io::Read::take(&mut lines, LONGEST).read_until(0, &mut buffer)?;
+        io::Read::take(&mut lines, MAX_LINE_BYTES).read_until(0, &mut buffer)?;
         if buffer.last() != Some(&0) {
             return Ok(buffer == format!("end {count} {}\n", hex(&hasher)).into_bytes());
         }
@@ -236,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_changes_is_found() {
+    fn detects_changed_entries() {
         let folder = tempfile::tempdir().unwrap();
         let (files, sums) = (folder.path().join("files"), folder.path().join("sums"));
         fs::create_dir_all(files.join("d")).unwrap();
@@ -255,7 +252,7 @@ mod tests {
             other => panic!("{words}: {other:?}"),
         };
         fs::write(&file, "hellp").unwrap();
-        differs("other bytes");
+        differs("other content");
         fs::write(&file, "hello!").unwrap();
         differs("another length");
         fs::write(&file, "hello").unwrap();
@@ -267,7 +264,7 @@ mod tests {
         assert_eq!(compare(), Compared::Same);
         fs::remove_file(files.join("link")).unwrap();
         std::os::unix::fs::symlink("e", files.join("link")).unwrap();
-        differs("other bytes");
+        differs("other content");
 
         let text = fs::read(&sums).unwrap();
         for at in [0, 30, text.len() / 2, text.len() - 3] {

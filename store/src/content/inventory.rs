@@ -1,4 +1,4 @@
-//! What is in a store, read without a lock: beside a running driver it is what there was a moment ago.
+//! The inventory of a store, read without a lock. While a driver is running, it can be slightly out of date.
 
 use std::collections::BTreeMap;
 use std::fs::{DirEntry, Metadata};
@@ -13,16 +13,16 @@ use super::description::{self, LayerDescription, TreeDescription};
 use crate::disk::{DiskError, Totals};
 use crate::layout::{LAYER, LayerKey, Layout, TREE, TreeKey};
 
-/// A recipe's tree.
+/// A tree in the store.
 #[derive(Clone, Debug)]
 pub struct HeldTree {
     pub(crate) key: TreeKey,
-    /// `None` where its description cannot be read.
-    pub(crate) made: Option<TreeDescription>,
-    pub(crate) used: SystemTime,
+    /// `None` if the description cannot be read.
+    pub(crate) description: Option<TreeDescription>,
+    pub(crate) last_used: SystemTime,
 }
 
-/// A layer.
+/// A layer in the store.
 #[derive(Clone, Debug)]
 pub struct HeldLayer {
     pub(crate) key: LayerKey,
@@ -30,7 +30,7 @@ pub struct HeldLayer {
     pub(crate) used: SystemTime,
 }
 
-/// A blob.
+/// A blob in the store.
 #[derive(Clone, Debug)]
 pub struct HeldBlob {
     pub(crate) digest: Digest,
@@ -38,7 +38,7 @@ pub struct HeldBlob {
     pub(crate) used: SystemTime,
 }
 
-/// Something under a name that says no more.
+/// A file or folder in `partial`, `tmp` or quarantine.
 #[derive(Clone, Debug)]
 pub struct HeldEntry {
     pub(crate) name: String,
@@ -46,7 +46,7 @@ pub struct HeldEntry {
     pub(crate) used: SystemTime,
 }
 
-/// All that is in a store.
+/// The inventory of a store.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     pub(crate) trees: Vec<HeldTree>,
@@ -58,94 +58,94 @@ pub struct Inventory {
 }
 
 impl HeldTree {
-    /// Its name.
+    /// Returns the key of the tree.
     pub fn key(&self) -> &TreeKey {
         &self.key
     }
 
-    /// How much is in it, if that can be read.
+    /// Returns the size of the tree, if its description can be read.
     pub fn totals(&self) -> Option<Totals> {
-        self.made.as_ref().map(TreeDescription::totals)
+        self.description.as_ref().map(TreeDescription::totals)
     }
 
-    /// When it was last published or unpublished, or made.
-    pub fn used(&self) -> SystemTime {
-        self.used
+    /// Returns when the tree was last published or unpublished, or created.
+    pub fn last_used(&self) -> SystemTime {
+        self.last_used
     }
 }
 
 impl HeldLayer {
-    /// Its name.
+    /// Returns the key of the layer.
     pub fn key(&self) -> &LayerKey {
         &self.key
     }
 
-    /// How much is in it, if that can be read.
+    /// Returns the size of the layer, if its description can be read.
     pub fn totals(&self) -> Option<Totals> {
         self.totals
     }
 
-    /// When it was made.
-    pub fn made(&self) -> SystemTime {
+    /// Returns when the layer was created.
+    pub fn created(&self) -> SystemTime {
         self.used
     }
 }
 
 impl HeldBlob {
-    /// Its name.
+    /// Returns the digest of the blob.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// How long it is.
+    /// Returns the size of the blob in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// When it was made.
-    pub fn made(&self) -> SystemTime {
+    /// Returns when the blob was created.
+    pub fn created(&self) -> SystemTime {
         self.used
     }
 }
 
 impl HeldEntry {
-    /// Its name.
+    /// Returns the file name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How much it takes on the disk.
+    /// Returns the space that the entry uses on the disk, in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 }
 
 impl Inventory {
-    /// Reads what there is.
+    /// Reads the inventory of the store with this layout.
     pub fn read(layout: &Layout) -> Result<Self, DiskError> {
         let mut found = Self::default();
-        each(&layout.trees(), |entry, metadata| {
+        for_each_entry(&layout.trees(), |entry, metadata| {
             let name = entry.file_name();
             let Some(key) = name.to_str().and_then(TreeKey::parse) else { return Ok(()) };
-            let note = entry.path().join(TREE);
-            let used = std::fs::symlink_metadata(&note).and_then(|found| found.modified());
+            let path = entry.path().join(TREE);
+            let used = std::fs::symlink_metadata(&path).and_then(|found| found.modified());
             let used = used.or_else(|_| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            let made = std::fs::read(&note).ok().and_then(|bytes| description::parse(&bytes));
-            found.trees.push(HeldTree { key, made, used });
+            let description = std::fs::read(&path).ok().and_then(|bytes| description::parse(&bytes));
+            found.trees.push(HeldTree { key, description, last_used: used });
             Ok(())
         })?;
-        each(&layout.layers(), |entry, metadata| {
+        for_each_entry(&layout.layers(), |entry, metadata| {
             let name = entry.file_name();
             let Some(key) = name.to_str().and_then(LayerKey::parse) else { return Ok(()) };
-            let note = std::fs::read(entry.path().join(LAYER)).ok();
-            let totals =
-                note.and_then(|bytes| description::parse::<LayerDescription>(&bytes)).map(|note| note.totals);
+            let text = std::fs::read(entry.path().join(LAYER)).ok();
+            let description = text.and_then(|bytes| description::parse::<LayerDescription>(&bytes));
+            let totals = description.map(|description| description.totals);
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             found.layers.push(HeldLayer { key, totals, used });
             Ok(())
         })?;
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            each(&layout.blobs(algorithm), |entry, metadata| {
+            for_each_entry(&layout.blobs(algorithm), |entry, metadata| {
                 let digest = format!("{}:{}", algorithm.name(), entry.file_name().to_string_lossy()).parse();
                 let Ok(digest) = digest else { return Ok(()) };
                 let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
@@ -163,46 +163,47 @@ impl Inventory {
         Ok(found)
     }
 
-    /// Begins each list at another place.
-    pub(crate) fn begin_at(&mut self, number: u64) {
-        fn turn<T>(list: &mut [T], number: u64) {
+    /// Rotates each list by `number`, so that every scrub starts at another item.
+    pub(crate) fn rotate(&mut self, number: u64) {
+        fn rotate_list<T>(list: &mut [T], number: u64) {
             if let Some(place) =
                 usize::try_from(number).ok().and_then(|number| number.checked_rem(list.len()))
             {
                 list.rotate_left(place);
             }
         }
-        turn(&mut self.blobs, number);
-        turn(&mut self.layers, number);
-        turn(&mut self.trees, number);
+        rotate_list(&mut self.blobs, number);
+        rotate_list(&mut self.layers, number);
+        rotate_list(&mut self.trees, number);
     }
 
-    /// Trees by name.
+    /// Returns the trees, sorted by key.
     pub fn trees(&self) -> &[HeldTree] {
         &self.trees
     }
 
-    /// Layers by name.
+    /// Returns the layers, sorted by key.
     pub fn layers(&self) -> &[HeldLayer] {
         &self.layers
     }
 
-    /// Blobs by digest.
+    /// Returns the blobs, sorted by digest.
     pub fn blobs(&self) -> &[HeldBlob] {
         &self.blobs
     }
 
-    /// What was set quarantined.
+    /// Returns the quarantined items, sorted by name.
     pub fn quarantined(&self) -> &[HeldEntry] {
         &self.quarantined
     }
 
-    /// Blobs that came in part.
+    /// Returns the partially downloaded blobs and their journals.
     pub fn partial(&self) -> &[HeldEntry] {
         &self.partial
     }
 
-    /// How many bytes there are, by state. Trees are names of what layers and blobs have, and count nothing.
+    /// Returns the number of bytes for each state. Trees are not counted, because their files are links to
+    /// blobs and layers.
     pub fn sizes(&self) -> BTreeMap<State, u64> {
         let entries = |entries: &[HeldEntry]| entries.iter().map(HeldEntry::size).sum();
         BTreeMap::from([
@@ -217,29 +218,29 @@ impl Inventory {
         ])
     }
 
-    /// How many bytes there are in all.
+    /// Returns the number of bytes in the store.
     pub fn bytes(&self) -> u64 {
         self.sizes().values().sum()
     }
 }
 
-/// What bytes of a store are.
+/// The states of bytes in a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
-    /// Verified files.
+    /// Verified blobs.
     Blobs,
-    /// Unpacked archives.
+    /// Unpacked layers.
     Layers,
-    /// Damaged, and perhaps mounted.
+    /// Quarantined items: damaged, and possibly still mounted.
     Quarantined,
-    /// Blobs of which a part has come.
+    /// Partially downloaded blobs.
     Partial,
-    /// In the making.
+    /// Unfinished work in `tmp`.
     Unfinished,
 }
 
 impl State {
-    /// Its name, for a label.
+    /// Returns the name of the state, for a metric label.
     pub fn name(self) -> &'static str {
         match self {
             Self::Blobs => "blobs",
@@ -251,10 +252,11 @@ impl State {
     }
 }
 
-/// Shows every entry of a folder; one that goes meanwhile is not shown, and a folder that is not there has none.
-fn each(
+/// Calls `visit` for every entry of a folder. Skips entries that are deleted meanwhile. A missing folder has
+/// no entries.
+fn for_each_entry(
     folder: &Path,
-    mut show: impl FnMut(&DirEntry, &Metadata) -> Result<(), DiskError>,
+    mut visit: impl FnMut(&DirEntry, &Metadata) -> Result<(), DiskError>,
 ) -> Result<(), DiskError> {
     let failed = |error| DiskError::new("list", folder, error);
     let listed = match std::fs::read_dir(folder) {
@@ -264,9 +266,9 @@ fn each(
     for entry in listed {
         let entry = entry.map_err(failed)?;
         match entry.metadata() {
-            Ok(metadata) => show(&entry, &metadata)?,
+            Ok(metadata) => visit(&entry, &metadata)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(DiskError::new("look at", entry.path(), error)),
+            Err(error) => return Err(DiskError::new("inspect", entry.path(), error)),
         }
     }
     Ok(())
@@ -274,7 +276,7 @@ fn each(
 
 fn entries(folder: &Path) -> Result<Vec<HeldEntry>, DiskError> {
     let mut found = Vec::new();
-    each(folder, |entry, metadata| {
+    for_each_entry(folder, |entry, metadata| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
         found.push(HeldEntry { name, size: size(&entry.path(), metadata), used });
@@ -283,7 +285,7 @@ fn entries(folder: &Path) -> Result<Vec<HeldEntry>, DiskError> {
     Ok(found)
 }
 
-/// The files in `partial`, also where they lie in a folder for each algorithm.
+/// Lists the files in `partial`, also those in a subfolder for a digest algorithm.
 fn partial(folder: &Path) -> Result<Vec<HeldEntry>, DiskError> {
     let mut found = Vec::new();
     for entry in entries(folder)? {
@@ -299,7 +301,7 @@ fn partial(folder: &Path) -> Result<Vec<HeldEntry>, DiskError> {
     Ok(found)
 }
 
-/// How much something takes on the disk, with all beneath it; what cannot be read counts nothing.
+/// Returns the disk usage of a file, or of a folder with its content. Ignores entries that cannot be read.
 fn size(path: &Path, metadata: &Metadata) -> u64 {
     if !metadata.is_dir() {
         return metadata.blocks() * 512;

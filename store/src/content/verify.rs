@@ -1,4 +1,4 @@
-//! Compares what is at rest with what it was.
+//! Verifies stored items: blobs against their digest, layers and trees against their recorded checksums.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,27 +10,27 @@ use rustix::io::Errno;
 use super::checksums::{self, Compared};
 use super::description::{self, TreeDescription};
 use super::inventory::HeldTree;
-use crate::disk::reader::{Broken, Pace, Reader};
+use crate::disk::reader::{Pace, ReadError, Reader};
 use crate::disk::walk::walk;
 use crate::disk::{DiskError, Totals};
 use crate::layout::{CHECKSUMS, FILES, LayerKey, Layout, TREE};
 
-/// What became of a comparison.
+/// The result of verifying an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is what it was.
+    /// The item is intact.
     Good,
-    /// It is not, in words.
+    /// The item is damaged, as this message describes.
     Damaged(String),
-    /// It is gone: collected, or set aside by somebody else.
+    /// The item no longer exists: it was garbage-collected or quarantined meanwhile.
     Gone,
-    /// It has no checksums: an earlier version of the driver made it.
+    /// The item has no checksums, because an earlier version of the driver created it.
     NoChecksums,
-    /// It was told to end.
+    /// [`Pace`] stopped the verification.
     Stopped,
 }
 
-/// Compares a blob with its digest.
+/// Verifies a blob against its digest.
 pub fn verify_blob(layout: &Layout, digest: &Digest, pace: &mut dyn Pace) -> Verdict {
     let mut hasher = Hasher::new(digest.algorithm());
     let path = layout.blob(digest);
@@ -41,34 +41,34 @@ pub fn verify_blob(layout: &Layout, digest: &Digest, pace: &mut dyn Pace) -> Ver
             if found == *digest {
                 Verdict::Good
             } else {
-                Verdict::Damaged(format!("its bytes have the digest {found}"))
+                Verdict::Damaged(format!("its content has the digest {found}"))
             }
         }
-        Err(Broken::Stopped) => Verdict::Stopped,
-        Err(Broken::Disk(Errno::NOENT)) => Verdict::Gone,
-        Err(Broken::Disk(errno)) => {
+        Err(ReadError::Stopped) => Verdict::Stopped,
+        Err(ReadError::Disk(Errno::NOENT)) => Verdict::Gone,
+        Err(ReadError::Disk(errno)) => {
             Verdict::Damaged(format!("it cannot be read: {}", io::Error::from(errno)))
         }
     }
 }
 
-/// Compares a layer with its checksums.
+/// Verifies a layer against its checksums.
 pub fn verify_layer(layout: &Layout, key: &LayerKey, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
     compared(&layout.layer(key), pace)
 }
 
-/// Compares a tree with what its description says: how much is in it, and the checksums of what is its own. The
-/// bytes that it shares are those of its blobs and layers.
+/// Verifies a tree against its description: its size, and the checksums of files that belong to it alone.
+/// Files that it shares are verified with its blobs and layers.
 pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
     let folder = layout.tree(tree.key());
     if !folder.exists() {
         return Ok(Verdict::Gone);
     }
-    // Not what the inventory has: it may have been read while the tree was taken away and made again.
-    let note =
+    // The description in the inventory can be out of date if the tree was removed and built again meanwhile.
+    let description =
         std::fs::read(folder.join(TREE)).ok().and_then(|text| description::parse::<TreeDescription>(&text));
-    let Some(totals) = note.map(|note| note.totals()) else {
-        return Ok(Verdict::Damaged("its description is not what was written".to_owned()));
+    let Some(totals) = description.map(|description| description.totals()) else {
+        return Ok(Verdict::Damaged("its description (tree.json) is damaged".to_owned()));
     };
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(&folder)) };
     match count(&root) {
@@ -79,12 +79,12 @@ pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Res
                 found.bytes, found.inodes, totals.bytes, totals.inodes
             )));
         }
-        // It may have been taken away while it was counted.
+        // The tree may have been removed while its entries were counted.
         Err(_) if !folder.exists() => return Ok(Verdict::Gone),
         Err(error) => return Ok(Verdict::Damaged(error.to_string())),
     }
     Ok(match compared(&folder, pace)? {
-        // A tree of an earlier version: its files are other names of verified ones.
+        // An earlier version created the tree: all its files are links to verified files.
         Verdict::NoChecksums => Verdict::Good,
         other => other,
     })
@@ -97,7 +97,7 @@ fn compared(folder: &std::path::Path, pace: &mut dyn Pace) -> Result<Verdict, Di
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(folder)) };
     Ok(match checksums::compare(&root, &folder.join(CHECKSUMS), &mut Reader::from_disk(), pace)? {
         Compared::Same => Verdict::Good,
-        // It may have been taken away while it was compared.
+        // The item may have been removed while it was compared.
         Compared::Differs(_) | Compared::NoChecksums if !folder.exists() => Verdict::Gone,
         Compared::Differs(found) => Verdict::Damaged(found),
         Compared::NoChecksums => Verdict::NoChecksums,

@@ -1,6 +1,6 @@
 //! The boot id of the machine.
 
-/// Which start of the machine this is. Where nobody knows, no two are the same.
+/// Returns the kernel's boot id. If it cannot be read, every process counts as a new boot.
 pub(crate) fn boot_id() -> String {
     let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let read = read.trim();

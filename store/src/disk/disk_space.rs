@@ -1,18 +1,18 @@
-//! The used and the free space of a file system.
+//! Used and free space of a file system.
 
 use std::os::fd::AsFd;
 
 use super::error::DiskError;
 use crate::limits::{Percent, Reserve};
 
-/// How full a file system is.
+/// The used and free bytes and inodes of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DiskSpace {
     bytes: Share,
     inodes: Share,
 }
 
-/// What is taken of something, and what is left: as `df` reckons, what only root may take counts as taken.
+/// The used and free part of a resource. As in `df`, blocks reserved for root count as used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Share {
     used: u64,
@@ -21,27 +21,27 @@ struct Share {
 
 impl Share {
     fn is_above(self, mark: Percent) -> bool {
-        mark.is_passed_by(self.used, u128::from(self.used) + u128::from(self.free))
+        mark.is_exceeded_by(self.used, u128::from(self.used) + u128::from(self.free))
     }
 }
 
 impl DiskSpace {
     pub(crate) fn measure(fd: impl AsFd) -> Result<Self, DiskError> {
         let found = rustix::fs::fstatvfs(fd)
-            .map_err(|errno| DiskError::new("look at the free space of", "the store", errno))?;
+            .map_err(|errno| DiskError::new("measure the free space of", "the store", errno))?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         let used = bytes(found.f_blocks.saturating_sub(found.f_bfree));
         let inodes = found.f_files.saturating_sub(found.f_ffree);
         Ok(Self::new((used, bytes(found.f_bavail)), (inodes, found.f_favail)))
     }
 
-    /// Bytes and inodes, of each what is used and what is free.
+    /// Returns the space with these pairs of (used, free) bytes and inodes.
     pub(crate) fn new(bytes: (u64, u64), inodes: (u64, u64)) -> Self {
         let share = |(used, free)| Share { used, free };
         Self { bytes: share(bytes), inodes: share(inodes) }
     }
 
-    /// Whether more of its bytes, or of its inodes, is used than this.
+    /// Reports whether the used share of bytes or inodes is above `mark`.
     pub(crate) fn is_above(self, mark: Percent) -> bool {
         self.bytes.is_above(mark) || self.inodes.is_above(mark)
     }
@@ -50,22 +50,22 @@ impl DiskSpace {
         self.bytes.used.saturating_add(self.bytes.free)
     }
 
-    /// How many bytes a process without privileges could still write.
+    /// Returns how many bytes an unprivileged process can still write.
     pub(crate) fn free(self) -> u64 {
         self.bytes.free
     }
 
-    /// Fails where `wanted` more bytes would leave less than the reserve.
+    /// Checks that `wanted` more bytes can be written without using the reserve.
     pub(crate) fn check(self, wanted: u64, reserve: Reserve) -> Result<(), DiskError> {
         if self.free() < self.needed(wanted, reserve) { Err(self.shortage(wanted, reserve)) } else { Ok(()) }
     }
 
-    /// What is said where there is no room for `wanted` more bytes.
+    /// Returns the error for `wanted` bytes that do not fit.
     pub(crate) fn shortage(self, wanted: u64, reserve: Reserve) -> DiskError {
         DiskError::TooSmall { wanted, free: self.free(), reserve: reserve.of(self.total()) }
     }
 
-    /// How much has to be free for `wanted` bytes.
+    /// Returns how many bytes must be free to write `wanted` bytes.
     pub(crate) fn needed(self, wanted: u64, reserve: Reserve) -> u64 {
         wanted.saturating_add(reserve.of(self.total()))
     }
@@ -82,20 +82,24 @@ mod tests {
     }
 
     #[rstest]
-    #[case::tenth_is_left(Reserve::percent(percent("10")), 400, true)]
-    #[case::less_is_left(Reserve::percent(percent("10")), 401, false)]
-    #[case::nothing_need_be_left(Reserve::percent(percent("0")), 500, true)]
-    #[case::more_than_there_is(Reserve::percent(percent("0")), 501, false)]
-    #[case::never_full(Reserve::percent(percent("100")), 1, false)]
+    #[case::leaves_the_reserve(Reserve::percent(percent("10")), 400, true)]
+    #[case::leaves_less_than_the_reserve(Reserve::percent(percent("10")), 401, false)]
+    #[case::no_reserve(Reserve::percent(percent("0")), 500, true)]
+    #[case::more_than_is_free(Reserve::percent(percent("0")), 501, false)]
+    #[case::reserves_everything(Reserve::percent(percent("100")), 1, false)]
     #[case::bytes(Reserve::bytes(100), 400, true)]
     #[case::bytes_and_one(Reserve::bytes(100), 401, false)]
     #[case::on_a_large_disk(Reserve::percent(percent("10")).at_most(50), 450, true)]
     #[case::on_a_large_disk_and_one(Reserve::percent(percent("10")).at_most(50), 451, false)]
     #[case::on_a_small_disk(Reserve::percent(percent("10")).at_most(1 << 28), 400, true)]
-    fn what_may_be_written(#[case] reserve: Reserve, #[case] wanted: u64, #[case] may: bool) {
+    fn checks_that_a_write_leaves_the_reserve(
+        #[case] reserve: Reserve,
+        #[case] wanted: u64,
+        #[case] fits: bool,
+    ) {
         let space = DiskSpace::new((500, 500), (0, 0));
-        assert_eq!(space.check(wanted, reserve).is_ok(), may);
-        assert_eq!(space.needed(wanted, reserve) <= space.free(), may);
+        assert_eq!(space.check(wanted, reserve).is_ok(), fits);
+        assert_eq!(space.needed(wanted, reserve) <= space.free(), fits);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Paths within a tree, as a registry or an archive gives them.
+//! Paths in a tree, parsed from a registry's titles or an archive's entries.
 //!
-//! This is the first of two fences: what parses here names something beneath the tree. The second is
-//! the kernel's (`openat2` with `RESOLVE_BENEATH`), in [`super::beneath`].
+//! Parsing is the first of two checks that a path stays inside the tree. The second is in the kernel
+//! (`openat2` with `RESOLVE_BENEATH`), see [`super::beneath`].
 
 use std::fmt;
 
@@ -10,49 +10,50 @@ use oras_csi_core::path::TreePath;
 
 use crate::limits::Limits;
 
-/// A relative and normal path; empty is the root. Bytes, since an archive may hold any.
+/// A relative, normalized path; the empty path is the root. It is bytes, because names in an archive need not
+/// be UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryPath(Vec<u8>);
 
-/// The longest name that Linux file systems take.
-const LONGEST_SEGMENT: usize = 255;
+/// The maximum length of a file name on Linux file systems.
+const MAX_SEGMENT_BYTES: usize = 255;
 
-/// Why a path is not one within a tree.
+/// The reason why a path is not valid in a tree.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// It begins with a slash.
-    #[error("the path \"{0}\" is absolute: everything in an artifact lies beneath its root")]
+    /// The path begins with a slash.
+    #[error("the path \"{0}\" is absolute: paths in an artifact must be relative")]
     Absolute(Shown),
-    /// It goes up.
-    #[error("the path \"{0}\" has \"..\" in it: nothing may leave the volume")]
+    /// The path contains `..`.
+    #[error("the path \"{0}\" contains \"..\": a path must not leave the volume")]
     Upwards(Shown),
-    /// It holds a character that no path may have.
-    #[error("the path \"{0}\" has a control character in it")]
+    /// The path contains a character that is not allowed.
+    #[error("the path \"{0}\" contains a control character")]
     Control(Shown),
-    /// It is empty, or only dots and slashes.
-    #[error("the path \"{0}\" names nothing")]
+    /// The path is empty, or only dots and slashes.
+    #[error("the path \"{0}\" does not name a file")]
     Empty(Shown),
-    /// One name of it is too long.
-    #[error("the path \"{0}\" has a name of {1} bytes in it: at most 255 are possible")]
+    /// A name in the path is too long.
+    #[error("the path \"{0}\" contains a name of {1} bytes: the limit is 255")]
     LongSegment(Shown, usize),
-    /// The whole is too long.
+    /// The path is too long.
     #[error("the path \"{shown}\" has {length} bytes: the limit is {limit}")]
     Long {
         /// The path.
         shown: Shown,
-        /// Its length.
+        /// The length of the path.
         length: usize,
-        /// What is allowed.
+        /// The limit.
         limit: usize,
     },
-    /// Too many directories within each other.
+    /// The path has too many nested directories.
     #[error("the path \"{shown}\" is {depth} directories deep: the limit is {limit}")]
     Deep {
         /// The path.
         shown: Shown,
-        /// How deep it is.
+        /// The depth of the path.
         depth: usize,
-        /// What is allowed.
+        /// The limit.
         limit: usize,
     },
 }
@@ -62,13 +63,13 @@ pub(crate) fn shown(bytes: &[u8]) -> Shown {
 }
 
 impl EntryPath {
-    /// The root of the tree.
+    /// Returns the root of the tree.
     pub fn root() -> Self {
         Self::default()
     }
 
-    /// The name of an archive's entry: `./`, doubled and trailing slashes are dropped, `.` is the root;
-    /// anything that is absolute or goes up is refused.
+    /// Parses the name of an archive's entry. Drops `./`, doubled and trailing slashes; `.` is the root.
+    /// Refuses absolute paths and `..`.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, NameError> {
         if bytes.first() == Some(&b'/') {
             return Err(NameError::Absolute(shown(bytes)));
@@ -83,7 +84,7 @@ impl EntryPath {
             match segment {
                 b"" | b"." => continue,
                 b".." => return Err(NameError::Upwards(shown(bytes))),
-                _ if segment.len() > LONGEST_SEGMENT => {
+                _ if segment.len() > MAX_SEGMENT_BYTES => {
                     return Err(NameError::LongSegment(shown(bytes), segment.len()));
                 }
                 _ => {}
@@ -98,13 +99,13 @@ impl EntryPath {
         Ok(Self(path))
     }
 
-    /// Whether it is within the limits also where it came to lie, beneath the path of a step.
+    /// Checks the limits again after the path was placed beneath the path of a step.
     pub fn check(&self, limits: &Limits) -> Result<(), NameError> {
         check_length(&self.0, limits)?;
         check_depth(&self.0, self.depth(), limits)
     }
 
-    /// A title of ORAS: as [`EntryPath::parse`], without control characters.
+    /// Parses an ORAS title: as [`EntryPath::parse`], and refuses control characters.
     pub fn from_title(title: &str, limits: &Limits) -> Result<Self, NameError> {
         if title.chars().any(char::is_control) {
             return Err(NameError::Control(title.into()));
@@ -115,27 +116,27 @@ impl EntryPath {
         Self::parse(title.as_bytes(), limits)
     }
 
-    /// Whether it is the tree's root.
+    /// Reports whether the path is the root of the tree.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The bytes, without a slash in front or behind.
+    /// Returns the path as bytes, without a leading or trailing slash.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The names in it.
+    /// Returns the names in the path.
     pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty())
     }
 
-    /// How many names it has.
+    /// Returns the number of names in the path.
     pub fn depth(&self) -> usize {
         self.segments().count()
     }
 
-    /// The directory it lies in, and its own name; `None` for the root.
+    /// Splits the path into its parent directory and its name; `None` for the root.
     pub fn split(&self) -> Option<(Self, &[u8])> {
         if self.0.is_empty() {
             return None;
@@ -146,7 +147,7 @@ impl EntryPath {
         }
     }
 
-    /// The same path beneath `base`.
+    /// Returns this path beneath `base`.
     #[must_use]
     pub fn under(&self, base: &Self) -> Self {
         match (base.is_root(), self.is_root()) {
@@ -156,19 +157,19 @@ impl EntryPath {
         }
     }
 
-    /// The entry `name` of this directory. `name` is one segment that a directory listing gave.
+    /// Returns the entry `name` of this directory. `name` must be one segment from a directory listing.
     #[must_use]
     pub(crate) fn child(&self, name: &[u8]) -> Self {
         self.join(&Self(name.to_vec()))
     }
 
-    /// `other` beneath this path.
+    /// Returns `other` beneath this path.
     #[must_use]
     pub fn join(&self, other: &Self) -> Self {
         other.under(self)
     }
 
-    /// What is left of it beneath `base`; `None` where it is not beneath it.
+    /// Returns this path relative to `base`; `None` if it is not beneath `base`.
     pub fn beneath(&self, base: &Self) -> Option<Self> {
         if base.is_root() {
             return Some(self.clone());
@@ -180,13 +181,13 @@ impl EntryPath {
         }
     }
 
-    /// The path as text, for globs and messages; what is no UTF-8 becomes U+FFFD.
+    /// Returns the path as text for globs and messages. Invalid UTF-8 becomes U+FFFD.
     pub fn to_text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.0)
     }
 }
 
-/// What the kernel says of a path that is within our limit and not within its own.
+/// Returns the error for a path that is within the configured limit but exceeds the kernel's.
 pub(crate) fn too_long(path: &EntryPath) -> NameError {
     let length = path.as_bytes().len();
     NameError::Long { shown: shown(path.as_bytes()), length, limit: 4_095 }
@@ -218,10 +219,10 @@ impl fmt::Display for EntryPath {
     }
 }
 
-/// Whether a symbolic link in a directory `depth` levels below the root stays below it, whatever other
-/// links of the same kind it leads through.
+/// Reports whether a symbolic link in a directory `depth` levels below the root stays below the root, even if
+/// its target leads through other such links.
 ///
-/// `..` is taken only at the front: behind a name it could climb out of wherever that name leads.
+/// Only leading `..` segments are accepted: after a name, `..` could leave the target of another link.
 pub(crate) fn stays_inside(depth: usize, target: &[u8]) -> bool {
     if target.first() == Some(&b'/') {
         return false;
@@ -256,12 +257,12 @@ mod tests {
     #[case("", "")]
     #[case("..a/b..", "..a/b..")]
     #[case("a:b/ü \u{1f600}", "a:b/ü \u{1f600}")]
-    fn names_beneath_the_root(#[case] text: &str, #[case] normal: &str) {
+    fn normalizes_paths_beneath_the_root(#[case] text: &str, #[case] normal: &str) {
         assert_eq!(parse(text).unwrap().as_bytes(), normal.as_bytes());
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn refuses_invalid_paths() {
         let deep = "d/".repeat(300);
         let long = "x".repeat(256);
         let longer = "x/".repeat(2100);
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn titles_are_stricter() {
+    fn refuses_control_characters_in_titles() {
         let title = |text: &str| EntryPath::from_title(text, &Limits::default());
         for text in ["", "a\nb", "a\u{7}", "a\0"] {
             assert!(title(text).is_err(), "{text:?}");
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_compose() {
+    fn joins_and_splits_paths() {
         let (base, path) = (parse("model").unwrap(), parse("a/b").unwrap());
         assert_eq!(path.under(&base).as_bytes(), b"model/a/b");
         assert_eq!(path.under(&base).beneath(&base), Some(path.clone()));
@@ -312,7 +313,7 @@ mod tests {
     #[case(2, "./.././../a", true)]
     #[case(5, "a/../b", false)]
     #[case(5, "/a", false)]
-    fn links_that_stay(#[case] depth: usize, #[case] target: &str, #[case] stays: bool) {
+    fn detects_links_that_leave_the_root(#[case] depth: usize, #[case] target: &str, #[case] stays: bool) {
         assert_eq!(stays_inside(depth, target.as_bytes()), stays);
     }
 }

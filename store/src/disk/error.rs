@@ -1,80 +1,78 @@
-//! What the disk refuses, in words for the person who has to make room.
+//! Errors of the disk that holds the store, with what an administrator can do about them.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-/// A call on the store's disk that failed.
+/// A failed operation on the store's disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// No space, no inodes, or a quota.
     #[error(
-        "the disk with the store is full: cannot {step} {}: {source}. Make room on it (`df` and `df -i` say whether bytes or inodes are gone), or give the store a larger one", .path.display()
+        "cannot {step} {}: the disk with the store is full ({source}). Free space on it (`df` and `df -i` show whether bytes or inodes ran out), or move the store to a larger disk", .path.display()
     )]
     Full {
-        /// What was being done.
+        /// The operation, as a verb.
         step: &'static str,
-        /// To what.
+        /// The file or folder.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// No room for another file, though there may be room for bytes.
+    /// The file system has no free inodes. It may have free bytes.
     #[error(
-        "the disk with the store has no inodes left: cannot {step} {}. Remove files on it (many small ones take them up), or give the store a file system with more", .path.display()
+        "cannot {step} {}: the disk with the store has no inodes left. Remove files from it (many small files use up the inodes), or move the store to a file system with more inodes", .path.display()
     )]
     NoInodes {
-        /// What was being done.
+        /// The operation, as a verb.
         step: &'static str,
-        /// To what.
+        /// The file or folder.
         path: PathBuf,
     },
-    /// The file system is read-only, often after an error of the disk.
+    /// The file system is read-only, often after a disk error.
     #[error(
-        "the disk with the store is read-only: cannot {step} {}. Look for disk errors in the kernel's log, then mount it read-write",
+        "cannot {step} {}: the disk with the store is read-only. Look for disk errors in the kernel log, then mount it read-write",
         .path.display()
     )]
     ReadOnly {
-        /// What was being done.
+        /// The operation, as a verb.
         step: &'static str,
-        /// To what.
+        /// The file or folder.
         path: PathBuf,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("cannot {step} {}: {source}", .path.display())]
     Io {
-        /// What was being done.
+        /// The operation, as a verb.
         step: &'static str,
-        /// To what.
+        /// The file or folder.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Something that was about to be used is not what was written.
-    #[error(
-        "{what} was found damaged on the disk while it was in use: it is fetched again with the next attempt"
-    )]
+    /// An item that was about to be used differs from its recorded checksum.
+    #[error("cannot use {what}: it was found damaged on the disk. The next attempt downloads it again")]
     Damaged {
         /// The blob or layer.
         what: String,
     },
-    /// Less than what is to be written, known before it is.
+    /// The free space is too small for the data to be written, which is known in advance.
     #[error(
-        "{wanted} bytes are to be written to the store, and its disk has {free} free, of which {reserve} stay free: make room on it, or give the store a larger one"
+        "cannot write {wanted} bytes to the store: its disk has {free} bytes free, of which {reserve} are reserved. Free space on it, or move the store to a larger disk"
     )]
     TooSmall {
-        /// What would be written.
+        /// How many bytes would be written.
         wanted: u64,
-        /// What is free.
+        /// How many bytes are free.
         free: u64,
-        /// What is kept free.
+        /// How many bytes must stay free.
         reserve: u64,
     },
 }
 
 impl DiskError {
-    /// `step` is a verb ("write"), `path` what it was done to.
+    /// Returns the error for an operation `step` (a verb, as "write") on `path`.
     pub fn new(step: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         let (path, source) = (path.into(), source.into());
         match Errno::from_io_error(&source) {
@@ -85,12 +83,12 @@ impl DiskError {
         }
     }
 
-    /// Whether the disk has no room: later it may have.
+    /// Reports whether the disk is full. A later retry may succeed.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::NoInodes { .. } | Self::TooSmall { .. })
     }
 
-    /// Whether the disk does not give back what was written to it: what is there is lost, and may be made again.
+    /// Reports whether the disk lost data that was written to it. Such an item must be created again.
     pub(crate) fn is_damage(&self) -> bool {
         let Self::Io { source, .. } = self else { return false };
         let damage = [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
@@ -98,9 +96,9 @@ impl DiskError {
     }
 }
 
-/// Whether the file system of `path`, or of the nearest folder above it that can be seen, has no inode left.
+/// Reports whether the file system of `path`, or of its nearest accessible parent folder, has no free inodes.
 fn has_no_inodes(path: &Path) -> bool {
     let nearest = path.ancestors().find_map(|above| rustix::fs::statvfs(above).ok());
-    // Some file systems make inodes as they need them, and say 0 of 0.
+    // Some file systems allocate inodes on demand and report 0 of 0.
     nearest.is_some_and(|found| found.f_files > 0 && found.f_favail == 0)
 }

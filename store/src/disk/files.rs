@@ -1,4 +1,4 @@
-//! Modes, times and copies of files.
+//! Sets modes and times of files, links and copies them.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::beneath::open_beneath;
 use super::entry_path::EntryPath;
 
-/// The times of directories, until nothing changes in them any more. They are a courtesy: one that cannot be set
-/// fails nothing, and those of a million directories of long paths, which would be gigabytes, are not all kept.
+/// Collects the times of directories, which are set when the tree is complete. This is best effort: an error
+/// is ignored, and the memory for a million directories with long paths is bounded by dropping the rest.
 #[derive(Default)]
 pub(crate) struct Times {
     paths: Vec<(EntryPath, i64)>,
@@ -20,16 +20,16 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    const MOST: usize = 8 << 20;
+    const MAX_BYTES: usize = 8 << 20;
 
     pub(crate) fn remember(&mut self, path: EntryPath, mtime: i64) {
         self.bytes += path.as_bytes().len() + size_of::<(EntryPath, i64)>();
-        if self.bytes <= Self::MOST {
+        if self.bytes <= Self::MAX_BYTES {
             self.paths.push((path, mtime));
         }
     }
 
-    /// Sets them beneath `root`, the last first.
+    /// Sets the times beneath `root`, last directory first.
     pub(crate) fn set(&self, root: &OwnedFd) {
         for (path, mtime) in self.paths.iter().rev() {
             if let Ok(folder) = open_beneath(root, path) {
@@ -39,8 +39,8 @@ impl Times {
     }
 }
 
-/// Permissions of a file: readable for all, executable for all if for anybody, writable for its owner if
-/// it was; without setuid, setgid and sticky bits.
+/// Returns the mode for a file: readable by all, executable by all if any execute bit is set, writable by the
+/// owner if it was. Drops the setuid, setgid and sticky bits (docs/design.md, "Unpacking").
 pub(crate) fn file_mode(mode: u32) -> Mode {
     let execute = if mode & 0o111 == 0 { 0 } else { 0o111 };
     Mode::from_raw_mode(0o444 | (mode & 0o200) | execute)
@@ -48,8 +48,8 @@ pub(crate) fn file_mode(mode: u32) -> Mode {
 
 pub(crate) const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// The bits that this process takes from the mode of what it makes, as it was started. Asking the kernel would set
-/// them first.
+/// Returns the umask that this process was started with. It is read from `/proc`, because umask(2) can only
+/// read it by changing it.
 pub(crate) fn umask() -> Option<Mode> {
     static UMASK: OnceLock<Option<Mode>> = OnceLock::new();
     *UMASK.get_or_init(|| {
@@ -68,7 +68,7 @@ pub(crate) fn set_time(file: impl AsFd, mtime: i64) {
     let _ = rustix::fs::futimens(file, &times(mtime));
 }
 
-/// Links a file; copies it where it has as many names as the file system allows.
+/// Creates a hard link to a file. Copies the file if it already has as many links as the file system allows.
 pub(crate) fn link_or_copy(
     source: impl AsFd,
     source_name: &[u8],
@@ -101,7 +101,8 @@ pub(crate) fn link_or_copy(
     Ok(())
 }
 
-/// Copies a file's bytes: shared blocks where the file system can, else in the kernel, else by hand.
+/// Copies a file's bytes: as a reflink if the file system supports it, else in the kernel, else through a
+/// buffer.
 pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
     let size = u64::try_from(rustix::fs::fstat(from)?.st_size).unwrap_or(0);
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
@@ -119,7 +120,7 @@ pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
             Err(errno) => return Err(errno),
         }
     }
-    // Some file systems copy nothing and say nothing.
+    // Some file systems copy nothing and report no error.
     if done == 0 && size > 0 { copy_by_hand(from, to) } else { Ok(done) }
 }
 

@@ -1,5 +1,7 @@
-//! Reads files as they are on the disk, past the page cache where the file system allows it: what is in memory
-//! may be right where the disk is not, and what pods read stays in memory.
+//! Reads files from the disk, bypassing the page cache if the file system allows it (`O_DIRECT`).
+//!
+//! The page cache can hold correct data while the disk does not, and verification must not evict data that
+//! pods read.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,18 +9,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// How much is read at once.
-const PIECE: usize = 1 << 20;
-/// What O_DIRECT wants addresses and lengths to be a multiple of, on any disk there is.
-const ALIGNED: usize = 4_096;
+/// The size of one read.
+const READ_BYTES: usize = 1 << 20;
+/// The alignment that `O_DIRECT` requires for addresses and lengths, sufficient for all disks.
+const ALIGNMENT: usize = 4_096;
 
-/// How fast one may read, and whether to go on.
+/// Controls how fast a file is read, and whether reading continues.
 pub trait Pace {
-    /// Called after so many bytes; may wait. `false` is the end.
+    /// Called after this many bytes were read. It can block to slow down the reader. `false` stops it.
     fn spend(&mut self, bytes: u64) -> bool;
 }
 
-/// As fast as the disk.
+/// Reads at full speed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unpaced;
 
@@ -28,22 +30,22 @@ impl Pace for Unpaced {
     }
 }
 
-/// Why a file was not read to its end.
+/// The reason why a file was not read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Broken {
-    /// What the kernel said.
+pub(crate) enum ReadError {
+    /// The kernel reported an error.
     Disk(Errno),
-    /// It was told to end.
+    /// [`Pace`] stopped the reader.
     Stopped,
 }
 
-impl From<Errno> for Broken {
+impl From<Errno> for ReadError {
     fn from(errno: Errno) -> Self {
         Self::Disk(errno)
     }
 }
 
-/// A buffer to read with.
+/// Reads files with one reusable buffer.
 #[derive(Debug)]
 pub(crate) struct Reader {
     buffer: Vec<u8>,
@@ -51,35 +53,35 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// From the disk, where that can be asked for.
+    /// Returns a reader that bypasses the page cache if possible.
     pub(crate) fn from_disk() -> Self {
-        Self { buffer: vec![0; PIECE + ALIGNED], direct: true }
+        Self { buffer: vec![0; READ_BYTES + ALIGNMENT], direct: true }
     }
 
-    /// From memory, where it is there: for what was written a moment ago.
+    /// Returns a reader that uses the page cache, for files that were just written.
     pub(crate) fn from_memory() -> Self {
         Self { direct: false, ..Self::from_disk() }
     }
 
-    /// Gives `sink` all of a file, and says how long it is.
+    /// Passes the content of a file to `sink` and returns its length.
     pub(crate) fn read(
         &mut self,
         folder: impl AsFd,
         name: &OsStr,
         pace: &mut dyn Pace,
         sink: &mut dyn FnMut(&[u8]),
-    ) -> Result<u64, Broken> {
+    ) -> Result<u64, ReadError> {
         let mut direct = self.direct;
         let mut file = open(&folder, name, &mut direct)?;
-        let start = self.buffer.as_ptr().align_offset(ALIGNED);
-        let buffer = self.buffer.get_mut(start..start + PIECE).ok_or(Errno::INVAL)?;
+        let start = self.buffer.as_ptr().align_offset(ALIGNMENT);
+        let buffer = self.buffer.get_mut(start..start + READ_BYTES).ok_or(Errno::INVAL)?;
         let mut length = 0_u64;
         loop {
             let count = match rustix::io::pread(&file, &mut *buffer, length) {
                 Ok(0) => return Ok(length),
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
-                // The end of the file on a file system that wants more than we thought.
+                // The end of the file on a file system that requires a larger alignment.
                 Err(Errno::INVAL) if direct => {
                     direct = false;
                     file = open(&folder, name, &mut direct)?;
@@ -90,10 +92,10 @@ impl Reader {
             sink(&buffer[..count]);
             length += count as u64;
             if !pace.spend(count as u64) {
-                return Err(Broken::Stopped);
+                return Err(ReadError::Stopped);
             }
-            // After a short read the offset is none that O_DIRECT takes.
-            if direct && !count.is_multiple_of(ALIGNED) {
+            // After a short read the offset is not aligned for O_DIRECT.
+            if direct && !count.is_multiple_of(ALIGNMENT) {
                 direct = false;
                 file = open(&folder, name, &mut direct)?;
             }
@@ -117,10 +119,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_of_a_file_whatever_its_length() {
+    fn reads_files_of_any_length() {
         let folder = tempfile::tempdir().unwrap();
         let opened = rustix::fs::open(folder.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
-        for length in [0, 1, 4_095, 4_096, 4_097, PIECE, PIECE + 1, 3 * PIECE + 5_000] {
+        for length in [0, 1, 4_095, 4_096, 4_097, READ_BYTES, READ_BYTES + 1, 3 * READ_BYTES + 5_000] {
             let bytes: Vec<u8> = (0..length).map(|at| u8::try_from(at * 7 % 251).unwrap()).collect();
             std::fs::write(folder.path().join("f"), &bytes).unwrap();
             for mut reader in [Reader::from_disk(), Reader::from_memory()] {

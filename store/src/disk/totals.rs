@@ -1,10 +1,10 @@
 //! The size of a tree.
 
-/// What a tree holds.
+/// The size of a tree: bytes and inodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Totals {
-    /// Bytes in files.
+    /// The bytes in regular files.
     pub bytes: u64,
-    /// Files, directories and links.
+    /// The number of files, directories and links.
     pub inodes: u64,
 }

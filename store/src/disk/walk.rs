@@ -1,4 +1,4 @@
-//! Walks what is beneath a folder: by descriptors, following nothing, in a fixed order.
+//! Walks a directory tree by file descriptors, without following links, in a fixed order.
 
 use std::ffi::OsStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -12,11 +12,11 @@ use super::beneath::open_beneath;
 use super::entry_path::EntryPath;
 use super::error::DiskError;
 
-/// Something beneath a folder.
+/// An entry of the walked tree.
 pub(crate) struct Entry<'a> {
     pub(crate) path: EntryPath,
     pub(crate) name: &'a OsStr,
-    /// The folder it lies in.
+    /// The folder that contains the entry.
     pub(crate) folder: BorrowedFd<'a>,
     pub(crate) kind: FileType,
     pub(crate) stat: Stat,
@@ -32,7 +32,8 @@ pub(crate) fn failed(step: &'static str, path: &EntryPath, errno: Errno) -> Disk
     DiskError::new(step, PathBuf::from(OsStr::from_bytes(path.as_bytes())), errno)
 }
 
-/// Shows `visit` everything beneath `root`, each directory before what is in it; the root itself is not shown.
+/// Calls `visit` for every entry beneath `root`, each directory before its content. The root itself is not
+/// visited.
 pub(crate) fn walk<E: From<DiskError>>(
     root: &OwnedFd,
     mut visit: impl FnMut(&Entry<'_>) -> Result<(), E>,
@@ -53,7 +54,7 @@ pub(crate) fn walk<E: From<DiskError>>(
             let below = path.child(&name);
             let name = OsStr::from_bytes(&name);
             let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|errno| failed("look at", &below, errno))?;
+                .map_err(|errno| failed("inspect", &below, errno))?;
             let kind = FileType::from_raw_mode(stat.st_mode);
             if kind == FileType::Directory {
                 waiting.push(below.clone());

@@ -1,4 +1,4 @@
-//! One collection: reads what is in use, then deletes until the goal is reached.
+//! One garbage collection: reads which items are in use, then deletes unused items until the goal is reached.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::CWD;
 
-use super::candidates::{Candidates, What};
+use super::candidates::{Candidates, Deletable};
 use super::roots::Roots;
 use super::watermarks::Watermarks;
 use crate::content::inventory::Inventory;
@@ -17,116 +17,122 @@ use crate::state::node_record::{CollectionReport, now};
 use crate::store::Store;
 
 impl Store {
-    /// The same store, which deletes what nobody uses where the disk is full. `roots` says what is in use.
+    /// Returns the store with garbage collection, which deletes unused items when the disk is full. `roots`
+    /// reports the trees in use.
     #[must_use]
     pub fn with_garbage_collection(self, roots: Arc<dyn GcRoots>) -> Self {
-        self.with_reclaimer(roots, make_space)
+        self.with_reclaimer(roots, free_disk_space)
     }
 }
 
-/// How far a collection goes.
+/// The goal of a garbage collection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal<'a> {
-    /// Below the low watermark, if above the high one.
+    /// If usage is above the high watermark, deletes until it is below the low watermark.
     Watermarks(&'a Watermarks),
-    /// Until so many bytes are free.
-    Free(u64),
-    /// Until the store has no more bytes than this.
-    To(u64),
-    /// Until twice as much is free as at the beginning.
-    Twice,
-    /// All that may go.
+    /// Deletes until this many bytes are free.
+    FreeBytes(u64),
+    /// Deletes until the store has at most this many bytes.
+    MaxBytes(u64),
+    /// Deletes until the free space has doubled.
+    DoubleFreeSpace,
+    /// Deletes all unused items.
     All,
 }
 
-/// Takes away what may go, until `goal` is reached; what was used within `age` stays.
+/// Deletes unused items until `goal` is reached. Items that were used within `age` stay.
 pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<CollectionReport, RootsError> {
-    let _one = store.collecting().lock().unwrap_or_else(PoisonError::into_inner);
-    // Before records and mounts are read: what is leased from here on stays.
+    let _one = store.gc_lock().lock().unwrap_or_else(PoisonError::into_inner);
+    // Before records and mounts are read: items that are leased from here on stay.
     let _watch = store.leases().begin();
-    // Before mounts are read, too: what is set aside afterwards would be mounted under another name there.
+    // Also before mounts are read: an item that is quarantined later has another path in the list of mounts.
     let quarantined = quarantined_names(store)?;
     let roots = Roots::read(store.roots().ok_or(RootsError::Unknown)?.as_ref(), store.layout())?;
-    let mut done = CollectionReport::default();
+    let mut report = CollectionReport::default();
     for name in quarantined {
-        // A publish may hold a clone of the tree that it has not attached yet.
+        // A publish may have cloned the tree's mount and not attached it yet.
         let is_leased = quarantined_tree(&name).is_some_and(|key| store.leases().is_taken(&Item::Tree(key)));
         if !is_leased && !roots.is_quarantined_mounted(&name) {
             delete(&store.layout().quarantine().join(name));
-            done.quarantined += 1;
+            report.quarantined += 1;
         }
     }
-    let mut gauge =
-        Gauge { store, goal, bytes: None, twice: DiskSpace::measure(store.root())?.free().saturating_mul(2) };
-    if gauge.is_reached(true)? {
-        return Ok(finish(store, done));
+    let mut progress = Progress {
+        store,
+        goal,
+        bytes: None,
+        doubled: DiskSpace::measure(store.root())?.free().saturating_mul(2),
+    };
+    if progress.is_reached(true)? {
+        return Ok(finish(store, report));
     }
     let inventory = Inventory::read(store.layout())?;
-    gauge.bytes = Some(inventory.bytes());
-    if gauge.is_reached(true)? {
-        return Ok(finish(store, done));
+    progress.bytes = Some(inventory.bytes());
+    if progress.is_reached(true)? {
+        return Ok(finish(store, report));
     }
     let oldest = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-    let mut candidates = Candidates::of(&inventory, &roots, store.leases(), oldest);
-    if let Goal::Free(wanted) = goal
+    let mut candidates = Candidates::select(&inventory, &roots, store.leases(), oldest);
+    if let Goal::FreeBytes(wanted) = goal
         && DiskSpace::measure(store.root())?.free().saturating_add(candidates.bytes()) < wanted
     {
-        // Nothing is lost for a pull that will not fit: a manifest may claim any size.
-        return Ok(finish(store, done));
+        // Deletes nothing for a pull that will not fit anyway, because a manifest can claim any size.
+        return Ok(finish(store, report));
     }
     while let Some(candidate) = candidates.pop() {
-        let freed = candidates.take(&candidate, |part| remove(store, part, &mut done))?;
-        done.bytes += freed;
-        gauge.bytes = gauge.bytes.map(|bytes| bytes.saturating_sub(freed));
-        if gauge.is_reached(false)? {
+        let freed = candidates.delete(&candidate, |part| remove(store, part, &mut report))?;
+        report.bytes += freed;
+        progress.bytes = progress.bytes.map(|bytes| bytes.saturating_sub(freed));
+        if progress.is_reached(false)? {
             break;
         }
     }
-    Ok(finish(store, done))
+    Ok(finish(store, report))
 }
 
-/// After a pull that ran out of room in the middle: how much an archive unpacks to is not known before. Each time the
-/// next attempt finds twice as much room, for as long as there is something that nobody uses.
-pub fn make_more_space(store: &Store) {
-    if let Err(error) = collect(store, Goal::Twice, store.limits().minimum_age()) {
-        tracing::warn!(%error, "no more room can be made now");
+/// Doubles the free space after a pull ran out of disk space, because the unpacked size of an archive is not
+/// known in advance. So each attempt has twice as much space as the one before, as long as there are unused
+/// items.
+pub fn double_free_space(store: &Store) {
+    if let Err(error) = collect(store, Goal::DoubleFreeSpace, store.limits().minimum_age()) {
+        tracing::warn!(%error, "cannot free more disk space now; the next attempt of the pull tries again");
     }
 }
 
-/// Makes `wanted` bytes free, if that is possible by taking away what nobody uses. Whether it was is for the caller
-/// to look at.
-fn make_space(store: &Store, wanted: u64) -> Result<(), DiskError> {
+/// Frees `wanted` bytes by deleting unused items, if possible. The caller must check the free space
+/// afterwards.
+fn free_disk_space(store: &Store, wanted: u64) -> Result<(), DiskError> {
     let age = store.limits().minimum_age();
-    match collect(store, Goal::Free(wanted), age) {
+    match collect(store, Goal::FreeBytes(wanted), age) {
         Ok(_) => Ok(()),
         Err(RootsError::Disk(error)) => Err(error),
         Err(error) => {
-            tracing::warn!(%error, "nothing is collected, though there is no room: what is in use is not known");
+            tracing::warn!(%error, "the disk is full, and garbage collection cannot run because the trees in use are not known");
             Ok(())
         }
     }
 }
 
-fn finish(store: &Store, mut done: CollectionReport) -> CollectionReport {
-    done.ended = now();
-    let taken = done.trees + done.layers + done.blobs + done.quarantined;
+fn finish(store: &Store, mut report: CollectionReport) -> CollectionReport {
+    report.ended = now();
+    let taken = report.trees + report.layers + report.blobs + report.quarantined;
     if taken > 0 {
         tracing::info!(
-            trees = done.trees,
-            layers = done.layers,
-            blobs = done.blobs,
-            set_aside = done.quarantined,
-            bytes = done.bytes,
-            "collected what nobody uses"
+            trees = report.trees,
+            layers = report.layers,
+            blobs = report.blobs,
+            quarantined = report.quarantined,
+            bytes = report.bytes,
+            "garbage collection deleted unused items"
         );
-        store.observer().collected(&done);
-        let report = done.clone();
+        store.observer().collected(&report);
+        let report = report.clone();
         store.update_node_record(|record| record.collection = Some(report));
     }
-    done
+    report
 }
 
-/// What is set aside.
+/// Lists the names in quarantine.
 fn quarantined_names(store: &Store) -> Result<Vec<String>, DiskError> {
     let folder = store.layout().quarantine();
     let failed = |error| DiskError::new("list", &folder, error);
@@ -134,33 +140,33 @@ fn quarantined_names(store: &Store) -> Result<Vec<String>, DiskError> {
     listed.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// Takes one thing away, unless it is leased; says whether it did.
-fn remove(store: &Store, what: &What, done: &mut CollectionReport) -> Result<bool, DiskError> {
+/// Deletes an item, unless it is leased. Reports whether it did.
+fn remove(store: &Store, what: &Deletable, report: &mut CollectionReport) -> Result<bool, DiskError> {
     let layout = store.layout();
     let (path, item, count): (PathBuf, Option<Item>, _) = match what {
-        What::Tree(key) => (layout.tree(key), Some(Item::Tree(key.clone())), &mut done.trees),
-        What::Layer(key) => (layout.layer(key), Some(Item::Layer(key.clone())), &mut done.layers),
-        What::Blob(digest) => (layout.blob(digest), Some(Item::Blob(digest.clone())), &mut done.blobs),
-        What::Partial(name, item) => (layout.partial().join(name), item.clone(), &mut done.blobs),
+        Deletable::Tree(key) => (layout.tree(key), Some(Item::Tree(key.clone())), &mut report.trees),
+        Deletable::Layer(key) => (layout.layer(key), Some(Item::Layer(key.clone())), &mut report.layers),
+        Deletable::Blob(digest) => (layout.blob(digest), Some(Item::Blob(digest.clone())), &mut report.blobs),
+        Deletable::Partial(name, item) => (layout.partial().join(name), item.clone(), &mut report.blobs),
     };
-    let grave = store.tmp_path();
-    let away = || match rustix::fs::renameat(CWD, &path, CWD, &grave) {
+    let doomed = store.tmp_path();
+    let move_to_tmp = || match rustix::fs::renameat(CWD, &path, CWD, &doomed) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(errno) => Err(DiskError::new("take away", &path, errno)),
+        Err(errno) => Err(DiskError::new("delete", &path, errno)),
     };
-    let gone = match &item {
-        Some(item) => store.leases().remove(item, away)?,
-        None => away().map(|()| true)?,
+    let deleted = match &item {
+        Some(item) => store.leases().remove(item, move_to_tmp)?,
+        None => move_to_tmp().map(|()| true)?,
     };
-    if gone {
-        // Out of sight already: deleting a hundred thousand files holds nobody up.
-        delete(&grave);
+    if deleted {
+        // After the rename, without the leases' mutex: deleting a hundred thousand files takes time.
+        delete(&doomed);
         *count += 1;
     }
-    Ok(gone)
+    Ok(deleted)
 }
 
-/// Deletes a file or a folder that nobody can see any more. What cannot be deleted now is at the next start.
+/// Deletes a file or a folder that is no longer in use. If that fails, it is deleted at the next start.
 fn delete(path: &Path) {
     let deleted = match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
@@ -168,31 +174,32 @@ fn delete(path: &Path) {
         Err(_) => return,
     };
     if let Err(error) = deleted {
-        tracing::warn!(path = %path.display(), %error, "cannot delete what was collected; a later collection or the next start does");
+        tracing::warn!(path = %path.display(), %error, "cannot delete an unused item; a later garbage collection or the next start deletes it");
     }
 }
 
-/// How near the goal is.
-struct Gauge<'a> {
+/// Checks whether the goal is reached.
+struct Progress<'a> {
     store: &'a Store,
     goal: Goal<'a>,
-    /// How much the store has, once that was counted.
+    /// The number of bytes in the store, once they were counted.
     bytes: Option<u64>,
-    /// Twice of what was free at the beginning.
-    twice: u64,
+    /// Twice the free space at the start.
+    doubled: u64,
 }
 
-impl Gauge<'_> {
-    /// Whether there is nothing (more) to do; `before` anything was taken away the high watermark counts.
+impl Progress<'_> {
+    /// Reports whether the goal is reached. `before` the first deletion the high watermark applies,
+    /// afterwards the low one.
     fn is_reached(&self, before: bool) -> Result<bool, DiskError> {
         Ok(match self.goal {
             Goal::All => false,
-            Goal::Free(wanted) => DiskSpace::measure(self.store.root())?.free() >= wanted,
-            Goal::Twice => DiskSpace::measure(self.store.root())?.free() >= self.twice,
-            Goal::To(most) => self.bytes.is_some_and(|bytes| bytes <= most),
+            Goal::FreeBytes(wanted) => DiskSpace::measure(self.store.root())?.free() >= wanted,
+            Goal::DoubleFreeSpace => DiskSpace::measure(self.store.root())?.free() >= self.doubled,
+            Goal::MaxBytes(most) => self.bytes.is_some_and(|bytes| bytes <= most),
             Goal::Watermarks(marks) => {
-                // A limit on the store itself can be looked at only once it was counted.
-                let counted = self.bytes.is_some() || marks.most_bytes().is_none();
+                // The limit on the store's own size can be checked only after its bytes were counted.
+                let counted = self.bytes.is_some() || marks.max_bytes().is_none();
                 let space = DiskSpace::measure(self.store.root())?;
                 counted && !marks.is_above(space, self.bytes, before)
             }

@@ -1,4 +1,4 @@
-//! Looks every so often whether there is something to collect, and measures the store.
+//! Runs garbage collection at intervals, and measures the store.
 
 use std::sync::Arc;
 
@@ -11,40 +11,41 @@ use crate::content::inventory::Inventory;
 use crate::disk::DiskSpace;
 use crate::store::Store;
 
-/// Collects and measures until `stop`; `tidy` comes first each time.
+/// Runs garbage collection and measures the store at intervals until `stop`. Calls `before_each` before each
+/// round.
 pub async fn run(
     store: Arc<Store>,
     marks: Watermarks,
-    tidy: impl Fn() + Send + Sync + 'static,
+    before_each: impl Fn() + Send + Sync + 'static,
     stop: CancellationToken,
 ) {
-    let tidy = Arc::new(tidy);
+    let before_each = Arc::new(before_each);
     loop {
-        let (round, tidy) = (store.clone(), tidy.clone());
+        let (round_store, before_each) = (store.clone(), before_each.clone());
         let done = tokio::task::spawn_blocking(move || {
-            tidy();
-            look(&round, &marks);
+            before_each();
+            collect_and_measure(&round_store, &marks);
         });
         if done.await.is_err() {
-            tracing::error!("a collection broke off; the next one is tried");
+            tracing::error!("a garbage collection panicked; it is retried at the next interval");
         }
         tokio::select! {
-            () = tokio::time::sleep(marks.every()) => {}
+            () = tokio::time::sleep(marks.interval()) => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-fn look(store: &Store, marks: &Watermarks) {
-    if let Err(error) = collect(store, Goal::Watermarks(marks), marks.age()) {
-        tracing::warn!(%error, "nothing more is collected now");
+fn collect_and_measure(store: &Store, marks: &Watermarks) {
+    if let Err(error) = collect(store, Goal::Watermarks(marks), marks.minimum_age()) {
+        tracing::warn!(%error, "garbage collection failed; it is retried at the next interval");
     }
     let observer = store.observer();
     match Inventory::read(store.layout()) {
         Ok(inventory) => {
             observer.measured(&inventory, DiskSpace::measure(store.root()).map_or(0, DiskSpace::free));
         }
-        Err(error) => tracing::warn!(%error, "the store cannot be measured"),
+        Err(error) => tracing::warn!(%error, "cannot measure the store for its metrics"),
     }
     observer.leased(store.leases().count());
     if let Some(roots) = store.roots()

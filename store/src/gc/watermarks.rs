@@ -1,18 +1,18 @@
-//! When collecting begins, and when it ends.
+//! The watermarks of garbage collection: when it starts, and when it ends.
 
 use std::time::Duration;
 
 use crate::disk::DiskSpace;
 use crate::limits::Percent;
 
-/// When what nobody uses is taken away, and how much of it. As kubelet does with images, unless told otherwise.
+/// Defines when garbage collection starts and how much it deletes. The defaults are kubelet's for images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {
     high: Percent,
     low: Percent,
-    most_bytes: Option<u64>,
-    age: Duration,
-    every: Duration,
+    max_bytes: Option<u64>,
+    minimum_age: Duration,
+    interval: Duration,
 }
 
 impl Default for Watermarks {
@@ -20,63 +20,64 @@ impl Default for Watermarks {
         Self {
             high: Percent::DEFAULT_HIGH_WATERMARK,
             low: Percent::DEFAULT_LOW_WATERMARK,
-            most_bytes: None,
-            age: Duration::from_mins(2),
-            every: Duration::from_mins(1),
+            max_bytes: None,
+            minimum_age: Duration::from_mins(2),
+            interval: Duration::from_mins(1),
         }
     }
 }
 
 impl Watermarks {
-    /// Begins above `high` percent of the store's file system (its bytes or its inodes), and ends at `low`. A low
-    /// mark above the high one is the high one.
+    /// Sets the watermarks as percentages of the store's file system (bytes or inodes): collection starts
+    /// above `high` and ends at `low`. A `low` above `high` counts as `high`.
     #[must_use]
     pub fn with_marks(self, high: Percent, low: Percent) -> Self {
         Self { high, low: low.min(high), ..self }
     }
 
-    /// Begins above this many bytes in the store as well.
+    /// Sets the maximum number of bytes in the store. Above it, collection starts as well.
     #[must_use]
-    pub fn with_most_bytes(self, most_bytes: Option<u64>) -> Self {
-        Self { most_bytes, ..self }
+    pub fn with_max_bytes(self, max_bytes: Option<u64>) -> Self {
+        Self { max_bytes, ..self }
     }
 
-    /// What was used within this time stays: two minutes.
+    /// Sets the minimum age: items that were used within this time stay. The default is two minutes.
     #[must_use]
-    pub fn with_age(self, age: Duration) -> Self {
-        Self { age, ..self }
+    pub fn with_minimum_age(self, minimum_age: Duration) -> Self {
+        Self { minimum_age, ..self }
     }
 
-    /// Looks this often: every minute.
+    /// Sets the interval between collections. The default is one minute.
     #[must_use]
-    pub fn with_every(self, every: Duration) -> Self {
-        Self { every: every.max(Duration::from_millis(1)), ..self }
+    pub fn with_interval(self, interval: Duration) -> Self {
+        Self { interval: interval.max(Duration::from_millis(1)), ..self }
     }
 
-    /// What was used within this time stays.
-    pub fn age(&self) -> Duration {
-        self.age
+    /// Returns the minimum age: items that were used within this time stay.
+    pub fn minimum_age(&self) -> Duration {
+        self.minimum_age
     }
 
-    /// How often is looked.
-    pub fn every(&self) -> Duration {
-        self.every
+    /// Returns the interval between collections.
+    pub fn interval(&self) -> Duration {
+        self.interval
     }
 
-    /// How many bytes the store may have, if that is limited.
-    pub fn most_bytes(&self) -> Option<u64> {
-        self.most_bytes
+    /// Returns the maximum number of bytes in the store, if it is limited.
+    pub fn max_bytes(&self) -> Option<u64> {
+        self.max_bytes
     }
 
-    /// Whether there is too much, on this file system and in this store.
+    /// Reports whether usage of the file system or of the store is above the limit: the high watermark
+    /// `before` the first deletion, the low watermark afterwards.
     pub(super) fn is_above(&self, space: DiskSpace, bytes: Option<u64>, before: bool) -> bool {
         let mark = if before { self.high } else { self.low };
-        let most = self.most_bytes.map(|most| {
-            // Down to the same part of the limit that the low mark is of the high one.
+        let limit = self.max_bytes.map(|limit| {
+            // The low limit has the same ratio to the limit as the low watermark to the high one.
             let (low, high) = (u128::from(self.low.number()), u128::from(self.high.number().max(1)));
-            if before { most } else { u64::try_from(u128::from(most) * low / high).unwrap_or(most) }
+            if before { limit } else { u64::try_from(u128::from(limit) * low / high).unwrap_or(limit) }
         });
-        let too_many = bytes.zip(most).is_some_and(|(bytes, most)| bytes > most);
+        let too_many = bytes.zip(limit).is_some_and(|(bytes, limit)| bytes > limit);
         space.is_above(mark) || too_many
     }
 }
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_of_bytes_inodes_and_the_store() {
+    fn watermarks_apply_to_bytes_inodes_and_the_store_size() {
         let marks = Watermarks::default();
         let full = |bytes, inodes| DiskSpace::new((bytes, 100 - bytes), (inodes, 100 - inodes));
         for (bytes, inodes, before, after) in [
@@ -99,9 +100,9 @@ mod tests {
             assert_eq!(marks.is_above(full(bytes, inodes), None, true), before, "{bytes} {inodes}");
             assert_eq!(marks.is_above(full(bytes, inodes), None, false), after, "{bytes} {inodes}");
         }
-        // A file system that makes inodes as it needs them.
+        // A file system that allocates inodes on demand.
         assert!(!marks.is_above(DiskSpace::new((1, 99), (0, 0)), None, true));
-        let limited = marks.with_most_bytes(Some(850));
+        let limited = marks.with_max_bytes(Some(850));
         let empty = full(0, 0);
         assert!(limited.is_above(empty, Some(851), true) && !limited.is_above(empty, Some(850), true));
         assert!(limited.is_above(empty, Some(801), false) && !limited.is_above(empty, Some(800), false));

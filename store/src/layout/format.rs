@@ -1,13 +1,13 @@
-//! The version of a store's format: written first, read before anything else.
+//! The format version of a store: written before and read before everything else.
 //!
-//! | version | what it brought |
+//! | version | contents and changes |
 //! |---|---|
 //! | 1 | blobs, layers, trees, volumes |
-//! | 2 | `set-aside`, `partial`, `state.json`, `sums` beside layers; a damaged thing no longer goes to `tmp` |
+//! | 2 | `set-aside`, `partial`, `state.json`, `sums` beside layers; damaged items are no longer moved to `tmp` |
 //!
-//! An older store is taken over by making the folders that it lacks, and then writing the version: a crash in
-//! between leaves an old store with a few empty folders. What is in it is served as it is. Its layers have no
-//! checksums; the first scrub takes those of what it finds, and compares from then on.
+//! To upgrade an older store, this module creates the missing folders and then writes the version. A crash in
+//! between leaves an old store with a few empty folders. The content is used unchanged. Layers of format 1
+//! have no checksums: the first scrub records them, and later scrubs compare with them.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::disk::DiskError;
 use crate::disk::folders::make_private_folder;
 use crate::error_class::ErrorClass;
 
-/// The folders that a store has, in the order in which they are made.
+/// The folders of a store, in the order in which they are created.
 const FOLDERS: [&str; 10] = [
     "tmp",
     "set-aside",
@@ -32,57 +32,57 @@ const FOLDERS: [&str; 10] = [
 
 /// The version that this driver writes.
 pub(crate) const FORMAT: u32 = 2;
-const WORDS: &str = "oras-csi store ";
-/// What may lie in a folder that is no store yet.
-const BEFORE: [&str; 3] = ["lock", "format.new", "lost+found"];
+const PREFIX: &str = "oras-csi store ";
+/// Entries that a folder can contain before it becomes a store.
+const ALLOWED_BEFORE_FORMAT: [&str; 3] = ["lock", "format.new", "lost+found"];
 
-/// Why a store cannot be opened.
+/// The reason why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has it.
+    /// Another process has the store open.
     #[error(
-        "the store {} is in use by another process: only one driver (or one pull) at a time has it; give this one another folder",
+        "cannot open the store {}: another process has it open, and only one driver (or one pull) can use a store at a time. Stop the other process, or use another folder",
         .0.display()
     )]
     Locked(PathBuf),
-    /// A folder with other things in it.
+    /// The folder is not empty and is not a store.
     #[error(
-        "{} is not empty and is no store (it holds \"{found}\"): give the store a folder of its own",
+        "cannot create a store in {}: the folder is not empty (it contains \"{found}\") and is not a store. Use an empty folder",
         .path.display()
     )]
     NotAStore {
         /// The folder.
         path: PathBuf,
-        /// Something that is in it.
+        /// One entry of the folder.
         found: String,
     },
-    /// Written by a newer driver.
+    /// A newer version of the driver wrote the store.
     #[error(
-        "the store {} has format {found}, written by a newer version of this driver, which knows {FORMAT}: run the newer version, or give this one an empty folder",
+        "cannot open the store {}: it has format {found}, written by a newer version of this driver, and this version supports formats up to {FORMAT}. Run the newer version, or use an empty folder",
         .path.display()
     )]
     Newer {
         /// The folder.
         path: PathBuf,
-        /// Its version.
+        /// The format version of the store.
         found: u32,
     },
-    /// There is none to be looked at.
-    #[error("{} is no store of this driver: it has no file \"format\"", .0.display())]
+    /// The folder is not a store.
+    #[error("cannot read the store {}: the folder is not a store of this driver, because it has no file \"format\". Check the path", .0.display())]
     Missing(PathBuf),
     /// The format file is damaged.
     #[error(
-        "the file {} is no version of a store's format: if this is the store's folder and the disk was damaged, remove the whole folder, and it is filled again",
+        "cannot read the format version of the store from {}: the file is damaged. If this is the store's folder and the disk was damaged, remove the whole folder; the driver downloads the content again",
         .0.display()
     )]
     Format(PathBuf),
-    /// The disk.
+    /// The disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
 
 impl StoreError {
-    /// What kind of failure it is.
+    /// Returns the class of the error.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::NotAStore { .. } | Self::Missing(_) | Self::Locked(_) => ErrorClass::BadInput,
@@ -91,15 +91,16 @@ impl StoreError {
     }
 }
 
-/// Makes a store of `path`, an older one a current one, and leaves a current one as it is.
-pub(crate) fn take(path: &Path) -> Result<(), StoreError> {
+/// Creates a store in `path`, or upgrades one of an older format. Does not change a store of the current
+/// format.
+pub(crate) fn create_or_upgrade(path: &Path) -> Result<(), StoreError> {
     let found = read(path)?;
     if found.is_none()
         && let Some(found) = foreign_entry(path)?
     {
         return Err(StoreError::NotAStore { path: path.to_owned(), found });
     }
-    // A new store is one from its first folder on, else a crash would leave a folder that is none.
+    // Before the folders: a crash in between must leave a store, not a folder that is refused as foreign.
     if found.is_none() {
         write(path)?;
     }
@@ -110,16 +111,16 @@ pub(crate) fn take(path: &Path) -> Result<(), StoreError> {
         && found < FORMAT
     {
         write(path)?;
-        tracing::info!(path = %path.display(), found, now = FORMAT, "took over a store of an older format");
+        tracing::info!(path = %path.display(), found, now = FORMAT, "upgraded the store from an older format");
     }
     Ok(())
 }
 
-/// The version that is there, if it is one that this driver knows; `None` where there is none.
+/// Reads the format version; `None` if the folder has none. An unsupported version is an error.
 pub(crate) fn read(path: &Path) -> Result<Option<u32>, StoreError> {
     let file = path.join("format");
     match std::fs::read_to_string(&file) {
-        Ok(text) => match text.trim_end().strip_prefix(WORDS).and_then(|text| text.parse::<u32>().ok()) {
+        Ok(text) => match text.trim_end().strip_prefix(PREFIX).and_then(|text| text.parse::<u32>().ok()) {
             Some(found @ 1..=FORMAT) => Ok(Some(found)),
             Some(found) if found > FORMAT => Err(StoreError::Newer { path: path.to_owned(), found }),
             _ => Err(StoreError::Format(file)),
@@ -134,19 +135,19 @@ fn write(path: &Path) -> Result<(), DiskError> {
     let (file, new) = (path.join("format"), path.join("format.new"));
     let write = || {
         let mut written = std::fs::File::create(&new)?;
-        writeln!(written, "{WORDS}{FORMAT}")?;
+        writeln!(written, "{PREFIX}{FORMAT}")?;
         written.sync_all()?;
         std::fs::rename(&new, &file)
     };
     write().map_err(|error| DiskError::new("write", &file, error))
 }
 
-/// Something in the folder that no store has before its format is written.
+/// Returns an entry that does not belong to a store, if the folder has one.
 fn foreign_entry(path: &Path) -> Result<Option<String>, DiskError> {
     let failed = |error| DiskError::new("list", path, error);
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        if !BEFORE.iter().any(|known| name == *known) {
+        if !ALLOWED_BEFORE_FORMAT.iter().any(|known| name == *known) {
             return Ok(Some(name.to_string_lossy().into_owned()));
         }
     }

@@ -1,17 +1,17 @@
-//! The things that a store holds.
+//! The kinds of items in a store.
 
 use oras_csi_core::digest::Digest;
 
 use super::keys::{LayerKey, TreeKey};
 
-/// Something that can be leased, and taken away.
+/// Names an item in the store that can be leased, deleted or quarantined.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Item {
     /// A tree.
     Tree(TreeKey),
     /// A layer.
     Layer(LayerKey),
-    /// A blob, whole or in part.
+    /// A blob, complete or partially downloaded.
     Blob(Digest),
 }
 

@@ -1,8 +1,9 @@
-//! The names under which trees and layers are kept: hashes of everything that decides their content,
-//! and of nothing else.
+//! Keys of trees and layers in the store: hashes of everything that determines their content, and of nothing
+//! else.
 //!
-//! Host and repository are left out: the same bytes from two registries are one tree. The version of the
-//! format is in, so that a driver which would lay out a tree differently gives it another name.
+//! A key does not include host and repository, so the same content from two registries is one tree
+//! (docs/design.md, "Store"). It includes a version, so that a driver that builds trees differently uses
+//! other keys.
 
 use std::fmt;
 
@@ -16,21 +17,21 @@ use serde_json::json;
 use super::shape::LayerShape;
 use crate::disk::EntryPath;
 
-/// Changes whenever the same recipe would give another tree.
+/// The version of tree keys. Change it whenever the same recipe produces a different tree.
 const TREES: &str = "oras-csi/tree/1";
-/// Changes whenever the same blob would give another layer tree.
+/// The version of layer keys. Change it whenever the same blob produces a different layer.
 const LAYERS: &str = "oras-csi/layer/1";
 
-/// A recipe on a platform: 64 hexadecimal characters.
+/// Identifies the tree of a recipe on a platform: 64 hexadecimal characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreeKey(String);
 
-/// A tar layer, and what its entries are relative to: 64 hexadecimal characters.
+/// Identifies an unpacked tar layer and the root of its entries: 64 hexadecimal characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LayerKey(String);
 
-/// A name that is not a key.
+/// The error for a name that is not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the name is not a key of 64 hexadecimal characters")]
 pub struct KeyError;
@@ -50,7 +51,7 @@ impl From<LayerKey> for String {
 }
 
 impl TreeKey {
-    /// The tree that `recipe` gives on a node of this platform.
+    /// Returns the key of the tree of `recipe` on a node of this platform.
     pub fn of(recipe: &PinnedRecipe, node: &Platform) -> Self {
         let layer = |layer: &Layer<PinnedReference>| {
             json!([
@@ -70,24 +71,24 @@ impl TreeKey {
         Self(hash(&json!([TREES, steps.collect::<Vec<_>>()])))
     }
 
-    /// A key that was written down before; `None` if it is none.
+    /// Parses a stored key; `None` if the text is not a key.
     pub fn parse(text: &str) -> Option<Self> {
         is_key(text).then(|| Self(text.to_owned()))
     }
 
-    /// The characters.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl LayerKey {
-    /// A key that was written down before; `None` if it is none.
+    /// Parses a stored key; `None` if the text is not a key.
     pub fn parse(text: &str) -> Option<Self> {
         is_key(text).then(|| Self(text.to_owned()))
     }
 
-    /// The tree that a blob gives when it is unpacked in this way.
+    /// Returns the key of the layer that results from unpacking `blob` in this way.
     pub fn of(blob: &Digest, shape: &LayerShape) -> Self {
         let value = match shape {
             LayerShape::Image => json!([LAYERS, "image", blob.to_string()]),
@@ -96,20 +97,21 @@ impl LayerKey {
                 "directory",
                 blob.to_string(),
                 EntryPath::to_text(prefix),
-                // A digest that a manifest claims is verified by unpacking: a claim not yet seen is another layer.
+                // Unpacking verifies the digest that the manifest states, so another stated digest is another
+                // layer.
                 content.as_ref().map(ToString::to_string),
             ]),
         };
         Self(hash(&value))
     }
 
-    /// The characters.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The tree that was quarantined under this name: `KEY.NUMBER`.
+/// Parses the key of a quarantined tree from its name in quarantine, `KEY.NUMBER`.
 pub fn quarantined_tree(name: &str) -> Option<TreeKey> {
     TreeKey::parse(name.split_once('.')?.0)
 }
@@ -118,7 +120,7 @@ fn hash(value: &serde_json::Value) -> String {
     Digest::sha256_of(value.to_string().as_bytes()).hex().to_owned()
 }
 
-/// Whether a name is one that a hash gave.
+/// Reports whether a text has the form of a key.
 fn is_key(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

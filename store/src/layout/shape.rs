@@ -1,19 +1,19 @@
-//! The two ways in which the entries of a tar layer are laid out.
+//! The two layouts of entries in a tar layer.
 
 use oras_csi_core::digest::Digest;
 
 use crate::disk::EntryPath;
 
-/// What the entries of a tar layer are relative to.
+/// Defines the root of the entries in a tar layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerShape {
-    /// An ORAS directory: every entry lies beneath the title, which is taken off.
+    /// An ORAS directory: every entry is beneath the title, which is removed from its path.
     Directory {
-        /// The title.
+        /// The title of the layer.
         prefix: EntryPath,
-        /// The digest of the uncompressed stream, where the manifest says it.
+        /// The digest of the uncompressed stream, if the manifest states it.
         content: Option<Digest>,
     },
-    /// A layer of an image: entries lie beneath the root.
+    /// A layer of an image: entries are relative to the root of the tree.
     Image,
 }

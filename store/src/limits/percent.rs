@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// 0 to 100.
+/// A whole percentage from 0 to 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(u8);
 
@@ -11,31 +11,31 @@ impl Percent {
     /// 100.
     pub(crate) const ALL: Self = Self(100);
     /// 10.
-    pub(crate) const A_TENTH: Self = Self(10);
-    /// Where garbage collection starts by default, as for images in kubelet.
+    pub(crate) const TENTH: Self = Self(10);
+    /// The default high watermark of garbage collection, the same as kubelet's for images.
     pub(crate) const DEFAULT_HIGH_WATERMARK: Self = Self(85);
-    /// Where garbage collection stops by default, as for images in kubelet.
+    /// The default low watermark of garbage collection, the same as kubelet's for images.
     pub(crate) const DEFAULT_LOW_WATERMARK: Self = Self(80);
 
-    /// The number before the percent sign.
+    /// Returns the number before the percent sign.
     pub(crate) fn number(self) -> u8 {
         self.0
     }
 
-    /// Of a number of bytes.
+    /// Returns this percentage of `all`.
     pub(crate) fn of(self, all: u64) -> u64 {
         u64::try_from(u128::from(all) * u128::from(self.0) / 100).unwrap_or(all)
     }
 
-    /// Whether `part` is more of `all`.
-    pub(crate) fn is_passed_by(self, part: u64, all: u128) -> bool {
+    /// Reports whether `part` is more than this percentage of `all`.
+    pub(crate) fn is_exceeded_by(self, part: u64, all: u128) -> bool {
         all > 0 && u128::from(part) * 100 > all * u128::from(self.0)
     }
 }
 
-/// Why a text is no percentage.
+/// The error for a text that is not a percentage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is no percentage: write a whole number from 0 to 100")]
+#[error("not a percentage: write a whole number from 0 to 100")]
 pub struct PercentError;
 
 impl FromStr for Percent {
@@ -67,7 +67,7 @@ mod tests {
     #[case("-1", None)]
     #[case("", None)]
     #[case("8.5", None)]
-    fn percentages(#[case] text: &str, #[case] wanted: Option<u8>) {
+    fn parses_percentages(#[case] text: &str, #[case] wanted: Option<u8>) {
         assert_eq!(text.parse().ok(), wanted.map(Percent));
     }
 }

@@ -1,33 +1,33 @@
-//! The part of a file system that stays free.
+//! The reserve of free space on the store's file system.
 
 use super::percent::Percent;
 
-/// What stays free on the file system of the store: other programs of the node live on it as well.
+/// The free space that the store never uses, because other programs of the node use the same file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserve {
     percent: Percent,
-    most: u64,
+    max_bytes: u64,
 }
 
 impl Reserve {
-    /// Such a part of the file system.
+    /// Returns a reserve of this percentage of the file system.
     pub fn percent(percent: Percent) -> Self {
-        Self { percent, most: u64::MAX }
+        Self { percent, max_bytes: u64::MAX }
     }
 
-    /// So many bytes.
+    /// Returns a reserve of this many bytes.
     pub fn bytes(bytes: u64) -> Self {
-        Self { percent: Percent::ALL, most: bytes }
+        Self { percent: Percent::ALL, max_bytes: bytes }
     }
 
-    /// No more than so many bytes of it.
+    /// Limits the reserve to this many bytes.
     #[must_use]
     pub fn at_most(self, bytes: u64) -> Self {
-        Self { most: self.most.min(bytes), ..self }
+        Self { max_bytes: self.max_bytes.min(bytes), ..self }
     }
 
-    /// The reserve on a file system with this many bytes.
+    /// Returns the reserve in bytes on a file system of this size.
     pub(crate) fn of(self, total: u64) -> u64 {
-        self.percent.of(total).min(self.most)
+        self.percent.of(total).min(self.max_bytes)
     }
 }

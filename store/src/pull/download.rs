@@ -184,7 +184,7 @@ impl Download<'_> {
         };
         {
             let partial = partial.clone();
-            tokio::task::spawn_blocking(move || partial.sync_behind());
+            tokio::task::spawn_blocking(move || partial.sync_at_intervals());
         }
         let downloaded = self.feed_writer(partial, slot, &sender).await;
         drop(sender);
@@ -248,7 +248,7 @@ impl Download<'_> {
             queue.put_back(first);
             result?;
         }
-        let max_helpers = self.limits.streams_per_artifact().max(1) - 1;
+        let max_helpers = self.limits.download_slots_per_artifact().max(1) - 1;
         let mut failed = 0;
         let mut helper_check =
             tokio::time::interval_at(Instant::now() + FIRST_HELPER_CHECK, HELPER_CHECK_INTERVAL);

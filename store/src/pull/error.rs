@@ -231,5 +231,5 @@ fn registry_error_kind(error: &RegistryError) -> PullErrorKind {
 }
 
 fn disk_error_kind(error: &DiskError) -> PullErrorKind {
-    if error.is_full() { PullErrorKind::NoRoom } else { PullErrorKind::Internal }
+    if error.is_full() { PullErrorKind::DiskFull } else { PullErrorKind::Internal }
 }

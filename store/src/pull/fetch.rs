@@ -60,7 +60,7 @@ struct Fetch {
 impl Fetcher {
     /// Creates a fetcher that pulls from `registry` into `store`, for the platform of this machine.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
-        let scheduler = Arc::new(Scheduler::new(store.limits().streams()));
+        let scheduler = Arc::new(Scheduler::new(store.limits().download_slots()));
         let shared = Arc::new(Shared { locks: KeyedLocks::default(), scheduler });
         Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
@@ -169,7 +169,7 @@ impl Fetcher {
             .collect::<Vec<_>>();
         let space = move |store: &Store| {
             // Partial blobs have their space on the disk already.
-            let left = wanted.iter().map(|(blob, host)| blob.size() - store.taken_for(blob, host));
+            let left = wanted.iter().map(|(blob, host)| blob.size() - store.allocated_bytes(blob, host));
             store.check_free_space(left.fold(0, u64::saturating_add))
         };
         self.blocking(space).await.map_err(|error| {
@@ -184,7 +184,7 @@ impl Fetcher {
         unsynced.extend(fetches.iter().map(|(fetch, _)| fetch.item()));
         // The mark on disk is kept until the tree is complete. From then on the store manages it.
         let unsynced_marks = self.blocking(move |store| store.mark_unsynced(&unsynced)).await?;
-        let concurrency = self.store.limits().streams_per_artifact().max(1);
+        let concurrency = self.store.limits().download_slots_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
             .try_for_each_concurrent(concurrency, |fetch| self.fetch(fetch, guard.priority(), progress))
             .await?;

@@ -332,7 +332,7 @@ impl Span {
 
 impl RateMonitor {
     pub(super) fn new(limits: &Limits) -> Self {
-        let (slow_after, minimum_after) = (limits.slow_after(), limits.least_after());
+        let (slow_after, minimum_after) = (limits.slow_after(), limits.stalled_after());
         Self {
             slow_after,
             minimum_after,

@@ -1,27 +1,27 @@
-//! What can be seen and is not on the disk yet.
+//! Marks for trees and layers that are visible but may not be on the disk yet.
 //!
-//! A tree is mounted once it is whole, which is when the kernel has it; the disk gets it behind that. A killed process
-//! loses nothing by that, but a power cut may. So before a tree or a layer gets its name, its *mark* is on the disk,
-//! and the mark goes once the rest is there too:
+//! A complete tree is mounted before it is synced to the disk. A killed process loses no data, because the
+//! kernel has it, but a power cut can lose data. So a *mark* is synced before the tree or the layer is
+//! renamed to its final name. The mark is removed when the content is synced too:
 //!
 //! ```text
-//! mark ─► fsync ─► bytes come ─► rename ─► mounted ┄► syncfs ─► the mark goes
+//! mark ─► fsync ─► content written ─► rename ─► mount ┄► syncfs ─► mark removed
 //! ```
 //!
 //! ```text
-//! STORE/unsynced/BOOT/tree-KEY     an empty file each, in a folder for each start of the machine
+//! STORE/unsynced/BOOT/tree-KEY     an empty file for each item, in a folder for each boot of the machine
 //! STORE/unsynced/BOOT/layer-KEY
 //! ```
 //!
-//! A mark of another start of the machine says that nobody knows what the disk has. The tree is taken out of sight when
-//! the store is opened, and made again for whoever asks: its blobs and layers are compared with what they were before
-//! they become part of a tree (`store::integrity`), so that only what is damaged comes again from a registry. A layer
-//! that has no checksums any more goes with it.
+//! A mark of an earlier boot means that the content on the disk is unknown. The store quarantines such a tree
+//! when it is opened, and the tree is built again when a pod requests it. Its blobs and layers are verified
+//! before they become part of a tree (`store::integrity`), so only damaged ones are downloaded again. A layer
+//! without checksums is quarantined too.
 //!
-//! One thread brings to the disk what waits, all at once (`syncfs`). Where the disk refuses, what was waiting counts as
-//! damaged: pods keep it, and whoever asks next gets one that is made anew.
+//! One thread syncs all waiting items at once (`syncfs`). If the sync fails, these items count as damaged:
+//! pods keep their mounts, and the next publish builds the tree again.
 //!
-//! Architecture Invariant: a tree or a layer that is in sight is on the disk, or its mark is.
+//! Architecture Invariant: a visible tree or layer is synced to the disk, or its mark is.
 
 use std::collections::HashMap;
 use std::io;
@@ -38,7 +38,7 @@ use crate::layout::{CHECKSUMS, Item, LayerKey, Layout, TreeKey};
 const TREE: &str = "tree-";
 const LAYER: &str = "layer-";
 
-/// The marks of a store.
+/// The marks of a store, and the thread that syncs it.
 #[derive(Debug)]
 pub(crate) struct Durability {
     shared: Arc<Shared>,
@@ -47,33 +47,34 @@ pub(crate) struct Durability {
 
 #[derive(Debug)]
 struct Shared {
-    /// That of this start of the machine.
+    /// The folder with the marks of this boot.
     folder: PathBuf,
     root: OwnedFd,
     table: Mutex<Table>,
     changed: Condvar,
-    refusals: AtomicU64,
+    sync_failures: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     marks: HashMap<String, Mark>,
-    /// What the disk refused, and its words.
-    refused: HashMap<String, String>,
+    /// Items that could not be synced, with the error.
+    failed: HashMap<String, String>,
     renames: u64,
     is_due: bool,
-    is_over: bool,
+    is_closed: bool,
 }
 
 #[derive(Debug, Default)]
 struct Mark {
     holders: usize,
     is_durable: bool,
-    /// The last rename under it that no sync has followed.
+    /// The number of the last rename of the item that has not been synced.
     renamed: Option<u64>,
 }
 
-/// What one pull may make. Its marks go when this is dropped, but for those of what was made: they go behind a sync.
+/// The marks of the items that one pull may create. When it is dropped, marks of items that were not created
+/// are removed at once, and the others after a sync.
 #[derive(Debug)]
 pub(crate) struct UnsyncedMarks {
     shared: Option<Arc<Shared>>,
@@ -81,7 +82,7 @@ pub(crate) struct UnsyncedMarks {
 }
 
 impl Durability {
-    /// Reads what an earlier run left: what it left before the machine stopped goes out of sight.
+    /// Reads the marks of earlier runs. Quarantines items that were not synced in an earlier boot.
     pub(crate) fn open(layout: &Layout, root: &OwnedFd, boot: &str) -> Result<Self, DiskError> {
         let all = layout.unsynced();
         let folder = all.join(boot);
@@ -94,7 +95,7 @@ impl Durability {
                     let left = Mark { holders: 0, is_durable: true, renamed: Some(0) };
                     table.marks.insert(mark, left);
                 } else {
-                    take_out_of_sight(layout, &mark)?;
+                    quarantine_unsynced(layout, &mark)?;
                 }
             }
             if name != boot {
@@ -102,21 +103,21 @@ impl Durability {
             }
         }
         let is_due = !table.marks.is_empty();
-        let (table, changed, refusals) = (Mutex::new(table), Condvar::new(), AtomicU64::new(0));
-        let shared = Arc::new(Shared { folder, root, table, changed, refusals });
+        let (table, changed, sync_failures) = (Mutex::new(table), Condvar::new(), AtomicU64::new(0));
+        let shared = Arc::new(Shared { folder, root, table, changed, sync_failures });
         let durability = Self { shared, thread: Mutex::default() };
         if is_due {
-            durability.wake();
+            durability.ensure_thread();
         }
         Ok(durability)
     }
 
-    /// Marks what is about to be made; it is on the disk when this returns.
+    /// Marks items that are about to be created. The marks are durable when this returns.
     pub(crate) fn mark(&self, items: &[Item]) -> Result<UnsyncedMarks, DiskError> {
-        self.wake();
+        self.ensure_thread();
         let mut marked = UnsyncedMarks { shared: Some(self.shared.clone()), names: Vec::new() };
         let folder = &self.shared.folder;
-        let failed = |path: &Path, error: io::Error| DiskError::new("mark", path, error);
+        let failed = |path: &Path, error: io::Error| DiskError::new("write the mark", path, error);
         if !folder.exists() {
             make_private_folder(folder)?;
             for above in [folder.parent(), folder.parent().and_then(Path::parent)].into_iter().flatten() {
@@ -124,7 +125,7 @@ impl Durability {
             }
         }
         let mut table = self.shared.table();
-        for name in items.iter().filter_map(name_of) {
+        for name in items.iter().filter_map(mark_name) {
             let path = folder.join(&name);
             if !table.marks.contains_key(&name) {
                 std::fs::File::create(&path).map_err(|error| failed(&path, error))?;
@@ -143,53 +144,54 @@ impl Durability {
         Ok(marked)
     }
 
-    /// Notes that something gets its name at once; says whether it may before it is on the disk.
-    pub(crate) fn note_rename(&self, item: &Item) -> bool {
+    /// Records that an item is about to be renamed to its final name. Reports whether this is allowed before
+    /// it is synced, because it has a durable mark.
+    pub(crate) fn record_rename(&self, item: &Item) -> bool {
         let mut table = self.shared.table();
         table.renames += 1;
         let number = table.renames;
-        let mark = name_of(item).and_then(|name| table.marks.get_mut(&name)).filter(|mark| mark.is_durable);
+        let mark = mark_name(item).and_then(|name| table.marks.get_mut(&name)).filter(|mark| mark.is_durable);
         mark.is_some_and(|mark| {
             mark.renamed = Some(number);
             true
         })
     }
 
-    /// Why something that can be seen may not be what was written.
-    pub(crate) fn refused(&self, item: &Item) -> Option<String> {
+    /// Returns why a visible item may be damaged, if a sync of it failed.
+    pub(crate) fn sync_error(&self, item: &Item) -> Option<String> {
         let table = self.shared.table();
-        if table.refused.is_empty() {
+        if table.failed.is_empty() {
             return None;
         }
-        table.refused.get(&name_of(item)?).cloned()
+        table.failed.get(&mark_name(item)?).cloned()
     }
 
-    /// It is out of sight.
-    pub(crate) fn forget(&self, item: &Item) {
-        if let Some(name) = name_of(item) {
-            self.shared.table().refused.remove(&name);
+    /// Clears the sync error of an item that is no longer visible.
+    pub(crate) fn clear_sync_error(&self, item: &Item) {
+        if let Some(name) = mark_name(item) {
+            self.shared.table().failed.remove(&name);
         }
     }
 
-    /// How often the disk has refused.
-    pub(crate) fn refusals(&self) -> u64 {
-        self.shared.refusals.load(Ordering::Acquire)
+    /// Returns the number of failed syncs.
+    pub(crate) fn sync_failures(&self) -> u64 {
+        self.shared.sync_failures.load(Ordering::Acquire)
     }
 
-    /// Acts as if the disk had refused to sync everything that waits.
+    /// Simulates a failed sync of all waiting items.
     #[cfg(test)]
-    pub(crate) fn refuse_all(&self) {
+    pub(crate) fn fail_next_sync(&self) {
         let shared = &self.shared;
         let mut table = shared.table();
         let waiting: Vec<(String, u64)> =
             table.marks.iter().filter_map(|(name, mark)| Some((name.clone(), mark.renamed?))).collect();
         assert_eq!(waiting.len(), table.marks.len());
-        shared.refusals.fetch_add(1, Ordering::Release);
-        table.ended(&shared.folder, waiting, Some(&io::Error::from_raw_os_error(5)));
+        shared.sync_failures.fetch_add(1, Ordering::Release);
+        table.finish_sync(&shared.folder, waiting, Some(&io::Error::from_raw_os_error(5)));
     }
 
-    /// Sees to it that somebody syncs.
-    fn wake(&self) {
+    /// Starts the sync thread, if it is not running.
+    fn ensure_thread(&self) {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_some() {
             return;
@@ -199,15 +201,17 @@ impl Durability {
         let name = "store sync".to_owned();
         match std::thread::Builder::new().name(name).spawn(move || shared.run()) {
             Ok(started) => *thread = Some(started),
-            // The marks stay, and the next start goes on with them.
-            Err(error) => tracing::warn!(%error, "no thread brings to the disk what is mounted already"),
+            // The marks stay, and the next run syncs the items.
+            Err(error) => {
+                tracing::warn!(%error, "cannot start the thread that syncs the store; mounted trees are synced after a restart of the driver")
+            }
         }
     }
 }
 
 impl Drop for Durability {
     fn drop(&mut self) {
-        self.shared.table().is_over = true;
+        self.shared.table().is_closed = true;
         self.shared.changed.notify_all();
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -221,11 +225,11 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings to the disk what waits, until the store is closed and nothing does.
+    /// Syncs waiting items until the store is closed and no item waits.
     fn run(&self) {
         loop {
             let mut table = self.table();
-            while !table.is_due && !table.is_over {
+            while !table.is_due && !table.is_closed {
                 table = self.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
             }
             if !table.is_due {
@@ -236,15 +240,15 @@ impl Shared {
             let waiting: Vec<(String, u64)> = waiting.collect();
             drop(table);
             if !waiting.is_empty() {
-                let refused = rustix::fs::syncfs(&self.root).err().map(io::Error::from);
-                if refused.is_some() {
-                    self.refusals.fetch_add(1, Ordering::Release);
+                let error = rustix::fs::syncfs(&self.root).err().map(io::Error::from);
+                if error.is_some() {
+                    self.sync_failures.fetch_add(1, Ordering::Release);
                 }
-                self.table().ended(&self.folder, waiting, refused.as_ref());
-                if let Some(error) = refused {
+                self.table().finish_sync(&self.folder, waiting, error.as_ref());
+                if let Some(error) = error {
                     tracing::error!(
                         path = %self.folder.display(), %error,
-                        "the disk does not take what was written to the store; what is mounted of it may be damaged, and is made again for whoever asks next"
+                        "cannot sync the store to the disk; trees mounted recently may be damaged, and are built again for the next pod"
                     );
                 }
             }
@@ -253,38 +257,39 @@ impl Shared {
 }
 
 impl Table {
-    /// Takes the marks away of what a sync followed.
-    fn ended(&mut self, folder: &Path, waiting: Vec<(String, u64)>, refused: Option<&io::Error>) {
+    /// Handles the end of a sync: records its error, and removes marks that are no longer needed.
+    fn finish_sync(&mut self, folder: &Path, waiting: Vec<(String, u64)>, error: Option<&io::Error>) {
         for (name, number) in waiting {
             let Some(mark) = self.marks.get_mut(&name).filter(|mark| mark.renamed == Some(number)) else {
                 continue;
             };
-            if let Some(error) = refused {
-                self.refused.insert(name.clone(), format!("the disk did not take it: {error}"));
+            if let Some(error) = error {
+                self.failed.insert(name.clone(), format!("the disk refused to sync it: {error}"));
             }
             mark.renamed = None;
-            self.let_go(folder, &name);
+            self.remove_unused_mark(folder, &name);
         }
     }
 
-    /// Takes a mark away that nobody needs.
-    fn let_go(&mut self, folder: &Path, name: &str) {
+    /// Removes a mark, unless a pull or a pending sync needs it.
+    fn remove_unused_mark(&mut self, folder: &Path, name: &str) {
         let is_needed = |mark: &Mark| mark.holders > 0 || mark.renamed.is_some();
         if self.marks.get(name).is_none_or(is_needed) {
             return;
         }
-        // What the disk refused is to be taken out of sight should the machine stop.
-        if !self.refused.contains_key(name)
+        // After a failed sync the mark stays on the disk, so that the item is quarantined if the machine
+        // stops.
+        if !self.failed.contains_key(name)
             && let Err(error) = std::fs::remove_file(folder.join(name))
         {
-            tracing::debug!(name, %error, "a mark of what is on the disk stays");
+            tracing::debug!(name, %error, "cannot remove the mark of a synced item");
         }
         self.marks.remove(name);
     }
 }
 
 impl UnsyncedMarks {
-    /// Of nothing.
+    /// Returns an empty set of marks.
     pub(crate) fn none() -> Self {
         Self { shared: None, names: Vec::new() }
     }
@@ -300,7 +305,7 @@ impl Drop for UnsyncedMarks {
             if mark.renamed.is_some() {
                 table.is_due = true;
             } else {
-                table.let_go(&shared.folder, &name);
+                table.remove_unused_mark(&shared.folder, &name);
             }
         }
         drop(table);
@@ -308,19 +313,19 @@ impl Drop for UnsyncedMarks {
     }
 }
 
-fn name_of(item: &Item) -> Option<String> {
+fn mark_name(item: &Item) -> Option<String> {
     match item {
         Item::Tree(key) => Some(format!("{TREE}{key}")),
         Item::Layer(name) => Some(format!("{LAYER}{name}")),
-        // Its name says what its bytes are.
+        // A blob needs no mark, because its name is the digest of its content.
         Item::Blob(_) => None,
     }
 }
 
-fn take_out_of_sight(layout: &Layout, mark: &str) -> Result<(), DiskError> {
+fn quarantine_unsynced(layout: &Layout, mark: &str) -> Result<(), DiskError> {
     let quarantine = layout.quarantine();
     if let Some(key) = mark.strip_prefix(TREE).and_then(TreeKey::parse) {
-        tracing::info!(tree = %key, "the machine stopped before a tree was on the disk; it is made again when it is asked for");
+        tracing::info!(tree = %key, "the machine stopped before a tree was synced to the disk; the tree is quarantined, and built again when a pod requests it");
         return move_to_free_name(&layout.tree(&key), &quarantine, key.as_str());
     }
     match mark.strip_prefix(LAYER).and_then(LayerKey::parse) {

@@ -1,6 +1,7 @@
-//! What must not be deleted: the trees that volumes use.
+//! GC roots from outside the store: the trees that volumes use.
 //!
-//! The store does not know volumes or mounts. The program that mounts trees tells it by a [`GcRoots`].
+//! The store does not know volumes or mounts. The program that mounts trees reports them by implementing
+//! [`GcRoots`].
 
 use std::collections::{BTreeSet, HashSet};
 use std::error::Error;
@@ -9,26 +10,26 @@ use std::fmt;
 use crate::disk::DiskError;
 use crate::layout::{Layout, TreeKey};
 
-/// Knows which trees of a store are in use.
+/// Reports which trees of a store are in use.
 pub trait GcRoots: fmt::Debug + Send + Sync {
-    /// Reads which trees are in use. Where that cannot be read, nothing is deleted.
+    /// Reads which trees are in use. On an error nothing is deleted.
     fn read(&self, layout: &Layout) -> Result<TreesInUse, RootsError>;
 
-    /// Returns the volumes that use one of these trees, for reports of damage.
+    /// Returns the volumes that use one of these trees, for damage reports.
     fn volumes_using(&self, layout: &Layout, trees: &BTreeSet<TreeKey>) -> Result<Vec<String>, DiskError>;
 }
 
-/// Why it is not known what is in use: then everything is.
+/// The reason why the trees in use are not known. Then all trees count as in use.
 #[derive(Debug, thiserror::Error)]
 pub enum RootsError {
     /// The mounts cannot be read.
     #[error(transparent)]
     Mounts(Box<dyn Error + Send + Sync>),
-    /// Records cannot be read, or something cannot be deleted.
+    /// The volume records cannot be read, or an item cannot be deleted.
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// The store was opened without [`GcRoots`].
-    #[error("the store was opened without a list of the trees in use")]
+    #[error("cannot collect garbage: the store was opened without a list of the trees in use")]
     Unknown,
 }
 
@@ -42,7 +43,7 @@ pub struct TreesInUse {
 }
 
 impl TreesInUse {
-    /// Adds a tree that a volume's record names.
+    /// Adds a tree that a volume record names.
     pub fn add_recorded(&mut self, key: TreeKey) {
         self.recorded.insert(key);
     }
@@ -59,22 +60,22 @@ impl TreesInUse {
         self.mounted_quarantined.insert(name);
     }
 
-    /// Whether a volume uses this tree.
+    /// Reports whether a volume uses this tree.
     pub fn contains(&self, key: &TreeKey) -> bool {
         self.recorded.contains(key) || self.mounted.contains(key)
     }
 
-    /// Whether a tree is mounted.
+    /// Reports whether a tree is mounted.
     pub fn is_mounted(&self, key: &TreeKey) -> bool {
         self.mounted.contains(key)
     }
 
-    /// Whether something with this name in quarantine is mounted.
+    /// Reports whether the quarantined tree with this name is mounted.
     pub fn is_quarantined_mounted(&self, name: &str) -> bool {
         self.mounted_quarantined.contains(name)
     }
 
-    /// How many mounts of trees there are.
+    /// Returns the number of mounts of trees.
     pub fn mounts(&self) -> usize {
         self.mounts
     }

@@ -1,5 +1,5 @@
-//! The node's own record: what was found damaged, and how the last scrub and the last collection went. For the
-//! person on the node (`oras-csi store ls`); nothing depends on it.
+//! The node record, `state.json`: detected damage, the last scrub and the last garbage collection. It is
+//! informational (`oras-csi store ls`): no decision depends on it.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -11,83 +11,83 @@ use crate::disk::DiskError;
 use crate::disk::folders::TmpNames;
 use crate::layout::Layout;
 
-/// How many findings are kept.
+/// The maximum number of recorded damage reports.
 const MAX_DAMAGE: usize = 100;
 
-/// What a store tells of itself.
+/// What a store reports about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeRecord {
-    /// The last whole scrub.
+    /// The last complete scrub.
     pub scrub: Option<ScrubReport>,
-    /// The last collection that took something away.
+    /// The last garbage collection that deleted an item.
     pub collection: Option<CollectionReport>,
-    /// What was found damaged, the latest last.
+    /// Detected damage, the latest last.
     pub damage: Vec<Damage>,
 }
 
-/// How a scrub went.
+/// The result of a scrub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ScrubReport {
-    /// When it began, in seconds since 1970.
+    /// When the scrub started, in seconds since 1970.
     pub began: u64,
-    /// When it ended.
+    /// When the scrub ended, in seconds since 1970.
     pub ended: u64,
-    /// How much was compared.
+    /// The number of verified blobs.
     pub blobs: u64,
-    /// How much was compared.
+    /// The number of verified layers.
     pub layers: u64,
-    /// How much was compared.
+    /// The number of verified trees.
     pub trees: u64,
-    /// How much was read.
+    /// The number of bytes read.
     pub bytes: u64,
-    /// How much of it was damaged.
+    /// The number of damaged items.
     pub damaged: u64,
 }
 
-/// What a collection took away.
+/// The result of a garbage collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct CollectionReport {
-    /// When it ended, in seconds since 1970.
+    /// When the collection ended, in seconds since 1970.
     pub ended: u64,
-    /// How many trees.
+    /// The number of deleted trees.
     pub trees: u64,
-    /// How many layers.
+    /// The number of deleted layers.
     pub layers: u64,
-    /// How many blobs, whole or in part.
+    /// The number of deleted blobs, complete or partial.
     pub blobs: u64,
-    /// How many damaged things that nothing mounts any more.
+    /// The number of deleted items that were in quarantine and no longer mounted.
     #[serde(rename = "aside")]
     pub quarantined: u64,
-    /// How many bytes, about.
+    /// The approximate number of deleted bytes.
     pub bytes: u64,
 }
 
-/// Something that the disk gave back otherwise than it was written.
+/// A damaged item: the disk returned other data than was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Damage {
-    /// When it was found, in seconds since 1970.
+    /// When the damage was found, in seconds since 1970.
     pub at: u64,
-    /// The blob, layer or tree.
+    /// The damaged blob, layer or tree.
     pub what: String,
-    /// What was found.
+    /// The kind of damage.
     pub found: String,
-    /// The trees that were set aside for it.
+    /// The trees that were quarantined because of it.
     pub trees: Vec<String>,
-    /// The volumes that had one of them mounted: they keep it until their pods end.
+    /// The volumes that had one of these trees mounted. They keep it until their pods end.
     pub volumes: Vec<String>,
 }
 
-/// Seconds since 1970.
+/// Returns the current time in seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl NodeRecord {
-    /// What a store has written down; nothing, where that cannot be read.
+    /// Reads the record of a store; an empty record if it cannot be read.
     pub fn read(layout: &Layout) -> Self {
         std::fs::read(layout.node_record())
             .ok()
@@ -109,26 +109,26 @@ impl NodeRecordFile {
         Self { path: layout.node_record(), tmp, record: Mutex::new(NodeRecord::read(layout)) }
     }
 
-    /// A copy of the record.
+    /// Returns a copy of the record.
     pub(crate) fn get(&self) -> NodeRecord {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the record and writes it. A write that fails is only logged.
+    /// Changes the record and writes it. A failed write is only logged.
     pub(crate) fn update(&self, change: impl FnOnce(&mut NodeRecord)) {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut record);
         let too_many = record.damage.len().saturating_sub(MAX_DAMAGE);
         record.damage.drain(..too_many);
         if let Err(error) = self.write(&record) {
-            tracing::warn!(%error, "the store's own record cannot be written");
+            tracing::warn!(%error, "cannot write the node record (state.json); `oras-csi store ls` shows older information");
         }
     }
 
     fn write(&self, record: &NodeRecord) -> Result<(), DiskError> {
         let (unfinished, path) = (self.tmp.next(), &self.path);
         let text =
-            serde_json::to_vec_pretty(record).map_err(|error| DiskError::new("describe", path, error))?;
+            serde_json::to_vec_pretty(record).map_err(|error| DiskError::new("encode", path, error))?;
         std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, path)).map_err(|error| {
             let _ = std::fs::remove_file(&unfinished);
             DiskError::new("write", path, error)

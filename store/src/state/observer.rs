@@ -1,4 +1,4 @@
-//! Who hears what a store does: metrics, for example.
+//! The observer of a store, which receives its events, for example to count them in metrics.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::error_class::PullErrorKind;
 use crate::layout::Item;
 use crate::state::node_record::CollectionReport;
 
-/// Hears what happens in a store. Each method must return at once; by default it does nothing.
+/// Receives the events of a store. Each method must return immediately; by default it does nothing.
 pub trait StoreObserver: fmt::Debug + Send + Sync {
     /// The store was measured: what it holds, and how many bytes are free on its file system.
     fn measured(&self, _inventory: &Inventory, _free_bytes: u64) {}
@@ -21,15 +21,15 @@ pub trait StoreObserver: fmt::Debug + Send + Sync {
     fn scrubbed(&self, _item: &Item, _verdict: &Verdict) {}
     /// An item was found damaged.
     fn damaged(&self, _item: &Item) {}
-    /// Bytes came from a registry.
+    /// Bytes were received from a registry.
     fn received(&self, _bytes: u64) {}
-    /// A pull ended; `failure` is `None` where it succeeded.
+    /// A pull ended; `failure` is `None` if it succeeded.
     fn pulled(&self, _failure: Option<PullErrorKind>) {}
-    /// A pull of a tree with this many bytes succeeded after this time.
+    /// A pull of a tree with this many bytes took this long and succeeded.
     fn pull_took(&self, _bytes: u64, _seconds: f64) {}
 }
 
-/// Ignores everything.
+/// An observer that ignores all events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoObserver;
 

@@ -1,18 +1,18 @@
-//! Who gave what: which registry this node has had which bytes from.
+//! Provenance: records which registry and repository served each digest to this node, so that cached bytes
+//! are never given to a pod whose repository did not serve them.
 //!
-//! The store holds bytes without saying whose they are. That they are there must not give them to whoever knows their
-//! digest: a manifest, a child of an index, a blob or a whole tree counts as there only for repositories that gave these
-//! very bytes, once, to this node.
+//! Knowledge of a digest must not give access to cached bytes. So a manifest, a child of an index, a blob or
+//! a tree counts as present only for repositories that have served these exact bytes to this node.
 //!
 //! ```text
-//! STORE/given        a line a fact: 32 hex digits of a SHA-256, only ever added to
+//! STORE/given        a line for each fact: 32 hex digits of a SHA-256, append-only
 //! ```
 //!
-//! A fact that is lost costs one more download, so nothing here waits for the disk, and a line that is cut short by a
-//! crash is none. What is known of content that is long gone is harmless: that is fetched anyway.
+//! A lost fact costs one more download, so facts are not synced, and a line that a crash cut short is
+//! ignored. Facts about deleted content are harmless, because that content is downloaded again anyway.
 //!
-//! Architecture Invariant: a fact is noted after all its bytes came from that repository and had the right digest, and
-//! never before.
+//! Architecture Invariant: a fact is recorded only after all its bytes were received from that repository and
+//! their digest was verified.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Blobs: files named by the digest that their content has.
+//! Blobs: files that are named by the digest of their content.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,39 +15,41 @@ use super::Store;
 use crate::content::blob_reader::{BlobReader, StreamFault};
 use crate::disk::DiskError;
 
-/// From this size on the space is taken before the first byte comes.
+/// The minimum size of a blob whose space is allocated before the first byte is written.
 const PREALLOCATE: u64 = 1 << 20;
 
 impl Store {
-    /// The folder with the blobs of one algorithm.
+    /// Opens the folder with the blobs of one digest algorithm.
     pub(crate) fn open_blobs(&self, algorithm: Algorithm) -> Result<OwnedFd, DiskError> {
         let path = self.layout.blobs(algorithm);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| DiskError::new("open", path, errno))
     }
 
-    /// Whether the blob is there. A file of another size is not it: the disk is damaged, or the manifest lies.
-    /// It is fetched again, and takes the file's place if its bytes are right.
+    /// Reports whether the store has the blob. A file of another size does not count: either the disk is
+    /// damaged, or the manifest states a wrong size. The blob is downloaded again, and replaces the file if
+    /// its digest is right.
     pub fn has_blob(&self, blob: &Descriptor) -> Result<bool, DiskError> {
         let path = self.layout.blob(blob.digest());
         match std::fs::symlink_metadata(&path) {
             Ok(found) if found.is_file() && found.len() == blob.size() => Ok(true),
             Ok(_) => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(DiskError::new("look at", path, error)),
+            Err(error) => Err(DiskError::new("inspect", path, error)),
         }
     }
 
-    /// The bytes of a blob of at most `longest` bytes, if it is there and they have its digest.
-    pub fn read_blob(&self, digest: &Digest, longest: u64) -> Result<Option<Vec<u8>>, DiskError> {
+    /// Reads a blob of at most `max_bytes` bytes. Returns `None` if the store does not have it, or if it is
+    /// damaged.
+    pub fn read_blob(&self, digest: &Digest, max_bytes: u64) -> Result<Option<Vec<u8>>, DiskError> {
         let path = self.layout.blob(digest);
-        if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > longest) {
+        if std::fs::symlink_metadata(&path).is_ok_and(|found| found.len() > max_bytes) {
             return Ok(None);
         }
         match std::fs::read(&path) {
             Ok(bytes) if digest.matches(&bytes) => Ok(Some(bytes)),
             Ok(_) => {
-                tracing::warn!(%digest, "a blob has other bytes than when it was written; it is fetched again");
+                tracing::warn!(%digest, "a stored blob does not match its digest; it is deleted and downloaded again");
                 std::fs::remove_file(&path).map_err(|error| DiskError::new("remove", path, error))?;
                 Ok(None)
             }
@@ -56,7 +58,7 @@ impl Store {
         }
     }
 
-    /// Keeps bytes whose digest was verified.
+    /// Stores bytes whose digest the caller has verified.
     pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), DiskError> {
         let unfinished = Unfinished::create(self)?;
         let failed = |error| DiskError::new("write", unfinished.path(), error);
@@ -64,7 +66,7 @@ impl Store {
         self.commit_blob(unfinished, digest)
     }
 
-    /// Writes a blob as it arrives, and keeps it if size and digest are right.
+    /// Writes a blob as it is received, and commits it if size and digest are right.
     pub(crate) fn write_blob(&self, blob: &Descriptor, mut reader: BlobReader) -> Result<(), StreamFault> {
         let unfinished = Unfinished::create(self)?;
         let failed = |error: io::Error| DiskError::new("write", unfinished.path(), error);
@@ -98,7 +100,7 @@ impl Store {
     }
 }
 
-/// A file in `tmp` that goes when this is dropped, unless it was renamed.
+/// A file in `tmp` that is deleted when this value is dropped, unless it was committed.
 struct Unfinished {
     path: Option<PathBuf>,
     file: File,
@@ -108,7 +110,7 @@ impl Unfinished {
     fn create(store: &Store) -> Result<Self, DiskError> {
         let path = store.tmp_path();
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.map_err(|error| DiskError::new("make the file", &path, error))?;
+        let file = file.map_err(|error| DiskError::new("create the file", &path, error))?;
         Ok(Self { path: Some(path), file })
     }
 
@@ -116,11 +118,11 @@ impl Unfinished {
         self.path.clone().unwrap_or_default()
     }
 
-    /// Gives it its name. It was verified just now, so it is as good as a file that has the name already,
-    /// or better; trees keep the inode that they link to.
+    /// Renames the file to the blob's name. It was verified just now, so it can replace an existing file of
+    /// that name. Trees keep the inode that they link to.
     fn rename(mut self, name: &Path) -> Result<(), DiskError> {
         if let Some(path) = &self.path {
-            std::fs::rename(path, name).map_err(|error| DiskError::new("keep", name, error))?;
+            std::fs::rename(path, name).map_err(|error| DiskError::new("commit", name, error))?;
         }
         self.path = None;
         Ok(())

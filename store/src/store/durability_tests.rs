@@ -38,7 +38,7 @@ fn marks(path: &Path) -> Vec<String> {
     names
 }
 
-fn until_none(path: &Path) {
+fn wait_until_no_marks(path: &Path) {
     let begun = Instant::now();
     while !marks(path).is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", marks(path));
@@ -47,7 +47,7 @@ fn until_none(path: &Path) {
 }
 
 #[test]
-fn a_mark_is_there_before_what_it_marks_and_until_that_is_on_the_disk() {
+fn a_mark_exists_from_before_the_item_until_the_item_is_synced() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let marked = store.mark_unsynced(&items()).unwrap();
@@ -55,26 +55,29 @@ fn a_mark_is_there_before_what_it_marks_and_until_that_is_on_the_disk() {
     assert_eq!(marks(folder.path()), both);
     make(&store);
     assert!(store.tree(&key()).unwrap().is_some());
-    assert_eq!(marks(folder.path()), both, "somebody may still rename");
+    assert_eq!(marks(folder.path()), both, "another rename under these marks is still possible");
     drop(marked);
-    until_none(folder.path());
+    wait_until_no_marks(folder.path());
     assert!(store.tree(&key()).unwrap().is_some());
 }
 
 #[test]
-fn what_nobody_made_is_marked_no_more() {
+fn marks_of_items_that_were_not_created_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let (first, second) = (store.mark_unsynced(&items()).unwrap(), store.mark_unsynced(&items()).unwrap());
     drop(first);
-    assert_eq!(marks(folder.path()).len(), 2, "another pull is about to make the same");
+    assert_eq!(marks(folder.path()).len(), 2, "another pull is about to create the same items");
     drop(second);
     assert!(marks(folder.path()).is_empty());
-    assert!(!store.durability.note_rename(&Item::Tree(key())), "without a mark the disk comes first");
+    assert!(
+        !store.durability.record_rename(&Item::Tree(key())),
+        "without a mark the item must be synced first"
+    );
 }
 
 #[test]
-fn the_last_to_close_the_store_waits_for_the_disk() {
+fn closing_the_store_waits_for_the_sync() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let marked = store.mark_unsynced(&items()).unwrap();
@@ -84,9 +87,9 @@ fn the_last_to_close_the_store_waits_for_the_disk() {
     assert!(marks(folder.path()).is_empty());
 }
 
-/// What a killed process leaves is whole: the kernel has it.
+/// Items of a killed process are complete, because the kernel has their data.
 #[test]
-fn the_next_run_goes_on_with_what_waits() {
+fn the_next_run_syncs_items_that_are_still_marked() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     make(&store);
@@ -95,13 +98,13 @@ fn the_next_run_goes_on_with_what_waits() {
     fs::create_dir_all(&left).unwrap();
     fs::write(left.join(format!("tree-{}", key())), "").unwrap();
     let store = open(folder.path());
-    until_none(folder.path());
+    wait_until_no_marks(folder.path());
     assert!(store.tree(&key()).unwrap().is_some());
 }
 
-/// What was not on the disk when the machine stopped may be anything.
+/// After a power cut the content of an unsynced item is unknown.
 #[test]
-fn a_tree_of_an_earlier_start_of_the_machine_is_made_again() {
+fn a_tree_that_was_unsynced_in_an_earlier_boot_is_quarantined() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     for has_sums in [true, false] {
@@ -123,35 +126,35 @@ fn a_tree_of_an_earlier_start_of_the_machine_is_made_again() {
         assert_eq!(
             store.layer(&layer_key()).unwrap().is_some(),
             has_sums,
-            "what can be compared is, before it is used"
+            "a layer with checksums stays, and is verified before it is used"
         );
         assert!(!left.exists());
-        let aside = names_in(&path.join("set-aside")).unwrap();
-        assert!(aside.contains(&format!("{}.0", key())), "it may be mounted: {aside:?}");
-        assert!(store.node_record().damage.is_empty(), "nobody knows of any damage");
+        let quarantined = names_in(&path.join("set-aside")).unwrap();
+        assert!(quarantined.contains(&format!("{}.0", key())), "the tree may be mounted: {quarantined:?}");
+        assert!(store.node_record().damage.is_empty(), "no damage was detected");
     }
 }
 
 #[test]
-fn what_the_disk_refused_is_made_again() {
+fn items_that_could_not_be_synced_count_as_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let marked = store.mark_unsynced(&items()).unwrap();
     make(&store);
     let blob = Item::Blob(Digest::sha256_of(b"blob"));
     store.mark_verified(blob.clone());
-    store.durability.refuse_all();
+    store.durability.fail_next_sync();
     drop(marked);
     assert!(store.tree(&key()).unwrap().is_none());
     assert!(store.layer(&layer_key()).unwrap().is_none());
     let found = store.node_record().damage;
-    assert!(found.iter().all(|damage| damage.found.contains("the disk did not take it")), "{found:?}");
-    assert!(!store.is_intact(&blob).unwrap(), "nor is anything else believed that was compared before");
-    assert_eq!(marks(folder.path()).len(), 2, "should the machine stop now");
+    assert!(found.iter().all(|damage| damage.found.contains("the disk refused to sync it")), "{found:?}");
+    assert!(!store.is_intact(&blob).unwrap(), "earlier verifications no longer count either");
+    assert_eq!(marks(folder.path()).len(), 2, "the marks stay in case the machine stops now");
 
     let marked = store.mark_unsynced(&items()).unwrap();
     make(&store);
     drop(marked);
     assert!(store.tree(&key()).unwrap().is_some());
-    until_none(folder.path());
+    wait_until_no_marks(folder.path());
 }

@@ -1,8 +1,10 @@
-//! Before something that is there becomes part of a new tree it is compared with what it was: once a process, since
-//! that takes as long as reading it does. What this process unpacked itself is not compared again.
+//! Verifies stored blobs and layers before they become part of a new tree.
 //!
-//! A tree that is there already is looked at, not read (see [`Store::tree`]): a warm publish must not take longer
-//! the more is in it.
+//! Each item is verified once for each process, since that requires reading it. Layers that this process
+//! unpacked are not verified again.
+//!
+//! An existing tree is checked without reading its files (see [`Store::tree`]), because the time of a warm
+//! publish must not depend on the tree's size.
 
 use super::Store;
 use crate::content::verify::{Verdict, verify_blob, verify_layer};
@@ -10,9 +12,9 @@ use crate::disk::{DiskError, Unpaced};
 use crate::layout::Item;
 
 impl Store {
-    /// Whether a blob or a layer is what it was. If it is not, it is quarantined.
+    /// Verifies a blob or a layer, and quarantines it if it is damaged. Reports whether it can be used.
     pub(crate) fn is_intact(&self, item: &Item) -> Result<bool, DiskError> {
-        if !self.is_persistent || self.verified.contains(item, self.durability.refusals()) {
+        if !self.is_persistent || self.verified.contains(item, self.durability.sync_failures()) {
             return Ok(true);
         }
         let verdict = match item {
@@ -33,8 +35,8 @@ impl Store {
         }
     }
 
-    /// Records that an item is what was written.
+    /// Records that an item is verified.
     pub(super) fn mark_verified(&self, item: Item) {
-        self.verified.insert(item, self.durability.refusals());
+        self.verified.insert(item, self.durability.sync_failures());
     }
 }

@@ -1,21 +1,23 @@
-//! Blobs on their way, which a crash does not undo.
+//! Partially downloaded blobs, which survive a crash so that the download can resume.
 //!
 //! ```text
 //! STORE/partial/
-//! ├── ALGORITHM-HEX-HOST         bytes, each at its place; HOST is a hash of the registry's name (0600)
-//! └── ALGORITHM-HEX-HOST.whole   which ranges were written: a line each, only ever added to
+//! ├── ALGORITHM-HEX-HOST         the received bytes, at their offsets; HOST is a hash of the registry's name (0600)
+//! └── ALGORITHM-HEX-HOST.whole   the journal: a line for each range that was written, append-only
 //! ```
 //!
-//! **Per host.** Until a blob is whole nobody knows whether its bytes are right. So what one registry gave is never
-//! mixed with what another gives: a registry that lies, or stalls, spoils its own download and no other.
+//! **One file for each registry.** The bytes of a blob can be verified only when it is complete. So bytes
+//! from different registries are never mixed: a registry that sends wrong bytes, or stalls, affects only its
+//! own download.
 //!
-//! **The note** begins with `oras-csi partial 1 SIZE BOOT`. A line `w START END` follows the `write` of these bytes
-//! and counts as long as the machine has not been started anew, since a killed process leaves what it wrote to the
-//! kernel. A line `s START END` follows their `fdatasync` and counts always. A line without its end, or that says
-//! something else, counts for nothing: after a crash at any instruction less is kept, never more.
+//! **The journal** starts with `oras-csi partial 1 SIZE BOOT`. A line `w START END` follows the `write` of
+//! these bytes. It is valid until the machine reboots, because the kernel keeps the writes of a killed
+//! process. A line `s START END` follows their `fdatasync` and is always valid. An incomplete or unknown line
+//! is ignored. So after a crash at any instruction the journal lists fewer bytes than were written, never
+//! more.
 //!
-//! **Locks.** Whoever writes has the file under `flock`, so that [`Store::forget_partials`] leaves it alone. That what
-//! is kept has been verified never follows from a note: all bytes are hashed before a blob gets its name.
+//! **Locks.** The writer holds a `flock` on the file, so that [`Store::delete_partials`] does not delete it.
+//! The journal does not replace verification: all bytes are hashed before the blob is committed.
 
 mod ranges;
 mod recent_chunks;
@@ -41,49 +43,49 @@ use super::Store;
 use crate::disk::folders::make_private_folder;
 use crate::disk::{DiskError, boot_id};
 
-const NOTE: &str = ".whole";
+const JOURNAL_SUFFIX: &str = ".whole";
 const HEADER: &str = "oras-csi partial 1";
-/// How many bytes may have come that no note speaks of: what a kill costs.
-const NOTE_EVERY: u64 = 1 << 20;
-/// How many bytes may have come that are not on the disk yet: what a power cut costs.
-const SYNC_EVERY: u64 = 64 << 20;
-/// How much is read at once of what was written a while ago.
-const READ: usize = 64 << 10;
-/// What nobody went on with for so long is removed.
-const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
+/// How many written bytes can be missing from the journal. They are lost when the process is killed.
+const JOURNAL_EVERY_BYTES: u64 = 1 << 20;
+/// How many written bytes can be unsynced. They are lost in a power cut.
+const SYNC_EVERY_BYTES: u64 = 64 << 20;
+/// The size of one read of bytes that are no longer buffered in memory.
+const READ_BYTES: usize = 64 << 10;
+/// After this time without progress a partial blob is deleted.
+const STALE_AFTER: Duration = Duration::from_hours(24);
 
-/// A blob on its way. One task writes; others read along behind.
+/// A blob that is being downloaded. One task writes, and one reader follows it.
 #[derive(Debug)]
 pub(crate) struct Partial {
     path: PathBuf,
-    note: PathBuf,
+    journal: PathBuf,
     size: u64,
     file: File,
     is_persistent: bool,
     resumed: u64,
     state: Mutex<State>,
-    /// For whoever reads along.
-    grown: Condvar,
-    /// For whoever brings it to the disk: a piece is not worth waking up for.
-    due: Condvar,
+    /// Wakes the reader: more bytes were written, or the writer has finished.
+    data_written: Condvar,
+    /// Wakes the thread that syncs the file, only when a sync is due.
+    sync_due: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    whole: Ranges,
-    unnoted: Ranges,
+    written: Ranges,
+    unjournaled: Ranges,
     unsynced: u64,
     log: Option<File>,
     is_closed: bool,
     recent: RecentChunks,
 }
 
-/// What a reader finds.
+/// The result of a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Some bytes; none at the end of the blob.
+    /// The next bytes; empty at the end of the blob.
     Bytes(Bytes),
-    /// Nobody writes any more.
+    /// The writer has finished, and these bytes were not written.
     Closed,
 }
 
@@ -98,70 +100,83 @@ impl Store {
         self.partials().join(name)
     }
 
-    /// How many bytes of the disk are taken already for a blob that is on its way from `host`.
-    pub(crate) fn taken_for(&self, blob: &Descriptor, host: &RegistryHost) -> u64 {
+    /// Returns how many bytes on the disk a partial download of this blob from `host` already uses.
+    pub(crate) fn allocated_bytes(&self, blob: &Descriptor, host: &RegistryHost) -> u64 {
         let found = std::fs::symlink_metadata(self.partial_path(blob.digest(), host));
         found.map_or(0, |found| found.blocks().saturating_mul(512).min(blob.size()))
     }
 
-    /// Begins a blob, or goes on where an earlier run ended. Waits for whoever still writes to it.
+    /// Starts to download a blob, or resumes an earlier download. Waits while another writer has the file.
     pub(crate) fn partial(&self, blob: &Descriptor, host: &RegistryHost) -> Result<Partial, DiskError> {
         make_private_folder(&self.partials())?;
-        self.forget_stale_partials();
+        self.delete_stale_partials();
         let (path, size) = (self.partial_path(blob.digest(), host), blob.size());
-        let note = with_suffix(&path, NOTE);
+        let journal = with_suffix(&path, JOURNAL_SUFFIX);
         let file = open_locked(&path)?;
-        let failed = |step, error: io::Error| DiskError::new(step, &path, error);
-        let found = file.metadata().map_err(|error| failed("look at", error))?;
+        let found = file.metadata().map_err(|error| DiskError::new("inspect", &path, error))?;
         self.check_free_space(size.saturating_sub(found.blocks().saturating_mul(512).min(size)))?;
         let boot = boot_id();
-        let mut whole = if self.is_persistent { read_note(&note, size, &boot) } else { Ranges::default() };
-        if whole.iter().any(|range| range.end > found.len()) {
-            tracing::warn!(path = %path.display(), "a blob on its way is shorter than its note says; it begins anew");
-            whole = Ranges::default();
+        let mut written =
+            if self.is_persistent { read_journal(&journal, size, &boot) } else { Ranges::default() };
+        if written.iter().any(|range| range.end > found.len()) {
+            tracing::warn!(path = %path.display(), "a partially downloaded blob is shorter than its journal says; its download starts again from the beginning");
+            written = Ranges::default();
         }
-        // Its place is taken as it comes: what a manifest says of a size costs whoever says it as many bytes.
+        // Space is not allocated in advance, because the size in a manifest is an untrusted claim.
         let log = self
             .is_persistent
-            .then(|| begin_note(&note, size, &boot, &whole, &self.tmp_path()))
+            .then(|| start_journal(&journal, size, &boot, &written, &self.tmp_path()))
             .transpose()?;
-        let resumed = whole.bytes();
+        let resumed = written.bytes();
         let recent = RecentChunks::default();
-        let state = State { whole, unnoted: Ranges::default(), unsynced: 0, log, is_closed: false, recent };
-        let (state, grown, due) = (Mutex::new(state), Condvar::new(), Condvar::new());
-        Ok(Partial { path, note, size, file, is_persistent: self.is_persistent, resumed, state, grown, due })
+        let state =
+            State { written, unjournaled: Ranges::default(), unsynced: 0, log, is_closed: false, recent };
+        let (state, data_written, sync_due) = (Mutex::new(state), Condvar::new(), Condvar::new());
+        Ok(Partial {
+            path,
+            journal,
+            size,
+            file,
+            is_persistent: self.is_persistent,
+            resumed,
+            state,
+            data_written,
+            sync_due,
+        })
     }
 
-    /// Makes it the blob; every byte of it was verified.
+    /// Commits it as the blob `digest`. The caller has verified every byte.
     pub(crate) fn commit_partial(&self, partial: &Partial, digest: &Digest) -> Result<(), DiskError> {
         let path = self.layout.blob(digest);
         rustix::fs::fchmod(&partial.file, Mode::RUSR | Mode::RGRP | Mode::ROTH)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
-        // A download of the same from elsewhere may have been faster, and cleared this one away.
+        // A download of the same blob from another registry may have finished first and deleted this one.
         match std::fs::rename(&partial.path, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {}
-            renamed => renamed.map_err(|error| DiskError::new("keep", &path, error))?,
+            renamed => renamed.map_err(|error| DiskError::new("commit", &path, error))?,
         }
-        let _ = std::fs::remove_file(&partial.note);
+        let _ = std::fs::remove_file(&partial.journal);
         Ok(())
     }
 
-    /// Removes what nobody has gone on with for a day.
-    pub(crate) fn forget_stale_partials(&self) {
-        self.forget_partials(FORGOTTEN_AFTER);
+    /// Deletes partial blobs without progress for a day.
+    pub(crate) fn delete_stale_partials(&self) {
+        self.delete_partials(STALE_AFTER);
     }
 
-    /// Removes what nobody has gone on with for `age`, and notes without bytes.
-    pub(crate) fn forget_partials(&self, age: Duration) {
+    /// Deletes partial blobs without progress for `age`, and journals without a blob.
+    pub(crate) fn delete_partials(&self, age: Duration) {
         let Ok(entries) = std::fs::read_dir(self.partials()) else { return };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            let is_note = path.to_string_lossy().ends_with(NOTE);
-            let data = if is_note { path.with_extension("") } else { path.clone() };
-            if is_note && data.exists() {
+            let is_journal = path.to_string_lossy().ends_with(JOURNAL_SUFFIX);
+            let data = if is_journal { path.with_extension("") } else { path.clone() };
+            if is_journal && data.exists() {
                 continue;
             }
-            let newest =
-                [&path, &with_suffix(&path, NOTE)].into_iter().filter_map(|path| modified(path)).max();
+            let newest = [&path, &with_suffix(&path, JOURNAL_SUFFIX)]
+                .into_iter()
+                .filter_map(|path| modified(path))
+                .max();
             if newest.is_some_and(|newest| newest.elapsed().is_ok_and(|since| since < age)) {
                 continue;
             }
@@ -169,110 +184,110 @@ impl Store {
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
             }
-            tracing::info!(path = %path.display(), "a blob that nobody went on with is removed");
+            tracing::info!(path = %path.display(), "deleted a partially downloaded blob without recent progress");
             let _ = std::fs::remove_file(&path);
-            if !is_note {
-                let _ = std::fs::remove_file(with_suffix(&path, NOTE));
+            if !is_journal {
+                let _ = std::fs::remove_file(with_suffix(&path, JOURNAL_SUFFIX));
             }
         }
     }
 }
 
 impl Partial {
-    /// How many bytes an earlier run left.
+    /// Returns how many bytes an earlier run had written.
     pub(crate) fn resumed(&self) -> u64 {
         self.resumed
     }
 
-    /// What has yet to come.
+    /// Returns the ranges that are still missing.
     pub(crate) fn missing(&self) -> Vec<Range<u64>> {
-        self.state().whole.missing(self.size)
+        self.state().written.missing(self.size)
     }
 
-    /// Writes bytes to their place.
+    /// Writes bytes at `offset`.
     pub(crate) fn write(&self, offset: u64, bytes: Bytes) -> Result<(), DiskError> {
         let written = self.file.write_all_at(&bytes, offset);
         written.map_err(|error| DiskError::new("write", &self.path, error))?;
         let range = offset..offset + bytes.len() as u64;
         let mut state = self.state();
-        state.whole.add(&range);
-        state.unnoted.add(&range);
+        state.written.add(&range);
+        state.unjournaled.add(&range);
         state.unsynced += bytes.len() as u64;
         state.recent.push(offset, bytes);
-        if state.unnoted.bytes() >= NOTE_EVERY {
-            state.note(&self.note);
+        if state.unjournaled.bytes() >= JOURNAL_EVERY_BYTES {
+            state.write_journal(&self.journal);
         }
-        let is_due = state.unsynced >= SYNC_EVERY || state.whole.bytes() == self.size;
+        let is_due = state.unsynced >= SYNC_EVERY_BYTES || state.written.bytes() == self.size;
         drop(state);
-        self.grown.notify_all();
+        self.data_written.notify_all();
         if is_due {
-            self.due.notify_all();
+            self.sync_due.notify_all();
         }
         Ok(())
     }
 
-    /// Nothing more is written by this run; readers come to an end.
+    /// Ends writing in this run, and wakes the reader.
     pub(crate) fn close(&self) {
         let mut state = self.state();
-        state.note(&self.note);
+        state.write_journal(&self.journal);
         state.is_closed = true;
         drop(state);
-        self.grown.notify_all();
-        self.due.notify_all();
+        self.data_written.notify_all();
+        self.sync_due.notify_all();
     }
 
-    /// Waits for the bytes at `at` and gives some of them. For one reader, which goes forward. Not to be called from
-    /// async code.
+    /// Waits for the bytes at `at` and returns some of them. Supports one reader, which only moves forward.
+    /// Blocks, so it must not be called from async code.
     pub(crate) fn next(&self, at: u64) -> Result<Next, DiskError> {
         if at >= self.size {
             return Ok(Next::Bytes(Bytes::new()));
         }
         let mut state = self.state();
         let end = loop {
-            match state.whole.end_from(at) {
+            match state.written.end_from(at) {
                 end if end > at => break end,
                 _ if state.is_closed => return Ok(Next::Closed),
-                _ => state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner),
+                _ => state = self.data_written.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         };
         if let Some(piece) = state.recent.take(at) {
             return Ok(Next::Bytes(piece));
         }
         drop(state);
-        let length = READ.min(usize::try_from(end - at).unwrap_or(READ));
+        let length = READ_BYTES.min(usize::try_from(end - at).unwrap_or(READ_BYTES));
         let mut piece = BytesMut::zeroed(length);
         self.file.read_exact_at(&mut piece, at).map_err(|error| DiskError::new("read", &self.path, error))?;
         Ok(Next::Bytes(piece.freeze()))
     }
 
-    /// Brings to the disk what is written, a step behind, until nothing more is.
-    pub(crate) fn sync_behind(&self) {
+    /// Syncs written bytes to the disk at intervals, until writing has finished.
+    pub(crate) fn sync_at_intervals(&self) {
         if !self.is_persistent {
             return;
         }
         loop {
             let mut state = self.state();
-            while state.unsynced < SYNC_EVERY && !state.is_closed && state.whole.bytes() < self.size {
-                state = self.due.wait(state).unwrap_or_else(PoisonError::into_inner);
+            while state.unsynced < SYNC_EVERY_BYTES && !state.is_closed && state.written.bytes() < self.size {
+                state = self.sync_due.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            // One that is whole needs no sync: its bytes are compared with its name before they are used.
-            if state.unsynced < SYNC_EVERY || state.whole.bytes() == self.size {
+            // A complete blob needs no sync, because its digest is verified again before it is used.
+            if state.unsynced < SYNC_EVERY_BYTES || state.written.bytes() == self.size {
                 return;
             }
-            let written = state.whole.clone();
+            let written = state.written.clone();
             state.unsynced = 0;
             drop(state);
             if let Err(error) = self.file.sync_data() {
-                tracing::warn!(path = %self.path.display(), %error, "a blob on its way cannot be synced");
+                tracing::warn!(path = %self.path.display(), %error, "cannot sync a partially downloaded blob; a power cut would lose the bytes received since the last sync");
                 return;
             }
-            self.state().log_lines(&self.note, 's', &written);
+            self.state().log_lines(&self.journal, 's', &written);
         }
     }
 
-    /// Removes it: it is of no use any more.
+    /// Deletes the partial blob and its journal.
     pub(crate) fn discard(&self) {
-        let _ = std::fs::remove_file(&self.note);
+        let _ = std::fs::remove_file(&self.journal);
         let _ = std::fs::remove_file(&self.path);
     }
 
@@ -282,15 +297,15 @@ impl Partial {
 }
 
 impl State {
-    fn note(&mut self, path: &Path) {
-        let unnoted = std::mem::take(&mut self.unnoted);
-        self.log_lines(path, 'w', &unnoted);
+    fn write_journal(&mut self, path: &Path) {
+        let unjournaled = std::mem::take(&mut self.unjournaled);
+        self.log_lines(path, 'w', &unjournaled);
     }
 
     fn log_lines(&mut self, path: &Path, kind: char, ranges: &Ranges) {
         let Some(log) = &mut self.log else { return };
         if let Err(error) = log.write_all(lines(kind, ranges).as_bytes()) {
-            tracing::warn!(path = %path.display(), %error, "how far a blob is cannot be noted; a crash would cost more");
+            tracing::warn!(path = %path.display(), %error, "cannot write the journal of a partially downloaded blob; after a crash its download resumes from an earlier point");
             self.log = None;
         }
     }
@@ -299,7 +314,7 @@ impl State {
 fn lines(kind: char, ranges: &Ranges) -> String {
     let mut text = String::new();
     for Range { start, end } in ranges.iter() {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{kind} {start} {end}");
     }
     text
@@ -324,16 +339,17 @@ fn open_locked(path: &Path) -> Result<File, DiskError> {
         let file = file.map_err(|error| DiskError::new("open", path, error))?;
         let locked = rustix::fs::flock(&file, FlockOperation::LockExclusive);
         locked.map_err(|errno| DiskError::new("lock", path, errno))?;
-        // Between the two it may have been removed.
-        let links = file.metadata().map_err(|error| DiskError::new("look at", path, error))?.nlink();
+        // The file may have been deleted between `open` and `flock`.
+        let links = file.metadata().map_err(|error| DiskError::new("inspect", path, error))?.nlink();
         if links > 0 {
             return Ok(file);
         }
     }
 }
 
-/// What a note says of a blob of this size, on this start of the machine. What cannot be read says nothing.
-fn read_note(path: &Path, size: u64, boot: &str) -> Ranges {
+/// Returns the ranges that a journal lists for a blob of this size on this boot. Ignores what cannot be
+/// parsed.
+fn read_journal(path: &Path, size: u64, boot: &str) -> Ranges {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let mut lines = text.split_inclusive('\n').map(|line| line.strip_suffix('\n'));
@@ -358,16 +374,16 @@ fn read_note(path: &Path, size: u64, boot: &str) -> Ranges {
     ranges
 }
 
-/// Writes a short note in the place of the one that is there, and opens it for more.
-fn begin_note(
+/// Replaces the journal with a compact one, and opens it for appending.
+fn start_journal(
     path: &Path,
     size: u64,
     boot: &str,
-    whole: &Ranges,
+    written: &Ranges,
     unfinished: &Path,
 ) -> Result<File, DiskError> {
-    // What counts now counted by this boot's word, or by the disk's: the weaker of the two is said again.
-    let text = format!("{HEADER} {size} {boot}\n{}", lines('w', whole));
+    // The ranges come from `w` or `s` lines. They are written as `w`, the weaker of the two.
+    let text = format!("{HEADER} {size} {boot}\n{}", lines('w', written));
     let written = std::fs::write(unfinished, text).and_then(|()| std::fs::rename(unfinished, path));
     written.map_err(|error| DiskError::new("write", path, error))?;
     File::options().append(true).open(path).map_err(|error| DiskError::new("open", path, error))

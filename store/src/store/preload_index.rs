@@ -1,11 +1,13 @@
-//! Which trees cluster sets want on this node: `preload.json`, a root of collections.
+//! The preload index, `preload.json`: the trees that cluster sets preload on this node. These trees are GC
+//! roots.
 //!
-//! It is written before a tree is fetched ahead, and again when its set goes. So what a set wants is kept also right
-//! after a start, while nobody can say which sets there are. It is synced: unlike a mount, a set is still there after a
-//! power cut. One that cannot be understood (the disk was damaged, or a newer version wrote it) counts as none:
-//! then trees that nobody uses are collected as others are, and fetched again.
+//! The driver writes the index before it preloads a tree, and again when the set is deleted. So preloaded
+//! trees stay also after a restart, while the driver does not yet know the sets. The file is synced, because
+//! a set still exists after a power cut, unlike a mount. An unreadable file (the disk was damaged, or a newer
+//! version wrote it) counts as empty: then unused trees can be garbage-collected, and are preloaded again.
 //!
-//! An older driver does not know the file and leaves it alone; it collects what nobody uses, wanted or not.
+//! An older driver ignores the file, and can delete preloaded trees that no volume uses. See docs/design.md,
+//! "Preloading".
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -17,7 +19,7 @@ use super::Store;
 use crate::disk::DiskError;
 use crate::layout::{Layout, TreeKey};
 
-/// What one set wants.
+/// A tree that one cluster set preloads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PreloadEntry {
@@ -33,7 +35,8 @@ struct File {
 }
 
 impl PreloadEntry {
-    /// The set `set` wants the tree `key` of this recipe, which its status calls `id`.
+    /// Returns the entry for the tree `key` of `recipe`. `id` is the id of the recipe in the status of the
+    /// set.
     pub fn new(set: &str, id: &str, recipe: &PinnedRecipe, key: &TreeKey) -> Self {
         Self {
             set: set.to_owned(),
@@ -43,34 +46,34 @@ impl PreloadEntry {
         }
     }
 
-    /// The name of the cluster set.
+    /// Returns the name of the cluster set.
     pub fn set(&self) -> &str {
         &self.set
     }
 
-    /// The id of the recipe.
+    /// Returns the id of the recipe.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The tree; `None` if the file was written by something else.
+    /// Returns the key of the tree; `None` if the file has an invalid one.
     pub fn tree(&self) -> Option<TreeKey> {
         TreeKey::parse(&self.tree)
     }
 
-    /// The recipe, likewise.
+    /// Returns the recipe; `None` if the file has an invalid one.
     pub fn recipe(&self) -> Option<PinnedRecipe> {
         PinnedRecipe::from_json(&self.recipe).ok()
     }
 }
 
-/// What sets want of a store, whoever has it open.
+/// Reads the preload index. Does not need the store's lock.
 pub fn read_preload_index(layout: &Layout) -> Result<Vec<PreloadEntry>, DiskError> {
     let path = layout.preload_index();
     match std::fs::read(&path) {
         Ok(text) => Ok(serde_json::from_slice::<File>(&text).map_or_else(
             |error| {
-                tracing::warn!(path = %path.display(), %error, "it is not known what cluster sets want on this node until they are read");
+                tracing::warn!(path = %path.display(), %error, "cannot parse the preload index; preloaded trees are not protected from garbage collection until the cluster sets are read");
                 Vec::new()
             },
             |file| file.sets,
@@ -81,7 +84,7 @@ pub fn read_preload_index(layout: &Layout) -> Result<Vec<PreloadEntry>, DiskErro
 }
 
 impl Store {
-    /// Writes down what sets want from now on, if that is something else than before.
+    /// Replaces the preload index, if it changes.
     pub fn write_preload_index(&self, wanted: &[PreloadEntry]) -> Result<(), DiskError> {
         let path = self.layout.preload_index();
         if read_preload_index(&self.layout).is_ok_and(|before| before == wanted) {
@@ -113,7 +116,7 @@ mod tests {
     use crate::limits::Limits;
 
     #[test]
-    fn what_is_wanted_is_read_back_and_what_a_crash_leaves_is_not() {
+    fn reads_the_index_back_and_ignores_unfinished_files_after_a_crash() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Limits::default()).unwrap();
         let layout = store.layout().clone();
@@ -126,7 +129,8 @@ mod tests {
         store.write_preload_index(std::slice::from_ref(&wanted)).unwrap();
         assert_eq!(read_preload_index(&layout).unwrap(), std::slice::from_ref(&wanted));
         drop(store);
-        // Killed between any two steps: the old file is there, and something in tmp that the next start takes away.
+        // A kill at any step leaves the previous file, and an unfinished file in tmp that the next start
+        // deletes.
         for left in ["", "{\"sets\": [", "{\"sets\": []}"] {
             std::fs::write(folder.path().join("tmp/7"), left).unwrap();
             let store = Store::open(folder.path(), Limits::default()).unwrap();

@@ -1,4 +1,5 @@
-//! Quarantine for what is damaged: it may be mounted, so it is renamed and stays until nothing mounts it.
+//! Quarantine for damaged items. A damaged tree can be mounted, so it is renamed and stays until it is
+//! unmounted.
 
 use std::collections::BTreeSet;
 
@@ -13,12 +14,12 @@ use crate::layout::{Item, TREE, TreeKey, quarantined_tree};
 use crate::state::node_record::{Damage, now};
 
 impl Store {
-    /// Takes a damaged thing out of sight, with every tree that is made of it: they share its bytes.
+    /// Quarantines a damaged item, and every tree that shares its files.
     ///
-    /// Pods that have one of them mounted keep it; whoever asks next gets one that is made again.
+    /// Pods that have one of these trees mounted keep it. The next publish builds the tree again.
     pub(crate) fn quarantine(&self, item: &Item, found: &str) -> Result<(), DiskError> {
-        self.verified.remove(item, self.durability.refusals());
-        // First the part, so that no tree is made of it any more; then the trees that were.
+        self.verified.remove(item, self.durability.sync_failures());
+        // First the item, so that no new tree can use it, and then the trees that use it.
         self.move_to_quarantine(item)?;
         let mut trees = BTreeSet::new();
         match item {
@@ -27,7 +28,7 @@ impl Store {
             }
             part => {
                 for tree in Inventory::read(&self.layout)?.trees() {
-                    if tree.made.as_ref().is_some_and(|made| made.has(part)) {
+                    if tree.description.as_ref().is_some_and(|description| description.shares(part)) {
                         self.move_to_quarantine(&Item::Tree(tree.key.clone()))?;
                         trees.insert(tree.key.clone());
                     }
@@ -40,7 +41,7 @@ impl Store {
         };
         tracing::error!(
             what = %item, found, trees = trees.len(), ?volumes,
-            "damaged on the disk: set aside, and fetched again for whoever asks next; pods that have it mounted keep it until they end"
+            "an item is damaged on the disk: it is quarantined and downloaded again for the next pod; pods that have it mounted keep it until they end"
         );
         self.observer.damaged(item);
         let trees = trees.iter().map(ToString::to_string).collect();
@@ -62,13 +63,13 @@ impl Store {
             }
         };
         self.leases.remove_damaged(item, || move_to_free_name(&from, &self.layout.quarantine(), &name))?;
-        self.durability.forget(item);
+        self.durability.clear_sync_error(item);
         Ok(())
     }
 }
 
 impl Store {
-    /// How much is in a tree that was set aside: its volumes are still told of.
+    /// Returns the size of a quarantined tree, for the statistics of volumes that still use it.
     pub fn quarantined_totals(&self, key: &TreeKey) -> Option<Totals> {
         let listed = std::fs::read_dir(self.layout.quarantine()).ok()?;
         let mut of_tree = listed
@@ -76,7 +77,7 @@ impl Store {
             .filter(|entry| entry.file_name().to_str().and_then(quarantined_tree).as_ref() == Some(key));
         of_tree.find_map(|entry| {
             let text = std::fs::read(entry.path().join(TREE)).ok()?;
-            description::parse::<TreeDescription>(&text).map(|note| note.totals())
+            description::parse::<TreeDescription>(&text).map(|description| description.totals())
         })
     }
 }

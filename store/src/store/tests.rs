@@ -30,7 +30,7 @@ fn descriptor(bytes: &[u8]) -> Descriptor {
 }
 
 #[test]
-fn one_process_at_a_time() {
+fn a_second_open_of_the_same_store_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let error = Store::open(folder.path(), Limits::default()).unwrap_err();
@@ -41,7 +41,7 @@ fn one_process_at_a_time() {
 }
 
 #[test]
-fn only_a_store_is_opened() {
+fn refuses_a_folder_with_foreign_files() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("thesis.tex"), "").unwrap();
     let error = Store::open(folder.path(), Limits::default()).unwrap_err();
@@ -50,12 +50,14 @@ fn only_a_store_is_opened() {
 }
 
 #[test]
-fn a_newer_format_is_refused() {
+fn refuses_a_newer_or_damaged_format() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
     let format = folder.path().join("format");
     assert_eq!(fs::read_to_string(&format).unwrap(), "oras-csi store 2\n");
-    for (text, words) in [("oras-csi store 3\n", "format 3"), ("", "no version"), ("garbage", "no version")] {
+    for (text, words) in
+        [("oras-csi store 3\n", "format 3"), ("", "the file is damaged"), ("garbage", "the file is damaged")]
+    {
         fs::write(&format, text).unwrap();
         let error = Store::open(folder.path(), Limits::default()).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
@@ -63,7 +65,7 @@ fn a_newer_format_is_refused() {
 }
 
 #[test]
-fn a_start_clears_what_was_unfinished() {
+fn opening_deletes_unfinished_work() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
     fs::create_dir_all(folder.path().join("tmp/7/files/deep")).unwrap();
@@ -73,7 +75,7 @@ fn a_start_clears_what_was_unfinished() {
 }
 
 #[test]
-fn a_blob_is_verified_before_it_is_there() {
+fn a_blob_is_visible_only_after_verification() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let blob = descriptor(b"hello world");
@@ -87,7 +89,7 @@ fn a_blob_is_verified_before_it_is_there() {
     assert!(store.has_blob(&blob).unwrap());
     let path = folder.path().join("blobs/sha256").join(blob.digest().hex());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o444);
-    // A second writer of the same is no error.
+    // A second writer of the same blob is not an error.
     store.write_blob(&blob, reader(&blob, &[b"hello world"])).unwrap();
     assert_eq!(store.read_blob(blob.digest(), 100).unwrap().unwrap(), b"hello world");
     assert_eq!(store.read_blob(blob.digest(), 10).unwrap(), None);
@@ -95,7 +97,7 @@ fn a_blob_is_verified_before_it_is_there() {
 }
 
 #[test]
-fn an_empty_blob_is_a_blob() {
+fn stores_an_empty_blob() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let blob = descriptor(b"");
@@ -104,7 +106,7 @@ fn an_empty_blob_is_a_blob() {
 }
 
 #[test]
-fn a_damaged_blob_is_not_there() {
+fn a_damaged_blob_counts_as_missing() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let blob = descriptor(b"hello world");
@@ -113,7 +115,7 @@ fn a_damaged_blob_is_not_there() {
     assert!(!store.has_blob(&blob).unwrap());
     store.write_blob(&blob, reader(&blob, &[b"hello world"])).unwrap();
     assert!(store.has_blob(&blob).unwrap());
-    // A manifest that lies about the size takes nothing away from those that do not.
+    // A manifest with a wrong size does not affect the blob of a correct manifest.
     let lie = Descriptor::new("x/y", blob.digest().clone(), 5);
     assert!(!store.has_blob(&lie).unwrap());
     store.write_blob(&lie, reader(&lie, &[b"hello", b" world"])).unwrap_err();
@@ -124,7 +126,7 @@ fn a_damaged_blob_is_not_there() {
 }
 
 #[test]
-fn a_blob_that_does_not_fit_is_not_begun() {
+fn a_blob_larger_than_the_free_space_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), Limits::default()).unwrap();
     let huge = Descriptor::new("x/y", Digest::sha256_of(b""), 1 << 60);
@@ -133,7 +135,7 @@ fn a_blob_that_does_not_fit_is_not_begun() {
 }
 
 #[test]
-fn a_tree_appears_whole() {
+fn a_tree_is_visible_only_when_committed() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let key = TreeKey::parse(&"ab".repeat(32)).unwrap();
@@ -147,11 +149,11 @@ fn a_tree_appears_whole() {
     assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
     store.stage().unwrap().commit_tree(&key, &made).unwrap();
     assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
-    // A second one is thrown away.
+    // A second copy is discarded.
     store.stage().unwrap().commit_tree(&key, &TreeContent::default()).unwrap();
     assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
     assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
-    // A damaged one is set aside.
+    // A damaged tree is quarantined.
     fs::write(folder.path().join("trees").join(key.as_str()).join("tree.json"), "").unwrap();
     assert!(store.tree(&key).unwrap().is_none());
     store.stage().unwrap().commit_tree(&key, &made).unwrap();

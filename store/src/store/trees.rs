@@ -1,8 +1,8 @@
-//! Layer trees and trees: folders that appear whole.
+//! Layers and trees: folders that one rename makes visible when they are complete.
 //!
-//! Before a tree is mounted again it is looked at, in a time that does not grow with it: its description bears a
-//! checksum of itself, and says how long its largest files are. That finds what a power cut or a repaired file
-//! system leaves; single bits are found by the scrub.
+//! Before a tree is mounted again, the store checks it in a time that does not depend on its size: its
+//! description has a checksum of itself and the sizes of the largest files. This detects damage by a power
+//! cut or a file system repair. The scrubber detects single wrong bits.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,10 +25,10 @@ use crate::disk::walk::Entry;
 use crate::disk::{DiskError, Totals};
 use crate::layout::{CHECKSUMS, FILES, Item, LAYER, LayerKey, TREE, TreeKey};
 
-/// How many of a tree's files are looked at before it is mounted: the largest.
-const LOOKED_AT: usize = 16;
+/// How many files of a tree, the largest ones, are checked before it is mounted.
+const MAX_LARGEST_FILES: usize = 16;
 
-/// A tar layer that was unpacked.
+/// An unpacked tar layer in the store.
 #[derive(Debug)]
 pub struct Layer {
     files: OwnedFd,
@@ -36,18 +36,18 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The root of its files.
+    /// Returns the open root folder of the layer's files.
     pub fn files(&self) -> &OwnedFd {
         &self.files
     }
 
-    /// How much is in it.
+    /// Returns the size of the layer.
     pub fn totals(&self) -> Totals {
         self.totals
     }
 }
 
-/// A tree that can be mounted.
+/// A tree in the store, which can be mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
     key: TreeKey,
@@ -55,27 +55,28 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Its name.
+    /// Returns the key of the tree.
     pub fn key(&self) -> &TreeKey {
         &self.key
     }
 
-    /// How much is in it.
+    /// Returns the size of the tree.
     pub fn totals(&self) -> Totals {
         self.totals
     }
 }
 
-/// A folder in `tmp` with a `files` folder in it; it goes when this is dropped, unless it was committed.
+/// A layer or tree that is being built in `tmp`. Its folder is deleted when this value is dropped, unless it
+/// was committed.
 #[derive(Debug)]
 pub struct Staging<'a> {
     store: &'a Store,
     folder: Unfinished,
     files: OwnedFd,
-    begun: Instant,
+    started_at: Instant,
 }
 
-/// A folder that is removed when this is dropped, unless it was renamed.
+/// A folder that is deleted when this value is dropped, unless it was renamed.
 #[derive(Debug)]
 struct Unfinished {
     path: PathBuf,
@@ -83,66 +84,68 @@ struct Unfinished {
 }
 
 impl Store {
-    /// The layer of this name, if it is there.
+    /// Returns the layer `key`, if the store has it. Quarantines it if it is damaged.
     pub fn layer(&self, key: &LayerKey) -> Result<Option<Layer>, DiskError> {
         let path = self.layout.layer(key);
-        self.look(&Item::Layer(key.clone()), || {
-            let note: LayerDescription = match look_at_note(&path, LAYER)? {
-                Looked::There(note) => note,
-                Looked::Absent => return Ok(Looked::Absent),
-                Looked::Damaged(found) => return Ok(Looked::Damaged(found)),
+        self.look_up(&Item::Layer(key.clone()), || {
+            let description: LayerDescription = match read_description(&path, LAYER)? {
+                Lookup::Found(description) => description,
+                Lookup::Absent => return Ok(Lookup::Absent),
+                Lookup::Damaged(found) => return Ok(Lookup::Damaged(found)),
             };
             match open_folder(&path.join(FILES)) {
-                Ok(files) => Ok(Looked::There(Layer { files, totals: note.totals })),
-                Err(error) if error.is_damage() => Ok(Looked::Damaged(error.to_string())),
+                Ok(files) => Ok(Lookup::Found(Layer { files, totals: description.totals })),
+                Err(error) if error.is_damage() => Ok(Lookup::Damaged(error.to_string())),
                 Err(error) => Err(error),
             }
         })
     }
 
-    /// The tree of this name, if it is there and, at a glance, what it was.
+    /// Returns the tree `key`, if the store has it and a quick check finds no damage. Quarantines it
+    /// otherwise.
     pub fn tree(&self, key: &TreeKey) -> Result<Option<Tree>, DiskError> {
         let path = self.layout.tree(key);
-        self.look(&Item::Tree(key.clone()), || {
-            let note: TreeDescription = match look_at_note(&path, TREE)? {
-                Looked::There(note) => note,
-                Looked::Absent => return Ok(Looked::Absent),
-                Looked::Damaged(found) => return Ok(Looked::Damaged(found)),
+        self.look_up(&Item::Tree(key.clone()), || {
+            let description: TreeDescription = match read_description(&path, TREE)? {
+                Lookup::Found(description) => description,
+                Lookup::Absent => return Ok(Lookup::Absent),
+                Lookup::Damaged(found) => return Ok(Lookup::Damaged(found)),
             };
-            Ok(match glance(&path.join(FILES), &note.largest) {
-                Ok(()) => Looked::There(Tree { key: key.clone(), totals: note.totals() }),
-                Err(found) => Looked::Damaged(found),
+            Ok(match check_largest_files(&path.join(FILES), &description.largest) {
+                Ok(()) => Lookup::Found(Tree { key: key.clone(), totals: description.totals() }),
+                Err(found) => Lookup::Damaged(found),
             })
         })
     }
 
-    /// Looks for something; what is damaged is set aside, so that it is made again.
-    fn look<T>(
+    /// Looks up an item. A damaged item is quarantined, so that it is created again.
+    fn look_up<T>(
         &self,
         item: &Item,
-        look: impl Fn() -> Result<Looked<T>, DiskError>,
+        look: impl Fn() -> Result<Lookup<T>, DiskError>,
     ) -> Result<Option<T>, DiskError> {
-        let look = || match self.durability.refused(item) {
-            Some(found) => Ok(Looked::Damaged(found)),
+        let look = || match self.durability.sync_error(item) {
+            Some(found) => Ok(Lookup::Damaged(found)),
             None => look(),
         };
-        if let Looked::There(found) = look()? {
+        if let Lookup::Found(found) = look()? {
             return Ok(Some(found));
         }
-        // Once more, with nobody else setting aside: they may have, and a good one may have come in its place.
-        let _one = self.quarantining.lock().unwrap_or_else(PoisonError::into_inner);
+        // Looks again under the lock: another thread may have quarantined the item, and a new one may have
+        // replaced it.
+        let _one = self.quarantine_lock.lock().unwrap_or_else(PoisonError::into_inner);
         match look()? {
-            Looked::There(found) => Ok(Some(found)),
-            Looked::Absent => Ok(None),
-            Looked::Damaged(found) => {
+            Lookup::Found(found) => Ok(Some(found)),
+            Lookup::Absent => Ok(None),
+            Lookup::Damaged(found) => {
                 self.quarantine(item, &found)?;
                 Ok(None)
             }
         }
     }
 
-    /// Notes that a tree was used just now: what was not for the longest time is collected first. One system call,
-    /// and nothing waits for the disk.
+    /// Sets the tree's time of last use to now. Garbage collection deletes the least recently used trees
+    /// first. This is one system call that does not wait for the disk.
     pub fn mark_used(&self, key: &TreeKey) {
         let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
@@ -150,16 +153,16 @@ impl Store {
         if let Err(errno) = rustix::fs::utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)
             && errno != Errno::NOENT
         {
-            tracing::debug!(path = %path.display(), error = %io::Error::from(errno), "cannot note that a tree is used");
+            tracing::debug!(path = %path.display(), error = %io::Error::from(errno), "cannot update the time of last use of a tree");
         }
     }
 
-    /// The files of a tree, for a copy.
+    /// Opens the files of a tree, to copy them.
     pub(crate) fn tree_files(&self, key: &TreeKey) -> Result<OwnedFd, DiskError> {
         open_folder(&self.layout.tree(key).join(FILES))
     }
 
-    /// Begins a layer or a tree.
+    /// Starts to build a layer or a tree in `tmp`.
     pub fn stage(&self) -> Result<Staging<'_>, DiskError> {
         let folder = Unfinished::create(self.tmp_path(), 0o700)?;
         let inner = folder.path.join(FILES);
@@ -167,43 +170,44 @@ impl Store {
         let files = open_folder(&inner)?;
         rustix::fs::fchmod(&files, DIRECTORY_MODE)
             .map_err(|errno| DiskError::new("set the mode of", &inner, errno))?;
-        Ok(Staging { store: self, folder, files, begun: Instant::now() })
+        Ok(Staging { store: self, folder, files, started_at: Instant::now() })
     }
 }
 
-/// What somebody found who looked.
-enum Looked<T> {
-    There(T),
+/// The result of looking up an item.
+enum Lookup<T> {
+    Found(T),
     Absent,
     Damaged(String),
 }
 
-/// Reads what stands beside the files of a layer or a tree.
-fn look_at_note<T: for<'de> Deserialize<'de>>(folder: &Path, name: &str) -> Result<Looked<T>, DiskError> {
-    // First the folder: it comes with its note, and while it is leased it does not go.
+/// Reads the description of a layer or a tree.
+fn read_description<T: for<'de> Deserialize<'de>>(folder: &Path, name: &str) -> Result<Lookup<T>, DiskError> {
+    // Checks the folder first: one rename creates it with its description, and the caller's lease prevents
+    // its deletion.
     if !folder.exists() {
-        return Ok(Looked::Absent);
+        return Ok(Lookup::Absent);
     }
     let path = folder.join(name);
     match std::fs::read(&path).map(|text| description::parse(&text)) {
-        Ok(Some(note)) => Ok(Looked::There(note)),
-        Ok(None) => Ok(Looked::Damaged(format!("{name} is not what was written"))),
+        Ok(Some(description)) => Ok(Lookup::Found(description)),
+        Ok(None) => Ok(Lookup::Damaged(format!("its description ({name}) is damaged"))),
         Err(error) => {
             let error = DiskError::new("read", path, error);
-            if error.is_damage() { Ok(Looked::Damaged(error.to_string())) } else { Err(error) }
+            if error.is_damage() { Ok(Lookup::Damaged(error.to_string())) } else { Err(error) }
         }
     }
 }
 
-/// Looks whether the files of a tree are there, without reading them.
-fn glance(files: &Path, largest: &[LargeFile]) -> Result<(), String> {
+/// Checks that the largest files of a tree exist with the right size, without reading them.
+fn check_largest_files(files: &Path, largest: &[LargeFile]) -> Result<(), String> {
     let folder = open_folder(files).map_err(|error| error.to_string())?;
     for large in largest {
         match rustix::fs::statat(&folder, large.path.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if u64::try_from(found.st_size) == Ok(large.bytes) => {}
             Ok(found) => {
                 let (path, wanted, found) = (Shown::new(&large.path), large.bytes, found.st_size);
-                return Err(format!("\"{path}\" has {found} bytes, and had {wanted}"));
+                return Err(format!("\"{path}\" has {found} bytes instead of {wanted}"));
             }
             Err(errno) => return Err(format!("\"{}\": {}", Shown::new(&large.path), io::Error::from(errno))),
         }
@@ -211,33 +215,33 @@ fn glance(files: &Path, largest: &[LargeFile]) -> Result<(), String> {
     Ok(())
 }
 
-/// The largest files seen so far.
+/// Collects the largest files of a tree.
 #[derive(Default)]
 struct Largest(Vec<LargeFile>);
 
 impl Largest {
-    fn see(&mut self, entry: &Entry<'_>) {
-        let (bytes, full) = (entry.size(), self.0.len() == LOOKED_AT);
+    fn add(&mut self, entry: &Entry<'_>) {
+        let (bytes, full) = (entry.size(), self.0.len() == MAX_LARGEST_FILES);
         if entry.kind != FileType::RegularFile
             || (full && self.0.last().is_some_and(|last| last.bytes >= bytes))
         {
             return;
         }
-        // A name that is no text cannot be written down in JSON; there are others.
+        // A path that is not UTF-8 cannot be stored in JSON, and is skipped.
         let Ok(path) = std::str::from_utf8(entry.path.as_bytes()) else { return };
-        self.0.truncate(LOOKED_AT - 1);
+        self.0.truncate(MAX_LARGEST_FILES - 1);
         let place = self.0.partition_point(|large| large.bytes >= bytes);
         self.0.insert(place, LargeFile { path: path.to_owned(), bytes });
     }
 }
 
 impl Staging<'_> {
-    /// The root of the files.
+    /// Returns the open root folder of the files.
     pub fn files(&self) -> &OwnedFd {
         &self.files
     }
 
-    /// Makes it the layer `key`, with the checksums of what is in it.
+    /// Commits it as the layer `key`, with checksums of its files.
     pub(crate) fn commit_layer(self, key: &LayerKey, totals: Totals) -> Result<(), DiskError> {
         if self.store.is_persistent {
             let path = self.folder.path.join(CHECKSUMS);
@@ -251,45 +255,45 @@ impl Staging<'_> {
         Ok(())
     }
 
-    /// Makes it the tree `key`.
+    /// Commits it as the tree `key`.
     pub(crate) fn commit_tree(self, key: &TreeKey, made: &TreeContent) -> Result<(), DiskError> {
         let mut largest = Largest::default();
         if self.store.is_persistent {
             let path = self.folder.path.join(CHECKSUMS);
-            let look = |entry: &Entry<'_>| largest.see(entry);
+            let look = |entry: &Entry<'_>| largest.add(entry);
             checksums::write(&self.files, &path, Which::Own, &mut Reader::from_memory(), look)?;
         }
         let name = self.store.layout.tree(key);
         let parts: Vec<Item> = made.parts().collect();
-        let note = TreeDescription { content: made.clone(), largest: largest.0 };
-        self.commit(&Item::Tree(key.clone()), &name, TREE, &note, parts)
+        let description = TreeDescription { content: made.clone(), largest: largest.0 };
+        self.commit(&Item::Tree(key.clone()), &name, TREE, &description, parts)
     }
 
     fn commit(
         mut self,
         item: &Item,
         name: &Path,
-        note: &str,
+        description: &str,
         content: &impl Serialize,
         parts: impl IntoIterator<Item = Item>,
     ) -> Result<(), DiskError> {
-        let file = self.folder.path.join(note);
+        let file = self.folder.path.join(description);
         let text = description::to_text(content).map_err(|error| DiskError::new("describe", &file, error))?;
         std::fs::write(&file, text).map_err(|error| DiskError::new("write", &file, error))?;
-        // Where nothing says that it may not be on the disk, it has to be.
-        if !self.store.durability.note_rename(item) {
+        // Without a durable mark the content must be synced before it becomes visible.
+        if !self.store.durability.record_rename(item) {
             self.store.sync()?;
         }
         let (from, renamed) = (&self.folder.path, &mut self.folder.renamed);
-        self.store.leases.commit(self.begun, parts, || {
+        self.store.leases.commit(self.started_at, parts, || {
             match rustix::fs::renameat_with(CWD, from, CWD, name, RenameFlags::NOREPLACE) {
                 Ok(()) => {
                     *renamed = true;
                     Ok(())
                 }
-                // Somebody else made the same: theirs is as good.
+                // Another task created the same item, which is equally valid.
                 Err(Errno::EXIST) => Ok(()),
-                Err(errno) => Err(DiskError::new("keep", name, errno)),
+                Err(errno) => Err(DiskError::new("commit", name, errno)),
             }
         })
     }
@@ -307,7 +311,7 @@ impl Drop for Unfinished {
         if !self.renamed
             && let Err(error) = std::fs::remove_dir_all(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove what was unfinished; the next start does");
+            tracing::warn!(path = %self.path.display(), %error, "cannot delete unfinished work; it is deleted at the next start");
         }
     }
 }

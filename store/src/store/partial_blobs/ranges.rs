@@ -1,14 +1,14 @@
-//! Which bytes of a blob are there.
+//! The set of byte ranges of a blob that were written.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Ranges that neither touch nor overlap, in order.
+/// Sorted ranges that neither touch nor overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// Adds a range; what touches becomes one.
+    /// Adds a range, and merges it with ranges that it touches.
     pub(super) fn add(&mut self, range: &Range<u64>) {
         if range.is_empty() {
             return;
@@ -23,7 +23,7 @@ impl Ranges {
         self.0.insert(start, end);
     }
 
-    /// Where the bytes end that are there from `at` on; `at` itself where there is none.
+    /// Returns the end of the written bytes that start at `at`; `at` itself if that byte is missing.
     pub(super) fn end_from(&self, at: u64) -> u64 {
         match self.0.range(..=at).next_back() {
             Some((_, &end)) if end > at => end,
@@ -31,7 +31,7 @@ impl Ranges {
         }
     }
 
-    /// What is missing of so many bytes.
+    /// Returns the missing ranges of a blob of this size.
     pub(super) fn missing(&self, size: u64) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         let mut at = 0;
@@ -47,7 +47,7 @@ impl Ranges {
         missing
     }
 
-    /// How many bytes are there.
+    /// Returns the number of written bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.0.iter().map(|(start, end)| end - start).sum()
     }
@@ -65,7 +65,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_say_what_a_list_of_bytes_says(added in prop::collection::vec((0_u64..60, 0_u64..20), 0..12)) {
+        fn ranges_match_a_list_of_bytes(added in prop::collection::vec((0_u64..60, 0_u64..20), 0..12)) {
             let size = 64_u64;
             let mut ranges = Ranges::default();
             let mut bytes = [false; 80];

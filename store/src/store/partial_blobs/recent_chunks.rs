@@ -1,47 +1,48 @@
-//! What was written last, for a reader that keeps up: it need not be read again.
+//! A buffer of recently written chunks, so that a reader that keeps up does not read them from the disk.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// How much of it is held.
-const MOST: usize = 1 << 20;
-/// In how many pieces: a registry may send them byte by byte, and each is looked at.
-const MOST_PIECES: usize = 64;
+/// The maximum number of buffered bytes.
+const MAX_BYTES: usize = 1 << 20;
+/// The maximum number of chunks. Lookups scan all chunks, and a registry can send single bytes.
+const MAX_CHUNKS: usize = 64;
 
-/// Pieces and their places, the latest last.
+/// Chunks with their offsets, the latest last.
 #[derive(Debug, Default)]
 pub(super) struct RecentChunks {
-    pieces: VecDeque<(u64, Bytes)>,
+    chunks: VecDeque<(u64, Bytes)>,
     bytes: usize,
 }
 
 impl RecentChunks {
-    /// Holds a piece; the oldest make room for it.
-    pub(super) fn push(&mut self, at: u64, piece: Bytes) {
-        self.bytes += piece.len();
-        self.pieces.push_back((at, piece));
-        while self.bytes > MOST || self.pieces.len() > MOST_PIECES {
+    /// Adds a chunk, and drops the oldest ones above the limits.
+    pub(super) fn push(&mut self, at: u64, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.chunks.push_back((at, chunk));
+        while self.bytes > MAX_BYTES || self.chunks.len() > MAX_CHUNKS {
             self.pop();
         }
     }
 
-    /// What is held of the bytes from `at` on. The reader does not come back to what lies before.
+    /// Returns buffered bytes that start at `at`. Drops chunks before `at`, because the reader only moves
+    /// forward.
     pub(super) fn take(&mut self, at: u64) -> Option<Bytes> {
-        while self.pieces.front().is_some_and(|(start, piece)| start + piece.len() as u64 <= at) {
+        while self.chunks.front().is_some_and(|(start, chunk)| start + chunk.len() as u64 <= at) {
             self.pop();
         }
         let found =
-            self.pieces.iter().find(|(start, piece)| (*start..start + piece.len() as u64).contains(&at));
-        found.map(|(start, piece)| {
-            // It is within the piece, so that its place there is a usize.
-            piece.slice(usize::try_from(at - start).unwrap_or(piece.len())..)
+            self.chunks.iter().find(|(start, chunk)| (*start..start + chunk.len() as u64).contains(&at));
+        found.map(|(start, chunk)| {
+            // The offset is inside the chunk, so it fits into a usize.
+            chunk.slice(usize::try_from(at - start).unwrap_or(chunk.len())..)
         })
     }
 
     fn pop(&mut self) {
-        if let Some((_, piece)) = self.pieces.pop_front() {
-            self.bytes -= piece.len();
+        if let Some((_, chunk)) = self.chunks.pop_front() {
+            self.bytes -= chunk.len();
         }
     }
 }
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_that_keeps_up_finds_all_and_one_that_does_not_finds_less() {
+    fn keeps_recent_chunks_and_drops_older_ones() {
         let mut recent = RecentChunks::default();
         assert_eq!(recent.take(0), None);
         recent.push(0, Bytes::from_static(b"abc"));
@@ -61,24 +62,24 @@ mod tests {
         assert_eq!(recent.take(3).unwrap(), "def");
         assert_eq!(recent.take(6), None);
         assert_eq!(recent.take(101).unwrap(), "yz");
-        let piece = MOST / 4;
+        let chunk = MAX_BYTES / 4;
         for at in 0..6 {
-            recent.push((at * piece) as u64, Bytes::from(vec![0; piece]));
+            recent.push((at * chunk) as u64, Bytes::from(vec![0; chunk]));
         }
-        assert!(recent.bytes <= MOST && recent.pieces.len() == 4);
-        assert_eq!(recent.take(piece as u64), None);
-        assert_eq!(recent.take((2 * piece + 1) as u64).unwrap().len(), piece - 1);
-        recent.take((6 * piece) as u64);
-        assert_eq!((recent.bytes, recent.pieces.len()), (0, 0));
+        assert!(recent.bytes <= MAX_BYTES && recent.chunks.len() == 4);
+        assert_eq!(recent.take(chunk as u64), None);
+        assert_eq!(recent.take((2 * chunk + 1) as u64).unwrap().len(), chunk - 1);
+        recent.take((6 * chunk) as u64);
+        assert_eq!((recent.bytes, recent.chunks.len()), (0, 0));
     }
 
     #[test]
-    fn small_pieces_are_few() {
+    fn limits_the_number_of_small_chunks() {
         let mut recent = RecentChunks::default();
         for at in 0..1_000 {
             recent.push(at, Bytes::from_static(b"x"));
         }
-        assert_eq!(recent.pieces.len(), MOST_PIECES);
+        assert_eq!(recent.chunks.len(), MAX_CHUNKS);
         assert_eq!((recent.take(0), recent.take(999).unwrap().len()), (None, 1));
     }
 }

@@ -45,7 +45,7 @@ fn read_all(partial: &Partial) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_written_is_there_for_the_next_run() {
+fn the_next_run_resumes_from_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let (content, blob) = (content(), blob());
     let half = content.len() / 2;
@@ -54,48 +54,48 @@ fn what_was_written_is_there_for_the_next_run() {
         let partial = store.partial(&blob, &host("a:5000")).unwrap();
         assert_eq!((partial.resumed(), missing(&partial)), (0, vec![(0, SIZE)]));
         write(&partial, half, &content[half..]).unwrap();
-        // As after a kill: no close.
+        // Not closed, as after a kill.
     }
     let store = store(folder.path());
     let partial = store.partial(&blob, &host("a:5000")).unwrap();
     assert_eq!((partial.resumed(), missing(&partial)), (half as u64, vec![(0, half as u64)]));
-    // Of another host there is nothing.
+    // Nothing was downloaded from another host.
     assert_eq!(store.partial(&blob, &host("b:5000")).unwrap().resumed(), 0);
     write(&partial, 0, &content[..half]).unwrap();
     assert!(read_all(&partial) == content);
     store.commit_partial(&partial, blob.digest()).unwrap();
     assert!(store.has_blob(&blob).unwrap());
     assert!(names(folder.path()).iter().all(|name| !name.contains(&partial.path.display().to_string())));
-    assert!(!partial.note.exists() && !partial.path.exists());
+    assert!(!partial.journal.exists() && !partial.path.exists());
 }
 
 #[test]
-fn a_size_that_is_claimed_takes_no_room_before_its_bytes_come() {
+fn a_claimed_size_uses_no_disk_space_before_bytes_are_received() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path());
     let claimed = Descriptor::new("application/octet-stream", Digest::sha256_of(b"x"), 1 << 30);
     let partial = store.partial(&claimed, &host("a:5000")).unwrap();
-    assert_eq!(store.taken_for(&claimed, &host("a:5000")), 0);
+    assert_eq!(store.allocated_bytes(&claimed, &host("a:5000")), 0);
     write(&partial, 0, &[1; 4096]).unwrap();
-    let taken = store.taken_for(&claimed, &host("a:5000"));
+    let taken = store.allocated_bytes(&claimed, &host("a:5000"));
     assert!((4_096..1 << 20).contains(&taken), "{taken} bytes");
 }
 
 #[test]
-fn a_note_that_is_torn_or_of_another_boot_keeps_less() {
+fn a_damaged_journal_or_one_of_another_boot_lists_fewer_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (store, content, blob) = (store(folder.path()), content(), blob());
     let part = 1 << 20;
-    let note = {
+    let journal = {
         let partial = store.partial(&blob, &host("a")).unwrap();
         for at in 0..3 {
             write(&partial, at * part, &content[at * part..(at + 1) * part]).unwrap();
         }
-        partial.note.clone()
+        partial.journal.clone()
     };
-    let text = std::fs::read_to_string(&note).unwrap();
+    let text = std::fs::read_to_string(&journal).unwrap();
     let resumed = |text: &str| {
-        std::fs::write(&note, text).unwrap();
+        std::fs::write(&journal, text).unwrap();
         store.partial(&blob, &host("a")).unwrap().resumed()
     };
     assert_eq!(resumed(&text), 3 << 20);
@@ -103,7 +103,7 @@ fn a_note_that_is_torn_or_of_another_boot_keeps_less() {
     let other = text.replace(&boot, "another");
     let before_last = text.trim_end().rsplit_once('\n').unwrap().0;
     let cases = [
-        // The end of a line is missing: its number may be too.
+        // The end of the line is missing, so its number may be incomplete.
         (text.trim_end().to_owned(), 2 << 20),
         (format!("{before_last}\nw 2097152 31"), 2 << 20),
         (String::new(), 0),
@@ -116,15 +116,15 @@ fn a_note_that_is_torn_or_of_another_boot_keeps_less() {
     for (text, expected) in cases {
         assert_eq!(resumed(&text), expected, "{text}");
     }
-    // A file that is shorter than its note says.
-    std::fs::write(&note, &text).unwrap();
-    let data = note.with_extension("");
+    // The file is shorter than its journal says.
+    std::fs::write(&journal, &text).unwrap();
+    let data = journal.with_extension("");
     File::options().write(true).open(data).unwrap().set_len(5).unwrap();
     assert_eq!(store.partial(&blob, &host("a")).unwrap().resumed(), 0);
 }
 
 #[test]
-fn readers_wait_for_what_comes_and_end_when_nothing_more_does() {
+fn readers_wait_for_bytes_and_end_when_the_writer_closes() {
     let folder = tempfile::tempdir().unwrap();
     let (store, content) = (store(folder.path()), content());
     let partial = Arc::new(store.partial(&blob(), &host("a")).unwrap());
@@ -132,7 +132,7 @@ fn readers_wait_for_what_comes_and_end_when_nothing_more_does() {
         let partial = partial.clone();
         move || read_all(&partial)
     });
-    // From behind: the reader has nothing until the first piece is there.
+    // Backwards, so that the reader waits until the first piece is written.
     for at in (0..4_usize).rev() {
         let piece = &content[at << 20..(at + 1) << 20];
         write(&partial, at << 20, piece).unwrap();
@@ -152,18 +152,18 @@ fn readers_wait_for_what_comes_and_end_when_nothing_more_does() {
 }
 
 #[test]
-fn what_nobody_goes_on_with_is_removed_and_what_is_being_written_is_not() {
+fn deletes_stale_partial_blobs_except_one_that_is_being_written() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path());
     let (mine, others) = (blob(), Descriptor::new("x", Digest::sha256_of(b"x"), SIZE));
     drop(store.partial(&others, &host("a")).unwrap());
     let partial = store.partial(&mine, &host("a")).unwrap();
     std::fs::write(store.partials().join("sha256-00-00.whole"), "").unwrap();
-    store.forget_partials(FORGOTTEN_AFTER);
+    store.delete_partials(STALE_AFTER);
     assert_eq!(names(folder.path()).len(), 5);
-    store.forget_partials(Duration::ZERO);
+    store.delete_partials(Duration::ZERO);
     let mut left = names(folder.path());
     left.sort();
     let name = partial.path.file_name().unwrap().to_str().unwrap();
-    assert_eq!(left, [name.to_owned(), format!("{name}{NOTE}")]);
+    assert_eq!(left, [name.to_owned(), format!("{name}{JOURNAL_SUFFIX}")]);
 }

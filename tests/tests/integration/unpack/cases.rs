@@ -235,7 +235,7 @@ fn titles_of_files(outside: &str) -> Vec<Case> {
         titled("a title of two lines", "a\nb".into(), End::Refused(&["control character"])),
         titled("a title of 5,000 characters", "x".repeat(5_000), End::Refused(&["5000 bytes", "4096"])),
         titled("a title with a name of 300 characters", "x".repeat(300), End::Refused(&["300 bytes", "255"])),
-        titled("a title that is a dot", ".".into(), End::Refused(&["names nothing"])),
+        titled("a title that is a dot", ".".into(), End::Refused(&["does not name a file"])),
         titled("a title with a colon", "a:b".into(), End::Files(COLON)),
         titles("titles that differ in case and in composition", distinct.collect(), End::Files(DISTINCT)),
         titles(
