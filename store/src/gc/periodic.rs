@@ -43,7 +43,7 @@ fn collect_and_measure(store: &Store, marks: &Watermarks) {
     let observer = store.observer();
     match Inventory::read(store.layout()) {
         Ok(inventory) => {
-            observer.measured(&inventory, DiskSpace::measure(store.root()).map_or(0, DiskSpace::free))
+            observer.measured(&inventory, DiskSpace::measure(store.root()).map_or(0, DiskSpace::free));
         }
         Err(error) => tracing::warn!(%error, "cannot measure the store for its metrics"),
     }
