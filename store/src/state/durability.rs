@@ -203,7 +203,7 @@ impl Durability {
             Ok(started) => *thread = Some(started),
             // The marks stay, and the next run syncs the items.
             Err(error) => {
-                tracing::warn!(%error, "cannot start the thread that syncs the store; mounted trees are synced after a restart of the driver")
+                tracing::warn!(%error, "cannot start the thread that syncs the store; mounted trees are synced after a restart of the driver");
             }
         }
     }
