@@ -220,7 +220,12 @@ mod tests {
         assert_eq!(ExitStatus::from(pull.class()), ExitStatus::BadInput);
         let failure = Failure::from(error);
         assert_eq!(failure.status, ExitStatus::BadInput, "{failure}");
-        assert!(failure.message.contains("r.example/hosts.toml: server: write a URL in quotes"), "{failure}");
+        assert!(
+            failure
+                .message
+                .contains("r.example/hosts.toml: server: it must be a string: write a URL in quotes"),
+            "{failure}"
+        );
         let policies = PolicyOptions::of(&[])?;
         let policies = policies.policies(Loaded::default()).map_err(|failure| failure.to_string())?;
         let none = oras_csi_webhook::credentials::CredentialSources::default();

@@ -9,7 +9,7 @@
 //!
 //! | modules | content |
 //! |---|---|
-//! | [`display`], [`dns_name`], [`keys`], [`jitter`] | text in messages, names of objects, of annotations and attributes, random delays |
+//! | [`display`], [`dns_name`], [`go_duration`], [`keys`], [`jitter`] | text in messages, names of objects, durations, names of annotations and attributes, random delays |
 //! | [`artifact_name`], [`digest`], [`media_type`], [`patch_level`], [`platform`] | simple values |
 //! | [`path`], [`reference`], [`manifest`], [`seal`] | paths and globs, references, manifests and indexes, signatures |
 //! | [`pattern`], [`recipe`] | patterns over registries, the steps of a volume |

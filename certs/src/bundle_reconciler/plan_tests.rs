@@ -79,7 +79,7 @@ fn certificates_are_compared_and_not_bytes() {
 }
 
 #[test]
-fn foreign_cas_stay_for_a_while_and_then_go() {
+fn foreign_cas_are_removed_after_a_grace_time() {
     let (ours, others) = (authority(), authority());
     let theirs = configuration(&[&others.pem()], &Value::Null);
     let both: CaBundle = ours.iter().chain(others.iter()).cloned().collect();

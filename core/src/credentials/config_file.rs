@@ -116,7 +116,7 @@ fn read(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    // Reading a pipe or a device could block for ever.
+    // Reading a pipe or a device could block without end.
     if !found.is_file() {
         return Err(io::Error::other("not a file"));
     }

@@ -17,7 +17,7 @@ use super::transport::{Answer, client_error};
 use crate::display::Printable;
 
 /// How many bytes of a blob must arrive per idle timeout. Without a minimum, a registry that sends one byte a second
-/// would keep the download open for ever.
+/// would keep the download open without end.
 const MIN_BYTES_PER_TIMEOUT: usize = 16 << 10;
 /// How long a server may take to end a body after the last expected byte.
 const END_TIMEOUT: Duration = Duration::from_secs(1);

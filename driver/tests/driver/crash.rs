@@ -163,7 +163,10 @@ async fn a_store_has_one_driver() {
     let elsewhere = driver.folder.path().join("other.sock");
     let second = settings(driver.folder.path()).with_socket(elsewhere).with_registration(None);
     let Err(error) = bind(second, FakeRegistry::new()).await else { panic!("two drivers on one store") };
-    assert!(matches!(error, RunError::Store(_)) && error.to_string().contains("in use"), "{error}");
+    assert!(
+        matches!(error, RunError::Store(_)) && error.to_string().contains("another process has it open"),
+        "{error}"
+    );
     let folder = Arc::clone(&driver.folder);
     driver.stop().await.unwrap();
     Running::start_in(folder, FakeRegistry::new(), Duration::from_secs(1)).await.stop().await.unwrap();

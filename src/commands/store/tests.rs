@@ -36,7 +36,7 @@ fn a_folder_that_is_not_a_store_is_rejected_and_stays_unchanged() -> Result<(), 
     let folder = tempfile::tempdir()?;
     for words in [&["ls"][..], &["verify"], &["gc", "--all"]] {
         let (status, text) = failure_of(words, folder.path()).ok_or("it must fail")?;
-        assert!(status == ExitStatus::BadInput && text.contains("is no store"), "{text}");
+        assert!(status == ExitStatus::BadInput && text.contains("is not a store"), "{text}");
         assert_eq!(fs::read_dir(folder.path())?.count(), 0);
         assert_eq!(
             failure_of(words, &folder.path().join("missing")).map(|end| end.0),

@@ -60,7 +60,7 @@ struct FactFile {
 /// What must be written after new facts were added.
 enum Change {
     Append(Vec<u8>),
-    /// The older half was dropped: the file is written anew.
+    /// The older half was dropped: the file is written again in full.
     Replace(Vec<u8>),
 }
 
@@ -161,21 +161,22 @@ impl FactFile {
         file.write_all(lines)
     }
 
-    /// Writes the file anew. Facts can be lost, so it need not be whole at every moment.
+    /// Writes the whole file again. Facts can be lost, so it need not be whole at every moment.
     fn replace(&mut self, text: &[u8]) -> io::Result<()> {
         self.has_begun = true;
         std::fs::write(&self.path, text)
     }
 }
 
-/// What is known of one content and one repository.
+/// What this node knows about a digest and a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServedBy {
-    /// It gave these bytes.
+    /// The repository served this content.
     ThisRepository,
-    /// Another repository of the same registry did: it has them, and may or may not give them here.
+    /// Another repository of the same registry served it, so the registry has it; whether this repository serves it is
+    /// not known.
     ThisHost,
-    /// Nobody knows.
+    /// This registry has not served it to this node.
     Unknown,
 }
 

@@ -62,7 +62,16 @@ const AVOIDED: &[(&str, &str)] = &[
 ];
 
 /// Legitimate uses: the path of a file, a fragment of the line, and the word that the line can have.
-const ALLOWED: &[(&str, &str, &str)] = &[];
+const ALLOWED: &[(&str, &str, &str)] = &[
+    // The quarantine's folder on disk, its metric label and its JSON key have their old name.
+    ("docs/design.md", "`set-aside/`", "set aside"),
+    ("src/commands/store/list.rs", "\"setAside\"", "set aside"),
+    ("store/src/content/inventory.rs", "\"set_aside\"", "set aside"),
+    ("store/src/layout.rs", "\"set-aside\"", "set aside"),
+    ("store/src/layout/format.rs", "set-aside", "set aside"),
+    ("store/src/store.rs", "set-aside", "set aside"),
+    ("store/src/store/durability_tests.rs", "set-aside", "set aside"),
+];
 
 /// The folders and files that the test reads, as `git ls-files` lists them.
 const CHECKED: &[&str] = &[

@@ -180,17 +180,17 @@ impl PatchRequest {
                 "remove it: the recipe defines the whole content",
             ));
         }
-        let in_artifact = |denial: Denial| {
+        let deny_in_artifact = |denial: Denial| {
             denial.with_detail(&format!("this is in the recipe artifact {}", self.reference))
         };
-        let recipe = parse_recipe(yaml, &self.origin, registries).map_err(in_artifact)?;
+        let recipe = parse_recipe(yaml, &self.origin, registries).map_err(deny_in_artifact)?;
         let recipe = RecipeWithPatches {
             recipe,
             origin: self.origin.clone(),
             options: self.options.clone(),
             applied_patches: vec![self.applied(digest, is_fresh)],
         };
-        recipe.into_source().map_err(in_artifact)
+        recipe.into_source().map_err(deny_in_artifact)
     }
 
     fn applied(&self, digest: Digest, is_fresh: bool) -> AppliedPatch {

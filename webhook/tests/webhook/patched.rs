@@ -181,9 +181,9 @@ async fn a_recipe_artifact_is_treated_like_a_recipe_in_the_pod() {
 }
 
 #[rstest]
-#[case("- add: r.io/a\n  paht: x\n", 400, "annotation oras.land/patch: the recipe cannot be read")]
+#[case("- add: r.io/a\n  paht: x\n", 400, "annotation oras.land/patch: cannot parse the recipe")]
 #[case("", 400, "this is in the recipe artifact r.io/recipes/bad:1")]
-#[case("- add: team/app\n", 400, "can be read in two ways")]
+#[case("- add: team/app\n", 400, "is ambiguous")]
 #[tokio::test]
 async fn a_recipe_artifact_with_a_mistake_is_denied(
     #[case] yaml: &str,
@@ -253,7 +253,7 @@ async fn an_artifact_that_is_no_patch_is_denied() {
         (
             "r.io/jar:1",
             422,
-            "which is neither a patch nor a recipe: to mount it, name it with oras.land/artifact",
+            "which is neither a patch nor a recipe artifact: to mount it, name it with oras.land/artifact",
         ),
         ("r.io/index:1", 422, "is an image index, which is neither"),
         ("r.io/app:nothing", 422, "names no base"),
@@ -384,7 +384,7 @@ async fn a_patch_is_read_with_the_credentials_of_the_pod() {
     let requesting = pod(&[("patch", "private.io/me/app:patched"), ("pull-secret", "pull")]);
     let base = at("private.io/me/app:1");
     let fix = at("private.io/fixes/app:1");
-    for (secret, is_let_in) in
+    for (secret, is_accepted) in
         [(secret(&["me", "fixes"]), true), (secret(&["me"]), false), (secret(&["fixes"]), false)]
     {
         let bench = Bench::with_secrets(std::slice::from_ref(&secret));
@@ -393,7 +393,7 @@ async fn a_patch_is_read_with_the_credentials_of_the_pod() {
         }
         bench.registry.tag_patch("private.io/me/app:patched", &base, &[(Level::Minor, fix.clone())]);
         let admitted = bench.admit(&requesting).await;
-        assert_eq!(admitted.is_ok(), is_let_in, "{secret}: {admitted:?}");
+        assert_eq!(admitted.is_ok(), is_accepted, "{secret}: {admitted:?}");
         match admitted {
             Ok(outcome) => {
                 let after = patched(&requesting, &outcome);
@@ -527,7 +527,9 @@ async fn a_recipe_artifact_can_have_patches_but_no_deeper_nesting() {
     assert!(steps.contains("\"path\":\"sub/x\"") && steps.contains("\"remove\":\"sub/x/y\""), "{steps}");
 
     // A recipe artifact that names itself, directly and through another one.
-    for (inner, words) in [("r.io/recipes:3", "a patch again"), ("r.io/recipes:4", "a patch again")] {
+    for (inner, words) in
+        [("r.io/recipes:3", "has a patch step itself"), ("r.io/recipes:4", "has a patch step itself")]
+    {
         bench.registry.tag_recipe("r.io/recipes:3", &format!("- patch: {inner}"));
         bench.registry.tag_recipe("r.io/recipes:4", "- patch: r.io/recipes:3");
         let denial = bench.admit(&pod(&[("patch", "r.io/recipes:3")])).await.unwrap_err();

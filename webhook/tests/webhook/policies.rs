@@ -360,19 +360,19 @@ async fn files_are_reloaded_and_an_invalid_file_changes_nothing() {
             "{namespaceSelector: {matchExpressions: [{key: a, operator: in, values: [b]}]}}",
             "operator other than",
         ),
-        ("[]", "spec: is a list where an object belongs"),
-        ("[null, Audit, {deny: [ghcr.io]}]", "spec: is a list where an object belongs"),
-        ("{registries: []}", "spec.registries: is a list where an object belongs"),
-        ("{registries: [[ghcr.io]]}", "spec.registries: is a list where an object belongs"),
-        ("{registries: ghcr.io}", "spec.registries: is a string where an object belongs"),
-        ("{namespaceSelector: []}", "spec.namespaceSelector: is a list where an object belongs"),
+        ("[]", "spec: is a list, and must be an object"),
+        ("[null, Audit, {deny: [ghcr.io]}]", "spec: is a list, and must be an object"),
+        ("{registries: []}", "spec.registries: is a list, and must be an object"),
+        ("{registries: [[ghcr.io]]}", "spec.registries: is a list, and must be an object"),
+        ("{registries: ghcr.io}", "spec.registries: is a string, and must be an object"),
+        ("{namespaceSelector: []}", "spec.namespaceSelector: is a list, and must be an object"),
         (
             "{namespaceSelector: {matchLabels: [a]}}",
-            "spec.namespaceSelector.matchLabels: is a list where an object belongs",
+            "spec.namespaceSelector.matchLabels: is a list, and must be an object",
         ),
         (
             "{namespaceSelector: {matchExpressions: [[a, Exists]]}}",
-            "spec.namespaceSelector.matchExpressions[0]: is a list where an object belongs",
+            "spec.namespaceSelector.matchExpressions[0]: is a list, and must be an object",
         ),
         ("[", "not a stream of YAML documents"),
     ] {
@@ -398,14 +398,14 @@ async fn files_are_reloaded_and_an_invalid_file_changes_nothing() {
     assert!(error.contains("a second ArtifactPolicy p"), "{error}");
     write("{}\nregistries: {allow: [ghcr.io]}");
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
-    assert!(error.contains("\"registries\" is no part of an object: rules stand in spec"), "{error}");
+    assert!(error.contains("\"registries\" is not a field of an object: write rules in spec"), "{error}");
     let text = "kind: List\napiVersion: v1\nitems:\n- apiVersion: oras.land/v1alpha1\n  kind: ArtifactPolicy\n  metadata: {name: p}\n";
     std::fs::write(&file, text).unwrap();
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
     assert!(error.contains("ArtifactPolicy p: spec: is missing"), "{error}");
     std::fs::write(&file, "# nothing yet\n").unwrap();
     let error = oras_csi_webhook::policy::load(&paths).unwrap_err().to_string();
-    assert!(error.contains("no ArtifactPolicy in it"), "{error}");
+    assert!(error.contains("there is no ArtifactPolicy"), "{error}");
     let error = oras_csi_webhook::policy::load(&[folder.path().join("none")]).unwrap_err().to_string();
     assert!(error.contains("cannot read"), "{error}");
 }
@@ -442,14 +442,11 @@ fn a_namespace_cannot_be_stated_twice_with_different_labels() {
     };
     assert!(load(&["{tier: a}", "{tier: a}"]).is_ok());
     for (labels, words) in [
-        (
-            &["{tier: a}", "{tier: b}"][..],
-            "document 2: Namespace team is stated twice, with different labels",
-        ),
+        (&["{tier: a}", "{tier: b}"][..], "document 2: Namespace team occurs twice, with different labels"),
         (&["{tier: a}", "{}"], "with different labels"),
-        (&["{tier: 7}"], "document 1: Namespace team: label tier is a number where a string belongs"),
-        (&["{tier: {a: b}}"], "label tier is an object where a string belongs"),
-        (&["[tier]"], "Namespace team: metadata.labels is a list where an object belongs"),
+        (&["{tier: 7}"], "document 1: Namespace team: label tier is a number, and must be a string"),
+        (&["{tier: {a: b}}"], "label tier is an object, and must be a string"),
+        (&["[tier]"], "Namespace team: metadata.labels is a list, and must be an object"),
     ] {
         let error = load(labels).unwrap_err();
         assert!(error.contains(words) && error.contains("namespaces.yaml"), "{labels:?}: {error}");
@@ -548,7 +545,8 @@ async fn unreadable_contents_are_denied_only_in_enforce_mode() {
         match bench.admit(&one("r.io/a:1")).await {
             Ok(outcome) => {
                 assert!(admitted, "{mode}");
-                let warned = outcome.warnings().iter().any(|words| words.contains("could not be looked at"));
+                let warned =
+                    outcome.warnings().iter().any(|words| words.contains("could not be checked against"));
                 assert_eq!(warned, mode == "Warn", "{:?}", outcome.warnings());
                 assert_eq!(outcome.audit().contains_key("not-looked-at"), mode == "Audit");
             }

@@ -110,7 +110,7 @@ async fn the_pod_chooses_mount_path_and_containers() {
 #[case(pod(&[("artifact-set", "Model")]), 400, "\"Model\" is not the name of a set", "write the name")]
 #[case(inline(&json!({"oras-csi.name": "model", "oras.options.pullalways": "true"})), 400,
     "oras.options.pullalways", "names a set")]
-#[case(by_annotation("modle"), 404, "\"modle\" is no set that namespace team has", "did you mean model?")]
+#[case(by_annotation("modle"), 404, "\"modle\" is not a set that namespace team", "did you mean model?")]
 #[case(by_name("modle"), 404, "volume in, attribute oras-csi.name", "kubectl get clusterartifactsets")]
 #[case(by_annotation("theirs"), 403, "does not select namespace team", "ask the administrator")]
 #[case(
@@ -126,7 +126,7 @@ async fn the_pod_chooses_mount_path_and_containers() {
     "kubectl get artifactset changed --namespace team"
 )]
 #[case(by_annotation("failed"), 503, "RegistryUnavailable: it is away", "kubectl get artifactset failed")]
-#[case(by_annotation("wrong"), 422, "InvalidSpec: it cannot be read", "mend it")]
+#[case(by_annotation("wrong"), 422, "InvalidSpec: it cannot be read", "correct it")]
 #[case(
     with_actions("model", "r.io/b:2"),
     400,
@@ -200,7 +200,7 @@ async fn a_set_is_denied_where_sets_are_off() {
     for pod in [by_annotation("model"), by_name("model")] {
         let denial = Bench::new().admit(&pod).await.unwrap_err();
         assert_eq!(denial.code().number(), 400);
-        assert!(denial.message().contains("this webhook knows none"), "{denial}");
+        assert!(denial.message().contains("sets are disabled in this webhook"), "{denial}");
     }
     // A name beside a recipe is then only the label of the volume.
     assert!(Bench::new().admit(&with_actions("model", TAG)).await.is_ok());
@@ -436,7 +436,7 @@ async fn an_unsealed_volume_of_a_cluster_set_is_looked_up_again(
         let mut own = self::set("model", TAG);
         own["metadata"]["namespace"] = json!(into);
         let (code, words) = readmitted(into, &after, &[own]).await.unwrap_err();
-        assert!(code == 403 && words.contains("that name means ArtifactSet"), "{words}");
+        assert!(code == 403 && words.contains("the name means ArtifactSet"), "{words}");
     }
 }
 

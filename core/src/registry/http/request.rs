@@ -169,7 +169,7 @@ impl Inner {
             .filter(|password| challenges.basic && known.as_ref() != Some(password));
         let authorization = match &challenges.bearer {
             Some(challenge) => {
-                // The token service may be the same host. With the permit held, the token request could wait for ever.
+                // The token service may be the same host. With the permit held, the token request could wait without end.
                 drop(answer);
                 match self.tokens.for_challenge(&requester, challenge, token.as_ref()) {
                     Some(token) => token.header(),

@@ -106,21 +106,21 @@ async fn preloads_leave_the_bandwidth_to_pods_except_for_short_intervals() {
         #[expect(unreachable_code, reason = "the type of the error of the loop")]
         Ok::<(), TooSlow>(())
     });
-    let in_a_minute = async || {
+    let after_a_minute = async || {
         let before = seconds.load(Ordering::SeqCst);
         tokio::time::sleep(60 * SECOND).await;
         seconds.load(Ordering::SeqCst) - before
     };
-    let paused = in_a_minute().await;
+    let paused = after_a_minute().await;
     assert!((3..=7).contains(&paused), "{paused} of 60 seconds");
     drop(pod);
-    let full = in_a_minute().await;
+    let full = after_a_minute().await;
     assert!(full >= 55, "{full} of 60 seconds");
     // A pod requests the preloaded recipe.
     let pod = pod_slot(&scheduler, "a").await.unwrap();
     tokio::time::sleep(10 * SECOND).await;
     boost.raise();
-    let full = in_a_minute().await;
+    let full = after_a_minute().await;
     assert!(full >= 55, "{full} of 60 seconds");
     drop(pod);
     download.abort();

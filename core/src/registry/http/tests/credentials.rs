@@ -331,13 +331,13 @@ async fn an_expired_address_is_requested_again() {
 async fn tokens_are_not_shared_between_credentials() {
     let tokens = Server::start(|request| match request.header("authorization") {
         ALICE => answer(200, &[], br#"{"token":"alices"}"#),
-        _ => answer(200, &[], br#"{"token":"nobodys"}"#),
+        _ => answer(200, &[], br#"{"token":"anonymous"}"#),
     })
     .await;
     let realm = format!("Bearer realm=\"http://{}/token\"", tokens.host());
     let server = Server::start(move |request| match request.header("authorization") {
         "Bearer alices" => manifest_answer(),
-        "Bearer nobodys" => answer(403, &[], b""),
+        "Bearer anonymous" => answer(403, &[], b""),
         _ => answer(401, &[("WWW-Authenticate", &realm)], b""),
     })
     .await;
