@@ -4,4 +4,5 @@
 
 mod crds;
 mod dependencies;
+mod documentation;
 mod language;
