@@ -1,4 +1,4 @@
-//! Which trees of a store the volumes of this node use: those that records name, and those that are mounted.
+//! The GC roots of a node: trees that a volume record names, and trees that are mounted.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,15 @@ use oras_csi_store::{DiskError, GcRoots, Layout, RootsError, TreeKey, TreesInUse
 use crate::mount::mounted;
 use crate::volume_records::{Record, read_all};
 
-/// The volumes of this node, as records and mountinfo have them.
+/// Reads the trees in use from the volume records and from mountinfo.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NodeRoots;
 
 impl GcRoots for NodeRoots {
     fn read(&self, layout: &Layout) -> Result<TreesInUse, RootsError> {
         let mut trees = TreesInUse::default();
-        // Records first: a publish writes its record before it mounts, an unpublish removes it afterwards.
+        // Records must be read first: a publish writes its record before it mounts, and an unpublish removes it after it
+        // unmounts.
         for key in read_all(&layout.volumes())?.iter().filter_map(Record::tree) {
             trees.add_recorded(key);
         }

@@ -11,7 +11,7 @@ use crate::proto::csi::{
     ProbeRequest, ProbeResponse,
 };
 
-/// Says who we are. There is no controller, so there are no capabilities.
+/// Returns the name and version of the driver. It has no controller service, so it has no plugin capabilities.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct IdentityService;
 

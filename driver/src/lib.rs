@@ -1,4 +1,4 @@
-//! The CSI node driver of oras-csi: canonical volumes become read-only mounts.
+//! The CSI node driver of oras-csi: mounts canonical volumes read-only.
 //!
 //! ```text
 //! kubelet ── NodePublishVolume ──► node ──► publish ──► oras_csi_store ◄── preload ◄── cluster sets
@@ -7,17 +7,17 @@
 //!    └── plugin registration ──► registration
 //! ```
 //!
-//! [`run`] is the whole driver. What it pulls, keeps and deletes is the crate `oras-csi-store`.
+//! [`run`] runs the whole driver. The crate `oras-csi-store` pulls, stores and deletes the content.
 //!
-//! Architecture Invariant: the driver accepts only what is pinned. [`publish::PublishRequest`] is the one
-//! way in, and it holds a canonical volume; no tag ever reaches this crate.
+//! Architecture Invariant: the driver accepts only digests. Every volume enters as a [`publish::PublishRequest`], which
+//! holds a canonical volume. No tag reaches this crate.
 //!
-//! Architecture Invariant: what is mounted is read-only, nosuid and nodev from the instant it can be seen,
-//! because it is a clone of a mount that has these flags ([`mount`], the only file with mount system calls).
+//! Architecture Invariant: a mount is read-only, nosuid and nodev from the instant at which it is visible, because it is
+//! a clone of a mount with these flags ([`mount`], the only file with mount system calls).
 //!
-//! Architecture Invariant: only `status` builds a gRPC status, from a table of errors and codes.
+//! Architecture Invariant: only `status` builds gRPC statuses, from a table of errors and codes.
 //!
-//! Architecture Invariant: secrets of a request are neither kept nor printed.
+//! Architecture Invariant: secrets of a request are neither stored nor logged.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

@@ -1,5 +1,5 @@
-//! What the driver counts, for Prometheus. Labels come from closed sets; no name of a volume, a pod or a
-//! registry ever becomes one.
+//! The metrics of the driver, for Prometheus. Label values come from closed sets: names of volumes, pods or registries
+//! are never labels.
 
 mod preloads;
 mod store;
@@ -17,42 +17,43 @@ use prometheus_client::registry::Registry;
 
 use self::preloads::Preloads;
 use self::store::StoreMetrics;
+pub(crate) use self::store::TreeLookup;
 
-/// How a call ended.
+/// The outcome of a CSI call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallOutcome {
-    /// Done.
+    /// The volume was mounted or unmounted.
     Done,
-    /// There was nothing to do.
+    /// The volume was mounted or unmounted already.
     Already,
-    /// Another call or a pull is under way.
+    /// Another call or a pull is in progress.
     InProgress,
-    /// Failed; kubelet tries again.
+    /// The call failed; kubelet retries.
     Failed,
-    /// The request is wrong, or what it asks for is refused.
+    /// The request is invalid, or the volume is rejected.
     Refused,
 }
 
-/// How a pull ended.
+/// The outcome of a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PullOutcome {
-    /// The tree is there.
+    /// The tree is in the store.
     Done,
-    /// The registry has no such thing.
+    /// The registry does not have the artifact.
     NotFound,
-    /// It does not let us have it.
+    /// The registry denies the pull.
     Denied,
-    /// It fails, or cannot be reached.
+    /// The registry fails or is unreachable.
     Unavailable,
     /// The disk is full.
     NoRoom,
-    /// The bytes are not what their digest says.
+    /// The content does not match its digest.
     Corrupt,
-    /// What is in it is refused.
+    /// The content is rejected.
     Refused,
-    /// The disk failed, or this program.
+    /// The disk or the driver failed.
     Internal,
-    /// The driver was stopped.
+    /// The driver shut down.
     Stopped,
 }
 
@@ -111,7 +112,7 @@ struct Pull {
     outcome: PullOutcome,
 }
 
-/// The counters; a clone counts into the same.
+/// The counters of the driver. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
 
@@ -134,12 +135,20 @@ impl Default for Metrics {
         let (publishes, unpublishes) = (Family::default(), Family::default());
         let (pulls, bytes, volumes) = (Family::default(), Counter::default(), Gauge::default());
         let publish_seconds = Histogram::new([0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 120.0]);
-        registry.register("publishes", "NodePublishVolume calls", Family::clone(&publishes));
-        registry.register("unpublishes", "NodeUnpublishVolume calls", Family::clone(&unpublishes));
-        registry.register("pulls", "Recipes brought into the store", Family::clone(&pulls));
-        registry.register("pulled_bytes", "Bytes that came from registries", Counter::clone(&bytes));
-        registry.register("publish_seconds", "Time of a NodePublishVolume call", publish_seconds.clone());
-        registry.register("volumes", "Published volumes", Gauge::clone(&volumes));
+        registry.register("publishes", "NodePublishVolume calls, by outcome", Family::clone(&publishes));
+        registry.register(
+            "unpublishes",
+            "NodeUnpublishVolume calls, by outcome",
+            Family::clone(&unpublishes),
+        );
+        registry.register("pulls", "Pulls of recipes into the store, by outcome", Family::clone(&pulls));
+        registry.register("pulled_bytes", "Bytes received from registries", Counter::clone(&bytes));
+        registry.register(
+            "publish_seconds",
+            "Duration of NodePublishVolume calls in seconds",
+            publish_seconds.clone(),
+        );
+        registry.register("volumes", "Volumes that are published on this node", Gauge::clone(&volumes));
         let store = StoreMetrics::register(&mut registry);
         let preloads = Preloads::register(&mut registry);
         Self(Arc::new(Inner {
@@ -170,7 +179,7 @@ impl Metrics {
         &self.0.volumes
     }
 
-    /// The text that Prometheus reads.
+    /// Returns all metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.

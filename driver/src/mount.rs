@@ -1,10 +1,9 @@
-//! Mounts: the only place that makes, moves or takes away one.
+//! Mounts and unmounts volumes. No other module makes, moves or removes a mount.
 //!
-//! At start the folder of all trees is mounted a second time, at `readonly` in the store: read-only,
-//! nosuid, nodev, private to us. A volume is a clone of one directory of *that* mount (`open_tree`,
-//! `move_mount`): a clone has its origin's flags, so a volume is read-only from the instant at which it
-//! can be seen, and there is no `bind` that is remounted afterwards. What is mounted is read back from
-//! `/proc/self/mountinfo` and compared.
+//! At start, the folder of all trees is mounted a second time at `readonly` in the store: read-only, nosuid, nodev and
+//! private. A volume is a clone of one directory of *that* mount (`open_tree`, `move_mount`). A clone has the flags of
+//! its origin, so a volume is read-only from the instant at which it is visible; there is no bind mount that is
+//! remounted later. After each mount the driver reads back what is at the target, and its flags.
 //!
 //! ```text
 //! STORE/trees ── bind, remount ro,nosuid,nodev ──► STORE/readonly
@@ -13,12 +12,12 @@
 //!                                       /var/lib/kubelet/pods/…/mount
 //! ```
 //!
-//! The flags that a mount in a user namespace inherited are locked: taking one of them away is refused
-//! (mount_namespaces(7)). So a remount keeps whatever is set and adds.
+//! Flags that a mount inherited in a user namespace are locked: the kernel denies a remount without them
+//! (mount_namespaces(7)). So a remount keeps the existing flags and adds to them.
 //!
-//! A target is a name in a folder that is held open: no path is walked twice. We make the target's
-//! directory ourselves (kubelet makes only the one above), take only an empty directory that is there
-//! already, and never touch a file, a symbolic link, or a mount that is not of a tree.
+//! A target is a name in a folder that is held open, so no path is resolved twice. The driver creates the directory of
+//! the target itself (kubelet creates only its parent). It accepts an existing directory only if that is empty, and never
+//! touches a file, a symbolic link, or a mount that is not of a tree.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -37,64 +36,64 @@ use rustix::mount::{
 
 use crate::mountinfo::{self, MountEntry, MountedTree};
 
-/// The flags that every mount of ours has.
+/// The flags that every volume must have.
 const FLAGS: [&str; 3] = ["ro", "nosuid", "nodev"];
-/// How many mounts on one target are taken away at once.
-const MOST_STACKED: usize = 64;
+/// How many mounts on top of each other at one path are unmounted.
+const MAX_STACKED: usize = 64;
 
-/// Why something is not mounted, or not unmounted.
+/// Why a mount or unmount failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// The kernel does not let us mount at all.
+    /// The kernel does not permit mounts at all.
     #[error(
-        "cannot {step} {}: {source}. The driver needs CAP_SYS_ADMIN: a privileged container, root, or a user and mount namespace of its own in which an AppArmor or seccomp profile does not forbid mounts", .path.display()
+        "cannot {step} {}: {source}. The driver needs CAP_SYS_ADMIN: run it in a privileged container, as root, or in a user and mount namespace of its own, where no AppArmor or seccomp profile forbids mounts", .path.display()
     )]
     Forbidden {
-        /// What was being done.
+        /// The operation.
         step: &'static str,
-        /// To what.
+        /// The path of the operation.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Any other refusal.
+    /// A system call failed for another reason.
     #[error("cannot {step} {}: {source}", .path.display())]
     System {
-        /// What was being done.
+        /// The operation.
         step: &'static str,
-        /// To what.
+        /// The path of the operation.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The flags that were read back are not those that were asked for.
-    #[error("{} is mounted with the flags {found} where ro, nosuid and nodev must be among them; it was unmounted again", .path.display())]
+    /// The mount does not have the flags that it must have.
+    #[error("the mount at {} has the flags {found}, but must have ro, nosuid and nodev. It was unmounted", .path.display())]
     Flags {
-        /// Where.
+        /// The mount point.
         path: PathBuf,
-        /// What mountinfo says.
+        /// The flags that were found.
         found: String,
     },
-    /// The folder above the target is missing.
+    /// The parent folder of the target does not exist.
     #[error(
-        "the folder {} does not exist: kubelet makes it, so kubelet's folder must be mounted into the driver's container at the same path as on the node", .0.display()
+        "cannot mount below {}: the folder does not exist. Kubelet creates it, so kubelet's folder must be mounted into the driver's container at the same path as on the node (--kubelet-dir)", .0.display()
     )]
     NoParent(PathBuf),
-    /// Not a path that can be a target.
-    #[error("\"{}\" is no target path: it must be absolute, without \".\" or \"..\"", .0.display())]
+    /// The path cannot be a target.
+    #[error("invalid target path \"{}\": it must be absolute, without \".\" or \"..\"", .0.display())]
     Path(PathBuf),
-    /// Something at the target that is not ours.
+    /// The driver did not create what is at the target.
     #[error(
-        "{} is {found}, which this driver never makes: nothing is mounted on it or removed; look what put it there, and remove it by hand", .path.display()
+        "cannot use the target path {}: it is {found}, which this driver did not create. Find out what created it, and remove it by hand", .path.display()
     )]
     Foreign {
         /// The target.
         path: PathBuf,
-        /// What it is.
+        /// A description of it.
         found: &'static str,
     },
-    /// The kernel is too old.
-    #[error("the kernel does not tell mount points apart (statx): Linux 5.10 or later is needed")]
+    /// The kernel does not report mount points in statx.
+    #[error("the kernel does not report mount points (statx). Linux 5.10 or later is required")]
     OldKernel,
 }
 
@@ -108,7 +107,7 @@ impl MountError {
     }
 }
 
-/// A target path as kubelet sends it: absolute and normal.
+/// A target path of kubelet: absolute and normalized.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     path: PathBuf,
@@ -117,7 +116,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads a path.
+    /// Parses and normalizes a path.
     pub fn parse(text: &str) -> Result<Self, MountError> {
         let given = Path::new(text);
         let bad = || MountError::Path(given.to_owned());
@@ -131,17 +130,17 @@ impl Target {
         Ok(Self { parent: parent.to_owned(), name: name.to_owned(), path: path.clone() })
     }
 
-    /// The path.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The error for one whose folder does not exist.
+    /// Returns the error for a target whose parent folder does not exist.
     pub(crate) fn no_parent(&self) -> MountError {
         MountError::NoParent(self.parent.clone())
     }
 
-    /// The folder it lies in, if that exists.
+    /// Opens the parent folder, if it exists.
     fn open_parent(&self) -> Result<Option<OwnedFd>, MountError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&self.parent, flags, Mode::empty()) {
@@ -152,29 +151,29 @@ impl Target {
     }
 }
 
-/// What is at a target.
+/// The state of a target path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// Not even the folder it would lie in.
+    /// The parent folder does not exist.
     NoParent,
-    /// Nothing.
+    /// Nothing exists at the path.
     Nothing,
     /// An empty directory.
     Empty,
-    /// A directory with something in it, a file, a symbolic link.
+    /// A directory that is not empty, a file, or a symbolic link.
     Other(&'static str),
-    /// A mount of one of our trees.
+    /// A mount of a tree.
     Mounted {
-        /// Which.
+        /// The tree.
         tree: TreeKey,
-        /// Whether it has the flags that it must have.
+        /// Whether the mount has the required flags; otherwise the flags that it has.
         flags: Result<(), String>,
     },
-    /// A mount of something else.
+    /// A mount that is not of a tree.
     ForeignMount,
 }
 
-/// The read-only view of the store's trees, and what is cloned from it.
+/// The read-only view of the trees in the store, from which volumes are cloned.
 #[derive(Debug)]
 pub struct Mounter {
     readonly: PathBuf,
@@ -182,7 +181,7 @@ pub struct Mounter {
 }
 
 impl Mounter {
-    /// Mounts the read-only view; what an earlier run left there is taken away first.
+    /// Mounts the read-only view, after it unmounted the view of an earlier run.
     pub fn prepare(store: &Store) -> Result<Self, MountError> {
         let (trees, readonly) = (store.layout().trees(), store.layout().readonly());
         detach_all(&readonly)?;
@@ -200,34 +199,34 @@ impl Mounter {
     fn restrict(trees: &Path, readonly: &Path) -> Result<OwnedFd, MountError> {
         mount_change(readonly, MountPropagationFlags::PRIVATE)
             .map_err(|errno| MountError::new("make private the mount at", readonly, errno))?;
-        let kept =
-            rustix::fs::statvfs(readonly).map_err(|errno| MountError::new("look at", readonly, errno))?;
+        let current = rustix::fs::statvfs(readonly)
+            .map_err(|errno| MountError::new("read the state of", readonly, errno))?;
         let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-        if kept.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+        if current.f_flag.contains(StatVfsMountFlags::NOEXEC) {
             flags |= MountFlags::NOEXEC;
         }
-        // Naming no atime flag keeps the one there is, which may be locked.
+        // Without an atime flag, the remount keeps the existing one, which may be locked.
         mount_remount(readonly, flags, "")
             .map_err(|errno| MountError::new("make read-only the mount at", readonly, errno))?;
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let view = rustix::fs::open(readonly, open, Mode::empty())
             .map_err(|errno| MountError::new("open", readonly, errno))?;
         let found = statx(&view, OsStr::new(""), readonly)?;
-        let found = found.ok_or_else(|| MountError::new("look at", readonly, Errno::NOENT))?;
+        let found = found.ok_or_else(|| MountError::new("read the state of", readonly, Errno::NOENT))?;
         check_flags(readonly, &entry(&found, readonly)?)?;
         tracing::debug!(trees = %trees.display(), view = %readonly.display(), "the read-only view is mounted");
         Ok(view)
     }
 
-    /// What is at a target.
+    /// Returns the state of a target.
     pub fn look(&self, target: &Target) -> Result<Found, MountError> {
         let Some(parent) = target.open_parent()? else { return Ok(Found::NoParent) };
-        look_in(&parent, target)
+        target_state(&parent, target)
     }
 
-    /// Mounts a tree at a target at which there is nothing, or an empty directory.
+    /// Mounts a tree at a target. The target must not exist, or must be an empty directory.
     ///
-    /// On an error the target is as it was before.
+    /// After an error, the target is in the same state as before.
     pub fn publish(&self, tree: &TreeKey, target: &Target) -> Result<(), MountError> {
         let path = target.path();
         let parent = target.open_parent()?.ok_or_else(|| target.no_parent())?;
@@ -240,22 +239,22 @@ impl Mounter {
                 | OpenTreeFlags::AT_NO_AUTOMOUNT,
         )
         .map_err(|errno| {
-            MountError::new("clone for a volume the mount", self.readonly.join(tree.as_str()), errno)
+            MountError::new("clone for a volume the mount of", self.readonly.join(tree.as_str()), errno)
         })?;
-        let made = match rustix::fs::mkdirat(&parent, &target.name, Mode::from_raw_mode(0o750)) {
+        let is_created = match rustix::fs::mkdirat(&parent, &target.name, Mode::from_raw_mode(0o750)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
-            Err(errno) => return Err(MountError::new("make the directory", path, errno)),
+            Err(errno) => return Err(MountError::new("create the directory", path, errno)),
         };
-        let mounted = match look_in(&parent, target)? {
+        let mounted = match target_state(&parent, target)? {
             Found::Empty => Self::attach(&clone, &parent, target),
             Found::Other(found) => Err(MountError::Foreign { path: path.to_owned(), found }),
             Found::Mounted { .. } | Found::ForeignMount => {
-                Err(MountError::Foreign { path: path.to_owned(), found: "a mount point already" })
+                Err(MountError::Foreign { path: path.to_owned(), found: "a mount point" })
             }
             Found::Nothing | Found::NoParent => Err(MountError::new("find", path, Errno::NOENT)),
         };
-        if mounted.is_err() && made {
+        if mounted.is_err() && is_created {
             let _ = rustix::fs::unlinkat(&parent, &target.name, AtFlags::REMOVEDIR);
         }
         mounted
@@ -273,16 +272,16 @@ impl Mounter {
         checked
     }
 
-    /// Takes every mount of a tree off the target, and removes its directory. Nothing there is no error.
+    /// Unmounts every tree at the target, and removes its directory. A target that does not exist is not an error.
     pub fn unpublish(&self, target: &Target) -> Result<(), MountError> {
         let path = target.path();
         let Some(parent) = target.open_parent()? else { return Ok(()) };
-        for _ in 0..=MOST_STACKED {
-            match look_in(&parent, target)? {
+        for _ in 0..=MAX_STACKED {
+            match target_state(&parent, target)? {
                 Found::Mounted { .. } => {
                     let name = through(&parent, &target.name);
                     match unmount(&name, UnmountFlags::NOFOLLOW) {
-                        // Somebody still reads: nothing can be lost, it goes with the last of them.
+                        // A process still reads the volume. A lazy unmount loses nothing: the mount ends with its last user.
                         Err(Errno::BUSY) => unmount(&name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW),
                         other => other,
                     }
@@ -299,15 +298,15 @@ impl Mounter {
                 Found::ForeignMount => {
                     return Err(MountError::Foreign {
                         path: path.to_owned(),
-                        found: "a mount of something else than a volume of this driver",
+                        found: "a mount that is not a volume of this driver",
                     });
                 }
             }
         }
-        Err(MountError::Foreign { path: path.to_owned(), found: "under more mounts than can be counted" })
+        Err(MountError::Foreign { path: path.to_owned(), found: "covered by too many mounts" })
     }
 
-    /// Every mount of one of our trees in this mount namespace.
+    /// Returns every mount of a tree in this mount namespace, with its path.
     pub fn mounted(&self) -> Result<Vec<(PathBuf, TreeKey)>, MountError> {
         Ok(mounted()?
             .into_iter()
@@ -316,24 +315,29 @@ impl Mounter {
     }
 }
 
-/// Every mount of a tree, of whatever store, in this mount namespace.
+/// Returns every mount of a tree in this mount namespace, of any store.
 pub fn mounted() -> Result<Vec<MountedTree>, MountError> {
     let text = read_mountinfo()?;
     Ok(mountinfo::all(&text).filter_map(|entry| entry.tree()).collect())
 }
 
-/// Whether what is at a target now is what was just mounted, with its flags. Asks the mount itself: mountinfo grows
-/// with every volume of the node, and reading it would make each publish dearer than the one before.
+/// Verifies that the target has the mount that was just made, with its flags. It checks the mount itself, because
+/// mountinfo grows with every volume of the node, and reading it would make each publish slower than the one before.
 fn check_mounted(clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(), MountError> {
     let path = target.path();
     let failed = |step| move |errno| MountError::new(step, path, errno);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = rustix::fs::openat(parent, &target.name, flags, Mode::empty()).map_err(failed("open"))?;
     let number = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|found| (found.st_dev, found.st_ino));
-    if number(&found).map_err(failed("look at"))? != number(clone).map_err(failed("look at"))? {
-        return Err(MountError::Foreign { path: path.to_owned(), found: "not what was just mounted" });
+    if number(&found).map_err(failed("read the state of"))?
+        != number(clone).map_err(failed("read the state of"))?
+    {
+        return Err(MountError::Foreign {
+            path: path.to_owned(),
+            found: "another mount than the one that was just made",
+        });
     }
-    let flags = rustix::fs::fstatvfs(&found).map_err(failed("look at"))?.f_flag;
+    let flags = rustix::fs::fstatvfs(&found).map_err(failed("read the state of"))?.f_flag;
     let wanted = StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
     if flags.contains(wanted) {
         return Ok(());
@@ -341,7 +345,7 @@ fn check_mounted(clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(
     Err(MountError::Flags { path: path.to_owned(), found: format!("{flags:?}") })
 }
 
-fn look_in(parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
+fn target_state(parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
     let Some(found) = statx(parent, &target.name, target.path())? else { return Ok(Found::Nothing) };
     if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         let entry = entry(&found, target.path())?;
@@ -352,7 +356,7 @@ fn look_in(parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
     }
     Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
         FileType::Directory if is_empty(parent, target)? => Found::Empty,
-        FileType::Directory => Found::Other("a directory with something in it"),
+        FileType::Directory => Found::Other("a directory that is not empty"),
         FileType::Symlink => Found::Other("a symbolic link"),
         _ => Found::Other("a file"),
     })
@@ -361,17 +365,17 @@ fn look_in(parent: &OwnedFd, target: &Target) -> Result<Found, MountError> {
 impl Drop for Mounter {
     fn drop(&mut self) {
         if let Err(errno) = unmount(&self.readonly, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            tracing::warn!(path = %self.readonly.display(), error = %io::Error::from(errno), "cannot unmount the read-only view; the next start does");
+            tracing::warn!(path = %self.readonly.display(), error = %io::Error::from(errno), "cannot unmount the read-only view; the next start of the driver unmounts it");
         }
     }
 }
 
-/// A path to `name` in an open folder, for the calls that take no descriptor.
+/// Returns a path to `name` in an open folder, for system calls that take no descriptor.
 fn through(parent: &OwnedFd, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name)
 }
 
-/// `None` where there is nothing.
+/// Calls statx(2). Returns `None` if the file does not exist.
 fn statx(folder: impl std::os::fd::AsFd, name: &OsStr, path: &Path) -> Result<Option<Statx>, MountError> {
     let mut flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     if name.is_empty() {
@@ -384,7 +388,7 @@ fn statx(folder: impl std::os::fd::AsFd, name: &OsStr, path: &Path) -> Result<Op
         }
         Ok(found) => Ok(Some(found)),
         Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(MountError::new("look at", path, errno)),
+        Err(errno) => Err(MountError::new("read the state of", path, errno)),
     }
 }
 
@@ -418,13 +422,14 @@ fn is_empty(parent: &OwnedFd, target: &Target) -> Result<bool, MountError> {
     Ok(true)
 }
 
-/// Takes away whatever an earlier run mounted at `path`, a folder of the store.
+/// Unmounts everything that an earlier run mounted at `path`, a folder of the store.
 fn detach_all(path: &Path) -> Result<(), MountError> {
-    for _ in 0..MOST_STACKED {
+    for _ in 0..MAX_STACKED {
         match statx(CWD, path.as_os_str(), path)? {
             Some(found) if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) => {
-                unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-                    .map_err(|errno| MountError::new("unmount what an earlier run left at", path, errno))?;
+                unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|errno| {
+                    MountError::new("unmount the mount of an earlier run at", path, errno)
+                })?;
             }
             _ => break,
         }
@@ -437,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_absolute_and_normal() {
+    fn target_paths_are_absolute_and_normalized() {
         for (given, wanted) in [("/a/b", "/a/b"), ("/a//b/", "/a/b"), ("/a", "/a")] {
             assert_eq!(Target::parse(given).unwrap().path(), Path::new(wanted));
         }

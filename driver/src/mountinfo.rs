@@ -1,4 +1,4 @@
-//! Reads `/proc/self/mountinfo` (proc(5)): pure text in, mounts out.
+//! Parses the text of `/proc/self/mountinfo` (proc(5)).
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oras_csi_store::{TreeKey, quarantined_tree};
 
-/// One line: a mount of this process's mount namespace.
+/// One line: a mount in this mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
     id: u64,
@@ -16,7 +16,7 @@ pub struct MountEntry {
 }
 
 impl MountEntry {
-    /// Parses one line; `None` where it does not have the form that proc(5) gives.
+    /// Parses one line. Returns `None` if it does not have the format of proc(5).
     pub fn parse(line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
@@ -28,33 +28,33 @@ impl MountEntry {
         Some(Self { id, root, point, options })
     }
 
-    /// The mount's number, as `statx` gives it.
+    /// Returns the id of the mount, as in `statx`.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Which directory of its file system is mounted.
+    /// Returns the directory of the file system that is mounted.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub fn point(&self) -> &Path {
         &self.point
     }
 
-    /// Whether the mount itself has this flag: `ro`, `nosuid`, `nodev`, `noexec`.
+    /// Reports whether the mount itself has this flag: `ro`, `nosuid`, `nodev`, `noexec`.
     pub fn has(&self, option: &str) -> bool {
         self.options.split(',').any(|given| given == option)
     }
 
-    /// The tree that it is a mount of, if of one. Of which store is not asked: one whose folder was moved in the
-    /// settings must still be unmounted.
+    /// Returns the tree that is mounted, if it is one. The tree can be of any store, because volumes must still be
+    /// unmounted after the settings name another folder for the store.
     ///
-    /// The root is `trees/KEY/files`, or `set-aside/KEY.N/files` once the tree was found damaged: the kernel says
-    /// what a directory is called now.
+    /// The root is `trees/KEY/files`, or `set-aside/KEY.N/files` after the tree was quarantined: the kernel reports the
+    /// present path of a directory.
     pub fn tree(&self) -> Option<MountedTree> {
-        // A directory that was removed while it was mounted has this behind its path.
+        // The kernel appends this to a directory that was removed while it was mounted.
         let root = self.root.as_os_str().as_bytes();
         let root = root.strip_suffix(b"//deleted").unwrap_or(root);
         let mut names = Path::new(OsStr::from_bytes(root)).components().rev().map(Component::as_os_str);
@@ -67,7 +67,7 @@ impl MountEntry {
         Some(MountedTree { point: self.point.clone(), tree, quarantined_as })
     }
 
-    /// The mount's own flags, as text.
+    /// Returns the flags of the mount, as text.
     pub fn options(&self) -> &str {
         &self.options
     }
@@ -82,35 +82,35 @@ pub struct MountedTree {
 }
 
 impl MountedTree {
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub fn point(&self) -> &Path {
         &self.point
     }
 
-    /// Which tree it is of.
+    /// Returns the key of the tree.
     pub fn tree(&self) -> &TreeKey {
         &self.tree
     }
 
-    /// Its name in `set-aside`, if the tree was found damaged since.
+    /// Returns the name of the tree in quarantine (`set-aside`), if it was found damaged.
     pub fn quarantined_as(&self) -> Option<&str> {
         self.quarantined_as.as_deref()
     }
 }
 
-/// The mount numbered `id`, if `text` has it.
+/// Finds the mount with this id.
 pub fn find(text: &[u8], id: u64) -> Option<MountEntry> {
     let mut wanted = id.to_string().into_bytes();
     wanted.push(b' ');
     text.split(|byte| *byte == b'\n').find(|line| line.starts_with(&wanted)).and_then(MountEntry::parse)
 }
 
-/// All mounts, in the order of the text.
+/// Returns all mounts, in the order of the text.
 pub fn all(text: &[u8]) -> impl Iterator<Item = MountEntry> + '_ {
     text.split(|byte| *byte == b'\n').filter_map(MountEntry::parse)
 }
 
-/// Space, tab, newline and backslash are written as `\` and three octal digits.
+/// Decodes a field, in which space, tab, newline and backslash are `\` and three octal digits.
 fn unescape(field: &[u8]) -> PathBuf {
     if !field.contains(&b'\\') {
         return PathBuf::from(OsStr::from_bytes(field));
@@ -139,7 +139,7 @@ mod tests {
         127 27 254:0 /var/trees/ab /a\\040b\\134c ro,nosuid,nodev,relatime - ext4 /dev/vda rw\n";
 
     #[test]
-    fn reads_lines() {
+    fn parses_lines() {
         let entry = find(TEXT, 127).unwrap();
         assert_eq!(entry.root(), Path::new("/var/trees/ab"));
         assert_eq!(entry.point(), Path::new("/a b\\c"));
@@ -149,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_not_a_prefix_of_another() {
+    fn finds_a_mount_by_its_whole_id() {
         assert_eq!(find(TEXT, 12), None);
         assert_eq!(find(TEXT, 2), None);
         assert_eq!(find(TEXT, 27).unwrap().point(), Path::new("/"));
     }
 
     #[test]
-    fn a_tree_is_known_by_its_root_wherever_it_is() {
+    fn recognizes_a_tree_by_its_root_in_any_store() {
         let key = "ab".repeat(32);
         let tree = |root: &str| {
             let line = format!("127 27 254:0 {root} /pods/a ro - ext4 /dev/vda rw");
@@ -167,8 +167,8 @@ mod tests {
         };
         assert_eq!(tree(&format!("/s/trees/{key}/files")), Some(None));
         assert_eq!(tree(&format!("/trees/{key}/files//deleted")), Some(None));
-        let aside = format!("{key}.3");
-        assert_eq!(tree(&format!("/s/set-aside/{aside}/files")), Some(Some(aside)));
+        let quarantined = format!("{key}.3");
+        assert_eq!(tree(&format!("/s/set-aside/{quarantined}/files")), Some(Some(quarantined)));
         for other in ["/", "/trees", "/s/trees/ab/files", "/s/set-aside/ab.0/files", "/s/tmp/7/files"] {
             assert_eq!(tree(other), None, "{other}");
         }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_gives_nothing() {
+    fn rejects_malformed_lines() {
         for line in [&b""[..], b"x", b"1 2 3", b"a 1 0:1 / / rw"] {
             assert_eq!(MountEntry::parse(line), None);
         }

@@ -1,4 +1,4 @@
-//! The CSI Node service: reads a request, asks the publisher, answers.
+//! The CSI Node service: parses requests, passes them to the publisher, and returns its answers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,10 +17,10 @@ use crate::proto::csi::{
     NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest,
     NodeUnstageVolumeResponse, VolumeUsage, volume_usage,
 };
-use crate::publish::{Done, PublishError, PublishRequest, Publisher};
+use crate::publish::{Effect, PublishError, PublishRequest, Publisher};
 use crate::status::{outcome, status, unimplemented};
 
-/// The node's half of CSI.
+/// The CSI Node service of this node.
 pub(crate) struct NodeService {
     node_id: String,
     publisher: Arc<Publisher>,
@@ -32,15 +32,15 @@ impl NodeService {
         Self { node_id, publisher, metrics }
     }
 
-    async fn publish(&self, request: &NodePublishVolumeRequest) -> Result<Done, PublishError> {
+    async fn publish(&self, request: &NodePublishVolumeRequest) -> Result<Effect, PublishError> {
         self.publisher.publish(PublishRequest::parse(request)?).await
     }
 }
 
-fn ended(done: Done) -> CallOutcome {
-    match done {
-        Done::Now => CallOutcome::Done,
-        Done::Already => CallOutcome::Already,
+fn success(effect: Effect) -> CallOutcome {
+    match effect {
+        Effect::Changed => CallOutcome::Done,
+        Effect::Unchanged => CallOutcome::Already,
     }
 }
 
@@ -50,11 +50,11 @@ impl Node for NodeService {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let begun = Instant::now();
+        let began = Instant::now();
         let answer =
             self.publish(request.get_ref()).await.map_err(|error| status("NodePublishVolume", &error));
-        let outcome = answer.as_ref().map_or_else(|status| outcome(status.code()), |done| ended(*done));
-        self.metrics.published(outcome, begun.elapsed().as_secs_f64());
+        let outcome = answer.as_ref().map_or_else(|status| outcome(status.code()), |effect| success(*effect));
+        self.metrics.published(outcome, began.elapsed().as_secs_f64());
         answer.map(|_| Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -68,7 +68,7 @@ impl Node for NodeService {
             .unpublish(&request.volume_id, &request.target_path)
             .await
             .map_err(|error| status("NodeUnpublishVolume", &error));
-        let outcome = answer.as_ref().map_or_else(|status| outcome(status.code()), |done| ended(*done));
+        let outcome = answer.as_ref().map_or_else(|status| outcome(status.code()), |effect| success(*effect));
         self.metrics.unpublished(outcome);
         answer.map(|_| Response::new(NodeUnpublishVolumeResponse {}))
     }
@@ -83,7 +83,7 @@ impl Node for NodeService {
             .stats(&request.volume_id, &request.volume_path)
             .await
             .map_err(|error| status("NodeGetVolumeStats", &error))?;
-        // What is in a read-only volume is all that will ever be in it: nothing is available.
+        // A read-only volume has no available space: its content never changes.
         let usage = |amount: u64, unit: volume_usage::Unit| {
             let amount = i64::try_from(amount).unwrap_or(i64::MAX);
             VolumeUsage { available: 0, total: amount, used: amount, unit: unit.into() }

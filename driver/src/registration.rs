@@ -1,8 +1,8 @@
-//! Kubelet's plugin registration, in the same process: no sidecar.
+//! Registers the driver with kubelet, in the same process and without a sidecar.
 //!
-//! Kubelet watches a folder, dials each socket that appears in it, asks `GetInfo`, dials the endpoint
-//! named there, asks `NodeGetInfo`, and tells the result. A socket that disappears is a driver that is
-//! gone, so this one appears after the CSI socket and disappears before it.
+//! Kubelet watches a folder and connects to each socket that appears in it. It calls `GetInfo`, connects to the endpoint
+//! in the answer, calls `NodeGetInfo`, and reports the result. When the socket disappears, kubelet deregisters the
+//! driver. So this socket is created after the CSI socket and removed before it.
 
 mod authority;
 
@@ -13,22 +13,22 @@ use oras_csi_core::keys::DRIVER;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
-pub(crate) use self::authority::Repaired;
+pub(crate) use self::authority::ValidAuthority;
 use crate::proto::registration::registration_server::Registration;
 use crate::proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 
-/// The version of CSI that kubelet is told; it knows this one only.
+/// The version of CSI in the answer to kubelet, which supports only this one.
 const VERSION: &str = "1.0.0";
 
-/// Answers kubelet, and passes on that it refused.
+/// Answers kubelet, and forwards a rejection to the server.
 pub(crate) struct RegistrationService {
     endpoint: PathBuf,
-    refused: mpsc::Sender<Shown>,
+    rejected: mpsc::Sender<Shown>,
 }
 
 impl RegistrationService {
-    pub(crate) fn new(endpoint: PathBuf, refused: mpsc::Sender<Shown>) -> Self {
-        Self { endpoint, refused }
+    pub(crate) fn new(endpoint: PathBuf, rejected: mpsc::Sender<Shown>) -> Self {
+        Self { endpoint, rejected }
     }
 }
 
@@ -47,11 +47,11 @@ impl Registration for RegistrationService {
         &self,
         request: Request<RegistrationStatus>,
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
-        let told = request.into_inner();
-        if told.plugin_registered {
-            tracing::info!("kubelet has registered the driver");
+        let status = request.into_inner();
+        if status.plugin_registered {
+            tracing::info!("kubelet registered the driver");
         } else {
-            let _ = self.refused.try_send(Shown::new(&told.error));
+            let _ = self.rejected.try_send(Shown::new(&status.error));
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

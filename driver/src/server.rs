@@ -1,7 +1,7 @@
 //! Starts, serves and stops the driver.
 //!
-//! [`bind`] does everything that can fail at once: it opens the store, mounts the read-only view, takes
-//! over earlier volumes and listens. [`Bound::serve`] then answers until it is told to stop.
+//! [`bind`] does everything that can fail at start: it opens the store, mounts the read-only view, takes over the
+//! volumes of earlier runs and listens. [`Bound::serve`] then answers calls until the shutdown.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,31 +37,31 @@ use crate::preload::{self, ClusterSets, Preload};
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
-use crate::publish::{PublishError, Publisher};
-use crate::registration::{RegistrationService, Repaired};
+use crate::publish::{PublishError, Publisher, PublisherOptions};
+use crate::registration::{RegistrationService, ValidAuthority};
 use crate::settings::Settings;
 use crate::socket::{PrivateSocket, SocketError};
 
-/// How long calls that are being answered may take once the driver is told to stop.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long calls and pulls in progress can take after the shutdown begins.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the driver does not run, or stopped.
+/// Why the driver could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The store.
+    /// The store could not be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The read-only view of the store.
+    /// The read-only view of the store could not be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// The volumes of earlier runs.
-    #[error("the volumes of earlier runs cannot be taken over: {0}")]
+    /// The volumes of earlier runs could not be read.
+    #[error("cannot take over the volumes of earlier runs: {0}")]
     TakeOver(#[source] PublishError),
-    /// A socket.
+    /// A socket could not be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The address for metrics.
-    #[error("cannot listen on {address} for metrics: {source}")]
+    /// The address of the metrics could not be bound.
+    #[error("cannot serve metrics on {address}: {source}. Choose another address with --metrics-listen")]
     Metrics {
         /// The address.
         address: SocketAddr,
@@ -71,26 +71,26 @@ pub enum RunError {
     /// A server failed.
     #[error("the {server} server failed: {reason}")]
     Serve {
-        /// Which.
+        /// The name of the server.
         server: &'static str,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// No name for the node.
+    /// The name of the node is empty or too long.
     #[error(
-        "\"{0}\" is no node id: it needs 1 to 256 bytes; give the driver the name of its node (spec.nodeName)"
+        "\"{0}\" is not a valid node id: it must have 1 to 256 bytes. Set --node-id to the name of the node (spec.nodeName)"
     )]
     NodeId(Shown),
-    /// Kubelet said no.
-    #[error("kubelet refuses to register the driver: {0}")]
-    Refused(Shown),
-    /// A task that blocks was interrupted.
-    #[error("the driver was stopped while it started")]
+    /// Kubelet rejected the registration.
+    #[error("kubelet rejected the registration of the driver: {0}")]
+    RegistrationRejected(Shown),
+    /// The runtime stopped during the start.
+    #[error("the driver was stopped during its start")]
     Interrupted,
 }
 
 impl RunError {
-    /// What kind of failure it is.
+    /// Returns the class of the failure, which decides the exit code.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Store(error) => error.class(),
@@ -102,7 +102,7 @@ impl RunError {
     }
 }
 
-/// A driver that listens and does not answer yet.
+/// A driver that listens, but does not answer calls yet.
 pub struct Bound {
     node_id: String,
     socket: PrivateSocket,
@@ -117,7 +117,7 @@ pub struct Bound {
     stop: CancellationToken,
 }
 
-/// Runs the driver until `shutdown`.
+/// Runs the driver until `shutdown` is cancelled.
 pub async fn run(
     settings: Settings,
     registry: Arc<dyn Registry>,
@@ -126,7 +126,7 @@ pub async fn run(
     bind(settings, registry).await?.serve(shutdown).await
 }
 
-/// Opens the store, mounts its read-only view, takes over earlier volumes, and listens.
+/// Opens the store, mounts its read-only view, takes over the volumes of earlier runs, and listens.
 pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bound, RunError> {
     // CSI: "The maximum length of the node_id is 256 bytes."
     if !(1..=256).contains(&settings.node_id().len()) {
@@ -134,39 +134,12 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     }
     let metrics = Metrics::default();
     let stop = CancellationToken::new();
-    let (publisher, store, preload) = {
+    let prepared = {
         let (settings, metrics, stop) = (settings.clone(), metrics.clone(), stop.clone());
-        let prepare = move || -> Result<(Publisher, Arc<Store>, Option<Preload>), RunError> {
-            let store = Store::open(settings.store(), *settings.limits())?
-                .with_observer(Arc::new(metrics.clone()))
-                .with_garbage_collection(Arc::new(NodeRoots));
-            let store = Arc::new(store);
-            let mounter = Mounter::prepare(&store)?;
-            let fetcher = Arc::new(Fetcher::new(store.clone(), registry));
-            let pulls = Arc::new(Pulls::new(fetcher, stop));
-            let keyring = Keyring::new(settings.administrator().cloned());
-            let (seals, wait) = (settings.seals().clone(), settings.publish_wait());
-            let grace = settings.rights_grace();
-            let preload = settings.cluster_sets().map(|sets| {
-                Preload::new(
-                    sets.clone(),
-                    settings.node_id(),
-                    pulls.clone(),
-                    keyring.clone(),
-                    metrics.clone(),
-                )
-            });
-            if preload.is_none() {
-                // Nobody would ever let go of what sets wanted when there were any.
-                store.write_preload_index(&[]).map_err(StoreError::from)?;
-            }
-            let publisher = Publisher::new(pulls, mounter, seals, keyring, wait, grace, metrics)
-                .with_set_secrets(settings.cluster_sets().map(ClusterSets::secrets));
-            publisher.take_over().map_err(RunError::TakeOver)?;
-            Ok((publisher, store, preload))
-        };
+        let prepare = move || prepare(&settings, registry, metrics, stop);
         tokio::task::spawn_blocking(prepare).await.map_err(|_| RunError::Interrupted)??
     };
+    let Prepared { publisher, store, preload } = prepared;
     let metrics_listener = match settings.metrics() {
         None => None,
         Some(address) => {
@@ -191,81 +164,124 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     })
 }
 
+/// The parts of a driver that does not listen yet.
+struct Prepared {
+    publisher: Publisher,
+    store: Arc<Store>,
+    preload: Option<Preload>,
+}
+
+/// Opens the store, mounts its read-only view, and takes over the volumes of earlier runs. Blocks the thread.
+fn prepare(
+    settings: &Settings,
+    registry: Arc<dyn Registry>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> Result<Prepared, RunError> {
+    let store = Store::open(settings.store(), *settings.limits())?
+        .with_observer(Arc::new(metrics.clone()))
+        .with_garbage_collection(Arc::new(NodeRoots));
+    let store = Arc::new(store);
+    let mounter = Mounter::prepare(&store)?;
+    let fetcher = Arc::new(Fetcher::new(store.clone(), registry));
+    let pulls = Arc::new(Pulls::new(fetcher, stop));
+    let keyring = Keyring::new(settings.administrator().cloned());
+    let preload = settings.cluster_sets().map(|sets| {
+        Preload::new(sets.clone(), settings.node_id(), pulls.clone(), keyring.clone(), metrics.clone())
+    });
+    if preload.is_none() {
+        // Without preloading, nothing would ever release the content that cluster sets requested in an earlier run.
+        store.write_preload_index(&[]).map_err(StoreError::from)?;
+    }
+    let options = PublisherOptions {
+        seals: settings.seals().clone(),
+        keyring,
+        set_secrets: settings.cluster_sets().map(ClusterSets::secrets),
+        wait: settings.publish_wait(),
+        authorization_grace: settings.authorization_grace(),
+        metrics,
+    };
+    let publisher = Publisher::new(pulls, mounter, options);
+    publisher.take_over().map_err(RunError::TakeOver)?;
+    Ok(Prepared { publisher, store, preload })
+}
+
 impl Bound {
-    /// The CSI socket.
+    /// Returns the path of the CSI socket.
     pub fn socket(&self) -> &Path {
         self.socket.path()
     }
 
-    /// The registration socket.
+    /// Returns the path of the registration socket.
     pub fn registration(&self) -> Option<&Path> {
         self.registration.as_ref().map(PrivateSocket::path)
     }
 
-    /// Where metrics are served; the port that the system chose, if it was asked to.
+    /// Returns the address of the metrics. If the settings have port 0, it has the port that the system chose.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_listener.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Answers until `shutdown`; then deregisters, lets calls end, stops pulls, and takes the sockets away.
+    /// Answers calls until `shutdown` is cancelled. Then deregisters from kubelet, waits for calls in progress, stops
+    /// pulls, and removes the sockets.
     pub async fn serve(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
         let stop = self.stop.clone();
-        // Whatever way this ends, tasks end with it.
+        // All tasks end when this function returns, whatever the reason.
         let _stop_all = stop.clone().drop_guard();
-        let (refused, mut refusals) = mpsc::channel(1);
+        let (rejected, mut rejections) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(self.answering());
-        if let Some(task) = self.registering(refused) {
+        tasks.spawn(self.serve_csi());
+        if let Some(task) = self.serve_registration(rejected) {
             tasks.spawn(task);
         }
-        if let Some(task) = self.measuring() {
+        if let Some(task) = self.serve_metrics() {
             tasks.spawn(task);
         }
-        self.keeping(&mut tasks);
-        tracing::info!(socket = %self.socket.path().display(), node = %self.node_id, "the driver serves");
+        self.spawn_background_tasks(&mut tasks);
+        tracing::info!(socket = %self.socket.path().display(), node = %self.node_id, "the driver is serving calls");
         let result = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            Some(words) = refusals.recv() => Err(RunError::Refused(words)),
+            Some(message) = rejections.recv() => Err(RunError::RegistrationRejected(message)),
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Err(error)) => Err(error),
-                Ok(Ok(())) => Err(RunError::Serve { server: "gRPC", reason: "it ended by itself".to_owned() }),
+                Ok(Ok(())) => Err(RunError::Serve { server: "gRPC", reason: "it ended unexpectedly".to_owned() }),
                 Err(error) => Err(RunError::Serve { server: "gRPC", reason: error.to_string() }),
             },
         };
-        tracing::info!("the driver stops");
+        tracing::info!("the driver is shutting down");
         self.registration = None;
         stop.cancel();
         let drained = async {
             while tasks.join_next().await.is_some() {}
             self.publisher.drain().await;
         };
-        if tokio::time::timeout(DRAIN, drained).await.is_err() {
-            tracing::warn!("calls were still being answered when the driver stopped");
+        if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            tracing::warn!("the driver stopped before all calls and pulls ended");
         }
         result
     }
 
-    /// What goes on by itself: collecting, scrubbing, and fetching ahead. All end with `stop`.
-    fn keeping(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
+    /// Starts garbage collection, scrubbing and preloading. All end with `stop`.
+    fn spawn_background_tasks(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let collecting =
             gc::run(self.store.clone(), self.watermarks, move || publisher.forget_stale_volumes(), stop);
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let runtime = tokio::runtime::Handle::current();
-        // On another thread than the runtime's.
         let preload = self.preload.take();
         let damage = preload.as_ref().map(Preload::damage_notice);
-        let heal = move || {
-            if let Some(tell) = &damage {
-                tell();
+        // The scrubber calls this on a thread that does not belong to the runtime.
+        let on_damage = move || {
+            if let Some(notify) = &damage {
+                notify();
             }
             drop(runtime.spawn(publisher.clone().repull_damaged()));
         };
-        let scrubbing = scrub::run(self.store.clone(), self.scrubbing, heal, stop);
+        let scrubbing = scrub::run(self.store.clone(), self.scrubbing, on_damage, stop);
         if let Some(preload) = preload {
-            let fetching = preload::run(preload, self.stop.clone());
+            let preloading = preload::run(preload, self.stop.clone());
             tasks.spawn(async move {
-                Box::pin(fetching).await;
+                Box::pin(preloading).await;
                 Ok(())
             });
         }
@@ -279,7 +295,7 @@ impl Bound {
         });
     }
 
-    fn answering(&mut self) -> impl Future<Output = Result<(), RunError>> + Send + 'static + use<> {
+    fn serve_csi(&mut self) -> impl Future<Output = Result<(), RunError>> + Send + 'static + use<> {
         let node = NodeService::new(self.node_id.clone(), self.publisher.clone(), self.metrics.clone());
         let router = Server::builder()
             .add_service(IdentityServer::new(IdentityService))
@@ -287,22 +303,24 @@ impl Bound {
         serve("CSI", router, self.socket.take_listener(), std::convert::identity, self.stop.clone())
     }
 
-    fn registering(
+    fn serve_registration(
         &mut self,
-        refused: mpsc::Sender<Shown>,
+        rejected: mpsc::Sender<Shown>,
     ) -> Option<impl Future<Output = Result<(), RunError>> + Send + 'static + use<>> {
         let endpoint = self.socket.path().to_owned();
         let socket = self.registration.as_mut()?;
-        let service = RegistrationService::new(endpoint, refused);
+        let service = RegistrationService::new(endpoint, rejected);
         let router = Server::builder().add_service(RegistrationServer::new(service));
-        Some(serve("registration", router, socket.take_listener(), Repaired::new, self.stop.clone()))
+        Some(serve("registration", router, socket.take_listener(), ValidAuthority::new, self.stop.clone()))
     }
 
-    fn measuring(&mut self) -> Option<impl Future<Output = Result<(), RunError>> + Send + 'static + use<>> {
+    fn serve_metrics(
+        &mut self,
+    ) -> Option<impl Future<Output = Result<(), RunError>> + Send + 'static + use<>> {
         let listener = self.metrics_listener.take()?;
         let router = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
-            .route("/metrics", get(metrics))
+            .route("/metrics", get(metrics_text))
             .with_state(self.metrics.clone());
         let stop = self.stop.clone();
         Some(async move {
@@ -314,9 +332,9 @@ impl Bound {
     }
 }
 
-async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics.encode())
+async fn metrics_text(State(metrics): State<Metrics>) -> impl IntoResponse {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], metrics.encode())
 }
 
 async fn serve<S>(
@@ -330,7 +348,7 @@ where
     S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let failed = |reason: String| RunError::Serve { server, reason };
-    let listener = listener.ok_or_else(|| failed("its listener was taken before".to_owned()))?;
+    let listener = listener.ok_or_else(|| failed("its listener is already in use".to_owned()))?;
     let incoming = UnixListenerStream::new(listener).map(move |stream| stream.map(wrap));
     router
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

@@ -1,4 +1,4 @@
-//! The settings of the driver that an administrator can change.
+//! The settings of the driver, as the administrator chooses them on the command line.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use oras_csi_store::gc::Watermarks;
 use oras_csi_store::scrub::Schedule;
 
 use crate::preload::ClusterSets;
-use crate::publish::Seals;
+use crate::publish::{AuthorizationGrace, PublishWait, Seals};
 
-/// How the driver runs on a node.
+/// The settings of the driver of one node.
 #[derive(Clone, Debug)]
 pub struct Settings {
     node_id: String,
@@ -21,8 +21,8 @@ pub struct Settings {
     socket: PathBuf,
     registration: Option<PathBuf>,
     limits: Limits,
-    publish_wait: Duration,
-    rights_grace: Duration,
+    publish_wait: PublishWait,
+    authorization_grace: AuthorizationGrace,
     metrics: Option<SocketAddr>,
     administrator: Option<Administrator>,
     seals: Seals,
@@ -32,14 +32,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Where kubelet keeps its things unless it was told otherwise.
+    /// Kubelet's folder, unless kubelet has another `--root-dir`.
     pub const KUBELET_DIR: &'static str = "/var/lib/kubelet";
-    /// How long a publish waits for a pull: a little less than the two minutes that kubelet waits.
+    /// How long a publish waits for a pull by default: a little less than kubelet's timeout of two minutes.
     pub const PUBLISH_WAIT: Duration = Duration::from_secs(110);
-    /// How long a right counts that was confirmed, while its registry cannot be asked.
-    pub const RIGHTS_GRACE: Duration = Duration::from_hours(1);
+    /// How long a pull permission stays valid by default while its registry is unreachable.
+    pub const AUTHORIZATION_GRACE: Duration = Duration::from_hours(1);
 
-    /// The defaults for the node `node_id` with kubelet's folder and the folder of the store.
+    /// Returns the defaults for the node `node_id`, kubelet's folder and the folder of the store.
     ///
     /// `kubelet_dir` must have the same path in the driver's container as on the node, since kubelet
     /// sends paths below it.
@@ -50,8 +50,8 @@ impl Settings {
             socket: kubelet_dir.join("plugins").join(DRIVER).join("csi.sock"),
             registration: Some(kubelet_dir.join("plugins_registry").join(format!("{DRIVER}-reg.sock"))),
             limits: Limits::default(),
-            publish_wait: Self::PUBLISH_WAIT,
-            rights_grace: Self::RIGHTS_GRACE,
+            publish_wait: PublishWait(Self::PUBLISH_WAIT),
+            authorization_grace: AuthorizationGrace(Self::AUTHORIZATION_GRACE),
             metrics: None,
             administrator: None,
             seals: Seals::NotNeeded,
@@ -61,39 +61,39 @@ impl Settings {
         }
     }
 
-    /// Another path for the CSI socket.
+    /// Sets the path of the CSI socket.
     #[must_use]
     pub fn with_socket(mut self, socket: impl Into<PathBuf>) -> Self {
         self.socket = socket.into();
         self
     }
 
-    /// Another path for the registration socket, or none: then kubelet does not find the driver by itself.
+    /// Sets the path of the registration socket. Without one, kubelet does not find the driver by itself.
     #[must_use]
     pub fn with_registration(mut self, registration: Option<PathBuf>) -> Self {
         self.registration = registration;
         self
     }
 
-    /// Other limits.
+    /// Sets the limits of the store and of pulls.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Another time that a publish waits for a pull before it answers how far it is.
+    /// Sets how long a publish waits for a pull before it reports the progress.
     #[must_use]
     pub fn with_publish_wait(mut self, wait: Duration) -> Self {
-        self.publish_wait = wait;
+        self.publish_wait = PublishWait(wait);
         self
     }
 
-    /// Another time for which a right counts that a registry confirmed and cannot be asked for now. Zero: only what is
-    /// remembered anyway, for ten minutes.
+    /// Sets how long a pull permission stays valid while its registry is unreachable. A value below ten minutes has no
+    /// effect, because a permission is cached that long.
     #[must_use]
-    pub fn with_rights_grace(mut self, grace: Duration) -> Self {
-        self.rights_grace = grace;
+    pub fn with_authorization_grace(mut self, grace: Duration) -> Self {
+        self.authorization_grace = AuthorizationGrace(grace);
         self
     }
 
@@ -104,21 +104,21 @@ impl Settings {
         self
     }
 
-    /// Asks registries in the name of what the administrator gave, where a volume's own secret does not do.
+    /// Sets the administrator's credentials, which are tried after the volume's own Secret.
     #[must_use]
     pub fn with_administrator(mut self, administrator: Option<Administrator>) -> Self {
         self.administrator = administrator;
         self
     }
 
-    /// Which volumes are mounted: any canonical one, unless this says that a seal is needed.
+    /// Sets which volumes are mounted. By default, any canonical volume.
     #[must_use]
     pub fn with_seals(mut self, seals: Seals) -> Self {
         self.seals = seals;
         self
     }
 
-    /// When what nobody uses is taken away.
+    /// Sets when garbage collection deletes unused content.
     #[must_use]
     pub fn with_watermarks(mut self, watermarks: Watermarks) -> Self {
         self.watermarks = watermarks;
@@ -126,82 +126,82 @@ impl Settings {
         self
     }
 
-    /// When everything at rest is compared with what it was.
+    /// Sets when the scrubber verifies the store.
     #[must_use]
     pub fn with_scrubbing(mut self, scrubbing: Schedule) -> Self {
         self.scrubbing = scrubbing;
         self
     }
 
-    /// Fetches ahead what the cluster's sets want on this node, and reads their pull secrets. Without it the driver asks
-    /// Kubernetes nothing.
+    /// Preloads the cluster sets that select this node, and reads their pull secrets. Without it, the driver does not
+    /// connect to the API server.
     #[must_use]
     pub fn with_cluster_sets(mut self, cluster_sets: Option<ClusterSets>) -> Self {
         self.cluster_sets = cluster_sets;
         self
     }
 
-    /// How it hears of cluster sets, if it does.
+    /// Returns the connection for cluster sets, if they are preloaded.
     pub fn cluster_sets(&self) -> Option<&ClusterSets> {
         self.cluster_sets.as_ref()
     }
 
-    /// When what nobody uses is taken away.
+    /// Returns when garbage collection deletes unused content.
     pub fn watermarks(&self) -> &Watermarks {
         &self.watermarks
     }
 
-    /// When everything at rest is compared with what it was.
+    /// Returns when the scrubber verifies the store.
     pub fn scrubbing(&self) -> &Schedule {
         &self.scrubbing
     }
 
-    /// The name of this node.
+    /// Returns the name of this node.
     pub fn node_id(&self) -> &str {
         &self.node_id
     }
 
-    /// The folder of the store.
+    /// Returns the folder of the store.
     pub fn store(&self) -> &Path {
         &self.store
     }
 
-    /// The CSI socket.
+    /// Returns the path of the CSI socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// The registration socket, where there is to be one.
+    /// Returns the path of the registration socket, if there is one.
     pub fn registration(&self) -> Option<&Path> {
         self.registration.as_deref()
     }
 
-    /// The limits.
+    /// Returns the limits of the store and of pulls.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// How long a publish waits for a pull.
-    pub fn publish_wait(&self) -> Duration {
+    /// Returns how long a publish waits for a pull.
+    pub fn publish_wait(&self) -> PublishWait {
         self.publish_wait
     }
 
-    /// How long a right counts that cannot be asked for.
-    pub fn rights_grace(&self) -> Duration {
-        self.rights_grace
+    /// Returns how long a pull permission stays valid while its registry is unreachable.
+    pub fn authorization_grace(&self) -> AuthorizationGrace {
+        self.authorization_grace
     }
 
-    /// The administrator's credentials.
+    /// Returns the administrator's credentials.
     pub fn administrator(&self) -> Option<&Administrator> {
         self.administrator.as_ref()
     }
 
-    /// Which volumes are mounted.
+    /// Returns which volumes are mounted.
     pub fn seals(&self) -> &Seals {
         &self.seals
     }
 
-    /// Where metrics are served.
+    /// Returns the address of the metrics.
     pub fn metrics(&self) -> Option<SocketAddr> {
         self.metrics
     }

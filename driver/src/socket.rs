@@ -1,7 +1,7 @@
-//! A Unix socket that only its owner can open, from the moment it exists.
+//! A Unix socket that only its owner can connect to, from the moment it exists.
 //!
-//! The socket's file gets its mode from the descriptor that is bound, less the umask: the mode is set
-//! on the descriptor before `bind`, so there is no instant at which anybody else could connect.
+//! The socket file gets its mode from the descriptor, less the umask. The mode is set on the descriptor before `bind`,
+//! so no other user can connect at any time.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,57 +12,57 @@ use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::UnixListener;
 
-/// Why there is no socket to listen on.
+/// Why the driver cannot listen on a socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The folder for it cannot be made.
-    #[error("cannot make the folder {} for a socket: {source}", .path.display())]
+    /// The folder of the socket could not be created.
+    #[error("cannot create the folder {} for a socket: {source}", .path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// Something else has the name.
+    /// A file that is not a socket has the path.
     #[error(
-        "{} is there already and is no socket: this driver replaces only a socket that an earlier run left; move it away",
+        "cannot listen on {}: a file that is not a socket exists there, and the driver replaces only a socket of an earlier run. Move the file",
         .path.display()
     )]
     Occupied {
         /// The socket's path.
         path: PathBuf,
     },
-    /// Another process answers on it.
+    /// Another process listens on the path.
     #[error(
-        "a process is already listening on {}: is another driver running on this node? Stop it first",
+        "cannot listen on {}: another process listens there. If another driver runs on this node, stop it first",
         .path.display()
     )]
     InUse {
         /// The socket's path.
         path: PathBuf,
     },
-    /// Longer than an address may be.
+    /// The path is longer than a socket address.
     #[error(
-        "the path {} is longer than the 107 bytes that a Unix socket's address holds: choose a shorter one",
+        "cannot listen on {}: the path is longer than the 107 bytes of a Unix socket address. Choose a shorter path",
         .path.display()
     )]
     TooLong {
         /// The socket's path.
         path: PathBuf,
     },
-    /// The kernel refuses.
+    /// A system call failed.
     #[error("cannot listen on {}: {step}: {source}", .path.display())]
     Listen {
         /// The socket's path.
         path: PathBuf,
-        /// Which call failed.
+        /// The call that failed.
         step: &'static str,
         /// The cause.
         source: io::Error,
     },
 }
 
-/// A listening socket of mode 0600 whose file goes when this is dropped.
+/// A listening socket of mode 0600. Dropping it removes the socket file.
 #[derive(Debug)]
 pub struct PrivateSocket {
     listener: Option<UnixListener>,
@@ -71,7 +71,7 @@ pub struct PrivateSocket {
 }
 
 impl PrivateSocket {
-    /// Listens at `path`; makes its folder, and removes a socket that nobody answers on.
+    /// Listens on `path`. Creates its folder, and replaces a socket that no process listens on.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |step, source| SocketError::Listen { path: path.to_owned(), step, source };
         if let Some(folder) = path.parent() {
@@ -97,12 +97,12 @@ impl PrivateSocket {
         Ok(Self { listener: Some(listener), path: path.to_owned(), inode })
     }
 
-    /// Where it listens.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The listener, once.
+    /// Takes the listener. Only the first call returns it.
     pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
         self.listener.take()
     }
@@ -110,7 +110,7 @@ impl PrivateSocket {
 
 impl Drop for PrivateSocket {
     fn drop(&mut self) {
-        // Only what we made: a newer driver may have taken the name over.
+        // A newer driver may have bound another socket to the path.
         if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -127,7 +127,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
             Err(SocketError::InUse { path: path.to_owned() })
         }
         Ok(_) => {
-            std::fs::remove_file(path).map_err(|source| failed("remove what an earlier run left", source))
+            std::fs::remove_file(path).map_err(|source| failed("remove the socket of an earlier run", source))
         }
     }
 }
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn is_private_and_goes_away() {
+    async fn is_private_and_removed_when_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plugins/csi.sock");
         let socket = PrivateSocket::bind(&path).unwrap();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn replaces_what_a_killed_run_left_and_nothing_else() {
+    async fn replaces_only_the_socket_of_a_killed_run() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("csi.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -170,14 +170,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn too_long_is_said() {
+    async fn rejects_a_path_that_is_too_long() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x".repeat(120));
         assert!(matches!(PrivateSocket::bind(&path), Err(SocketError::TooLong { .. })));
     }
 
     #[tokio::test]
-    async fn a_successor_keeps_its_socket() {
+    async fn does_not_remove_the_socket_of_a_newer_driver() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("csi.sock");
         let first = PrivateSocket::bind(&path).unwrap();

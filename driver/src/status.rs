@@ -1,54 +1,57 @@
-//! Errors as gRPC statuses: the only place that builds one.
+//! Maps errors to gRPC statuses. No other module builds a status.
 //!
-//! What a code means to kubelet (`isFinalError` in `pkg/volume/csi`): with `CANCELLED`,
-//! `DEADLINE_EXCEEDED`, `UNAVAILABLE`, `RESOURCE_EXHAUSTED` and `ABORTED` the volume may be in the making,
-//! so an unpublish follows sooner or later, whatever happens to the pod. Any other code is final: kubelet
-//! forgets the attempt, and an unpublish may never come. So a final code is given only where nothing is
-//! left behind, and nothing in the background would mount (a pull never does).
+//! Kubelet treats codes differently (`isFinalError` in `pkg/volume/csi`). With `CANCELLED`, `DEADLINE_EXCEEDED`,
+//! `UNAVAILABLE`, `RESOURCE_EXHAUSTED` and `ABORTED` the volume may be in progress, so kubelet calls unpublish sooner or
+//! later, whatever happens to the pod. Any other code is final: kubelet forgets the attempt and may never call
+//! unpublish. So a call returns a final code only if it left nothing behind and nothing in the background would mount
+//! (a pull never mounts).
 //!
-//! | what | code | final |
+//! | cause | code | final |
 //! |---|---|---|
-//! | a field missing, not canonical, no namespace, a block volume | `INVALID_ARGUMENT` | yes |
-//! | another call for the target, a pull or a question in progress, the driver stops | `ABORTED` | no |
-//! | the registry fails or cannot be reached, or says no without the secret of a set | `UNAVAILABLE` | no |
+//! | a missing field, no canonical volume, no namespace, a block volume | `INVALID_ARGUMENT` | yes |
+//! | another call for the target, a pull or an authorization check in progress, a shutdown | `ABORTED` | no |
+//! | the registry fails or is unreachable, or denies a pull without the pull secret of a set | `UNAVAILABLE` | no |
 //! | the disk is full | `RESOURCE_EXHAUSTED` | no |
-//! | no such artifact, or no such volume | `NOT_FOUND` | yes |
-//! | the registry or our rules say no, no seal that counts | `PERMISSION_DENIED` | yes |
-//! | bytes that are not what their digest says | `DATA_LOSS` | yes |
-//! | refused content; something foreign at the target | `FAILED_PRECONDITION` | yes |
+//! | the artifact or the volume does not exist | `NOT_FOUND` | yes |
+//! | the registry denies the pull, or the volume has no valid seal | `PERMISSION_DENIED` | yes |
+//! | content that does not match its digest | `DATA_LOSS` | yes |
+//! | rejected content, or something at the target that the driver did not mount | `FAILED_PRECONDITION` | yes |
 //! | another volume at the target | `ALREADY_EXISTS` | yes |
-//! | kernel or disk | `INTERNAL` | yes |
+//! | a failure of the kernel or the disk | `INTERNAL` | yes |
 
 use oras_csi_store::{DiskError, PullErrorKind};
 use tonic::{Code, Status};
 
 use crate::metrics::CallOutcome;
 use crate::mount::MountError;
-use crate::publish::{PublishError, RightError, SealRefusal, StatsError, UnpublishError};
+use crate::publish::{AuthorizationError, PublishError, SealRejection, StatsError, UnpublishError};
 
-/// An error that has a code.
+/// An error with a gRPC code.
 pub(crate) trait Coded: std::error::Error {
-    /// The code of the table above.
+    /// Returns the code of the table above.
     fn code(&self) -> Code;
 }
 
-/// The status for an error; also written to the log, since kubelet shows it only in a pod's events.
+/// Returns the status for an error. Also logs the error, because kubelet shows it only in the events of the pod.
 pub(crate) fn status(call: &'static str, error: &impl Coded) -> Status {
     let code = error.code();
     if code == Code::Aborted {
-        tracing::info!(call, %error, "not done yet");
+        tracing::info!(call, %error, "the call is not complete; kubelet retries");
     } else {
-        tracing::warn!(call, code = ?code, %error, "a call failed");
+        tracing::warn!(call, code = ?code, %error, "the call failed");
     }
     Status::new(code, error.to_string())
 }
 
-/// A call that this driver does not have.
+/// Returns the status for a call that this driver does not implement.
 pub(crate) fn unimplemented(call: &'static str) -> Status {
-    Status::new(Code::Unimplemented, format!("{call}: csi.oras.land has no such capability"))
+    Status::new(
+        Code::Unimplemented,
+        format!("{call} is not implemented: the driver csi.oras.land does not have this capability"),
+    )
 }
 
-/// What a code counts as.
+/// Returns the outcome of a call for the metrics.
 pub(crate) fn outcome(code: Code) -> CallOutcome {
     match code {
         Code::Aborted => CallOutcome::InProgress,
@@ -73,7 +76,7 @@ impl Coded for DiskError {
     }
 }
 
-fn of_pull(kind: PullErrorKind) -> Code {
+fn pull_code(kind: PullErrorKind) -> Code {
     match kind {
         PullErrorKind::NotFound => Code::NotFound,
         PullErrorKind::Denied => Code::PermissionDenied,
@@ -89,19 +92,25 @@ fn of_pull(kind: PullErrorKind) -> Code {
 impl Coded for PublishError {
     fn code(&self) -> Code {
         match self {
-            Self::Missing(_) | Self::Block | Self::Namespace(_) | Self::Volume(_) | Self::Secret(_) => {
-                Code::InvalidArgument
+            Self::MissingField(_)
+            | Self::Block
+            | Self::MissingNamespace(_)
+            | Self::Volume(_)
+            | Self::Secret(_) => Code::InvalidArgument,
+            Self::Seal(SealRejection::Keys { .. }) => Code::Internal,
+            Self::Seal(SealRejection::Seal(_) | SealRejection::Forged { .. }) => Code::PermissionDenied,
+            Self::Busy(_) | Self::Pulling { .. } | Self::CheckingPermission { .. } | Self::Interrupted => {
+                Code::Aborted
             }
-            Self::Seal(SealRefusal::Keys { .. }) => Code::Internal,
-            Self::Seal(SealRefusal::Seal(_) | SealRefusal::Forged { .. }) => Code::PermissionDenied,
-            Self::Busy(_) | Self::Pulling { .. } | Self::Asking { .. } | Self::Interrupted => Code::Aborted,
-            Self::Pull(error) | Self::Right(RightError::Refused(error)) => of_pull(error.kind()),
-            // It may be let in once the secret can be read.
+            Self::Pull(error) | Self::Authorization(AuthorizationError::Rejected { source: error, .. }) => {
+                pull_code(error.kind())
+            }
+            // The registry may accept the pull when the secret can be read.
             Self::PullWithoutSecret { error, .. } => match error.kind() {
                 PullErrorKind::Denied | PullErrorKind::NotFound => Code::Unavailable,
-                kind => of_pull(kind),
+                kind => pull_code(kind),
             },
-            Self::Right(RightError::NotAsked { .. }) => Code::Unavailable,
+            Self::Authorization(AuthorizationError::Unreachable { .. }) => Code::Unavailable,
             Self::Conflict { .. } => Code::AlreadyExists,
             Self::Mount(error) => error.code(),
             Self::Disk(error) => error.code(),
@@ -112,9 +121,9 @@ impl Coded for PublishError {
 impl Coded for UnpublishError {
     fn code(&self) -> Code {
         match self {
-            Self::Missing(_) => Code::InvalidArgument,
+            Self::MissingField(_) => Code::InvalidArgument,
             Self::Busy(_) | Self::Interrupted => Code::Aborted,
-            Self::Other { .. } => Code::NotFound,
+            Self::OtherVolume { .. } => Code::NotFound,
             Self::Mount(error) => error.code(),
             Self::Disk(error) => error.code(),
         }
@@ -124,7 +133,7 @@ impl Coded for UnpublishError {
 impl Coded for StatsError {
     fn code(&self) -> Code {
         match self {
-            Self::Missing(_) => Code::InvalidArgument,
+            Self::MissingField(_) => Code::InvalidArgument,
             Self::NotPublished { .. } => Code::NotFound,
             Self::Interrupted => Code::Aborted,
             Self::Disk(error) => error.code(),

@@ -1,8 +1,8 @@
-//! Which volumes are published: one file each, in the store's `volumes` folder.
+//! Records which volumes are published: one file for each, in the `volumes` folder of the store.
 //!
-//! A record is written before its mount is made and removed after its mount is gone. So between any two
-//! steps a record says more than there is, never less: a tree that is mounted is always named by one,
-//! and what is named and not mounted is mounted by the next publish, or forgotten by the next unpublish.
+//! A record is written before the volume is mounted and removed after it is unmounted. So at each point a crash can
+//! leave a record without a mount, but never a mount without a record. The next publish of a record without a mount
+//! mounts it, and the next unpublish removes the record.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,13 @@ pub struct Record {
     tree: String,
     id: String,
     namespace: String,
-    /// What is in it, so that a tree that was damaged can be fetched again before anybody asks. Format 1 had none.
+    /// The recipe, so that a damaged tree can be pulled again before a pod requests it. Format 1 did not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     recipe: Option<String>,
 }
 
 impl Record {
-    /// The volume `volume` (kubelet's handle) with this tree at `target`.
+    /// Creates a record of the volume `volume` (kubelet's handle) with this tree at `target`.
     pub fn new(volume: &str, target: &Target, tree: &TreeKey, id: &str, namespace: &str) -> Self {
         Self {
             volume: volume.to_owned(),
@@ -41,52 +41,52 @@ impl Record {
         }
     }
 
-    /// The same with what is in it.
+    /// Adds the recipe.
     #[must_use]
     pub fn with_recipe(mut self, recipe: &PinnedRecipe) -> Self {
         self.recipe = Some(recipe.to_json().to_owned());
         self
     }
 
-    /// The volume's safe id.
+    /// Returns the volume's id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The namespace of its pod.
+    /// Returns the namespace of the pod.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// What is in it, where that was written down.
+    /// Returns the recipe, if the record has one.
     pub fn recipe(&self) -> Option<PinnedRecipe> {
         PinnedRecipe::from_json(self.recipe.as_ref()?).ok()
     }
 
-    /// Kubelet's handle.
+    /// Returns kubelet's handle.
     pub fn volume(&self) -> &str {
         &self.volume
     }
 
-    /// Where it is mounted.
+    /// Returns the path at which the volume is mounted.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Which tree; `None` if the file was written by something else.
+    /// Returns the tree; `None` if the record is malformed.
     pub fn tree(&self) -> Option<TreeKey> {
         TreeKey::parse(&self.tree)
     }
 }
 
-/// The folder of records. A target has at most one.
+/// The folder of records. Each target has at most one record.
 #[derive(Clone, Debug)]
 pub struct Records {
     store: Arc<Store>,
 }
 
 impl Records {
-    /// The records of this store.
+    /// Opens the records of a store.
     pub fn new(store: Arc<Store>) -> Self {
         Self { store }
     }
@@ -96,13 +96,13 @@ impl Records {
         self.store.layout().volumes().join(format!("{}.json", name.hex()))
     }
 
-    /// The volume at a target, if one was recorded. A file that cannot be read counts as none: what is
-    /// mounted is told by mountinfo, and an unpublish needs no record.
+    /// Returns the record of a target. A malformed file counts as none: mountinfo shows what is mounted, and an
+    /// unpublish needs no record.
     pub fn get(&self, target: &Target) -> Result<Option<Record>, DiskError> {
         Ok(read(&self.path(target))?.filter(|record| record.target == target.path()))
     }
 
-    /// Writes the record of a target over the one there is.
+    /// Writes the record of a target, and replaces an earlier one.
     pub fn put(&self, target: &Target, record: &Record) -> Result<(), DiskError> {
         let (path, unfinished) = (self.path(target), self.store.tmp_path());
         let text = serde_json::to_vec(record).map_err(|error| DiskError::new("describe", &path, error))?;
@@ -114,7 +114,7 @@ impl Records {
         )
     }
 
-    /// Forgets a target; one that was not recorded is no error.
+    /// Removes the record of a target. A missing record is not an error.
     pub fn remove(&self, target: &Target) -> Result<(), DiskError> {
         let path = self.path(target);
         match std::fs::remove_file(&path) {
@@ -125,7 +125,7 @@ impl Records {
         }
     }
 
-    /// All of them; files that cannot be read are removed.
+    /// Returns all records, and removes malformed files.
     pub fn all(&self) -> Result<Vec<Record>, DiskError> {
         let folder = self.store.layout().volumes();
         let failed = |error| DiskError::new("list", &folder, error);
@@ -135,7 +135,7 @@ impl Records {
             if let Some(record) = read(&path)? {
                 records.push(record);
             } else {
-                tracing::warn!(path = %path.display(), "a volume's record cannot be read (a power cut?); it is forgotten");
+                tracing::warn!(path = %path.display(), "the record of a volume is malformed, probably after a power failure; removing it");
                 let _ = std::fs::remove_file(&path);
             }
         }
@@ -143,8 +143,8 @@ impl Records {
     }
 }
 
-/// All records of a folder that can be read, whoever has the store. One that was torn by a power cut has no mount
-/// any more; one that the disk does not give is an error: it may name a tree that is mounted.
+/// Reads all records in a folder, without a lock on the store. A record that a power failure truncated is skipped,
+/// because its mount ended then. A record that the disk cannot read is an error, because its tree may be mounted.
 pub fn read_all(folder: &Path) -> Result<Vec<Record>, DiskError> {
     let failed = |error| DiskError::new("list", folder, error);
     let mut records = Vec::new();
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_come_and_go() {
+    fn writes_reads_and_removes_records() {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(folder.path(), Limits::default()).unwrap());
         let records = Records::new(store.clone());
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(record.tree(), Some(tree));
         assert_eq!(records.all().unwrap(), std::slice::from_ref(&record));
 
-        // What a power cut may leave.
+        // A power failure can leave an empty file.
         std::fs::write(store.layout().volumes().join("torn.json"), "").unwrap();
         assert_eq!(records.all().unwrap(), [record]);
         assert!(!store.layout().volumes().join("torn.json").exists());

@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
     /// Seconds that a pull permission stays valid while its registry is unreachable. It never covers content that the
     /// registry has not allowed before, and a restart of the driver ends it. Values below 600 have no effect: a pull
     /// permission is checked again after ten minutes at the earliest.
-    #[arg(long, value_name = "SECONDS", default_value_t = Settings::RIGHTS_GRACE.as_secs(), value_parser = clap::value_parser!(u64).range(..=2_592_000))]
+    #[arg(long, value_name = "SECONDS", default_value_t = Settings::AUTHORIZATION_GRACE.as_secs(), value_parser = clap::value_parser!(u64).range(..=2_592_000))]
     rights_grace: u64,
     /// Serve /metrics and /healthz at this address over plain HTTP [default: disabled].
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -96,7 +96,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_seals(seals)
         .with_publish_wait(Duration::from_secs(arguments.publish_wait))
         .with_limits(arguments.limits.limits().with_reserve(arguments.storage.reserve()))
-        .with_rights_grace(Duration::from_secs(arguments.rights_grace))
+        .with_authorization_grace(Duration::from_secs(arguments.rights_grace))
         .with_watermarks(arguments.storage.watermarks()?)
         .with_scrubbing(arguments.storage.scrub_schedule()?)
         .with_administrator(arguments.registries.service_credentials()?)

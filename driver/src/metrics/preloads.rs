@@ -1,4 +1,4 @@
-//! What is fetched ahead.
+//! The metrics of preloads.
 
 use oras_csi_store::PullErrorKind;
 use prometheus_client::metrics::counter::Counter;
@@ -18,10 +18,18 @@ pub(super) struct Preloads {
 impl Preloads {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self { attempts: Family::default(), wanted: Gauge::default(), ready: Gauge::default() };
-        let it = new.clone();
-        registry.register("preloads", "Attempts to fetch a cluster set ahead", it.attempts);
-        registry.register("preload_sets_wanted", "Cluster sets that this node is to have", it.wanted);
-        registry.register("preload_sets_ready", "Those of them that are there", it.ready);
+        let metrics = new.clone();
+        registry.register("preloads", "Attempts to preload a cluster set, by outcome", metrics.attempts);
+        registry.register(
+            "preload_sets_wanted",
+            "Cluster sets that select this node for preloading",
+            metrics.wanted,
+        );
+        registry.register(
+            "preload_sets_ready",
+            "Preloaded cluster sets that are completely in the store",
+            metrics.ready,
+        );
         new
     }
 }

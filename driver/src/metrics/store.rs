@@ -1,4 +1,4 @@
-//! What the store has, what was taken away, what was found damaged. Labels are of closed sets.
+//! The metrics of the store: its content, evictions, scrubs and damage. Label values come from closed sets.
 
 use std::sync::atomic::AtomicU64;
 
@@ -48,18 +48,26 @@ impl StoreMetrics {
             lookups: Family::default(),
             pull_seconds: Family::new_with_constructor(pull_seconds),
         };
-        let it = new.clone();
-        registry.register("store_bytes", "Bytes in the store, by what they are", it.bytes);
-        registry.register("store_objects", "Things in the store", it.objects);
-        registry.register("store_free_bytes", "Bytes that are free on the store's file system", it.free);
-        registry.register("evictions", "Things that were collected", it.evictions);
-        registry.register("evicted_bytes", "Bytes that were collected", it.evicted_bytes);
-        registry.register("scrubbed", "Things that were compared at rest", it.scrubbed);
-        registry.register("damaged", "Things that were found damaged at rest", it.damaged);
-        registry.register("leases", "Things that are in use and not yet recorded", it.leases);
-        registry.register("mounts", "Mounts of trees on the node", it.mounts);
-        registry.register("tree_lookups", "Publishes that found their tree, or did not", it.lookups);
-        registry.register("pull_seconds", "Time of a pull, by how much is in the tree", it.pull_seconds);
+        let metrics = new.clone();
+        registry.register("store_bytes", "Bytes in the store, by state", metrics.bytes);
+        registry.register("store_objects", "Objects in the store, by kind", metrics.objects);
+        registry.register("store_free_bytes", "Free bytes on the file system of the store", metrics.free);
+        registry.register("evictions", "Objects that garbage collection deleted, by kind", metrics.evictions);
+        registry.register("evicted_bytes", "Bytes that garbage collection deleted", metrics.evicted_bytes);
+        registry.register(
+            "scrubbed",
+            "Stored objects that the scrubber verified, by kind and result",
+            metrics.scrubbed,
+        );
+        registry.register("damaged", "Stored objects that were found damaged, by kind", metrics.damaged);
+        registry.register("leases", "Leased objects: in use by a call or a pull in progress", metrics.leases);
+        registry.register("mounts", "Mounts of trees on this node", metrics.mounts);
+        registry.register("tree_lookups", "Publishes, by whether the tree was in the store", metrics.lookups);
+        registry.register(
+            "pull_seconds",
+            "Duration of pulls in seconds, by size of the tree",
+            metrics.pull_seconds,
+        );
         new
     }
 }
@@ -76,9 +84,19 @@ fn amount(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }
 
+/// Whether a publish found its tree in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TreeLookup {
+    Hit,
+    Miss,
+}
+
 impl Metrics {
-    pub(crate) fn looked_up(&self, found: bool) {
-        let result = if found { "hit" } else { "miss" };
+    pub(crate) fn looked_up(&self, result: TreeLookup) {
+        let result = match result {
+            TreeLookup::Hit => "hit",
+            TreeLookup::Miss => "miss",
+        };
         self.0.store.lookups.get_or_create(&[("result", result)]).inc();
     }
 }
@@ -147,7 +165,6 @@ impl StoreObserver for Metrics {
         self.0.pulls.get_or_create(&Pull { outcome }).inc();
     }
 
-    /// How long it took to bring a tree of so many bytes into the store.
     fn pull_took(&self, bytes: u64, seconds: f64) {
         let size = match bytes {
             0..0x10_0000 => "below 1 MiB",

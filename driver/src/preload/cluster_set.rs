@@ -1,4 +1,5 @@
-//! What the driver reads of a `ClusterArtifactSet`; the type and its definition are the webhook's.
+//! The fields of a `ClusterArtifactSet` that the driver reads. The webhook defines the type and its custom resource
+//! definition.
 
 use std::collections::BTreeMap;
 
@@ -11,33 +12,33 @@ use oras_csi_core::volume_id::VolumeId;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The resource.
+/// Returns the API resource of cluster sets.
 pub(super) fn resource() -> ApiResource {
     let kind = GroupVersionKind::gvk("oras.land", "v1alpha1", "ClusterArtifactSet");
     ApiResource::from_gvk_with_plural(&kind, "clusterartifactsets")
 }
 
-/// A cluster set that is to be fetched ahead.
+/// A cluster set with `preload: true`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ClusterSet {
-    /// Labels that a node must have.
+    /// The labels that a node must have.
     pub(super) node_selector: BTreeMap<String, String>,
-    /// Of its spec.
+    /// The generation of its spec.
     pub(super) generation: i64,
-    /// The id in its status; empty where there is none.
+    /// The id in its status; empty if there is none.
     pub(super) id: String,
     pub(super) content: Content,
 }
 
-/// What a set holds.
+/// The content of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// This.
+    /// The pinned recipe.
     Recipe(PinnedRecipe),
-    /// Nothing for its present generation, in words.
+    /// The present generation is not resolved yet, as this message explains.
     Unresolved(String),
-    /// Something that is no recipe, in words.
-    Broken(String),
+    /// The status is invalid, as this message explains.
+    Invalid(String),
 }
 
 #[derive(Deserialize)]
@@ -74,14 +75,14 @@ struct Condition {
     message: String,
 }
 
-/// Reads a set; `None` where it is not to be fetched ahead, or says nothing that can be read about that.
+/// Reads a set. Returns `None` if it does not request preloading, or if its spec cannot be read.
 pub(super) fn read(object: &DynamicObject) -> Option<ClusterSet> {
     let spec = part::<Spec>(object, "spec");
     let spec = match spec {
         Ok(spec) if spec.preload => spec,
         Ok(_) => return None,
         Err(error) => {
-            tracing::warn!(set = object.name_any(), %error, "the spec of a ClusterArtifactSet cannot be read; it is not fetched ahead");
+            tracing::warn!(set = object.name_any(), %error, "cannot read the spec of a ClusterArtifactSet; it is not preloaded");
             return None;
         }
     };
@@ -91,11 +92,11 @@ pub(super) fn read(object: &DynamicObject) -> Option<ClusterSet> {
             (status.id, content)
         }
         Err(error) => {
-            let words = format!("its status cannot be read: {}", Shown::new(&error.to_string()));
-            (String::new(), Content::Broken(words))
+            let message = format!("cannot read the status of the set: {}", Shown::new(&error.to_string()));
+            (String::new(), Content::Invalid(message))
         }
     };
-    // What is no id goes nowhere.
+    // An invalid id must not reach the status of NodeArtifacts.
     let id = if matches!(content, Content::Recipe(_)) || is_id(&id) { id } else { String::new() };
     Some(ClusterSet {
         node_selector: spec.node_selector.unwrap_or_default(),
@@ -105,7 +106,7 @@ pub(super) fn read(object: &DynamicObject) -> Option<ClusterSet> {
     })
 }
 
-/// The name of a set's pull secret.
+/// Returns the name of the pull secret of a set.
 pub(super) fn pull_secret(object: &DynamicObject) -> Result<Option<String>, serde_json::Error> {
     Ok(part::<Spec>(object, "spec")?.pull_secret.map(|secret| secret.name))
 }
@@ -123,21 +124,25 @@ fn is_id(text: &str) -> bool {
 fn content(generation: i64, status: &Status) -> Content {
     let Some(recipe) = status.recipe.as_deref().filter(|_| status.recipe_generation == generation) else {
         let not_ready = status.conditions.iter().find(|one| one.kind == "Ready" && one.status == "False");
-        let words = match (not_ready, &status.recipe) {
+        let message = match (not_ready, &status.recipe) {
             (Some(condition), _) if !condition.message.is_empty() => {
                 format!("the set is not ready: {}", Shown::new(&condition.message))
             }
             (_, Some(_)) => "the set was changed and is being resolved".to_owned(),
             (_, None) => "the set is not resolved yet".to_owned(),
         };
-        return Content::Unresolved(words);
+        return Content::Unresolved(message);
     };
     let recipe = match PinnedRecipe::from_json(recipe) {
         Ok(recipe) => recipe,
-        Err(error) => return Content::Broken(format!("the recipe in its status is none: {error}")),
+        Err(error) => {
+            return Content::Invalid(format!("the recipe in the status of the set is invalid: {error}"));
+        }
     };
     match VolumeId::parse_for(&status.id, &recipe) {
         Ok(_) => Content::Recipe(recipe),
-        Err(error) => Content::Broken(format!("the id in its status is not its recipe's: {error}")),
+        Err(error) => Content::Invalid(format!(
+            "the id in the status of the set does not belong to its recipe: {error}"
+        )),
     }
 }

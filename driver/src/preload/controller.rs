@@ -1,4 +1,4 @@
-//! Follows the sets of the cluster and the labels of the node, and sees to it that what they want is kept and fetched.
+//! Watches the cluster sets and the labels of the node, and keeps and preloads the content of the sets that select it.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -23,17 +23,17 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster_set::{self, ClusterSet};
-use super::desired::{Desired, Labels, What, as_before, desired};
+use super::desired::{Desired, DesiredContent, Labels, as_before, desired};
 use super::object::{SetOnNode, SetState};
-use super::report::{LONGEST_CALL, Reporter, amount};
-use super::task::{Context, PreloadTask, Standing};
-use super::{ClusterSets, spread};
+use super::report::{CALL_TIMEOUT, Reporter, amount};
+use super::task::{Context, PreloadTask, TaskState};
+use super::{ClusterSets, with_jitter};
 use crate::metrics::Metrics;
 
-/// How long a message may be.
-const LONGEST_MESSAGE: usize = 1_000;
+/// The maximum length of a message in the status.
+const MAX_MESSAGE_CHARS: usize = 1_000;
 
-/// What fetches ahead, not running yet.
+/// Preloading, before it runs.
 pub(crate) struct Preload {
     context: Arc<Context>,
     cluster: ClusterSets,
@@ -48,24 +48,25 @@ impl Preload {
         keyring: Keyring,
         metrics: Metrics,
     ) -> Self {
-        let (secrets, rhythm) = (cluster.secrets(), cluster.rhythm);
-        let (news, damage) = (Notify::new(), Notify::new());
-        let context = Arc::new(Context { pulls, keyring, secrets, metrics, rhythm, news, damage });
+        let (secrets, intervals) = (cluster.secrets(), cluster.intervals);
+        let (state_changed, damage) = (Notify::new(), Notify::new());
+        let context =
+            Arc::new(Context { pulls, keyring, secrets, metrics, intervals, state_changed, damage });
         Self { context, cluster, node: node.to_owned() }
     }
 
-    /// Tells that something was set aside as damaged: what sets want of it is fetched again.
+    /// Returns a function that reports damage, so that quarantined content of sets is pulled again.
     pub(crate) fn damage_notice(&self) -> impl Fn() + Send + Sync + 'static + use<> {
         let context = self.context.clone();
         move || context.damage.notify_waiters()
     }
 }
 
-/// Fetches ahead until `stop`.
+/// Preloads until `stop` is cancelled.
 pub(crate) async fn run(preload: Preload, stop: CancellationToken) {
     let store = preload.context.pulls.fetcher().store().clone();
-    let before = read(&store).await;
-    let (told, heard) = watch::channel(None);
+    let before = read_index(&store).await;
+    let (reported, changes) = watch::channel(None);
     let reporter = Reporter::new(&preload.cluster, &preload.node, store);
     let nodes: Api<Node> = Api::all(preload.cluster.client.clone());
     let controller = Controller {
@@ -75,23 +76,24 @@ pub(crate) async fn run(preload: Preload, stop: CancellationToken) {
         sets: WatchedObjects::default(),
         labels: None,
         before,
-        is_noted: true,
+        is_index_written: true,
         running: BTreeMap::new(),
-        told,
+        reported,
     };
     let both = async {
-        tokio::join!(controller.run(preload.cluster.client), reporter.run(heard));
+        tokio::join!(controller.run(preload.cluster.client), reporter.run(changes));
     };
     Box::pin(stop.run_until_cancelled(both)).await;
 }
 
-async fn read(store: &Arc<Store>) -> Vec<PreloadEntry> {
+/// Reads which trees earlier runs kept for cluster sets.
+async fn read_index(store: &Arc<Store>) -> Vec<PreloadEntry> {
     let store = store.clone();
     let read = tokio::task::spawn_blocking(move || read_preload_index(store.layout())).await;
     match read {
-        Ok(Ok(wanted)) => wanted,
+        Ok(Ok(entries)) => entries,
         Ok(Err(error)) => {
-            tracing::warn!(%error, "it is not known what cluster sets wanted");
+            tracing::warn!(%error, "cannot read preload.json; the content of earlier preloads may be collected until the cluster sets are read");
             Vec::new()
         }
         Err(_) => Vec::new(),
@@ -105,23 +107,23 @@ struct Controller {
     sets: WatchedObjects<ClusterSet>,
     labels: Option<Labels>,
     before: Vec<PreloadEntry>,
-    /// Whether that is written down.
-    is_noted: bool,
+    /// Whether `before` is written to `preload.json`.
+    is_index_written: bool,
     running: BTreeMap<String, Running>,
-    told: watch::Sender<Option<Vec<SetOnNode>>>,
+    reported: watch::Sender<Option<Vec<SetOnNode>>>,
 }
 
-/// A set that this node wants, and how it stands.
+/// A set that selects this node, and the state of its task.
 struct Running {
     id: String,
-    standing: watch::Receiver<Standing>,
-    task: Option<(PreloadTask, Task)>,
+    state: watch::Receiver<TaskState>,
+    task: Option<(PreloadTask, AbortOnDrop)>,
 }
 
-/// Ends when it is dropped.
-struct Task(JoinHandle<()>);
+/// A task that is aborted when this is dropped.
+struct AbortOnDrop(JoinHandle<()>);
 
-impl Drop for Task {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -130,28 +132,28 @@ impl Drop for Task {
 impl Controller {
     async fn run(mut self, client: kube::Client) {
         let api: Api<DynamicObject> = Api::all_with(client, &cluster_set::resource());
-        // The newest list, not one from a memory that lags behind: what is not on it is let go of.
+        // The list must be the newest, not one from a cache of the API server: sets that are missing in it are released.
         let failure = "cannot watch ClusterArtifactSet objects; the sets that were read last stay preloaded";
         let mut events = pin!(events(api, failure));
         self.follow(as_before(&self.before)).await;
-        let mut look = tokio::time::interval(spread(self.context.rhythm.look()));
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut check = tokio::time::interval(with_jitter(self.context.intervals.check()));
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let is_news = tokio::select! {
-                Some(event) = events.next() => self.take(event),
-                () = self.context.news.notified() => false,
-                () = tokio::time::sleep(self.context.rhythm.report()) => false,
-                _ = look.tick(), if self.selects_by_label() || !self.is_noted => true,
+            let must_decide = tokio::select! {
+                Some(event) = events.next() => self.apply(event),
+                () = self.context.state_changed.notified() => false,
+                () = tokio::time::sleep(self.context.intervals.report()) => false,
+                _ = check.tick(), if self.selects_by_label() || !self.is_index_written => true,
             };
-            if is_news {
+            if must_decide {
                 self.decide().await;
             }
-            self.tell();
+            self.report();
         }
     }
 
-    /// Says whether something else may be wanted now.
-    fn take(&mut self, event: Event<DynamicObject>) -> bool {
+    /// Applies a watch event. Reports whether the desired content may have changed.
+    fn apply(&mut self, event: Event<DynamicObject>) -> bool {
         match self.sets.apply(event, |object, _| cluster_set::read(object)) {
             Change::None => false,
             Change::Listed { previous } => previous.as_ref() != Some(self.sets.objects()),
@@ -163,52 +165,57 @@ impl Controller {
         self.sets.objects().values().any(|set| !set.node_selector.is_empty())
     }
 
+    /// Decides again which sets this node preloads.
     async fn decide(&mut self) {
         if !self.sets.is_synced() {
             return;
         }
         if self.selects_by_label() {
-            self.ask_for_labels().await;
+            self.read_labels().await;
         }
         let wanted = desired(self.sets.objects(), self.labels.as_ref(), &self.before, &Platform::node());
         self.follow(wanted).await;
     }
 
-    async fn ask_for_labels(&mut self) {
-        let from_memory = GetParams::any();
-        let asked = self.nodes.get_metadata_with(&self.node, &from_memory);
-        match tokio::time::timeout(LONGEST_CALL, asked).await {
+    async fn read_labels(&mut self) {
+        let from_cache = GetParams::any();
+        let call = self.nodes.get_metadata_with(&self.node, &from_cache);
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(node)) => {
                 let node: PartialObjectMeta<Node> = node;
                 self.labels = Some(node.meta().labels.clone().unwrap_or_default());
             }
             Ok(Err(error)) => {
-                tracing::warn!(node = self.node, %error, "the labels of the node cannot be asked for; the last ones count");
+                tracing::warn!(node = self.node, %error, "cannot read the labels of the node; using the last known labels");
             }
             Err(_) => {
                 tracing::warn!(
                     node = self.node,
-                    "the API server does not answer for the labels of the node; the last ones count"
+                    "cannot read the labels of the node: the API server did not answer in time; using the last known labels"
                 );
             }
         }
     }
 
-    /// Keeps what is wanted, and only then fetches it.
+    /// Writes the GC roots of the desired trees, and then starts or stops tasks.
     async fn follow(&mut self, wanted: Vec<Desired>) {
         let kept: Vec<PreloadEntry> = wanted.iter().filter_map(|wanted| wanted.kept.clone()).collect();
-        for gone in self.before.iter().filter(|before| !kept.contains(before)) {
-            tracing::info!(set = gone.set(), id = gone.id(), "no longer kept for a set");
+        for released in self.before.iter().filter(|before| !kept.contains(before)) {
+            tracing::info!(
+                set = released.set(),
+                id = released.id(),
+                "the content of a cluster set is no longer kept from garbage collection"
+            );
         }
-        let (store, noted) = (self.context.pulls.fetcher().store().clone(), kept.clone());
-        let written = tokio::task::spawn_blocking(move || store.write_preload_index(&noted)).await;
-        self.is_noted = matches!(written, Ok(Ok(())));
+        let (store, entries) = (self.context.pulls.fetcher().store().clone(), kept.clone());
+        let written = tokio::task::spawn_blocking(move || store.write_preload_index(&entries)).await;
+        self.is_index_written = matches!(written, Ok(Ok(())));
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "it cannot be written down what cluster sets want; it may be collected");
+                tracing::warn!(%error, "cannot write preload.json; preloaded content may be collected until the next attempt");
             }
-            Err(_) => tracing::error!("it was not written down what cluster sets want"),
+            Err(_) => tracing::error!("the task that writes preload.json failed; retrying"),
         }
         self.before = kept;
         let mut running = BTreeMap::new();
@@ -219,36 +226,41 @@ impl Controller {
         self.running = running;
     }
 
-    /// The task of a set: the one under way, if it is for the same.
+    /// Returns the task of a set: the running one if it has the same content, otherwise a new one.
     fn continue_or_start(&self, wanted: Desired, earlier: Option<Running>) -> Running {
-        let Desired { set, id, generation, what, .. } = wanted;
-        let rests = |id: String, standing: Standing| {
-            let since = earlier.as_ref().map(|earlier| earlier.standing.borrow().clone());
-            let since = since.filter(|earlier| earlier.state == standing.state).map(|earlier| earlier.since);
-            let standing = Standing { since: since.unwrap_or(standing.since), ..standing };
-            Running { id, standing: watch::channel(standing).1, task: None }
+        let Desired { set, id, generation, content, .. } = wanted;
+        let without_task = |id: String, state: TaskState| {
+            let since = earlier.as_ref().map(|earlier| earlier.state.borrow().clone());
+            let since = since.filter(|earlier| earlier.state == state.state).map(|earlier| earlier.since);
+            let state = TaskState { since: since.unwrap_or(state.since), ..state };
+            Running { id, state: watch::channel(state).1, task: None }
         };
-        let (recipe, key) = match what {
-            What::Tree(recipe, key) => (recipe, key),
-            What::Waits(words) => return rests(id, Standing::new(SetState::Waiting, words)),
-            What::Broken(words) => return rests(id, Standing::new(SetState::Failed, words)),
+        let (recipe, key) = match content {
+            DesiredContent::Tree(recipe, key) => (recipe, key),
+            DesiredContent::Unresolved(message) => {
+                return without_task(id, TaskState::new(SetState::Waiting, message));
+            }
+            DesiredContent::Invalid(message) => {
+                return without_task(id, TaskState::new(SetState::Failed, message));
+            }
         };
         let task = PreloadTask { set, id, generation, recipe, key };
         if let Some(earlier) = earlier
             && let Some((before, _)) = &earlier.task
-            && before.goes_on_as(&task, earlier.standing.borrow().state)
+            && before.can_continue_as(&task, earlier.state.borrow().state)
         {
             return earlier;
         }
-        let (sender, standing) =
-            watch::channel(Standing::new(SetState::Waiting, "it is looked for in the store"));
-        let running = Task(tokio::spawn(task.clone().run(self.context.clone(), sender)));
-        Running { id: task.id.clone(), standing, task: Some((task, running)) }
+        let (sender, state) =
+            watch::channel(TaskState::new(SetState::Waiting, "checking whether the set is in the store"));
+        let running = AbortOnDrop(tokio::spawn(task.clone().run(self.context.clone(), sender)));
+        Running { id: task.id.clone(), state, task: Some((task, running)) }
     }
 
-    fn tell(&self) {
+    /// Sends the states of all sets to the reporter.
+    fn report(&self) {
         let (wanted, ready) = self.running.values().fold((0, 0), |(wanted, ready), running| {
-            (wanted + 1, ready + usize::from(running.standing.borrow().state == SetState::Ready))
+            (wanted + 1, ready + usize::from(running.state.borrow().state == SetState::Ready))
         });
         self.context.metrics.sets(wanted, ready);
         if !self.sets.is_synced() {
@@ -256,23 +268,23 @@ impl Controller {
         }
         let sets: Vec<SetOnNode> =
             self.running.iter().map(|(name, running)| on_node(name, running)).collect();
-        self.told.send_if_modified(|told| {
-            let is_other = told.as_ref() != Some(&sets);
-            *told = Some(sets);
-            is_other
+        self.reported.send_if_modified(|reported| {
+            let is_changed = reported.as_ref() != Some(&sets);
+            *reported = Some(sets);
+            is_changed
         });
     }
 }
 
 fn on_node(name: &str, running: &Running) -> SetOnNode {
-    let standing = running.standing.borrow();
+    let state = running.state.borrow();
     SetOnNode {
         name: name.to_owned(),
         id: running.id.clone(),
-        state: standing.state,
-        message: standing.message.chars().take(LONGEST_MESSAGE).collect(),
-        bytes: amount(standing.bytes),
-        total_bytes: amount(standing.total),
-        since: Time(whole_seconds(standing.since)),
+        state: state.state,
+        message: state.message.chars().take(MAX_MESSAGE_CHARS).collect(),
+        bytes: amount(state.bytes),
+        total_bytes: amount(state.total),
+        since: Time(whole_seconds(state.since)),
     }
 }

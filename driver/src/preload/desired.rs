@@ -1,4 +1,4 @@
-//! Which sets this node wants, and what is kept for them: pure.
+//! Decides which sets this node preloads, and which trees it keeps for them. Pure functions.
 
 use std::collections::BTreeMap;
 
@@ -8,31 +8,34 @@ use oras_csi_store::{PreloadEntry, TreeKey};
 
 use super::cluster_set::{ClusterSet, Content};
 
-/// Labels of the node.
+/// The labels of the node.
 pub(super) type Labels = BTreeMap<String, String>;
 
-/// A set that this node wants.
+/// A set that selects this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Desired {
     pub(super) set: String,
     pub(super) id: String,
-    /// Of its spec, where that is known.
+    /// The generation of its spec, if it is known.
     pub(super) generation: Option<i64>,
-    pub(super) what: What,
-    /// What is kept for it: what it wants, or what it wanted last where that is not known.
+    pub(super) content: DesiredContent,
+    /// The tree that is kept from garbage collection: the present one, or the last one if the present one is not known.
     pub(super) kept: Option<PreloadEntry>,
 }
 
-/// What of it.
+/// The content of a set for this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum DesiredContent {
+    /// The recipe, and the key of its tree for the platform of this node.
     Tree(PinnedRecipe, TreeKey),
-    Waits(String),
-    Broken(String),
+    /// The set is not resolved yet, as this message explains.
+    Unresolved(String),
+    /// The status of the set is invalid, as this message explains.
+    Invalid(String),
 }
 
-/// What a node with `labels` wants of these sets. `before` is what it wanted last: that stays where nobody knows better,
-/// because the set is being resolved, or the node's labels are not known.
+/// Returns the sets that select a node with these labels. `before` has the trees of the last decision: they stay while
+/// a set is being resolved, or while the labels of the node are not known.
 pub(super) fn desired(
     sets: &BTreeMap<String, ClusterSet>,
     labels: Option<&Labels>,
@@ -49,27 +52,27 @@ pub(super) fn desired(
         if !selects {
             continue;
         }
-        let (what, kept) = match &set.content {
+        let (content, kept) = match &set.content {
             Content::Recipe(recipe) => {
                 let key = TreeKey::of(recipe, node);
                 let kept = PreloadEntry::new(name, &set.id, recipe, &key);
-                (What::Tree(recipe.clone(), key), Some(kept))
+                (DesiredContent::Tree(recipe.clone(), key), Some(kept))
             }
-            Content::Unresolved(words) => (What::Waits(words.clone()), earlier.cloned()),
-            Content::Broken(words) => (What::Broken(words.clone()), earlier.cloned()),
+            Content::Unresolved(message) => (DesiredContent::Unresolved(message.clone()), earlier.cloned()),
+            Content::Invalid(message) => (DesiredContent::Invalid(message.clone()), earlier.cloned()),
         };
         let generation = Some(set.generation);
-        all.push(Desired { set: name.clone(), id: set.id.clone(), generation, what, kept });
+        all.push(Desired { set: name.clone(), id: set.id.clone(), generation, content, kept });
     }
     all
 }
 
-/// What was wanted last, while nobody says what is now.
+/// Returns the sets of the last decision, for the time before the API server has answered.
 pub(super) fn as_before(before: &[PreloadEntry]) -> Vec<Desired> {
     let wanted = before.iter().filter_map(|earlier| {
-        let what = What::Tree(earlier.recipe()?, earlier.tree()?);
+        let content = DesiredContent::Tree(earlier.recipe()?, earlier.tree()?);
         let (set, id) = (earlier.set().to_owned(), earlier.id().to_owned());
-        Some(Desired { set, id, generation: None, what, kept: Some(earlier.clone()) })
+        Some(Desired { set, id, generation: None, content, kept: Some(earlier.clone()) })
     });
     wanted.collect()
 }
@@ -109,7 +112,7 @@ mod tests {
         PreloadEntry::new("models", volume.id().as_str(), volume.recipe(), &key)
     }
 
-    fn look(
+    fn decide(
         spec: &Value,
         status: &Value,
         labels: Option<&[(&str, &str)]>,
@@ -123,70 +126,77 @@ mod tests {
 
     #[rstest]
     #[case::everywhere(json!({"preload": true}), Some(&[][..]), true)]
-    #[case::not_asked_for(json!({}), Some(&[][..]), false)]
+    #[case::not_requested(json!({}), Some(&[][..]), false)]
     #[case::switched_off(json!({"preload": false, "nodeSelector": {}}), Some(&[][..]), false)]
     #[case::selected(json!({"preload": true, "nodeSelector": {"gpu": "a100"}}), Some(&[("gpu", "a100"), ("x", "y")][..]), true)]
     #[case::another_value(json!({"preload": true, "nodeSelector": {"gpu": "a100"}}), Some(&[("gpu", "t4")][..]), false)]
     #[case::one_of_two(json!({"preload": true, "nodeSelector": {"gpu": "a100", "zone": "1"}}), Some(&[("gpu", "a100")][..]), false)]
     #[case::labels_unknown(json!({"preload": true, "nodeSelector": {"gpu": "a100"}}), None, false)]
-    #[case::none_needed(json!({"preload": true, "nodeSelector": null}), None, true)]
+    #[case::no_selector(json!({"preload": true, "nodeSelector": null}), None, true)]
     #[case::unreadable(json!({"preload": "yes"}), Some(&[][..]), false)]
-    fn a_set_selects_nodes(
+    fn selects_nodes_by_their_labels(
         #[case] spec: Value,
         #[case] labels: Option<&[(&str, &str)]>,
         #[case] is_wanted: bool,
     ) {
         let volume = volume('a');
-        let found = look(&spec, &status(&volume, 2), labels, &[]);
+        let found = decide(&spec, &status(&volume, 2), labels, &[]);
         assert_eq!(found.len(), usize::from(is_wanted), "{found:?}");
         if let [found] = &found[..] {
             assert_eq!(found.kept, Some(tree(&volume)));
-            assert_eq!(found.what, What::Tree(volume.recipe().clone(), tree(&volume).tree().unwrap()));
+            assert_eq!(
+                found.content,
+                DesiredContent::Tree(volume.recipe().clone(), tree(&volume).tree().unwrap())
+            );
         }
     }
 
     #[test]
-    fn what_is_not_known_now_stays_as_it_was() {
+    fn unknown_content_stays_as_before() {
         let (old, new) = (volume('a'), volume('b'));
         let spec = json!({"preload": true, "nodeSelector": {"gpu": "a100"}});
         let gpu = Some(&[("gpu", "a100")][..]);
         let before = [tree(&old)];
-        // Another recipe: the old one is kept no longer.
-        assert_eq!(look(&spec, &status(&new, 2), gpu, &before)[0].kept, Some(tree(&new)));
+        // Another recipe: the old tree is no longer kept.
+        assert_eq!(decide(&spec, &status(&new, 2), gpu, &before)[0].kept, Some(tree(&new)));
         // A status of an earlier generation, none at all, and one that is wrong.
         let mut wrong = status(&new, 2);
         wrong["id"] = json!("models-0");
         let mut failed =
             json!({"conditions": [{"type": "Ready", "status": "False", "message": "no such tag"}]});
         failed["conditions"][0]["reason"] = json!("NotFound");
-        for (status, words) in [
+        for (status, expected) in [
             (status(&new, 1), "was changed and is being resolved"),
             (Value::Null, "not resolved yet"),
             (failed, "not ready: no such tag"),
         ] {
-            let found = look(&spec, &status, gpu, &before);
-            assert!(matches!(&found[0].what, What::Waits(told) if told.contains(words)), "{found:?}");
+            let found = decide(&spec, &status, gpu, &before);
+            assert!(
+                matches!(&found[0].content, DesiredContent::Unresolved(message) if message.contains(expected)),
+                "{found:?}"
+            );
             assert_eq!(found[0].kept, Some(tree(&old)));
-            assert_eq!(look(&spec, &status, gpu, &[])[0].kept, None);
+            assert_eq!(decide(&spec, &status, gpu, &[])[0].kept, None);
         }
-        for broken in [wrong, json!({"id": "x", "recipe": "[]", "recipeGeneration": 2}), json!({"recipe": 7})]
+        for invalid in
+            [wrong, json!({"id": "x", "recipe": "[]", "recipeGeneration": 2}), json!({"recipe": 7})]
         {
-            let found = look(&spec, &broken, gpu, &before);
-            assert!(matches!(&found[0].what, What::Broken(_)), "{found:?}");
+            let found = decide(&spec, &invalid, gpu, &before);
+            assert!(matches!(&found[0].content, DesiredContent::Invalid(_)), "{found:?}");
             assert_eq!(found[0].kept, Some(tree(&old)));
         }
-        // The node cannot be asked: what it wanted it wants, and what it did not it does not.
-        assert_eq!(look(&spec, &status(&old, 2), None, &before).len(), 1);
-        // It is selected no more.
-        assert_eq!(look(&spec, &status(&old, 2), Some(&[]), &before), []);
-        let [earlier] = &as_before(&before)[..] else { panic!("it is wanted") };
+        // The labels of the node are not known: the sets of the last decision stay, and no other set is added.
+        assert_eq!(decide(&spec, &status(&old, 2), None, &before).len(), 1);
+        // The set no longer selects the node.
+        assert_eq!(decide(&spec, &status(&old, 2), Some(&[]), &before), []);
+        let [earlier] = &as_before(&before)[..] else { panic!("the set stays") };
         assert_eq!((earlier.set.as_str(), earlier.kept.as_ref()), ("models", Some(&before[0])));
     }
 
     #[test]
-    fn what_is_no_id_is_not_repeated() {
+    fn drops_an_invalid_id() {
         let spec = json!({"preload": true});
-        let found = look(&spec, &json!({"id": "../x", "recipe": "[]", "recipeGeneration": 2}), None, &[]);
+        let found = decide(&spec, &json!({"id": "../x", "recipe": "[]", "recipeGeneration": 2}), None, &[]);
         assert_eq!(found[0].id, "");
     }
 }

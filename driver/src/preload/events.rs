@@ -1,4 +1,4 @@
-//! Damage, told where people look: as an event of the Node.
+//! Reports damage in the store as an event of the Node.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -7,21 +7,21 @@ use oras_csi_store::{Damage, NodeRecord};
 
 use super::{ClusterSets, FIELD_MANAGER};
 
-/// The most of a note (events.k8s.io/v1).
-const LONGEST: usize = 1_000;
+/// The maximum length of a note (events.k8s.io/v1).
+const MAX_NOTE_CHARS: usize = 1_000;
 
-/// Tells each damage once; what an earlier run found was told by that.
-pub(super) struct Teller {
+/// Reports each damage once. An earlier run of the driver reported what it found.
+pub(super) struct DamageReporter {
     recorder: Recorder,
     node: ObjectReference,
-    told: Option<Damage>,
+    reported: Option<Damage>,
 }
 
-impl Teller {
+impl DamageReporter {
     pub(super) fn new(cluster: &ClusterSets, node: &str, record: NodeRecord) -> Self {
         let reporter =
             Reporter { controller: FIELD_MANAGER.name().to_owned(), instance: Some(node.to_owned()) };
-        // As kubelet names its node in events: so `kubectl describe node` finds them.
+        // The same reference as in kubelet's own events, so that `kubectl describe node` finds them.
         let node = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
@@ -29,13 +29,13 @@ impl Teller {
             uid: Some(node.to_owned()),
             ..ObjectReference::default()
         };
-        let told = record.damage.into_iter().next_back();
-        Self { recorder: Recorder::new(cluster.client.clone(), reporter), node, told }
+        let reported = record.damage.into_iter().next_back();
+        Self { recorder: Recorder::new(cluster.client.clone(), reporter), node, reported }
     }
 
-    /// Tells what was found since.
-    pub(super) async fn tell(&mut self, record: &NodeRecord) {
-        let new = since(&record.damage, self.told.as_ref());
+    /// Writes one event for all damage that was found since the last one.
+    pub(super) async fn report(&mut self, record: &NodeRecord) {
+        let new = damage_after(&record.damage, self.reported.as_ref());
         let Some(last) = new.last() else { return };
         let event = Event {
             type_: EventType::Warning,
@@ -44,30 +44,33 @@ impl Teller {
             action: "SetAside".to_owned(),
             secondary: None,
         };
-        // Where it cannot be told it is tried again with the next look; the log, the metric and `store ls` have it.
+        // A failure is retried at the next check. The log, the metric and `oras-csi store ls` have the damage as well.
         match self.recorder.publish(&event, &self.node).await {
-            Ok(()) => self.told = Some(last.clone()),
-            Err(error) => tracing::warn!(%error, "the event about damage cannot be written"),
+            Ok(()) => self.reported = Some(last.clone()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot write the event about damage in the store; retrying")
+            }
         }
     }
 }
 
-/// What was found after `told`: all of it, where that is no longer among what is remembered.
-fn since<'a>(damage: &'a [Damage], told: Option<&Damage>) -> &'a [Damage] {
-    let told = damage.iter().rposition(|one| Some(one) == told);
-    &damage[told.map_or(0, |told| told + 1)..]
+/// Returns the damage that was found after `reported`. Returns all if `reported` is no longer in the record.
+fn damage_after<'a>(damage: &'a [Damage], reported: Option<&Damage>) -> &'a [Damage] {
+    let reported = damage.iter().rposition(|one| Some(one) == reported);
+    &damage[reported.map_or(0, |position| position + 1)..]
 }
 
 fn note(new: &[Damage]) -> String {
     let first = new.first().map(|one| format!("{}: {}", one.what, one.found)).unwrap_or_default();
     let volumes: usize = new.iter().map(|one| one.volumes.len()).sum();
     let text = format!(
-        "the store of oras-csi has {} damaged thing(s), set aside and fetched again; the first is {}; {volumes} mounted \
-         volume(s) keep them until their pods are restarted: see `oras-csi store ls` on the node",
+        "the store of oras-csi on this node has {} damaged object(s); they are quarantined and downloaded again. The first \
+         one is {}. {volumes} mounted volume(s) have the damaged content until their pods are restarted. Run `oras-csi \
+         store ls` on the node for details",
         new.len(),
         Shown::new(&first)
     );
-    text.chars().take(LONGEST).collect()
+    text.chars().take(MAX_NOTE_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -80,11 +83,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_in_the_same_second_is_told_as_well() {
+    fn reports_all_damage_of_the_same_second() {
         let all = ["blob a", "blob b", "tree c"].map(damage);
-        assert_eq!(since(&all, None), all);
-        assert_eq!(since(&all, Some(&all[0])), &all[1..]);
-        assert_eq!(since(&all, Some(&all[2])), []);
-        assert_eq!(since(&all, Some(&damage("forgotten"))), all);
+        assert_eq!(damage_after(&all, None), all);
+        assert_eq!(damage_after(&all, Some(&all[0])), &all[1..]);
+        assert_eq!(damage_after(&all, Some(&all[2])), []);
+        assert_eq!(damage_after(&all, Some(&damage("forgotten"))), all);
     }
 }

@@ -1,21 +1,23 @@
-//! Preloading: what cluster sets want on this node is fetched before a pod asks for it, and kept as long as they do.
+//! Preloads the cluster sets that select this node: pulls their content before a pod requests it, and keeps it from
+//! garbage collection as long as they select the node (docs/design.md, "Preloading").
 //!
 //! ```text
-//! ClusterArtifactSets ─ watched ─┐                          ┌─► preload.json (roots, before anything is fetched)
-//! labels of the node ─ asked ────┼─► wanted ─► what is kept ┤
-//! preload.json, until then ──────┘                          └─► a task a set ─► pulls, in no hurry
-//!                                                                    │ state
-//!                                                   NodeArtifacts ◄──┘ at most every five seconds
+//! ClusterArtifactSets ─ watched ──────┐                       ┌─► preload.json (GC roots, written before the pull)
+//! labels of the node ─ read ──────────┼─► desired ─► to keep ─┤
+//! preload.json, until these are known ┘                       └─► one task for each set ─► pulls at low priority
+//!                                                                     │ state
+//!                                                    NodeArtifacts ◄──┘ at most every five seconds
 //! ```
 //!
-//! All of it is off unless the driver is given [`ClusterSets`]: a driver that stands alone asks Kubernetes nothing.
-//! While the API server is silent, all goes on as it last was; after a start, as `preload.json` says.
+//! Preloading is off unless the driver has [`ClusterSets`]: a stand-alone driver does not connect to an API server. While
+//! the API server is unreachable, the last known sets stay preloaded. After a start, these are the sets in
+//! `preload.json`.
 //!
-//! Architecture Invariant: nothing waits for the API server but what is written for it. A publish asks it for one
-//! Secret, with a deadline, and only where the bytes are missing.
+//! Architecture Invariant: only the report to the API server waits for the API server. A publish reads one Secret from
+//! it, with a deadline, and only if content is missing.
 //!
-//! Architecture Invariant: fetching ahead never keeps a pod waiting (see `oras_csi_store::pull`), and a pod that asks for what is
-//! being fetched ahead makes that as urgent as its own.
+//! Architecture Invariant: a preload never delays a pod (see `oras_csi_store::pull`). If a pod requests content that a
+//! preload is downloading, that pull gets the priority of the pod.
 
 mod cluster_set;
 mod controller;
@@ -38,32 +40,33 @@ pub use self::secrets::{SetSecretError, SetSecrets};
 /// The name under which the API server records the writes of the driver.
 const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-driver");
 
-/// How the driver hears of cluster sets.
+/// The connection to the API server for cluster sets.
 #[derive(Clone)]
 pub struct ClusterSets {
     client: kube::Client,
     namespace: String,
-    rhythm: Rhythm,
+    intervals: Intervals,
 }
 
-/// How often things are done.
+/// The intervals of preloading. All are multiples of the interval of reports.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rhythm(Duration);
+pub(crate) struct Intervals(Duration);
 
 impl ClusterSets {
-    /// Asks the API server by `client`; pull secrets of sets are those of `namespace`, the driver's own.
+    /// Uses `client` to reach the API server. The pull secrets of sets are in `namespace`, the namespace of the driver.
     pub fn new(client: kube::Client, namespace: impl Into<String>) -> Self {
-        Self { client, namespace: namespace.into(), rhythm: Rhythm(Duration::from_secs(5)) }
+        Self { client, namespace: namespace.into(), intervals: Intervals(Duration::from_secs(5)) }
     }
 
-    /// Tells the API server something new at most this often: every five seconds. All that is done by itself follows:
-    /// a failure is tried again after twice the time at first, and what is there is looked at after twelve times.
+    /// Sets the shortest interval between two reports to the API server; by default five seconds. The other intervals
+    /// follow from it: the first retry after a failure comes after two intervals, and preloaded content is checked every
+    /// twelve.
     #[must_use]
-    pub fn with_rhythm(self, least: Duration) -> Self {
-        Self { rhythm: Rhythm(least), ..self }
+    pub fn with_report_interval(self, interval: Duration) -> Self {
+        Self { intervals: Intervals(interval), ..self }
     }
 
-    /// The pull secrets of sets.
+    /// Returns the reader of the pull secrets of sets.
     pub(crate) fn secrets(&self) -> SetSecrets {
         SetSecrets::new(self.client.clone(), &self.namespace)
     }
@@ -75,37 +78,37 @@ impl fmt::Debug for ClusterSets {
     }
 }
 
-impl Rhythm {
-    /// The least time between two writes of `NodeArtifacts`.
+impl Intervals {
+    /// The shortest time between two writes of `NodeArtifacts`.
     fn report(self) -> Duration {
         self.0
     }
 
-    /// The least time between two writes that only tell of more bytes.
+    /// The shortest time between two writes that report only progress in bytes.
     fn progress(self) -> Duration {
         self.0 * 6
     }
 
-    /// How often it is looked whether what was fetched is still there, what the node's labels are, and whether there
-    /// is damage to tell of.
-    fn look(self) -> Duration {
+    /// How often the driver checks whether preloaded content is still in the store, which labels the node has, and
+    /// whether damage was found.
+    fn check(self) -> Duration {
         self.0 * 12
     }
 
-    /// How often what did not change is written nevertheless: somebody may have deleted it.
+    /// How often an unchanged status is written again, because another client may have deleted it.
     fn renew(self) -> Duration {
         self.0 * 120
     }
 
-    /// How long after so many failures it is tried again: 10 seconds to ten minutes, more or less.
+    /// The delay before a retry after this many failures: 10 seconds to ten minutes, with jitter.
     fn retry(self, failures: u32) -> Duration {
         let wait = self.0 * 2 * 2_u32.saturating_pow(failures.saturating_sub(1).min(6));
-        spread(wait.min(self.0 * 120))
+        with_jitter(wait.min(self.0 * 120))
     }
 }
 
-/// The time, up to a quarter less: nodes shall not all come at once.
-fn spread(time: Duration) -> Duration {
+/// Shortens a time by up to a quarter, so that not all nodes call the API server or a registry at once.
+fn with_jitter(time: Duration) -> Duration {
     time.saturating_sub(jitter::up_to(time / 4))
 }
 
@@ -114,12 +117,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_tried_again_ever_later_up_to_ten_minutes() {
-        let rhythm = Rhythm(Duration::from_secs(5));
-        for (failures, most) in [(1, 10), (2, 20), (4, 80), (7, 600), (1_000_000, 600)] {
-            let most = Duration::from_secs(most);
-            let wait = rhythm.retry(failures);
-            assert!(wait <= most && wait >= most * 3 / 4, "{failures}: {wait:?}");
+    fn retries_back_off_up_to_ten_minutes() {
+        let intervals = Intervals(Duration::from_secs(5));
+        for (failures, seconds) in [(1, 10), (2, 20), (4, 80), (7, 600), (1_000_000, 600)] {
+            let longest = Duration::from_secs(seconds);
+            let wait = intervals.retry(failures);
+            assert!(wait <= longest && wait >= longest * 3 / 4, "{failures}: {wait:?}");
         }
     }
 }

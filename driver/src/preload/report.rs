@@ -16,23 +16,23 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::events::Teller;
+use super::events::DamageReporter;
 use super::object::{
     NodeArtifacts, NodeArtifactsSpec, NodeArtifactsStatus, SetOnNode, SetState, StoreOnNode,
 };
-use super::{ClusterSets, FIELD_MANAGER, Rhythm, spread};
+use super::{ClusterSets, FIELD_MANAGER, Intervals, with_jitter};
 
-/// How long the API server may take for one answer.
-pub(super) const LONGEST_CALL: Duration = Duration::from_secs(10);
+/// How long the driver waits for an answer of the API server.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes the node's object.
+/// Writes the `NodeArtifacts` object of the node.
 pub(super) struct Reporter {
     objects: Api<NodeArtifacts>,
     nodes: Api<Node>,
     node: String,
     store: Arc<Store>,
-    teller: Teller,
-    rhythm: Rhythm,
+    damage: DamageReporter,
+    intervals: Intervals,
     written: Option<(NodeArtifactsStatus, Instant)>,
 }
 
@@ -42,26 +42,26 @@ impl Reporter {
             objects: Api::all(cluster.client.clone()),
             nodes: Api::all(cluster.client.clone()),
             node: node.to_owned(),
-            teller: Teller::new(cluster, node, store.node_record()),
+            damage: DamageReporter::new(cluster, node, store.node_record()),
             store,
-            rhythm: cluster.rhythm,
+            intervals: cluster.intervals,
             written: None,
         }
     }
 
-    /// Writes what is heard, for as long as it is wanted.
-    pub(super) async fn run(mut self, mut heard: watch::Receiver<Option<Vec<SetOnNode>>>) {
+    /// Writes the states that it receives, until it is dropped.
+    pub(super) async fn run(mut self, mut sets_changed: watch::Receiver<Option<Vec<SetOnNode>>>) {
         let (mut failures, mut last) = (0, RepeatedFailure::default());
         loop {
-            let sets = heard.borrow_and_update().clone();
-            let mut wait = self.rhythm.report();
+            let sets = sets_changed.borrow_and_update().clone();
+            let mut wait = self.intervals.report();
             let record = self.store.node_record();
-            let _ = tokio::time::timeout(LONGEST_CALL, self.teller.tell(&record)).await;
+            let _ = tokio::time::timeout(CALL_TIMEOUT, self.damage.report(&record)).await;
             if let Some(sets) = sets {
-                let status = NodeArtifactsStatus::new(sets, damage(&record));
+                let status = NodeArtifactsStatus::new(sets, store_state(&record));
                 if self.is_due(&status) {
                     let status = self.with_bytes(status).await;
-                    match call(LONGEST_CALL, self.write(&status)).await {
+                    match call(CALL_TIMEOUT, self.write(&status)).await {
                         Ok(()) => {
                             (failures, self.written) = (0, Some((status, Instant::now())));
                             last.clear();
@@ -76,35 +76,35 @@ impl Reporter {
                                 );
                             }
                             failures += 1;
-                            wait = self.rhythm.retry(failures);
+                            wait = self.intervals.retry(failures);
                         }
                     }
                 }
             }
             tokio::time::sleep(wait).await;
-            // The store says nothing by itself when it finds damage.
-            let _ = tokio::time::timeout(spread(self.rhythm.look()), heard.changed()).await;
+            // The store does not notify this task about damage, so the record is read at intervals.
+            let _ = tokio::time::timeout(with_jitter(self.intervals.check()), sets_changed.changed()).await;
         }
     }
 
     fn is_due(&self, status: &NodeArtifactsStatus) -> bool {
         let Some((written, when)) = &self.written else { return true };
         let age = when.elapsed();
-        age >= self.rhythm.renew()
-            || is_news(written, status)
-            || (age >= self.rhythm.progress() && written.sets != status.sets)
+        age >= self.intervals.renew()
+            || has_changed(written, status)
+            || (age >= self.intervals.progress() && written.sets != status.sets)
     }
 
     async fn with_bytes(&self, mut status: NodeArtifactsStatus) -> NodeArtifactsStatus {
         let store = self.store.clone();
         let read = tokio::task::spawn_blocking(move || Inventory::read(store.layout())).await;
-        if let (Some(told), Ok(Ok(inventory))) = (&mut status.store, read) {
-            told.bytes = amount(inventory.bytes());
+        if let (Some(store), Ok(Ok(inventory))) = (&mut status.store, read) {
+            store.bytes = amount(inventory.bytes());
         }
         status
     }
 
-    /// As a whole, by server-side apply; makes the object where there is none and something to tell.
+    /// Writes the whole status by server-side apply. Creates the object if it is missing and there is something to report.
     async fn write(&self, status: &NodeArtifactsStatus) -> Result<(), kube::Error> {
         match self.apply(status).await {
             Err(error) if is_not_found(&error) => {
@@ -130,7 +130,8 @@ impl Reporter {
             .map(|_| ())
     }
 
-    /// Owned by the Node, which is asked for each time: one of the same name may have come in its place.
+    /// Creates the object, owned by the Node. The Node is read each time, because another one of the same name may have
+    /// replaced it.
     async fn create(&self) -> Result<(), kube::Error> {
         let node = self.nodes.get_metadata_with(&self.node, &GetParams::default()).await?;
         let owner = OwnerReference {
@@ -147,8 +148,8 @@ impl Reporter {
     }
 }
 
-/// Whether there is more to tell than how far it is and how full the store is.
-fn is_news(written: &NodeArtifactsStatus, status: &NodeArtifactsStatus) -> bool {
+/// Reports whether more has changed than the progress of downloads and the size of the store.
+fn has_changed(written: &NodeArtifactsStatus, status: &NodeArtifactsStatus) -> bool {
     let without_progress = |status: &NodeArtifactsStatus| {
         let mut status = status.clone();
         for set in status.sets.iter_mut().filter(|set| set.state != SetState::Ready) {
@@ -162,7 +163,7 @@ fn is_news(written: &NodeArtifactsStatus, status: &NodeArtifactsStatus) -> bool 
     without_progress(written) != without_progress(status)
 }
 
-fn damage(record: &NodeRecord) -> StoreOnNode {
+fn store_state(record: &NodeRecord) -> StoreOnNode {
     StoreOnNode {
         bytes: 0,
         damaged: amount(record.damage.len()),
@@ -171,7 +172,7 @@ fn damage(record: &NodeRecord) -> StoreOnNode {
     }
 }
 
-/// A number as the API has it.
+/// Converts a number to the type of the API.
 pub(super) fn amount(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }
@@ -199,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn more_bytes_are_no_news_and_all_else_is() {
+    fn progress_alone_is_not_a_change() {
         let before = status(SetState::Fetching, 1, 0);
-        assert!(!is_news(&before, &status(SetState::Fetching, 2, 0)));
-        assert!(is_news(&before, &status(SetState::Ready, 1, 0)));
-        assert!(is_news(&before, &status(SetState::Fetching, 1, 1)));
-        assert!(is_news(&before, &NodeArtifactsStatus::default()));
+        assert!(!has_changed(&before, &status(SetState::Fetching, 2, 0)));
+        assert!(has_changed(&before, &status(SetState::Ready, 1, 0)));
+        assert!(has_changed(&before, &status(SetState::Fetching, 1, 1)));
+        assert!(has_changed(&before, &NodeArtifactsStatus::default()));
         let mut other = before.clone();
         other.sets[0].id = "models-2".to_owned();
-        assert!(is_news(&before, &other));
+        assert!(has_changed(&before, &other));
     }
 }

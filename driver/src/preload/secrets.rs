@@ -1,5 +1,5 @@
-//! The pull secret of a cluster set: read by its name, from the driver's own namespace, each time it is needed, so that
-//! one that was rotated counts at once.
+//! Reads the pull secret of a cluster set from the namespace of the driver. It is read each time it is needed, so that a
+//! rotated Secret is used at once.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use oras_csi_kube_support::pull_secret::{PullSecret, read_pull_secret};
 
 use super::cluster_set;
 
-/// How long the API server has for the set and its Secret together: a pod waits.
-const LONGEST: Duration = Duration::from_secs(5);
+/// How long the driver waits for the set and its Secret together. It is short because a pod waits.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads the pull secrets that cluster sets name.
 #[derive(Clone)]
@@ -23,23 +23,23 @@ pub struct SetSecrets {
     namespace: String,
 }
 
-/// Why a set's pull secret is not used.
+/// Why the pull secret of a set could not be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SetSecretError {
-    /// Nobody says which it is.
-    #[error("there is no ClusterArtifactSet {0} any more, which would name its pull secret")]
+    /// The set does not exist, so the name of its pull secret is not known.
+    #[error("the ClusterArtifactSet {0} does not exist any more")]
     NoSet(Shown),
-    /// The set cannot be read.
-    #[error("the ClusterArtifactSet {set} cannot be read: {words}")]
+    /// The set could not be read.
+    #[error("cannot read the ClusterArtifactSet {set}: {reason}")]
     Set {
         /// The set.
         set: Shown,
-        /// Why.
-        words: Shown,
+        /// The cause.
+        reason: Shown,
     },
-    /// There is none.
+    /// The Secret does not exist.
     #[error(
-        "the pull secret {secret} of the ClusterArtifactSet {set} is not in the namespace {namespace}: make it there"
+        "the pull secret {secret} of the ClusterArtifactSet {set} is not in the namespace {namespace}. Create it there"
     )]
     Missing {
         /// The set.
@@ -49,23 +49,23 @@ pub enum SetSecretError {
         /// The driver's namespace.
         namespace: String,
     },
-    /// The driver has no right to it.
+    /// The driver has no permission to read the Secret.
     #[error(
-        "the driver may not read the pull secret {secret} of the ClusterArtifactSet {set}: name it in the chart's value \
-         clusterSets.pullSecrets ({words})"
+        "the driver has no permission to read the pull secret {secret} of the ClusterArtifactSet {set}: {reason}. Add its name \
+         to the chart value clusterSets.pullSecrets"
     )]
     Forbidden {
         /// The set.
         set: Shown,
         /// The Secret.
         secret: Shown,
-        /// What the API server said.
-        words: Shown,
+        /// The message of the API server.
+        reason: Shown,
     },
-    /// It is no pull secret.
+    /// The Secret has another type.
     #[error(
-        "the pull secret {secret} of the ClusterArtifactSet {set} has no .dockerconfigjson: make one with `kubectl create \
-         secret docker-registry`"
+        "the pull secret {secret} of the ClusterArtifactSet {set} has no key .dockerconfigjson. Create it with \
+         `kubectl create secret docker-registry`"
     )]
     Kind {
         /// The set.
@@ -73,23 +73,23 @@ pub enum SetSecretError {
         /// The Secret.
         secret: Shown,
     },
-    /// What is in it cannot be read.
-    #[error("the pull secret {secret} of the ClusterArtifactSet {set} cannot be used: {source}")]
+    /// The data of the Secret is invalid.
+    #[error("cannot use the pull secret {secret} of the ClusterArtifactSet {set}: {source}")]
     Config {
         /// The set.
         set: Shown,
         /// The Secret.
         secret: Shown,
-        /// Why; never says what is in it.
+        /// The cause, without any data of the Secret.
         source: DockerConfigError,
     },
-    /// The API server does not answer.
-    #[error("the API server cannot be asked for the pull secret of the ClusterArtifactSet {set}: {words}")]
-    Silent {
+    /// The API server is unreachable, or did not answer in time.
+    #[error("cannot read the pull secret of the ClusterArtifactSet {set} from the API server: {reason}")]
+    Unreachable {
         /// The set.
         set: Shown,
-        /// What happened.
-        words: Shown,
+        /// The cause.
+        reason: Shown,
     },
 }
 
@@ -98,47 +98,48 @@ impl SetSecrets {
         Self { client, namespace: namespace.to_owned() }
     }
 
-    /// `keyring` with the pull secret of `set` before what the administrator gave; and why not, where that is so.
+    /// Adds the pull secret of `set` to `keyring`, before the administrator's credentials. Also returns why the secret
+    /// could not be added.
     pub(crate) async fn add_to(&self, keyring: &Keyring, set: &str) -> (Keyring, Option<SetSecretError>) {
-        let asked = tokio::time::timeout(LONGEST, self.of(set)).await;
-        let late = || SetSecretError::Silent {
+        let found = tokio::time::timeout(TIMEOUT, self.read(set)).await;
+        let timed_out = || SetSecretError::Unreachable {
             set: set.into(),
-            words: Shown::new(&format!("no answer in {} s", LONGEST.as_secs())),
+            reason: Shown::new(&format!("no answer in {} s", TIMEOUT.as_secs())),
         };
-        match asked.unwrap_or_else(|_| Err(late())) {
+        match found.unwrap_or_else(|_| Err(timed_out())) {
             Ok(None) => (keyring.clone(), None),
             Ok(Some((name, config))) => {
                 (keyring.clone().with_secret(Source::Secret(name), config.into()), None)
             }
             Err(error) => {
-                tracing::warn!(set, %error, "a set's pull secret is not used");
+                tracing::warn!(set, %error, "cannot use the pull secret of a cluster set");
                 (keyring.clone(), Some(error))
             }
         }
     }
 
-    async fn of(&self, set: &str) -> Result<Option<(String, DockerConfig)>, SetSecretError> {
+    async fn read(&self, set: &str) -> Result<Option<(String, DockerConfig)>, SetSecretError> {
         let shown = Shown::new(set);
-        let silent = |error: &kube::Error| SetSecretError::Silent {
+        let unreachable = |error: &kube::Error| SetSecretError::Unreachable {
             set: shown.clone(),
-            words: Shown::new(&error.to_string()),
+            reason: Shown::new(&error.to_string()),
         };
         let sets: Api<DynamicObject> = Api::all_with(self.client.clone(), &cluster_set::resource());
-        let object = sets.get_opt(set).await.map_err(|error| silent(&error))?;
+        let object = sets.get_opt(set).await.map_err(|error| unreachable(&error))?;
         let object = object.ok_or_else(|| SetSecretError::NoSet(shown.clone()))?;
         let name = cluster_set::pull_secret(&object).map_err(|error| SetSecretError::Set {
             set: shown.clone(),
-            words: Shown::new(&error.to_string()),
+            reason: Shown::new(&error.to_string()),
         })?;
         let Some(name) = name else { return Ok(None) };
         let secret = Shown::new(&name);
         let found = read_pull_secret(self.client.clone(), &self.namespace, &name).await;
         let found = found.map_err(|error| match forbidden_message(&error) {
             Some(message) => {
-                let words = Shown::new(message);
-                SetSecretError::Forbidden { set: shown.clone(), secret: secret.clone(), words }
+                let reason = Shown::new(message);
+                SetSecretError::Forbidden { set: shown.clone(), secret: secret.clone(), reason }
             }
-            None => silent(&error),
+            None => unreachable(&error),
         })?;
         let content = match found {
             PullSecret::Missing => {

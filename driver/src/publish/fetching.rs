@@ -1,4 +1,4 @@
-//! In whose name the bytes of a volume are fetched, and the wait for them.
+//! The credentials with which a volume is pulled, and the wait for the pull.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::{PublishError, PublishRequest, Publisher};
 use crate::preload::SetSecretError;
 
 impl Publisher {
-    /// The pod's secret, then what the administrator gave, then nobody's.
+    /// Returns the credentials to try, in this order: the pod's Secret, the administrator's credentials, anonymous.
     pub(super) fn keyring_of(&self, request: &PublishRequest) -> Keyring {
         match request.secret() {
             Some(secret) => self.keyring.clone().with_secret(Source::VolumeSecret, secret.clone()),
@@ -19,23 +19,24 @@ impl Publisher {
         }
     }
 
-    /// With the pull secret of the volume's cluster set, where the seal says that it is one of a set; and why not.
+    /// Adds the pull secret of the volume's cluster set, if the seal names one. Also returns why the pull secret could
+    /// not be added.
     pub(super) async fn with_credentials_of_its_set(
         &self,
         request: &PublishRequest,
         fetcher: Arc<Fetcher>,
     ) -> (Arc<Fetcher>, Option<Box<SetSecretError>>) {
-        // A name without a checked seal could be anybody's wish.
-        let set = request.canonical().set().filter(|_| self.disk.seals.vouch_for(request));
+        // Without a verified seal, any user could have written the name of the set.
+        let set = request.canonical().set().filter(|_| self.disk.seals.authorizes_pull(request));
         let (Some(secrets), Some(set)) = (&self.set_secrets, set) else { return (fetcher, None) };
-        let (keyring, without) = secrets.add_to(&self.keyring_of(request), set).await;
+        let (keyring, secret_error) = secrets.add_to(&self.keyring_of(request), set).await;
         let fetcher = Arc::new(self.pulls.fetcher().with_credentials(Arc::new(keyring)));
-        (fetcher, without.map(Box::new))
+        (fetcher, secret_error.map(Box::new))
     }
 
-    /// Pulls until the tree is there. A pull that another call began may have ended just before this one leased the
-    /// tree, and what it brought may be collected already: then it is pulled once more.
-    pub(super) async fn pulled(
+    /// Pulls until the tree is in the store. A pull that another call started can end just before this call leases the
+    /// tree, and garbage collection can then remove the tree. In that case it is pulled once more.
+    pub(super) async fn pull_into_store(
         &self,
         request: &PublishRequest,
         key: &TreeKey,
@@ -45,7 +46,7 @@ impl Publisher {
         let waited = self.pulls.wait_for(request.recipe(), fetcher, wait).await;
         if matches!(waited, PullStatus::Ready(_)) {
             let key = key.clone();
-            if !self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
+            if !self.run_on_disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
                 return Ok(self.pulls.wait_for(request.recipe(), fetcher, wait).await);
             }
         }

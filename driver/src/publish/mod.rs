@@ -1,15 +1,15 @@
-//! Publishing: a canonical volume becomes a read-only mount at kubelet's path, and goes again.
+//! Publishes and unpublishes volumes: mounts a canonical volume read-only at kubelet's target path, and unmounts it.
 //!
 //! ```text
-//! request ─► seal ─► target_lock ─► look at the target ─► right ─► tree (store, else pull) ─► record ─► mount
+//! request ─► seal ─► target lock ─► state of the target ─► authorization ─► tree (store or pull) ─► record ─► mount
 //! ```
 //!
-//! Whether the pod may have the bytes is asked before anybody looks for them ([`authorization`](RightError)). Three do without:
-//! what is mounted already; a volume that has a record of the same tree, as after a reboot of the node; and one whose
-//! seal names a cluster set, which is the administrator's word for everybody.
+//! The driver checks the pull permission of the pod before it looks for the content ([`AuthorizationError`]). It skips
+//! that check in three cases: the volume is mounted already; the target has a record of the same volume and tree, as
+//! after a reboot of the node; or the seal names a cluster set, whose content the administrator granted to all pods.
 //!
-//! Each step can be the last before a crash: see [`crate::volume_records`] for why the next call repairs it.
-//! A publish that fails leaves neither a directory nor a record; the pull that it waited for goes on.
+//! A crash can happen after each step: [`crate::volume_records`] explains why the next call repairs what it left. A
+//! publish that fails leaves neither a directory nor a record. The pull that it waited for continues.
 
 mod authorization;
 mod fetching;
@@ -27,80 +27,93 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
 use oras_csi_store::gc::double_free_space;
-use oras_csi_store::pull::{ProgressSnapshot, PullError, PullStatus, Pulls};
+use oras_csi_store::pull::{Fetcher, ProgressSnapshot, PullError, PullStatus, Pulls};
 use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Totals, TreeKey};
 
-pub use self::authorization::RightError;
-use self::authorization::Rights;
+use self::authorization::Authorizer;
+pub use self::authorization::{AuthorizationError, PodName};
 pub use self::request::{PublishRequest, SecretError};
-pub use self::seal::{SealRefusal, Seals};
+pub use self::seal::{SealRejection, Seals};
 pub use self::target_lock::TargetLocks;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, TreeLookup};
 use crate::mount::{Found, MountError, Mounter, Target};
 use crate::preload::{SetSecretError, SetSecrets};
 use crate::volume_records::{Record, Records};
 
-/// Why a volume is not published.
+/// How long a publish waits for the authorization check and the pull before it reports the progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishWait(pub Duration);
+
+/// How long a pull permission stays valid while its registry is unreachable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuthorizationGrace(pub Duration);
+
+/// Why a volume could not be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// A field of the request is empty.
-    #[error("the request has no {0}: this is no request of kubelet's")]
-    Missing(&'static str),
-    /// A block volume.
-    #[error("the volume is asked for as a block device: this driver gives files; use volumeMode: Filesystem")]
-    Block,
-    /// Without a namespace nobody knows whose volume it is.
+    /// A required field of the request is empty.
     #[error(
-        "the request does not say which pod it is for (no {}): the CSIDriver object csi.oras.land must have podInfoOnMount: true", .0
+        "cannot publish: the request has no {0}. Kubelet always sends it: check which client calls the driver"
     )]
-    Namespace(&'static str),
-    /// Not a canonical volume.
+    MissingField(&'static str),
+    /// The request is for a block volume.
+    #[error(
+        "cannot publish the volume as a block device: this driver mounts files. Set volumeMode: Filesystem"
+    )]
+    Block,
+    /// The request does not name the pod's namespace, so the seal cannot be verified.
+    #[error(
+        "cannot tell which pod the volume is for: the request has no {0}. The CSIDriver object csi.oras.land must have podInfoOnMount: true"
+    )]
+    MissingNamespace(&'static str),
+    /// The attributes are not a canonical volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// The Secret of the request is none for registries.
-    #[error("the volume's pull secret (nodePublishSecretRef) cannot be used: {0}")]
+    /// The Secret of the request has no credentials for registries.
+    #[error("cannot use the pull secret of the volume (nodePublishSecretRef): {0}")]
     Secret(#[from] SecretError),
-    /// No webhook admitted it for this pod.
+    /// The volume has no valid seal for this pod.
     #[error(transparent)]
-    Seal(#[from] SealRefusal),
-    /// The pod may not have it, or nobody can say.
+    Seal(#[from] SealRejection),
+    /// The pod has no pull permission, or the permission cannot be checked.
     #[error(transparent)]
-    Right(#[from] RightError),
-    /// The question takes long.
-    #[error("asking the registries whether the pod may have {id} takes longer than {} s; it is tried again", .after.as_secs())]
-    Asking {
-        /// The volume's safe id.
+    Authorization(#[from] AuthorizationError),
+    /// The registry has not answered the authorization check yet.
+    #[error("checking whether {pod} is allowed to pull {id} takes longer than {} s. Retrying.", .after.0.as_secs())]
+    CheckingPermission {
+        /// The pod.
+        pod: PodName,
+        /// The volume's id.
         id: String,
-        /// How long it has taken.
-        after: Duration,
+        /// How long the call waited.
+        after: PublishWait,
     },
-    /// Another call for the same target.
-    #[error("another call for {} is being worked on; it is tried again", .0.display())]
+    /// Another call has locked the target.
+    #[error("another call for {} is in progress. Retrying.", .0.display())]
     Busy(PathBuf),
-    /// The pull goes on.
-    #[error("pulling {id}: {reading}; the pull goes on, and the volume is mounted when it is done")]
+    /// The pull is in progress.
+    #[error(
+        "pulling {id}: {progress}. The pull continues in the background; the volume is mounted when it is complete."
+    )]
     Pulling {
-        /// The volume's safe id.
+        /// The volume's id.
         id: String,
-        /// How far it is.
-        reading: ProgressSnapshot,
+        /// The progress.
+        progress: ProgressSnapshot,
     },
     /// The pull failed.
     #[error("{0}")]
     Pull(Arc<PullError>),
-    /// The pull failed, and might not have with the pull secret of its set.
-    #[error("{error}; {secret}")]
+    /// The pull failed without the pull secret of the cluster set, which could not be read.
+    #[error("{error}. The pull secret of the cluster set was not used: {secret}")]
     PullWithoutSecret {
-        /// Why it failed.
+        /// Why the pull failed.
         error: Arc<PullError>,
-        /// Why without the secret.
+        /// Why the secret was not used.
         secret: Box<SetSecretError>,
     },
-    /// Something else is mounted there.
-    #[error(
-        "{} has {found} mounted already: it has to be unpublished before another can take its place",
-        .target.display()
-    )]
+    /// Another volume of this driver is mounted at the target.
+    #[error("cannot mount at {}: {found} is mounted there. Unpublish it first", .target.display())]
     Conflict {
         /// The target.
         target: PathBuf,
@@ -113,26 +126,28 @@ pub enum PublishError {
     /// The store's disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The task is gone.
-    #[error("the driver stopped in the middle of the call; it is tried again")]
+    /// The runtime stopped before the work ended.
+    #[error("the driver stopped during the call. Retrying.")]
     Interrupted,
 }
 
-/// Why a volume is not unpublished.
+/// Why a volume could not be unpublished.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpublishError {
-    /// A field of the request is empty.
-    #[error("the request has no {0}: this is no request of kubelet's")]
-    Missing(&'static str),
-    /// Another call for the same target.
-    #[error("another call for {} is being worked on; it is tried again", .0.display())]
+    /// A required field of the request is empty.
+    #[error(
+        "cannot unpublish: the request has no {0}. Kubelet always sends it: check which client calls the driver"
+    )]
+    MissingField(&'static str),
+    /// Another call has locked the target.
+    #[error("another call for {} is in progress. Retrying.", .0.display())]
     Busy(PathBuf),
-    /// The target has another volume.
-    #[error("the volume at {} is \"{found}\", not the one that is to be unpublished", .target.display())]
-    Other {
+    /// Another volume is mounted at the target.
+    #[error("cannot unpublish at {}: the volume there is \"{found}\", not the requested one", .target.display())]
+    OtherVolume {
         /// The target.
         target: PathBuf,
-        /// Whose it is.
+        /// The volume at the target.
         found: Shown,
     },
     /// Unmounting failed.
@@ -141,57 +156,73 @@ pub enum UnpublishError {
     /// The store's disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The task is gone.
-    #[error("the driver stopped in the middle of the call; it is tried again")]
+    /// The runtime stopped before the work ended.
+    #[error("the driver stopped during the call. Retrying.")]
     Interrupted,
 }
 
-/// Why there are no figures about a volume.
+/// Why the size of a volume could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
-    /// A field of the request is empty.
-    #[error("the request has no {0}: this is no request of kubelet's")]
-    Missing(&'static str),
-    /// No such volume, or not there.
-    #[error("the volume \"{volume}\" is not published at \"{path}\"")]
+    /// A required field of the request is empty.
+    #[error("cannot read volume statistics: the request has no {0}")]
+    MissingField(&'static str),
+    /// The volume does not exist, or is not mounted at this path.
+    #[error("cannot read volume statistics: the volume \"{volume}\" is not published at \"{path}\"")]
     NotPublished {
         /// The volume.
         volume: Shown,
         /// The path.
         path: Shown,
     },
-    /// The disk.
+    /// The store's disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// Looking failed.
+    /// The mount could not be read.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// The task is gone.
-    #[error("the driver stopped in the middle of the call; it is tried again")]
+    /// The runtime stopped before the work ended.
+    #[error("the driver stopped during the call. Retrying.")]
     Interrupted,
 }
 
-/// How a publish or an unpublish ended well.
+/// What a successful publish or unpublish did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Done {
-    /// By doing something.
-    Now,
-    /// It was so already.
-    Already,
+pub enum Effect {
+    /// It mounted or unmounted the volume.
+    Changed,
+    /// The volume was mounted or unmounted already.
+    Unchanged,
 }
 
-/// Publishes and unpublishes.
+/// Publishes and unpublishes the volumes of a node.
 pub struct Publisher {
     disk: Arc<Disk>,
     pulls: Arc<Pulls>,
     target_locks: TargetLocks,
     keyring: Keyring,
-    rights: Rights,
+    authorizer: Authorizer,
     set_secrets: Option<SetSecrets>,
-    wait: Duration,
+    wait: PublishWait,
 }
 
-/// What blocks: used from threads that may.
+/// The settings of a [`Publisher`].
+pub struct PublisherOptions {
+    /// Which volumes need a seal.
+    pub seals: Seals,
+    /// The administrator's credentials.
+    pub keyring: Keyring,
+    /// Reads the pull secrets of cluster sets, for volumes whose seal names one.
+    pub set_secrets: Option<SetSecrets>,
+    /// How long a publish waits for a pull.
+    pub wait: PublishWait,
+    /// How long a pull permission stays valid while its registry is unreachable.
+    pub authorization_grace: AuthorizationGrace,
+    /// The counters of the driver.
+    pub metrics: Metrics,
+}
+
+/// The parts of the publisher that block on the disk or the kernel. Used only on threads that may block.
 struct Disk {
     store: Arc<Store>,
     records: Records,
@@ -200,122 +231,128 @@ struct Disk {
     metrics: Metrics,
 }
 
-/// What is at a target before a publish.
-enum Before {
+/// The state of a target before a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TargetState {
+    /// The volume is mounted.
     Mounted,
-    /// A record says that it was mounted for this very volume.
+    /// A record shows that the same volume with the same tree was mounted here before.
     Recorded,
-    Nothing,
+    /// The volume was never mounted here.
+    New,
 }
 
 impl Publisher {
-    /// Publishes what `pulls` brings, from its store, by `mounter`; waits at most `wait` for a pull. `keyring` has
-    /// what the administrator gave; `grace` is how long a right counts that cannot be asked for.
-    pub fn new(
-        pulls: Arc<Pulls>,
-        mounter: Mounter,
-        seals: Seals,
-        keyring: Keyring,
-        wait: Duration,
-        grace: Duration,
-        metrics: Metrics,
-    ) -> Self {
+    /// Creates a publisher that mounts trees from the store of `pulls`.
+    pub fn new(pulls: Arc<Pulls>, mounter: Mounter, options: PublisherOptions) -> Self {
+        let PublisherOptions { seals, keyring, set_secrets, wait, authorization_grace, metrics } = options;
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
-        let (target_locks, rights) = (TargetLocks::default(), Rights::new(grace));
-        Self { disk, pulls, target_locks, keyring, rights, set_secrets: None, wait }
+        let (target_locks, authorizer) = (TargetLocks::default(), Authorizer::new(authorization_grace));
+        Self { disk, pulls, target_locks, keyring, authorizer, set_secrets, wait }
     }
 
-    /// The same, with the pull secrets of cluster sets for their volumes.
-    #[must_use]
-    pub fn with_set_secrets(self, set_secrets: Option<SetSecrets>) -> Self {
-        Self { set_secrets, ..self }
-    }
-
-    /// Makes the volume appear at its target. Doing it twice is doing it once.
-    pub async fn publish(&self, request: PublishRequest) -> Result<Done, PublishError> {
-        let target = request.target().clone();
+    /// Mounts the volume at its target. A second call for the same volume changes nothing.
+    pub async fn publish(&self, request: PublishRequest) -> Result<Effect, PublishError> {
         let request = Arc::new(request);
         {
             let request = request.clone();
-            self.disk(move |disk| Ok(disk.seals.check(&request)?)).await?;
+            self.run_on_disk(move |disk| Ok(disk.seals.check(&request)?)).await?;
         }
-        let busy = || PublishError::Busy(target.path().to_owned());
-        let target_lock = self.target_locks.try_lock(target.path()).ok_or_else(busy)?;
+        let busy = || PublishError::Busy(request.target().path().to_owned());
+        let target_lock = self.target_locks.try_lock(request.target().path()).ok_or_else(busy)?;
         let key = self.pulls.fetcher().key(request.recipe());
-        // From before anybody looks for the tree until its record is written nobody takes it away.
+        // The lease keeps the tree from garbage collection until its record is written.
         let mut lease = self.disk.store.lease();
         lease.add([Item::Tree(key.clone())]).await;
-        let before = {
+        let state = {
             let (request, key) = (request.clone(), key.clone());
-            self.disk(move |disk| disk.before(&request, &key)).await?
+            self.run_on_disk(move |disk| disk.target_state(&request, &key)).await?
         };
-        if matches!(before, Before::Mounted) {
-            return Ok(Done::Already);
+        if state == TargetState::Mounted {
+            return Ok(Effect::Unchanged);
         }
         let began = Instant::now();
         let fetcher = Arc::new(self.pulls.fetcher().with_credentials(Arc::new(self.keyring_of(&request))));
-        if matches!(before, Before::Nothing) && !self.disk.seals.vouch_for(&request) {
-            let asked = self.rights.check(&fetcher, request.secret(), request.recipe());
-            let asked = tokio::time::timeout(self.wait, asked).await;
-            let asked =
-                asked.map_err(|_| PublishError::Asking { id: request.id().to_owned(), after: self.wait })?;
-            if let Err(refused) = asked {
-                if matches!(refused, RightError::Refused(_)) {
-                    self.disk(move |disk| disk.forget_failed(&target)).await?;
-                }
-                return Err(refused.into());
-            }
+        let is_authorized = state == TargetState::Recorded || self.disk.seals.authorizes_pull(&request);
+        if !is_authorized {
+            self.authorize(&request, &fetcher).await?;
         }
-        // A tree that others brought is not there for a pod whose own registries never gave what is in it.
-        let is_known = matches!(before, Before::Recorded) || self.disk.seals.vouch_for(&request);
-        let is_there = (is_known || self.disk.store.provenance().has_tree(&key, request.recipe())) && {
+        // A tree in the store counts for this pod only if the registries of its recipe served the content to this node.
+        let may_use_store = is_authorized || self.disk.store.provenance().has_tree(&key, request.recipe());
+        let is_stored = may_use_store && {
             let key = key.clone();
-            self.disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await?
+            self.run_on_disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await?
         };
-        self.disk.metrics.looked_up(is_there);
-        if !is_there {
-            let (fetcher, without) = self.with_credentials_of_its_set(&request, fetcher).await;
-            let wait = self.wait.saturating_sub(began.elapsed());
-            match self.pulled(&request, &key, &fetcher, wait).await? {
-                PullStatus::Ready(_) => {}
-                PullStatus::Pulling(reading) => {
-                    return Err(PublishError::Pulling { id: request.id().to_owned(), reading });
-                }
-                PullStatus::Failed(error) => {
-                    let no_room = error.kind() == PullErrorKind::DiskFull;
-                    self.disk(move |disk| {
-                        disk.forget_failed(&target)?;
-                        if no_room {
-                            double_free_space(&disk.store);
-                        }
-                        Ok(())
-                    })
-                    .await?;
-                    return Err(match without {
-                        Some(secret) => PublishError::PullWithoutSecret { error, secret },
-                        None => PublishError::Pull(error),
-                    });
-                }
-            }
+        self.disk.metrics.looked_up(if is_stored { TreeLookup::Hit } else { TreeLookup::Miss });
+        if !is_stored {
+            let wait = self.wait.0.saturating_sub(began.elapsed());
+            self.pull(&request, &key, fetcher, wait).await?;
         }
-        // The target_lock goes with the work: a caller that hangs up does not let another in between.
-        self.disk(move |disk| {
+        // The lock moves into the work: if the caller hangs up, no other call can start before the work ends.
+        self.run_on_disk(move |disk| {
             let _held = (target_lock, lease);
             disk.mount(&request, &key)
         })
         .await?;
-        Ok(Done::Now)
+        Ok(Effect::Changed)
     }
 
-    /// Takes the volume away from its target. What is not there is gone already.
-    pub async fn unpublish(&self, volume: &str, target: &str) -> Result<Done, UnpublishError> {
+    /// Checks the pull permission of the pod. If it is denied, removes what an interrupted publish left at the target.
+    async fn authorize(&self, request: &Arc<PublishRequest>, fetcher: &Fetcher) -> Result<(), PublishError> {
+        let check = self.authorizer.check(fetcher, request);
+        let checked = tokio::time::timeout(self.wait.0, check).await;
+        let checked = checked.map_err(|_| PublishError::CheckingPermission {
+            pod: request.pod(),
+            id: request.id().to_owned(),
+            after: self.wait,
+        })?;
+        if let Err(AuthorizationError::Rejected { .. }) = &checked {
+            let request = request.clone();
+            self.run_on_disk(move |disk| disk.forget_failed(request.target())).await?;
+        }
+        Ok(checked?)
+    }
+
+    /// Pulls the tree of the volume into the store, and waits for it at most `wait`.
+    async fn pull(
+        &self,
+        request: &Arc<PublishRequest>,
+        key: &TreeKey,
+        fetcher: Arc<Fetcher>,
+        wait: Duration,
+    ) -> Result<(), PublishError> {
+        let (fetcher, secret_error) = self.with_credentials_of_its_set(request, fetcher).await;
+        let error = match self.pull_into_store(request, key, &fetcher, wait).await? {
+            PullStatus::Ready(_) => return Ok(()),
+            PullStatus::Pulling(progress) => {
+                return Err(PublishError::Pulling { id: request.id().to_owned(), progress });
+            }
+            PullStatus::Failed(error) => error,
+        };
+        let (request, is_disk_full) = (request.clone(), error.kind() == PullErrorKind::DiskFull);
+        self.run_on_disk(move |disk| {
+            disk.forget_failed(request.target())?;
+            if is_disk_full {
+                double_free_space(&disk.store);
+            }
+            Ok(())
+        })
+        .await?;
+        Err(match secret_error {
+            Some(secret) => PublishError::PullWithoutSecret { error, secret },
+            None => PublishError::Pull(error),
+        })
+    }
+
+    /// Unmounts the volume from its target. If it is not mounted there, this changes nothing.
+    pub async fn unpublish(&self, volume: &str, target: &str) -> Result<Effect, UnpublishError> {
         if volume.is_empty() {
-            return Err(UnpublishError::Missing("volume_id"));
+            return Err(UnpublishError::MissingField("volume_id"));
         }
         if target.is_empty() {
-            return Err(UnpublishError::Missing("target_path"));
+            return Err(UnpublishError::MissingField("target_path"));
         }
         let target = Target::parse(target)?;
         let busy = || UnpublishError::Busy(target.path().to_owned());
@@ -328,25 +365,25 @@ impl Publisher {
         work.await.map_err(|_| UnpublishError::Interrupted)?
     }
 
-    /// How much is in a published volume.
+    /// Returns the size of a published volume.
     pub async fn stats(&self, volume: &str, path: &str) -> Result<Totals, StatsError> {
         if volume.is_empty() {
-            return Err(StatsError::Missing("volume_id"));
+            return Err(StatsError::MissingField("volume_id"));
         }
         if path.is_empty() {
-            return Err(StatsError::Missing("volume_path"));
+            return Err(StatsError::MissingField("volume_path"));
         }
         let (disk, volume, path) = (self.disk.clone(), volume.to_owned(), path.to_owned());
         let work = tokio::task::spawn_blocking(move || disk.stats(&volume, &path));
         work.await.map_err(|_| StatsError::Interrupted)?
     }
 
-    /// Waits until no pull is left, after the token that stops them.
+    /// Waits until all pulls have ended, after they were told to stop.
     pub async fn drain(&self) {
         self.pulls.drain().await;
     }
 
-    async fn disk<T: Send + 'static>(
+    async fn run_on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Disk) -> Result<T, PublishError> + Send + 'static,
     ) -> Result<T, PublishError> {
@@ -356,7 +393,8 @@ impl Publisher {
 }
 
 impl Disk {
-    fn before(&self, request: &PublishRequest, key: &TreeKey) -> Result<Before, PublishError> {
+    /// Reads the state of the target, and removes a mount of this driver that lost its flags.
+    fn target_state(&self, request: &PublishRequest, key: &TreeKey) -> Result<TargetState, PublishError> {
         let target = request.target();
         let conflict = |found| PublishError::Conflict { target: target.path().to_owned(), found };
         match self.mounter.look(target)? {
@@ -364,16 +402,16 @@ impl Disk {
                 return Err(conflict("a volume of another recipe".to_owned()));
             }
             Found::Mounted { flags: Err(found), .. } => {
-                tracing::warn!(target = %target.path().display(), %found, "a volume lost its flags; it is mounted anew");
+                tracing::warn!(target = %target.path().display(), %found, "a mounted volume has lost its read-only, nosuid or nodev flag; mounting it again");
                 self.mounter.unpublish(target)?;
             }
             Found::Mounted { .. } => {
                 return match self.records.get(target)? {
-                    Some(record) if record.volume() == request.volume() => Ok(Before::Mounted),
+                    Some(record) if record.volume() == request.volume() => Ok(TargetState::Mounted),
                     Some(record) => Err(conflict(format!("the volume \"{}\"", Shown::new(record.volume())))),
                     None => {
                         self.records.put(target, &request.record(key))?;
-                        Ok(Before::Mounted)
+                        Ok(TargetState::Mounted)
                     }
                 };
             }
@@ -381,7 +419,7 @@ impl Disk {
                 return Err(MountError::Foreign { path: target.path().to_owned(), found }.into());
             }
             Found::ForeignMount => {
-                let found = "a mount of something else";
+                let found = "a mount that does not belong to this driver";
                 return Err(MountError::Foreign { path: target.path().to_owned(), found }.into());
             }
             Found::NoParent => return Err(target.no_parent().into()),
@@ -389,27 +427,29 @@ impl Disk {
         }
         let is_same =
             |record: &Record| record.volume() == request.volume() && record.tree().as_ref() == Some(key);
-        let recorded = self.records.get(target)?.is_some_and(|record| is_same(&record));
-        Ok(if recorded { Before::Recorded } else { Before::Nothing })
+        let is_recorded = self.records.get(target)?.is_some_and(|record| is_same(&record));
+        Ok(if is_recorded { TargetState::Recorded } else { TargetState::New })
     }
 
+    /// Writes the record of the volume, then mounts it.
     fn mount(&self, request: &PublishRequest, key: &TreeKey) -> Result<(), PublishError> {
         let target = request.target();
-        let known = self.records.get(target)?.is_some();
+        let is_known = self.records.get(target)?.is_some();
         self.records.put(target, &request.record(key))?;
         if let Err(error) = self.mounter.publish(key, target) {
             self.records.remove(target)?;
             return Err(error.into());
         }
         self.store.mark_used(key);
-        if !known {
+        if !is_known {
             self.metrics.volumes().inc();
         }
         tracing::info!(volume = request.volume(), id = request.id(), namespace = request.namespace(), tree = %key, target = %target.path().display(), "mounted");
         Ok(())
     }
 
-    /// Clears what an interrupted publish of the same target left, now that this one fails for good.
+    /// Removes the mount and the record that an interrupted publish left at the target, because this call fails with a
+    /// final error and kubelet may never unpublish.
     fn forget_failed(&self, target: &Target) -> Result<(), PublishError> {
         if self.records.get(target)?.is_some() {
             self.mounter.unpublish(target)?;
@@ -419,24 +459,24 @@ impl Disk {
         Ok(())
     }
 
-    fn unmount(&self, volume: &str, target: &Target) -> Result<Done, UnpublishError> {
+    fn unmount(&self, volume: &str, target: &Target) -> Result<Effect, UnpublishError> {
         let record = self.records.get(target)?;
         if let Some(record) = &record
             && record.volume() != volume
         {
             let found = Shown::new(record.volume());
-            return Err(UnpublishError::Other { target: target.path().to_owned(), found });
+            return Err(UnpublishError::OtherVolume { target: target.path().to_owned(), found });
         }
         self.mounter.unpublish(target)?;
-        let Some(record) = record else { return Ok(Done::Already) };
-        // From now on it counts as unused.
+        let Some(record) = record else { return Ok(Effect::Unchanged) };
+        // The age of an unused tree starts when its volume is unmounted.
         if let Some(key) = record.tree() {
             self.store.mark_used(&key);
         }
         self.records.remove(target)?;
         self.metrics.volumes().dec();
         tracing::info!(volume, target = %target.path().display(), "unmounted");
-        Ok(Done::Now)
+        Ok(Effect::Changed)
     }
 
     fn stats(&self, volume: &str, path: &str) -> Result<Totals, StatsError> {
@@ -448,7 +488,7 @@ impl Disk {
             Found::Mounted { tree: mounted, .. } if mounted == tree => {}
             _ => return Err(missing()),
         }
-        let there = self.store.tree(&tree)?.map(|tree| tree.totals());
-        there.or_else(|| self.store.quarantined_totals(&tree)).ok_or_else(missing)
+        let totals = self.store.tree(&tree)?.map(|tree| tree.totals());
+        totals.or_else(|| self.store.quarantined_totals(&tree)).ok_or_else(missing)
     }
 }

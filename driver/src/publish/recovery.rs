@@ -1,4 +1,4 @@
-//! What is done for volumes without anybody asking: at the start, beside collections, and after a scrub.
+//! Work on published volumes that no call requests: at start, at each garbage collection, and after each scrub.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -11,44 +11,47 @@ use super::stale_volumes::forget_stale_volumes;
 use super::{PublishError, Publisher};
 
 impl Publisher {
-    /// Reads what an earlier run recorded and compares it with what is mounted; forgets volumes whose pods are gone.
+    /// Reads the records of earlier runs, compares them with the mounts, and forgets volumes whose pods no longer exist.
     pub fn take_over(&self) -> Result<(), PublishError> {
         let disk = &self.disk;
         let forgotten = forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target))?;
         let records = disk.records.all()?;
         let mounted = disk.mounter.mounted()?;
         let points: HashSet<&Path> = mounted.iter().map(|(path, _)| path.as_path()).collect();
-        let gone = records.iter().filter(|record| !points.contains(record.target())).count();
+        let unmounted = records.iter().filter(|record| !points.contains(record.target())).count();
         let recorded = records.len();
         disk.metrics.volumes().set(i64::try_from(recorded).unwrap_or(i64::MAX));
         disk.metrics.mounted(mounted.len());
         tracing::info!(
             recorded,
             mounted = mounted.len(),
-            gone,
+            unmounted,
             forgotten,
             "took over the volumes of earlier runs"
         );
         Ok(())
     }
 
-    /// Forgets volumes whose pods are gone since. Blocks.
+    /// Forgets volumes whose pods no longer exist. Blocks the thread.
     pub(crate) fn forget_stale_volumes(&self) {
         let disk = &self.disk;
         match forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target)) {
             Ok(forgotten) => drop(disk.metrics.volumes().dec_by(i64::try_from(forgotten).unwrap_or(0))),
-            Err(error) => tracing::warn!(%error, "volumes whose pods are gone cannot be told"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for volumes whose pods no longer exist; retrying at the next garbage collection");
+            }
         }
     }
 
-    /// Fetches again what was set aside and is mounted, with the administrator's credentials: whoever asks next
-    /// finds it. What cannot be fetched so is fetched when somebody asks, with theirs.
+    /// Pulls quarantined content of mounted volumes again, with the administrator's credentials, so that the next pod
+    /// finds it in the store. If these credentials are not accepted, the next pod that requests the content pulls it
+    /// with its own credentials.
     pub(crate) async fn repull_damaged(self: Arc<Self>) {
-        let missing = self.disk(|disk| {
+        let missing = self.run_on_disk(|disk| {
             let mut missing = Vec::new();
             for record in disk.records.all()? {
-                let there = record.tree().is_none_or(|key| disk.store.layout().tree(&key).exists());
-                missing.extend(record.recipe().filter(|_| !there));
+                let is_stored = record.tree().is_none_or(|key| disk.store.layout().tree(&key).exists());
+                missing.extend(record.recipe().filter(|_| !is_stored));
             }
             Ok(missing)
         });
@@ -60,9 +63,17 @@ impl Publisher {
             if !seen.insert(key.clone()) {
                 continue;
             }
-            let waited = self.pulls.wait_for(&recipe, &fetcher, self.wait).await;
-            let healed = matches!(waited, PullStatus::Ready(_));
-            tracing::info!(tree = %key, healed, "fetched again what is mounted and was found damaged");
+            match self.pulls.wait_for(&recipe, &fetcher, self.wait.0).await {
+                PullStatus::Ready(_) => {
+                    tracing::info!(tree = %key, "pulled damaged content of a mounted volume again")
+                }
+                PullStatus::Pulling(progress) => {
+                    tracing::info!(tree = %key, %progress, "pulling damaged content of a mounted volume again");
+                }
+                PullStatus::Failed(error) => {
+                    tracing::warn!(tree = %key, %error, "cannot pull damaged content of a mounted volume again; the next pod that requests it pulls it");
+                }
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What kubelet asks for, read once: whoever holds a [`PublishRequest`] need not check it again.
+//! Parses and validates a publish request of kubelet. A [`PublishRequest`] needs no further checks of its fields.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::volume::CanonicalVolume;
 use oras_csi_store::TreeKey;
 
-use super::PublishError;
+use super::{PodName, PublishError};
 use crate::mount::Target;
 use crate::proto::csi::NodePublishVolumeRequest;
 use crate::proto::csi::volume_capability::AccessType;
@@ -17,46 +17,48 @@ use crate::volume_records::Record;
 /// The keys of pull secrets (Kubernetes, `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg`).
 const DOCKER_CONFIG_JSON: &str = ".dockerconfigjson";
 const DOCKER_CONFIG: &str = ".dockercfg";
-/// Kubelet's own attributes: the pod's namespace, its uid, and whether the pod has the volume inline.
+/// Kubelet's attributes: the pod's namespace, name and uid, and whether the volume is inline in the pod
+/// (`podInfoOnMount` of the CSIDriver object).
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
-/// A volume that can be published: canonical, for a pod of a namespace, at a target.
+/// A valid publish request: a canonical volume, for a pod of a namespace, at a target.
 #[derive(Clone, Debug)]
 pub struct PublishRequest {
     volume: String,
     target: Target,
     namespace: String,
+    pod_name: Option<String>,
     pod_uid: String,
     is_inline: bool,
     canonical: CanonicalVolume,
     secret: Option<Arc<DockerConfig>>,
 }
 
-/// Why a Secret holds no credentials for registries. Never says what is in it.
+/// Why the Secret of a request has no credentials for registries. The message never contains data of the Secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
-    /// Another kind of Secret.
-    #[error("it has no {DOCKER_CONFIG_JSON}: make one with `kubectl create secret docker-registry`")]
+    /// The Secret has another type.
+    #[error("it has no key {DOCKER_CONFIG_JSON}. Create it with `kubectl create secret docker-registry`")]
     Kind,
-    /// It cannot be read.
+    /// The Docker config is invalid.
     #[error("{0}")]
     Config(#[from] DockerConfigError),
 }
 
 impl PublishRequest {
-    /// Reads the fields of a request. A wish to write is not granted, and not an error: every volume is
-    /// read-only.
+    /// Parses a request. A request for a writable volume is not an error: every volume is mounted read-only.
     pub fn parse(request: &NodePublishVolumeRequest) -> Result<Self, PublishError> {
         if request.volume_id.is_empty() {
-            return Err(PublishError::Missing("volume_id"));
+            return Err(PublishError::MissingField("volume_id"));
         }
         if request.target_path.is_empty() {
-            return Err(PublishError::Missing("target_path"));
+            return Err(PublishError::MissingField("target_path"));
         }
         let capability = request.volume_capability.as_ref();
-        let capability = capability.ok_or(PublishError::Missing("volume_capability"))?;
+        let capability = capability.ok_or(PublishError::MissingField("volume_capability"))?;
         if matches!(capability.access_type, Some(AccessType::Block(_))) {
             return Err(PublishError::Block);
         }
@@ -66,63 +68,69 @@ impl PublishRequest {
         let canonical = CanonicalVolume::from_attributes(attributes)?;
         let secret = secret(&request.secrets)?;
         let (volume, context) = (request.volume_id.clone(), &request.volume_context);
+        let pod_name = context.get(POD_NAME).cloned();
         let pod_uid = context.get(POD_UID).cloned().unwrap_or_default();
         let is_inline = context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral == "true");
-        Ok(Self { volume, target, namespace, pod_uid, is_inline, canonical, secret })
+        Ok(Self { volume, target, namespace, pod_name, pod_uid, is_inline, canonical, secret })
     }
 
-    /// Kubelet's handle.
+    /// Returns kubelet's handle of the volume.
     pub fn volume(&self) -> &str {
         &self.volume
     }
 
-    /// Where it is to appear.
+    /// Returns where the volume must be mounted.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// The pull secret that came with it.
+    /// Returns the pull secret of the request.
     pub fn secret(&self) -> Option<&Arc<DockerConfig>> {
         self.secret.as_ref()
     }
 
-    /// The pod's namespace.
+    /// Returns the pod's namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// The pod's uid, as kubelet says it; empty where it says none.
+    /// Returns the pod as messages name it.
+    pub fn pod(&self) -> PodName {
+        PodName::new(&self.namespace, self.pod_name.as_deref())
+    }
+
+    /// Returns the pod's uid in kubelet's attributes; empty if there is none.
     pub(super) fn pod_uid(&self) -> &str {
         &self.pod_uid
     }
 
-    /// Whether the pod has the volume inline, and not by a claim.
+    /// Reports whether the volume is inline in the pod, and not bound by a PersistentVolumeClaim.
     pub(super) fn is_inline(&self) -> bool {
         self.is_inline
     }
 
-    /// The volume as it was admitted.
+    /// Returns the canonical volume.
     pub(super) fn canonical(&self) -> &CanonicalVolume {
         &self.canonical
     }
 
-    /// What is written down about it once it has this tree.
+    /// Returns the record of this volume with its tree.
     pub(super) fn record(&self, key: &TreeKey) -> Record {
         Record::new(self.volume(), self.target(), key, self.id(), self.namespace()).with_recipe(self.recipe())
     }
 
-    /// The volume's safe id.
+    /// Returns the volume's id, which is safe in file names and messages.
     pub fn id(&self) -> &str {
         self.canonical.id().as_str()
     }
 
-    /// What is in it.
+    /// Returns the recipe of the volume.
     pub fn recipe(&self) -> &PinnedRecipe {
         self.canonical.recipe()
     }
 }
 
-/// What kubelet gives of the Secret that `nodePublishSecretRef` names.
+/// Parses the data of the Secret that `nodePublishSecretRef` names.
 fn secret(secrets: &HashMap<String, String>) -> Result<Option<Arc<DockerConfig>>, SecretError> {
     if secrets.is_empty() {
         return Ok(None);
@@ -134,5 +142,5 @@ fn secret(secrets: &HashMap<String, String>) -> Result<Option<Arc<DockerConfig>>
 
 fn namespace(context: &HashMap<String, String>) -> Result<String, PublishError> {
     let namespace = context.get(POD_NAMESPACE).filter(|namespace| !namespace.is_empty());
-    namespace.cloned().ok_or(PublishError::Namespace(POD_NAMESPACE))
+    namespace.cloned().ok_or(PublishError::MissingNamespace(POD_NAMESPACE))
 }

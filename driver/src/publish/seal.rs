@@ -1,7 +1,7 @@
-//! Whose word is needed before a volume is mounted.
+//! Verifies that the webhook admitted a volume for the pod of the request (docs/design.md, "Seal").
 //!
-//! The keys are read anew for every volume: they are a few short files, a new one counts as soon as kubelet has
-//! brought it, and one that an administrator drops is forgotten at once.
+//! The public keys are read again for every volume. They are a few short files; a new key is valid as soon as kubelet
+//! has updated the mounted ConfigMap, and a key that the administrator removes is invalid at once.
 
 use std::fs;
 use std::io;
@@ -12,39 +12,39 @@ use oras_csi_core::seal::{Holder, PublicKey, PublicKeys, SealError};
 
 use super::PublishRequest;
 
-/// More files, or longer ones, are no folder of keys.
-const MOST_KEYS: usize = 1_024;
-const LONGEST_KEY: u64 = 16 << 10;
+/// How many files of the key folder are read, and how much of each.
+const MAX_KEYS: usize = 1_024;
+const MAX_KEY_BYTES: u64 = 16 << 10;
 
-/// Which volumes are mounted.
+/// Which volumes the driver mounts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Seals {
-    /// Any canonical one: for a driver that stands alone, without a webhook.
+    /// Any canonical volume: stand-alone mode, without a webhook.
     #[default]
     NotNeeded,
-    /// Those that bear a seal of one of the keys in this folder.
+    /// Volumes with a valid seal of one of the keys in this folder.
     Needed(PathBuf),
 }
 
-/// Why a volume is not mounted, canonical as it is.
+/// Why the seal of a canonical volume is rejected.
 #[derive(Debug, thiserror::Error)]
-pub enum SealRefusal {
-    /// The seal does not count.
+pub enum SealRejection {
+    /// The seal is missing or invalid.
     #[error("{0}")]
     Seal(#[from] SealError),
-    /// The keys cannot be read.
-    #[error("the keys whose seals count cannot be read: {}: {source}", .folder.display())]
+    /// The public keys cannot be read.
+    #[error("cannot read the public keys of the seals in {}: {source}. Check the ConfigMap oras-csi-seal and --seal-keys", .folder.display())]
     Keys {
-        /// Where they are.
+        /// The folder of the keys.
         folder: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
-    /// What kubelet writes into a request is not what kubelet would write.
+    /// The attributes that kubelet adds contradict the target path, so another client wrote them.
     #[error(
-        "the request says that it is for the pod {stated}, and its target {} is not that pod's: its \
-         csi.storage.k8s.io/ attributes are not kubelet's (the CSIDriver object csi.oras.land must be there, with \
-         podInfoOnMount: true)", .target.display()
+        "the request is for the pod with uid \"{stated}\", but the target path {} belongs to another pod: the \
+         csi.storage.k8s.io/ attributes do not come from kubelet. The CSIDriver object csi.oras.land must exist and have \
+         podInfoOnMount: true", .target.display()
     )]
     Forged {
         /// `csi.storage.k8s.io/pod.uid`.
@@ -55,32 +55,33 @@ pub enum SealRefusal {
 }
 
 impl Seals {
-    /// Whether the volume of a request may be mounted for the pod that it says it is for.
-    pub(super) fn check(&self, request: &PublishRequest) -> Result<(), SealRefusal> {
+    /// Verifies that the volume was admitted for the pod of the request.
+    pub(super) fn check(&self, request: &PublishRequest) -> Result<(), SealRejection> {
         let Self::Needed(folder) = self else { return Ok(()) };
         let target = request.target().path();
-        // Whoever writes attributes does not know the uid of a pod that is yet to be, nor where kubelet mounts.
-        if request.pod_uid().is_empty() || pod_of(target) != Some(request.pod_uid()) {
+        // A user who writes attributes by hand cannot know the uid of a pod that does not exist yet, nor its target path.
+        if request.pod_uid().is_empty() || pod_uid_of(target) != Some(request.pod_uid()) {
             let (stated, target) = (request.pod_uid().into(), target.to_owned());
-            return Err(SealRefusal::Forged { stated, target });
+            return Err(SealRejection::Forged { stated, target });
         }
         let holder = if request.is_inline() {
             Holder::pod(request.namespace())
         } else {
             Holder::claim(request.namespace(), request.volume())
         };
-        let keys = read(folder).map_err(|source| SealRefusal::Keys { folder: folder.clone(), source })?;
+        let keys =
+            read_keys(folder).map_err(|source| SealRejection::Keys { folder: folder.clone(), source })?;
         Ok(request.canonical().verify_seal(&keys, holder)?)
     }
 
-    /// Whether the seal, which was checked, gives the right to the bytes by itself: that of a cluster set does.
-    pub(super) fn vouch_for(&self, request: &PublishRequest) -> bool {
+    /// Reports whether the verified seal of a volume grants the pull permission: the seal of a cluster set does.
+    pub(super) fn authorizes_pull(&self, request: &PublishRequest) -> bool {
         matches!(self, Self::Needed(_)) && request.canonical().set().is_some()
     }
 }
 
-/// The pod whose volume is mounted at a path: `…/pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
-fn pod_of(target: &Path) -> Option<&str> {
+/// Returns the uid in a target path of kubelet: `…/pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
+fn pod_uid_of(target: &Path) -> Option<&str> {
     let parts: Option<Vec<&str>> = target.iter().map(|part| part.to_str()).collect();
     match parts?.as_slice() {
         [.., "pods", uid, "volumes", "kubernetes.io~csi", _, "mount"] => Some(*uid),
@@ -88,11 +89,11 @@ fn pod_of(target: &Path) -> Option<&str> {
     }
 }
 
-/// The public keys in a folder. A file that holds none is passed over, with a word in the log; so are those whose
-/// names begin with a dot, which are kubelet's own.
-fn read(folder: &Path) -> io::Result<PublicKeys> {
+/// Reads the public keys in a folder. Files whose names begin with a dot belong to kubelet and are skipped. A file
+/// without a valid key is logged and skipped.
+fn read_keys(folder: &Path) -> io::Result<PublicKeys> {
     let mut keys = Vec::new();
-    for entry in fs::read_dir(folder)?.take(MOST_KEYS) {
+    for entry in fs::read_dir(folder)?.take(MAX_KEYS) {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
@@ -100,14 +101,14 @@ fn read(folder: &Path) -> io::Result<PublicKeys> {
         let path = entry.path();
         let mut text = String::new();
         let read = fs::File::open(&path)
-            .and_then(|file| io::Read::read_to_string(&mut io::Read::take(file, LONGEST_KEY), &mut text));
+            .and_then(|file| io::Read::read_to_string(&mut io::Read::take(file, MAX_KEY_BYTES), &mut text));
         match read
             .map_err(|error| error.to_string())
             .and_then(|_| PublicKey::from_pem(&text).map_err(|error| error.to_string()))
         {
             Ok(key) => keys.push(key),
             Err(error) => {
-                tracing::warn!(path = %path.display(), error, "a file among the seals' keys is none");
+                tracing::warn!(path = %path.display(), error, "a file in the folder of the seal keys is not a public key; skipping it");
             }
         }
     }
@@ -119,8 +120,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_told_by_its_target() {
-        let pod = |path: &str| pod_of(Path::new(path)).map(str::to_owned);
+    fn reads_the_pod_uid_from_the_target_path() {
+        let pod = |path: &str| pod_uid_of(Path::new(path)).map(str::to_owned);
         let usual = "/var/lib/kubelet/pods/3f8a/volumes/kubernetes.io~csi/in/mount";
         assert_eq!(pod(usual).as_deref(), Some("3f8a"));
         assert_eq!(pod("/k/pods/a/pods/b/volumes/kubernetes.io~csi/v/mount").as_deref(), Some("b"));
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_read_as_kubelet_lays_them_out() {
+    fn reads_keys_in_the_layout_of_a_mounted_config_map() {
         let folder = tempfile::tempdir().unwrap();
         let key = oras_csi_core::seal::SealKey::generate().unwrap();
         let data = folder.path().join("..2026_11_25");
@@ -148,8 +149,8 @@ mod tests {
         for name in ["a.pem", "b.pem"] {
             std::os::unix::fs::symlink(format!("..data/{name}"), folder.path().join(name)).unwrap();
         }
-        let keys = read(folder.path()).unwrap();
+        let keys = read_keys(folder.path()).unwrap();
         assert_eq!(keys.ids().collect::<Vec<_>>(), [key.public().id()]);
-        assert!(read(&folder.path().join("missing")).is_err());
+        assert!(read_keys(&folder.path().join("missing")).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! One call at a time for one target.
+//! Locks that admit one call at a time for each target.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Clone, Debug, Default)]
 pub struct TargetLocks(Arc<Mutex<HashSet<PathBuf>>>);
 
-/// Nobody else works on this target while this is there.
+/// The exclusive use of a target. Dropping it unlocks the target.
 #[derive(Debug)]
 pub struct TargetLock {
     all: TargetLocks,
@@ -16,10 +16,10 @@ pub struct TargetLock {
 }
 
 impl TargetLocks {
-    /// Takes a target; `None` where another call has it.
+    /// Locks a target. Returns `None` if another call has locked it.
     pub fn try_lock(&self, target: &Path) -> Option<TargetLock> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.insert(target.to_owned()).then(|| TargetLock { all: self.clone(), target: target.to_owned() })
+        let mut locked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        locked.insert(target.to_owned()).then(|| TargetLock { all: self.clone(), target: target.to_owned() })
     }
 }
 
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time() {
+    fn a_target_is_locked_once_at_a_time() {
         let locks = TargetLocks::default();
         let first = locks.try_lock(Path::new("/a")).unwrap();
         assert!(locks.try_lock(Path::new("/a")).is_none());

@@ -1,10 +1,10 @@
-//! Makes what kubelet sends to the registration socket legal HTTP/2.
+//! Replaces the invalid `:authority` that kubelet sends to the registration socket.
 //!
-//! Kubelet dials plugins with grpc-go in a way that makes the socket's path the `:authority` of each call, as
-//! `%2Fvar%2Flib%2Fkubelet%2F…` (kubernetes/kubernetes#109081; the CSI socket is dialled another way). That is
-//! no authority (RFC 3986, section 3.2.2, as the `http` crate reads it), so h2 resets the stream and the driver
-//! is never registered. Nothing here or in tonic looks at the authority, so [`Repaired`] overwrites its value,
-//! in place, by another of the same length: no frame changes its size, and no header table is needed.
+//! Kubelet connects to plugins with grpc-go in a way that makes the path of the socket the `:authority` of each call, as
+//! `%2Fvar%2Flib%2Fkubelet%2F…` (kubernetes/kubernetes#109081; it connects to the CSI socket in another way). That is
+//! not a valid authority (RFC 3986, section 3.2.2, as the `http` crate reads it), so h2 resets the stream and the driver
+//! is never registered. Neither this crate nor tonic uses the authority. So [`ValidAuthority`] overwrites its value in
+//! place with letters of the same length: no frame changes its size, and no header table is needed.
 
 use std::io;
 use std::ops::Range;
@@ -14,11 +14,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
-/// The bytes before the first frame (RFC 9113, section 3.4).
+/// The length of the connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 const FRAME_HEADER: usize = 9;
-/// The largest frame that a client may send unasked (RFC 9113, section 6.5.2).
-const LARGEST_FRAME: usize = 16_384;
+/// The largest frame that a client can send without a setting of the server (RFC 9113, section 6.5.2).
+const MAX_FRAME: usize = 16_384;
 /// Frame type and flags of RFC 9113, section 6.2.
 const HEADERS: u8 = 0x1;
 const PADDED: u8 = 0x8;
@@ -26,22 +26,22 @@ const PRIORITY: u8 = 0x20;
 /// `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY: usize = 1;
 
-/// A connection of which everything is read as it comes, but for the value of `:authority`.
+/// A connection whose bytes are unchanged, except for the value of `:authority`.
 #[derive(Debug)]
-pub(crate) struct Repaired<S> {
+pub(crate) struct ValidAuthority<S> {
     stream: S,
-    repair: Repair,
+    rewriter: Rewriter,
     ready: Vec<u8>,
     taken: usize,
 }
 
-impl<S> Repaired<S> {
+impl<S> ValidAuthority<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, repair: Repair::default(), ready: Vec::new(), taken: 0 }
+        Self { stream, rewriter: Rewriter::default(), ready: Vec::new(), taken: 0 }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Repaired<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ValidAuthority<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.taken == this.ready.len() {
@@ -53,7 +53,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Repaired<S> {
             }
             this.ready.clear();
             this.taken = 0;
-            this.repair.push(read.filled(), &mut this.ready);
+            this.rewriter.push(read.filled(), &mut this.ready);
         }
         let rest = &this.ready[this.taken..];
         let count = rest.len().min(buf.remaining());
@@ -63,7 +63,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Repaired<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Repaired<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ValidAuthority<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }
@@ -77,57 +77,57 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Repaired<S> {
     }
 }
 
-impl<S> Connected for Repaired<S> {
+impl<S> Connected for ValidAuthority<S> {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-/// Where in the client's bytes we are.
+/// The position in the bytes of the client.
 #[derive(Debug)]
-enum Repair {
-    /// So many bytes pass as they are.
-    Passing(usize),
-    /// A frame's header, and for HEADERS its payload, is being gathered.
-    Gathering(Vec<u8>),
+enum Rewriter {
+    /// This many bytes are passed on unchanged.
+    PassThrough(usize),
+    /// The header of a frame is being buffered, and the payload of a HEADERS frame.
+    Buffering(Vec<u8>),
 }
 
-impl Default for Repair {
+impl Default for Rewriter {
     fn default() -> Self {
-        Self::Passing(PREFACE)
+        Self::PassThrough(PREFACE)
     }
 }
 
-impl Repair {
+impl Rewriter {
     fn push(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
         while !bytes.is_empty() {
             match self {
-                Self::Passing(left) => {
+                Self::PassThrough(left) => {
                     let (now, rest) = bytes.split_at(bytes.len().min(*left));
                     out.extend_from_slice(now);
                     *left -= now.len();
                     bytes = rest;
                     if *left == 0 {
-                        *self = Self::Gathering(Vec::new());
+                        *self = Self::Buffering(Vec::new());
                     }
                 }
-                Self::Gathering(frame) => {
-                    let wanted = wanted(frame).max(FRAME_HEADER);
+                Self::Buffering(frame) => {
+                    let wanted = frame_len(frame).max(FRAME_HEADER);
                     let (now, rest) = bytes.split_at(bytes.len().min(wanted - frame.len()));
                     frame.extend_from_slice(now);
                     bytes = rest;
                     if frame.len() < wanted {
                         return;
                     }
-                    let whole = self::wanted(frame);
-                    if frame.len() < whole && gathers(frame) {
+                    let whole = frame_len(frame);
+                    if frame.len() < whole && is_buffered(frame) {
                         continue;
                     }
                     let left = whole - frame.len();
                     overwrite_authority(frame);
                     out.append(frame);
                     if left > 0 {
-                        *self = Self::Passing(left);
+                        *self = Self::PassThrough(left);
                     }
                 }
             }
@@ -135,8 +135,8 @@ impl Repair {
     }
 }
 
-/// The length of the frame that begins here, with its header; 0 where that is not there yet.
-fn wanted(frame: &[u8]) -> usize {
+/// Returns the length of the frame that begins here, with its header; 0 if the header is incomplete.
+fn frame_len(frame: &[u8]) -> usize {
     match frame {
         [a, b, c, _, _, _, _, _, _, ..] => {
             FRAME_HEADER + usize::from(*a) * 65_536 + usize::from(*b) * 256 + usize::from(*c)
@@ -145,25 +145,38 @@ fn wanted(frame: &[u8]) -> usize {
     }
 }
 
-/// Whether the frame's payload has to be seen as a whole.
-fn gathers(frame: &[u8]) -> bool {
-    frame.get(3) == Some(&HEADERS) && wanted(frame) <= FRAME_HEADER + LARGEST_FRAME
+/// Reports whether the whole payload of the frame must be buffered.
+fn is_buffered(frame: &[u8]) -> bool {
+    frame.get(3) == Some(&HEADERS) && frame_len(frame) <= FRAME_HEADER + MAX_FRAME
 }
 
 fn overwrite_authority(frame: &mut [u8]) {
-    if frame.len() != wanted(frame) || !gathers(frame) {
+    if frame.len() != frame_len(frame) || !is_buffered(frame) {
         return;
     }
-    if let Some((value, is_coded)) = find_authority(frame) {
-        fill(&mut frame[value], is_coded);
+    if let Some(value) = find_authority(frame) {
+        fill(&mut frame[value.range], value.coding);
     }
 }
 
-/// The value of `:authority` in a HEADERS frame, and whether it is Huffman-coded.
+/// The encoding of a string (RFC 7541, section 5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Coding {
+    Plain,
+    Huffman,
+}
+
+/// A string in a header block.
+struct Literal {
+    range: Range<usize>,
+    coding: Coding,
+}
+
+/// Finds the value of `:authority` in a HEADERS frame.
 ///
-/// Walks over the fields of the block (RFC 7541, section 6) by their lengths alone. A block that is broken, or
-/// that goes on in another frame, has none: h2 says what it thinks of it.
-fn find_authority(frame: &[u8]) -> Option<(Range<usize>, bool)> {
+/// Skips the fields of the block (RFC 7541, section 6) by their lengths. Returns `None` for a malformed block and for
+/// one that continues in another frame: h2 handles those.
+fn find_authority(frame: &[u8]) -> Option<Literal> {
     let flags = *frame.get(4)?;
     let mut at = FRAME_HEADER;
     let mut end = frame.len();
@@ -188,25 +201,25 @@ fn find_authority(frame: &[u8]) -> Option<(Range<usize>, bool)> {
             continue;
         }
         if name == 0 {
-            at = string(block, at)?.0.end;
+            at = string(block, at)?.range.end;
         }
-        let (value, is_coded) = string(block, at)?;
+        let value = string(block, at)?;
         if name == AUTHORITY {
-            return Some((value, is_coded));
+            return Some(value);
         }
-        at = value.end;
+        at = value.range.end;
     }
     None
 }
 
-/// An integer with a prefix of so many bits (RFC 7541, section 5.1), and where it ends.
+/// Parses an integer with a prefix of `prefix` bits (RFC 7541, section 5.1). Returns it and the position after it.
 fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
-    let most = (1_usize << prefix) - 1;
-    let first = usize::from(*block.get(at)?) & most;
-    if first < most {
+    let max = (1_usize << prefix) - 1;
+    let first = usize::from(*block.get(at)?) & max;
+    if first < max {
         return Some((first, at + 1));
     }
-    let mut value = most;
+    let mut value = max;
     for (count, byte) in block.get(at + 1..)?.iter().take(4).enumerate() {
         value += usize::from(byte & 0x7f) << (7 * count);
         if byte & 0x80 == 0 {
@@ -216,19 +229,19 @@ fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
     None
 }
 
-/// A string (RFC 7541, section 5.2): where its bytes are, and whether they are Huffman-coded.
-fn string(block: &[u8], at: usize) -> Option<(Range<usize>, bool)> {
-    let is_coded = block.get(at)? & 0x80 != 0;
+/// Parses a string (RFC 7541, section 5.2).
+fn string(block: &[u8], at: usize) -> Option<Literal> {
+    let coding = if block.get(at)? & 0x80 != 0 { Coding::Huffman } else { Coding::Plain };
     let (length, start) = integer(block, at, 7)?;
-    let value = start..start.checked_add(length)?;
-    block.get(value.clone())?;
-    Some((value, is_coded))
+    let range = start..start.checked_add(length)?;
+    block.get(range.clone())?;
+    Some(Literal { range, coding })
 }
 
-/// Fills a string with the letter `a`: as it is, or as its five bits 00011 of the Huffman code (RFC 7541,
-/// appendix B), the rest of the last byte being padded with ones.
-fn fill(value: &mut [u8], is_coded: bool) {
-    if !is_coded {
+/// Overwrites a string with the letter `a`. In the Huffman code (RFC 7541, appendix B) the letter has the five bits 00011,
+/// and the rest of the last byte is padded with ones.
+fn fill(value: &mut [u8], coding: Coding) {
+    if coding == Coding::Plain {
         value.fill(b'a');
         return;
     }
@@ -257,26 +270,25 @@ mod tests {
     }
 
     /// `:method POST`, `:scheme http`, `:path PATH`, `:authority AUTHORITY`, `content-type`, `te`.
-    fn block(path: &str, authority: &[u8], is_coded: bool) -> Vec<u8> {
+    fn block(path: &str, authority: &[u8]) -> Vec<u8> {
         let mut block = vec![0x83, 0x86, 0x44];
-        literal(&mut block, path.as_bytes(), false);
+        literal(&mut block, path.as_bytes());
         block.push(0x41);
-        literal(&mut block, authority, is_coded);
+        literal(&mut block, authority);
         block.extend([0x5f]);
-        literal(&mut block, b"application/grpc", false);
+        literal(&mut block, b"application/grpc");
         block.extend([0x40]);
-        literal(&mut block, b"te", false);
-        literal(&mut block, b"trailers", false);
+        literal(&mut block, b"te");
+        literal(&mut block, b"trailers");
         block
     }
 
-    fn literal(block: &mut Vec<u8>, text: &[u8], is_coded: bool) {
-        let flag = if is_coded { 0x80 } else { 0 };
+    fn literal(block: &mut Vec<u8>, text: &[u8]) {
         if text.len() < 127 {
-            block.push(flag | u8::try_from(text.len()).unwrap());
+            block.push(u8::try_from(text.len()).unwrap());
         } else {
             block.extend([
-                flag | 0x7f,
+                0x7f,
                 0x80 | u8::try_from((text.len() - 127) % 128).unwrap(),
                 u8::try_from((text.len() - 127) / 128).unwrap(),
             ]);
@@ -284,9 +296,9 @@ mod tests {
         block.extend_from_slice(text);
     }
 
-    fn repaired(bytes: &[u8], piece: usize) -> Vec<u8> {
-        let (mut repair, mut out) = (Repair::default(), Vec::new());
-        bytes.chunks(piece).for_each(|piece| repair.push(piece, &mut out));
+    fn rewritten(bytes: &[u8], piece: usize) -> Vec<u8> {
+        let (mut rewriter, mut out) = (Rewriter::default(), Vec::new());
+        bytes.chunks(piece).for_each(|piece| rewriter.push(piece, &mut out));
         out
     }
 
@@ -296,8 +308,8 @@ mod tests {
         #[values(5, 126, 127, 300)] length: usize,
     ) {
         let around = |authority: &[u8]| {
-            let headers = frame(HEADERS, 0x4, 1, &block("/x", authority, false));
-            let padded = [&[3, 0, 0, 0, 0, 9][..], &block("/x", authority, false), &[0, 0, 0]].concat();
+            let headers = frame(HEADERS, 0x4, 1, &block("/x", authority));
+            let padded = [&[3, 0, 0, 0, 0, 9][..], &block("/x", authority), &[0, 0, 0]].concat();
             [
                 &PREFACE_TEXT[..],
                 &frame(4, 0, 0, &[]),
@@ -308,43 +320,42 @@ mod tests {
             .concat()
         };
         let sent = around(&b"%".repeat(length));
-        assert_eq!(repaired(&sent, piece), around(&b"a".repeat(length)));
+        assert_eq!(rewritten(&sent, piece), around(&b"a".repeat(length)));
     }
 
     #[rstest]
     #[case(1, &[0b0001_1111])]
     #[case(5, &[0b0001_1000, 0b1100_0110, 0b0011_0001, 0b1000_1100, 0b0110_0011])]
     #[case(3, &[0b0001_1000, 0b1100_0110, 0b0011_1111])]
-    fn a_coded_value_is_letters_and_padding(#[case] length: usize, #[case] expected: &[u8]) {
+    fn a_huffman_coded_value_becomes_letters_and_padding(#[case] length: usize, #[case] expected: &[u8]) {
         let mut value = vec![0; length];
-        fill(&mut value, true);
+        fill(&mut value, Coding::Huffman);
         assert_eq!(value, expected);
     }
 
     #[test]
-    fn what_is_broken_or_endless_passes_as_it_is() {
+    fn malformed_and_oversized_frames_are_unchanged() {
         let truncated = frame(HEADERS, 0, 1, &[0x41, 0x7f, 0xff]);
-        let huge = frame(HEADERS, 0, 1, &vec![0x41; LARGEST_FRAME + 1]);
+        let huge = frame(HEADERS, 0, 1, &vec![0x41; MAX_FRAME + 1]);
         let padding = frame(HEADERS, PADDED, 1, &[200, 0x41, 1, b'%']);
         for bytes in [truncated, huge, padding, frame(HEADERS, 0, 1, &[])] {
             let sent = [&PREFACE_TEXT[..], &bytes].concat();
-            assert_eq!(repaired(&sent, 1_000), sent);
+            assert_eq!(rewritten(&sent, 1_000), sent);
         }
     }
 
-    /// As kubelet's grpc-go writes it, byte by byte: without the repair the answer is RST_STREAM.
+    /// Sends the bytes of kubelet's grpc-go. Without [`ValidAuthority`] the answer is RST_STREAM.
     #[tokio::test]
-    async fn a_call_with_a_path_as_its_authority_is_answered() {
+    async fn answers_a_call_whose_authority_is_a_path() {
         use crate::proto::registration::registration_server::RegistrationServer;
-        let (refused, _refusals) = tokio::sync::mpsc::channel(1);
-        let service = super::super::RegistrationService::new("/run/csi.sock".into(), refused);
+        let (rejected, _rejections) = tokio::sync::mpsc::channel(1);
+        let service = super::super::RegistrationService::new("/run/csi.sock".into(), rejected);
         let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
-        let incoming = tokio_stream::iter([Ok::<_, io::Error>(Repaired::new(server))]);
+        let incoming = tokio_stream::iter([Ok::<_, io::Error>(ValidAuthority::new(server))]);
         let router = tonic::transport::Server::builder().add_service(RegistrationServer::new(service));
         let serving = tokio::spawn(router.serve_with_incoming(incoming));
 
-        let headers =
-            block("/pluginregistration.Registration/GetInfo", b"%2Fvar%2Flib%2Fkubelet%2Freg.sock", false);
+        let headers = block("/pluginregistration.Registration/GetInfo", b"%2Fvar%2Flib%2Fkubelet%2Freg.sock");
         let call = [
             &PREFACE_TEXT[..],
             &frame(4, 0, 0, &[]),
@@ -357,7 +368,7 @@ mod tests {
             loop {
                 let mut header = [0; FRAME_HEADER];
                 client.read_exact(&mut header).await.unwrap();
-                let mut payload = vec![0; wanted(&header) - FRAME_HEADER];
+                let mut payload = vec![0; frame_len(&header) - FRAME_HEADER];
                 client.read_exact(&mut payload).await.unwrap();
                 assert_ne!(header[3], 3, "RST_STREAM");
                 match header[3] {

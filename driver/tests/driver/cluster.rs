@@ -46,7 +46,7 @@ impl Default for Cluster {
 impl Cluster {
     /// Returns the driver's connection to it, whose intervals are a tenth of the usual ones.
     pub fn sets(&self) -> ClusterSets {
-        ClusterSets::new(self.0.client(), "oras-csi-system").with_rhythm(Duration::from_millis(500))
+        ClusterSets::new(self.0.client(), "oras-csi-system").with_report_interval(Duration::from_millis(500))
     }
 
     pub fn put_set(&self, name: &str, generation: i64, spec: &Value, status: &Value) {

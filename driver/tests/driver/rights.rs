@@ -89,7 +89,7 @@ async fn without_its_registry_only_recently_accepted_credentials_mount() {
         let status = driver.publish(wanted).await.unwrap_err();
         // Not final: kubelet tries again, and unpublishes what may have been made.
         assert_eq!(status.code(), Code::Unavailable, "{status}");
-        assert!(status.message().contains("were not let in since the driver started"), "{status}");
+        assert!(status.message().contains("were not accepted since the driver started"), "{status}");
         assert!(!target.exists());
         driver.unpublish("csi-d", &target).await.unwrap();
     };

@@ -377,7 +377,10 @@ async fn kubelet_finds_and_registers_the_driver() {
     kubelet.notify_registration_status(told(false, "no such\u{1b}[31m node")).await.unwrap();
     drop(kubelet);
     let error = driver.ended().await.unwrap_err();
-    assert!(matches!(error, RunError::Refused(_)) && error.to_string().contains("no such"), "{error}");
+    assert!(
+        matches!(error, RunError::RegistrationRejected(_)) && error.to_string().contains("no such"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

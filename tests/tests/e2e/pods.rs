@@ -184,7 +184,7 @@ fn events_report_the_progress_of_a_slow_pull() {
     let asks = json!({"oras.land/artifact": format!("{SLOW}/slow:v1")});
     apply(&pod("slow", &asks, "sha256sum /mnt/oras/file"));
     let words = until("an event that says how far it is", PATIENCE, || {
-        Some(events("slow")).filter(|words| words.contains("the pull goes on"))
+        Some(events("slow")).filter(|words| words.contains("The pull continues in the background"))
     });
     eprintln!("{words}");
     assert!(words.contains(" of 32.0 MiB (") && words.contains(" %), about "), "{words}");

@@ -182,7 +182,7 @@ fn forged_kubelet_attributes_are_refused() {
     apply(&claims("thief-again", "thief", "forged", script));
     let words = refusal("thief", "thief-again");
     pod_info(true);
-    assert!(words.contains("csi.storage.k8s.io/ attributes are not kubelet's"), "{words}");
+    assert!(words.contains("csi.storage.k8s.io/ attributes do not come from kubelet"), "{words}");
     gone("thief");
 
     // The twin differs in its claim.

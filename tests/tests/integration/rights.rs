@@ -133,7 +133,7 @@ async fn tenants_share_cached_bytes_and_not_pull_permission() {
     registry.stop();
     assert_eq!(node.publish("of-a-offline", &digest, a).await.expect("it was let in"), mounted);
     let words = refused(&node, b, Code::Unavailable).await;
-    assert!(words.contains("were not let in since the driver started"), "{words}");
+    assert!(words.contains("were not accepted since the driver started"), "{words}");
     node.start_again();
     refused(&node, a, Code::Unavailable).await;
     registry.start_again();
