@@ -1,4 +1,4 @@
-//! A driver in a temporary folder, and the calls of kubelet.
+//! Starts a driver in a temporary folder, and makes the calls of kubelet.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ impl Running {
         Self::start_with(folder, registry, |settings| settings.with_publish_wait(wait)).await
     }
 
-    /// With other settings than the tests' own.
+    /// Starts a driver with settings that `change` returns.
     pub async fn start_with(
         folder: Arc<TempDir>,
         registry: Arc<FakeRegistry>,
@@ -79,7 +79,7 @@ impl Running {
         self.folder.path().join("store")
     }
 
-    /// Kubelet's folder for a pod's volume: it makes the parent of what it asks for.
+    /// Returns the target path of a volume, and creates its parent as kubelet does.
     pub fn target(&self, name: &str) -> PathBuf {
         let parent = self.folder.path().join("kubelet/pods").join(name);
         std::fs::create_dir_all(&parent).unwrap();
@@ -98,7 +98,7 @@ impl Running {
         unpublish(&self.node, volume, target).await
     }
 
-    /// Bytes and inodes.
+    /// Returns the bytes and inodes of a volume.
     pub async fn stats(&self, volume: &str, path: &str) -> Result<(i64, i64), Status> {
         let request = NodeGetVolumeStatsRequest {
             volume_id: volume.to_owned(),
@@ -109,12 +109,12 @@ impl Running {
         Ok((usage[0].used, usage[1].used))
     }
 
-    /// What Prometheus would read.
+    /// Returns the metrics as Prometheus reads them.
     pub async fn metrics_text(&self) -> String {
         self.http("/metrics").await
     }
 
-    /// The answer of the metrics server to a GET, with its headers.
+    /// Returns the answer of the metrics server to a GET request, with headers.
     pub async fn http(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(self.metrics).await.unwrap();
@@ -125,7 +125,7 @@ impl Running {
         text
     }
 
-    /// What is in a folder of the store.
+    /// Returns the names in a folder of the store.
     pub fn names(&self, folder: &str) -> Vec<String> {
         names(&self.store().join(folder))
     }
@@ -142,7 +142,7 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Waits until something is so; a loaded machine gets its time.
+/// Waits until a condition is true, long enough for a loaded machine.
 pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = std::time::Instant::now();
     while !is_so().await {
@@ -164,7 +164,7 @@ pub async fn unpublish(node: &NodeClient<Channel>, volume: &str, target: &Path) 
     node.clone().node_unpublish_volume(request).await.map(|_| ())
 }
 
-/// What kubelet sends for an inline volume with this artifact.
+/// Returns the request of kubelet for an inline volume with this artifact.
 pub fn request(volume: &str, target: &Path, digest: &Digest) -> NodePublishVolumeRequest {
     request_for(volume, target, recipe([add(digest)]))
 }
@@ -193,7 +193,7 @@ pub fn request_for(volume: &str, target: &Path, recipe: PinnedRecipe) -> NodePub
     }
 }
 
-/// The flags of the mount at `path`, from mountinfo; how many mounts there are at it.
+/// Returns the flags of each mount at `path`, from mountinfo.
 pub fn mounts(path: &Path) -> Vec<String> {
     let text = std::fs::read("/proc/self/mountinfo").unwrap();
     oras_csi_driver::mountinfo::all(&text)

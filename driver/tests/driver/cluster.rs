@@ -1,4 +1,4 @@
-//! The API server of a driver: cluster sets, Secrets, a node, and what the driver writes.
+//! A fake API server for a driver: cluster sets, Secrets, a node, and the objects that the driver writes.
 
 use std::time::Duration;
 

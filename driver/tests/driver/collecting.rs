@@ -29,7 +29,7 @@ async fn pull(bench: &Bench, name: &str, bytes: usize) -> (Digest, Tree) {
     (digest, tree)
 }
 
-/// As if it was last used so many hours ago.
+/// Sets the last use of a tree to this many hours ago.
 fn used(bench: &Bench, tree: &Tree, hours: u64) {
     let note = bench.root(tree).parent().unwrap().join("tree.json");
     let time = SystemTime::now() - Duration::from_hours(hours);
@@ -56,7 +56,7 @@ async fn evicts_the_least_recently_used_content_first() {
     assert_eq!((done.trees, done.layers, done.blobs), (1, 0, 2), "a tree, its file and its manifest");
     assert!(there(&a) && !there(&b) && there(&c));
     assert!(done.bytes >= 200_000, "{done:?}");
-    // Under the minimum age nothing goes.
+    // Content below the minimum age is not collected.
     let done = collect(&store, Goal::MaxBytes(0), Duration::from_hours(5)).unwrap();
     assert_eq!((done.trees, done.blobs), (0, 0));
     let done = collect(&store, Goal::MaxBytes(0), Duration::from_mins(90)).unwrap();
@@ -128,11 +128,11 @@ async fn evicts_for_a_pull_only_if_it_can_fit() {
     let limits = Limits::default().with_reserve(Reserve::bytes(1 << 20)).with_minimum_age(Duration::ZERO);
     let bench = Bench::inside(disk, limits);
     let (_, first) = pull(&bench, "a", 10 << 20).await;
-    // A manifest may claim what it likes.
+    // A manifest can claim any size.
     let digest = Artifact::new(&bench.registry).file("b", &vec![7; 40 << 20]).push();
     let error = bench.fetcher_error(&recipe([add(&digest)])).await;
     assert_eq!(error.kind(), PullErrorKind::DiskFull, "{error}");
-    assert!(bench.root(&first).exists(), "nothing was thrown away for it");
+    assert!(bench.root(&first).exists(), "nothing was evicted for a pull that cannot fit");
     // The second fits in the place of the first.
     let (_, second) = pull(&bench, "c", 16 << 20).await;
     assert!(!bench.root(&first).exists() && bench.root(&second).exists());
@@ -161,12 +161,12 @@ async fn collects_garbage_above_the_high_watermark() {
     driver.publish(request("csi-b", &target("b"), &digests[1])).await.unwrap();
     driver.unpublish("csi-b", &target("b")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(driver.names("trees").len(), 2, "below the high mark nothing goes");
+    assert_eq!(driver.names("trees").len(), 2, "below the high watermark nothing is collected");
     driver.publish(request("csi-c", &target("c"), &digests[2])).await.unwrap();
     until("unused content is deleted", async || driver.names("trees").len() == 2).await;
     assert!(
         fs::read(target("a").join("a")).unwrap().len() == 8 << 20,
-        "what is mounted stays, above the mark too"
+        "mounted content stays, even above the watermark"
     );
     let text = driver.metrics_text().await;
     for line in [
@@ -231,7 +231,7 @@ fn files(root: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
     }
 }
 
-/// An artifact, and what its volume must hold.
+/// An artifact, and the expected content of its volume.
 type Wanted = (Digest, BTreeMap<PathBuf, Vec<u8>>);
 
 fn artifacts(registry: &FakeRegistry) -> Vec<Wanted> {
@@ -306,7 +306,7 @@ async fn mounted_trees_stay_complete_during_garbage_collection() {
         published.load(Ordering::SeqCst)
     );
     assert!(evicted > 20, "collecting must go on meanwhile: {evicted}");
-    // What is mounted in the end, against its digests.
+    // Compares the content of all mounts with its digests.
     for (target, _, number) in &last {
         let mut found = BTreeMap::new();
         files(target, target, &mut found);

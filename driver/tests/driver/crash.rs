@@ -1,4 +1,4 @@
-//! The driver is killed, and started again.
+//! A driver that is killed and started again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use crate::calls::{Running, connect, mounts, request, settings, unpublish};
 use crate::namespace::{entered, this};
 use crate::registry::{Artifact, FakeRegistry};
 
-/// Where the driver of another process is to run.
+/// The environment variable with the folder for the driver in another process.
 const FOLDER: &str = "ORAS_CSI_TEST_DRIVER";
 
 fn artifact(registry: &FakeRegistry) -> oras_csi_core::digest::Digest {
     Artifact::new(registry).file("app.jar", b"jar").push()
 }
 
-/// Not a test by itself: the driver that the test below starts and kills.
+/// Not a test: the driver that the test below starts and kills in a process of its own.
 #[tokio::test]
 async fn a_driver_in_a_process_of_its_own() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
@@ -66,8 +66,8 @@ fn target(folder: &Path, name: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_killed_driver_knows_its_mounts() {
-    if !entered("crash::a_killed_driver_knows_its_mounts") {
+async fn a_driver_recovers_its_mounts_after_a_kill() {
+    if !entered("crash::a_driver_recovers_its_mounts_after_a_kill") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ async fn a_killed_driver_knows_its_mounts() {
     }
     drop(driver);
     let view = folder.join("store/readonly");
-    assert_eq!((mounts(&first).len(), mounts(&view).len()), (1, 1), "a kill takes no mount away");
+    assert_eq!((mounts(&first).len(), mounts(&view).len()), (1, 1), "a kill removes no mount");
     assert_eq!(fs::read(first.join("app.jar")).unwrap(), b"jar");
 
     let (driver, node) = start(folder).await;
@@ -92,7 +92,7 @@ async fn a_killed_driver_knows_its_mounts() {
     assert!(!first.exists());
     drop(driver);
 
-    // What a reboot does: the mounts are gone, records and directories are there.
+    // As after a reboot: records and directories exist, mounts do not.
     assert!(Command::new("umount").arg(&second).status().unwrap().success());
     let (driver, node) = start(folder).await;
     node.clone().node_publish_volume(request("csi-b", &second, &digest)).await.unwrap();
@@ -103,7 +103,7 @@ async fn a_killed_driver_knows_its_mounts() {
     drop(driver);
 }
 
-/// Brings a published volume into a state that a crash could leave.
+/// Changes a published volume to a state that a crash can leave.
 type Breaks = fn(&Running, &Path);
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn the_next_call_repairs_what_a_crash_left() {
     if !entered("crash::the_next_call_repairs_what_a_crash_left") {
         return;
     }
-    // Each state that lies between two steps of a publish or an unpublish.
+    // Each state between two steps of a publish or an unpublish.
     let states: [(&str, Breaks); 4] = [
         ("a record alone", |_, target| {
             umount(target);

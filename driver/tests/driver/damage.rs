@@ -1,4 +1,4 @@
-//! Disks that do not give back what was written, and stores that an earlier version wrote.
+//! Disks that return other bytes than were written, and stores that an earlier version wrote.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -24,10 +24,10 @@ use crate::trees::Bench;
 type BreaksTree = fn(&Path);
 type BreaksTreeOrLayer = fn(&Path, &Path);
 
-/// A bit of a file changes, and nothing else: not even its time.
+/// Flips one bit of a file, without a change of its modification time.
 fn flip(path: &Path) {
     let found = fs::metadata(path).unwrap();
-    // Root may write to anything, and a changed mode would be seen as well.
+    // Root can write to any file. A change of the mode would also be detected.
     if !rustix::process::geteuid().is_root() {
         fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
     }
@@ -40,7 +40,7 @@ fn flip(path: &Path) {
     file.set_permissions(found.permissions()).unwrap();
 }
 
-fn watchful(settings: Settings) -> Settings {
+fn with_fast_scrubs(settings: Settings) -> Settings {
     settings
         .with_scrubbing(
             Schedule::default().with_interval(Duration::from_millis(50)).with_bytes_per_second(1 << 40),
@@ -48,8 +48,8 @@ fn watchful(settings: Settings) -> Settings {
         .with_watermarks(Watermarks::default().with_interval(Duration::from_millis(50)))
 }
 
-async fn watched(folder: Arc<tempfile::TempDir>, registry: Arc<FakeRegistry>) -> Running {
-    Running::start_with(folder, registry, watchful).await
+async fn start_with_fast_scrubs(folder: Arc<tempfile::TempDir>, registry: Arc<FakeRegistry>) -> Running {
+    Running::start_with(folder, registry, with_fast_scrubs).await
 }
 
 fn the_only(folder: &Path) -> PathBuf {
@@ -64,7 +64,8 @@ async fn a_flipped_bit_is_found_reported_and_never_mounted_again() {
         return;
     }
     for (kind, file) in [("blob", "app.jar"), ("layer", "conf/a.yaml")] {
-        let driver = watched(Arc::new(tempfile::tempdir().unwrap()), FakeRegistry::new()).await;
+        let driver =
+            start_with_fast_scrubs(Arc::new(tempfile::tempdir().unwrap()), FakeRegistry::new()).await;
         let digest = driver.artifact(b"a jar of bytes");
         let (first, second) = (driver.target("a"), driver.target("b"));
         driver.publish(request("csi-a", &first, &digest)).await.unwrap();
@@ -73,13 +74,13 @@ async fn a_flipped_bit_is_found_reported_and_never_mounted_again() {
         flip(&tree.join("files").join(file));
 
         let line = format!("oras_csi_driver_damaged_total{{kind=\"{kind}\"}} 1");
-        until("the metric tells", async || driver.metrics_text().await.contains(&line)).await;
+        until("the metric counts the damage", async || driver.metrics_text().await.contains(&line)).await;
         // The pod keeps its mount; the content is downloaded again in the background.
         assert_ne!(fs::read(first.join(file)).unwrap(), right);
-        until("it is fetched again", async || tree.exists()).await;
+        until("the content is downloaded again", async || tree.exists()).await;
         driver.publish(request("csi-b", &second, &digest)).await.unwrap();
         assert_eq!(fs::read(second.join(file)).unwrap(), right);
-        // The node's own record has what, and who still uses it.
+        // The record of the node has the damage, and the volumes that still use the content.
         let record = NodeRecord::read(&oras_csi_store::Layout::new(driver.store()));
         assert_eq!(record.damage.len(), 1, "{record:?}");
         let damage = &record.damage[0];
@@ -124,12 +125,12 @@ async fn a_damaged_tree_that_is_mounted_is_not_deleted() {
     let registry = driver.registry.clone();
     driver.stop().await.unwrap();
 
-    let driver = watched(folder, registry).await;
+    let driver = start_with_fast_scrubs(folder, registry).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(
         fs::read(first.join("app.jar")).unwrap(),
         b"jar",
-        "nor does a start or a collection take them"
+        "neither a start nor a collection deletes them"
     );
     assert!(!driver.names("set-aside").is_empty());
     driver.unpublish("csi-a", &first).await.unwrap();
@@ -170,8 +171,8 @@ async fn unsynced_content_is_not_mounted_after_a_power_loss() {
     driver.stop().await.unwrap();
 }
 
-/// Makes what is in the store as version 1 wrote it.
-fn as_format_one(store: &Path) {
+/// Converts a store to format version 1.
+fn convert_to_format_one(store: &Path) {
     fs::write(store.join("format"), "oras-csi store 1\n").unwrap();
     let _ = fs::remove_file(store.join("state.json"));
     for folder in ["set-aside", "partial"] {
@@ -209,9 +210,9 @@ async fn a_store_of_format_one_is_taken_over() {
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
     let (store, registry) = (driver.store(), driver.registry.clone());
     driver.stop().await.unwrap();
-    as_format_one(&store);
+    convert_to_format_one(&store);
 
-    // What is there is served, and no byte of it fetched.
+    // Stored content is mounted without a download.
     registry.is_down.store(true, Ordering::SeqCst);
     let driver = Running::start_in(folder.clone(), registry.clone(), Duration::from_secs(20)).await;
     assert_eq!(fs::read_to_string(store.join("format")).unwrap(), "oras-csi store 2\n");
@@ -228,7 +229,7 @@ async fn a_store_of_format_one_is_taken_over() {
     }
     driver.stop().await.unwrap();
 
-    // Its layers have no checksums: the first scrub takes them, the second compares.
+    // The layers have no checksums: the first scrub records them, the second verifies them.
     let store = Store::open(&store, Limits::default()).unwrap();
     let scrub = || scrub(&store, &Schedule::default(), CancellationToken::new(), &|| ()).unwrap();
     assert_eq!((scrub().damaged, scrub().damaged), (0, 0));
@@ -273,14 +274,14 @@ async fn a_scrub_finds_every_kind_of_damage_and_only_that() {
             Some(7)
         );
     }
-    // What is fetched again is whole.
+    // Content that is downloaded again is intact.
     let tree = bench.pull(&wanted).await.unwrap();
     assert_eq!(fs::read(bench.root(&tree).join("d/g")).unwrap(), b"other");
     assert_eq!(fs::read(bench.root(&tree).join("f")).unwrap(), b"file");
 }
 
 #[tokio::test]
-async fn nothing_new_is_made_of_damaged_content() {
+async fn damaged_content_is_not_used_for_new_trees() {
     let Bench { folder, registry, fetcher } = Bench::new();
     let digest = Artifact::new(&registry).file("f", b"file").directory("d", &[("g", b"other")]).push();
     let progress: Arc<dyn Progress> = Arc::new(NoProgress);
@@ -290,7 +291,7 @@ async fn nothing_new_is_made_of_damaged_content() {
     flip(&path.join("blobs/sha256").join(Digest::sha256_of(b"file").hex()));
     flip(&the_only(&path.join("layers")).join("files/g"));
 
-    // As after a start of the driver: another recipe with the same bytes.
+    // As after a start of the driver: another recipe with the same content.
     let store = Arc::new(Store::open(&path, Limits::default()).unwrap());
     let fetcher = Arc::new(Fetcher::new(store.clone(), registry.clone()));
     let elsewhere = recipe([add(&digest).at("beneath".parse().unwrap())]);
@@ -300,7 +301,11 @@ async fn nothing_new_is_made_of_damaged_content() {
     assert_eq!(fs::read(root.join("d/g")).unwrap(), b"other");
     assert_eq!(registry.requests_for(&Digest::sha256_of(b"file")), 2);
     assert_eq!(store.node_record().damage.len(), 2);
-    assert_eq!(names(&path.join("trees")), [tree.key().as_str()], "nor is the tree left that was made of it");
+    assert_eq!(
+        names(&path.join("trees")),
+        [tree.key().as_str()],
+        "the tree that was built from it is quarantined too"
+    );
     drop(folder);
 }
 
@@ -328,7 +333,7 @@ async fn a_scrub_is_throttled_and_can_be_stopped() {
     std::thread::sleep(Duration::from_millis(100));
     assert!(!ended.is_finished());
     stop.cancel();
-    assert_eq!(ended.join().unwrap().ended, 0, "one that did not come to its end does not count as one");
+    assert_eq!(ended.join().unwrap().ended, 0, "a scrub that was stopped has no end time");
 }
 
 #[tokio::test]
@@ -339,7 +344,11 @@ async fn bytes_are_read_from_the_disk_and_manifests_are_verified() {
     let store = bench.fetcher.store().clone();
     flip(&store.path().join("blobs/sha256").join(digest.hex()));
     let report = scrub(&store, &Schedule::default(), CancellationToken::new(), &|| ()).unwrap();
-    assert_eq!((report.damaged, report.blobs, report.trees), (1, 2, 1), "a manifest is no byte of a tree");
+    assert_eq!(
+        (report.damaged, report.blobs, report.trees),
+        (1, 2, 1),
+        "a damaged manifest does not affect a tree"
+    );
     assert!(!store.path().join("blobs/sha256").join(digest.hex()).exists());
     assert!(store.path().join("blobs/sha256").join(Digest::sha256_of(b"file").hex()).exists());
 }

@@ -1,4 +1,4 @@
-//! `pull_into_directory`: the command's way.
+//! `pull_into_directory`, which the command `oras-csi pull` uses.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -33,7 +33,7 @@ async fn files_are_copies() {
     fs::write(new.join("a"), "changed").unwrap();
     assert_eq!(fs::metadata(new.join("d/b")).unwrap().mtime(), 1_600_000_000);
 
-    // An empty one that is there, and the store has what it had.
+    // An existing empty directory is accepted, and the store is unchanged.
     let empty = bench.folder.path().join("empty");
     fs::create_dir(&empty).unwrap();
     pull(&bench, &recipe, &empty).await.unwrap();
@@ -60,7 +60,7 @@ async fn nothing_is_overwritten() {
     assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
 }
 
-/// A directory with what makes a difference: links of both kinds, and modes and times of its own.
+/// Builds a directory with hard links, symbolic links, modes and times.
 fn directory(registry: &FakeRegistry, title: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut entry = |kind: EntryType, name: &str, mode: u32, mtime: u64, link: Option<&str>, data: &[u8]| {
@@ -88,14 +88,14 @@ fn directory(registry: &FakeRegistry, title: &str) -> Vec<u8> {
     archive
 }
 
-/// Everything that a user sees of a directory.
+/// Lists everything that a user sees of a directory.
 fn seen(root: &Path, folder: &Path, lines: &mut Vec<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let found = fs::symlink_metadata(&path).unwrap();
         let name = path.strip_prefix(root).unwrap().display();
         let mode = found.permissions().mode();
-        // What no archive has a time for is as old as its pull, and one pull is after the other.
+        // Entries without a time in an archive get the time of their pull, which differs between two pulls.
         let mtime = if found.mtime() <= 5_000 { found.mtime().to_string() } else { "now".to_owned() };
         if found.is_dir() {
             lines.push(format!("{name}/ {mode:o} {mtime}"));

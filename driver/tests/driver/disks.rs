@@ -1,4 +1,4 @@
-//! Disks that are full, read-only, out of inodes, or that give a file only so many names.
+//! Disks that are full, read-only or out of inodes, and file systems with a limit of hard links.
 
 use std::fs;
 use std::process::Command;
@@ -40,16 +40,16 @@ async fn reports_a_full_disk_and_recovers() {
         assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
         assert!(status.message().contains("Free space on it"), "{status}");
         assert!(!second.exists() && driver.records() == 1);
-        assert_eq!(fs::read(first.join("app.jar")).unwrap(), b"jar", "who has his volume keeps it");
+        assert_eq!(fs::read(first.join("app.jar")).unwrap(), b"jar", "mounted volumes are not affected");
     }
-    // The very last block is gone: an unpublish still works.
+    // Without a free block, an unpublish still succeeds.
     let _ = fs::write(driver.folder.path().join("rest"), vec![0; 4 << 20]);
     driver.unpublish("csi-a", &first).await.unwrap();
     fs::remove_file(driver.folder.path().join("rest")).unwrap();
     others(0);
     for digest in [&file, &directory] {
-        // As kubelet does. An archive says only in the middle how much it holds: the next attempt finds more room.
-        until("there is room again", async || {
+        // Retries as kubelet does. The size of an archive is known only while it is unpacked; the next attempt frees more space.
+        until("there is space again", async || {
             driver.publish(request("csi-b", &second, digest)).await.is_ok()
         })
         .await;
@@ -77,7 +77,7 @@ async fn reports_a_disk_without_inodes() {
     assert!(!target.exists() && driver.records() == 0);
     driver.publish(request("csi-a", &target, &few)).await.unwrap();
     assert_eq!(fs::read(target.join("d/file-9")).unwrap(), b"file-9");
-    // More inodes, and it goes on by itself.
+    // With more inodes, the next attempt succeeds.
     driver.unpublish("csi-a", &target).await.unwrap();
     mount(&["-o", "remount,nr_inodes=2000"], driver.folder.path());
     driver.publish(request("csi-a", &target, &many)).await.unwrap();
@@ -114,7 +114,7 @@ async fn reports_a_read_only_disk() {
     }
     driver.stop().await.unwrap();
 
-    // What is there can be served, so it is opened; a new one cannot be made, in words.
+    // An existing store can be opened, because its content can be mounted. A new one cannot be created.
     let disk = in_memory("size=4m");
     drop(Store::open(&disk.path().join("s"), Limits::default()).unwrap());
     mount(&["-o", "remount,ro"], disk.path());
@@ -126,7 +126,7 @@ async fn reports_a_read_only_disk() {
 /// ext4 gives a file 65,000 names; where the temporary directory is on something that gives more, there is nothing
 /// to test.
 #[tokio::test]
-async fn a_blob_with_as_many_names_as_there_can_be_is_copied() {
+async fn a_blob_with_the_maximum_of_hard_links_is_copied() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("f", b"a file").push();
     let first = bench.pull(&recipe([add(&digest)])).await.unwrap();
@@ -141,7 +141,7 @@ async fn a_blob_with_as_many_names_as_there_can_be_is_copied() {
     let other = recipe([add(&digest).at("beneath".parse().unwrap())]);
     let second = bench.pull(&other).await.unwrap();
     assert_eq!(fs::read(bench.root(&second).join("beneath/f")).unwrap(), b"a file");
-    // A copy is its tree's own, and compared as such.
+    // A copy belongs to its tree, and is verified with it.
     let store = bench.fetcher.store().clone();
     let copy = bench.root(&second).join("beneath/f");
     let schedule = oras_csi_store::scrub::Schedule::default();

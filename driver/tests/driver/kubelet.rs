@@ -1,4 +1,4 @@
-//! What kubelet counts on when things do not go well.
+//! The behaviour that kubelet relies on when calls fail or are cancelled.
 
 use std::fs;
 use std::process::Command;
@@ -29,7 +29,7 @@ async fn a_cancelled_call_does_not_block_others() {
     let gate = driver.registry.close_gate();
     let wanted = request("csi-1", &driver.target("a"), &digest);
     let hung_up = tokio::time::timeout(Duration::from_millis(300), driver.publish(wanted.clone())).await;
-    assert!(hung_up.is_err(), "it would have waited");
+    assert!(hung_up.is_err(), "the call waits for the pull");
     tokio::time::sleep(Duration::from_millis(200)).await;
     let status = driver.publish(wanted.clone()).await.unwrap_err();
     assert!(status.code() == Code::Aborted && status.message().contains("pulling java-app"), "{status}");
@@ -56,7 +56,11 @@ async fn a_second_call_for_a_volume_gets_aborted() {
         let second = driver.publish(wanted.clone()).await.unwrap_err();
         assert_eq!(second.code(), Code::Aborted, "{second}");
         let unpublished = driver.unpublish("csi-1", &target).await.unwrap_err();
-        assert_eq!(unpublished.code(), Code::Aborted, "not while it may be mounted at any moment");
+        assert_eq!(
+            unpublished.code(),
+            Code::Aborted,
+            "an unpublish must not succeed while a publish can still mount"
+        );
         gate.add_permits(1_000);
     });
     first.unwrap();
@@ -68,8 +72,8 @@ async fn a_second_call_for_a_volume_gets_aborted() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_final_leaves_nothing_of_earlier_attempts() {
-    if !entered("kubelet::an_answer_that_is_final_leaves_nothing_of_earlier_attempts") {
+async fn a_final_error_leaves_nothing_of_earlier_attempts() {
+    if !entered("kubelet::a_final_error_leaves_nothing_of_earlier_attempts") {
         return;
     }
     let driver = Running::start().await;
@@ -93,8 +97,8 @@ async fn an_answer_that_is_final_leaves_nothing_of_earlier_attempts() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_final_is_followed_by_an_unpublish_that_works() {
-    if !entered("kubelet::an_answer_that_is_not_final_is_followed_by_an_unpublish_that_works") {
+async fn an_unpublish_after_an_error_that_is_not_final_succeeds() {
+    if !entered("kubelet::an_unpublish_after_an_error_that_is_not_final_succeeds") {
         return;
     }
     let driver = impatient(300).await;

@@ -1,4 +1,4 @@
-//! The driver as its callers see it: over real sockets, on real mounts, from a registry in memory.
+//! Tests the driver through its sockets, with real mounts and a registry in memory.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! As many volumes as a node could have.
+//! The largest number of volumes that a node can have.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ async fn a_restart_recovers_two_thousand_volumes_in_seconds() {
     );
     assert!(started < Duration::from_secs(10), "{started:?}");
     assert!(driver.metrics_text().await.contains("oras_csi_driver_volumes 2000"));
-    // They are what they were, and one more is no dearer for it.
+    // The volumes are unchanged, and one more publish takes no longer.
     let last = VOLUMES - 1;
     driver.publish(request(&format!("csi-{last}"), &target(&driver, last), &digests[1])).await.unwrap();
     let one_more = target(&driver, VOLUMES);

@@ -1,7 +1,7 @@
-//! Recipes of a few steps against a model of what they mean: a map from paths to files and directories.
+//! Compares recipes of a few steps with a model of their meaning: a map from paths to files and directories.
 //!
-//! The model knows nothing of descriptors, links and layer trees, and goes by OCI's words: first all whiteouts of a
-//! layer, then all its entries.
+//! The model has no descriptors, links and layer trees. It follows the OCI specification: first all whiteouts of a layer,
+//! then all its entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,7 +20,7 @@ use proptest::sample::select;
 use crate::registry::{Artifact, FakeRegistry, add};
 use crate::trees::{TAR, globs};
 
-/// A path to the text of a file, or to nothing for a directory. The root is not in it.
+/// Maps a path to the text of a file, or to `None` for a directory. The root is not in the map.
 type Model = BTreeMap<String, Option<String>>;
 
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ enum Move {
     Remove(&'static str),
 }
 
-/// A layer as it is unpacked: what cannot be in one archive is left out.
+/// A layer as it is unpacked, without combinations that one archive cannot contain.
 #[derive(Debug, Default)]
 struct Layer {
     entries: Model,
@@ -148,7 +148,7 @@ impl Filter {
     }
 }
 
-/// Takes away what the filter keeps at and beneath a path of the artifact.
+/// Removes the files that the filter includes at and below a path of the artifact.
 fn hide(tree: &mut Model, base: &str, path: &str, filter: &Filter) -> bool {
     let top = join(base, path);
     let within =
@@ -156,7 +156,7 @@ fn hide(tree: &mut Model, base: &str, path: &str, filter: &Filter) -> bool {
     let meant: Vec<String> =
         tree.keys().filter(|known| **known == top || is_beneath(known, &top)).cloned().collect();
     let mut gone = Vec::new();
-    // The deepest first, so that a directory is looked at when nothing more goes from it.
+    // The deepest first, so that a directory is checked after everything in it.
     for known in meant.iter().rev() {
         let kept = filter.keeps(&within(known));
         let goes = if tree[known].is_some() {
@@ -174,7 +174,7 @@ fn hide(tree: &mut Model, base: &str, path: &str, filter: &Filter) -> bool {
     !gone.is_empty()
 }
 
-/// Makes a path and those above it directories, whatever is in the way.
+/// Makes a path and its parents directories, and replaces files that are in the way.
 fn make_directories(tree: &mut Model, path: &str) {
     if path.is_empty() {
         return;
@@ -184,8 +184,8 @@ fn make_directories(tree: &mut Model, path: &str) {
     }
 }
 
-/// Lays one layer over what is there, and says whether it had any effect.
-fn lay(tree: &mut Model, layer: &Layer, base: &str, filter: &Filter) -> bool {
+/// Overlays one layer over the tree. Returns whether it had any effect.
+fn overlay(tree: &mut Model, layer: &Layer, base: &str, filter: &Filter) -> bool {
     let mut changed = false;
     for path in &layer.hidden {
         changed |= filter.keeps(path);
@@ -252,7 +252,7 @@ fn expect(moves: &[Move], layers: &[Vec<Layer>]) -> Result<Model, Refusal> {
             Move::Add(image) => {
                 let mut apart = Model::new();
                 for layer in &layers[position] {
-                    lay(&mut apart, layer, "", &filter_of(image));
+                    overlay(&mut apart, layer, "", &filter_of(image));
                 }
                 if apart.is_empty() {
                     return Err(Refusal::Nothing);
@@ -262,7 +262,7 @@ fn expect(moves: &[Move], layers: &[Vec<Layer>]) -> Result<Model, Refusal> {
             Move::Overlay(image) => {
                 let mut changed = false;
                 for layer in &layers[position] {
-                    changed |= lay(&mut tree, layer, image.path, &filter_of(image));
+                    changed |= overlay(&mut tree, layer, image.path, &filter_of(image));
                 }
                 if !changed {
                     return Err(Refusal::Nothing);
@@ -371,7 +371,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
-    fn a_recipe_gives_what_the_model_says(moves in moves()) {
+    fn a_recipe_gives_the_same_tree_as_the_model(moves in moves()) {
         let mut number = 0;
         let layers: Vec<Vec<Layer>> = moves.iter().map(|step| match step {
             Move::Add(image) | Move::Overlay(image) => image.layers.iter().map(|entries| {

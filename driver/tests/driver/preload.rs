@@ -1,4 +1,5 @@
-//! What cluster sets want is there before a pod asks, and stays as long as they want it.
+//! Preloading: the content of cluster sets is in the store before a pod requests it, and stays as long as the sets
+//! select the node.
 
 use std::fs;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ struct Scene {
 }
 
 fn settings(settings: Settings, cluster: &Cluster, folder: &TempDir) -> Settings {
-    // All that may go goes at once.
+    // All unused content is collected at once.
     let nothing = "0".parse().unwrap();
     let marks = Watermarks::default()
         .with_marks(nothing, nothing)
@@ -87,7 +88,7 @@ impl Scene {
         self.driver.names("trees").len()
     }
 
-    /// What kubelet sends for a volume of a set.
+    /// Returns the request of kubelet for a volume of a set.
     fn request(&self, name: &str, set: &str, volume: &CanonicalVolume) -> NodePublishVolumeRequest {
         let volume = volume.clone().with_set(set).unwrap().sign(&self.key, Holder::pod("default"));
         let mut request = request_for("csi-1", &self.target(name), volume.recipe().clone());
@@ -123,7 +124,7 @@ async fn a_preloaded_set_starts_without_registry_and_api_server() {
     scene.put("models", &json!({"preload": true}), &wanted);
     scene.put("others", &json!({}), &other);
     let cluster = scene.cluster.clone();
-    until("the node has it", async || cluster.has_told("models", "Ready")).await;
+    until("the set is ready on the node", async || cluster.has_told("models", "Ready")).await;
     let told = cluster.told("models").unwrap();
     assert_eq!((told["id"].as_str().unwrap(), &told["bytes"]), (wanted.id().as_str(), &json!(12)));
     assert_eq!(told["bytes"], told["totalBytes"]);
@@ -138,7 +139,7 @@ async fn a_preloaded_set_starts_without_registry_and_api_server() {
     for line in ["preloads_total{outcome=\"done\"} 1", "preload_sets_wanted 1", "preload_sets_ready 1"] {
         assert!(text.contains(&format!("oras_csi_driver_{line}")), "{line}\n{text}");
     }
-    // Nothing is new: nothing is written.
+    // Without a change nothing is written.
     let writes = cluster.writes();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(cluster.writes(), writes);
@@ -146,7 +147,7 @@ async fn a_preloaded_set_starts_without_registry_and_api_server() {
     cluster.go_down();
     scene.driver.registry.is_down.store(true, Ordering::SeqCst);
     let scene = scene.restarted().await;
-    // Collections go on all the while.
+    // Garbage collection runs in the meantime.
     tokio::time::sleep(Duration::from_secs(1)).await;
     scene.driver.publish(scene.request("v", "models", &wanted)).await.unwrap();
     assert_eq!(fs::read(scene.target("v").join("app.jar")).unwrap(), b"precious");
@@ -159,7 +160,7 @@ async fn a_preloaded_set_starts_without_registry_and_api_server() {
     cluster.drop_set("models");
     cluster.come_back();
     let driver = &scene.driver;
-    until("it is collected", async || driver.names("trees").is_empty()).await;
+    until("the content is collected", async || driver.names("trees").is_empty()).await;
     until("the status reports that", async || cluster.artifacts().unwrap()["status"]["sets"] == json!([]))
         .await;
     scene.driver.stop().await.unwrap();
@@ -176,35 +177,31 @@ async fn kept_content_follows_the_set_and_the_labels_of_the_node() {
     let spec = json!({"preload": true, "nodeSelector": {"gpu": "a100"}});
     scene.put("models", &spec, &first);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(
-        (scene.trees(), cluster.artifacts()),
-        (0, None),
-        "a node that no set selects has nothing to tell"
-    );
+    assert_eq!((scene.trees(), cluster.artifacts()), (0, None), "a node that no set selects reports nothing");
     cluster.label("gpu", "a100");
-    until("it is there by now", async || cluster.has_told("models", "Ready")).await;
+    until("the set is ready", async || cluster.has_told("models", "Ready")).await;
 
-    // Changed, and not resolved yet: what was there stays.
+    // The set changed and is not resolved yet: the earlier content stays.
     cluster.put_set("models", 2, &spec, &status(&first, 1));
-    until("it waits", async || cluster.has_told("models", "Waiting")).await;
+    until("the set is waiting", async || cluster.has_told("models", "Waiting")).await;
     assert!(cluster.told("models").unwrap()["message"].as_str().unwrap().contains("is being resolved"));
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(scene.trees(), 1);
     cluster.put_set("models", 2, &spec, &status(&second, 2));
-    until("the new one is there", async || {
+    until("the new content is stored", async || {
         let told = cluster.told("models").unwrap();
         told["state"] == "Ready" && told["id"] == second.id().as_str()
     })
     .await;
-    until("and the old one is not", async || driver.names("trees").len() == 1).await;
+    until("the old content is collected", async || driver.names("trees").len() == 1).await;
 
-    // A disk that lost it: it is fetched again.
+    // The disk lost the content: it is downloaded again.
     let tree = driver.store().join("trees").join(&driver.names("trees")[0]);
     fs::remove_dir_all(&tree).unwrap();
-    until("it is back", async || tree.join("tree.json").exists()).await;
+    until("the content is downloaded again", async || tree.join("tree.json").exists()).await;
 
     cluster.label("gpu", "none");
-    until("it is collected", async || driver.names("trees").is_empty()).await;
+    until("the content is collected", async || driver.names("trees").is_empty()).await;
     until("the status reports that", async || cluster.told("models").is_none()).await;
     scene.driver.stop().await.unwrap();
 }
@@ -222,7 +219,7 @@ async fn a_set_is_pulled_with_its_own_secret() {
     let spec = json!({"preload": true, "pullSecret": {"name": "robot"}});
     scene.put("models", &spec, &wanted);
     let message = || cluster.told("models").unwrap()["message"].as_str().unwrap().to_owned();
-    until("it fails", async || cluster.has_told("models", "Failed")).await;
+    until("the set has failed", async || cluster.has_told("models", "Failed")).await;
     assert!(
         message().contains(
             "pull secret robot of the ClusterArtifactSet models is not in the namespace oras-csi-system"
@@ -233,9 +230,9 @@ async fn a_set_is_pulled_with_its_own_secret() {
     cluster.put_secret("robot", "robot", "of yesterday");
     until("the secret is read", async || !message().contains("is not in the namespace")).await;
     assert!(!message().contains("yesterday") && message().contains("denied"), "{}", message());
-    // Rotated.
+    // The Secret is rotated.
     cluster.put_secret("robot", "robot", "of today");
-    until("it is there", async || cluster.has_told("models", "Ready")).await;
+    until("the set is ready", async || cluster.has_told("models", "Ready")).await;
 
     // A pod's volume of a set that is not preloaded.
     scene.put("others", &json!({"pullSecret": {"name": "robot"}}), &other);
@@ -248,7 +245,7 @@ async fn a_set_is_pulled_with_its_own_secret() {
     driver.publish(wish).await.unwrap();
     assert_eq!(fs::read(scene.target("v").join("app.jar")).unwrap(), b"private as well");
     driver.unpublish("csi-1", &scene.target("v")).await.unwrap();
-    // Who only says that his volume is a set's gets nothing of it.
+    // A volume that names a set without a valid seal gets no content of the set.
     let mut forged = scene.request("v", "models", &wanted);
     forged.volume_context.remove("csi.oras.land/seal");
     let asked = cluster.asked().len();
@@ -269,7 +266,7 @@ async fn a_stand_alone_driver_keeps_nothing_for_sets() {
     let wanted = scene.artifact("precious");
     scene.put("models", &json!({"preload": true}), &wanted);
     let cluster = scene.cluster.clone();
-    until("the node has it", async || cluster.has_told("models", "Ready")).await;
+    until("the set is ready on the node", async || cluster.has_told("models", "Ready")).await;
     let (folder, registry, at) =
         (scene.driver.folder.clone(), scene.driver.registry.clone(), scene.driver.folder.clone());
     scene.driver.stop().await.unwrap();
@@ -278,7 +275,7 @@ async fn a_stand_alone_driver_keeps_nothing_for_sets() {
         settings(before, &cluster, &at).with_cluster_sets(None)
     })
     .await;
-    until("it is collected", async || driver.names("trees").is_empty()).await;
+    until("the content is collected", async || driver.names("trees").is_empty()).await;
     assert_eq!(cluster.asked().len(), asked, "Kubernetes is asked nothing");
     driver.stop().await.unwrap();
 }
@@ -303,26 +300,26 @@ async fn a_pod_overtakes_preloads() {
         let (pulls, fetcher, recipe) = (pulls.clone(), bench.fetcher.clone(), volume.recipe().clone());
         tasks.spawn(async move { pulls.start_in_background(&recipe, &fetcher).wait().await });
     }
-    until("three are under way", async || begun() == 3).await;
+    until("three preloads are in progress", async || begun() == 3).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(begun(), 3);
-    // A pod that asks for something else has the fourth.
+    // A pod that requests other content gets the fourth.
     let (other, layer) = of_one(&bench, "a pod's");
     let wait = Duration::from_millis(100);
     let waited = pulls.wait_for(other.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
-    until("it is asked for", async || bench.registry.requests_for(&layer) == 1).await;
+    until("the layer is requested", async || bench.registry.requests_for(&layer) == 1).await;
     // A pod that requests a queued preload takes the slot of a preload that no pod needs.
     let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.requests_for(layer) == 0).unwrap();
     let waited = pulls.wait_for(last.recipe(), &bench.fetcher, wait).await;
     assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
-    until("it is asked for", async || bench.registry.requests_for(layer) == 1).await;
+    until("the layer is requested", async || bench.registry.requests_for(layer) == 1).await;
     assert_eq!(begun(), 4);
     gate.add_permits(1_000);
     for (volume, layer) in ahead.iter().map(|(volume, layer)| (volume, layer)) {
         let waited = pulls.wait_for(volume.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
         assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
-        assert_eq!(bench.registry.requests_for(layer), 1, "each is fetched once");
+        assert_eq!(bench.registry.requests_for(layer), 1, "each layer is downloaded once");
     }
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap().unwrap();
@@ -339,7 +336,7 @@ async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
         pulls.start_in_background(dropped.recipe(), &bench.fetcher),
         pulls.start_in_background(joined.recipe(), &bench.fetcher),
     );
-    until("both are under way", async || {
+    until("both preloads are in progress", async || {
         [&first, &second].iter().all(|layer| bench.registry.requests_for(layer) == 1)
     })
     .await;
@@ -367,7 +364,7 @@ async fn gc_roots_are_read_from_the_disk() {
     let root = oras_csi_store::PreloadEntry::new("models", wanted.id().as_str(), wanted.recipe(), tree.key());
     store.write_preload_index(&[root]).unwrap();
     assert_eq!(collect(store, Goal::All, Duration::ZERO).unwrap().trees, 0);
-    // What cannot be read, as on a disk that fails, keeps everything; a file that means nothing keeps nothing.
+    // An index that cannot be read, as on a failing disk, keeps everything; a malformed index keeps nothing.
     let file = store.path().join("preload.json");
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
@@ -386,7 +383,7 @@ async fn damage_is_reported_as_an_event_and_in_the_node_object() {
     let wanted = scene.artifact("precious");
     scene.put("models", &json!({"preload": true}), &wanted);
     let cluster = scene.cluster.clone();
-    until("the node has it", async || cluster.has_told("models", "Ready")).await;
+    until("the set is ready on the node", async || cluster.has_told("models", "Ready")).await;
     let name = scene.driver.names("trees").remove(0);
     fs::write(scene.driver.store().join("trees").join(&name).join("tree.json"), "no description").unwrap();
     // The scrub finds the damage.
@@ -403,7 +400,7 @@ async fn damage_is_reported_as_an_event_and_in_the_node_object() {
         (&json!("Node"), &json!("node-1"))
     );
     assert!(event["note"].as_str().unwrap().contains(&name), "{event}");
-    until("its object counts it", async || {
+    until("the node object counts the damage", async || {
         cluster.artifacts().is_some_and(|artifacts| artifacts["status"]["store"]["damaged"] == json!(1))
     })
     .await;

@@ -1,4 +1,4 @@
-//! Registries that are slow, broken or lie.
+//! Registries that are slow, fail or serve wrong content.
 
 use std::fs;
 use std::sync::atomic::Ordering;
@@ -46,7 +46,7 @@ async fn a_registry_that_is_down_is_unavailable() {
 }
 
 #[tokio::test]
-async fn other_bytes_are_corrupt() {
+async fn wrong_content_is_reported_as_corrupt() {
     let bytes = noise(100_000);
     let mut flipped = bytes.clone();
     flipped[50_000] ^= 1;
@@ -56,7 +56,7 @@ async fn other_bytes_are_corrupt() {
         let digest = Artifact::new(&bench.registry).file("ok", b"ok").file("f", &bytes).push();
         bench.registry.corrupt(&Digest::sha256_of(&bytes), &wrong);
         let error = bench.pull(&recipe([add(&digest)])).await.unwrap_err();
-        // A stream that ends early is an error of the registry's client; here the memory one just stops.
+        // The real registry client reports a stream that ends early; the one in memory just ends it.
         let expected =
             if wrong.len() < bytes.len() { PullErrorKind::Stopped } else { PullErrorKind::Corrupt };
         assert_eq!(error.kind(), expected, "{error}");
@@ -74,14 +74,14 @@ async fn a_missing_layer_is_named() {
 }
 
 #[tokio::test]
-async fn a_manifest_that_is_not_there_is_not_found() {
+async fn a_missing_manifest_is_not_found() {
     let bench = Bench::new();
     let error = bench.pull(&recipe([add(&Digest::sha256_of(b"never"))])).await.unwrap_err();
     assert_eq!(error.kind(), PullErrorKind::NotFound);
 }
 
 #[tokio::test]
-async fn recipes_that_share_a_blob_fetch_it_once() {
+async fn recipes_that_share_a_blob_download_it_once() {
     let bench = Bench::new();
     let bytes = noise(500_000);
     let one = Artifact::new(&bench.registry).file("a", &bytes).push();
@@ -136,7 +136,7 @@ async fn slow_registries_give_up_their_slots_to_others() {
     assert!(is_served_beside(&Bench::with(limits), &["slow-a:5000", "slow-b:5000"]).await);
 }
 
-/// However many layers, and artifacts, are made of it: who waits for the same bytes takes no turn.
+/// Any number of layers and artifacts can need the blob: a pull that waits for the same blob uses no download slot.
 #[tokio::test]
 async fn a_slow_blob_takes_one_download_slot() {
     let bench = Bench::new();

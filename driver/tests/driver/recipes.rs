@@ -1,4 +1,4 @@
-//! What overlay and remove steps make of a tree.
+//! The effect of overlay and remove steps on a tree.
 
 use std::fs;
 
@@ -66,7 +66,7 @@ async fn whiteouts_of_an_overlay_remove_files_of_earlier_steps() {
     }
     assert_eq!(bench.files(&recipe).await, expected);
 
-    // Beneath a path it reaches nothing beside that path.
+    // Below a path it does not affect files outside that path.
     let recipe = steps(vec![
         Step::Add(add(&base)),
         Step::Add(add(&base).at("other".parse().unwrap())),
@@ -88,7 +88,7 @@ async fn whiteouts_of_an_added_artifact_affect_only_that_artifact() {
     let added = image(&bench, &[&[("c", b"c"), ("d", b"d")], &[(".wh.a", b""), (".wh.c", b"")]]);
     let recipe = steps(vec![Step::Add(add(&base)), Step::Add(add(&added))]);
     assert_eq!(bench.files(&recipe).await, map(&[("a", "a"), ("b", "b"), ("d", "d")]));
-    // In a directory of ORAS it is an ordinary name, except in an overlay.
+    // In a directory of ORAS it is an ordinary file name, except in an overlay.
     let packed = Artifact::new(&bench.registry).directory("d", &[(".wh.x", b""), ("y", b"y")]).push();
     let below = Artifact::new(&bench.registry).file("d/x", b"x").file("d/z", b"z").push();
     let recipe = steps(vec![Step::Add(add(&below)), Step::Add(add(&packed))]);
@@ -109,21 +109,21 @@ async fn files_and_directories_replace_each_other_in_an_overlay() {
     let over = Artifact::new(&bench.registry).file("file/now", b"d").file("dir", b"now a file").push();
     let recipe = steps(vec![Step::Add(add(&base)), Step::Overlay(add(&over))]);
     assert_eq!(bench.files(&recipe).await, map(&[("file/now", "d"), ("dir", "now a file")]));
-    // Also where the path of the step itself is a file.
+    // The same holds if the path of the step itself is a file.
     let at = add(&over).at("file".parse().unwrap());
     let recipe = steps(vec![Step::Add(add(&base)), Step::Overlay(at)]);
     assert_eq!(
         bench.files(&recipe).await,
         map(&[("file/file/now", "d"), ("file/dir", "now a file"), ("dir/in/side", "i")])
     );
-    // The same file twice within one overlay: the later one.
+    // If one overlay has the same file twice, the later one wins.
     let twice = Artifact::new(&bench.registry).file("d/x", b"1").directory("d", &[("x", b"2")]).push();
     let recipe = steps(vec![Step::Add(add(&base)), Step::Overlay(add(&twice))]);
     assert_eq!(bench.files(&recipe).await["d/x"], "2");
 }
 
 #[rstest]
-// What is hidden by `.wh.a` and by the opaque `d`, of a, b, d/x.txt and d/y.bin; e is laid.
+// The base has a, b, d/x.txt and d/y.bin. `.wh.a` and the opaque `d` hide some of them; the overlay adds e.
 #[case(&[], &[], &["b", "d/new.txt", "e"])]
 #[case(&["e"], &[], &["a", "b", "d/x.txt", "d/y.bin", "e"])]
 #[case(&["a"], &[], &["b", "d/x.txt", "d/y.bin"])]
@@ -169,7 +169,7 @@ async fn remove_deletes_files_and_whole_directories() {
 }
 
 #[tokio::test]
-async fn refuses_steps_without_effect() {
+async fn rejects_steps_without_effect() {
     let bench = Bench::new();
     let base = Artifact::new(&bench.registry).file("a.txt", b"a").push();
     let under = || add(&base).at("model".parse().unwrap());
@@ -195,7 +195,7 @@ async fn refuses_steps_without_effect() {
         assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
         assert_eq!((error.kind(), error.class()), (PullErrorKind::Refused, ErrorClass::BadInput));
     }
-    // Another that fills the place again is enough.
+    // It is enough if another step adds a file there.
     let recipe = steps(vec![Step::Add(under()), remove("model/**"), Step::Add(under())]);
     assert_eq!(bench.files(&recipe).await, map(&[("model/a.txt", "a")]));
 }
@@ -213,7 +213,7 @@ async fn a_conflict_names_the_last_step_that_wrote_the_file() {
     ]);
     let said = bench.pull(&recipe).await.unwrap_err().to_string();
     assert!(said.contains("\"x\"") && said.contains("acme/two@") && said.contains("acme/three@"), "{said}");
-    // One that filters it out has not laid it.
+    // A step that excludes the file did not write it.
     let more = Artifact::new(&bench.registry).file("x", b"2").file("y", b"2").push();
     let more = named("more", &more).excluding(globs(&["x"]));
     let recipe =
@@ -243,11 +243,11 @@ async fn an_overlay_downloads_only_the_layers_above_its_base() {
     for files in [BASE, MIDDLE, MINOR, MAJOR] {
         assert_eq!(bench.registry.requests_for(&blob(files)), 1);
     }
-    // At another path it is another volume, and laid whole.
+    // At another path the base does not count, and the whole image is overlaid.
     let elsewhere = named("minor", &minor).at("elsewhere".parse().unwrap());
     let recipe = steps(vec![Step::Add(named("base", &base)), Step::Overlay(elsewhere)]);
     assert_eq!(bench.files(&recipe).await["elsewhere/etc/base"], "base");
-    // The very same image brings nothing, and that is no mistake.
+    // The same image adds nothing, which is not an error.
     let recipe =
         steps(vec![Step::Add(named("base", &base)), remove("usr/tool"), Step::Overlay(named("base", &base))]);
     assert_eq!(bench.files(&recipe).await, map(&[("etc/base", "base"), ("etc/fixed", "vulnerable")]));
@@ -258,15 +258,15 @@ async fn an_overlay_downloads_layers_that_no_earlier_step_has() {
     let bench = Bench::new();
     let base = image(&bench, &[BASE, MIDDLE]);
     let minor = image(&bench, &[BASE, MIDDLE, MINOR]);
-    // The base was filtered: what the filter left out comes with the overlay, which has none.
+    // The base was filtered: the overlay without a filter adds the excluded files.
     let some = named("base", &base).including(globs(&["usr"]));
     let recipe = steps(vec![Step::Add(some.clone()), Step::Overlay(named("minor", &minor))]);
     assert_eq!(bench.files(&recipe).await["etc/base"], "base");
-    // With the same filter it was laid.
+    // With the same filter the layer is already there.
     let patch = named("minor", &minor).including(globs(&["usr"]));
     let recipe = steps(vec![Step::Add(some), Step::Overlay(patch)]);
     assert_eq!(bench.files(&recipe).await, map(&[("usr/other", "o")]));
-    // An image that shares the second layer alone is laid from its first on.
+    // An image that shares only the second layer is overlaid from its first layer on.
     let other = image(&bench, &[MINOR, MIDDLE]);
     let recipe = steps(vec![Step::Add(named("base", &base)), Step::Overlay(named("other", &other))]);
     assert_eq!(bench.files(&recipe).await["usr/tool"], "tool");
@@ -313,17 +313,17 @@ async fn limits_apply_to_the_whole_tree_and_name_themselves() {
         steps(vec![Step::Add(add(&artifact.push()))])
     };
     refused(limits.with_entries(20), "more than 20 entries", &many).await;
-    // With the headers of the archives, 4 × 9 KiB.
+    // 4 × 9 KiB, with the headers of the archives.
     refused(limits.with_unpacked(20_000), "more than 20000 bytes", &many).await;
     refused(limits.with_layers(3), "the manifest has 4 layers: the limit is 3", &many).await;
-    // One layer, laid at two paths.
+    // One layer at two paths.
     let twice = |bench: &Bench| {
         let digest = Artifact::new(&bench.registry).layer(TAR, &files("x", 8), &[]).push();
         let at = |path: &str| Step::Overlay(add(&digest).at(path.parse().unwrap()));
         steps(vec![at("a"), at("b"), at("c")])
     };
     refused(limits.with_entries(20), "the volume would have more than 20 entries", &twice).await;
-    // Files that are no archives.
+    // Files without archives.
     let big = |bench: &Bench| {
         let digest = Artifact::new(&bench.registry).file("a", &[1; 900]).file("b", &[2; 900]).push();
         steps(vec![Step::Add(add(&digest))])
@@ -364,7 +364,7 @@ async fn a_pod_sees_overlaid_files_and_gets_errors() {
     let over = Artifact::new(&driver.registry).layer(TAR, &plain(&[(".wh.a", b""), ("b", b"B")]), &[]).push();
     let target = driver.target("a");
     let recipe = steps(vec![Step::Add(add(&base)), Step::Overlay(add(&over)), Step::Add(named("x", &over))]);
-    // The whiteout of what is added hides nothing of others, and its file is there already.
+    // The whiteout of an added artifact does not affect other artifacts, and its file already exists.
     let status = driver.publish(request_for("csi-1", &target, recipe)).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("two steps of the recipe contain \"b\""), "{status}");

@@ -1,4 +1,4 @@
-//! Big blobs: in parts, given up in the middle and gone on with, and the same from two registries at once.
+//! Large blobs: downloads in parts, interrupted and resumed downloads, and the same blob from two registries at once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ async fn a_large_blob_is_downloaded_in_parts_if_the_registry_supports_ranges(#[c
     registry.supports_ranges.store(in_parts, Ordering::SeqCst);
     let tree = pull(&open(folder.path(), &registry), &recipe([add(&digest)])).await.unwrap();
     assert!(file(folder.path(), &tree, "f") == bytes);
-    // A short one, and three that are not longer than 32 MiB.
+    // One short request, and three of at most 32 MiB.
     let asked = registry.requests_for(&Digest::sha256_of(&bytes));
     assert_eq!(asked, if in_parts { 5 } else { 1 });
     assert_eq!(registry.sent.load(Ordering::SeqCst), bytes.len(), "no byte twice");
@@ -112,25 +112,26 @@ async fn bytes_from_before_a_restart_are_not_downloaded_again(
     let wanted = recipe([add(&artifact.push())]);
     registry.supports_ranges.store(in_parts, Ordering::SeqCst);
     let gate = registry.close_gate();
-    // Pieces are a 256th of what is asked for: all of the first part, and some of those after it.
+    // Chunks are a 256th of the request: all of the first part, and some of the following parts.
     gate.add_permits(if in_parts { 450 } else { 150 });
     let running = tokio::spawn({
         let (fetcher, wanted) = (open(folder.path(), &registry), wanted.clone());
         async move { pull(&fetcher, &wanted).await }
     });
-    until("given half of it", || gate.available_permits() == 0).await;
+    until("half of the blob was sent", || gate.available_permits() == 0).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     running.abort();
     assert!(running.await.unwrap_err().is_cancelled());
     let before = registry.sent.load(Ordering::SeqCst);
     assert!(before > 16 * MIB && before < size * MIB, "{before}");
-    until("written", || Store::open(&folder.path().join("store"), Limits::default()).is_ok()).await;
+    until("the store is closed", || Store::open(&folder.path().join("store"), Limits::default()).is_ok())
+        .await;
 
     gate.add_permits(10_000);
     let tree = pull(&open(folder.path(), &registry), &wanted).await.unwrap();
     assert!(file(folder.path(), &tree, if is_archive { "d/f" } else { "f" }) == bytes);
     let sent = registry.sent.load(Ordering::SeqCst);
-    // What the channel held, and what no note spoke of.
+    // The bytes in the channel, and those that no journal entry covers.
     assert!(sent <= size * MIB + 12 * MIB, "{sent} bytes for {size} MiB");
     assert_eq!(partials(folder.path()), Vec::<PathBuf>::new());
 }
@@ -154,7 +155,7 @@ async fn bytes_damaged_in_the_meantime_are_downloaded_again(#[case] is_archive: 
             let pulled = pull(&fetcher, &wanted);
             tokio::select! {
                 pulled = pulled => pulled.map(drop),
-                // Down in the middle: what was cut is not there any more.
+                // The registry fails in the middle of the download.
                 () = async {
                     until("cut", || registry.sent.load(Ordering::SeqCst) >= 19 * MIB).await;
                     registry.is_down.store(true, Ordering::SeqCst);
@@ -168,7 +169,7 @@ async fn bytes_damaged_in_the_meantime_are_downloaded_again(#[case] is_archive: 
     registry.is_down.store(false, Ordering::SeqCst);
     registry.cut_after.store(0, Ordering::SeqCst);
     let partials = partials(folder.path());
-    let data = partials.iter().find(|path| path.extension().is_none()).expect("it is kept");
+    let data = partials.iter().find(|path| path.extension().is_none()).expect("the partial blob stays");
     let mut damaged = fs::read(data).unwrap();
     damaged[5 * MIB] ^= 1;
     fs::write(data, damaged).unwrap();
@@ -176,7 +177,7 @@ async fn bytes_damaged_in_the_meantime_are_downloaded_again(#[case] is_archive: 
     assert!(file(folder.path(), &tree, if is_archive { "d/f" } else { "f" }) == bytes);
 }
 
-/// The honest registry's pull of bytes that another is asked for as well.
+/// A pull from the honest registry, while the same content is requested from another registry.
 #[rstest]
 #[case::small(100_000)]
 #[case::big(20 * MIB)]

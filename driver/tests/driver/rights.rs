@@ -1,4 +1,4 @@
-//! Shared bytes, separate rights: who is given what is on the node already.
+//! Authorization: pods share stored content, and each pod needs its own pull permission.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,7 +23,7 @@ fn credential(user: &str) -> Credential {
     Credential::basic(user.to_owned(), format!("secret of {user}")).unwrap()
 }
 
-/// What kubelet hands on of a pull secret.
+/// Adds a pull secret to a request, as kubelet does.
 fn with_secret(mut request: NodePublishVolumeRequest, user: &str) -> NodePublishVolumeRequest {
     let password = format!("secret of {user}");
     let config = serde_json::json!({"auths": {HOST: {"username": user, "password": password}}});
@@ -37,8 +37,8 @@ async fn restarted(driver: Running) -> Running {
     Running::start_in(folder, registry, Duration::from_secs(20)).await
 }
 
-/// A driver whose registry lets A alone in, and which A had fetch something.
-async fn fetched_by_a() -> (Running, Digest) {
+/// Starts a driver whose registry accepts only user A, and publishes an artifact with the credentials of A.
+async fn published_by_a() -> (Running, Digest) {
     let driver = Running::start().await;
     let digest = driver.artifact(b"precious");
     *driver.registry.accepted.lock().unwrap() = Some(vec![credential("a")]);
@@ -51,10 +51,10 @@ async fn after_a_restart_a_mounts_and_b_is_refused() {
     if !entered("rights::after_a_restart_a_mounts_and_b_is_refused") {
         return;
     }
-    let (driver, digest) = fetched_by_a().await;
+    let (driver, digest) = published_by_a().await;
     let driver = restarted(driver).await;
     let absent = driver.artifact(b"not downloaded yet");
-    // What is mounted stays mounted, and is not asked about.
+    // A mounted volume stays mounted, without another check.
     driver.publish(request("csi-a", &driver.target("a"), &digest)).await.unwrap();
     let mut words = Vec::new();
     for (user, digest) in [(Some("b"), &digest), (None, &digest), (Some("b"), &absent), (None, &absent)] {
@@ -80,7 +80,7 @@ async fn without_its_registry_only_recently_accepted_credentials_mount() {
     if !entered("rights::without_its_registry_only_recently_accepted_credentials_mount") {
         return;
     }
-    let (driver, digest) = fetched_by_a().await;
+    let (driver, digest) = published_by_a().await;
     driver.registry.is_down.store(true, Ordering::SeqCst);
     driver.publish(with_secret(request("csi-c", &driver.target("c"), &digest), "a")).await.unwrap();
     let refused = async |driver: &Running, user: &str| {
@@ -98,7 +98,7 @@ async fn without_its_registry_only_recently_accepted_credentials_mount() {
     let driver = restarted(driver).await;
     refused(&driver, "b").await;
     refused(&driver, "a").await;
-    // But the volume that was there before a reboot of the node is there again.
+    // A volume that was published before a reboot of the node is published again.
     let target = driver.target("a");
     assert!(Command::new("umount").arg(&target).status().unwrap().success());
     driver.publish(with_secret(request("csi-a", &target, &digest), "a")).await.unwrap();
@@ -111,13 +111,17 @@ async fn a_registry_that_accepts_everything_gives_no_access_to_other_content() {
     if !entered("rights::a_registry_that_accepts_everything_gives_no_access_to_other_content") {
         return;
     }
-    let (driver, digest) = fetched_by_a().await;
+    let (driver, digest) = published_by_a().await;
     *driver.registry.accepted.lock().unwrap() = None;
     driver.registry.confirming_hosts.lock().unwrap().insert("evil".to_owned());
     let target = driver.target("b");
     let wanted = request_for("csi-b", &target, recipe([add_from("evil:5000", &digest)]));
     let status = driver.publish(wanted).await.unwrap_err();
-    assert_eq!(status.code(), Code::NotFound, "it says that it has them, and has not: {status}");
+    assert_eq!(
+        status.code(),
+        Code::NotFound,
+        "the registry claims to have the content, but does not serve it: {status}"
+    );
     assert!(!target.exists());
     driver.stop().await.unwrap();
 }
@@ -127,7 +131,7 @@ async fn a_remembered_authorization_needs_no_request() {
     if !entered("rights::a_remembered_authorization_needs_no_request") {
         return;
     }
-    let (driver, digest) = fetched_by_a().await;
+    let (driver, digest) = published_by_a().await;
     let (questions, asked) = (driver.registry.resolves.load(Ordering::SeqCst), driver.registry.requests());
     let mut times = Vec::new();
     for number in 0..31 {
@@ -150,11 +154,11 @@ async fn a_secret_does_not_reach_the_store() {
     if !entered("rights::a_secret_does_not_reach_the_store") {
         return;
     }
-    let (driver, digest) = fetched_by_a().await;
+    let (driver, digest) = published_by_a().await;
     let wanted = with_secret(request("csi-b", &driver.target("b"), &digest), "b");
     driver.publish(wanted).await.unwrap_err();
     let mut files = 0;
-    look_through(&driver.store(), &mut |path, bytes| {
+    for_each_file(&driver.store(), &mut |path, bytes| {
         files += 1;
         let text = String::from_utf8_lossy(bytes);
         for secret in ["secret of", "c2VjcmV0IG9m", "NlY3JldCBvZ", "zZWNyZXQgb2"] {
@@ -165,11 +169,11 @@ async fn a_secret_does_not_reach_the_store() {
     driver.stop().await.unwrap();
 }
 
-fn look_through(folder: &Path, see: &mut dyn FnMut(&Path, &[u8])) {
+fn for_each_file(folder: &Path, see: &mut dyn FnMut(&Path, &[u8])) {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         match entry.file_type().unwrap() {
-            kind if kind.is_dir() => look_through(&entry.path(), see),
+            kind if kind.is_dir() => for_each_file(&entry.path(), see),
             kind if kind.is_file() => see(&entry.path(), &fs::read(entry.path()).unwrap()),
             _ => {}
         }

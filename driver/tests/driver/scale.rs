@@ -1,4 +1,4 @@
-//! Many at once.
+//! Many simultaneous pods and artifacts.
 
 use std::fs;
 use std::sync::Arc;
@@ -37,10 +37,10 @@ async fn a_hundred_pods_at_once_cause_one_download() {
     assert_eq!(
         driver.registry.resolves.load(Ordering::SeqCst),
         0,
-        "one asks for all who ask in the same name"
+        "one check serves all pods with the same credentials"
     );
     assert_eq!(driver.records(), 100);
-    // Each target is its own volume: away with one, the others stay.
+    // Each target is a volume of its own: after one is unpublished, the others stay.
     for target in &targets {
         let name = target.parent().unwrap().file_name().unwrap().to_str().unwrap();
         let volume = name.replace("pod", "csi");
@@ -50,12 +50,12 @@ async fn a_hundred_pods_at_once_cause_one_download() {
     Arc::into_inner(driver).unwrap().stop().await.unwrap();
 }
 
-/// The files that this process has open: the driver's, and those of the callers beside it.
+/// Returns how many files this process has open, for the driver and its callers.
 fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Its memory right now, in KiB.
+/// Returns the present memory of this process in KiB.
 fn memory() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -1,4 +1,4 @@
-//! What recipes become: files in a store, without a mount.
+//! Pulls recipes into a store, without a mount.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,7 +36,7 @@ impl Bench {
         Self::inside(tempfile::tempdir().unwrap(), limits)
     }
 
-    /// With the store in this folder.
+    /// Opens a store in this folder.
     pub fn inside(folder: TempDir, limits: Limits) -> Self {
         let registry = FakeRegistry::new();
         let store = Store::open(&folder.path().join("store"), limits)
@@ -46,7 +46,7 @@ impl Bench {
         Self { folder, registry, fetcher }
     }
 
-    /// The same folder and registry, as the next process has them.
+    /// Opens the same folder again, as the next process does.
     pub fn reopened(self) -> Self {
         let Self { folder, registry, fetcher } = self;
         drop(fetcher);
@@ -60,7 +60,7 @@ impl Bench {
         let progress: Arc<dyn Progress> = Arc::new(NoProgress);
         let result = self.fetcher.tree(recipe, &progress).await;
         if result.is_err() {
-            // A writer that was given up clears away in its own thread.
+            // A cancelled writer removes its files in its own thread.
             for _ in 0..200 {
                 if self.names("tmp").is_empty() {
                     break;
@@ -73,7 +73,7 @@ impl Bench {
         result
     }
 
-    /// Why a pull fails, where there are other trees already.
+    /// Returns the error of a pull, while other trees are in the store.
     pub async fn fetcher_error(&self, recipe: &PinnedRecipe) -> PullError {
         let progress: Arc<dyn Progress> = Arc::new(NoProgress);
         self.fetcher.tree(recipe, &progress).await.unwrap_err()
@@ -88,7 +88,7 @@ impl Bench {
         self.folder.path().join("store/trees").join(tree.key().as_str()).join("files")
     }
 
-    /// The files of a recipe, and what is in them.
+    /// Pulls a recipe, and returns its files and their content.
     pub async fn files(&self, recipe: &PinnedRecipe) -> BTreeMap<String, String> {
         let tree = self.pull(recipe).await.unwrap();
         let root = self.root(&tree);
@@ -210,7 +210,7 @@ async fn layers_of_an_image_hide_and_replace() {
 }
 
 #[tokio::test]
-async fn the_manifest_of_the_platform_is_taken() {
+async fn selects_the_manifest_of_the_platform() {
     let bench = Bench::new();
     let image = |text: &[u8]| {
         let artifact = Artifact::new(&bench.registry).file("f", text);
@@ -254,7 +254,7 @@ async fn the_manifest_of_the_platform_is_taken() {
     };
     let error = pull(recipe([for_platform(&both.0, "linux/s390x")])).await;
     assert!(error.to_string().contains("linux/arm64, linux/amd64"), "{error}");
-    // The webhook's policies look no deeper than one index, so neither does what mounts.
+    // The policies of the webhook check one level of an index, so the driver follows no second level.
     let error = pull(recipe([for_platform(&outer.0, "linux/amd64")])).await;
     assert!(matches!(error, PullError::Nested { .. }), "{error}");
     let lying = index(vec![entry(&(amd.0.clone(), amd.1 + 1), media::OCI_MANIFEST, Some("amd64"))]);
@@ -282,7 +282,7 @@ async fn several_artifacts_make_one_tree() {
 }
 
 #[tokio::test]
-async fn two_steps_that_give_one_path_are_named() {
+async fn a_conflict_names_both_steps() {
     let bench = Bench::new();
     let tool = |digest: &Digest, name: &str| {
         oras_csi_core::recipe::Layer::new(format!("ghcr.io/acme/{name}@{digest}").parse().unwrap())
@@ -304,7 +304,7 @@ async fn two_steps_that_give_one_path_are_named() {
         );
         assert_eq!(error.class(), ErrorClass::BadInput);
     }
-    // What is left out cannot collide.
+    // Excluded files cannot collide.
     let excluded = tool(&third, "third").excluding(globs(&["d/same"])).including(globs(&["**"]));
     let (_, words) = bench.error(&recipe([tool(&second, "second"), excluded])).await;
     assert!(words.contains("match no file"), "{words}");
@@ -320,7 +320,7 @@ async fn two_steps_that_give_one_path_are_named() {
 #[case(&[], &["d"], &["a.txt", "e/three.txt"])]
 #[case(&["**"], &["**/*.txt"], &["d/one.bin"])]
 #[tokio::test]
-async fn filters(#[case] include: &[&str], #[case] exclude: &[&str], #[case] left: &[&str]) {
+async fn filters_select_files(#[case] include: &[&str], #[case] exclude: &[&str], #[case] left: &[&str]) {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry)
         .file("a.txt", b"a")
@@ -333,7 +333,7 @@ async fn filters(#[case] include: &[&str], #[case] exclude: &[&str], #[case] lef
 }
 
 #[tokio::test]
-async fn what_is_filtered_out_is_not_fetched() {
+async fn excluded_files_are_not_downloaded() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("big.bin", b"big").file("small.txt", b"small").push();
     bench.files(&recipe([add(&digest).including(globs(&["*.txt"]))])).await;
@@ -341,7 +341,7 @@ async fn what_is_filtered_out_is_not_fetched() {
 }
 
 #[tokio::test]
-async fn media_types_choose_layers() {
+async fn media_types_select_layers() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry)
         .layer("application/vnd.jar", b"jar", &[(TITLE, "a.jar")])
@@ -378,7 +378,7 @@ async fn reports_that_there_is_nothing_to_mount() {
 #[case(".", "does not name a file")]
 #[case("./", "does not name a file")]
 #[tokio::test]
-async fn titles_that_lead_elsewhere(#[case] title: &str, #[case] words: &str) {
+async fn rejects_titles_that_leave_the_tree(#[case] title: &str, #[case] words: &str) {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file(title, b"x").push();
     let error = bench.pull(&recipe([add(&digest)])).await.unwrap_err();
@@ -387,7 +387,7 @@ async fn titles_that_lead_elsewhere(#[case] title: &str, #[case] words: &str) {
 }
 
 #[tokio::test]
-async fn strange_titles_are_names() {
+async fn accepts_unusual_titles() {
     let bench = Bench::new();
     let long = "x".repeat(255);
     let titles = ["a:b", "./c//d/", "\u{fc}\u{1f600}", "A", "a", long.as_str(), "..x"];
@@ -402,7 +402,7 @@ async fn strange_titles_are_names() {
 }
 
 #[tokio::test]
-async fn titles_that_collide() {
+async fn rejects_titles_that_collide() {
     let bench = Bench::new();
     for (artifact, words) in [
         (Artifact::new(&bench.registry).file("a", b"1").file("./a", b"2"), "have the title"),
@@ -417,7 +417,7 @@ async fn titles_that_collide() {
 }
 
 #[tokio::test]
-async fn the_same_bytes_from_two_registries_are_one_tree() {
+async fn the_same_content_from_two_registries_is_one_tree() {
     let bench = Bench::new();
     let digest = Artifact::new(&bench.registry).file("a", b"a").push();
     let from = |host: &str| {
@@ -437,7 +437,7 @@ async fn the_same_bytes_from_two_registries_are_one_tree() {
 }
 
 #[tokio::test]
-async fn a_blob_is_one_file_however_often_it_is_used() {
+async fn a_blob_is_stored_once_for_all_trees() {
     use std::os::unix::fs::MetadataExt;
     let bench = Bench::new();
     let one = Artifact::new(&bench.registry).file("a", b"the same").push();
@@ -450,7 +450,7 @@ async fn a_blob_is_one_file_however_often_it_is_used() {
 }
 
 #[tokio::test]
-async fn cached_bytes_give_no_right_to_read_them() {
+async fn cached_content_gives_no_pull_permission() {
     let bench = Bench::new();
     let (secret, blob) = (b"weights of a", Digest::sha256_of(b"weights of a"));
     let owned = Artifact::new(&bench.registry).file("model", secret).push();
@@ -471,7 +471,7 @@ async fn cached_bytes_give_no_right_to_read_them() {
         let error = bench.fetcher_error(wanted).await;
         assert_eq!(error.kind(), PullErrorKind::NotFound, "{error}");
     }
-    // Nor does it help to ask again, or another process of the same node.
+    // The result is the same for another attempt and for another process of the same node.
     let again = bench.reopened();
     for wanted in &stolen {
         assert_eq!(again.fetcher_error(wanted).await.kind(), PullErrorKind::NotFound);
@@ -480,7 +480,7 @@ async fn cached_bytes_give_no_right_to_read_them() {
     again.pull(&of_owner).await.unwrap();
     assert_eq!(again.registry.requests_for(&blob), asked, "who gave it need not give it again");
 
-    // One that has it gives it, once, and it stays one file.
+    // A registry that has the content serves it once, and it is stored once.
     again.registry.missing.lock().unwrap().clear();
     for wanted in &stolen {
         let tree = again.pull(wanted).await.unwrap();

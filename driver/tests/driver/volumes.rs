@@ -1,4 +1,4 @@
-//! Volumes over the CSI socket, really mounted.
+//! Volumes that are published over the CSI socket, with real mounts.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -27,18 +27,18 @@ use crate::registry::{Artifact, FakeRegistry, add, recipe};
 #[tokio::test]
 async fn a_volume_is_published_and_unpublished() {
     if entered("volumes::a_volume_is_published_and_unpublished") {
-        comes_and_goes().await;
+        publish_and_unpublish().await;
     }
 }
 
 #[tokio::test]
 async fn locked_flags_are_kept() {
     if entered_with_locked_flags("volumes::locked_flags_are_kept") {
-        comes_and_goes().await;
+        publish_and_unpublish().await;
     }
 }
 
-async fn comes_and_goes() {
+async fn publish_and_unpublish() {
     let driver = Running::start().await;
     let (target, digest) = (driver.target("a"), driver.artifact(b"jar"));
     let wanted = request("csi-1", &target, &digest);
@@ -59,7 +59,7 @@ async fn comes_and_goes() {
     ] {
         assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     }
-    // Twice is once.
+    // A second call changes nothing.
     driver.publish(wanted).await.unwrap();
     assert_eq!((mounts(&target).len(), driver.records()), (1, 1));
     let path = target.to_str().unwrap();
@@ -83,8 +83,8 @@ async fn comes_and_goes() {
 }
 
 #[tokio::test]
-async fn requests_that_are_not_canonical() {
-    if !entered("volumes::requests_that_are_not_canonical") {
+async fn rejects_requests_that_are_not_canonical() {
+    if !entered("volumes::rejects_requests_that_are_not_canonical") {
         return;
     }
     let driver = Running::start().await;
@@ -169,16 +169,16 @@ async fn a_publish_that_fails_leaves_nothing() {
     driver.registry.is_down.store(true, Ordering::SeqCst);
     let status = driver.publish(request("csi-1", &target, &good)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
-    // kubelet's folder is not there: nothing is pulled for it.
+    // Kubelet's folder does not exist: nothing is pulled.
     let orphan = driver.folder.path().join("kubelet/no/such/mount");
     let status = driver.publish(request("csi-1", &orphan, &good)).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     driver.registry.is_down.store(false, Ordering::SeqCst);
     driver.publish(request("csi-1", &target, &good)).await.unwrap();
-    // What is in the store needs no registry.
+    // Stored content needs no registry.
     driver.registry.is_down.store(true, Ordering::SeqCst);
     driver.publish(request("csi-2", &driver.target("b"), &good)).await.unwrap();
-    // A mount that fails after everything else went well: kubelet's folder cannot be written to.
+    // The mount fails after all other steps succeeded, because kubelet's folder is read-only.
     let (recorded, target) = (driver.records(), driver.target("c"));
     let parent = target.parent().unwrap();
     crate::namespace::mount(&["--bind", parent.to_str().unwrap()], parent);
@@ -228,12 +228,12 @@ async fn other_files_are_not_touched() {
     refused(&foreign, Code::FailedPrecondition).await;
     assert!(foreign.join("precious").exists());
 
-    // An empty directory is taken: older kubelets make it.
+    // An empty directory is accepted: older versions of kubelet create it.
     let empty = driver.target("empty");
     fs::create_dir(&empty).unwrap();
     driver.publish(request("csi-1", &empty, &digest)).await.unwrap();
 
-    // Another recipe, another volume: not on top, and not instead.
+    // A volume with another recipe is neither mounted on top nor replaces this one.
     let other = driver.artifact(b"another jar");
     let status = driver.publish(request("csi-1", &empty, &other)).await.unwrap_err();
     assert_eq!(status.code(), Code::AlreadyExists, "{status}");
@@ -243,7 +243,7 @@ async fn other_files_are_not_touched() {
     assert_eq!(status.code(), Code::NotFound, "{status}");
     assert_eq!(fs::read(empty.join("app.jar")).unwrap(), b"jar");
 
-    // A mount of ours that was stacked goes as well; a reader does not keep it.
+    // A stacked mount of the driver is unmounted as well, even while a process reads it.
     let bind = Command::new("mount").arg("--bind").arg(&empty).arg(&empty).status().unwrap();
     assert!(bind.success() && mounts(&empty).len() == 2);
     let reader = fs::File::open(empty.join("app.jar")).unwrap();
@@ -258,7 +258,7 @@ async fn a_parent_that_is_a_link_is_followed() {
     if !entered("volumes::a_parent_that_is_a_link_is_followed") {
         return;
     }
-    // As where /var/lib/kubelet is a link to a larger disk.
+    // As if /var/lib/kubelet is a link to a larger disk.
     let driver = Running::start().await;
     let (real, digest) = (driver.target("real"), driver.artifact(b"jar"));
     let link = driver.folder.path().join("link");
@@ -297,7 +297,7 @@ async fn a_pull_outlives_the_call() {
     assert!(first.unwrap_err().message().contains("pulling java-app-"));
     let second = second.unwrap_err();
     assert!(second.code() == Code::Aborted && second.message().contains("another call"), "{second}");
-    // Unpublishing what is being pulled is fine.
+    // A volume can be unpublished while it is pulled.
     driver.unpublish("csi-1", &target).await.unwrap();
     gate.add_permits(1_000);
     driver.publish(wanted).await.unwrap();
@@ -371,7 +371,7 @@ async fn kubelet_finds_and_registers_the_driver() {
     driver.stop().await.unwrap();
     assert!(!socket.exists() && !registration.exists());
 
-    // One that kubelet refuses ends, so that it is started again.
+    // A driver that kubelet rejects exits, so that it is started again.
     let driver = Running::start().await;
     let mut kubelet = RegistrationClient::new(connect(&driver.registration).await);
     kubelet.notify_registration_status(told(false, "no such\u{1b}[31m node")).await.unwrap();

@@ -1,4 +1,5 @@
-//! Killed at every system call that changes something, one run for each; started again; and the store is whole.
+//! Kills the driver at every system call that changes a file, one run for each, and checks that the next start finds an
+//! intact store.
 
 mod trace;
 
@@ -24,9 +25,9 @@ use crate::calls::{Running, mounts, names, request};
 use crate::namespace::{entered_once, in_memory, this};
 use crate::registry::{Artifact, FakeRegistry, add, recipe};
 
-/// Where the killed program works.
+/// The environment variable with the folder of the killed program.
 const FOLDER: &str = "ORAS_CSI_TEST_KILLED";
-/// How many are killed at once.
+/// How many programs run at once.
 const AT_ONCE: u64 = 2;
 
 fn artifact(registry: &FakeRegistry) -> Digest {
@@ -36,7 +37,7 @@ fn artifact(registry: &FakeRegistry) -> Digest {
         .push()
 }
 
-/// A second one, which shares a layer with the first.
+/// A second artifact, which shares a layer with the first.
 fn other_artifact(registry: &FakeRegistry) -> Digest {
     Artifact::new(registry)
         .file("other.jar", b"other")
@@ -54,7 +55,7 @@ fn wait_to_begin() -> Option<PathBuf> {
 
 fn tempdir_at(path: &Path) -> Arc<tempfile::TempDir> {
     fs::create_dir_all(path).unwrap();
-    // Kept: the one who looks at it afterwards is another process.
+    // The folder is kept, because another process reads it afterwards.
     let folder = tempfile::Builder::new().prefix("driver").rand_bytes(0).tempdir_in(path);
     let mut folder = folder.unwrap_or_else(|_| {
         fs::rename(path.join("driver"), path.join("driver.kept")).unwrap();
@@ -67,7 +68,7 @@ fn tempdir_at(path: &Path) -> Arc<tempfile::TempDir> {
     Arc::new(folder)
 }
 
-/// Not a test by itself: publishes and unpublishes.
+/// Not a test: publishes and unpublishes a volume.
 #[tokio::test]
 async fn a_process_that_publishes() {
     let Some(folder) = wait_to_begin() else { return };
@@ -80,7 +81,7 @@ async fn a_process_that_publishes() {
     driver.stop().await.unwrap();
 }
 
-/// Not a test by itself: collects all there is.
+/// Not a test: collects all content.
 #[test]
 fn a_process_that_collects() {
     let Some(folder) = wait_to_begin() else { return };
@@ -96,7 +97,7 @@ fn wanted(set: &str) -> PreloadEntry {
     PreloadEntry::new(set, "models-1", &recipe, &key)
 }
 
-/// Not a test by itself: writes down what sets want, three times.
+/// Not a test: writes the index of preloaded sets three times.
 #[test]
 fn a_process_that_writes_the_preload_index() {
     let Some(folder) = wait_to_begin() else { return };
@@ -115,7 +116,7 @@ fn killed(test: &str, folder: &Path, at: u64) -> Ended {
     trace::run(&mut command, folder, at)
 }
 
-/// Every path of a store with its size, but for what tells of time.
+/// Returns every path of a store with its size, except for files that contain times.
 fn listing(store: &Path) -> BTreeMap<PathBuf, u64> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![store.to_owned()];
@@ -131,13 +132,13 @@ fn listing(store: &Path) -> BTreeMap<PathBuf, u64> {
         }
     }
     found.remove(Path::new("state.json"));
-    // What was noted of who gave what: a few lines more or less.
+    // The provenance records: their number of lines varies.
     found.remove(Path::new("given"));
     found
 }
 
-/// Whether everything that can be seen is whole, before anything is repaired.
-fn check_whole(store: &Path, at: u64) {
+/// Checks that all visible content is intact, before any repair.
+fn check_intact(store: &Path, at: u64) {
     let layout = Layout::new(store);
     if !store.join("format").exists() {
         return;
@@ -160,7 +161,7 @@ fn check_whole(store: &Path, at: u64) {
     assert!(!aside.exists() || names(&aside).is_empty(), "killed at {at}");
 }
 
-/// Runs `one` for every k, until it says that the program came to its end before; says how many calls it made.
+/// Runs `one` for every number of calls, until the program ends before that call. Returns how many calls it made.
 fn for_every_call(one: impl Fn(u64) -> Ended + Sync) -> u64 {
     let calls = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -185,9 +186,9 @@ fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
-/// Starts again what was killed while it published, and says what there is in the end.
+/// Starts the driver again after it was killed during a publish. Returns the paths of the store at the end.
 fn publish_after(folder: &Path, at: u64) -> BTreeMap<PathBuf, u64> {
-    check_whole(&folder.join("driver/store"), at);
+    check_intact(&folder.join("driver/store"), at);
     on_a_runtime(async {
         let registry = FakeRegistry::new();
         let digest = artifact(&registry);
@@ -255,24 +256,24 @@ fn killed_at_every_call_of_a_collection() {
     });
     let empty = ["blobs", "blobs/sha256", "blobs/sha512", "format", "layers", "lock", "partial", "readonly"];
     let empty = empty.into_iter().chain(["set-aside", "tmp", "trees", "unsynced"]).map(str::to_owned);
-    // The folder of marks of this start of the machine, and no mark in it.
+    // The folder of unsynced marks of this boot, which is empty.
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let marks = format!("unsynced/{}", boot.trim());
     let empty: Vec<String> = empty.chain([marks, "volumes".to_owned()]).collect();
     let calls = for_every_call(|at| {
         let folder = disk.path().join(at.to_string());
         fs::create_dir_all(folder.join("driver")).unwrap();
-        // With its hard links.
+        // The tree has its hard links.
         let copied =
             Command::new("cp").arg("-a").arg(&store).arg(folder.join("driver/store")).status().unwrap();
         assert!(copied.success());
         let ended = killed("kills::a_process_that_collects", &folder, at);
         let path = folder.join("driver/store");
-        check_whole(&path, at);
+        check_intact(&path, at);
         let opened = Store::open(&path, Limits::default()).unwrap();
         let opened = opened.with_garbage_collection(Arc::new(NodeRoots));
         assert_eq!(names(&path.join("tmp")), [""; 0], "killed at {at}");
-        check_whole(&path, at);
+        check_intact(&path, at);
         collect(&opened, Goal::All, Duration::ZERO).unwrap();
         let left: Vec<_> = listing(&path).into_keys().map(|path| path.to_str().unwrap().to_owned()).collect();
         assert_eq!(left, empty, "killed at {at}: nothing leaks");
@@ -298,7 +299,7 @@ fn killed_at_every_call_of_writing_the_preload_index() {
         let path = folder.join("driver/store");
         let file = path.join("preload.json");
         if file.exists() {
-            // Whole, whichever it is.
+            // The index is complete, before or after the write.
             serde_json::from_slice::<serde_json::Value>(&fs::read(&file).unwrap()).unwrap();
         }
         let before = read_preload_index(&Layout::new(&path)).unwrap();

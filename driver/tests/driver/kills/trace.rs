@@ -1,4 +1,4 @@
-//! Runs a program until its k-th system call that changes something on a disk, and kills it there.
+//! Runs a program until its n-th system call that changes a file, and kills it there.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,27 +12,27 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// What the program prints when it waits to be told to begin.
+/// What the program prints when it waits for the start signal.
 pub const READY: &str = "ready to be killed";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Before the call was made.
+    /// The program was killed before the call.
     Killed,
-    /// By itself, after so many calls.
+    /// The program exited, after this many calls.
     ByItself(u64),
 }
 
-/// Runs `command`, which prints [`READY`] and waits for a line; kills it as it is about to make its `at`-th
-/// call that changes something. Writes count where they go to a file beneath `folder`.
+/// Runs `command`, which prints [`READY`] and waits for a line. Kills it before its `at`-th call that changes a file. A
+/// write counts if its file is below `folder`.
 #[expect(clippy::zombie_processes, reason = "the tracer waits for every thread of it")]
 pub fn run(command: &mut Command, folder: &Path, at: u64) -> Ended {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let main = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains(READY)), "it does not begin");
+    assert!(lines.any(|line| line.unwrap().contains(READY)), "the program does not start");
 
-    // Every thread that there is; those that come are followed by themselves.
+    // Attaches to every existing thread. New threads are followed automatically.
     let options = Options::PTRACE_O_TRACESYSGOOD
         | Options::PTRACE_O_TRACECLONE
         | Options::PTRACE_O_TRACEFORK
@@ -49,7 +49,7 @@ pub fn run(command: &mut Command, folder: &Path, at: u64) -> Ended {
 
     let (mut count, mut killed, mut status) = (0, false, None);
     loop {
-        // Of this thread's own: another one may trace another program.
+        // Waits only for tracees of this thread: another thread may trace another program.
         let task = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {
             Ok(WaitStatus::PtraceSyscall(task)) => {
                 if changes(task, folder) {
@@ -74,17 +74,17 @@ pub fn run(command: &mut Command, folder: &Path, at: u64) -> Ended {
             Err(Errno::ECHILD) => break,
             Err(errno) => panic!("waitpid: {errno}"),
         };
-        // What was killed meanwhile is gone.
+        // The thread was killed in the meantime.
         let _ = ptrace::syscall(task, None);
     }
     if killed {
         return Ended::Killed;
     }
-    assert_eq!(status, Some(0), "it fails by itself, without being killed");
+    assert_eq!(status, Some(0), "the program failed without being killed");
     Ended::ByItself(count)
 }
 
-/// Whether a thread that stopped at a system call is about to change something.
+/// Reports whether a thread that stopped at a system call is about to change a file.
 fn changes(task: Pid, folder: &Path) -> bool {
     let Ok(Some(call)) = entered(task) else { return false };
     let (number, arguments) = call;
@@ -106,7 +106,7 @@ fn is_beneath(task: Pid, descriptor: i64, folder: &Path) -> bool {
     fs::read_link(format!("/proc/{task}/fd/{descriptor}")).is_ok_and(|path| path.starts_with(folder))
 }
 
-/// What changes something whatever its arguments are.
+/// Reports whether a system call changes a file with any arguments.
 fn always(number: i64) -> bool {
     #[cfg(target_arch = "x86_64")]
     let older = [
@@ -143,11 +143,11 @@ fn always(number: i64) -> bool {
     calls.contains(&number) || older.contains(&number)
 }
 
-/// The number and the arguments of the call that a thread is entering; `None` where it comes back from one.
+/// Returns the number and the arguments of the call that a thread enters; `None` if it returns from a call.
 #[cfg(target_arch = "x86_64")]
 fn entered(task: Pid) -> nix::Result<Option<(i64, [i64; 3])>> {
     let registers = ptrace::getregs(task)?;
-    // What is not answered yet has this in the answer's place.
+    // The return register has this value while the call has not returned.
     if registers.rax.cast_signed() != -i64::from(libc::ENOSYS) {
         return Ok(None);
     }
@@ -158,7 +158,7 @@ fn entered(task: Pid) -> nix::Result<Option<(i64, [i64; 3])>> {
 #[cfg(target_arch = "aarch64")]
 fn entered(task: Pid) -> nix::Result<Option<(i64, [i64; 3])>> {
     let registers = ptrace::getregs(task)?;
-    // 0 where a call is entered, 1 where it is left.
+    // 0 at the entry of a call, 1 at its return.
     if registers.regs[7] != 0 {
         return Ok(None);
     }
