@@ -64,7 +64,7 @@ test-unit:
 	cargo fmt --all --check
 	$(STAGE) "unit: lints" cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
 	$(STAGE) "unit: unused dependencies" $(TESTBED)/machete
-	RUSTDOCFLAGS="-D warnings" $(STAGE) "unit: documentation" cargo doc $(LOCKED) --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" $(STAGE) "unit: documentation" cargo doc $(LOCKED) --workspace --no-deps --document-private-items
 	$(STAGE) "unit: build" $(CARGO_TEST) --no-run --lib --bins $(addprefix --test ,$(UNIT))
 	$(STAGE) "unit: tests" $(CARGO_TEST) --no-fail-fast --lib --bins $(addprefix --test ,$(UNIT))
 	$(STAGE) "unit: doctests" $(CARGO_TEST) --no-fail-fast --doc

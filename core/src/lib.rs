@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`display`], [`dns_name`], [`go_duration`], [`keys`], [`jitter`] | text in messages, names of objects, durations, names of annotations and attributes, random delays |
 //! | [`artifact_name`], [`digest`], [`media_type`], [`patch_level`], [`platform`] | simple values |
-//! | [`path`], [`reference`], [`manifest`], [`seal`] | paths and globs, references, manifests and indexes, signatures |
+//! | [`path`], [`mod@reference`], [`manifest`], [`seal`] | paths and globs, references, manifests and indexes, signatures |
 //! | [`pattern`], [`recipe`] | patterns over registries, the steps of a volume |
 //! | [`policy`], [`patch`], [`volume_id`] | an administrator's rules, patch artifacts, volume ids |
 //! | [`volume`], [`credentials`] | the canonical volume, docker configs and credential helpers |

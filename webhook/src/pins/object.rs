@@ -42,7 +42,7 @@ const REFERENCE: &str = "^([^@]+/[^@]+:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|(Cluste
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = is_immutable()))]
 pub struct ArtifactPinSpec {
-    /// The reference of the pods in canonical form: HOST[:PORT]/REPOSITORY:TAG. For a set, its kind and its name, such as
+    /// The reference of the pods in canonical form: HOST:PORT/REPOSITORY:TAG. For a set, its kind and its name, such as
     /// ArtifactSet NAME.
     #[schemars(length(min = 1, max = 1_024), extend("pattern" = REFERENCE))]
     pub reference: String,

@@ -3,6 +3,11 @@
 //! The custom resource definition is generated from these types (`deploy/chart/files/crds/`; a test compares them). Files
 //! for `--policy` hold the same objects.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the doc comments are descriptions of the CRD, which has no links"
+)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
 use kube::core::{Rule, Selector};

@@ -1,5 +1,10 @@
 //! The recipe in the spec of a set. No I/O.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the doc comments are descriptions of the CRD, which has no links"
+)]
+
 use kube::core::Rule;
 use oras_csi_core::path::Glob;
 use oras_csi_core::recipe::{Layer, RecipeError, Step, WrittenRecipe, WrittenStep};
