@@ -29,8 +29,8 @@ impl DamageReporter {
             uid: Some(node.to_owned()),
             ..ObjectReference::default()
         };
-        let reported = record.damage.into_iter().next_back();
-        Self { recorder: Recorder::new(cluster.client.clone(), reporter), node, reported }
+        let last = record.damage.into_iter().next_back();
+        Self { recorder: Recorder::new(cluster.client.clone(), reporter), node, reported: last }
     }
 
     /// Writes one event for all damage that was found since the last one.
@@ -48,7 +48,7 @@ impl DamageReporter {
         match self.recorder.publish(&event, &self.node).await {
             Ok(()) => self.reported = Some(last.clone()),
             Err(error) => {
-                tracing::warn!(%error, "cannot write the event about damage in the store; retrying")
+                tracing::warn!(%error, "cannot write the event about damage in the store; retrying");
             }
         }
     }
