@@ -113,7 +113,7 @@ impl Backstop {
         let message = self.denies(what, &object, words).await;
         assert!(
             message.contains("kubectl get mutatingwebhookconfiguration oras-csi")
-                || words.contains("Secrets of others"),
+                || words.contains("spec.claimRef"),
             "{what}: {message}"
         );
     }

@@ -237,16 +237,10 @@ async fn selects_the_manifest_of_the_platform() {
     let for_platform = |digest: &Digest, text: &str| add(digest).for_platform(text.parse().unwrap());
     assert_eq!(bench.files(&recipe([for_platform(&both.0, "linux/arm64")])).await, map(&[("f", "arm64")]));
 
-    let bench2 = Bench {
-        folder: tempfile::tempdir().unwrap(),
-        registry: bench.registry.clone(),
-        fetcher: {
-            let folder = tempfile::tempdir().unwrap();
-            let store = Store::open(folder.path(), Limits::default()).unwrap();
-            std::mem::forget(folder);
-            Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()))
-        },
-    };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), Limits::default()).unwrap();
+    let fetcher = Arc::new(Fetcher::new(Arc::new(store), bench.registry.clone()));
+    let bench2 = Bench { folder, registry: bench.registry.clone(), fetcher };
     let progress: Arc<dyn Progress> = Arc::new(NoProgress);
     let pull = |recipe: PinnedRecipe| {
         let (fetcher, progress) = (bench2.fetcher.clone(), progress.clone());

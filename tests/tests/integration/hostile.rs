@@ -192,8 +192,8 @@ fn one_blob_of_two_lengths_is_refused_in_either_order() {
         let out = tempfile::tempdir().expect("a folder");
         let words = failed_cleanly(&try_run(&mut registry.pull(&out.path().join("tree"))), 4, out.path());
         assert!(
-            words.contains("5 bytes") && words.contains("3 by another")
-                || words.contains("3 bytes") && words.contains("5 by another"),
+            words.contains("5 bytes in one layer") && words.contains("3 in another")
+                || words.contains("3 bytes in one layer") && words.contains("5 in another"),
             "{words}"
         );
     }

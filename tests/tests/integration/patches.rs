@@ -321,14 +321,14 @@ fn reports_what_cannot_be_patched() {
         (
             vec!["patch", &base, "--minor", &patched],
             2,
-            format!("level minor {patched}: is a patch or a recipe itself"),
+            format!("level minor {patched}: is a patch or a recipe artifact itself"),
         ),
         (
             vec!["patch", &patched, "--minor", &minor],
             2,
-            format!("base {patched}: is a patch or a recipe itself"),
+            format!("base {patched}: is a patch or a recipe artifact itself"),
         ),
-        (vec!["patch", &base, "--minor", &of_base], 2, "lays its base".to_owned()),
+        (vec!["patch", &base, "--minor", &of_base], 2, "overlays its base".to_owned()),
         (
             vec!["patch", &base, "--minor", &minor, "--push", &patch],
             2,
@@ -342,7 +342,7 @@ fn reports_what_cannot_be_patched() {
     }
     let output = bench.render(&json!({"oras.land/patch": base}), &[]);
     let (code, words) = failure(&output);
-    assert!(code == 4 && words.contains("which is neither a patch nor a recipe"), "{code}: {words}");
+    assert!(code == 4 && words.contains("which is neither a patch nor a recipe artifact"), "{code}: {words}");
     let output = bench.render(&json!({"oras.land/artifact": patched}), &[]);
     let (code, words) = failure(&output);
     assert!(code == 4 && words.contains("apply it with oras.land/patch"), "{code}: {words}");

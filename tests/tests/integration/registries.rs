@@ -357,7 +357,8 @@ fn tokens_come_from_a_sibling_of_the_registry() {
     assert_eq!(service.requests().len(), 1, "{:?}", service.requests());
 }
 
-/// The download takes longer than the lifetime of a token: one second, although the token announces minutes.
+/// The download takes 12 seconds, longer than the lifetime of a token: three seconds, although the token announces
+/// minutes. A shorter lifetime can end between a renewal and the next request on a loaded machine.
 fn slow() -> (TokenService, Distribution, ForwardProxy, tempfile::TempDir) {
     let service = TokenService::start(rules().with_realm("http://auth.acme.example/token"));
     let (registry, files) = (behind(&service), folder());
@@ -371,7 +372,7 @@ fn slow() -> (TokenService, Distribution, ForwardProxy, tempfile::TempDir) {
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let oras = Oras::plain_http().with_login(BEHIND, &Login::password("admin", "of all"));
     oras.with_proxy(&proxy.url()).push(&format!("{BEHIND}/public/app:v1"), files.path(), &parts);
-    service.change(|rules| rules.with_lifetime(1).with_told_lifetime(Some(300)));
+    service.change(|rules| rules.with_lifetime(3).with_told_lifetime(Some(300)));
     service.forget_requests();
     (service, registry, proxy, files)
 }
