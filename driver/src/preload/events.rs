@@ -41,7 +41,7 @@ impl DamageReporter {
             type_: EventType::Warning,
             reason: "ArtifactsDamaged".to_owned(),
             note: Some(note(new)),
-            action: "SetAside".to_owned(),
+            action: "Quarantine".to_owned(),
             secondary: None,
         };
         // A failure is retried at the next check. The log, the metric and `oras-csi store ls` have the damage as well.
