@@ -66,7 +66,7 @@ impl Preload {
 pub(crate) async fn run(preload: Preload, stop: CancellationToken) {
     let store = preload.context.pulls.fetcher().store().clone();
     let before = read_index(&store).await;
-    let (reported, changes) = watch::channel(None);
+    let (states, changes) = watch::channel(None);
     let reporter = Reporter::new(&preload.cluster, &preload.node, store);
     let nodes: Api<Node> = Api::all(preload.cluster.client.clone());
     let controller = Controller {
@@ -78,7 +78,7 @@ pub(crate) async fn run(preload: Preload, stop: CancellationToken) {
         before,
         is_index_written: true,
         running: BTreeMap::new(),
-        reported,
+        reported: states,
     };
     let both = async {
         tokio::join!(controller.run(preload.cluster.client), reporter.run(changes));

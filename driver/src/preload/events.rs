@@ -29,8 +29,8 @@ impl DamageReporter {
             uid: Some(node.to_owned()),
             ..ObjectReference::default()
         };
-        let reported = record.damage.into_iter().next_back();
-        Self { recorder: Recorder::new(cluster.client.clone(), reporter), node, reported }
+        let last = record.damage.into_iter().next_back();
+        Self { recorder: Recorder::new(cluster.client.clone(), reporter), node, reported: last }
     }
 
     /// Writes one event for all damage that was found since the last one.
@@ -41,14 +41,14 @@ impl DamageReporter {
             type_: EventType::Warning,
             reason: "ArtifactsDamaged".to_owned(),
             note: Some(note(new)),
-            action: "SetAside".to_owned(),
+            action: "Quarantine".to_owned(),
             secondary: None,
         };
         // A failure is retried at the next check. The log, the metric and `oras-csi store ls` have the damage as well.
         match self.recorder.publish(&event, &self.node).await {
             Ok(()) => self.reported = Some(last.clone()),
             Err(error) => {
-                tracing::warn!(%error, "cannot write the event about damage in the store; retrying")
+                tracing::warn!(%error, "cannot write the event about damage in the store; retrying");
             }
         }
     }

@@ -65,7 +65,7 @@ impl Publisher {
             }
             match self.pulls.wait_for(&recipe, &fetcher, self.wait.0).await {
                 PullStatus::Ready(_) => {
-                    tracing::info!(tree = %key, "pulled damaged content of a mounted volume again")
+                    tracing::info!(tree = %key, "pulled damaged content of a mounted volume again");
                 }
                 PullStatus::Pulling(progress) => {
                     tracing::info!(tree = %key, %progress, "pulling damaged content of a mounted volume again");
