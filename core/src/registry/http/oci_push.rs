@@ -15,8 +15,8 @@
 //!   is therefore pushed as a stream, and a digest is passed as a tag, which gives the same URL.
 //!
 //! These endpoints are pushed to without oci-client, because it has no setting for them: those with `client` or `header`
-//! in `hosts.toml`, those with another path than `/v2`, and those behind a proxy of the environment. Unlike in requests of
-//! this client, a push to a mirror has no `ns` parameter.
+//! in `hosts.toml`, mirrors (their requests need the `ns` parameter), those with another path than `/v2`, and those behind
+//! a proxy of the environment. If the root of the API does not answer, this client pushes as well.
 
 use std::time::Duration;
 
@@ -97,13 +97,16 @@ impl Inner {
         name: &str,
     ) -> Result<Option<PushSession>, RegistryError> {
         let endpoint = attempt.endpoint;
-        let is_supported = endpoint.base().path() == "/v2"
+        let is_supported = !endpoint.is_mirror()
+            && endpoint.base().path() == "/v2"
             && endpoint.tls().client.is_empty()
             && endpoint.headers().is_empty()
             && self.transport.is_direct(endpoint.base())
             && self.transport.check(&attempt.route.allowed, endpoint.base()).is_ok();
         let Some(settings) = self.tunnel_settings(attempt).filter(|_| is_supported) else { return Ok(None) };
-        self.authorize_push(attempt).await?;
+        if self.authorize_push(attempt).await.is_err() {
+            return Ok(None);
+        }
         let resolver = self.transport.guarded_resolver(attempt.route.allowed.contains(endpoint.base()));
         let Ok(tunnel) = Tunnel::open(settings, resolver).await else { return Ok(None) };
         let (protocol, files, proxy) = (protocol(endpoint), endpoint.tls().clone(), tunnel.proxy_url());
