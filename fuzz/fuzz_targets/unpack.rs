@@ -17,11 +17,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 use libfuzzer_sys::{Corpus, fuzz_target};
+use oras_csi_store::BlobReader;
+use oras_csi_store::EntryPath;
 use oras_csi_store::Limits;
 use oras_csi_store::Reserve;
 use oras_csi_store::unpack::Budget;
-use oras_csi_store::EntryPath;
-use oras_csi_store::BlobReader;
 use oras_csi_store::unpack::{UnpackOptions, unpack_layer};
 use oras_csi_store::{LayerShape, Totals};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
