@@ -148,13 +148,14 @@ impl Filter {
     }
 }
 
-/// Removes the files that the filter includes at and below a path of the artifact.
-fn hide(tree: &mut Model, base: &str, path: &str, filter: &Filter) -> bool {
-    let top = join(base, path);
+/// Removes the files that the filter includes at and below the paths `hidden` of the tree.
+///
+/// All paths at once, because a directory goes when it becomes empty, whichever of its whiteouts emptied it.
+fn hide(tree: &mut Model, base: &str, hidden: &BTreeSet<String>, filter: &Filter) -> bool {
     let within =
         |known: &str| if base.is_empty() { known.to_owned() } else { known[base.len() + 1..].to_owned() };
-    let meant: Vec<String> =
-        tree.keys().filter(|known| **known == top || is_beneath(known, &top)).cloned().collect();
+    let is_hidden = |known: &str| hidden.iter().any(|top| known == top || is_beneath(known, top));
+    let meant: Vec<String> = tree.keys().filter(|known| is_hidden(known)).cloned().collect();
     let mut gone = Vec::new();
     // The deepest first, so that a directory is checked after everything in it.
     for known in meant.iter().rev() {
@@ -186,27 +187,17 @@ fn make_directories(tree: &mut Model, path: &str) {
 
 /// Overlays one layer over the tree. Returns whether it had any effect.
 fn overlay(tree: &mut Model, layer: &Layer, base: &str, filter: &Filter) -> bool {
-    let mut changed = false;
-    for path in &layer.hidden {
-        changed |= filter.keeps(path);
-        changed |= hide(tree, base, path, filter);
-    }
+    let mut changed = layer.hidden.iter().any(|path| filter.keeps(path))
+        || layer.opaque.iter().any(|directory| !filter.prunes(directory));
+    let mut hidden: BTreeSet<String> = layer.hidden.iter().map(|path| join(base, path)).collect();
     for directory in &layer.opaque {
-        changed |= !filter.prunes(directory);
         let above = join(base, directory);
-        let below: Vec<String> = tree
-            .keys()
-            .filter(|known| {
-                is_beneath(known, &above)
-                    && !known[above.len() + usize::from(!above.is_empty())..].contains('/')
-            })
-            .cloned()
-            .collect();
-        for known in below {
-            let path = if base.is_empty() { known.as_str() } else { &known[base.len() + 1..] };
-            changed |= hide(tree, base, path, filter);
-        }
+        let below = |known: &&String| {
+            is_beneath(known, &above) && !known[above.len() + usize::from(!above.is_empty())..].contains('/')
+        };
+        hidden.extend(tree.keys().filter(below).cloned());
     }
+    changed |= hide(tree, base, &hidden, filter);
     if filter.keeps("") {
         make_directories(tree, base);
     }

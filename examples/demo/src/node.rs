@@ -4,11 +4,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use oras_csi_driver::Settings;
 use serde_json::Value;
 
 use crate::processes::{Process, Programs};
 use crate::tour::NAMESPACE;
 use crate::volume::Kubelet;
+
+/// Kubelet's folder, in the folder of the demo.
+pub(crate) const KUBELET: &str = "kubelet";
 
 /// Makes the files of a volume visible.
 pub(crate) enum Node {
@@ -21,8 +25,8 @@ pub(crate) enum Node {
 impl Node {
     /// Starts a driver.
     pub(crate) async fn mounting(programs: &Programs, folder: &Path, certs: &Path) -> anyhow::Result<Self> {
-        let kubelet_folder = folder.join("kubelet");
-        let socket = kubelet_folder.join("plugins/csi.oras.land/csi.sock");
+        let kubelet_folder = folder.join(KUBELET);
+        let socket = Settings::new("demo", &kubelet_folder, folder).socket().to_owned();
         let mut driver = Process::start(
             "driver",
             &programs.oras_csi,

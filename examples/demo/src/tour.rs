@@ -6,12 +6,13 @@ use std::time::Instant;
 use anyhow::{Context as _, bail, ensure};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::HostsConfig;
+use oras_csi_driver::Settings;
 use serde_json::Value;
 
 use crate::admission::ApiServer;
 use crate::artifact::{self, Listing};
 use crate::narrator::Narrator;
-use crate::node::Node;
+use crate::node::{KUBELET, Node};
 use crate::processes::{Process, Programs, free_port};
 use crate::{interrupted, manifests, patch, set};
 
@@ -24,8 +25,7 @@ const IDENTICAL: &str = "Byte for byte what was pushed.";
 
 pub(crate) async fn run(programs: &Programs, mounts: Result<(), String>) -> anyhow::Result<()> {
     let started = Instant::now();
-    let work = tempfile::Builder::new().prefix("oras-csi-demo-").tempdir();
-    let work = work.context("cannot create a temporary folder")?;
+    let work = create_folder(&std::env::temp_dir()).context("cannot create a temporary folder")?;
     let exception = if mounts.is_ok() { "" } else { ", except for the mount" };
     let result = tokio::select! {
         result = steps(programs, work.path(), mounts) => result,
@@ -39,6 +39,19 @@ pub(crate) async fn run(programs: &Programs, mounts: Result<(), String>) -> anyh
         started.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// The longest path of a Unix socket on Linux (unix(7)), in bytes.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// Creates a folder below `parent` whose sockets can be bound, or below `/tmp` if `parent` has too long a path.
+fn create_folder(parent: &Path) -> std::io::Result<tempfile::TempDir> {
+    let create = |parent: &Path| tempfile::Builder::new().prefix("oras-csi-demo-").tempdir_in(parent);
+    let folder = create(parent)?;
+    let settings = Settings::new("demo", &folder.path().join(KUBELET), folder.path());
+    let sockets = [Some(settings.socket()), settings.registration()];
+    let fit = sockets.into_iter().flatten().all(|path| path.as_os_str().len() <= LONGEST_SOCKET_PATH);
+    if fit { Ok(folder) } else { create(Path::new("/tmp")) }
 }
 
 async fn steps(programs: &Programs, folder: &Path, mounts: Result<(), String>) -> anyhow::Result<()> {

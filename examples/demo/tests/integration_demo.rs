@@ -47,6 +47,17 @@ fn succeeds_with_and_without_the_mount_and_leaves_nothing_behind() {
     }
 }
 
+/// The path of a Unix socket has at most 107 bytes, and those of kubelet are long.
+#[test]
+fn succeeds_in_a_temporary_folder_with_a_long_path() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::Builder::new().prefix(&"long".repeat(20)).tempdir_in(parent.path());
+    let folder = folder.expect("a folder");
+    let output = start(&[], &folder).wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(is_empty(&folder), "{}", text(&output));
+}
+
 /// Runs the demo and kills its webhook as soon as the webhook has started.
 fn run_and_kill_the_webhook() -> (Option<i32>, String) {
     let folder = tempfile::tempdir().expect("a folder");
