@@ -45,8 +45,8 @@ help:
 	@sed -n 's/^# make/make/p' $(firstword $(MAKEFILE_LIST))
 
 demo:
-	@$(STAGE) "demo: build" cargo build $(LOCKED) --profile demo -p oras-csi -p oras-csi-demo
-	@$(STAGE) "demo: run" $(RUN_AS) $(TARGET)/demo/oras-csi-demo --oras-csi $(TARGET)/demo/oras-csi
+	@$(STAGE) "demo: build" cargo build $(LOCKED) --workspace --bins
+	@$(STAGE) "demo: run" $(RUN_AS) $(TARGET)/debug/oras-csi-demo --oras-csi $(TARGET)/debug/oras-csi
 
 # Static: the same file runs on a node, in an empty image and on a laptop. Cargo applies RUSTFLAGS to build scripts and
 # procedural macros, which must be dynamic, unless a target is named.
