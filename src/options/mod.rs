@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod limits;
+pub(crate) mod output;
 pub(crate) mod plain_http;
 pub(crate) mod policy;
 pub(crate) mod registry;

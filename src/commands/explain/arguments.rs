@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::options::admission::AdmissionOptions;
+use crate::options::output::OutputFormat;
 use crate::options::policy::PolicyOptions;
 use crate::options::registry::RegistryOptions;
 
@@ -22,9 +23,9 @@ pub(crate) struct Arguments {
     /// File with manifests of pods and workloads; - is standard input; can be repeated.
     #[arg(short, long = "filename", value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
-    /// Output format.
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    pub(super) output: Format,
+    /// Output format. JSON is one object; with --filename, one per pod or workload, each on its own line.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    pub(super) output: OutputFormat,
     /// Send no registry requests. Tags are not resolved, and policy rules about content (type, size) are not checked.
     #[arg(long)]
     pub(super) offline: bool,
@@ -34,14 +35,6 @@ pub(crate) struct Arguments {
     pub(super) registries: RegistryOptions,
     #[command(flatten)]
     pub(super) policies: PolicyOptions,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Format {
-    /// Plain text.
-    Text,
-    /// One JSON object; with --filename, one per pod or workload, each on its own line.
-    Json,
 }
 
 const EXAMPLES: &str = "\

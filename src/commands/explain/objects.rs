@@ -14,13 +14,14 @@ use oras_csi_webhook::denial::Denial;
 use oras_csi_webhook::metrics::Metrics;
 use serde_json::{Map, json};
 
-use super::arguments::{Arguments, Format};
+use super::arguments::Arguments;
 use super::report::{Keys, lines, policy_keys, reference_keys};
 use crate::admission::admission;
 use crate::admission_object::AdmissionObject;
 use crate::exit_status::Failure;
 use crate::manifest_policies::{policies_in_manifests, secrets_in_manifests};
 use crate::manifest_sets::ManifestSets;
+use crate::options::output::OutputFormat;
 use crate::registry_client::interactive_client;
 use crate::standard_output::write_stdout;
 use crate::yaml_documents::{describe, read_manifests};
@@ -47,8 +48,8 @@ pub(super) async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) ->
         let Some(found) = AdmissionObject::find(object)? else { continue };
         let explained = explain_object(&admission, &found, &namespace, arguments).await;
         let shown = match arguments.output {
-            Format::Json => explained.to_json(&name, &namespace),
-            Format::Text => explained.to_lines(&name, &namespace),
+            OutputFormat::Json => explained.to_json(&name, &namespace),
+            OutputFormat::Text => explained.to_lines(&name, &namespace),
         };
         write_stdout(&shown)?;
         if let Some(denial) = explained.denial {

@@ -10,10 +10,11 @@ use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::policy::Loaded;
 use serde_json::{Value, json};
 
-use super::arguments::{Arguments, Format};
+use super::arguments::Arguments;
 use super::report::{describe_rule, is_denial, lines, policy_keys, reference_keys};
 use crate::admission::admission;
 use crate::exit_status::{ExitStatus, Failure};
+use crate::options::output::OutputFormat;
 use crate::parsing::parse_reference;
 use crate::registry_client::{interactive_client, resolve_digest, with_credentials};
 use crate::standard_output::write_stdout;
@@ -64,8 +65,8 @@ pub(super) async fn explain_reference(
     }
     keys.extend(policy_keys(&opinions, use_network));
     write_stdout(&match arguments.output {
-        Format::Json => format!("{}\n", Value::Object(keys)),
-        Format::Text => lines(&keys, ""),
+        OutputFormat::Json => format!("{}\n", Value::Object(keys)),
+        OutputFormat::Text => lines(&keys, ""),
     })?;
     match denial {
         None => Ok(()),

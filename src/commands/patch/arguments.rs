@@ -1,8 +1,9 @@
 //! The arguments of `oras-csi patch`.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::set::SetOptions;
+use crate::options::output::OutputFormat;
 use crate::options::plain_http::PlainHttpOption;
 use crate::options::registry::RegistryOptions;
 
@@ -39,20 +40,12 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["minor", "major", "critical", "push", "dry_run", "set", "cluster_set"])]
     pub(super) list: bool,
     /// Output format of the list.
-    #[arg(short, long, value_enum, default_value_t = Format::Text, requires = "list")]
-    pub(super) output: Format,
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text, requires = "list")]
+    pub(super) output: OutputFormat,
     #[command(flatten)]
     pub(super) plain_http: PlainHttpOption,
     #[command(flatten)]
     pub(super) registries: RegistryOptions,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Format {
-    /// Plain text.
-    Text,
-    /// One JSON array.
-    Json,
 }
 
 const EXAMPLES: &str = "\

@@ -9,8 +9,9 @@ use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{HttpRegistry, Registry};
 use serde_json::{Map, Value, json};
 
-use super::arguments::{Arguments, Format};
+use super::arguments::Arguments;
 use crate::exit_status::Failure;
+use crate::options::output::OutputFormat;
 use crate::registry_client::{resolve_digest, with_credentials};
 use crate::standard_output::write_stdout;
 
@@ -48,8 +49,10 @@ pub(super) async fn list_patches(
         eprintln!("oras-csi: {subject} has no patches in its repository");
     }
     write_stdout(&match arguments.output {
-        Format::Text => patches.iter().map(|(pinned, patch)| to_text(pinned, patch)).collect::<String>(),
-        Format::Json => {
+        OutputFormat::Text => {
+            patches.iter().map(|(pinned, patch)| to_text(pinned, patch)).collect::<String>()
+        }
+        OutputFormat::Json => {
             let all: Vec<Value> = patches.iter().map(|(pinned, patch)| to_json(pinned, patch)).collect();
             format!("{}\n", Value::Array(all))
         }

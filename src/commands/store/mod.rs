@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use oras_csi_core::policy::ByteSize;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::gc::{Goal, Watermarks, collect};
@@ -17,6 +17,7 @@ use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
 use self::list::Listing;
 use crate::exit_status::{ExitStatus, Failure};
+use crate::options::output::OutputFormat;
 
 /// Opens a store. Its garbage collection keeps what the volumes of this node use, as the driver's does.
 pub(crate) fn open_store(path: &Path, limits: Limits) -> Result<Store, StoreError> {
@@ -72,17 +73,9 @@ struct Verify {
 struct Ls {
     #[command(flatten)]
     folder: StoreFolder,
-    /// Output format.
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    output: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A table.
-    Text,
-    /// One JSON object.
-    Json,
+    /// Output format: a table, or one JSON object.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Text)]
+    output: OutputFormat,
 }
 
 /// Run garbage collection: delete unused content.
@@ -107,8 +100,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             let layout = open_read_only(&ls.folder)?;
             let listing = Listing::read(&layout)?;
             match ls.output {
-                Format::Text => listing.print(&layout),
-                Format::Json => println!("{:#}", listing.to_json(&layout)),
+                OutputFormat::Text => listing.print(&layout),
+                OutputFormat::Json => println!("{:#}", listing.to_json(&layout)),
             }
             Ok(())
         }
