@@ -3,5 +3,6 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
+mod flood;
 mod preload;
 mod resume;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Behaviour, Bench, FixedHealth, pod, review};
 use axum::Router;
 use axum::body::{Body, to_bytes};
+use futures_util::StreamExt as _;
 use http::{Request, StatusCode};
 use oras_csi_webhook::ResolverSettings;
 use oras_csi_webhook::server::{self, MAX_BODY_BYTES, ServerSettings, router};
@@ -158,31 +159,60 @@ async fn the_timeout_of_the_request_limits_the_work() {
     assert!(body.contains(r#""code":503"#), "{body}");
 }
 
+/// There is memory for one review of half a mebibyte.
 #[tokio::test]
-async fn too_many_reviews_at_the_same_time_are_rejected() {
-    let settings = ServerSettings { max_requests: 1, ..ServerSettings::default() };
+async fn a_review_makes_room_for_another() {
+    let settings = ServerSettings { review_memory: 1 << 20, ..ServerSettings::default() };
     let routes = router(Bench::new().app(FixedHealth(true), settings));
-    let never = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+    let half = Body::from_stream(
+        futures_util::stream::iter([Ok::<_, std::io::Error>(vec![b' '; 600 << 10])])
+            .chain(futures_util::stream::pending()),
+    );
     let slow = tokio::spawn({
         let routes = routes.clone();
-        async move { ask(&routes, post(never)).await }
+        async move { ask(&routes, post(half)).await }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let (status, _) = ask(&routes, post(review(&pod(&[])).to_string())).await;
+    let mut large = pod(&[]);
+    large["spec"]["x"] = json!("x".repeat(500 << 10));
+    assert_eq!(ask(&routes, post(review(&large).to_string())).await.0, StatusCode::OK);
+    let (status, body) = slow.await.unwrap();
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.contains("the memory for reviews is used up: try again"), "{body}");
+    large["spec"]["x"] = json!("x".repeat(2 << 20));
+    let (status, _) = ask(&routes, post(review(&large).to_string())).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "it needs more than there is");
     assert_eq!(get(&routes, "/healthz").await.0, StatusCode::OK, "others are not touched");
-    slow.abort();
-    let _ = slow.await;
-    assert_eq!(ask(&routes, post(review(&pod(&[])).to_string())).await.0, StatusCode::OK);
+    let (_, metrics) = get(&routes, "/metrics").await;
+    assert!(metrics.contains(r#"outcome="overload"} 2"#), "{metrics}");
 }
 
-/// More requests wait for a registry that does not answer than may be received at the same time.
+/// A review that waits for a registry takes as much memory as its pod has in fields that are read.
+#[tokio::test]
+async fn a_large_pod_that_waits_for_a_registry_makes_room_for_others() {
+    let bench = Bench::new();
+    bench.registry.set("slow.io/a:1", Behaviour::Hangs);
+    let settings = ServerSettings { review_memory: 1 << 20, ..ServerSettings::default() };
+    let routes = router(bench.app(FixedHealth(true), settings));
+    let mut large = pod(&[("artifact", "slow.io/a:1")]);
+    large["metadata"]["annotations"]["notes"] = json!("n".repeat(200 << 10));
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (routes, body) = (routes.clone(), review(&large).to_string());
+        waiting.spawn(async move { ask(&routes, post(body)).await.0 });
+    }
+    let first = waiting.join_next().await.unwrap().unwrap();
+    assert_eq!(first, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, body) = ask(&routes, post(review(&pod(&[("artifact", "r.io/a:1")])).to_string())).await;
+    assert!(status == StatusCode::OK && body.contains("patch"), "{body}");
+    waiting.abort_all();
+}
+
 #[tokio::test]
 async fn a_stalled_registry_does_not_block_other_requests() {
     let bench = Bench::new();
     bench.registry.set("slow.io/a:1", Behaviour::Hangs);
-    let settings = ServerSettings { max_requests: 8, ..ServerSettings::default() };
-    let routes = router(bench.app(FixedHealth(true), settings));
+    let routes = router(bench.app(FixedHealth(true), ServerSettings::default()));
     let of = |reference: &str| review(&pod(&[("artifact", reference)])).to_string();
     let mut stalled = tokio::task::JoinSet::new();
     for _ in 0..400 {

@@ -6,6 +6,8 @@
 //!
 //! Architecture Invariant: this is the only file that builds an AdmissionResponse.
 
+pub(crate) mod fields;
+
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use self::fields::FieldsError;
 use crate::denial::{At, Denial, cut};
 use crate::manifest::said_kind;
 
@@ -83,6 +86,8 @@ pub struct Review {
     namespace: String,
     is_dry_run: bool,
     subject: Subject,
+    /// The memory that `subject` takes, estimated.
+    bytes: usize,
 }
 
 /// The webhook that a review is for.
@@ -109,10 +114,41 @@ pub(crate) enum Subject {
     Other,
 }
 
+impl Subject {
+    /// Reads the object, and returns how much memory it takes.
+    fn read(hook: Hook, kind: Option<&str>, json: &str) -> (Self, usize) {
+        let (fields, subject): (_, fn(Value) -> Self) = match (hook, kind) {
+            (Hook::Workloads, _) => (&fields::WORKLOAD, Self::Workload),
+            (Hook::Volumes, Some("persistentvolumes")) => {
+                (&fields::PERSISTENT_VOLUME, Self::NewPersistentVolume)
+            }
+            (Hook::Volumes, _) => (&fields::POD, Self::NewPod),
+        };
+        match fields::read(json, fields) {
+            Ok(object) => (subject(object.value), object.bytes),
+            // A workload is never denied, whatever it contains.
+            Err(_) if hook == Hook::Workloads => (Self::Other, 0),
+            Err(error @ FieldsError::TooLarge) => (unreadable(error, "remove some of them"), 0),
+            Err(FieldsError::Syntax(error)) => (
+                unreadable(
+                    format_args!("cannot be read: {error}"),
+                    "write JSON with numbers that fit 64 bits, Unicode text and fields nested less than 128 deep",
+                ),
+                0,
+            ),
+        }
+    }
+}
+
+fn unreadable(rule: impl std::fmt::Display, advice: &str) -> Subject {
+    Subject::Unreadable(Denial::bad_request(At::Field("request.object"), None, rule, advice))
+}
+
 impl Review {
     /// Decodes a body that was sent to `hook`.
     ///
-    /// Only `object` is decoded, and only for the kinds that the webhook handles, so a large `oldObject` costs nothing.
+    /// Only `object` is decoded, only for the kinds that the webhook handles, and only its fields in [`fields`], so a
+    /// large `oldObject` or a long list of something else costs nothing.
     pub fn decode(hook: Hook, body: &[u8]) -> Result<Self, ReviewError> {
         // serde accepts a list for a struct; the API server's decoder does not.
         if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
@@ -138,31 +174,14 @@ impl Review {
                 Hook::Volumes => matches!(kind, Some("pods" | "persistentvolumes")) && operation == "CREATE",
                 Hook::Workloads => kind != Some("pods") && matches!(operation.as_str(), "CREATE" | "UPDATE"),
             };
-        let subject = if is_wanted {
-            match request.object.map(|raw| serde_json::from_str(raw.get())) {
-                Some(Ok(object)) if hook == Hook::Workloads => Subject::Workload(object),
-                // A workload is never denied, whatever it contains.
-                _ if hook == Hook::Workloads => Subject::Other,
-                Some(Ok(volume)) if kind == Some("persistentvolumes") => Subject::NewPersistentVolume(volume),
-                Some(Ok(pod)) => Subject::NewPod(pod),
-                Some(Err(error)) => Subject::Unreadable(Denial::bad_request(
-                    At::Field("request.object"),
-                    None,
-                    format_args!("cannot be read: {error}"),
-                    "write JSON with numbers that fit 64 bits, Unicode text and fields nested less than 128 deep",
-                )),
-                None => Subject::Unreadable(Denial::bad_request(
-                    At::Field("request.object"),
-                    None,
-                    "is missing",
-                    "send the object with a CREATE request",
-                )),
-            }
-        } else {
-            Subject::Other
+        let (subject, bytes) = match request.object {
+            _ if !is_wanted => (Subject::Other, 0),
+            Some(object) => Subject::read(hook, kind, object.get()),
+            None if hook == Hook::Workloads => (Subject::Other, 0),
+            None => (unreadable("is missing", "send the object with a CREATE request"), 0),
         };
         let (namespace, is_dry_run) = (request.namespace.unwrap_or_default(), request.dry_run == Some(true));
-        Ok(Self { uid, namespace, is_dry_run, subject })
+        Ok(Self { uid, namespace, is_dry_run, subject, bytes })
     }
 
     /// Reports whether the request must have no side effects.
@@ -179,6 +198,11 @@ impl Review {
     /// Returns the uid, which every answer repeats.
     pub fn uid(&self) -> &str {
         &self.uid
+    }
+
+    /// Returns an estimate of the memory that the review takes, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Returns the object.
