@@ -50,8 +50,8 @@ const HTTP_1_BUFFER: usize = 16 << 10;
 /// How much of all bodies of an HTTP/2 connection is received before the server reads them (flow control, RFC 9113,
 /// section 5.2). A connection may have this much unread.
 const HTTP_2_WINDOW: u32 = 128 << 10;
-/// How many requests an HTTP/2 connection may have in progress. The API server has one connection for all its requests.
-const HTTP_2_STREAMS: u32 = 256;
+/// How many requests an HTTP/2 connection may have in progress. The API server opens another connection for more.
+const HTTP_2_STREAMS: u32 = 128;
 
 /// Reports whether clients can connect to the server.
 pub trait Health: Send + Sync + 'static {
