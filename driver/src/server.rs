@@ -14,6 +14,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::{InvalidName, is_subdomain};
 use oras_csi_core::registry::{Keyring, Registry};
 use oras_csi_store::gc::{self, Watermarks};
 use oras_csi_store::pull::{Fetcher, Pulls};
@@ -81,6 +82,11 @@ pub enum RunError {
         "\"{0}\" is not a valid node id: it must have 1 to 256 bytes. Set --node-id to the name of the node (spec.nodeName)"
     )]
     NodeId(Shown),
+    /// The name of the node is not the name of an object, so its Node cannot be read.
+    #[error(
+        "cannot read the Node \"{0}\" for cluster sets: {InvalidName}. Set --node-id to the name of the node (spec.nodeName)"
+    )]
+    NodeName(Shown),
     /// Kubelet rejected the registration.
     #[error("kubelet rejected the registration of the driver: {0}")]
     RegistrationRejected(Shown),
@@ -94,7 +100,7 @@ impl RunError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Store(error) => error.class(),
-            Self::NodeId(_) | Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => {
+            Self::NodeId(_) | Self::NodeName(_) | Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => {
                 ErrorClass::BadInput
             }
             _ => ErrorClass::Failed,
@@ -131,6 +137,9 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     // CSI: "The maximum length of the node_id is 256 bytes."
     if !(1..=256).contains(&settings.node_id().len()) {
         return Err(RunError::NodeId(settings.node_id().into()));
+    }
+    if settings.cluster_sets().is_some() && !is_subdomain(settings.node_id()) {
+        return Err(RunError::NodeName(settings.node_id().into()));
     }
     let metrics = Metrics::default();
     let stop = CancellationToken::new();

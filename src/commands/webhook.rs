@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
+use oras_csi_core::dns_name::{is_label, is_subdomain};
 use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::pins::ClusterPins;
@@ -61,7 +62,7 @@ pub(crate) struct Arguments {
     keep_pins: bool,
     /// Serve the ArtifactSet and ClusterArtifactSet objects of the cluster, and store their pinned recipes in their
     /// status. NAMESPACE holds the pull secrets that cluster sets name.
-    #[arg(long, value_name = "NAMESPACE")]
+    #[arg(long, value_name = "NAMESPACE", value_parser = parse_namespace)]
     sets: Option<String>,
     /// Use the pull secrets of pods and their service accounts for registry requests. RBAC must allow the webhook to
     /// read these Secrets.
@@ -99,11 +100,15 @@ Examples:
 /// Parses NAMESPACE/NAME.
 fn parse_secret(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+        Some((namespace, name)) if is_label(namespace) && is_subdomain(name) => {
             Ok((namespace.to_owned(), name.to_owned()))
         }
         _ => Err("write NAMESPACE/NAME".to_owned()),
     }
+}
+
+fn parse_namespace(text: &str) -> Result<String, String> {
+    if is_label(text) { Ok(text.to_owned()) } else { Err("write the name of a namespace".to_owned()) }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {

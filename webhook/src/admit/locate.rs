@@ -149,7 +149,7 @@ async fn find_set(
 ) -> Result<FoundSet, Denial> {
     let find = async {
         let sets = services.sets.as_ref().ok_or(SetError::Off)?;
-        sets.find(scope.namespace, name, services.registries.as_ref()).await
+        sets.find(scope.namespace(), name, services.registries.as_ref()).await
     };
     let found = timeout_at(scope.deadline, find).await.unwrap_or_else(|_| Err(timed_out()));
     found.map_err(|error| error.denial(origin.at(), name))
@@ -194,7 +194,7 @@ async fn check_new_set(
     new: NewSet,
     context: &Context<'_>,
 ) -> Result<Located, Denial> {
-    let taken = sets.taken(context.scope.namespace, &new.name, &new.recipe, registries);
+    let taken = sets.taken(context.scope.namespace(), &new.name, &new.recipe, registries);
     let taken = timeout_at(context.scope.deadline, taken).await.unwrap_or_else(|_| Err(timed_out()));
     Ok(match taken.map_err(|error| error.denial(new.at(), &new.name))? {
         // The pins of a revision are those of its tags: the pod that created the set had no others.
