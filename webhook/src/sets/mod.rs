@@ -39,7 +39,7 @@ use crate::registries::Registries;
 
 pub use cluster::ClusterSets;
 pub use controller::run_controller;
-pub use error::{SetError, SetPlace};
+pub use error::{GrantEnd, SetError, SetPlace};
 pub use memory::{MemorySets, TakeError, is_set};
 pub use status::Resolved;
 
@@ -122,6 +122,12 @@ impl FoundSet {
         Some(Self { references: earlier.references, pinned: earlier.pinned, ..self.clone() })
     }
 
+    /// Reports whether the set has that recipe now, or had it.
+    pub(crate) fn has_or_had(&self, digest: &Digest) -> bool {
+        let history = self.history.iter().map(|earlier| &earlier.pinned);
+        [&self.pinned].into_iter().chain(history).any(|pinned| pinned.digest() == *digest)
+    }
+
     /// Returns the patches in the recipe, with the numbers of their steps.
     pub(crate) fn patches(&self) -> impl Iterator<Item = (usize, &Reference)> {
         self.written.patches().map(|(number, step)| (number, step.reference()))
@@ -198,6 +204,24 @@ impl SetCatalog {
         }
         let nearest = nearest(name, self.store.names(namespace).await);
         Err(SetError::Missing { name: name.into(), namespace: namespace.into(), nearest })
+    }
+
+    /// Checks that a cluster set still grants a recipe to a namespace: the set exists, selects the namespace, and has or
+    /// had the recipe. A set that is being resolved grants the recipes of its status, because their digests are known.
+    pub(crate) async fn check_grant(
+        &self,
+        namespace: &str,
+        name: &str,
+        recipe: &PinnedRecipe,
+    ) -> Result<(), SetError> {
+        let ended = |end| SetError::Ended { namespace: namespace.into(), end };
+        let Some(set) = self.store.cluster_set(name).await? else { return Err(ended(GrantEnd::Deleted)) };
+        if !self.is_for(&set, namespace).await? {
+            return Err(ended(GrantEnd::Unselected));
+        }
+        let status = set.status.unwrap_or_default();
+        let mut recipes = status.recipe.iter().chain(status.history.iter().map(|earlier| &earlier.recipe));
+        if recipes.any(|known| known == recipe.to_json()) { Ok(()) } else { Err(ended(GrantEnd::Forgotten)) }
     }
 
     /// Checks whether a set with that recipe can be created, or exists already.

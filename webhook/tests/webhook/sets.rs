@@ -362,12 +362,80 @@ async fn a_sealed_volume_of_a_cluster_set_is_not_changed(#[case] pod: Value) {
     let after = bench.admitted(&pod).await;
     assert!(volume(&after).seal().is_some() && volume(&after).set() == Some("model"));
     // The set's recipe has changed since.
-    let moved = cluster_set("model", "r.io/team/model:v2", &json!({}));
-    sets.take(&moved, "team").unwrap();
+    let set = cluster_set("model", TAG, &json!({}));
+    sets.take(&moved(set, TAG, NEXT, true), "team").unwrap();
     let again = bench.admit(&after).await.unwrap();
     assert!(again.patch().0.is_empty(), "{:?}", again.patch());
     assert_ne!(volume(&bench.admitted(&pod).await), volume(&after), "a new pod has what it is now");
     assert_eq!(bench.registry.calls(), 0);
+}
+
+/// Returns a webhook with a key, whose cluster has these sets.
+fn sealing_bench(pem: &str, manifests: &[Value]) -> Bench {
+    let bench = bench(manifests);
+    let admission = Arc::into_inner(bench.admission).unwrap();
+    let sealer = Sealer::with_key(SealKey::from_pem(pem).unwrap());
+    Bench { admission: Arc::new(admission.with_sealer(sealer)), ..bench }
+}
+
+/// A sealed volume of a cluster set is copied into a new pod, or is in the template of a controller. The set's right ends
+/// with the set, for the namespace that it no longer selects, and with its history.
+#[rstest]
+#[case::same(Some(cluster_set("model", TAG, &json!({}))), None)]
+#[case::in_history(Some(moved(cluster_set("model", TAG, &json!({})), TAG, NEXT, true)), None)]
+#[case::being_resolved(Some(unresolved_change(cluster_set("model", TAG, &json!({})))), None)]
+#[case::deleted(None, Some("granted the content of the volume to namespace team, but this set does not exist any more"))]
+#[case::hidden_by_a_set_of_the_namespace(Some(set("model", TAG)), Some("this set does not exist any more"))]
+#[case::unselected(
+    Some(cluster_set("model", TAG, &of_team("other"))),
+    Some("its namespaceSelector does not select the namespace any more")
+)]
+#[case::created_again(
+    Some(cluster_set("model", NEXT, &json!({}))),
+    Some("neither its recipe nor its history has the recipe of the volume any more")
+)]
+#[tokio::test]
+async fn the_right_of_a_cluster_set_ends_for_copies_of_its_sealed_volumes(
+    #[case] later: Option<Value>,
+    #[case] words: Option<&str>,
+    #[values(false, true)] is_of_controller: bool,
+    #[values(json!([]), json!([{"setsOnly": true}]))] policies: Value,
+) {
+    let pem = SealKey::generate().unwrap().to_pem().unwrap();
+    let first = sealing_bench(&pem, &[cluster_set("model", TAG, &json!({}))]);
+    let mut copy = first.admitted(&by_name("model")).await;
+    if is_of_controller {
+        copy = of_revision(copy, "1");
+    }
+    let bench = sealing_bench(&pem, later.as_slice());
+    bench.policies.set_files(entries(policies.as_array().unwrap()));
+    match (bench.admit(&copy).await, words) {
+        (Ok(outcome), None) => assert!(outcome.patch().0.is_empty(), "{:?}", outcome.patch()),
+        (Err(denial), Some(words)) => {
+            assert!(denial.message().contains(words), "{denial}");
+            assert!(denial.message().starts_with("volume in, attribute csi.oras.land/set: \"model\""), "{denial}");
+            assert_eq!(denial.code().number(), 403, "{denial}");
+        }
+        (admitted, _) => panic!("{admitted:?}"),
+    }
+    assert_eq!(bench.registry.calls(), 0);
+}
+
+/// The pod requests the set by its name, and a set of that name exists: the pod gets what the set has now.
+#[tokio::test]
+async fn a_set_that_is_created_again_does_not_grant_what_the_deleted_set_granted() {
+    let pem = SealKey::generate().unwrap().to_pem().unwrap();
+    let first = sealing_bench(&pem, &[cluster_set("model", TAG, &json!({}))]);
+    let copy = first.admitted(&by_annotation("model")).await;
+    let bench = sealing_bench(&pem, &[cluster_set("model", NEXT, &json!({}))]);
+    assert_eq!(volume(&bench.admitted(&copy).await).recipe().to_json(), recipe(NEXT));
+}
+
+/// Changes the spec of a set that the controller has not resolved again yet.
+fn unresolved_change(mut set: Value) -> Value {
+    set["spec"]["recipe"][0]["add"] = json!(NEXT);
+    set["metadata"]["generation"] = json!(2);
+    set
 }
 
 /// Admits a volume of the set `model` with the recipe of [`TAG`]. Returns its recipe, or the code and the message.
