@@ -9,7 +9,7 @@ use std::sync::Arc;
 use oras_csi_core::keys::{annotation, attribute, canonical};
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::policy::ManifestNamespaces;
-use oras_csi_webhook::sets::{MemorySets, SetCatalog};
+use oras_csi_webhook::sets::{MemorySets, SetCatalog, UsableSecrets};
 use serde_json::Value;
 
 use crate::exit_status::Failure;
@@ -46,7 +46,7 @@ impl ManifestSets {
     /// Returns the sets for an admission. The Secrets of the manifests serve as pull secrets of cluster sets too.
     pub(crate) fn book(&self, objects: &[Value], options: &AdmissionOptions) -> SetCatalog {
         let secrets = secrets_in_manifests(objects, options.namespace());
-        SetCatalog::new(self.sets.clone()).with_secrets(Arc::new(secrets), options.namespace())
+        SetCatalog::new(self.sets.clone()).with_secrets(Arc::new(secrets), options.namespace(), UsableSecrets::All)
     }
 
     /// Resolves the sets that the objects request. An error is reported later, at each object that requests the set.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
-use oras_csi_core::dns_name::{is_label, is_subdomain};
+use oras_csi_core::dns_name::{InvalidName, ObjectName, is_label, is_subdomain};
 use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::pins::ClusterPins;
 use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
 use oras_csi_webhook::seal::{self, Sealer};
 use oras_csi_webhook::server::{self, App, ServerSettings};
-use oras_csi_webhook::sets::{self, ClusterSets, SetCatalog};
+use oras_csi_webhook::sets::{self, ClusterSets, SetCatalog, UsableSecrets};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -64,6 +64,10 @@ pub(crate) struct Arguments {
     /// status. NAMESPACE holds the pull secrets that cluster sets name.
     #[arg(long, value_name = "NAMESPACE", value_parser = parse_namespace)]
     sets: Option<String>,
+    /// Secret in the namespace of --sets that cluster sets can name as their pull secret; can be repeated. A cluster set
+    /// that names another Secret is not resolved [default: none].
+    #[arg(long = "set-pull-secret", value_name = "NAME", requires = "sets", value_parser = parse_name)]
+    set_pull_secrets: Vec<String>,
     /// Use the pull secrets of pods and their service accounts for registry requests. RBAC must allow the webhook to
     /// read these Secrets.
     #[arg(long)]
@@ -107,6 +111,10 @@ fn parse_secret(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn parse_name(text: &str) -> Result<String, InvalidName> {
+    text.parse::<ObjectName>().map(|name| name.to_string())
+}
+
 fn parse_namespace(text: &str) -> Result<String, String> {
     if is_label(text) { Ok(text.to_owned()) } else { Err("write the name of a namespace".to_owned()) }
 }
@@ -144,7 +152,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let admission = Arc::new(match cluster.as_ref().zip(arguments.sets.as_ref()) {
         Some((client, namespace)) => {
             let book = SetCatalog::new(Arc::new(ClusterSets::new(client.clone())));
-            admission.with_sets(book.with_secrets(Arc::new(ClusterSecrets::new(client.clone())), namespace))
+            let usable = UsableSecrets::Listed(arguments.set_pull_secrets.iter().cloned().collect());
+            let secrets = Arc::new(ClusterSecrets::new(client.clone()));
+            admission.with_sets(book.with_secrets(secrets, namespace, usable))
         }
         None => admission,
     });

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use oras_csi_core::display::Shown;
 use oras_csi_core::dns_name::InvalidName;
 use oras_csi_core::registry::{Keyring, Source};
 use tokio::time::{Instant as Deadline, timeout_at};
@@ -80,6 +81,14 @@ pub(super) async fn cluster_set_keyring(
     let keyring = Keyring::new(services.credentials.administrator.clone());
     let (Some(name), Some(sets)) = (secret, &services.sets) else { return Ok(keyring) };
     let (secrets, namespace) = sets.secrets();
+    if !sets.can_use_secret(name) {
+        let rule = format!(
+            "is a Secret of namespace {} that the administrator does not list as a pull secret of cluster sets",
+            Shown::new(namespace)
+        );
+        let instead = "name it in the chart's values, clusterSets.pullSecrets (--set-pull-secret of the webhook)";
+        return Err(Denial::new(Code::Forbidden, at, Some(name), rule, instead));
+    }
     with_secret(keyring, secrets, SecretAt { at, namespace, name }, deadline).await
 }
 

@@ -18,6 +18,7 @@ pub mod object;
 pub(crate) mod recipe;
 mod status;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -85,6 +86,17 @@ pub struct SetCatalog {
     secrets: Arc<dyn Secrets>,
     /// The namespace of the Secrets that cluster sets name.
     namespace: String,
+    usable: UsableSecrets,
+}
+
+/// The Secrets that cluster sets can name. RBAC alone does not limit them: the webhook may also be allowed to read the pull
+/// secrets of pods, in every namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UsableSecrets {
+    /// All: for manifests, whose Secrets their author has.
+    All,
+    /// Those that the administrator lists.
+    Listed(BTreeSet<String>),
 }
 
 /// A set that a namespace can use.
@@ -170,17 +182,31 @@ pub(crate) fn status_now(
 impl SetCatalog {
     /// Makes a catalog of these sets. It cannot read the Secrets of cluster sets.
     pub fn new(store: Arc<dyn SetStore>) -> Self {
-        Self { store, secrets: Arc::new(NoSecrets), namespace: String::new() }
+        let usable = UsableSecrets::Listed(BTreeSet::new());
+        Self { store, secrets: Arc::new(NoSecrets), namespace: String::new(), usable }
     }
 
-    /// Reads the Secrets of cluster sets in that namespace.
+    /// Reads the usable Secrets of cluster sets in that namespace.
     #[must_use]
-    pub fn with_secrets(self, secrets: Arc<dyn Secrets>, namespace: impl Into<String>) -> Self {
-        Self { secrets, namespace: namespace.into(), ..self }
+    pub fn with_secrets(
+        self,
+        secrets: Arc<dyn Secrets>,
+        namespace: impl Into<String>,
+        usable: UsableSecrets,
+    ) -> Self {
+        Self { secrets, namespace: namespace.into(), usable, ..self }
     }
 
     pub(crate) fn secrets(&self) -> (&dyn Secrets, &str) {
         (self.secrets.as_ref(), &self.namespace)
+    }
+
+    /// Reports whether cluster sets can name that Secret.
+    pub(crate) fn can_use_secret(&self, name: &str) -> bool {
+        match &self.usable {
+            UsableSecrets::All => true,
+            UsableSecrets::Listed(names) => names.contains(name),
+        }
     }
 
     /// Finds the set of a name for a namespace.
