@@ -23,7 +23,7 @@ use crate::exit_status::Failure;
 use crate::options::policy::PolicyOptions;
 use crate::options::registry::RegistryOptions;
 use crate::registry_client::interactive_client;
-use crate::runtime::cancelled_by_signal;
+use crate::runtime::{cancelled_by_signal, raise_file_limit};
 
 /// Run the admission webhook.
 ///
@@ -120,6 +120,7 @@ fn parse_namespace(text: &str) -> Result<String, String> {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    raise_file_limit();
     let hosts = arguments.registries.hosts()?;
     let metrics = Arc::new(Metrics::new());
     let stop = cancelled_by_signal();
