@@ -1,6 +1,7 @@
 //! Starts a driver in a temporary folder, and makes the calls of kubelet.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
