@@ -46,7 +46,11 @@ impl ManifestSets {
     /// Returns the sets for an admission. The Secrets of the manifests serve as pull secrets of cluster sets too.
     pub(crate) fn book(&self, objects: &[Value], options: &AdmissionOptions) -> SetCatalog {
         let secrets = secrets_in_manifests(objects, options.namespace());
-        SetCatalog::new(self.sets.clone()).with_secrets(Arc::new(secrets), options.namespace(), UsableSecrets::All)
+        SetCatalog::new(self.sets.clone()).with_secrets(
+            Arc::new(secrets),
+            options.namespace(),
+            UsableSecrets::All,
+        )
     }
 
     /// Resolves the sets that the objects request. An error is reported later, at each object that requests the set.

@@ -23,7 +23,9 @@ pub(crate) fn raise_file_limit() {
     let Some(raised) = raised(getrlimit(Resource::Nofile)) else { return };
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => tracing::debug!(limit = raised.current, "raised the limit of open files"),
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files; continuing with the present one"),
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files; continuing with the present one")
+        }
     }
 }
 

@@ -83,8 +83,11 @@ mod tests {
             assert_eq!(name.parse::<ObjectName>().as_deref(), Ok(name));
         }
         let longer = "a".repeat(254);
-        let paths = ["a/b", "..", ".", "../../kube-system/secrets/x", "a%2fb", "a?watch=true", "a#", "a b", "a\n"];
-        for name in ["", "A", "a_b", "-a", "a-", "a..b", ".a", "a.", "é", longer.as_str()].iter().chain(&paths) {
+        let paths =
+            ["a/b", "..", ".", "../../kube-system/secrets/x", "a%2fb", "a?watch=true", "a#", "a b", "a\n"];
+        for name in
+            ["", "A", "a_b", "-a", "a-", "a..b", ".a", "a.", "é", longer.as_str()].iter().chain(&paths)
+        {
             assert_eq!(name.parse::<ObjectName>(), Err(InvalidName), "{name}");
         }
     }

@@ -103,7 +103,9 @@ impl RunError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Store(error) => error.class(),
-            Self::NodeId(_) | Self::NodeName(_) | Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => {
+            Self::NodeId(_)
+            | Self::NodeName(_)
+            | Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => {
                 ErrorClass::BadInput
             }
             _ => ErrorClass::Failed,

@@ -69,7 +69,8 @@ impl SetOptions {
 
 /// Checks a name before it becomes part of a request to the API server.
 fn check_name(option: &str, name: &str) -> Result<(), Failure> {
-    let invalid = |error: InvalidName| Failure::bad_input(format!("\"{}\": {error}", Shown::new(name))).at(option);
+    let invalid =
+        |error: InvalidName| Failure::bad_input(format!("\"{}\": {error}", Shown::new(name))).at(option);
     name.parse::<ObjectName>().map(drop).map_err(invalid)
 }
 

@@ -86,7 +86,8 @@ pub(super) async fn cluster_set_keyring(
             "is a Secret of namespace {} that the administrator does not list as a pull secret of cluster sets",
             Shown::new(namespace)
         );
-        let instead = "name it in the chart's values, clusterSets.pullSecrets (--set-pull-secret of the webhook)";
+        let instead =
+            "name it in the chart's values, clusterSets.pullSecrets (--set-pull-secret of the webhook)";
         return Err(Denial::new(Code::Forbidden, at, Some(name), rule, instead));
     }
     with_secret(keyring, secrets, SecretAt { at, namespace, name }, deadline).await

@@ -222,12 +222,7 @@ impl Admission {
         let registries = self.services.registries.as_ref();
         let (requested, namespace) = intent::read_persistent(&volume, registries, &mut warnings)?;
         let context = Context {
-            scope: Scope::new(
-                CLAIM_NAMESPACE,
-                namespace,
-                Holder::claim(namespace, volume.handle),
-                deadline,
-            )?,
+            scope: Scope::new(CLAIM_NAMESPACE, namespace, Holder::claim(namespace, volume.handle), deadline)?,
             pod: None,
             revision: None,
             pinned_annotation: PinnedAnnotation::default(),

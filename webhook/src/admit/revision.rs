@@ -127,7 +127,9 @@ impl<'a> Revision<'a> {
     }
 
     async fn record(&self, key: &PinKey, digest: &Digest) -> Result<Digest, PinError> {
-        let recorded = timeout_at(self.scope.deadline, self.pins.get_or_create(self.scope.namespace(), key, digest)).await;
+        let recorded =
+            timeout_at(self.scope.deadline, self.pins.get_or_create(self.scope.namespace(), key, digest))
+                .await;
         recorded.unwrap_or(Err(PinError::TooLate))
     }
 

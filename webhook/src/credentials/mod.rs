@@ -138,9 +138,9 @@ impl CredentialSources {
         to_read.extend(order.iter().map(String::as_str));
         to_read.sort_unstable();
         to_read.dedup();
-        let reads = to_read.into_iter().map(|name| async move {
-            (name.to_owned(), self.secret(namespace, name, deadline).await)
-        });
+        let reads = to_read
+            .into_iter()
+            .map(|name| async move { (name.to_owned(), self.secret(namespace, name, deadline).await) });
         let secrets = futures_util::future::join_all(reads).await.into_iter().collect();
         PodCredentials { secrets, order, administrator: self.administrator.clone() }
     }

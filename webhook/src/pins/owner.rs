@@ -64,7 +64,8 @@ impl PinOwner {
 }
 
 fn is_api_version(text: &str) -> bool {
-    let (group, version) = text.split_once('/').map_or((None, text), |(group, version)| (Some(group), version));
+    let (group, version) =
+        text.split_once('/').map_or((None, text), |(group, version)| (Some(group), version));
     group.is_none_or(is_subdomain) && is_label(version)
 }
 
@@ -81,7 +82,8 @@ mod tests {
 
     #[test]
     fn a_controller_of_any_api_group_owns_its_pins() {
-        for (api_version, kind) in [("v1", "Node"), ("batch/v1", "Job"), ("argoproj.io/v1alpha1", "Rollout")] {
+        for (api_version, kind) in [("v1", "Node"), ("batch/v1", "Job"), ("argoproj.io/v1alpha1", "Rollout")]
+        {
             let owner = PinOwner::parse(Owner { api_version, kind, ..OWNER }).unwrap();
             let there = [owner.api_version, owner.kind, owner.name, owner.uid];
             assert_eq!(there, [api_version, kind, OWNER.name, OWNER.uid]);

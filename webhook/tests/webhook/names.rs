@@ -103,7 +103,11 @@ async fn a_namespace_is_checked_before_anything_is_read_from_it() {
         review["request"]["namespace"] = json!(namespace);
         let review = Review::decode(Hook::Volumes, review.to_string().as_bytes()).unwrap();
         let answer = bench.admission.review(&review, soon()).await;
-        assert!(answer.message().unwrap().contains("is not the name of a namespace"), "{:?}", answer.message());
+        assert!(
+            answer.message().unwrap().contains("is not the name of a namespace"),
+            "{:?}",
+            answer.message()
+        );
 
         let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv-1"},
             "spec": {"claimRef": {"namespace": format!("{namespace}/"), "name": "data"},

@@ -11,7 +11,8 @@ use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::pins::MemoryPins;
 use oras_csi_webhook::review::{Hook, Review};
 use oras_csi_webhook::seal::Sealer;
-use oras_csi_webhook::sets::MemorySets;
+use oras_csi_webhook::sets::object::ClusterArtifactSet;
+use oras_csi_webhook::sets::{MemorySets, SetCatalog, SetResolver as _, SetToResolve, UsableSecrets};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -384,7 +385,10 @@ fn sealing_bench(pem: &str, manifests: &[Value]) -> Bench {
 #[case::same(Some(cluster_set("model", TAG, &json!({}))), None)]
 #[case::in_history(Some(moved(cluster_set("model", TAG, &json!({})), TAG, NEXT, true)), None)]
 #[case::being_resolved(Some(unresolved_change(cluster_set("model", TAG, &json!({})))), None)]
-#[case::deleted(None, Some("granted the content of the volume to namespace team, but this set does not exist any more"))]
+#[case::deleted(
+    None,
+    Some("granted the content of the volume to namespace team, but this set does not exist any more")
+)]
 #[case::hidden_by_a_set_of_the_namespace(Some(set("model", TAG)), Some("this set does not exist any more"))]
 #[case::unselected(
     Some(cluster_set("model", TAG, &of_team("other"))),
@@ -413,7 +417,10 @@ async fn the_right_of_a_cluster_set_ends_for_copies_of_its_sealed_volumes(
         (Ok(outcome), None) => assert!(outcome.patch().0.is_empty(), "{:?}", outcome.patch()),
         (Err(denial), Some(words)) => {
             assert!(denial.message().contains(words), "{denial}");
-            assert!(denial.message().starts_with("volume in, attribute csi.oras.land/set: \"model\""), "{denial}");
+            assert!(
+                denial.message().starts_with("volume in, attribute csi.oras.land/set: \"model\""),
+                "{denial}"
+            );
             assert_eq!(denial.code().number(), 403, "{denial}");
         }
         (admitted, _) => panic!("{admitted:?}"),
@@ -571,6 +578,39 @@ async fn policies_check_the_pinned_recipe_of_a_revision() {
     bench.policies.set_files(entries(&[json!({"registries": {"deny": ["r.io/old/**"]}})]));
     let denial = bench.admit(&pod).await.unwrap_err();
     assert!(denial.message().contains("r.io/old/model@sha256"), "{denial}");
+}
+
+/// A webhook with the permission for pull secrets of pods can read every Secret of the release namespace.
+#[tokio::test]
+async fn a_cluster_set_uses_only_the_secrets_that_the_administrator_lists() {
+    let mut secrets = ManifestSecrets::default();
+    for name in ["robot", "other"] {
+        secrets.take(&secret(name, "private.io"), "team");
+    }
+    let bench = Bench::new();
+    let usable = UsableSecrets::Listed(["robot".to_owned()].into());
+    let store = Arc::new(MemorySets::default());
+    let sets = SetCatalog::new(store).with_secrets(Arc::new(secrets), "team", usable);
+    let admission = Arc::into_inner(bench.admission).unwrap().with_sets(sets);
+    let set: ClusterArtifactSet =
+        serde_json::from_value(cluster_set("model", "r.io/team/model:v1", &json!({}))).unwrap();
+    let resolve = async |secret: &str| {
+        let steps = &set.spec.recipe;
+        let set = SetToResolve { namespace: None, name: "model", steps, secret: Some(secret) };
+        admission.resolve_set(set, soon()).await
+    };
+    resolve("robot").await.unwrap();
+    let calls = bench.registry.calls();
+    for name in ["other", "missing", "../robot"] {
+        let denial = resolve(name).await.unwrap_err();
+        let words = format!(
+            "spec.pullSecret.name: \"{name}\" is a Secret of namespace team that the administrator does not list"
+        );
+        assert!(denial.message().starts_with(&words), "{denial}");
+        assert!(denial.message().contains("clusterSets.pullSecrets"), "{denial}");
+        assert_eq!(denial.code().number(), 403, "{denial}");
+    }
+    assert_eq!(bench.registry.calls(), calls, "the denial comes before any request");
 }
 
 /// Returns a set without a status.
