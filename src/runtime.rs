@@ -24,7 +24,7 @@ pub(crate) fn raise_file_limit() {
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => tracing::debug!(limit = raised.current, "raised the limit of open files"),
         Err(error) => {
-            tracing::warn!(%error, "cannot raise the limit of open files; continuing with the present one")
+            tracing::warn!(%error, "cannot raise the limit of open files; continuing with the present one");
         }
     }
 }
