@@ -15,6 +15,7 @@ mod crash;
 mod damage;
 mod directory;
 mod disks;
+mod endpoints;
 mod hanging_disk;
 mod kills;
 mod kubelet;
