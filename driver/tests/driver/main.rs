@@ -14,6 +14,7 @@ mod collecting;
 mod crash;
 mod damage;
 mod directory;
+mod disk_usage;
 mod disks;
 mod hanging_disk;
 mod kills;
