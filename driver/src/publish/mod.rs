@@ -283,8 +283,7 @@ impl Publisher {
         let is_stored = {
             let (request, key) = (request.clone(), key.clone());
             self.run_on_disk(move |disk| {
-                let may_use_store =
-                    is_authorized || disk.store.provenance().has_tree(&key, request.recipe());
+                let may_use_store = is_authorized || disk.store.provenance().has_tree(&key, request.recipe());
                 Ok(may_use_store && disk.store.tree(&key)?.is_some())
             })
             .await?

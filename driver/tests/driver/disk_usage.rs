@@ -27,10 +27,7 @@ const CONSTANT: Usage = Usage { bytes: 128 << 10, inodes: 16 };
 fn used(path: &Path) -> Usage {
     rustix::fs::syncfs(fs::File::open(path).unwrap()).unwrap();
     let found = rustix::fs::statvfs(path).unwrap();
-    Usage {
-        bytes: (found.f_blocks - found.f_bfree) * found.f_frsize,
-        inodes: found.f_files - found.f_ffree,
-    }
+    Usage { bytes: (found.f_blocks - found.f_bfree) * found.f_frsize, inodes: found.f_files - found.f_ffree }
 }
 
 /// An entry of a random archive.
@@ -175,9 +172,6 @@ fn the_disk_uses_no_more_than_was_charged() {
         .unwrap();
 }
 
-/// The size of the file that has too many hard links.
-const FILE: usize = 64 << 10;
-
 /// Pushes an archive with a file that has more hard links than ext4 allows.
 fn push_hard_links(registry: &FakeRegistry, bytes: usize) -> Digest {
     let mut builder = tar::Builder::new(Vec::new());
@@ -200,8 +194,9 @@ async fn copies_of_a_file_with_too_many_hard_links_are_charged() {
     if !entered_as_root("disk_usage::copies_of_a_file_with_too_many_hard_links_are_charged") {
         return;
     }
+    // The archive has 34 MB, and the names and checksums of the links take less than 10 MiB. 700 copies take 44 MiB.
     let (bench, before) = bench(160, &["-N", "16384"], Limits::default().with_unpacked(40 << 20));
-    let digest = push_hard_links(&bench.registry, FILE);
+    let digest = push_hard_links(&bench.registry, 64 << 10);
     let error = bench.fetcher_error(&recipe([add(&digest)])).await;
     assert_eq!(error.kind(), PullErrorKind::Refused, "{error}");
     assert!(error.to_string().contains("take more than 41943040 bytes of the disk"), "{error}");
@@ -213,13 +208,13 @@ async fn copies_of_a_file_with_too_many_hard_links_are_charged() {
     close(bench);
     let limits = Limits::default().with_reserve(Reserve::bytes(16 << 20));
     let (bench, _) = self::bench(160, &["-N", "16384"], limits);
-    let digest = push_hard_links(&bench.registry, FILE);
+    let digest = push_hard_links(&bench.registry, 4 << 10);
     let error = bench.fetcher_error(&recipe([add(&digest)])).await;
     assert_eq!(error.kind(), PullErrorKind::DiskFull, "{error}");
     let words = error.to_string();
     assert!(words.contains("(--keep-free)") || words.contains("(--keep-free-inodes)"), "{error}");
     let layer = Inventory::read(bench.fetcher.store().layout()).unwrap().layers()[0].usage();
-    assert!(layer.bytes >= 700 * FILE as u64 && layer.inodes >= 700, "{layer:?}");
+    assert!(layer.bytes >= 700 << 12 && layer.inodes >= 700, "{layer:?}");
     close(bench);
 }
 
@@ -288,7 +283,8 @@ async fn unused_content_is_deleted_for_its_inodes() {
     // In a tmpfs each hard link takes an inode as well.
     let disk = Arc::new(in_memory("size=64m,nr_inodes=700"));
     let limits = Limits::default().with_reserve(Reserve::bytes(64 << 10)).with_minimum_age(Duration::ZERO);
-    let driver = Running::start_with(disk, FakeRegistry::new(), |settings| settings.with_limits(limits)).await;
+    let driver =
+        Running::start_with(disk, FakeRegistry::new(), |settings| settings.with_limits(limits)).await;
     let files: Vec<String> = (0..200).map(|number| format!("file-{number}")).collect();
     let files: Vec<(&str, &[u8])> = files.iter().map(|name| (name.as_str(), name.as_bytes())).collect();
     let one = Artifact::new(&driver.registry).directory("one", &files).push();

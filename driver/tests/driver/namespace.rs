@@ -95,7 +95,8 @@ pub fn ext4(bytes: u64, options: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(bytes).unwrap();
-    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).args(options).arg(image.path()).output();
+    let made =
+        Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).args(options).arg(image.path()).output();
     let made = made.unwrap();
     assert!(made.status.success(), "mkfs.ext4: {}", String::from_utf8_lossy(&made.stderr));
     mount(&["-o", "loop", image.path().to_str().unwrap()], folder.path());

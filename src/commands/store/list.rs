@@ -6,7 +6,9 @@ use oras_csi_core::display::Shown;
 use oras_csi_driver::NodeRoots;
 use oras_csi_driver::volume_records::{Record, read_all};
 use oras_csi_store::gc::Roots;
-use oras_csi_store::{HeldTree, Inventory, Layout, NodeRecord, PreloadEntry, State, Usage, read_preload_index};
+use oras_csi_store::{
+    HeldTree, Inventory, Layout, NodeRecord, PreloadEntry, State, Usage, read_preload_index,
+};
 use serde_json::{Value, json};
 
 use crate::exit_status::Failure;

@@ -139,7 +139,8 @@ mod tests {
     fn descriptions_of_an_earlier_version_have_an_estimated_usage() {
         let layer: LayerDescription = parse(br#"{"totals":{"bytes":10000,"inodes":3}}"#).unwrap();
         assert_eq!(layer.usage(), Usage { bytes: 10_000 + 3 * 4_096, inodes: 3 });
-        let old = br#"{"totals":{"bytes":10000,"inodes":3},"manifests":[],"blobs":[],"layers":[],"largest":[]}"#;
+        let old =
+            br#"{"totals":{"bytes":10000,"inodes":3},"manifests":[],"blobs":[],"layers":[],"largest":[]}"#;
         let tree: TreeDescription = parse(old).unwrap();
         assert_eq!(tree.usage().own, Usage { bytes: 5 * 4_096, inodes: 5 });
         assert_eq!(tree.usage().with_parts, layer.usage());

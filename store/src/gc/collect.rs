@@ -57,12 +57,8 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
             report.quarantined += 1;
         }
     }
-    let mut progress = Progress {
-        store,
-        goal,
-        usage: None,
-        doubled: doubled(DiskSpace::measure(store.root())?),
-    };
+    let mut progress =
+        Progress { store, goal, usage: None, doubled: doubled(DiskSpace::measure(store.root())?) };
     if progress.is_reached(true)? {
         return Ok(finish(store, report));
     }

@@ -118,7 +118,8 @@ fn apply_add(
     if step.totals().inodes <= 1 {
         return Err(no_files_error(artifact));
     }
-    tree.merge_tree(part.files(), (step.totals(), step.usage()), &artifact.path()).map_err(|error| match error {
+    let size = (step.totals(), step.usage());
+    tree.merge_tree(part.files(), size, &artifact.path()).map_err(|error| match error {
         TreeBuildError::Exists { path } => {
             let mut before = earlier.iter().rev().filter_map(ResolvedStep::artifact);
             match before.find(|before| has_entry_at(store, before, &path)) {

@@ -396,7 +396,8 @@ impl Fetcher {
         let bytes = LockKey::Bytes(digest.clone(), host.clone());
         let guard = self.shared.locks.lock(bytes, guard.priority()).await;
         let probe = fetch.clone();
-        let look_up = move |store: &Store| Ok::<_, DiskError>((probe.is_stored(store)?, probe.served_by(store)));
+        let look_up =
+            move |store: &Store| Ok::<_, DiskError>((probe.is_stored(store)?, probe.served_by(store)));
         let (is_stored, served_by) = self.blocking(look_up).await?;
         if is_stored && served_by == ServedBy::ThisRepository {
             progress.found(digest, fetch.descriptor.size());

@@ -315,9 +315,10 @@ mod tests {
             text.extend_from_slice(&all[2][..20]);
             std::fs::write(&path, text).unwrap();
             let again = case.open();
-            assert_eq!(all.iter().map(|fact| has(&again, &item, fact)).collect::<Vec<_>>(), [
-                true, true, false
-            ]);
+            assert_eq!(
+                all.iter().map(|fact| has(&again, &item, fact)).collect::<Vec<_>>(),
+                [true, true, false]
+            );
             again.note(&item, &all);
             let again = case.open();
             assert!(all.iter().all(|fact| has(&again, &item, fact)));

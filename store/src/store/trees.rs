@@ -265,12 +265,7 @@ impl Staging<'_> {
     }
 
     /// Commits it as the layer `key`, with checksums of its files. `usage` is what the disk is charged for its files.
-    pub(crate) fn commit_layer(
-        self,
-        key: &LayerKey,
-        totals: Totals,
-        usage: Usage,
-    ) -> Result<(), DiskError> {
+    pub(crate) fn commit_layer(self, key: &LayerKey, totals: Totals, usage: Usage) -> Result<(), DiskError> {
         if self.store.is_persistent {
             let path = self.folder.path.join(CHECKSUMS);
             checksums::write(&self.files, &path, Which::All, &mut Reader::from_memory(), |_| {})?;

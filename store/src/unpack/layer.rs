@@ -12,8 +12,8 @@ use super::metered::MeteredReader;
 use super::tar::{EntryKind, TarReader};
 use super::tree_writer::TreeWriter;
 use crate::content::blob_reader::BlobReader;
-use crate::disk::{Totals, Usage};
 use crate::disk::entry_path::{EntryPath, shown, stays_inside};
+use crate::disk::{Totals, Usage};
 use crate::layout::LayerShape;
 use crate::limits::Limits;
 

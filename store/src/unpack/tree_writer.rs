@@ -290,9 +290,7 @@ impl<'a> TreeWriter<'a> {
         let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
         // Names are not refunded: ext4 does not shrink a directory.
         let (flags, removed, refund) = match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => {
-                (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }, Usage::directory())
-            }
+            FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }, Usage::directory()),
             // The file still exists under its other names.
             _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default(), Usage::default()),
             _ => {
