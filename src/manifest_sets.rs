@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use oras_csi_core::keys::{annotation, attribute};
+use oras_csi_core::keys::{annotation, attribute, canonical};
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::policy::ManifestNamespaces;
-use oras_csi_webhook::sets::{MemorySets, SetCatalog};
+use oras_csi_webhook::sets::{MemorySets, SetCatalog, UsableSecrets};
 use serde_json::Value;
 
 use crate::exit_status::Failure;
@@ -46,7 +46,11 @@ impl ManifestSets {
     /// Returns the sets for an admission. The Secrets of the manifests serve as pull secrets of cluster sets too.
     pub(crate) fn book(&self, objects: &[Value], options: &AdmissionOptions) -> SetCatalog {
         let secrets = secrets_in_manifests(objects, options.namespace());
-        SetCatalog::new(self.sets.clone()).with_secrets(Arc::new(secrets), options.namespace())
+        SetCatalog::new(self.sets.clone()).with_secrets(
+            Arc::new(secrets),
+            options.namespace(),
+            UsableSecrets::All,
+        )
     }
 
     /// Resolves the sets that the objects request. An error is reported later, at each object that requests the set.
@@ -57,13 +61,16 @@ impl ManifestSets {
     }
 }
 
+/// The annotation and the attributes that have the name of a set.
+const SET_KEYS: [&str; 3] = [annotation::ARTIFACT_SET, attribute::NAME, canonical::SET];
+
 /// Collects the names of sets anywhere in an object.
 fn collect_set_names(value: &Value, names: &mut BTreeSet<String>) {
     match value {
         Value::Object(members) => {
             for (key, member) in members {
                 match member.as_str() {
-                    Some(name) if [annotation::ARTIFACT_SET, attribute::NAME].contains(&key.as_str()) => {
+                    Some(name) if SET_KEYS.contains(&key.as_str()) => {
                         names.insert(name.to_owned());
                     }
                     _ => collect_set_names(member, names),
@@ -85,8 +92,9 @@ mod tests {
     fn finds_set_names_in_pod_templates() {
         let mut names = BTreeSet::new();
         let template = json!({"metadata": {"annotations": {"oras.land/artifact-set": "a"}}, "spec": {"volumes": [
-            {"csi": {"volumeAttributes": {"oras-csi.name": "b"}}}]}});
+            {"csi": {"volumeAttributes": {"oras-csi.name": "b"}}},
+            {"csi": {"volumeAttributes": {"csi.oras.land/set": "c"}}}]}});
         collect_set_names(&json!({"kind": "Deployment", "spec": {"template": template}}), &mut names);
-        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
     }
 }

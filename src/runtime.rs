@@ -1,5 +1,6 @@
 //! The tokio runtime of a subcommand, and the signals that end it.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::exit_status::Failure;
@@ -10,6 +11,29 @@ pub(crate) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Re
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?.block_on(command)
+}
+
+/// The highest limit of open files that is set. Where the hard limit is higher, or there is none, programs that the driver
+/// starts and that close all possible files would take long.
+const MAX_OPEN_FILES: u64 = 1 << 20;
+
+/// Raises the soft limit of open files to the hard limit. Container runtimes and service managers often leave it at 1,024,
+/// for programs that use select(2), which this process does not.
+pub(crate) fn raise_file_limit() {
+    let Some(raised) = raised(getrlimit(Resource::Nofile)) else { return };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::debug!(limit = raised.current, "raised the limit of open files"),
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files; continuing with the present one");
+        }
+    }
+}
+
+/// Returns the limits with a raised soft limit, or `None` if it is high enough. In [`Rlimit`], `None` is no limit.
+fn raised(limits: Rlimit) -> Option<Rlimit> {
+    let wanted = limits.maximum.map_or(MAX_OPEN_FILES, |maximum| maximum.min(MAX_OPEN_FILES));
+    let is_lower = limits.current.is_some_and(|current| current < wanted);
+    is_lower.then_some(Rlimit { current: Some(wanted), maximum: limits.maximum })
 }
 
 /// Returns a token that the first SIGTERM or Ctrl-C cancels, so that running work is finished; the second signal
@@ -39,5 +63,22 @@ pub(crate) async fn wait_for_signal() {
     tokio::select! {
         _ = terminated => {}
         _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_of_open_files_is_raised_to_the_hard_limit() {
+        let limits = |current, maximum| Rlimit { current, maximum };
+        let raised = |current, maximum| raised(limits(current, maximum)).map(|limits| limits.current);
+        assert_eq!(raised(Some(1_024), Some(524_288)), Some(Some(524_288)));
+        assert_eq!(raised(Some(1_024), Some(u64::MAX)), Some(Some(MAX_OPEN_FILES)));
+        assert_eq!(raised(Some(1_024), None), Some(Some(MAX_OPEN_FILES)));
+        assert_eq!(raised(Some(4_096), Some(4_096)), None);
+        assert_eq!(raised(None, None), None, "it is never lowered");
+        assert_eq!(raised(Some(MAX_OPEN_FILES + 1), None), None, "it is never lowered");
     }
 }

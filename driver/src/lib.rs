@@ -32,6 +32,7 @@ pub mod settings;
 pub mod socket;
 pub mod volume_records;
 
+mod endpoint;
 mod identity;
 mod node;
 mod registration;

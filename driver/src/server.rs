@@ -14,6 +14,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::{InvalidName, is_subdomain};
 use oras_csi_core::registry::{Keyring, Registry};
 use oras_csi_store::gc::{self, Watermarks};
 use oras_csi_store::pull::{Fetcher, Pulls};
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+use crate::endpoint;
 use crate::gc_roots::NodeRoots;
 use crate::identity::IdentityService;
 use crate::metrics::Metrics;
@@ -60,9 +62,11 @@ pub enum RunError {
     /// A socket could not be bound.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The address of the metrics could not be bound.
-    #[error("cannot serve metrics on {address}: {source}. Choose another address with --metrics-listen")]
-    Metrics {
+    /// The address of the metrics, or of the health check, could not be bound.
+    #[error("cannot listen at {address}: {source}. Choose another address with {option}")]
+    Listen {
+        /// The option that has the address.
+        option: &'static str,
         /// The address.
         address: SocketAddr,
         /// The cause.
@@ -81,6 +85,11 @@ pub enum RunError {
         "\"{0}\" is not a valid node id: it must have 1 to 256 bytes. Set --node-id to the name of the node (spec.nodeName)"
     )]
     NodeId(Shown),
+    /// The name of the node is not the name of an object, so its Node cannot be read.
+    #[error(
+        "cannot read the Node \"{0}\" for cluster sets: {InvalidName}. Set --node-id to the name of the node (spec.nodeName)"
+    )]
+    NodeName(Shown),
     /// Kubelet rejected the registration.
     #[error("kubelet rejected the registration of the driver: {0}")]
     RegistrationRejected(Shown),
@@ -94,7 +103,9 @@ impl RunError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Store(error) => error.class(),
-            Self::NodeId(_) | Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => {
+            Self::NodeId(_)
+            | Self::NodeName(_)
+            | Self::Socket(SocketError::TooLong { .. } | SocketError::Occupied { .. }) => {
                 ErrorClass::BadInput
             }
             _ => ErrorClass::Failed,
@@ -108,6 +119,7 @@ pub struct Bound {
     socket: PrivateSocket,
     registration: Option<PrivateSocket>,
     metrics_listener: Option<TcpListener>,
+    health_listener: Option<TcpListener>,
     publisher: Arc<Publisher>,
     store: Arc<Store>,
     watermarks: Watermarks,
@@ -132,6 +144,9 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     if !(1..=256).contains(&settings.node_id().len()) {
         return Err(RunError::NodeId(settings.node_id().into()));
     }
+    if settings.cluster_sets().is_some() && !is_subdomain(settings.node_id()) {
+        return Err(RunError::NodeName(settings.node_id().into()));
+    }
     let metrics = Metrics::default();
     let stop = CancellationToken::new();
     let prepared = {
@@ -140,13 +155,8 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         tokio::task::spawn_blocking(prepare).await.map_err(|_| RunError::Interrupted)??
     };
     let Prepared { publisher, store, preload } = prepared;
-    let metrics_listener = match settings.metrics() {
-        None => None,
-        Some(address) => {
-            let listening = TcpListener::bind(address).await;
-            Some(listening.map_err(|source| RunError::Metrics { address, source })?)
-        }
-    };
+    let metrics_listener = listen(settings.metrics(), "--metrics-listen").await?;
+    let health_listener = listen(settings.health(), "--health-listen").await?;
     let socket = PrivateSocket::bind(settings.socket())?;
     let registration = settings.registration().map(PrivateSocket::bind).transpose()?;
     Ok(Bound {
@@ -154,6 +164,7 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         socket,
         registration,
         metrics_listener,
+        health_listener,
         publisher: Arc::new(publisher),
         store,
         watermarks: *settings.watermarks(),
@@ -162,6 +173,12 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         metrics,
         stop,
     })
+}
+
+async fn listen(address: Option<SocketAddr>, option: &'static str) -> Result<Option<TcpListener>, RunError> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).map_err(|source| RunError::Listen { option, address, source })
 }
 
 /// The parts of a driver that does not listen yet.
@@ -222,6 +239,11 @@ impl Bound {
         self.metrics_listener.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
+    /// Returns the address of the health check. If the settings have port 0, it has the port that the system chose.
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health_listener.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
     /// Answers calls until `shutdown` is cancelled. Then deregisters from kubelet, waits for calls in progress, stops
     /// pulls, and removes the sockets.
     pub async fn serve(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
@@ -234,9 +256,7 @@ impl Bound {
         if let Some(task) = self.serve_registration(rejected) {
             tasks.spawn(task);
         }
-        if let Some(task) = self.serve_metrics() {
-            tasks.spawn(task);
-        }
+        self.spawn_endpoints(&mut tasks);
         self.spawn_background_tasks(&mut tasks);
         tracing::info!(socket = %self.socket.path().display(), node = %self.node_id, "the driver is serving calls");
         let result = tokio::select! {
@@ -314,21 +334,22 @@ impl Bound {
         Some(serve("registration", router, socket.take_listener(), ValidAuthority::new, self.stop.clone()))
     }
 
-    fn serve_metrics(
-        &mut self,
-    ) -> Option<impl Future<Output = Result<(), RunError>> + Send + 'static + use<>> {
-        let listener = self.metrics_listener.take()?;
-        let router = Router::new()
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/metrics", get(metrics_text))
-            .with_state(self.metrics.clone());
-        let stop = self.stop.clone();
-        Some(async move {
-            axum::serve(listener, router)
-                .with_graceful_shutdown(stop.cancelled_owned())
-                .await
-                .map_err(|error| RunError::Serve { server: "metrics", reason: error.to_string() })
-        })
+    /// Serves the health check and the metrics. Each port has connections of its own.
+    fn spawn_endpoints(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
+        let health = Router::new().route("/healthz", get(|| async { "ok\n" }));
+        let metrics = Router::new().route("/metrics", get(metrics_text)).with_state(self.metrics.clone());
+        let endpoints = [
+            (self.health_listener.take(), health.clone()),
+            (self.metrics_listener.take(), health.merge(metrics)),
+        ];
+        for (listener, router) in endpoints {
+            let Some(listener) = listener else { continue };
+            let serving = endpoint::serve(listener, router, self.stop.clone());
+            tasks.spawn(async move {
+                serving.await;
+                Ok(())
+            });
+        }
     }
 }
 

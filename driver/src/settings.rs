@@ -24,6 +24,7 @@ pub struct Settings {
     publish_wait: PublishWait,
     authorization_grace: AuthorizationGrace,
     metrics: Option<SocketAddr>,
+    health: Option<SocketAddr>,
     administrator: Option<Administrator>,
     seals: Seals,
     watermarks: Watermarks,
@@ -53,6 +54,7 @@ impl Settings {
             publish_wait: PublishWait(Self::PUBLISH_WAIT),
             authorization_grace: AuthorizationGrace(Self::AUTHORIZATION_GRACE),
             metrics: None,
+            health: None,
             administrator: None,
             seals: Seals::NotNeeded,
             watermarks: Watermarks::default(),
@@ -101,6 +103,14 @@ impl Settings {
     #[must_use]
     pub fn with_metrics(mut self, listen: Option<SocketAddr>) -> Self {
         self.metrics = listen;
+        self
+    }
+
+    /// Serves `/healthz` over plain HTTP at this address, apart from the metrics: clients of the metrics cannot use up its
+    /// connections.
+    #[must_use]
+    pub fn with_health(mut self, listen: Option<SocketAddr>) -> Self {
+        self.health = listen;
         self
     }
 
@@ -199,6 +209,11 @@ impl Settings {
     /// Returns which volumes are mounted.
     pub fn seals(&self) -> &Seals {
         &self.seals
+    }
+
+    /// Returns the address of `/healthz` alone.
+    pub fn health(&self) -> Option<SocketAddr> {
+        self.health
     }
 
     /// Returns the address of the metrics.

@@ -2,9 +2,11 @@
 
 use std::fmt::Debug;
 
+use kube::api::Patch;
 use kube::{Api, Error};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use crate::errors::{is_already_exists, is_conflict};
 use crate::field_manager::FieldManager;
@@ -26,6 +28,19 @@ pub async fn replace_if_unchanged<K: Clone + DeserializeOwned + Debug + Serializ
     manager: FieldManager,
 ) -> Result<Option<K>, Error> {
     unless(is_conflict, api.replace(name, &manager.post(), object).await)
+}
+
+/// Merges `changes` into an object that was read at `version`, if it has not changed since. Returns `None` if it has.
+pub async fn merge_if_unchanged<K: Clone + DeserializeOwned + Debug>(
+    api: &Api<K>,
+    name: &str,
+    version: Option<&str>,
+    mut changes: Value,
+    manager: FieldManager,
+) -> Result<Option<K>, Error> {
+    // The API server refuses a patch that changes the version of an object (Kubernetes, "Resource Versions").
+    changes["metadata"]["resourceVersion"] = json!(version);
+    unless(is_conflict, api.patch(name, &manager.patch(), &Patch::Merge(changes)).await)
 }
 
 fn unless<K>(is_expected: fn(&Error) -> bool, written: Result<K, Error>) -> Result<Option<K>, Error> {

@@ -15,7 +15,7 @@ use crate::options::limits::LimitOptions;
 use crate::options::registry::RegistryOptions;
 use crate::options::storage::StorageOptions;
 use crate::registry_client::transfer_client;
-use crate::runtime::cancelled_by_signal;
+use crate::runtime::{cancelled_by_signal, raise_file_limit};
 
 /// Run the CSI driver of a node.
 ///
@@ -59,6 +59,10 @@ pub(crate) struct Arguments {
     /// Serve /metrics and /healthz at this address over plain HTTP [default: disabled].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
+    /// Serve only /healthz at this address over plain HTTP. Clients of --metrics-listen cannot use up its connections
+    /// [default: disabled].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    health_listen: Option<SocketAddr>,
     #[command(flatten)]
     limits: LimitOptions,
     #[command(flatten)]
@@ -71,7 +75,8 @@ const EXAMPLES: &str = "\
 Examples:
   # On a node of a cluster, as the Helm chart runs it
   oras-csi driver --node-id \"$NODE_NAME\" --seal-keys /etc/oras-csi/seal-keys \\
-    --cluster-sets --namespace oras-csi-system --metrics-listen 0.0.0.0:9808
+    --cluster-sets --namespace oras-csi-system \
+    --metrics-listen 0.0.0.0:9809 --health-listen 127.0.0.1:9810
 
   # Stand-alone, in a scratch directory: mounts any canonical volume, and does not need Kubernetes
   oras-csi driver --node-id test --kubelet-dir /tmp/kubelet --store /tmp/store
@@ -80,6 +85,7 @@ Examples:
   oras-csi driver --node-id \"$NODE_NAME\" --store-max-bytes 50Gi --scrub-interval 24";
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    raise_file_limit();
     let hosts = arguments.registries.hosts()?;
     let seals = arguments.seal_keys.map_or(Seals::NotNeeded, Seals::Needed);
     if seals == Seals::NotNeeded {
@@ -93,6 +99,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
+        .with_health(arguments.health_listen)
         .with_seals(seals)
         .with_publish_wait(Duration::from_secs(arguments.publish_wait))
         .with_limits(

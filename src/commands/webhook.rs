@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
+use oras_csi_core::dns_name::{InvalidName, ObjectName, is_label, is_subdomain};
 use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::pins::ClusterPins;
 use oras_csi_webhook::policy::{self, ClusterNamespaces, LabelsFrom, Loaded, Policies};
 use oras_csi_webhook::seal::{self, Sealer};
 use oras_csi_webhook::server::{self, App, ServerSettings};
-use oras_csi_webhook::sets::{self, ClusterSets, SetCatalog};
+use oras_csi_webhook::sets::{self, ClusterSets, SetCatalog, UsableSecrets};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +23,7 @@ use crate::exit_status::Failure;
 use crate::options::policy::PolicyOptions;
 use crate::options::registry::RegistryOptions;
 use crate::registry_client::interactive_client;
-use crate::runtime::cancelled_by_signal;
+use crate::runtime::{cancelled_by_signal, raise_file_limit};
 
 /// Run the admission webhook.
 ///
@@ -61,8 +62,12 @@ pub(crate) struct Arguments {
     keep_pins: bool,
     /// Serve the ArtifactSet and ClusterArtifactSet objects of the cluster, and store their pinned recipes in their
     /// status. NAMESPACE holds the pull secrets that cluster sets name.
-    #[arg(long, value_name = "NAMESPACE")]
+    #[arg(long, value_name = "NAMESPACE", value_parser = parse_namespace)]
     sets: Option<String>,
+    /// Secret in the namespace of --sets that cluster sets can name as their pull secret; can be repeated. A cluster set
+    /// that names another Secret is not resolved [default: none].
+    #[arg(long = "set-pull-secret", value_name = "NAME", requires = "sets", value_parser = parse_name)]
+    set_pull_secrets: Vec<String>,
     /// Use the pull secrets of pods and their service accounts for registry requests. RBAC must allow the webhook to
     /// read these Secrets.
     #[arg(long)]
@@ -99,14 +104,23 @@ Examples:
 /// Parses NAMESPACE/NAME.
 fn parse_secret(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+        Some((namespace, name)) if is_label(namespace) && is_subdomain(name) => {
             Ok((namespace.to_owned(), name.to_owned()))
         }
         _ => Err("write NAMESPACE/NAME".to_owned()),
     }
 }
 
+fn parse_name(text: &str) -> Result<String, InvalidName> {
+    text.parse::<ObjectName>().map(|name| name.to_string())
+}
+
+fn parse_namespace(text: &str) -> Result<String, String> {
+    if is_label(text) { Ok(text.to_owned()) } else { Err("write the name of a namespace".to_owned()) }
+}
+
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    raise_file_limit();
     let hosts = arguments.registries.hosts()?;
     let metrics = Arc::new(Metrics::new());
     let stop = cancelled_by_signal();
@@ -139,7 +153,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let admission = Arc::new(match cluster.as_ref().zip(arguments.sets.as_ref()) {
         Some((client, namespace)) => {
             let book = SetCatalog::new(Arc::new(ClusterSets::new(client.clone())));
-            admission.with_sets(book.with_secrets(Arc::new(ClusterSecrets::new(client.clone())), namespace))
+            let usable = UsableSecrets::Listed(arguments.set_pull_secrets.iter().cloned().collect());
+            let secrets = Arc::new(ClusterSecrets::new(client.clone()));
+            admission.with_sets(book.with_secrets(secrets, namespace, usable))
         }
         None => admission,
     });

@@ -119,3 +119,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- define "oras-csi.driver-health" -}}
+path: /healthz
+port: health
+{{- if .Values.driver.hostNetwork }}
+host: 127.0.0.1
+{{- end }}
+{{- end }}

@@ -7,6 +7,7 @@ use kube::Api;
 use kube::api::DynamicObject;
 use oras_csi_core::credentials::{DockerConfig, DockerConfigError};
 use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::{InvalidName, ObjectName};
 use oras_csi_core::registry::{Keyring, Source};
 use oras_csi_kube_support::errors::forbidden_message;
 use oras_csi_kube_support::pull_secret::{PullSecret, read_pull_secret};
@@ -61,6 +62,18 @@ pub enum SetSecretError {
         secret: Shown,
         /// The message of the API server.
         reason: Shown,
+    },
+    /// The set names no Secret: its text is not a name.
+    #[error(
+        "the ClusterArtifactSet {set} names the pull secret \"{secret}\", and {reason}. Correct spec.pullSecret.name of the set"
+    )]
+    Name {
+        /// The set.
+        set: Shown,
+        /// The text in the set.
+        secret: Shown,
+        /// What is wrong with it.
+        reason: InvalidName,
     },
     /// The Secret has another type.
     #[error(
@@ -125,7 +138,8 @@ impl SetSecrets {
             reason: Shown::new(&error.to_string()),
         };
         let sets: Api<DynamicObject> = Api::all_with(self.client.clone(), &cluster_set::resource());
-        let object = sets.get_opt(set).await.map_err(|error| unreachable(&error))?;
+        let name: ObjectName = set.parse().map_err(|_| SetSecretError::NoSet(shown.clone()))?;
+        let object = sets.get_opt(&name).await.map_err(|error| unreachable(&error))?;
         let object = object.ok_or_else(|| SetSecretError::NoSet(shown.clone()))?;
         let name = cluster_set::pull_secret(&object).map_err(|error| SetSecretError::Set {
             set: shown.clone(),
@@ -133,6 +147,11 @@ impl SetSecrets {
         })?;
         let Some(name) = name else { return Ok(None) };
         let secret = Shown::new(&name);
+        let name: ObjectName = name.parse().map_err(|reason| SetSecretError::Name {
+            set: shown.clone(),
+            secret: secret.clone(),
+            reason,
+        })?;
         let found = read_pull_secret(self.client.clone(), &self.namespace, &name).await;
         let found = found.map_err(|error| match forbidden_message(&error) {
             Some(message) => {
@@ -153,8 +172,36 @@ impl SetSecrets {
             PullSecret::DockerConfig(content) => content,
         };
         match DockerConfig::parse(&content) {
-            Ok(config) => Ok(Some((name, config))),
+            Ok(config) => Ok(Some((name.to_string(), config))),
             Err(source) => Err(SetSecretError::Config { set: shown, secret, source }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oras_csi_testkit::api_server::ApiServer;
+    use serde_json::json;
+
+    use super::*;
+
+    const SET: &str = "/apis/oras.land/v1alpha1/clusterartifactsets/models";
+
+    #[tokio::test]
+    async fn a_path_for_a_name_does_not_become_part_of_a_request() {
+        let path = "../../kube-system/secrets/x";
+        let server = ApiServer::new();
+        server.put(
+            SET,
+            json!({"apiVersion": "oras.land/v1alpha1", "kind": "ClusterArtifactSet",
+                "metadata": {"name": "models"}, "spec": {"pullSecret": {"name": path}}}),
+        );
+        let secrets = SetSecrets::new(server.client(), "oras-csi-system");
+        let (_, error) = secrets.add_to(&Keyring::new(None), "models").await;
+        let error = error.unwrap().to_string();
+        assert!(error.contains(path) && error.contains("Correct spec.pullSecret.name"), "{error}");
+        let (_, error) = secrets.add_to(&Keyring::new(None), "../x").await;
+        assert!(matches!(error, Some(SetSecretError::NoSet(_))), "{error:?}");
+        assert_eq!(server.log(), [format!("GET {SET}")]);
     }
 }

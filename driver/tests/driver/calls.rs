@@ -1,6 +1,7 @@
 //! Starts a driver in a temporary folder, and makes the calls of kubelet.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,8 @@ pub struct Running {
     pub node: NodeClient<Channel>,
     pub socket: PathBuf,
     pub registration: PathBuf,
-    pub metrics: std::net::SocketAddr,
+    pub metrics: SocketAddr,
+    pub health: Option<SocketAddr>,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), RunError>>,
 }
@@ -59,10 +61,11 @@ impl Running {
         let socket = bound.socket().to_owned();
         let registration = bound.registration().unwrap().to_owned();
         let metrics = bound.metrics_address().unwrap();
+        let health = bound.health_address();
         let stop = CancellationToken::new();
         let serving = tokio::spawn(bound.serve(stop.clone()));
         let node = NodeClient::new(connect(&socket).await);
-        Self { folder, registry, node, socket, registration, metrics, stop, serving }
+        Self { folder, registry, node, socket, registration, metrics, health, stop, serving }
     }
 
     pub async fn stop(self) -> Result<(), RunError> {
@@ -116,13 +119,7 @@ impl Running {
 
     /// Returns the answer of the metrics server to a GET request, with headers.
     pub async fn http(&self, path: &str) -> String {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(self.metrics).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        text
+        get(self.metrics, path).await
     }
 
     /// Returns the names in a folder of the store.
@@ -133,6 +130,17 @@ impl Running {
     pub fn records(&self) -> usize {
         std::fs::read_dir(self.store().join("volumes")).unwrap().count()
     }
+}
+
+/// Returns the answer to a GET request, with headers.
+pub async fn get(address: SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
 }
 
 pub fn names(folder: &Path) -> Vec<String> {

@@ -16,6 +16,7 @@ mod damage;
 mod directory;
 mod disk_usage;
 mod disks;
+mod endpoints;
 mod hanging_disk;
 mod kills;
 mod kubelet;

@@ -7,6 +7,7 @@ use clap::Args;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::{InvalidName, ObjectName};
 use oras_csi_core::reference::PinnedReference;
 use serde_json::json;
 
@@ -43,6 +44,7 @@ impl SetOptions {
         let resource =
             |kind: &str| ApiResource::from_gvk(&GroupVersionKind::gvk("oras.land", "v1alpha1", kind));
         let set = if let Some(name) = &self.cluster_set {
+            check_name("--cluster-set", name)?;
             let client = api_client::connect(RetryPolicy::KubeDefault).await?;
             let api = Api::all_with(client, &resource("ClusterArtifactSet"));
             Set { api, description: format!("ClusterArtifactSet {}", Shown::new(name)), name: name.clone() }
@@ -52,6 +54,8 @@ impl SetOptions {
                 Some((namespace, name)) => (namespace.to_owned(), name.to_owned()),
                 None => (client.default_namespace().to_owned(), text.clone()),
             };
+            check_name("--set", &namespace)?;
+            check_name("--set", &name)?;
             let description =
                 format!("ArtifactSet {} in namespace {}", Shown::new(&name), Shown::new(&namespace));
             Set { api: Api::namespaced_with(client, &namespace, &resource("ArtifactSet")), description, name }
@@ -61,6 +65,13 @@ impl SetOptions {
         set.api.get(&set.name).await.map_err(|error| set.failure("read", &error))?;
         Ok(Some(set))
     }
+}
+
+/// Checks a name before it becomes part of a request to the API server.
+fn check_name(option: &str, name: &str) -> Result<(), Failure> {
+    let invalid =
+        |error: InvalidName| Failure::bad_input(format!("\"{}\": {error}", Shown::new(name))).at(option);
+    name.parse::<ObjectName>().map(drop).map_err(invalid)
 }
 
 impl Set {

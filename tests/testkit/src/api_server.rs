@@ -229,6 +229,21 @@ impl ApiServer {
         self.state().hooks.push((prefix.to_owned(), method, Box::new(hook)));
     }
 
+    /// Answers the next GET of this path with the object as it is, and then changes objects: the answer is already out of
+    /// date when the client has it.
+    pub fn answer_before(&self, path: &str, change: impl FnOnce(&mut Objects) + Send + 'static) {
+        let key = path.to_owned();
+        let hook = move |objects: &mut Objects| {
+            let object = objects.get(&key).cloned();
+            change(objects);
+            Some(match object {
+                Some(object) => answer(200, &object.to_string()),
+                None => Target::parse(&key).error(404, "NotFound"),
+            })
+        };
+        self.state().hooks.push((path.to_owned(), Method::GET, Box::new(hook)));
+    }
+
     /// Answers the next request of this method with a status and a body.
     pub fn answer_with(&self, method: Method, code: u16, body: &str) {
         self.answer_with_at("/", method, code, body);
@@ -405,6 +420,9 @@ impl State {
                 self.store(&path, target, with_subresource(object, target, &request.body))
             }
             (&Method::PATCH, Some(object)) => match patched(&object, &request.body, patch_type) {
+                Some(new) if new["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] => {
+                    target.error(409, "Conflict")
+                }
                 Some(new) => self.store(&path, target, with_subresource(object, target, &new)),
                 None => target.error(422, "Invalid"),
             },

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::InvalidName;
 use oras_csi_core::registry::{Keyring, Source};
 use tokio::time::{Instant as Deadline, timeout_at};
 
@@ -51,7 +53,7 @@ pub(super) async fn attach(
     let pod = context.pod.filter(|_| of_pod().next().is_some());
     let named_secrets = of_pod().filter_map(|volume| volume.target.secret.as_deref());
     let scope = context.scope;
-    let secrets = services.credentials.read(pod, scope.namespace, named_secrets, scope.deadline).await;
+    let secrets = services.credentials.read(pod, scope.namespace(), named_secrets, scope.deadline).await;
     let problems: Option<Arc<str>> = secrets.problems().map(Into::into);
     let mut keyed = Vec::new();
     for LocatedVolume { target, content } in volumes {
@@ -79,6 +81,15 @@ pub(super) async fn cluster_set_keyring(
     let keyring = Keyring::new(services.credentials.administrator.clone());
     let (Some(name), Some(sets)) = (secret, &services.sets) else { return Ok(keyring) };
     let (secrets, namespace) = sets.secrets();
+    if !sets.can_use_secret(name) {
+        let rule = format!(
+            "is a Secret of namespace {} that the administrator does not list as a pull secret of cluster sets",
+            Shown::new(namespace)
+        );
+        let instead =
+            "name it in the chart's values, clusterSets.pullSecrets (--set-pull-secret of the webhook)";
+        return Err(Denial::new(Code::Forbidden, at, Some(name), rule, instead));
+    }
     with_secret(keyring, secrets, SecretAt { at, namespace, name }, deadline).await
 }
 
@@ -110,12 +121,19 @@ async fn with_secret(
     SecretAt { at, namespace, name }: SecretAt<'_>,
     deadline: Deadline,
 ) -> Result<Keyring, Denial> {
-    let read = timeout_at(deadline, secrets.secret(namespace, name)).await;
     let source = Source::Secret(name.to_owned());
     let refuse = |code, problem: &dyn std::fmt::Display, instead: &str| {
         let rule = format!("is a pull secret of namespace {namespace} that cannot be used ({problem})");
         Err(Denial::new(code, at, Some(name), rule, instead))
     };
+    let object = match name.parse() {
+        Ok(object) => object,
+        Err(error) => {
+            let error: InvalidName = error;
+            return refuse(Code::BadRequest, &error, "write the name of a Secret");
+        }
+    };
+    let read = timeout_at(deadline, secrets.secret(namespace, &object)).await;
     match read {
         Ok(Ok(Secret::Known(config))) => Ok(keyring.with_secret(source, config)),
         Ok(Ok(Secret::Unknown)) => Ok(keyring.with_substitute_for(source)),

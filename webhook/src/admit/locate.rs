@@ -94,6 +94,7 @@ pub(super) async fn look_up_sets(
             Requested::Artifacts(request) => Located::Artifacts(Box::new(request)),
             Requested::Set(request) => Located::Set(Box::new(look_up_set(services, request, scope).await?)),
             Requested::Canonical(canonical) if services.is_admitted(&canonical, scope.holder) => {
+                check_grant(services, &target.name, &canonical, scope).await?;
                 Located::Admitted(canonical)
             }
             Requested::Canonical(canonical) => {
@@ -121,6 +122,28 @@ async fn look_up_set(
     Ok(SetVolume { found, origin, pin, earlier })
 }
 
+/// Checks that the cluster set of a volume with a valid seal still grants its content. The seal proves that the set
+/// granted it once, and users can copy the volume into a new pod at any later time. Only CREATE is checked: a pod that
+/// exists is mounted again after a reboot without the webhook.
+async fn check_grant(
+    services: &Services,
+    name: &str,
+    canonical: &CanonicalVolume,
+    scope: Scope<'_>,
+) -> Result<(), Denial> {
+    let Some(set) = canonical.set() else { return Ok(()) };
+    let check = async {
+        let sets = services.sets.as_ref().ok_or(SetError::Off)?;
+        sets.check_grant(scope.namespace(), set, canonical.recipe()).await
+    };
+    let checked = timeout_at(scope.deadline, check).await.unwrap_or_else(|_| Err(timed_out()));
+    checked.map_err(|error| error.denial(set_origin(name).at(), set))
+}
+
+fn set_origin(volume: &str) -> Origin {
+    Origin::Attribute { volume: volume.to_owned(), key: canonical::SET, step: None }
+}
+
 /// Accepts the content of a canonical volume without a valid seal. Where it names a cluster set, the set must have or
 /// have had that recipe.
 async fn readmit_canonical(
@@ -135,7 +158,7 @@ async fn readmit_canonical(
         let request = ArtifactRequest { source, earlier: None, new_set: None };
         return Ok(Located::Artifacts(Box::new(request)));
     };
-    let origin = Origin::Attribute { volume: name.to_owned(), key: canonical::SET, step: None };
+    let origin = set_origin(name);
     let found = find_set(services, set, &origin, scope).await?;
     let found = find_recipe(found, canonical).map_err(|error| error.denial(origin.at(), set))?;
     Ok(Located::Set(Box::new(SetVolume { found, origin, pin: SetPin::Unneeded, earlier: None })))
@@ -149,7 +172,7 @@ async fn find_set(
 ) -> Result<FoundSet, Denial> {
     let find = async {
         let sets = services.sets.as_ref().ok_or(SetError::Off)?;
-        sets.find(scope.namespace, name, services.registries.as_ref()).await
+        sets.find(scope.namespace(), name, services.registries.as_ref()).await
     };
     let found = timeout_at(scope.deadline, find).await.unwrap_or_else(|_| Err(timed_out()));
     found.map_err(|error| error.denial(origin.at(), name))
@@ -194,7 +217,7 @@ async fn check_new_set(
     new: NewSet,
     context: &Context<'_>,
 ) -> Result<Located, Denial> {
-    let taken = sets.taken(context.scope.namespace, &new.name, &new.recipe, registries);
+    let taken = sets.taken(context.scope.namespace(), &new.name, &new.recipe, registries);
     let taken = timeout_at(context.scope.deadline, taken).await.unwrap_or_else(|_| Err(timed_out()));
     Ok(match taken.map_err(|error| error.denial(new.at(), &new.name))? {
         // The pins of a revision are those of its tags: the pod that created the set had no others.

@@ -39,7 +39,7 @@ use oras_csi_core::seal::Holder;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
-use self::context::{Context, Scope};
+use self::context::{CLAIM_NAMESPACE, Context, POD_NAMESPACE, Scope};
 use self::pinned_annotation::PinnedAnnotation;
 use self::revision::{Revision, Writes};
 use self::seal::SealedVolumes;
@@ -193,17 +193,16 @@ impl Admission {
             return Ok(Outcome::untouched());
         }
         let Intent { volumes, warnings } = intent::read(&pod, self.services.registries.as_ref())?;
-        let pins = self.services.pins.as_deref();
-        let context = Context {
-            scope: Scope { namespace, holder: Holder::pod(namespace), deadline },
-            pod: Some(&pod),
-            revision: pins.and_then(|pins| Revision::of(pins, &pod, namespace, writes, deadline)),
-            pinned_annotation: PinnedAnnotation::read(&pod),
-            writes,
-        };
         let sealed = if volumes.is_empty() {
             SealedVolumes::default()
         } else {
+            let scope = Scope::new(POD_NAMESPACE, namespace, Holder::pod(namespace), deadline)?;
+            let revision = match self.services.pins.as_deref() {
+                Some(pins) => Revision::of(pins, &pod, writes, scope)?,
+                None => None,
+            };
+            let pinned_annotation = PinnedAnnotation::read(&pod);
+            let context = Context { scope, pod: Some(&pod), revision, pinned_annotation, writes };
             pipeline::run(&self.services, volumes, &context).await?
         };
         let (pinned, patch) = (sealed.pinned(), sealed.pinned_patch());
@@ -223,7 +222,7 @@ impl Admission {
         let registries = self.services.registries.as_ref();
         let (requested, namespace) = intent::read_persistent(&volume, registries, &mut warnings)?;
         let context = Context {
-            scope: Scope { namespace, holder: Holder::claim(namespace, volume.handle), deadline },
+            scope: Scope::new(CLAIM_NAMESPACE, namespace, Holder::claim(namespace, volume.handle), deadline)?,
             pod: None,
             revision: None,
             pinned_annotation: PinnedAnnotation::default(),

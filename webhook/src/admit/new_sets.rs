@@ -43,7 +43,7 @@ pub(super) async fn create_sets(
     let Some(sets) = services.sets.as_ref().filter(|_| context.writes == Writes::Yes) else {
         return Ok(());
     };
-    let (namespace, registries) = (context.scope.namespace, services.registries.as_ref());
+    let (namespace, registries) = (context.scope.namespace(), services.registries.as_ref());
     for PinnedVolume { expanded, pinned } in volumes {
         let Expanded::Recipe(recipe) = &expanded.content else { continue };
         let Some(new) = &recipe.new_set else { continue };

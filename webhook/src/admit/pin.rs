@@ -210,7 +210,9 @@ impl Pinner<'_> {
     /// Reports whether a volume with a valid seal is one that this set gave.
     fn is_volume_of_set(&self, target: &VolumeTarget, set: &SetVolume, canonical: &CanonicalVolume) -> bool {
         if set.found.is_cluster_set() {
-            return canonical.set() == Some(set.found.name.as_str());
+            // Otherwise a set that was created again under the name would grant what only the deleted set granted.
+            return canonical.set() == Some(set.found.name.as_str())
+                && set.found.has_or_had(&canonical.recipe().digest());
         }
         let Some(recipe) = set.found.written.plain() else { return false };
         let requested = UnpinnedRecipe {

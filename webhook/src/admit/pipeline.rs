@@ -40,10 +40,10 @@ async fn admit_located(
     volumes: Vec<LocatedVolume>,
     context: &Context<'_>,
 ) -> Result<Option<SealedVolumes>, Denial> {
-    let book = services.policies.applicable_to(context.scope.namespace, context.scope.deadline).await?;
+    let book = services.policies.applicable_to(context.scope.namespace(), context.scope.deadline).await?;
     let mut policy = PolicyChecks::new(&book, &services.metrics);
     policy.check_names(volumes.iter().flat_map(LocatedVolume::names))?;
-    tracing::debug!(namespace = context.scope.namespace, volumes = volumes.len(), "intent is allowed");
+    tracing::debug!(namespace = context.scope.namespace(), volumes = volumes.len(), "intent is allowed");
     let volumes = credentials::attach(services, volumes, &policy, context).await?;
     let mut pins = TagPins::new();
     let names = volumes.iter().filter_map(|volume| match &volume.content {

@@ -9,7 +9,7 @@ use oras_csi_core::volume::CanonicalVolume;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
 
-use super::context::Scope;
+use super::context::{CLAIM_NAMESPACE, POD_NAMESPACE, Scope};
 use super::expand::ExpandedVolume;
 use super::locate::{LocatedVolume, look_up_sets};
 use super::outcome::Outcome;
@@ -42,7 +42,7 @@ impl Preview<'_> {
         }
         let requested = intent::read(&pod, self.services.registries.as_ref())?;
         let holder = Holder::pod(namespace);
-        self.requested(requested.volumes, Scope { namespace, holder, deadline }).await
+        self.requested(requested.volumes, Scope::new(POD_NAMESPACE, namespace, holder, deadline)?).await
     }
 
     /// Returns what a `PersistentVolume` requests. No registry is contacted.
@@ -55,7 +55,7 @@ impl Preview<'_> {
         let registries = self.services.registries.as_ref();
         let (requested, namespace) = intent::read_persistent(&volume, registries, &mut Vec::new())?;
         let holder = Holder::claim(namespace, volume.handle);
-        self.requested(vec![requested], Scope { namespace, holder, deadline }).await
+        self.requested(vec![requested], Scope::new(CLAIM_NAMESPACE, namespace, holder, deadline)?).await
     }
 
     /// Returns what an admitted object requests, with the references that its patches and recipe artifacts name.
@@ -118,7 +118,7 @@ impl Preview<'_> {
         if located.is_empty() {
             return Ok(Vec::new());
         }
-        let book = self.services.policies.applicable_to(scope.namespace, scope.deadline).await?;
+        let book = self.services.policies.applicable_to(scope.namespace(), scope.deadline).await?;
         let preview = |volume: &LocatedVolume| VolumePreview {
             patches: self.references(volume.patches(), &book),
             references: self.references(with_written_digests(volume.references()), &book),

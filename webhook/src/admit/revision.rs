@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use futures_util::{StreamExt as _, stream};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::Reference;
-use tokio::time::{Instant as Deadline, timeout_at};
+use tokio::time::timeout_at;
 
+use super::context::Scope;
 use super::set_volume::SetVolume;
-use crate::denial::Denial;
+use crate::denial::{At, Denial};
 use crate::intent::Origin;
-use crate::pins::{PinError, PinKey, PinPlace, Pins};
+use crate::pins::{PinError, PinKey, PinOwner, PinPlace, Pins};
 use crate::view::Pod;
 
 /// How many pins are looked up at once.
@@ -39,22 +40,26 @@ pub(super) type TagPins = BTreeMap<Reference, Digest>;
 /// The revision of a controller that a pod belongs to.
 pub(super) struct Revision<'a> {
     pins: &'a dyn Pins,
-    pod: &'a Pod<'a>,
-    namespace: &'a str,
+    owner: PinOwner,
+    label: Option<&'a str>,
     writes: Writes,
-    deadline: Deadline,
+    scope: Scope<'a>,
 }
 
 impl<'a> Revision<'a> {
     /// Returns the revision of a pod that a controller creates; `None` for any other pod, which needs no pins.
     pub(super) fn of(
         pins: &'a dyn Pins,
-        pod: &'a Pod<'a>,
-        namespace: &'a str,
+        pod: &Pod<'a>,
         writes: Writes,
-        deadline: Deadline,
-    ) -> Option<Self> {
-        pod.controller().map(|_| Self { pins, pod, namespace, writes, deadline })
+        scope: Scope<'a>,
+    ) -> Result<Option<Self>, Denial> {
+        let Some(controller) = pod.controller() else { return Ok(None) };
+        let owner = PinOwner::parse(controller).map_err(|error| {
+            let instead = "write the apiVersion, kind, name and uid of the object that created the pod, or remove the entry";
+            Denial::bad_request(At::Field("metadata.ownerReferences"), None, error, instead)
+        })?;
+        Ok(Some(Self { pins, owner, label: pod.revision(), writes, scope }))
     }
 
     /// Finds the pins of references.
@@ -98,39 +103,41 @@ impl<'a> Revision<'a> {
 
     /// Finds the digest of the recipe of a set that is pinned.
     pub(super) async fn find_set_pin(&self, set: &SetVolume) -> Result<Option<Digest>, Denial> {
-        let Some(key) = self.set_key(set) else { return Ok(None) };
+        let key = self.set_key(set);
         self.find(&key).await.map_err(|error| error.denial(set.origin.at(), key.subject()))
     }
 
     /// Records the digest of the recipe of a set. Returns the digest that is recorded, which may be another pod's.
     pub(super) async fn record_set_pin(&self, set: &SetVolume, digest: &Digest) -> Result<Digest, Denial> {
-        let Some(key) = self.set_key(set).filter(|_| self.writes == Writes::Yes) else {
+        if self.writes == Writes::No {
             return Ok(digest.clone());
-        };
+        }
+        let key = self.set_key(set);
         self.record(&key, digest).await.map_err(|error| error.denial(set.origin.at(), key.subject()))
     }
 
     /// Returns the pin of a reference, for a message that says which one to delete.
     pub(super) fn pin_place(&self, reference: &Reference) -> Option<PinPlace> {
-        Some(PinPlace::new(self.namespace, &self.key(reference)?.object_name()))
+        Some(PinPlace::new(self.scope.namespace(), &self.key(reference)?.object_name()))
     }
 
     async fn find(&self, key: &PinKey) -> Result<Option<Digest>, PinError> {
-        let found = timeout_at(self.deadline, self.pins.find(self.namespace, key)).await;
+        let found = timeout_at(self.scope.deadline, self.pins.find(self.scope.namespace(), key)).await;
         found.unwrap_or(Err(PinError::TooLate))
     }
 
     async fn record(&self, key: &PinKey, digest: &Digest) -> Result<Digest, PinError> {
-        let recorded = timeout_at(self.deadline, self.pins.get_or_create(self.namespace, key, digest)).await;
+        let recorded =
+            timeout_at(self.scope.deadline, self.pins.get_or_create(self.scope.namespace(), key, digest))
+                .await;
         recorded.unwrap_or(Err(PinError::TooLate))
     }
 
     fn key(&self, reference: &Reference) -> Option<PinKey> {
-        PinKey::new(self.pod.controller()?, self.pod.revision(), reference)
+        PinKey::new(self.owner.clone(), self.label, reference)
     }
 
-    fn set_key(&self, set: &SetVolume) -> Option<PinKey> {
-        let owner = self.pod.controller()?;
-        Some(PinKey::of_set(owner, self.pod.revision(), set.found.kind(), &set.found.name))
+    fn set_key(&self, set: &SetVolume) -> PinKey {
+        PinKey::of_set(self.owner.clone(), self.label, set.found.kind(), &set.found.name)
     }
 }

@@ -9,6 +9,7 @@ use kube::{Api, Client};
 use moka::future::Cache;
 use oras_csi_core::credentials::DockerConfig;
 use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::ObjectName;
 use oras_csi_kube_support::errors::forbidden_message;
 use oras_csi_kube_support::pull_secret::{PullSecret, read_pull_secret};
 
@@ -35,7 +36,7 @@ impl ClusterSecrets {
 
 #[async_trait]
 impl Secrets for ClusterSecrets {
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Secret, SecretError> {
+    async fn secret(&self, namespace: &str, name: &ObjectName) -> Result<Secret, SecretError> {
         let found = read_pull_secret(self.client.clone(), namespace, name).await;
         match found.map_err(|error| failed(&error))? {
             PullSecret::Missing => Ok(Secret::Missing),
@@ -44,7 +45,11 @@ impl Secrets for ClusterSecrets {
         }
     }
 
-    async fn of_service_account(&self, namespace: &str, name: &str) -> Result<Vec<String>, SecretError> {
+    async fn of_service_account(
+        &self,
+        namespace: &str,
+        name: &ObjectName,
+    ) -> Result<Vec<String>, SecretError> {
         let request = async {
             let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
             let found = api.get_opt(name).await.map_err(|error| failed(&error))?;
@@ -52,7 +57,7 @@ impl Secrets for ClusterSecrets {
             let names = secrets.into_iter().map(|secret| secret.name).filter(|name| !name.is_empty());
             Ok(Arc::new(names.collect::<Vec<_>>()))
         };
-        let key = (namespace.to_owned(), name.to_owned());
+        let key = (namespace.to_owned(), name.to_string());
         let found: Result<_, Arc<SecretError>> = self.accounts.try_get_with(key, request).await;
         found.map(|names| names.to_vec()).map_err(|error| (*error).clone())
     }

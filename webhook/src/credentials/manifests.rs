@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use oras_csi_core::credentials::DockerConfig;
+use oras_csi_core::dns_name::ObjectName;
 use oras_csi_kube_support::pull_secret::DOCKER_CONFIG_KEYS;
 use serde_json::Value;
 
@@ -56,15 +57,19 @@ fn read(manifest: &Value) -> Result<Arc<DockerConfig>, SecretError> {
 
 #[async_trait]
 impl Secrets for ManifestSecrets {
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Secret, SecretError> {
-        match self.secrets.get(&(namespace.to_owned(), name.to_owned())) {
+    async fn secret(&self, namespace: &str, name: &ObjectName) -> Result<Secret, SecretError> {
+        match self.secrets.get(&(namespace.to_owned(), name.to_string())) {
             Some(Ok(config)) => Ok(Secret::Known(Arc::clone(config))),
             Some(Err(error)) => Err(error.clone()),
             None => Ok(Secret::Unknown),
         }
     }
 
-    async fn of_service_account(&self, namespace: &str, name: &str) -> Result<Vec<String>, SecretError> {
-        Ok(self.accounts.get(&(namespace.to_owned(), name.to_owned())).cloned().unwrap_or_default())
+    async fn of_service_account(
+        &self,
+        namespace: &str,
+        name: &ObjectName,
+    ) -> Result<Vec<String>, SecretError> {
+        Ok(self.accounts.get(&(namespace.to_owned(), name.to_string())).cloned().unwrap_or_default())
     }
 }

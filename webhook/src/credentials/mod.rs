@@ -13,6 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use oras_csi_core::credentials::{Administrator, DockerConfig, DockerConfigError};
 use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::{InvalidName, ObjectName};
 use oras_csi_core::registry::{Keyring, Source};
 use tokio::time::{Instant, timeout_at};
 
@@ -47,6 +48,9 @@ pub enum SecretError {
     /// The API server fails or cannot be reached.
     #[error("it cannot be read ({0})")]
     Unavailable(Shown),
+    /// No Secret can have that name, so the API server was not asked.
+    #[error("{0}")]
+    Name(#[from] InvalidName),
     /// It is not a pull secret.
     #[error("it has no .dockerconfigjson")]
     Kind,
@@ -59,9 +63,14 @@ pub enum SecretError {
 #[async_trait]
 pub trait Secrets: Send + Sync + 'static {
     /// Reads a pull secret.
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Secret, SecretError>;
-    /// Returns the names in `imagePullSecrets` of a service account.
-    async fn of_service_account(&self, namespace: &str, name: &str) -> Result<Vec<String>, SecretError>;
+    async fn secret(&self, namespace: &str, name: &ObjectName) -> Result<Secret, SecretError>;
+    /// Returns `imagePullSecrets` of a service account. The API server accepts any text there, so these are not
+    /// [`ObjectName`]s.
+    async fn of_service_account(
+        &self,
+        namespace: &str,
+        name: &ObjectName,
+    ) -> Result<Vec<String>, SecretError>;
 }
 
 /// Reads no Secrets: each Secret that a pod names is an error, and service accounts have none.
@@ -70,11 +79,11 @@ pub struct NoSecrets;
 
 #[async_trait]
 impl Secrets for NoSecrets {
-    async fn secret(&self, _: &str, _: &str) -> Result<Secret, SecretError> {
+    async fn secret(&self, _: &str, _: &ObjectName) -> Result<Secret, SecretError> {
         Err(SecretError::Forbidden(Shown::new("it runs without --read-pull-secrets")))
     }
 
-    async fn of_service_account(&self, _: &str, _: &str) -> Result<Vec<String>, SecretError> {
+    async fn of_service_account(&self, _: &str, _: &ObjectName) -> Result<Vec<String>, SecretError> {
         Ok(Vec::new())
     }
 }
@@ -114,8 +123,8 @@ impl CredentialSources {
         let mut order: Vec<String> = Vec::new();
         if let Some(pod) = pod {
             let account = pod.service_account().unwrap_or(DEFAULT_ACCOUNT);
-            let of_account = timeout_at(deadline, self.secrets.of_service_account(namespace, account)).await;
-            let of_account = of_account.unwrap_or_else(|_| Err(too_late())).unwrap_or_else(|error| {
+            let of_account = self.of_service_account(namespace, account, deadline).await;
+            let of_account = of_account.unwrap_or_else(|error| {
                 tracing::warn!(namespace, account, %error, "cannot read the pull secrets of a service account; continuing without them");
                 Vec::new()
             });
@@ -129,12 +138,29 @@ impl CredentialSources {
         to_read.extend(order.iter().map(String::as_str));
         to_read.sort_unstable();
         to_read.dedup();
-        let reads = to_read.into_iter().map(|name| async move {
-            let read = timeout_at(deadline, self.secrets.secret(namespace, name)).await;
-            (name.to_owned(), read.unwrap_or_else(|_| Err(too_late())))
-        });
+        let reads = to_read
+            .into_iter()
+            .map(|name| async move { (name.to_owned(), self.secret(namespace, name, deadline).await) });
         let secrets = futures_util::future::join_all(reads).await.into_iter().collect();
         PodCredentials { secrets, order, administrator: self.administrator.clone() }
+    }
+
+    /// Reads a Secret by a name that a user wrote. The API server accepts any text in `imagePullSecrets`.
+    async fn secret(&self, namespace: &str, name: &str, deadline: Instant) -> Result<Secret, SecretError> {
+        let name = name.parse()?;
+        let read = timeout_at(deadline, self.secrets.secret(namespace, &name)).await;
+        read.unwrap_or_else(|_| Err(too_late()))
+    }
+
+    async fn of_service_account(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Vec<String>, SecretError> {
+        let name = name.parse()?;
+        let read = timeout_at(deadline, self.secrets.of_service_account(namespace, &name)).await;
+        read.unwrap_or_else(|_| Err(too_late()))
     }
 }
 
@@ -201,6 +227,7 @@ fn unusable(at: At<'_>, name: &str, error: &SecretError) -> Denial {
             "ask the administrator to add the namespace to webhook.pullSecrets.namespaces in the values of the chart",
         ),
         SecretError::Unavailable(_) => (Code::Unavailable, "retry later"),
+        SecretError::Name(_) => (Code::BadRequest, "write the name of a Secret of the pod's namespace"),
         SecretError::Kind | SecretError::Config(_) => {
             (Code::BadRequest, "create it with kubectl create secret docker-registry")
         }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use oras_csi_core::display::Shown;
+use oras_csi_core::dns_name::is_label;
 use oras_csi_core::keys::{DRIVER, KUBELET_PREFIX, attribute, nearest_attribute};
 use oras_csi_core::media_type::MediaType;
 use oras_csi_core::patch::Level;
@@ -136,12 +137,12 @@ impl<'a> Attributes<'a> {
     /// Returns the set to create, where the volume has a name and a recipe.
     fn new_set(&self) -> Result<Option<NewSet>, Denial> {
         let (Some(name), Some(yaml), None) =
-            (self.value(attribute::NAME)?, self.value(attribute::ACTIONS)?, self.value(attribute::PATCH)?)
+            (self.label()?, self.value(attribute::ACTIONS)?, self.value(attribute::PATCH)?)
         else {
             return Ok(None);
         };
         let recipe = parse_recipe(yaml, &self.origin(attribute::ACTIONS), self.registries)?;
-        Ok(Some(NewSet { name: name.to_owned(), recipe, origin: self.origin(attribute::NAME) }))
+        Ok(Some(NewSet { name, recipe, origin: self.origin(attribute::NAME) }))
     }
 
     fn origin(&self, key: &'static str) -> Origin {
@@ -283,11 +284,7 @@ impl<'a> Attributes<'a> {
 
     /// Checks that a name is a DNS label (RFC 1123).
     fn check_label(&self, name: &'a str) -> Result<&'a str, Denial> {
-        let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let bytes = name.as_bytes();
-        let ends = bytes.first().is_some_and(|byte| is_alphanumeric(*byte))
-            && bytes.last().is_some_and(|byte| is_alphanumeric(*byte));
-        if ends && bytes.len() <= 63 && bytes.iter().all(|byte| is_alphanumeric(*byte) || *byte == b'-') {
+        if is_label(name) {
             return Ok(name);
         }
         Err(Denial::bad_request(

@@ -1,5 +1,7 @@
 //! Parsers that annotations and attributes share.
 
+use oras_csi_core::dns_name::is_subdomain;
+
 use crate::denial::{At, Denial};
 
 /// Parses the entries of `a, b,c`. An empty entry is an error.
@@ -20,15 +22,6 @@ where
         entry.parse().map_err(|error| Denial::bad_request(at, Some(entry), error, ""))
     };
     list.split(',').map(str::trim).map(parse).collect()
-}
-
-/// Reports whether a name is an RFC 1123 subdomain, as the names of most objects are.
-pub(super) fn is_subdomain(name: &str) -> bool {
-    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 /// Checks the name of a Secret.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::dns_name::ObjectName;
 use oras_csi_core::keys::{annotation, canonical};
 use oras_csi_core::path::MountPath;
 use oras_csi_core::policy::Source;
@@ -12,7 +13,6 @@ use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 
 use super::origin::{Named, Origin};
-use super::parse::is_subdomain;
 use super::patched::{PatchRequest, RecipeSource};
 use crate::denial::{At, Denial};
 
@@ -102,7 +102,7 @@ pub(crate) enum ArtifactSource {
 #[derive(Clone, Debug)]
 pub(crate) struct SetRequest {
     /// The set's name.
-    pub(crate) name: String,
+    pub(crate) name: ObjectName,
     /// Where the name is written.
     pub(crate) origin: Origin,
     /// The canonical volume that the object already has; see [`ArtifactRequest::earlier`].
@@ -112,8 +112,8 @@ pub(crate) struct SetRequest {
 impl SetRequest {
     /// Checks the name of a set.
     pub(super) fn new(name: &str, origin: Origin) -> Result<Self, Denial> {
-        if is_subdomain(name) {
-            return Ok(Self { name: name.to_owned(), origin, earlier: None });
+        if let Ok(name) = name.parse() {
+            return Ok(Self { name, origin, earlier: None });
         }
         let instead = "write the name of an ArtifactSet of the namespace, or of a ClusterArtifactSet";
         Err(Denial::bad_request(origin.at(), Some(name), "is not the name of a set", instead))

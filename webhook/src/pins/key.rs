@@ -65,18 +65,18 @@ pub struct PinKey {
 impl PinKey {
     /// Makes the key for a reference in the pods of one revision of `owner`. Returns `None` for a reference with a digest,
     /// which needs no pin.
-    pub fn new(owner: impl Into<PinOwner>, revision: Option<&str>, reference: &Reference) -> Option<Self> {
+    pub fn new(owner: PinOwner, revision: Option<&str>, reference: &Reference) -> Option<Self> {
         if reference.digest().is_some() {
             return None;
         }
         let revision = revision.filter(|revision| !revision.is_empty()).map(str::to_owned);
-        Some(Self { owner: owner.into(), revision, subject: PinSubject::Reference(reference.clone()) })
+        Some(Self { owner, revision, subject: PinSubject::Reference(reference.clone()) })
     }
 
     /// Makes the key for a set in the pods of one revision of `owner`.
-    pub fn of_set(owner: impl Into<PinOwner>, revision: Option<&str>, kind: SetKind, name: &str) -> Self {
+    pub fn of_set(owner: PinOwner, revision: Option<&str>, kind: SetKind, name: &str) -> Self {
         let revision = revision.filter(|revision| !revision.is_empty()).map(str::to_owned);
-        Self { owner: owner.into(), revision, subject: PinSubject::Set { kind, name: name.to_owned() } }
+        Self { owner, revision, subject: PinSubject::Set { kind, name: name.to_owned() } }
     }
 
     /// Returns the controller of the pods.

@@ -22,7 +22,7 @@ pub use error::{PinError, PinPlace};
 pub use key::{PinKey, PinSubject, SetKind};
 pub use memory::MemoryPins;
 pub use object::PinMismatch;
-pub use owner::PinOwner;
+pub use owner::{InvalidOwner, PinOwner};
 
 /// Stores pins. The caller limits the time, and uses [`PinError::TooLate`] when it is over.
 #[async_trait]

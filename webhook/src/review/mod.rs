@@ -451,6 +451,7 @@ mod tests {
     fn denies_a_pod_that_nests_too_deep() {
         let request = pod_request().to_string();
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(r#"{{"metadata":{{"annotations":{{"a":{deep}}}}}}}"#);
         let request = request.replace(r#"{"metadata":{}}"#, &deep);
         let body = format!(r#"{{"apiVersion":"{API_VERSION}","kind":"{KIND}","request":{request}}}"#);
         let review = Review::decode(Hook::Volumes, body.as_bytes()).unwrap();

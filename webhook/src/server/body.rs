@@ -12,7 +12,7 @@ use super::memory::{GivenUp, Memory, Share};
 pub const MAX_BODY_BYTES: usize = 8 << 20;
 /// How much of a body that is too long is read and discarded before the connection is closed.
 const MAX_DISCARDED_BYTES: usize = 8 * MAX_BODY_BYTES;
-/// What is allocated for a body before its bytes are there, whatever its `Content-Length`.
+/// What is allocated for the first bytes of a body, whatever its `Content-Length`.
 const FIRST_BYTES: usize = 16 << 10;
 /// How long a body may take besides the time at [`LEAST_RATE`]. The API server sends it at once.
 const GRACE: Duration = Duration::from_secs(1);
@@ -38,7 +38,8 @@ pub(super) enum BodyError {
     GivenUp(#[from] GivenUp),
 }
 
-/// Receives the whole body. It takes memory from its first bytes on.
+/// Receives the whole body. A request takes memory before its body has a byte, because HTTP/2 has many requests on one
+/// connection.
 pub(super) async fn receive(
     body: Body,
     length: Option<usize>,
@@ -51,35 +52,32 @@ pub(super) async fn receive(
         return Err(BodyError::TooLong);
     }
     let started = Instant::now();
-    let late = |received| BodyError::Late { received, elapsed: started.elapsed() };
-    let limit = deadline.min(started + GRACE);
-    let Ok(mut next) = timeout_at(limit, chunks.next()).await else { return Err(late(0)) };
     let share = memory.enter()?;
-    let mut bytes = Vec::with_capacity(length.unwrap_or_default().min(FIRST_BYTES));
-    while let Some(chunk) = next {
+    let mut bytes = Vec::new();
+    loop {
+        let limit = deadline.min(started + GRACE + time_at_least_rate(bytes.len()));
+        let next = tokio::select! {
+            next = timeout_at(limit, chunks.next()) => next,
+            () = share.given_up().cancelled() => return Err(GivenUp.into()),
+        };
+        let late = |_| BodyError::Late { received: bytes.len(), elapsed: started.elapsed() };
+        let Some(chunk) = next.map_err(late)? else { return Ok(Received { bytes, share }) };
         let chunk = chunk.map_err(BodyError::Ended)?;
-        let received = bytes.len() + chunk.len();
-        if received > MAX_BODY_BYTES {
+        if bytes.len() + chunk.len() > MAX_BODY_BYTES {
             tokio::spawn(discard_rest(chunks, deadline));
             return Err(BodyError::TooLong);
         }
         reserve(&mut bytes, chunk.len(), length, &share)?;
         bytes.extend_from_slice(&chunk);
-        drop(chunk);
-        let limit = deadline.min(started + GRACE + time_at_least_rate(received));
-        next = tokio::select! {
-            next = timeout_at(limit, chunks.next()) => next.map_err(|_| late(received))?,
-            () = share.given_up().cancelled() => return Err(GivenUp.into()),
-        };
     }
-    Ok(Received { bytes, share })
 }
 
 /// Makes room for more bytes: twice as much as before, but not more than the body has.
 fn reserve(bytes: &mut Vec<u8>, more: usize, length: Option<usize>, share: &Share) -> Result<(), GivenUp> {
     let needed = bytes.len() + more;
     if needed > bytes.capacity() {
-        let capacity = needed.max((2 * bytes.capacity()).min(length.unwrap_or(usize::MAX)));
+        let doubled = FIRST_BYTES.max(2 * bytes.capacity());
+        let capacity = needed.max(doubled.min(length.unwrap_or(usize::MAX)));
         // The old and the new allocation exist at the same time.
         share.resize(bytes.capacity() + capacity)?;
         bytes.reserve_exact(capacity - bytes.len());
@@ -152,15 +150,17 @@ mod tests {
         assert_eq!(received.bytes.len(), 2_000 << 10);
     }
 
-    /// A body that claims its length and sends nothing takes no memory.
+    /// What a body claims takes no memory.
     #[tokio::test(start_paused = true)]
-    async fn a_body_without_a_byte_takes_no_memory() {
-        let memory = Memory::new(1);
+    async fn only_bytes_that_are_received_take_memory() {
+        let memory = Memory::new(100 << 10);
         let silent = Body::from_stream(stream::pending::<Result<Vec<u8>, io::Error>>());
         let error = receive(silent, Some(7 << 20), &memory, in_seconds(24)).await.err().unwrap();
         assert!(matches!(error, BodyError::Late { received: 0, .. }), "{error}");
-        let error = receive(Body::from("{}"), Some(2), &memory, in_seconds(24)).await.err().unwrap();
+        let large = Body::from(vec![b' '; 100 << 10]);
+        let error = receive(large, Some(100 << 10), &memory, in_seconds(24)).await.err().unwrap();
         assert!(matches!(error, BodyError::GivenUp(_)), "{error}");
+        assert!(receive(Body::from("{}"), Some(2), &memory, in_seconds(24)).await.is_ok());
     }
 
     /// Large partial bodies make room for an ordinary one.

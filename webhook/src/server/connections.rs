@@ -252,6 +252,11 @@ mod tests {
         connection.closed.is_cancelled()
     }
 
+    fn open(connections: &Connections) -> (usize, usize) {
+        let state = connections.lock();
+        (state.idle.len(), state.busy.len())
+    }
+
     #[test]
     fn a_new_connection_closes_the_one_without_an_answer_for_the_longest_time() {
         let connections = Connections::new(3);
@@ -276,9 +281,9 @@ mod tests {
         let fourth = connections.open();
         assert!(is_closed(&first) && !is_closed(&third) && !is_closed(&fourth));
         drop((reviews.1, review));
-        assert_eq!(connections.lock().idle.len() + connections.lock().busy.len(), 2);
+        assert_eq!(open(&connections), (2, 0));
         drop((first, second, third, fourth));
-        assert!(connections.lock().idle.is_empty() && connections.lock().busy.is_empty());
+        assert_eq!(open(&connections), (0, 0));
     }
 
     #[tokio::test]

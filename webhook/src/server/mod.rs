@@ -46,12 +46,12 @@ const KEEP_ALIVE: Duration = Duration::from_mins(2);
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// The buffer of an HTTP/1 connection: the longest head of a request, and what is read of a body at once.
-const HTTP_1_BUFFER: usize = 32 << 10;
+const HTTP_1_BUFFER: usize = 16 << 10;
 /// How much of all bodies of an HTTP/2 connection is received before the server reads them (flow control, RFC 9113,
 /// section 5.2). A connection may have this much unread.
 const HTTP_2_WINDOW: u32 = 128 << 10;
-/// How many requests an HTTP/2 connection may have in progress. The API server has one connection for all its requests.
-const HTTP_2_STREAMS: u32 = 256;
+/// How many requests an HTTP/2 connection may have in progress. The API server opens another connection for more.
+const HTTP_2_STREAMS: u32 = 128;
 
 /// Reports whether clients can connect to the server.
 pub trait Health: Send + Sync + 'static {
@@ -93,8 +93,8 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             default_timeout: Duration::from_secs(10),
-            review_memory: 24 << 20,
-            max_connections: 512,
+            review_memory: 16 << 20,
+            max_connections: 384,
             lame_duck: Duration::from_secs(10),
             drain: Duration::from_secs(15),
         }

@@ -44,6 +44,27 @@ impl fmt::Display for SetPlace {
     }
 }
 
+/// Why a cluster set no longer grants the content of a volume that was admitted earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrantEnd {
+    /// The set was deleted.
+    Deleted,
+    /// The set does not select the namespace any more.
+    Unselected,
+    /// The set has another recipe, and its history does not have the recipe of the volume any more.
+    Forgotten,
+}
+
+impl fmt::Display for GrantEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "this set does not exist any more",
+            Self::Unselected => "its namespaceSelector does not select the namespace any more",
+            Self::Forgotten => "neither its recipe nor its history has the recipe of the volume any more",
+        })
+    }
+}
+
 /// Why a set cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
@@ -102,6 +123,16 @@ pub enum SetError {
     UnknownRecipe {
         /// The set.
         place: SetPlace,
+    },
+    /// The volume was admitted because a cluster set granted its content, and that right has ended.
+    #[error(
+        "is the ClusterArtifactSet that granted the content of the volume to namespace {namespace}, but {end}"
+    )]
+    Ended {
+        /// The namespace of the request.
+        namespace: Shown,
+        /// What has ended.
+        end: GrantEnd,
     },
     /// A set was to be created under the name of a cluster set.
     #[error(
@@ -191,6 +222,14 @@ impl SetError {
                     place.command()
                 ),
             ),
+            Self::Ended { end, .. } => {
+                let instead = match end {
+                    GrantEnd::Deleted => "remove the volume, or request a set that exists: kubectl get clusterartifactsets",
+                    GrantEnd::Unselected => "ask the administrator to select the namespace, or remove the volume",
+                    GrantEnd::Forgotten => "request the set by its name alone, which gives its present recipe",
+                };
+                (Code::Forbidden, instead.to_owned())
+            }
             Self::Broken { place, .. } => (Code::Unprocessable, format!("correct it: {}", place.command())),
             Self::Shadows { .. } => {
                 (Code::BadRequest, "request it by its name alone, or choose another name".to_owned())

@@ -6,6 +6,7 @@ use crate::support::{Bench, default_digest, inline, patched, pod};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use oras_csi_core::credentials::{Administrator, AdministratorSettings};
+use oras_csi_core::dns_name::ObjectName;
 use oras_csi_webhook::credentials::{
     CredentialSources, ManifestSecrets, NoSecrets, Secret, SecretError, Secrets,
 };
@@ -141,15 +142,15 @@ async fn a_missing_secret_and_an_unreadable_secret_are_denied() {
     struct Cluster;
     #[async_trait::async_trait]
     impl Secrets for Cluster {
-        async fn secret(&self, _: &str, name: &str) -> Result<Secret, SecretError> {
-            match name {
+        async fn secret(&self, _: &str, name: &ObjectName) -> Result<Secret, SecretError> {
+            match name.as_str() {
                 "forbidden" => Err(SecretError::Forbidden("no right".into())),
                 "slow" => std::future::pending().await,
                 _ => Ok(Secret::Missing),
             }
         }
 
-        async fn of_service_account(&self, _: &str, _: &str) -> Result<Vec<String>, SecretError> {
+        async fn of_service_account(&self, _: &str, _: &ObjectName) -> Result<Vec<String>, SecretError> {
             Err(SecretError::Forbidden("no right".into()))
         }
     }

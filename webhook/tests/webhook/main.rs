@@ -6,6 +6,7 @@ mod corpus;
 mod credentials;
 mod examples;
 mod http;
+mod names;
 mod network;
 mod patched;
 mod patches;

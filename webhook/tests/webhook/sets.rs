@@ -11,7 +11,8 @@ use oras_csi_webhook::credentials::{CredentialSources, ManifestSecrets};
 use oras_csi_webhook::pins::MemoryPins;
 use oras_csi_webhook::review::{Hook, Review};
 use oras_csi_webhook::seal::Sealer;
-use oras_csi_webhook::sets::MemorySets;
+use oras_csi_webhook::sets::object::ClusterArtifactSet;
+use oras_csi_webhook::sets::{MemorySets, SetCatalog, SetResolver as _, SetToResolve, UsableSecrets};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -362,12 +363,86 @@ async fn a_sealed_volume_of_a_cluster_set_is_not_changed(#[case] pod: Value) {
     let after = bench.admitted(&pod).await;
     assert!(volume(&after).seal().is_some() && volume(&after).set() == Some("model"));
     // The set's recipe has changed since.
-    let moved = cluster_set("model", "r.io/team/model:v2", &json!({}));
-    sets.take(&moved, "team").unwrap();
+    let set = cluster_set("model", TAG, &json!({}));
+    sets.take(&moved(set, TAG, NEXT, true), "team").unwrap();
     let again = bench.admit(&after).await.unwrap();
     assert!(again.patch().0.is_empty(), "{:?}", again.patch());
     assert_ne!(volume(&bench.admitted(&pod).await), volume(&after), "a new pod has what it is now");
     assert_eq!(bench.registry.calls(), 0);
+}
+
+/// Returns a webhook with a key, whose cluster has these sets.
+fn sealing_bench(pem: &str, manifests: &[Value]) -> Bench {
+    let bench = bench(manifests);
+    let admission = Arc::into_inner(bench.admission).unwrap();
+    let sealer = Sealer::with_key(SealKey::from_pem(pem).unwrap());
+    Bench { admission: Arc::new(admission.with_sealer(sealer)), ..bench }
+}
+
+/// A sealed volume of a cluster set is copied into a new pod, or is in the template of a controller. The set's right ends
+/// with the set, for the namespace that it no longer selects, and with its history.
+#[rstest]
+#[case::same(Some(cluster_set("model", TAG, &json!({}))), None)]
+#[case::in_history(Some(moved(cluster_set("model", TAG, &json!({})), TAG, NEXT, true)), None)]
+#[case::being_resolved(Some(unresolved_change(cluster_set("model", TAG, &json!({})))), None)]
+#[case::deleted(
+    None,
+    Some("granted the content of the volume to namespace team, but this set does not exist any more")
+)]
+#[case::hidden_by_a_set_of_the_namespace(Some(set("model", TAG)), Some("this set does not exist any more"))]
+#[case::unselected(
+    Some(cluster_set("model", TAG, &of_team("other"))),
+    Some("its namespaceSelector does not select the namespace any more")
+)]
+#[case::created_again(
+    Some(cluster_set("model", NEXT, &json!({}))),
+    Some("neither its recipe nor its history has the recipe of the volume any more")
+)]
+#[tokio::test]
+async fn the_right_of_a_cluster_set_ends_for_copies_of_its_sealed_volumes(
+    #[case] later: Option<Value>,
+    #[case] words: Option<&str>,
+    #[values(false, true)] is_of_controller: bool,
+    #[values(json!([]), json!([{"setsOnly": true}]))] policies: Value,
+) {
+    let pem = SealKey::generate().unwrap().to_pem().unwrap();
+    let first = sealing_bench(&pem, &[cluster_set("model", TAG, &json!({}))]);
+    let mut copy = first.admitted(&by_name("model")).await;
+    if is_of_controller {
+        copy = of_revision(copy, "1");
+    }
+    let bench = sealing_bench(&pem, later.as_slice());
+    bench.policies.set_files(entries(policies.as_array().unwrap()));
+    match (bench.admit(&copy).await, words) {
+        (Ok(outcome), None) => assert!(outcome.patch().0.is_empty(), "{:?}", outcome.patch()),
+        (Err(denial), Some(words)) => {
+            assert!(denial.message().contains(words), "{denial}");
+            assert!(
+                denial.message().starts_with("volume in, attribute csi.oras.land/set: \"model\""),
+                "{denial}"
+            );
+            assert_eq!(denial.code().number(), 403, "{denial}");
+        }
+        (admitted, _) => panic!("{admitted:?}"),
+    }
+    assert_eq!(bench.registry.calls(), 0);
+}
+
+/// The pod requests the set by its name, and a set of that name exists: the pod gets what the set has now.
+#[tokio::test]
+async fn a_set_that_is_created_again_does_not_grant_what_the_deleted_set_granted() {
+    let pem = SealKey::generate().unwrap().to_pem().unwrap();
+    let first = sealing_bench(&pem, &[cluster_set("model", TAG, &json!({}))]);
+    let copy = first.admitted(&by_annotation("model")).await;
+    let bench = sealing_bench(&pem, &[cluster_set("model", NEXT, &json!({}))]);
+    assert_eq!(volume(&bench.admitted(&copy).await).recipe().to_json(), recipe(NEXT));
+}
+
+/// Changes the spec of a set that the controller has not resolved again yet.
+fn unresolved_change(mut set: Value) -> Value {
+    set["spec"]["recipe"][0]["add"] = json!(NEXT);
+    set["metadata"]["generation"] = json!(2);
+    set
 }
 
 /// Admits a volume of the set `model` with the recipe of [`TAG`]. Returns its recipe, or the code and the message.
@@ -503,6 +578,39 @@ async fn policies_check_the_pinned_recipe_of_a_revision() {
     bench.policies.set_files(entries(&[json!({"registries": {"deny": ["r.io/old/**"]}})]));
     let denial = bench.admit(&pod).await.unwrap_err();
     assert!(denial.message().contains("r.io/old/model@sha256"), "{denial}");
+}
+
+/// A webhook with the permission for pull secrets of pods can read every Secret of the release namespace.
+#[tokio::test]
+async fn a_cluster_set_uses_only_the_secrets_that_the_administrator_lists() {
+    let mut secrets = ManifestSecrets::default();
+    for name in ["robot", "other"] {
+        secrets.take(&secret(name, "private.io"), "team");
+    }
+    let bench = Bench::new();
+    let usable = UsableSecrets::Listed(["robot".to_owned()].into());
+    let store = Arc::new(MemorySets::default());
+    let sets = SetCatalog::new(store).with_secrets(Arc::new(secrets), "team", usable);
+    let admission = Arc::into_inner(bench.admission).unwrap().with_sets(sets);
+    let set: ClusterArtifactSet =
+        serde_json::from_value(cluster_set("model", "r.io/team/model:v1", &json!({}))).unwrap();
+    let resolve = async |secret: &str| {
+        let steps = &set.spec.recipe;
+        let set = SetToResolve { namespace: None, name: "model", steps, secret: Some(secret) };
+        admission.resolve_set(set, soon()).await
+    };
+    resolve("robot").await.unwrap();
+    let calls = bench.registry.calls();
+    for name in ["other", "missing", "../robot"] {
+        let denial = resolve(name).await.unwrap_err();
+        let words = format!(
+            "spec.pullSecret.name: \"{name}\" is a Secret of namespace team that the administrator does not list"
+        );
+        assert!(denial.message().starts_with(&words), "{denial}");
+        assert!(denial.message().contains("clusterSets.pullSecrets"), "{denial}");
+        assert_eq!(denial.code().number(), 403, "{denial}");
+    }
+    assert_eq!(bench.registry.calls(), calls, "the denial comes before any request");
 }
 
 /// Returns a set without a status.

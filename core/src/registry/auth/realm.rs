@@ -16,8 +16,13 @@ use crate::credentials::Credential;
 use crate::reference::RegistryHost;
 use crate::registry::hosts::Endpoint;
 
-/// Suffixes of Kubernetes services. The namespaces of one cluster have different owners.
-const CLUSTER_SUFFIXES: [&str; 2] = [".svc", ".cluster.local"];
+/// The suffix of a cluster with the default domain. The namespaces of one cluster have different owners.
+const CLUSTER_SUFFIX: &str = ".cluster.local";
+/// The labels of services and of pods: `NAME.NAMESPACE.svc.DOMAIN`, `ADDRESS.NAMESPACE.pod.DOMAIN` (Kubernetes, "DNS for
+/// Services and Pods"). DOMAIN is the choice of each cluster, and of a set of clusters (KEP-1645), so it decides nothing.
+const CLUSTER_LABELS: [&str; 2] = ["svc", "pod"];
+/// How many labels are at least before one of [`CLUSTER_LABELS`]: the name and the namespace.
+const LABELS_BEFORE: usize = 2;
 
 /// A token service that an endpoint of a registry names.
 pub(in crate::registry) struct Realm<'a> {
@@ -47,15 +52,23 @@ fn have_same_owner(one: &str, other: &str) -> bool {
     }
 }
 
-/// Returns the registrable domain of a host name. IP addresses, names without a dot and services of a cluster have
-/// none.
+/// Returns the registrable domain of a host name. IP addresses, names without a dot, and services and pods of a cluster,
+/// have none.
 fn registrable_domain(host: &str) -> Option<String> {
     let host = host.to_ascii_lowercase();
-    let is_name = matches!(Host::parse(&host), Ok(Host::Domain(_)));
-    if !is_name || CLUSTER_SUFFIXES.iter().any(|suffix| host.ends_with(suffix)) {
+    // A name with a dot at its end is the same name (RFC 1034, section 3.1).
+    let host = host.strip_suffix('.').unwrap_or(&host);
+    let is_name = matches!(Host::parse(host), Ok(Host::Domain(_)));
+    if !is_name || is_in_cluster(host) {
         return None;
     }
-    psl::domain_str(&host).map(str::to_owned)
+    psl::domain_str(host).map(str::to_owned)
+}
+
+/// Reports whether a name is one of a service or of a pod, whatever the domain of the cluster is.
+fn is_in_cluster(host: &str) -> bool {
+    host.ends_with(CLUSTER_SUFFIX)
+        || host.split('.').skip(LABELS_BEFORE).any(|label| CLUSTER_LABELS.contains(&label))
 }
 
 /// Returns `Authorization: Basic` (RFC 7617) for a credential with a user name and a password.
@@ -92,6 +105,16 @@ mod tests {
     #[case("io", "ghcr.io", false)]
     #[case("auth.team-b.svc.cluster.local", "registry.team-a.svc.cluster.local", false)]
     #[case("auth.team-b.svc", "registry.team-a.svc", false)]
+    #[case("auth.team-b.svc.corp.local", "registry.team-a.svc.corp.local", false)]
+    #[case("registry.team-a.svc.corp.local", "registry.team-a.svc.corp.local", true)]
+    #[case("auth.team-b.svc.corp.example.com", "registry.corp.example.com", false)]
+    #[case("10-0-0-7.team-b.pod.corp.local", "registry.corp.local", false)]
+    #[case("a.auth.team-b.svc.corp.local", "registry.team-a.svc.corp.local", false)]
+    #[case("auth.team-b.svc.clusterset.local", "registry.team-a.svc.clusterset.local", false)]
+    #[case("auth.team-b.svc.cluster.local.", "registry.team-a.svc.cluster.local.", false)]
+    #[case("auth.corp.local", "registry.corp.local", true)]
+    #[case("auth.svc.example.com", "registry.svc.example.com", true)]
+    #[case("gitlab.com.", "registry.gitlab.com", true)]
     fn hosts_have_the_same_owner(#[case] realm: &str, #[case] registry: &str, #[case] same: bool) {
         assert_eq!(have_same_owner(realm, registry), same);
     }

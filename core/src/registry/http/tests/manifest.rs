@@ -170,7 +170,7 @@ async fn a_stalled_response_ends_with_an_error(#[case] script: Vec<Part>, #[case
     let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
     assert!(matches!(&error, RegistryError::Stalled { what, .. } if what.as_str() == waited_for), "{error}");
     // Many times the timeouts of these tests, for a loaded machine; without a limit the response never ends.
-    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(started.elapsed() < Duration::from_mins(1));
 }
 
 #[tokio::test]
