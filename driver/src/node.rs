@@ -78,7 +78,7 @@ impl Node for NodeService {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.get_ref();
-        let totals = self
+        let used = self
             .publisher
             .stats(&request.volume_id, &request.volume_path)
             .await
@@ -89,8 +89,8 @@ impl Node for NodeService {
             VolumeUsage { available: 0, total: amount, used: amount, unit: unit.into() }
         };
         let usage = vec![
-            usage(totals.bytes, volume_usage::Unit::Bytes),
-            usage(totals.inodes, volume_usage::Unit::Inodes),
+            usage(used.bytes, volume_usage::Unit::Bytes),
+            usage(used.inodes, volume_usage::Unit::Inodes),
         ];
         Ok(Response::new(NodeGetVolumeStatsResponse { usage }))
     }

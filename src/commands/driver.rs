@@ -102,7 +102,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_health(arguments.health_listen)
         .with_seals(seals)
         .with_publish_wait(Duration::from_secs(arguments.publish_wait))
-        .with_limits(arguments.limits.limits().with_reserve(arguments.storage.reserve()))
+        .with_limits(
+            arguments
+                .limits
+                .limits()
+                .with_reserve(arguments.storage.reserve())
+                .with_inode_reserve(arguments.storage.inode_reserve()),
+        )
         .with_authorization_grace(Duration::from_secs(arguments.rights_grace))
         .with_watermarks(arguments.storage.watermarks()?)
         .with_scrubbing(arguments.storage.scrub_schedule()?)

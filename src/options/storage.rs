@@ -29,7 +29,12 @@ pub(crate) struct StorageOptions {
     /// Kubelet evicts pods below 10.
     #[arg(long, value_name = "PERCENT", default_value = "10")]
     keep_free: Percent,
-    /// Start garbage collection also when the store holds more than this, for example 50Gi [default: no limit].
+    /// Refuse a pull or an unpack that would leave fewer inodes of the file system free than this after garbage
+    /// collection. Kubelet evicts pods below 5. No effect on a file system without a limit on inodes.
+    #[arg(long, value_name = "PERCENT", default_value = "5")]
+    keep_free_inodes: Percent,
+    /// Start garbage collection also when the store takes more of the disk than this, for example 50Gi
+    /// [default: no limit].
     #[arg(long, value_name = "BYTES")]
     store_max_bytes: Option<ByteSize>,
     /// Scrub interval: verify the digest of everything in the store this often; 0 disables the scrub.
@@ -59,6 +64,11 @@ impl StorageOptions {
     /// Returns the space that must stay free.
     pub(crate) fn reserve(&self) -> Reserve {
         Reserve::percent(self.keep_free)
+    }
+
+    /// Returns the inodes that must stay free.
+    pub(crate) fn inode_reserve(&self) -> Reserve {
+        Reserve::percent(self.keep_free_inodes)
     }
 
     /// Returns when the scrub runs, and how fast.

@@ -10,11 +10,13 @@ pub(crate) mod files;
 pub(crate) mod folders;
 pub(crate) mod reader;
 mod totals;
+mod usage;
 pub(crate) mod walk;
 
 pub(crate) use self::boot_id::boot_id;
-pub(crate) use self::disk_space::DiskSpace;
+pub(crate) use self::disk_space::{DiskSpace, Resource};
 pub use self::entry_path::{EntryPath, NameError};
 pub use self::error::DiskError;
 pub use self::reader::{Pace, Unpaced};
 pub use self::totals::Totals;
+pub use self::usage::Usage;

@@ -11,7 +11,7 @@
 //! It runs in four cases (docs/design.md, "Garbage collection"):
 //!
 //! * at intervals: if usage is above the high watermark, down to the low watermark;
-//! * when a pull does not have enough disk space: for the bytes that the pull needs, and only if deleting all
+//! * when a pull does not have enough disk space: for the bytes and inodes that it needs, and only if deleting all
 //!   unused items would free enough;
 //! * after a pull ran out of disk space while unpacking: until the free space has doubled;
 //! * by `oras-csi store gc`.

@@ -19,6 +19,8 @@ pub(crate) const FILES: &str = "files";
 pub(crate) const TREE: &str = "tree.json";
 /// The description of a layer: its size.
 pub(crate) const LAYER: &str = "layer.json";
+/// Which registries and repositories served a layer, a tree or a blob (see `state::provenance`).
+const SERVED_BY: &str = "served-by";
 /// The checksums of files whose content no blob digest verifies.
 pub(crate) const CHECKSUMS: &str = "sums";
 
@@ -101,7 +103,31 @@ impl Layout {
         self.path.join("unsynced")
     }
 
-    pub(crate) fn provenance(&self) -> PathBuf {
+    /// Returns the path of an item: a file for a blob, else a folder.
+    pub(crate) fn item(&self, item: &Item) -> PathBuf {
+        match item {
+            Item::Tree(key) => self.tree(key),
+            Item::Layer(key) => self.layer(key),
+            Item::Blob(digest) => self.blob(digest),
+        }
+    }
+
+    /// Returns the file that records which registries served an item.
+    pub(crate) fn provenance(&self, item: &Item) -> PathBuf {
+        match item {
+            Item::Tree(key) => self.tree(key).join(SERVED_BY),
+            Item::Layer(key) => self.layer(key).join(SERVED_BY),
+            Item::Blob(digest) => self.blob_provenance(digest.algorithm()).join(digest.hex()),
+        }
+    }
+
+    /// Returns the folder that records which registries served the blobs of one digest algorithm.
+    pub(crate) fn blob_provenance(&self, algorithm: Algorithm) -> PathBuf {
+        self.path.join(SERVED_BY).join(algorithm.name())
+    }
+
+    /// Returns the file in which earlier versions recorded which registries served all content.
+    pub(crate) fn earlier_provenance(&self) -> PathBuf {
         self.path.join("given")
     }
 

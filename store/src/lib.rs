@@ -35,7 +35,7 @@ pub use self::content::{
     BlobReader, HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State, StreamFault, TreeContent,
     Verdict, verify_blob, verify_layer, verify_tree,
 };
-pub use self::disk::{DiskError, EntryPath, NameError, Pace, Totals, Unpaced};
+pub use self::disk::{DiskError, EntryPath, NameError, Pace, Totals, Unpaced, Usage};
 pub use self::error_class::{ErrorClass, PullErrorKind};
 pub use self::layout::format::StoreError;
 pub use self::layout::{Item, LayerKey, LayerShape, Layout, TreeKey, quarantined_tree, tree_files};

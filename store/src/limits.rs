@@ -18,6 +18,7 @@ pub struct Limits {
     unpacked: u64,
     zstd_window_log: u32,
     reserve: Reserve,
+    inode_reserve: Reserve,
     download_slots: usize,
     download_slots_per_artifact: usize,
     slow_after: Duration,
@@ -35,6 +36,7 @@ impl Default for Limits {
             unpacked: 100 << 30,
             zstd_window_log: 27,
             reserve: Reserve::percent(Percent::TENTH).at_most(256 << 20),
+            inode_reserve: Reserve::percent(Percent::TWENTIETH).at_most(10_000),
             download_slots: 8,
             download_slots_per_artifact: 4,
             slow_after: Duration::from_secs(10),
@@ -65,8 +67,8 @@ impl Limits {
         self.depth
     }
 
-    /// Returns the maximum unpacked size of all layers of a volume together, and of its tree, in bytes: 100
-    /// GiB.
+    /// Returns the maximum size of a volume: the unpacked size of all its layers together, and what the disk is
+    /// charged for its layers, blobs and tree together, in bytes: 100 GiB.
     pub fn unpacked(&self) -> u64 {
         self.unpacked
     }
@@ -79,6 +81,11 @@ impl Limits {
     /// Returns the part of the disk that always stays free: a tenth, and no more than 256 MiB.
     pub fn reserve(&self) -> Reserve {
         self.reserve
+    }
+
+    /// Returns the inodes that always stay free: a twentieth, and no more than 10,000.
+    pub fn inode_reserve(&self) -> Reserve {
+        self.inode_reserve
     }
 
     /// Returns the number of download slots of the node, one for each blob that is downloaded: 8, and half of
@@ -168,6 +175,13 @@ impl Limits {
     #[must_use]
     pub fn with_reserve(mut self, reserve: Reserve) -> Self {
         self.reserve = reserve;
+        self
+    }
+
+    /// Sets the reserve of free inodes.
+    #[must_use]
+    pub fn with_inode_reserve(mut self, reserve: Reserve) -> Self {
+        self.inode_reserve = reserve;
         self
     }
 

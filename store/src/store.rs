@@ -15,15 +15,19 @@
 //! ├── layers/KEY/           a tar layer, unpacked once
 //! │   ├── files/            its files
 //! │   ├── sums              checksums of its files (see `content::checksums`)
-//! │   └── layer.json        its size
+//! │   ├── served-by         which registry and repository served it (see `state::provenance`); optional
+//! │   └── layer.json        its size, and what the disk is charged for it
 //! ├── trees/KEY/            the tree of a recipe: hard links to blobs and to files of layers
 //! │   ├── files/            the files that a pod sees
 //! │   ├── sums              checksums of the files that belong to the tree alone: copies, where linking failed
+//! │   ├── served-by         from which repositories all of it came; optional
 //! │   └── tree.json         its size and its parts; the mtime is the time of the last use
 //! ├── volumes/HASH.json     one record for each published volume (the driver's `volume_records`)
 //! ├── unsynced/BOOT/NAME    marks for layers and trees that may not be on the disk yet (see `state::durability`)
 //! ├── state.json            damage, last scrub, last garbage collection (see `state::node_record`)
-//! ├── given                 which registry and repository served a digest (see `state::provenance`); optional
+//! ├── served-by/sha256/HEX  which registry and repository served a blob (see `state::provenance`); optional
+//! ├── served-by/sha512/HEX
+//! ├── given                 the same for all content, by an earlier version; optional, read and later deleted
 //! ├── preload.json          the trees that cluster sets preload on this node (see `preload_index`); optional
 //! └── readonly/             a second, read-only mount of `trees` (the driver's `mount`)
 //! ```
@@ -53,7 +57,8 @@
 //! `trees`. It compares their blobs and layers with the recorded digests and checksums before it uses them in
 //! a new tree (see `integrity`).
 //!
-//! Files in `blobs`, `layers` and `trees` are never written again. Only the mtime of a `tree.json` changes.
+//! Files in `blobs`, `layers` and `trees` are never written again, except for `served-by`. The mtime of a `tree.json`
+//! changes as well.
 //!
 //! **Locks.** Between processes: `lock`. `oras-csi store ls` and `verify` read the store without it. Within a
 //! process: the task that creates a blob, a layer or a tree holds the lock for its name and its registry in
@@ -88,7 +93,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::disk::folders::{TmpNames, make_private_folder};
-use crate::disk::{DiskError, DiskSpace, boot_id};
+use crate::disk::{DiskError, DiskSpace, Usage, boot_id};
 use crate::layout::format::{self, StoreError};
 use crate::layout::{Item, Layout};
 use crate::limits::Limits;
@@ -100,8 +105,8 @@ use crate::state::observer::{NoObserver, StoreObserver};
 use crate::state::provenance::Provenance;
 use crate::state::verified_items::VerifiedItems;
 
-/// Frees this many bytes in a store, if possible. The caller must check whether it was.
-pub(crate) type SpaceReclaimer = fn(&Store, u64) -> Result<(), DiskError>;
+/// Frees this many bytes and inodes in a store, if possible. The caller must check whether it was.
+pub(crate) type SpaceReclaimer = fn(&Store, Usage) -> Result<(), DiskError>;
 
 /// An open store. Its folder stays locked until the value is dropped.
 #[derive(Debug)]
@@ -152,7 +157,7 @@ impl Store {
             tmp,
             verified: VerifiedItems::default(),
             durability,
-            provenance: Provenance::read(&layout.provenance()),
+            provenance: Provenance::open(&layout),
             observer: Arc::new(NoObserver),
             roots: None,
             reclaim_space: None,
@@ -266,18 +271,17 @@ impl Store {
         self.tmp.next()
     }
 
-    /// Checks that `wanted` more bytes can be written without using the reserve of free space. Runs garbage
-    /// collection if there is not enough.
-    pub(crate) fn check_free_space(&self, wanted: u64) -> Result<(), DiskError> {
-        let reserve = self.limits.reserve();
+    /// Checks that `wanted` more bytes and inodes can be used without using the reserves. Runs garbage collection
+    /// if there is not enough.
+    pub(crate) fn check_free_space(&self, wanted: Usage) -> Result<(), DiskError> {
         let space = DiskSpace::measure(&self.root)?;
-        if wanted == 0 || space.check(wanted, reserve).is_ok() {
+        if wanted == Usage::default() || space.check(wanted, &self.limits).is_ok() {
             return Ok(());
         }
         if let Some(reclaim) = self.reclaim_space {
-            reclaim(self, space.needed(wanted, reserve))?;
+            reclaim(self, space.needed(wanted, &self.limits))?;
         }
-        DiskSpace::measure(&self.root)?.check(wanted, reserve)
+        DiskSpace::measure(&self.root)?.check(wanted, &self.limits)
     }
 
     /// Marks items that are about to be created as not yet synced, so that they can become visible before

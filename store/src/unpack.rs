@@ -1,9 +1,10 @@
 //! Unpacks layers: from the bytes of a blob to files in a directory.
 //!
 //! ```text
-//! registry ──► BlobReader ──► compress ──► MeteredReader ─► tar ──► tree_writer
-//!              size, digest   magic,       limit, space,    names   openat2 beneath,
-//!              of the blob    window       content digest           one name at a time
+//! registry ──► BlobReader ──► compress ──► MeteredReader ─► tar ──► tree_writer ──► disk_meter
+//!              size, digest   magic,       limit,           names   openat2 beneath, limit, blocks
+//!              of the blob    window       content digest           one name at      and inodes
+//!                                                                   a time
 //! ```
 //!
 //! [`plan`] decides what each layer of a manifest becomes. [`unpack_layer`] streams one tar layer into an empty
@@ -27,6 +28,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod compress;
+mod disk_meter;
 pub(crate) mod entries;
 pub(crate) mod error;
 pub(crate) mod filter;

@@ -17,8 +17,10 @@ type Labels = [(&'static str, &'static str); 2];
 #[derive(Clone, Debug)]
 pub(super) struct StoreMetrics {
     bytes: Family<Label, Gauge>,
+    inodes: Family<Label, Gauge>,
     objects: Family<Label, Gauge>,
     free: Gauge,
+    free_inodes: Gauge,
     evictions: Family<Label, Counter>,
     evicted_bytes: Counter<u64, AtomicU64>,
     scrubbed: Family<Labels, Counter>,
@@ -37,8 +39,10 @@ impl StoreMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self {
             bytes: Family::default(),
+            inodes: Family::default(),
             objects: Family::default(),
             free: Gauge::default(),
+            free_inodes: Gauge::default(),
             evictions: Family::default(),
             evicted_bytes: Counter::default(),
             scrubbed: Family::default(),
@@ -49,9 +53,15 @@ impl StoreMetrics {
             pull_seconds: Family::new_with_constructor(pull_seconds),
         };
         let metrics = new.clone();
-        registry.register("store_bytes", "Bytes in the store, by state", metrics.bytes);
+        registry.register("store_bytes", "Disk space of the store in bytes, by state", metrics.bytes);
+        registry.register("store_inodes", "Inodes of the store, by state", metrics.inodes);
         registry.register("store_objects", "Objects in the store, by kind", metrics.objects);
         registry.register("store_free_bytes", "Free bytes on the file system of the store", metrics.free);
+        registry.register(
+            "store_free_inodes",
+            "Free inodes on the file system of the store; the largest number if they are not limited",
+            metrics.free_inodes,
+        );
         registry.register("evictions", "Objects that garbage collection deleted, by kind", metrics.evictions);
         registry.register("evicted_bytes", "Bytes that garbage collection deleted", metrics.evicted_bytes);
         registry.register(
@@ -102,10 +112,11 @@ impl Metrics {
 }
 
 impl StoreObserver for Metrics {
-    fn measured(&self, inventory: &Inventory, free: u64) {
+    fn measured(&self, inventory: &Inventory, free_bytes: u64, free_inodes: Option<u64>) {
         let store = &self.0.store;
-        for (state, bytes) in inventory.sizes() {
-            store.bytes.get_or_create(&[("state", state.name())]).set(amount(bytes));
+        for (state, usage) in inventory.usage_by_state() {
+            store.bytes.get_or_create(&[("state", state.name())]).set(amount(usage.bytes));
+            store.inodes.get_or_create(&[("state", state.name())]).set(amount(usage.inodes));
         }
         let counts = [
             ("tree", inventory.trees().len()),
@@ -117,7 +128,8 @@ impl StoreObserver for Metrics {
         for (name, count) in counts {
             store.objects.get_or_create(&[("kind", name)]).set(amount(count));
         }
-        store.free.set(amount(free));
+        store.free.set(amount(free_bytes));
+        store.free_inodes.set(free_inodes.map_or(i64::MAX, amount));
     }
 
     fn collected(&self, done: &CollectionReport) {

@@ -99,7 +99,7 @@ impl Reporter {
         let store = self.store.clone();
         let read = tokio::task::spawn_blocking(move || Inventory::read(store.layout())).await;
         if let (Some(store), Ok(Ok(inventory))) = (&mut status.store, read) {
-            store.bytes = amount(inventory.bytes());
+            store.bytes = amount(inventory.usage().bytes);
         }
         status
     }

@@ -28,7 +28,7 @@ use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
 use oras_csi_store::gc::double_free_space;
 use oras_csi_store::pull::{Fetcher, ProgressSnapshot, PullError, PullStatus, Pulls};
-use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Totals, TreeKey};
+use oras_csi_store::{DiskError, Item, PullErrorKind, Store, TreeKey, Usage};
 
 use self::authorization::Authorizer;
 pub use self::authorization::{AuthorizationError, PodName};
@@ -280,10 +280,13 @@ impl Publisher {
             self.authorize(&request, &fetcher).await?;
         }
         // A tree in the store counts for this pod only if the registries of its recipe served the content to this node.
-        let may_use_store = is_authorized || self.disk.store.provenance().has_tree(&key, request.recipe());
-        let is_stored = may_use_store && {
-            let key = key.clone();
-            self.run_on_disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await?
+        let is_stored = {
+            let (request, key) = (request.clone(), key.clone());
+            self.run_on_disk(move |disk| {
+                let may_use_store = is_authorized || disk.store.provenance().has_tree(&key, request.recipe());
+                Ok(may_use_store && disk.store.tree(&key)?.is_some())
+            })
+            .await?
         };
         self.disk.metrics.looked_up(if is_stored { TreeLookup::Hit } else { TreeLookup::Miss });
         if !is_stored {
@@ -366,7 +369,7 @@ impl Publisher {
     }
 
     /// Returns the size of a published volume.
-    pub async fn stats(&self, volume: &str, path: &str) -> Result<Totals, StatsError> {
+    pub async fn stats(&self, volume: &str, path: &str) -> Result<Usage, StatsError> {
         if volume.is_empty() {
             return Err(StatsError::MissingField("volume_id"));
         }
@@ -479,7 +482,7 @@ impl Disk {
         Ok(Effect::Changed)
     }
 
-    fn stats(&self, volume: &str, path: &str) -> Result<Totals, StatsError> {
+    fn stats(&self, volume: &str, path: &str) -> Result<Usage, StatsError> {
         let missing = || StatsError::NotPublished { volume: volume.into(), path: path.into() };
         let target = Target::parse(path).map_err(|_| missing())?;
         let record = self.records.get(&target)?.filter(|record| record.volume() == volume);
@@ -488,7 +491,7 @@ impl Disk {
             Found::Mounted { tree: mounted, .. } if mounted == tree => {}
             _ => return Err(missing()),
         }
-        let totals = self.store.tree(&tree)?.map(|tree| tree.totals());
-        totals.or_else(|| self.store.quarantined_totals(&tree)).ok_or_else(missing)
+        let usage = self.store.tree(&tree)?.map(|tree| tree.usage());
+        usage.or_else(|| self.store.quarantined_usage(&tree)).ok_or_else(missing)
     }
 }

@@ -171,7 +171,7 @@ async fn collects_garbage_above_the_high_watermark() {
     let text = driver.metrics_text().await;
     for line in [
         "oras_csi_driver_evictions_total{kind=\"tree\"} 1",
-        "oras_csi_driver_evicted_bytes_total 838",
+        "oras_csi_driver_evicted_bytes_total 84",
         "oras_csi_driver_tree_lookups_total{result=\"miss\"} 3",
     ] {
         assert!(text.contains(line), "{line}\n{text}");

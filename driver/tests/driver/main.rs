@@ -14,6 +14,7 @@ mod collecting;
 mod crash;
 mod damage;
 mod directory;
+mod disk_usage;
 mod disks;
 mod endpoints;
 mod hanging_disk;

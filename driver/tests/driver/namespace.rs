@@ -89,6 +89,26 @@ pub fn in_memory(options: &str) -> tempfile::TempDir {
     folder
 }
 
+/// Mounts a new ext4 file system with blocks of 4 KiB and these options of `mkfs.ext4`. It ends with the namespace of
+/// the test, or with [`unmount`].
+pub fn ext4(bytes: u64, options: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(bytes).unwrap();
+    let made =
+        Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).args(options).arg(image.path()).output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "mkfs.ext4: {}", String::from_utf8_lossy(&made.stderr));
+    mount(&["-o", "loop", image.path().to_str().unwrap()], folder.path());
+    // The loop device keeps the file, which has no name any more.
+    folder
+}
+
+pub fn unmount(path: &std::path::Path) {
+    let output = Command::new("umount").arg(path).output().unwrap();
+    assert!(output.status.success(), "umount: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 pub fn mount(arguments: &[&str], path: &std::path::Path) {
     let output = Command::new("mount").args(arguments).arg(path).output().unwrap();
     assert!(output.status.success(), "mount {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

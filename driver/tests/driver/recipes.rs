@@ -328,7 +328,8 @@ async fn limits_apply_to_the_whole_tree_and_name_themselves() {
         let digest = Artifact::new(&bench.registry).file("a", &[1; 900]).file("b", &[2; 900]).push();
         steps(vec![Step::Add(add(&digest))])
     };
-    refused(limits.with_unpacked(1_000), "the volume would have more than 1000 bytes", &big).await;
+    refused(limits.with_unpacked(1_000), "the volume would take more than 1000 bytes of the disk", &big)
+        .await;
     let deep = |bench: &Bench| {
         let digest = Artifact::new(&bench.registry).file("a/b/c/d", b"x").push();
         steps(vec![Step::Add(add(&digest).at("p/q/r".parse().unwrap()))])

@@ -18,6 +18,7 @@ use oras_csi_driver::proto::csi::{
 };
 use oras_csi_driver::proto::registration::registration_client::RegistrationClient;
 use oras_csi_driver::proto::registration::{InfoRequest, RegistrationStatus};
+use oras_csi_store::{HeldBlob, HeldLayer, HeldTree, Inventory, Layout, Usage};
 use tonic::Code;
 
 use crate::calls::{Running, connect, mounts, request, request_for};
@@ -63,7 +64,16 @@ async fn publish_and_unpublish() {
     driver.publish(wanted).await.unwrap();
     assert_eq!((mounts(&target).len(), driver.records()), (1, 1));
     let path = target.to_str().unwrap();
-    assert_eq!(driver.stats("csi-1", path).await.unwrap(), (7, 4));
+    // What the disk is charged for the tree, its file and its layer, and not for the manifest.
+    let inventory = Inventory::read(&Layout::new(driver.store())).unwrap();
+    let files = inventory.blobs().iter().filter(|blob| blob.size() < 5).map(HeldBlob::usage);
+    let layers = inventory.layers().iter().map(HeldLayer::usage);
+    let trees = inventory.trees().iter().map(HeldTree::own_usage);
+    let parts: Vec<Usage> = files.chain(layers).chain(trees).collect();
+    assert_eq!(parts.len(), 3);
+    let sum = |amount: fn(&Usage) -> u64| i64::try_from(parts.iter().map(amount).sum::<u64>()).unwrap();
+    let wanted = (sum(|usage| usage.bytes), sum(|usage| usage.inodes));
+    assert_eq!(driver.stats("csi-1", path).await.unwrap(), wanted);
     for (volume, path) in [("csi-2", path), ("csi-1", "/nowhere"), ("csi-1", "some/path")] {
         assert_eq!(driver.stats(volume, path).await.unwrap_err().code(), Code::NotFound);
     }

@@ -6,7 +6,9 @@ use oras_csi_core::display::Shown;
 use oras_csi_driver::NodeRoots;
 use oras_csi_driver::volume_records::{Record, read_all};
 use oras_csi_store::gc::Roots;
-use oras_csi_store::{HeldTree, Inventory, Layout, NodeRecord, PreloadEntry, State, read_preload_index};
+use oras_csi_store::{
+    HeldTree, Inventory, Layout, NodeRecord, PreloadEntry, State, Usage, read_preload_index,
+};
 use serde_json::{Value, json};
 
 use crate::exit_status::Failure;
@@ -54,6 +56,7 @@ impl Listing {
                 "key": tree.key().as_str(),
                 "bytes": tree.totals().map(|totals| totals.bytes),
                 "inodes": tree.totals().map(|totals| totals.inodes),
+                "disk": tree.own_usage(),
                 "used": unix_seconds(tree.last_used()),
                 "mounted": self.roots.is_mounted(tree.key()),
                 "volumes": self.count_volumes(tree),
@@ -65,6 +68,7 @@ impl Listing {
                 "key": layer.key().as_str(),
                 "bytes": layer.totals().map(|totals| totals.bytes),
                 "inodes": layer.totals().map(|totals| totals.inodes),
+                "disk": layer.usage(),
                 "made": unix_seconds(layer.created()),
             })
         });
@@ -91,10 +95,15 @@ impl Listing {
                 "there": self.has_tree(wanted),
             })
         });
-        let sizes = self.inventory.sizes().into_iter();
+        let usage = self.inventory.usage_by_state();
+        let by_state = |amount: fn(&Usage) -> u64| {
+            let amounts = usage.iter().map(|(state, usage)| (state.name().to_owned(), json!(amount(usage))));
+            amounts.collect::<serde_json::Map<_, _>>()
+        };
         json!({
             "store": layout.path().display().to_string(),
-            "bytes": sizes.map(|(state, bytes)| (state.name().to_owned(), json!(bytes))).collect::<serde_json::Map<_, _>>(),
+            "bytes": by_state(|usage| usage.bytes),
+            "inodes": by_state(|usage| usage.inodes),
             "trees": trees.collect::<Vec<_>>(),
             "layers": layers.collect::<Vec<_>>(),
             "blobs": blobs.collect::<Vec<_>>(),
@@ -126,14 +135,16 @@ impl Listing {
             println!("{short:<18}{size:>12}{files:>10}  {used:<14}{mounted}, {volumes} volumes{preloaded}");
         }
         let counts = [
+            ("trees", State::Trees, self.inventory.trees().len()),
             ("blobs", State::Blobs, self.inventory.blobs().len()),
             ("layers", State::Layers, self.inventory.layers().len()),
             ("partial", State::Partial, self.inventory.partial().len()),
             ("quarantine", State::Quarantined, self.inventory.quarantined().len()),
         ];
-        let sizes = self.inventory.sizes();
+        let usage = self.inventory.usage_by_state();
         for (name, state, count) in counts {
-            println!("{name:<12}{count:>6}{:>12}", format_bytes(sizes.get(&state).copied().unwrap_or(0)));
+            let usage = usage.get(&state).copied().unwrap_or_default();
+            println!("{name:<12}{count:>6}{:>12}{:>10} inodes", format_bytes(usage.bytes), usage.inodes);
         }
         for record in &self.volumes {
             let tree = record

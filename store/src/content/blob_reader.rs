@@ -52,7 +52,7 @@ pub enum StreamFault {
     },
     /// The layers of a volume exceed the limit on the unpacked size.
     #[error(
-        "the layers of the volume are too large: they unpack to more than {limit} bytes together, the limit"
+        "the layers of the volume are too large: they unpack to more than {limit} bytes together, the limit (--max-unpacked)"
     )]
     Unpacked {
         /// The limit.

@@ -15,6 +15,7 @@
 //! A hard link to a blob or to a layer's file is verified there. So a tree has checksums only of files of its
 //! own: the copies that replace a link when a file already has as many links as the file system allows.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::fd::OwnedFd;
@@ -61,6 +62,26 @@ fn hex(hasher: &Xxh3) -> String {
     format!("{:032x}", hasher.digest128())
 }
 
+/// The lengths and hashes of files with several names, by inode. Each is read once: an archive can have 65,000 hard
+/// links to a large file.
+#[derive(Default)]
+struct KnownFiles(HashMap<(u64, u64), (u64, String)>);
+
+impl KnownFiles {
+    /// Limits the memory.
+    const MAX: usize = 100_000;
+
+    fn get(&self, entry: &Entry<'_>) -> Option<(u64, String)> {
+        self.0.get(&(entry.stat.st_dev, entry.stat.st_ino)).cloned()
+    }
+
+    fn remember(&mut self, entry: &Entry<'_>, known: &(u64, String)) {
+        if entry.stat.st_nlink > 1 && self.0.len() < Self::MAX {
+            self.0.insert((entry.stat.st_dev, entry.stat.st_ino), known.clone());
+        }
+    }
+}
+
 struct Hashed<W> {
     inner: W,
     hasher: Xxh3,
@@ -90,7 +111,7 @@ pub(crate) fn write(
     let file = std::fs::File::create_new(path).map_err(write_failed)?;
     let mut output = BufWriter::new(Hashed { inner: file, hasher: Xxh3::new() });
     output.write_all(HEADER.as_bytes()).map_err(write_failed)?;
-    let mut count = 0_u64;
+    let (mut count, mut known) = (0_u64, KnownFiles::default());
     walk(root, |entry| {
         visit(entry);
         if which == Which::Own && (entry.kind != FileType::RegularFile || entry.stat.st_nlink > 1) {
@@ -100,7 +121,7 @@ pub(crate) fn write(
             ReadError::Disk(errno) => failed("read", &entry.path, errno),
             ReadError::Stopped => failed("read", &entry.path, Errno::INTR),
         };
-        let line = line(entry, reader, &mut Unpaced).map_err(read_error)?;
+        let line = line(entry, &mut known, reader, &mut Unpaced).map_err(read_error)?;
         count += 1;
         let written = output.write_all(line.as_bytes());
         let written = written.and_then(|()| output.write_all(entry.path.as_bytes()));
@@ -112,7 +133,12 @@ pub(crate) fn write(
 }
 
 /// Returns the part of an entry's line before its path.
-fn line(entry: &Entry<'_>, reader: &mut Reader, pace: &mut dyn Pace) -> Result<String, ReadError> {
+fn line(
+    entry: &Entry<'_>,
+    known: &mut KnownFiles,
+    reader: &mut Reader,
+    pace: &mut dyn Pace,
+) -> Result<String, ReadError> {
     let mode = entry.stat.st_mode & 0o7777;
     Ok(match entry.kind {
         FileType::Directory => format!("d {mode:o} 0 - "),
@@ -123,9 +149,17 @@ fn line(entry: &Entry<'_>, reader: &mut Reader, pace: &mut dyn Pace) -> Result<S
             format!("l 0 {} {} ", target.as_bytes().len(), hex(&hasher))
         }
         _ => {
-            let mut hasher = Xxh3::new();
-            let length = reader.read(entry.folder, entry.name, pace, &mut |piece| hasher.update(piece))?;
-            format!("f {mode:o} {length} {} ", hex(&hasher))
+            let (length, hash) = if let Some(known) = known.get(entry) {
+                known
+            } else {
+                let mut hasher = Xxh3::new();
+                let length =
+                    reader.read(entry.folder, entry.name, pace, &mut |piece| hasher.update(piece))?;
+                let new = (length, hex(&hasher));
+                known.remember(entry, &new);
+                new
+            };
+            format!("f {mode:o} {length} {hash} ")
         }
     })
 }
@@ -150,7 +184,7 @@ pub(crate) fn compare(
     }
     let mut lines = BufReader::new(file);
     let limits = Limits::default().with_depth(usize::MAX);
-    let mut buffer = Vec::new();
+    let (mut buffer, mut known) = (Vec::new(), KnownFiles::default());
     let start = io::Seek::rewind(&mut lines).and_then(|()| lines.read_until(b'\n', &mut buffer));
     start.map_err(|error| DiskError::new("read", path, error))?;
     loop {
@@ -163,7 +197,7 @@ pub(crate) fn compare(
             return differs("its list of checksums contains an invalid path".to_owned());
         };
         let wanted = &entry[..entry.len() - name.len()];
-        match found(root, &at, reader, pace) {
+        match found(root, &at, &mut known, reader, pace) {
             Ok(found) if found.as_bytes() == wanted => {}
             Ok(found) => return differs(difference(&at, wanted, &found)),
             Err(ReadError::Stopped) => return Ok(Compared::Stopped),
@@ -178,6 +212,7 @@ pub(crate) fn compare(
 fn found(
     root: &OwnedFd,
     path: &EntryPath,
+    known: &mut KnownFiles,
     reader: &mut Reader,
     pace: &mut dyn Pace,
 ) -> Result<String, ReadError> {
@@ -187,7 +222,7 @@ fn found(
     let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let folder = std::os::fd::AsFd::as_fd(&folder);
-    line(&Entry { path: path.clone(), name, folder, kind, stat }, reader, pace)
+    line(&Entry { path: path.clone(), name, folder, kind, stat }, known, reader, pace)
 }
 
 fn difference(path: &EntryPath, wanted: &[u8], found: &str) -> String {
@@ -231,6 +266,37 @@ mod tests {
     use rustix::fs::{Mode, OFlags};
 
     use super::*;
+
+    /// Counts the bytes that are read.
+    struct Counted(u64);
+
+    impl Pace for Counted {
+        fn spend(&mut self, bytes: u64) -> bool {
+            self.0 += bytes;
+            true
+        }
+    }
+
+    #[test]
+    fn a_file_with_many_names_is_read_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, sums) = (folder.path().join("files"), folder.path().join("sums"));
+        fs::create_dir_all(&files).unwrap();
+        fs::write(files.join("a"), vec![7; 10_000]).unwrap();
+        for number in 0..50 {
+            fs::hard_link(files.join("a"), files.join(format!("b{number}"))).unwrap();
+        }
+        let root = rustix::fs::open(&files, OFlags::DIRECTORY, Mode::empty()).unwrap();
+        write(&root, &sums, Which::All, &mut Reader::from_memory(), |_| {}).unwrap();
+        let mut read = Counted(0);
+        let compared = compare(&root, &sums, &mut Reader::from_disk(), &mut read).unwrap();
+        assert_eq!((compared, read.0), (Compared::Same, 10_000));
+        // Another file in the place of one of the links is detected.
+        fs::remove_file(files.join("b7")).unwrap();
+        fs::write(files.join("b7"), vec![8; 10_000]).unwrap();
+        let compared = compare(&root, &sums, &mut Reader::from_disk(), &mut Unpaced).unwrap();
+        assert!(matches!(compared, Compared::Differs(_)), "{compared:?}");
+    }
 
     #[test]
     fn detects_changed_entries() {

@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use oras_csi_core::digest::{Algorithm, Digest};
 
-use super::description::{self, LayerDescription, TreeDescription};
-use crate::disk::{DiskError, Totals};
+use super::description::{self, LayerDescription, TreeContent, TreeDescription};
+use crate::disk::{DiskError, Totals, Usage};
 use crate::layout::{LAYER, LayerKey, Layout, TREE, TreeKey};
 
 /// A tree in the store.
@@ -27,6 +27,7 @@ pub struct HeldTree {
 pub struct HeldLayer {
     pub(crate) key: LayerKey,
     pub(crate) totals: Option<Totals>,
+    pub(crate) usage: Usage,
     pub(crate) used: SystemTime,
 }
 
@@ -42,7 +43,7 @@ pub struct HeldBlob {
 #[derive(Clone, Debug)]
 pub struct HeldEntry {
     pub(crate) name: String,
-    pub(crate) size: u64,
+    pub(crate) usage: Usage,
     pub(crate) used: SystemTime,
 }
 
@@ -54,7 +55,7 @@ pub struct Inventory {
     pub(crate) blobs: Vec<HeldBlob>,
     pub(crate) partial: Vec<HeldEntry>,
     pub(crate) quarantined: Vec<HeldEntry>,
-    pub(crate) unfinished: u64,
+    pub(crate) unfinished: Usage,
 }
 
 impl HeldTree {
@@ -66,6 +67,12 @@ impl HeldTree {
     /// Returns the size of the tree, if its description can be read.
     pub fn totals(&self) -> Option<Totals> {
         self.description.as_ref().map(TreeDescription::totals)
+    }
+
+    /// Returns what the disk is charged for the tree alone: its directories and names, copies and records. Its files
+    /// belong to blobs and layers.
+    pub fn own_usage(&self) -> Usage {
+        self.description.as_ref().map_or_else(TreeContent::least_usage, |description| description.usage().own)
     }
 
     /// Returns when the tree was last published or unpublished, or created.
@@ -85,6 +92,11 @@ impl HeldLayer {
         self.totals
     }
 
+    /// Returns what the disk is charged for the layer.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
     /// Returns when the layer was created.
     pub fn created(&self) -> SystemTime {
         self.used
@@ -102,6 +114,11 @@ impl HeldBlob {
         self.size
     }
 
+    /// Returns what the disk is charged for the blob and its provenance.
+    pub fn usage(&self) -> Usage {
+        Usage::blob(self.size)
+    }
+
     /// Returns when the blob was created.
     pub fn created(&self) -> SystemTime {
         self.used
@@ -116,7 +133,7 @@ impl HeldEntry {
 
     /// Returns the space that the entry uses on the disk, in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.usage.bytes
     }
 }
 
@@ -139,9 +156,10 @@ impl Inventory {
             let Some(key) = name.to_str().and_then(LayerKey::parse) else { return Ok(()) };
             let text = std::fs::read(entry.path().join(LAYER)).ok();
             let description = text.and_then(|bytes| description::parse::<LayerDescription>(&bytes));
-            let totals = description.map(|description| description.totals);
+            let totals = description.as_ref().map(|description| description.totals);
+            let usage = description.as_ref().map(LayerDescription::usage).unwrap_or_default();
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            found.layers.push(HeldLayer { key, totals, used });
+            found.layers.push(HeldLayer { key, totals, usage, used });
             Ok(())
         })?;
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
@@ -155,7 +173,7 @@ impl Inventory {
         }
         found.partial = partial(&layout.partial())?;
         found.quarantined = entries(&layout.quarantine())?;
-        found.unfinished = entries(&layout.tmp())?.iter().map(HeldEntry::size).sum();
+        found.unfinished = entries(&layout.tmp())?.iter().map(|entry| entry.usage).sum();
         found.trees.sort_by(|a, b| a.key.cmp(&b.key));
         found.layers.sort_by(|a, b| a.key.cmp(&b.key));
         found.blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
@@ -202,35 +220,35 @@ impl Inventory {
         &self.partial
     }
 
-    /// Returns the number of bytes for each state. Trees are not counted, because their files are links to
-    /// blobs and layers.
-    pub fn sizes(&self) -> BTreeMap<State, u64> {
-        let entries = |entries: &[HeldEntry]| entries.iter().map(HeldEntry::size).sum();
+    /// Returns what the disk is charged for each state. A tree counts only with its own directories, copies and
+    /// records, because its files are links to blobs and layers.
+    pub fn usage_by_state(&self) -> BTreeMap<State, Usage> {
+        let entries = |entries: &[HeldEntry]| entries.iter().map(|entry| entry.usage).sum();
         BTreeMap::from([
-            (State::Blobs, self.blobs.iter().map(HeldBlob::size).sum()),
-            (
-                State::Layers,
-                self.layers.iter().filter_map(HeldLayer::totals).map(|totals| totals.bytes).sum(),
-            ),
+            (State::Blobs, self.blobs.iter().map(HeldBlob::usage).sum()),
+            (State::Layers, self.layers.iter().map(HeldLayer::usage).sum()),
+            (State::Trees, self.trees.iter().map(HeldTree::own_usage).sum()),
             (State::Quarantined, entries(&self.quarantined)),
             (State::Partial, entries(&self.partial)),
             (State::Unfinished, self.unfinished),
         ])
     }
 
-    /// Returns the number of bytes in the store.
-    pub fn bytes(&self) -> u64 {
-        self.sizes().values().sum()
+    /// Returns what the disk is charged for the store.
+    pub fn usage(&self) -> Usage {
+        self.usage_by_state().into_values().sum()
     }
 }
 
-/// The states of bytes in a store.
+/// The states of content in a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
     /// Verified blobs.
     Blobs,
     /// Unpacked layers.
     Layers,
+    /// The directories, copies and records of trees.
+    Trees,
     /// Quarantined items: damaged, and possibly still mounted.
     Quarantined,
     /// Partially downloaded blobs.
@@ -245,6 +263,7 @@ impl State {
         match self {
             Self::Blobs => "blobs",
             Self::Layers => "layers",
+            Self::Trees => "trees",
             Self::Quarantined => "set_aside",
             Self::Partial => "partial",
             Self::Unfinished => "unfinished",
@@ -279,7 +298,7 @@ fn entries(folder: &Path) -> Result<Vec<HeldEntry>, DiskError> {
     for_each_entry(folder, |entry, metadata| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-        found.push(HeldEntry { name, size: size(&entry.path(), metadata), used });
+        found.push(HeldEntry { name, usage: usage(&entry.path(), metadata), used });
         Ok(())
     })?;
     Ok(found)
@@ -302,10 +321,13 @@ fn partial(folder: &Path) -> Result<Vec<HeldEntry>, DiskError> {
 }
 
 /// Returns the disk usage of a file, or of a folder with its content. Ignores entries that cannot be read.
-fn size(path: &Path, metadata: &Metadata) -> u64 {
+fn usage(path: &Path, metadata: &Metadata) -> Usage {
+    let own = Usage { bytes: metadata.blocks().saturating_mul(512), inodes: 1 };
     if !metadata.is_dir() {
-        return metadata.blocks() * 512;
+        return own;
     }
     let listed = std::fs::read_dir(path).into_iter().flatten().flatten();
-    listed.filter_map(|entry| entry.metadata().ok().map(|found| size(&entry.path(), &found))).sum()
+    let below: Usage =
+        listed.filter_map(|entry| entry.metadata().ok().map(|found| usage(&entry.path(), &found))).sum();
+    own.plus(below)
 }

@@ -59,7 +59,7 @@ pub enum DiskError {
     },
     /// The free space is too small for the data to be written, which is known in advance.
     #[error(
-        "cannot write {wanted} bytes to the store: its disk has {free} bytes free, of which {reserve} are reserved. Free space on it, or move the store to a larger disk"
+        "cannot write {wanted} bytes to the store: its disk has {free} bytes free, of which {reserve} are reserved (--keep-free). Free space on it, or move the store to a larger disk"
     )]
     TooSmall {
         /// How many bytes would be written.
@@ -67,6 +67,18 @@ pub enum DiskError {
         /// How many bytes are free.
         free: u64,
         /// How many bytes must stay free.
+        reserve: u64,
+    },
+    /// There are too few free inodes for the files to be written.
+    #[error(
+        "cannot write {wanted} more files and directories to the store: its disk has {free} free inodes, of which {reserve} are reserved (--keep-free-inodes). Remove files from it (`df -i` shows its inodes), or move the store to a file system with more inodes"
+    )]
+    TooFewInodes {
+        /// How many inodes would be used.
+        wanted: u64,
+        /// How many inodes are free.
+        free: u64,
+        /// How many inodes must stay free.
         reserve: u64,
     },
 }
@@ -85,7 +97,10 @@ impl DiskError {
 
     /// Reports whether the disk is full. A later retry may succeed.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::NoInodes { .. } | Self::TooSmall { .. })
+        matches!(
+            self,
+            Self::Full { .. } | Self::NoInodes { .. } | Self::TooSmall { .. } | Self::TooFewInodes { .. }
+        )
     }
 
     /// Reports whether the disk lost data that was written to it. Such an item must be created again.

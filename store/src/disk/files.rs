@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::beneath::open_beneath;
@@ -68,22 +68,29 @@ pub(crate) fn set_time(file: impl AsFd, mtime: i64) {
     let _ = rustix::fs::futimens(file, &times(mtime));
 }
 
-/// Creates a hard link to a file. Copies the file if it already has as many links as the file system allows.
-pub(crate) fn link_or_copy(
+/// Creates a hard link to a file or a symbolic link. Fails with [`Errno::MLINK`] if it already has as many links as
+/// the file system allows: then the caller charges a copy and calls [`copy_entry`].
+pub(crate) fn link(
     source: impl AsFd,
     source_name: &[u8],
     folder: impl AsFd,
     name: &[u8],
 ) -> Result<(), Errno> {
-    match rustix::fs::linkat(
-        &source,
-        OsStr::from_bytes(source_name),
-        &folder,
-        OsStr::from_bytes(name),
-        AtFlags::empty(),
-    ) {
-        Err(Errno::MLINK) => {}
-        other => return other,
+    let (source_name, name) = (OsStr::from_bytes(source_name), OsStr::from_bytes(name));
+    rustix::fs::linkat(&source, source_name, &folder, name, AtFlags::empty())
+}
+
+/// Copies a file or a symbolic link, which must not be linked again.
+pub(crate) fn copy_entry(
+    source: impl AsFd,
+    source_name: &[u8],
+    folder: impl AsFd,
+    name: &[u8],
+) -> Result<(), Errno> {
+    let found = rustix::fs::statat(&source, OsStr::from_bytes(source_name), AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(found.st_mode) == FileType::Symlink {
+        let target = rustix::fs::readlinkat(&source, OsStr::from_bytes(source_name), Vec::new())?;
+        return rustix::fs::symlinkat(&target, &folder, OsStr::from_bytes(name));
     }
     let nofollow = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let from = rustix::fs::openat(

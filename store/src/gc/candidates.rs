@@ -9,7 +9,7 @@ use oras_csi_core::digest::Digest;
 use super::roots::Roots;
 use crate::content::description::TreeDescription;
 use crate::content::inventory::Inventory;
-use crate::disk::DiskError;
+use crate::disk::{DiskError, Usage};
 use crate::layout::{Item, LayerKey, TreeKey};
 use crate::state::leases::Leases;
 
@@ -27,15 +27,15 @@ pub(super) enum Deletable {
 pub(super) struct Candidate {
     what: Deletable,
     used: SystemTime,
-    bytes: u64,
+    usage: Usage,
     parts: Vec<Item>,
 }
 
-/// The number of trees that need a blob or a layer, and its size.
+/// The number of trees that need a blob or a layer, and what the disk is charged for it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
     needed_by: usize,
-    bytes: u64,
+    usage: Usage,
 }
 
 /// The items that can be deleted, the least recently used last.
@@ -47,12 +47,9 @@ pub(super) struct Candidates {
 impl Candidates {
     pub(super) fn select(inventory: &Inventory, roots: &Roots, leases: &Leases, oldest: SystemTime) -> Self {
         let mut parts: HashMap<Item, Part> = HashMap::new();
-        let blobs = inventory.blobs.iter().map(|blob| (Item::Blob(blob.digest.clone()), blob.size));
-        let layers = inventory
-            .layers
-            .iter()
-            .map(|layer| (Item::Layer(layer.key.clone()), layer.totals.map_or(0, |totals| totals.bytes)));
-        parts.extend(blobs.chain(layers).map(|(item, bytes)| (item, Part { needed_by: 0, bytes })));
+        let blobs = inventory.blobs.iter().map(|blob| (Item::Blob(blob.digest.clone()), blob.usage()));
+        let layers = inventory.layers.iter().map(|layer| (Item::Layer(layer.key.clone()), layer.usage));
+        parts.extend(blobs.chain(layers).map(|(item, usage)| (item, Part { needed_by: 0, usage })));
         let mut queue = Vec::new();
         for tree in &inventory.trees {
             let mut own: Vec<Item> = tree.description.iter().flat_map(TreeDescription::parts).collect();
@@ -68,21 +65,21 @@ impl Candidates {
                 && !leases.is_taken(&Item::Tree(tree.key.clone()))
             {
                 let what = Deletable::Tree(tree.key.clone());
-                queue.push(Candidate { what, used: tree.last_used, bytes: 0, parts: own });
+                queue.push(Candidate { what, used: tree.last_used, usage: tree.own_usage(), parts: own });
             }
         }
         let is_unneeded =
             |item: &Item| parts.get(item).is_some_and(|part| part.needed_by == 0) && !leases.is_taken(item);
-        let without_tree = |what, used, bytes| Candidate { what, used, bytes, parts: Vec::new() };
+        let without_tree = |what, used, usage| Candidate { what, used, usage, parts: Vec::new() };
         for blob in inventory.blobs.iter().filter(|blob| blob.used <= oldest) {
             if is_unneeded(&Item::Blob(blob.digest.clone())) {
-                queue.push(without_tree(Deletable::Blob(blob.digest.clone()), blob.used, blob.size));
+                queue.push(without_tree(Deletable::Blob(blob.digest.clone()), blob.used, blob.usage()));
             }
         }
         for layer in inventory.layers.iter().filter(|layer| layer.used <= oldest) {
             let item = Item::Layer(layer.key.clone());
             if is_unneeded(&item) {
-                queue.push(without_tree(Deletable::Layer(layer.key.clone()), layer.used, parts[&item].bytes));
+                queue.push(without_tree(Deletable::Layer(layer.key.clone()), layer.used, layer.usage));
             }
         }
         for partial in inventory.partial.iter().filter(|partial| partial.used <= oldest) {
@@ -91,7 +88,7 @@ impl Candidates {
                 queue.push(without_tree(
                     Deletable::Partial(partial.name.clone(), item),
                     partial.used,
-                    partial.size,
+                    partial.usage,
                 ));
             }
         }
@@ -99,16 +96,16 @@ impl Candidates {
         Self { queue, parts }
     }
 
-    /// Returns how many bytes deleting all candidates would free.
-    pub(super) fn bytes(&self) -> u64 {
+    /// Returns what deleting all candidates would free.
+    pub(super) fn usage(&self) -> Usage {
         let mut needed_by: HashMap<&Item, usize> = HashMap::new();
         for part in self.queue.iter().flat_map(|candidate| &candidate.parts) {
             *needed_by.entry(part).or_default() += 1;
         }
         let with_trees = needed_by.into_iter().filter_map(|(item, count)| {
-            self.parts.get(item).filter(|part| part.needed_by == count).map(|part| part.bytes)
+            self.parts.get(item).filter(|part| part.needed_by == count).map(|part| part.usage)
         });
-        with_trees.chain(self.queue.iter().map(|candidate| candidate.bytes)).fold(0, u64::saturating_add)
+        with_trees.chain(self.queue.iter().map(|candidate| candidate.usage)).sum()
     }
 
     /// Removes and returns the least recently used candidate.
@@ -117,20 +114,20 @@ impl Candidates {
     }
 
     /// Deletes a candidate, and the parts that only it needs, with `remove`, which reports whether it deleted
-    /// the item. Returns the number of freed bytes.
+    /// the item. Returns what was freed.
     pub(super) fn delete(
         &mut self,
         candidate: &Candidate,
         mut remove: impl FnMut(&Deletable) -> Result<bool, DiskError>,
-    ) -> Result<u64, DiskError> {
+    ) -> Result<Usage, DiskError> {
         if !remove(&candidate.what)? {
-            return Ok(0);
+            return Ok(Usage::default());
         }
-        let mut freed = candidate.bytes;
+        let mut freed = candidate.usage;
         for item in &candidate.parts {
             let Some(part) = self.parts.get_mut(item) else { continue };
             part.needed_by = part.needed_by.saturating_sub(1);
-            let bytes = part.bytes;
+            let usage = part.usage;
             let what = match item {
                 _ if part.needed_by > 0 => continue,
                 Item::Blob(digest) => Deletable::Blob(digest.clone()),
@@ -138,7 +135,7 @@ impl Candidates {
                 Item::Tree(_) => continue,
             };
             if remove(&what)? {
-                freed = freed.saturating_add(bytes);
+                freed = freed.plus(usage);
             }
         }
         Ok(freed)

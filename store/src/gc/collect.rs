@@ -10,7 +10,7 @@ use super::candidates::{Candidates, Deletable};
 use super::roots::Roots;
 use super::watermarks::Watermarks;
 use crate::content::inventory::Inventory;
-use crate::disk::{DiskError, DiskSpace};
+use crate::disk::{DiskError, DiskSpace, Resource, Usage};
 use crate::layout::{Item, quarantined_tree};
 use crate::state::gc_roots::{GcRoots, RootsError};
 use crate::state::node_record::{CollectionReport, now};
@@ -30,11 +30,11 @@ impl Store {
 pub enum Goal<'a> {
     /// If usage is above the high watermark, deletes until it is below the low watermark.
     Watermarks(&'a Watermarks),
-    /// Deletes until this many bytes are free.
-    FreeBytes(u64),
+    /// Deletes until this many bytes and inodes are free.
+    Free(Usage),
     /// Deletes until the store has at most this many bytes.
     MaxBytes(u64),
-    /// Deletes until the free space has doubled.
+    /// Deletes until the free space has doubled: the free bytes or the free inodes, whichever is scarcer.
     DoubleFreeSpace,
     /// Deletes all unused items.
     All,
@@ -57,32 +57,30 @@ pub fn collect(store: &Store, goal: Goal<'_>, age: Duration) -> Result<Collectio
             report.quarantined += 1;
         }
     }
-    let mut progress = Progress {
-        store,
-        goal,
-        bytes: None,
-        doubled: DiskSpace::measure(store.root())?.free().saturating_mul(2),
-    };
+    let mut progress =
+        Progress { store, goal, usage: None, doubled: doubled(DiskSpace::measure(store.root())?) };
     if progress.is_reached(true)? {
         return Ok(finish(store, report));
     }
+    store.provenance().forget_missing();
     let inventory = Inventory::read(store.layout())?;
-    progress.bytes = Some(inventory.bytes());
+    progress.usage = Some(inventory.usage());
     if progress.is_reached(true)? {
         return Ok(finish(store, report));
     }
     let oldest = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut candidates = Candidates::select(&inventory, &roots, store.leases(), oldest);
-    if let Goal::FreeBytes(wanted) = goal
-        && DiskSpace::measure(store.root())?.free().saturating_add(candidates.bytes()) < wanted
+    if let Goal::Free(wanted) = goal
+        && !DiskSpace::measure(store.root())?.has_free(wanted.minus(candidates.usage()))
     {
         // Deletes nothing for a pull that will not fit anyway, because a manifest can claim any size.
         return Ok(finish(store, report));
     }
     while let Some(candidate) = candidates.pop() {
         let freed = candidates.delete(&candidate, |part| remove(store, part, &mut report))?;
-        report.bytes += freed;
-        progress.bytes = progress.bytes.map(|bytes| bytes.saturating_sub(freed));
+        report.bytes += freed.bytes;
+        report.inodes += freed.inodes;
+        progress.usage = progress.usage.map(|usage| usage.minus(freed));
         if progress.is_reached(false)? {
             break;
         }
@@ -99,11 +97,21 @@ pub fn double_free_space(store: &Store) {
     }
 }
 
-/// Frees `wanted` bytes by deleting unused items, if possible. The caller must check the free space
+/// Returns twice the free bytes or the free inodes, whichever is scarcer.
+fn doubled(space: DiskSpace) -> Usage {
+    match space.scarcer() {
+        Resource::Bytes => Usage { bytes: space.free().saturating_mul(2), inodes: 0 },
+        Resource::Inodes => {
+            Usage { bytes: 0, inodes: space.free_inodes().unwrap_or_default().saturating_mul(2) }
+        }
+    }
+}
+
+/// Frees `wanted` bytes and inodes by deleting unused items, if possible. The caller must check the free space
 /// afterwards.
-fn free_disk_space(store: &Store, wanted: u64) -> Result<(), DiskError> {
+fn free_disk_space(store: &Store, wanted: Usage) -> Result<(), DiskError> {
     let age = store.limits().minimum_age();
-    match collect(store, Goal::FreeBytes(wanted), age) {
+    match collect(store, Goal::Free(wanted), age) {
         Ok(_) => Ok(()),
         Err(RootsError::Disk(error)) => Err(error),
         Err(error) => {
@@ -123,6 +131,7 @@ fn finish(store: &Store, mut report: CollectionReport) -> CollectionReport {
             blobs = report.blobs,
             quarantined = report.quarantined,
             bytes = report.bytes,
+            inodes = report.inodes,
             "garbage collection deleted unused items"
         );
         store.observer().collected(&report);
@@ -150,9 +159,16 @@ fn remove(store: &Store, what: &Deletable, report: &mut CollectionReport) -> Res
         Deletable::Partial(name, item) => (layout.partial().join(name), item.clone(), &mut report.blobs),
     };
     let doomed = store.tmp_path();
-    let move_to_tmp = || match rustix::fs::renameat(CWD, &path, CWD, &doomed) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(errno) => Err(DiskError::new("delete", &path, errno)),
+    let move_to_tmp = || {
+        match rustix::fs::renameat(CWD, &path, CWD, &doomed) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(errno) => return Err(DiskError::new("delete", &path, errno)),
+        }
+        // Before the item can be leased again, so that the facts of a new download stay.
+        if let (Some(item), Deletable::Blob(_)) = (&item, what) {
+            store.provenance().forget(item);
+        }
+        Ok(())
     };
     let deleted = match &item {
         Some(item) => store.leases().remove(item, move_to_tmp)?,
@@ -182,10 +198,10 @@ fn delete(path: &Path) {
 struct Progress<'a> {
     store: &'a Store,
     goal: Goal<'a>,
-    /// The number of bytes in the store, once they were counted.
-    bytes: Option<u64>,
+    /// What the disk is charged for the store, once it was counted.
+    usage: Option<Usage>,
     /// Twice the free space at the start.
-    doubled: u64,
+    doubled: Usage,
 }
 
 impl Progress<'_> {
@@ -194,14 +210,14 @@ impl Progress<'_> {
     fn is_reached(&self, before: bool) -> Result<bool, DiskError> {
         Ok(match self.goal {
             Goal::All => false,
-            Goal::FreeBytes(wanted) => DiskSpace::measure(self.store.root())?.free() >= wanted,
-            Goal::DoubleFreeSpace => DiskSpace::measure(self.store.root())?.free() >= self.doubled,
-            Goal::MaxBytes(most) => self.bytes.is_some_and(|bytes| bytes <= most),
+            Goal::Free(wanted) => DiskSpace::measure(self.store.root())?.has_free(wanted),
+            Goal::DoubleFreeSpace => DiskSpace::measure(self.store.root())?.has_free(self.doubled),
+            Goal::MaxBytes(most) => self.usage.is_some_and(|usage| usage.bytes <= most),
             Goal::Watermarks(marks) => {
                 // The limit on the store's own size can be checked only after its bytes were counted.
-                let counted = self.bytes.is_some() || marks.max_bytes().is_none();
+                let counted = self.usage.is_some() || marks.max_bytes().is_none();
                 let space = DiskSpace::measure(self.store.root())?;
-                counted && !marks.is_above(space, self.bytes, before)
+                counted && !marks.is_above(space, self.usage.map(|usage| usage.bytes), before)
             }
         })
     }

@@ -43,7 +43,9 @@ fn collect_and_measure(store: &Store, marks: &Watermarks) {
     let observer = store.observer();
     match Inventory::read(store.layout()) {
         Ok(inventory) => {
-            observer.measured(&inventory, DiskSpace::measure(store.root()).map_or(0, DiskSpace::free));
+            let space = DiskSpace::measure(store.root()).ok();
+            let free_inodes = space.and_then(DiskSpace::free_inodes);
+            observer.measured(&inventory, space.map_or(0, DiskSpace::free), free_inodes);
         }
         Err(error) => tracing::warn!(%error, "cannot measure the store for its metrics"),
     }

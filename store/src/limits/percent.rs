@@ -12,6 +12,8 @@ impl Percent {
     pub(crate) const ALL: Self = Self(100);
     /// 10.
     pub(crate) const TENTH: Self = Self(10);
+    /// 5.
+    pub(crate) const TWENTIETH: Self = Self(5);
     /// The default high watermark of garbage collection, the same as kubelet's for images.
     pub(crate) const DEFAULT_HIGH_WATERMARK: Self = Self(85);
     /// The default low watermark of garbage collection, the same as kubelet's for images.

@@ -4,7 +4,7 @@
 //! that a whiteout in one artifact cannot remove files of another. An `overlay` step is linked directly into the
 //! tree, where its whiteouts apply to all files that earlier steps put beneath the same path.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -13,25 +13,32 @@ use rustix::io::Errno;
 
 use super::error::PullError;
 use super::steps::{ArtifactStep, ResolvedStep};
-use crate::content::description::TreeContent;
+use crate::content::description::{TreeContent, TreeUsage};
 use crate::disk::beneath::open_beneath;
-use crate::disk::{DiskError, EntryPath};
+use crate::disk::{DiskError, EntryPath, Usage};
 use crate::layout::{LayerKey, LayerShape, TreeKey};
 use crate::store::Store;
+use crate::unpack::budget::Budget;
 use crate::unpack::plan::{LayerContent, PlannedLayer};
 use crate::unpack::tree_builder::{MergeMode, TreeBuildError, TreeBuilder};
 
-/// Assembles the tree `key` from these steps. All blobs and layers that they need are in the store.
-pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[ResolvedStep]) -> Result<(), PullError> {
+/// Assembles the tree `key` from these steps. All blobs and layers that they need are in the store, and were counted
+/// in `budget`.
+pub(super) fn assemble(
+    store: &Store,
+    key: &TreeKey,
+    steps: &[ResolvedStep],
+    budget: &Budget,
+) -> Result<(), PullError> {
     let staging = store.stage()?;
-    let mut tree = TreeBuilder::new(staging.files(), store.limits());
+    let mut tree = TreeBuilder::new(staging.files(), store.limits(), budget).map_err(assemble_error)?;
     for (position, step) in steps.iter().enumerate() {
         match step {
             ResolvedStep::Artifact(artifact) if artifact.mode() == MergeMode::Overlay => {
                 apply_overlay(store, artifact, &mut tree)?;
             }
             ResolvedStep::Artifact(artifact) => {
-                apply_add(store, artifact, &steps[..position], steps.len() == 1, &mut tree)?;
+                apply_add(store, artifact, &steps[..position], steps.len() == 1, budget, &mut tree)?;
             }
             ResolvedStep::Remove(glob) => {
                 if tree.remove_matching(glob).map_err(assemble_error)? == 0 {
@@ -52,8 +59,26 @@ pub(super) fn assemble(store: &Store, key: &TreeKey, steps: &[ResolvedStep]) -> 
         manifests: artifacts().flat_map(|artifact| artifact.manifests().iter().cloned()).collect(),
         blobs: artifacts().flat_map(blobs).collect(),
         layers: artifacts().flat_map(layers).collect(),
+        disk: None,
     };
-    Ok(staging.commit_tree(key, &content)?)
+    let own = tree.usage();
+    let with_parts = own.plus(usage_of_parts(store, steps)?);
+    Ok(staging.commit_tree(key, &content, TreeUsage { own, with_parts })?)
+}
+
+/// Returns what the disk is charged for the blobs and layers of a tree, each once.
+fn usage_of_parts(store: &Store, steps: &[ResolvedStep]) -> Result<Usage, DiskError> {
+    let artifacts = || steps.iter().filter_map(ResolvedStep::artifact);
+    let blobs: BTreeMap<_, _> = artifacts()
+        .flat_map(needed_layers)
+        .filter(|layer| matches!(layer.content(), LayerContent::File(_)))
+        .map(|layer| (layer.descriptor().digest(), Usage::blob(layer.descriptor().size())))
+        .collect();
+    let mut usage = blobs.into_values().sum::<Usage>();
+    for key in artifacts().flat_map(layers).collect::<BTreeSet<_>>() {
+        usage = usage.plus(store.layer(&key)?.map(|layer| layer.usage()).unwrap_or_default());
+    }
+    Ok(usage)
 }
 
 /// Converts an error that no single artifact caused.
@@ -83,15 +108,18 @@ fn apply_add(
     artifact: &ArtifactStep,
     earlier: &[ResolvedStep],
     is_alone: bool,
+    budget: &Budget,
     tree: &mut TreeBuilder<'_>,
 ) -> Result<(), PullError> {
     let part = store.stage()?;
-    let mut step = TreeBuilder::new_part(part.files(), store.limits(), artifact.path());
+    let mut step = TreeBuilder::new_part(part.files(), store.limits(), budget, artifact.path())
+        .map_err(|error| artifact.pull_error(error))?;
     apply_layers(store, artifact, LayerUse::of(store, artifact, is_alone), &mut step)?;
     if step.totals().inodes <= 1 {
         return Err(no_files_error(artifact));
     }
-    tree.merge_tree(part.files(), step.totals(), &artifact.path()).map_err(|error| match error {
+    let size = (step.totals(), step.usage());
+    tree.merge_tree(part.files(), size, &artifact.path()).map_err(|error| match error {
         TreeBuildError::Exists { path } => {
             let mut before = earlier.iter().rev().filter_map(ResolvedStep::artifact);
             match before.find(|before| has_entry_at(store, before, &path)) {
@@ -174,7 +202,7 @@ fn apply_layers(
                 let missing = || DiskError::new("find the layer", key.as_str(), Errno::NOENT);
                 let layer = store.layer(&key)?.ok_or_else(missing)?;
                 if *shape != LayerShape::Image && layer_use == LayerUse::Moved {
-                    let moved = tree.move_tree(layer.files(), layer.totals(), at);
+                    let moved = tree.move_tree(layer.files(), (layer.totals(), layer.usage()), at);
                     moved.map_err(|error| artifact.pull_error(error))?;
                     continue;
                 }

@@ -2,6 +2,7 @@
 //! the tree by hard links.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
@@ -21,9 +22,10 @@ use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
 use super::steps::{ArtifactStep, ResolvedStep, mark_applied_layers};
-use crate::disk::{DiskError, EntryPath};
+use crate::content::description::TreeContent;
+use crate::disk::{DiskError, EntryPath, Usage};
 use crate::layout::{Item, LayerKey, TreeKey};
-use crate::state::provenance::{Provenance, ServedBy};
+use crate::state::provenance::ServedBy;
 use crate::store::Store;
 use crate::store::trees::Tree;
 use crate::unpack::budget::Budget;
@@ -98,7 +100,7 @@ impl Fetcher {
     /// to send the manifest: otherwise a registry could claim to have the content of a private one and so give access
     /// to it.
     pub async fn check_pull_permission(&self, reference: &PinnedReference) -> Result<(), PullError> {
-        match self.store.provenance().of(reference, reference.digest()) {
+        match self.manifest_served_by(reference).await? {
             ServedBy::ThisRepository | ServedBy::ThisHost => self.check_manifest_exists(reference).await,
             ServedBy::Unknown => self.get_manifest(reference).await.map(drop),
         }
@@ -108,9 +110,7 @@ impl Fetcher {
     async fn check_manifest_exists(&self, reference: &PinnedReference) -> Result<(), PullError> {
         let resolved = self.registry.resolve(&Reference::from(reference.clone())).await;
         resolved.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        let recorded = reference.clone();
-        self.record(move |provenance| provenance.record(&recorded, recorded.digest())).await?;
-        Ok(())
+        self.record_manifest(reference).await
     }
 
     /// Returns which credential the registry accepted for the repository of this reference, once a request was made.
@@ -143,11 +143,15 @@ impl Fetcher {
         // The lease protects the tree from garbage collection until it is in use.
         let mut lease = self.store.lease();
         lease.add([Item::Tree(key.clone())]).await;
-        if self.store.provenance().has_tree(&key, recipe) {
-            let key = key.clone();
-            if let Some(tree) = self.blocking(move |store| store.tree(&key)).await? {
-                return Ok(tree);
-            }
+        let stored = {
+            let (key, recipe) = (key.clone(), recipe.clone());
+            let look_up = move |store: &Store| {
+                if store.provenance().has_tree(&key, &recipe) { store.tree(&key) } else { Ok(None) }
+            };
+            self.blocking(look_up).await?
+        };
+        if let Some(tree) = stored {
+            return Ok(tree);
         }
         let steps = self.read_steps(recipe).await?;
         let mut items = Vec::new();
@@ -159,7 +163,7 @@ impl Fetcher {
             }
         }
         lease.add(items).await;
-        let fetches = self.list_missing(&steps).await?;
+        let (fetches, budget) = self.list_missing(&steps).await?;
         let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&planned);
         let wanted = fetches
@@ -168,9 +172,12 @@ impl Fetcher {
             .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
             .collect::<Vec<_>>();
         let space = move |store: &Store| {
-            // Partial blobs have their space on the disk already.
-            let left = wanted.iter().map(|(blob, host)| blob.size() - store.allocated_bytes(blob, host));
-            store.check_free_space(left.fold(0, u64::saturating_add))
+            // Partial blobs have their space on the disk already. The size of an archive's files is not known yet.
+            let left = wanted.iter().map(|(blob, host)| {
+                let allocated = Usage { bytes: store.allocated_bytes(blob, host), inodes: 0 };
+                Usage::blob(blob.size()).minus(allocated)
+            });
+            store.check_free_space(left.sum::<Usage>().plus(TreeContent::least_usage()))
         };
         self.blocking(space).await.map_err(|error| {
             match (error, steps.iter().find_map(ResolvedStep::artifact)) {
@@ -189,19 +196,22 @@ impl Fetcher {
             .try_for_each_concurrent(concurrency, |fetch| self.fetch(fetch, guard.priority(), progress))
             .await?;
         let assembled = {
-            let key = key.clone();
+            let (key, recipe) = (key.clone(), recipe.clone());
             self.blocking(move |store| {
-                if let Some(tree) = store.tree(&key)? {
-                    return Ok(Some(tree));
+                // If the pull is stopped, this thread still needs what the lease and the marks protect.
+                let (lease, unsynced_marks) = (lease, unsynced_marks);
+                let mut tree = store.tree(&key)?;
+                if tree.is_none() {
+                    assemble(store, &key, &steps, &budget)?;
+                    tree = store.tree(&key)?;
                 }
-                assemble(store, &key, &steps)?;
-                Ok::<_, PullError>(store.tree(&key)?)
+                drop(unsynced_marks);
+                store.provenance().record_tree(&key, &recipe);
+                Ok::<_, PullError>((tree, lease))
             })
             .await?
         };
-        drop(unsynced_marks);
-        let (tree_key, tree_recipe) = (key.clone(), recipe.clone());
-        self.record(move |provenance| provenance.record_tree(&tree_key, &tree_recipe)).await?;
+        let (assembled, _lease) = assembled;
         let missing = || DiskError::new("find the assembled tree", key.as_str(), rustix::io::Errno::NOENT);
         Ok(assembled.ok_or_else(missing)?)
     }
@@ -277,7 +287,7 @@ impl Fetcher {
         let wanted = digest.clone();
         let max_bytes = RegistryLimits::default().manifest();
         // Cached content must not be used for a registry that has not shown that it serves it.
-        let served_by = self.store.provenance().of(reference, &digest);
+        let served_by = self.manifest_served_by(reference).await?;
         if served_by == ServedBy::ThisHost {
             self.check_manifest_exists(reference).await?;
         }
@@ -294,20 +304,27 @@ impl Fetcher {
         let manifest = self.registry.manifest(reference).await;
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        let recorded = reference.clone();
-        self.record(move |provenance| provenance.record(&recorded, recorded.digest())).await?;
         let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
         // A manifest that can be read only with the media type of its response is not stored, but downloaded each
         // time.
         if VerifiedManifest::verify(&digest, None, bytes.clone()).is_ok() {
-            self.blocking(move |store| store.put_blob(&digest, &bytes)).await?;
+            let reference = reference.clone();
+            self.blocking(move |store| {
+                store.put_blob(&digest, &bytes)?;
+                store.provenance().record(&reference, &digest, &Item::Blob(digest.clone()));
+                Ok::<_, DiskError>(())
+            })
+            .await?;
         }
         Ok(manifest)
     }
 
     /// Lists the blobs and layers that are not in the store, or that their registry has not served yet. Each is
-    /// listed once.
-    async fn list_missing(&self, steps: &[ResolvedStep]) -> Result<Vec<(Fetch, Planned)>, PullError> {
+    /// listed once. Also returns the limits of the volume, of which blobs and stored layers have used their part.
+    async fn list_missing(
+        &self,
+        steps: &[ResolvedStep],
+    ) -> Result<(Vec<(Fetch, Planned)>, Budget), PullError> {
         let mut wanted = BTreeMap::new();
         let budget = Budget::default();
         for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
@@ -331,7 +348,14 @@ impl Fetcher {
                 let planned = Planned::new(descriptor.clone(), shown);
                 let reference = step.reference().clone();
                 let fetch = Fetch { destination, descriptor, reference, only_verify: false };
-                wanted.entry(item).or_insert((fetch, planned));
+                if let Entry::Vacant(new) = wanted.entry(item) {
+                    if matches!(fetch.destination, Destination::Blob) {
+                        let bytes = Usage::blob(fetch.descriptor.size()).bytes;
+                        let counted = budget.count_disk(bytes, self.store.limits());
+                        counted.map_err(|exceeded| artifact.pull_error(exceeded.into()))?;
+                    }
+                    new.insert((fetch, planned));
+                }
             }
         }
         self.blocking(move |store| {
@@ -345,15 +369,13 @@ impl Fetcher {
                 if let Destination::Layer(key, _) = &fetch.destination
                     && let Some(layer) = store.layer(key)?
                 {
-                    budget.charge(layer.totals());
+                    budget.charge(layer.totals(), layer.usage());
                 }
-                if store.provenance().of(&fetch.reference, fetch.descriptor.digest())
-                    != ServedBy::ThisRepository
-                {
+                if fetch.served_by(store) != ServedBy::ThisRepository {
                     missing.push((Fetch { only_verify: true, ..fetch }, planned));
                 }
             }
-            Ok::<_, DiskError>(missing)
+            Ok::<_, DiskError>((missing, budget))
         })
         .await
     }
@@ -374,8 +396,9 @@ impl Fetcher {
         let bytes = LockKey::Bytes(digest.clone(), host.clone());
         let guard = self.shared.locks.lock(bytes, guard.priority()).await;
         let probe = fetch.clone();
-        let is_stored = self.blocking(move |store| probe.is_stored(store)).await?;
-        let served_by = self.store.provenance().of(&fetch.reference, digest);
+        let look_up =
+            move |store: &Store| Ok::<_, DiskError>((probe.is_stored(store)?, probe.served_by(store)));
+        let (is_stored, served_by) = self.blocking(look_up).await?;
         if is_stored && served_by == ServedBy::ThisRepository {
             progress.found(digest, fetch.descriptor.size());
             progress.finished(digest);
@@ -406,17 +429,34 @@ impl Fetcher {
         } else {
             fetch_blob.run(slot).await.map_err(failed)?;
         }
-        let (recorded, content) = (fetch.reference.clone(), digest.clone());
-        self.record(move |provenance| provenance.record(&recorded, &content)).await?;
+        let recorded = fetch.clone();
+        self.blocking(move |store| {
+            let Fetch { reference, descriptor, .. } = &recorded;
+            store.provenance().record(reference, descriptor.digest(), &recorded.item());
+            Ok::<_, DiskError>(())
+        })
+        .await?;
         progress.finished(digest);
         Ok(())
     }
 
-    /// Records facts about provenance on a thread that may block on the disk.
-    async fn record(&self, record: impl FnOnce(&Provenance) + Send + 'static) -> Result<(), PullError> {
+    /// Records that the repository served the manifest, on a thread that may block on the disk.
+    async fn record_manifest(&self, reference: &PinnedReference) -> Result<(), PullError> {
+        let reference = reference.clone();
         self.blocking(move |store| {
-            record(store.provenance());
+            let digest = reference.digest();
+            store.provenance().record(&reference, digest, &Item::Blob(digest.clone()));
             Ok::<_, DiskError>(())
+        })
+        .await
+    }
+
+    /// Returns whether the repository served the manifest to this node before.
+    async fn manifest_served_by(&self, reference: &PinnedReference) -> Result<ServedBy, PullError> {
+        let reference = reference.clone();
+        self.blocking(move |store| {
+            let digest = reference.digest();
+            Ok::<_, DiskError>(store.provenance().of(&reference, digest, &Item::Blob(digest.clone())))
         })
         .await
     }
@@ -444,6 +484,10 @@ impl Fetch {
             Destination::Blob => Item::Blob(self.descriptor.digest().clone()),
             Destination::Layer(key, _) => Item::Layer(key.clone()),
         }
+    }
+
+    fn served_by(&self, store: &Store) -> ServedBy {
+        store.provenance().of(&self.reference, self.descriptor.digest(), &self.item())
     }
 
     fn is_stored(&self, store: &Store) -> Result<bool, DiskError> {

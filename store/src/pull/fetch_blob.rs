@@ -325,5 +325,5 @@ fn unpack(
             "skipped device nodes, FIFOs and other special entries of a layer"
         );
     }
-    Ok(staging.commit_layer(key, unpacked.totals)?)
+    Ok(staging.commit_layer(key, unpacked.totals, unpacked.usage)?)
 }

@@ -116,6 +116,7 @@ impl ArtifactStep {
             TreeBuildError::Disk(error) => PullError::Disk(error),
             source @ (TreeBuildError::TooManyEntries { .. }
             | TreeBuildError::TooManyBytes { .. }
+            | TreeBuildError::TooMuchDisk { .. }
             | TreeBuildError::Name(_)) => PullError::LimitExceeded { reference: reference(), source },
             source => PullError::Layers { reference: reference(), source },
         }

@@ -137,16 +137,18 @@ impl Leases {
     ) -> Result<(), DiskError> {
         let mut table = self
             .wait(self.table(), |table| !table.moving.contains(item) && !table.committing.contains_key(item));
-        if table.held.contains_key(item) {
-            table.damaged.insert(item.clone(), Instant::now());
-        }
+        table.mark_damaged(item);
         let _renaming = self.mark_moving(&mut table, item);
         drop(table);
-        rename()
+        let renamed = rename();
+        // Again, because a tree that was begun during the rename can contain the item.
+        self.table().mark_damaged(item);
+        renamed
     }
 
     /// Runs `rename`, which makes a tree visible that was begun at `begun` and consists of `parts`. Fails if one of the
-    /// parts was found damaged since: a part that was found damaged earlier has been downloaded again.
+    /// parts was found damaged since, or is being moved away: a part that was found damaged earlier has been downloaded
+    /// again.
     pub(crate) fn commit(
         &self,
         begun: Instant,
@@ -155,7 +157,9 @@ impl Leases {
     ) -> Result<(), DiskError> {
         let parts: Vec<Item> = parts.into_iter().collect();
         let mut table = self.table();
-        let is_damaged = |part: &&Item| table.damaged.get(part).is_some_and(|found| *found >= begun);
+        let is_damaged = |part: &&Item| {
+            table.moving.contains(*part) || table.damaged.get(*part).is_some_and(|found| *found >= begun)
+        };
         if let Some(part) = parts.iter().find(is_damaged) {
             return Err(DiskError::Damaged { what: part.to_string() });
         }
@@ -176,6 +180,13 @@ impl Leases {
 impl Table {
     fn is_taken(&self, item: &Item) -> bool {
         self.held.contains_key(item) || self.seen.as_ref().is_some_and(|seen| seen.contains(item))
+    }
+
+    /// Records that an item was found damaged now. It matters only while the item is leased.
+    fn mark_damaged(&mut self, item: &Item) {
+        if self.held.contains_key(item) {
+            self.damaged.insert(item.clone(), Instant::now());
+        }
     }
 
     fn is_moving(&self, items: &[Item]) -> bool {
@@ -343,6 +354,25 @@ mod tests {
         }
         assert!(hanging.join().unwrap().unwrap());
         assert!(!is_removed(&leases, &item(b"a")), "it is leased now");
+    }
+
+    #[test]
+    fn a_tree_that_is_begun_while_a_damaged_part_is_moved_is_not_committed() {
+        let leases = Leases::default();
+        let mut lease = leases.lease();
+        lease.add_blocking([item(b"a")]);
+        let commit = |begun| leases.commit(begun, [item(b"a")], || Ok(()));
+        let mut begun = None;
+        leases
+            .remove_damaged(&item(b"a"), || {
+                begun = Some(Instant::now());
+                assert!(commit(Instant::now()).is_err(), "the part is still visible");
+                Ok(())
+            })
+            .unwrap();
+        assert!(commit(begun.unwrap()).is_err(), "the tree can contain the part");
+        // A tree that is begun afterwards contains the part that was downloaded again.
+        commit(Instant::now()).unwrap();
     }
 
     #[test]

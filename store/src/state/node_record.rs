@@ -63,6 +63,9 @@ pub struct CollectionReport {
     pub quarantined: u64,
     /// The approximate number of deleted bytes.
     pub bytes: u64,
+    /// The approximate number of deleted inodes. Earlier versions did not write this field.
+    #[serde(default)]
+    pub inodes: u64,
 }
 
 /// A damaged item: the disk returned other data than was written.

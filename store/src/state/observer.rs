@@ -9,8 +9,9 @@ use crate::state::node_record::CollectionReport;
 
 /// Receives the events of a store. Each method must return immediately; by default it does nothing.
 pub trait StoreObserver: fmt::Debug + Send + Sync {
-    /// The store was measured: what it holds, and how many bytes are free on its file system.
-    fn measured(&self, _inventory: &Inventory, _free_bytes: u64) {}
+    /// The store was measured: what it holds, and how many bytes and inodes are free on its file system. A file system
+    /// without a limit on inodes has no number.
+    fn measured(&self, _inventory: &Inventory, _free_bytes: u64, _free_inodes: Option<u64>) {}
     /// This many items are leased.
     fn leased(&self, _count: usize) {}
     /// This many mounts of trees exist.

@@ -13,7 +13,8 @@ use rustix::io::Errno;
 
 use super::Store;
 use crate::content::blob_reader::{BlobReader, StreamFault};
-use crate::disk::DiskError;
+use crate::disk::{DiskError, Usage};
+use crate::layout::Item;
 
 /// The minimum size of a blob whose space is allocated before the first byte is written.
 const PREALLOCATE: u64 = 1 << 20;
@@ -50,7 +51,10 @@ impl Store {
             Ok(bytes) if digest.matches(&bytes) => Ok(Some(bytes)),
             Ok(_) => {
                 tracing::warn!(%digest, "a stored blob does not match its digest; it is deleted and downloaded again");
-                std::fs::remove_file(&path).map_err(|error| DiskError::new("remove", path, error))?;
+                // A tree that is being built from it must not be committed.
+                self.leases.remove_damaged(&Item::Blob(digest.clone()), || {
+                    std::fs::remove_file(&path).map_err(|error| DiskError::new("remove", &path, error))
+                })?;
                 Ok(None)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -71,7 +75,7 @@ impl Store {
         let unfinished = Unfinished::create(self)?;
         let failed = |error: io::Error| DiskError::new("write", unfinished.path(), error);
         if blob.size() >= PREALLOCATE {
-            self.check_free_space(blob.size())?;
+            self.check_free_space(Usage::file(blob.size()))?;
             match rustix::fs::fallocate(&unfinished.file, FallocateFlags::empty(), 0, blob.size()) {
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno.into()).into()),

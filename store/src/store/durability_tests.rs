@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 use oras_csi_core::digest::Digest;
 
 use super::*;
-use crate::content::description::TreeContent;
+use crate::content::description::{TreeContent, TreeUsage};
 use crate::disk::folders::names_in;
-use crate::disk::{Totals, boot_id};
+use crate::disk::{Totals, Usage, boot_id};
 use crate::layout::{CHECKSUMS, LayerKey, LayerShape, TreeKey};
 
 fn open(path: &Path) -> Store {
@@ -27,9 +27,9 @@ fn items() -> [Item; 3] {
 
 fn make(store: &Store) {
     let totals = Totals { bytes: 0, inodes: 1 };
-    store.stage().unwrap().commit_layer(&layer_key(), totals).unwrap();
+    store.stage().unwrap().commit_layer(&layer_key(), totals, Usage::default()).unwrap();
     let made = TreeContent { totals, layers: vec![layer_key()], ..TreeContent::default() };
-    store.stage().unwrap().commit_tree(&key(), &made).unwrap();
+    store.stage().unwrap().commit_tree(&key(), &made, TreeUsage::default()).unwrap();
 }
 
 fn marks(path: &Path) -> Vec<String> {

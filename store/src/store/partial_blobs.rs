@@ -41,7 +41,7 @@ use self::ranges::Ranges;
 use self::recent_chunks::RecentChunks;
 use super::Store;
 use crate::disk::folders::make_private_folder;
-use crate::disk::{DiskError, boot_id};
+use crate::disk::{DiskError, Usage, boot_id};
 
 const JOURNAL_SUFFIX: &str = ".whole";
 const HEADER: &str = "oras-csi partial 1";
@@ -114,7 +114,8 @@ impl Store {
         let journal = with_suffix(&path, JOURNAL_SUFFIX);
         let file = open_locked(&path)?;
         let found = file.metadata().map_err(|error| DiskError::new("inspect", &path, error))?;
-        self.check_free_space(size.saturating_sub(found.blocks().saturating_mul(512).min(size)))?;
+        let allocated = Usage { bytes: found.blocks().saturating_mul(512), inodes: 1 };
+        self.check_free_space(Usage::file(size).minus(allocated))?;
         let boot = boot_id();
         let mut written =
             if self.is_persistent { read_journal(&journal, size, &boot) } else { Ranges::default() };

@@ -9,7 +9,7 @@ use super::Store;
 use crate::content::description::{self, TreeDescription};
 use crate::content::inventory::Inventory;
 use crate::disk::folders::move_to_free_name;
-use crate::disk::{DiskError, Totals};
+use crate::disk::{DiskError, Usage};
 use crate::layout::{Item, TREE, TreeKey, quarantined_tree};
 use crate::state::node_record::{Damage, now};
 
@@ -69,15 +69,16 @@ impl Store {
 }
 
 impl Store {
-    /// Returns the size of a quarantined tree, for the statistics of volumes that still use it.
-    pub fn quarantined_totals(&self, key: &TreeKey) -> Option<Totals> {
+    /// Returns what the disk is charged for a quarantined tree with its blobs and layers, for the statistics of
+    /// volumes that still use it.
+    pub fn quarantined_usage(&self, key: &TreeKey) -> Option<Usage> {
         let listed = std::fs::read_dir(self.layout.quarantine()).ok()?;
         let mut of_tree = listed
             .flatten()
             .filter(|entry| entry.file_name().to_str().and_then(quarantined_tree).as_ref() == Some(key));
         of_tree.find_map(|entry| {
             let text = std::fs::read(entry.path().join(TREE)).ok()?;
-            description::parse::<TreeDescription>(&text).map(|description| description.totals())
+            description::parse::<TreeDescription>(&text).map(|description| description.usage().with_parts)
         })
     }
 }

@@ -1,5 +1,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use bytes::Bytes;
 use oras_csi_core::digest::Digest;
@@ -8,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::content::blob_reader::{BlobReader, StreamFault};
-use crate::content::description::TreeContent;
+use crate::content::description::{TreeContent, TreeUsage};
 use crate::disk::Totals;
 use crate::error_class::ErrorClass;
 use crate::layout::TreeKey;
@@ -121,8 +122,27 @@ fn a_damaged_blob_counts_as_missing() {
     store.write_blob(&lie, reader(&lie, &[b"hello", b" world"])).unwrap_err();
     assert!(store.has_blob(&blob).unwrap());
     fs::write(&path, "hello_world").unwrap();
+    let (mut lease, begun) = (store.lease(), Instant::now());
+    lease.add_blocking([Item::Blob(blob.digest().clone())]);
     assert_eq!(store.read_blob(blob.digest(), 100).unwrap(), None);
     assert!(!path.exists());
+    let committed = store.leases().commit(begun, [Item::Blob(blob.digest().clone())], || Ok(()));
+    assert!(committed.is_err(), "a tree that was begun before can contain the damaged blob");
+}
+
+#[test]
+fn an_absent_item_is_looked_up_while_another_is_quarantined() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let quarantining = store.quarantine_lock.lock().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let look_up = || store.tree(&TreeKey::parse(&"ab".repeat(32)).unwrap());
+        scope.spawn(move || sender.send(look_up()));
+        let found = receiver.recv_timeout(std::time::Duration::from_secs(20));
+        drop(quarantining);
+        assert!(found.expect("it waits for the lock").unwrap().is_none());
+    });
 }
 
 #[test]
@@ -147,15 +167,15 @@ fn a_tree_is_visible_only_when_committed() {
         drop(staging);
     }
     assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
-    store.stage().unwrap().commit_tree(&key, &made).unwrap();
+    store.stage().unwrap().commit_tree(&key, &made, TreeUsage::default()).unwrap();
     assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
     // A second copy is discarded.
-    store.stage().unwrap().commit_tree(&key, &TreeContent::default()).unwrap();
+    store.stage().unwrap().commit_tree(&key, &TreeContent::default(), TreeUsage::default()).unwrap();
     assert_eq!(store.tree(&key).unwrap().unwrap().totals(), made.totals);
     assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
     // A damaged tree is quarantined.
     fs::write(folder.path().join("trees").join(key.as_str()).join("tree.json"), "").unwrap();
     assert!(store.tree(&key).unwrap().is_none());
-    store.stage().unwrap().commit_tree(&key, &made).unwrap();
+    store.stage().unwrap().commit_tree(&key, &made, TreeUsage::default()).unwrap();
     assert!(store.tree(&key).unwrap().is_some());
 }

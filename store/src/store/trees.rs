@@ -17,12 +17,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use crate::content::checksums::{self, Which};
-use crate::content::description::{self, LargeFile, LayerDescription, TreeContent, TreeDescription};
+use crate::content::description::{
+    self, LargeFile, LayerDescription, TreeContent, TreeDescription, TreeUsage,
+};
 use crate::disk::files::DIRECTORY_MODE;
 use crate::disk::folders::{make_new_folder, open_folder};
 use crate::disk::reader::Reader;
 use crate::disk::walk::Entry;
-use crate::disk::{DiskError, Totals};
+use crate::disk::{DiskError, Totals, Usage};
 use crate::layout::{CHECKSUMS, FILES, Item, LAYER, LayerKey, TREE, TreeKey};
 
 /// How many files of a tree, the largest ones, are checked before it is mounted.
@@ -33,6 +35,7 @@ const MAX_LARGEST_FILES: usize = 16;
 pub struct Layer {
     files: OwnedFd,
     totals: Totals,
+    usage: Usage,
 }
 
 impl Layer {
@@ -45,6 +48,11 @@ impl Layer {
     pub fn totals(&self) -> Totals {
         self.totals
     }
+
+    /// Returns what the disk is charged for the layer.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
 }
 
 /// A tree in the store, which can be mounted.
@@ -52,6 +60,7 @@ impl Layer {
 pub struct Tree {
     key: TreeKey,
     totals: Totals,
+    usage: Usage,
 }
 
 impl Tree {
@@ -63,6 +72,11 @@ impl Tree {
     /// Returns the size of the tree.
     pub fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// Returns what the disk is charged for the tree with its blobs and layers.
+    pub fn usage(&self) -> Usage {
+        self.usage
     }
 }
 
@@ -94,7 +108,10 @@ impl Store {
                 Lookup::Damaged(found) => return Ok(Lookup::Damaged(found)),
             };
             match open_folder(&path.join(FILES)) {
-                Ok(files) => Ok(Lookup::Found(Layer { files, totals: description.totals })),
+                Ok(files) => {
+                    let usage = description.usage();
+                    Ok(Lookup::Found(Layer { files, totals: description.totals, usage }))
+                }
                 Err(error) if error.is_damage() => Ok(Lookup::Damaged(error.to_string())),
                 Err(error) => Err(error),
             }
@@ -112,7 +129,11 @@ impl Store {
                 Lookup::Damaged(found) => return Ok(Lookup::Damaged(found)),
             };
             Ok(match check_largest_files(&path.join(FILES), &description.largest) {
-                Ok(()) => Lookup::Found(Tree { key: key.clone(), totals: description.totals() }),
+                Ok(()) => Lookup::Found(Tree {
+                    key: key.clone(),
+                    totals: description.totals(),
+                    usage: description.usage().with_parts,
+                }),
                 Err(found) => Lookup::Damaged(found),
             })
         })
@@ -128,8 +149,10 @@ impl Store {
             Some(found) => Ok(Lookup::Damaged(found)),
             None => look(),
         };
-        if let Lookup::Found(found) = look()? {
-            return Ok(Some(found));
+        match look()? {
+            Lookup::Found(found) => return Ok(Some(found)),
+            Lookup::Absent => return Ok(None),
+            Lookup::Damaged(_) => {}
         }
         // Looks again under the lock: another thread may have quarantined the item, and a new one may have
         // replaced it.
@@ -241,8 +264,8 @@ impl Staging<'_> {
         &self.files
     }
 
-    /// Commits it as the layer `key`, with checksums of its files.
-    pub(crate) fn commit_layer(self, key: &LayerKey, totals: Totals) -> Result<(), DiskError> {
+    /// Commits it as the layer `key`, with checksums of its files. `usage` is what the disk is charged for its files.
+    pub(crate) fn commit_layer(self, key: &LayerKey, totals: Totals, usage: Usage) -> Result<(), DiskError> {
         if self.store.is_persistent {
             let path = self.folder.path.join(CHECKSUMS);
             checksums::write(&self.files, &path, Which::All, &mut Reader::from_memory(), |_| {})?;
@@ -250,13 +273,30 @@ impl Staging<'_> {
         let name = self.store.layout.layer(key);
         let store = self.store;
         let item = Item::Layer(key.clone());
-        self.commit(&item, &name, LAYER, &LayerDescription { totals }, [])?;
+        let usage = usage.plus(self.record_usage()).plus(Usage::file(0));
+        self.commit(&item, &name, LAYER, &LayerDescription { totals, disk: Some(usage) }, [])?;
         store.mark_verified(item);
         Ok(())
     }
 
-    /// Commits it as the tree `key`.
-    pub(crate) fn commit_tree(self, key: &TreeKey, made: &TreeContent) -> Result<(), DiskError> {
+    /// Returns what the disk is charged for the folder, its name, the list of checksums and the provenance.
+    fn record_usage(&self) -> Usage {
+        const NAME: usize = 64;
+        let sums = std::fs::symlink_metadata(self.folder.path.join(CHECKSUMS));
+        let sums = sums.map_or_else(|_| Usage::default(), |found| Usage::file(found.len()));
+        [Usage::directory(), Usage::name(NAME), sums, Usage::file(0)].into_iter().sum()
+    }
+
+    /// Commits it as the tree `key`. `usage` is what the disk is charged for its files: for those that belong to the
+    /// tree alone, and with its blobs and layers.
+    pub(crate) fn commit_tree(
+        self,
+        key: &TreeKey,
+        made: &TreeContent,
+        usage: TreeUsage,
+    ) -> Result<(), DiskError> {
+        // How much longer the numbers themselves make the description.
+        const NUMBERS: u64 = 256;
         let mut largest = Largest::default();
         if self.store.is_persistent {
             let path = self.folder.path.join(CHECKSUMS);
@@ -265,7 +305,13 @@ impl Staging<'_> {
         }
         let name = self.store.layout.tree(key);
         let parts: Vec<Item> = made.parts().collect();
-        let description = TreeDescription { content: made.clone(), largest: largest.0 };
+        let mut description = TreeDescription { content: made.clone(), largest: largest.0 };
+        let text = description::to_text(&description)
+            .map_err(|error| DiskError::new("describe", self.folder.path.join(TREE), error))?;
+        let records = self.record_usage().plus(Usage::file(text.len() as u64 + NUMBERS));
+        let TreeUsage { own, with_parts } = usage;
+        let disk = TreeUsage { own: own.plus(records), with_parts: with_parts.plus(records) };
+        description.content.disk = Some(disk);
         self.commit(&Item::Tree(key.clone()), &name, TREE, &description, parts)
     }
 

@@ -1,4 +1,4 @@
-//! The limits on entries and unpacked bytes, which all layers of a volume share.
+//! The limits on entries, unpacked bytes and disk usage, which all layers of a volume share.
 //!
 //! Layers are unpacked in parallel, each on its own thread, and counted while they are unpacked. With limits for each
 //! layer alone, a manifest with 4,096 layers could unpack to 4,096 times as much.
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::UnpackError;
 use crate::content::blob_reader::StreamFault;
-use crate::disk::Totals;
+use crate::disk::{Totals, Usage};
 use crate::limits::Limits;
 
 /// What has been used of the limits. Clones share the counters.
@@ -18,17 +18,27 @@ pub struct Budget(Arc<Used>);
 #[derive(Debug, Default)]
 struct Used {
     entries: AtomicU64,
+    /// The bytes of the uncompressed streams.
     bytes: AtomicU64,
+    /// What the disk is charged for. What is deleted again still counts, because ext4 does not shrink directories.
+    disk: AtomicU64,
+}
+
+/// The volume takes more of the disk than the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiskLimitExceeded {
+    pub(crate) limit: u64,
 }
 
 impl Budget {
     /// Counts a layer that an earlier pull unpacked. Without it, a pull that failed at the limit could continue
     /// behind it when it is repeated.
-    pub fn charge(&self, totals: Totals) {
+    pub fn charge(&self, totals: Totals, usage: Usage) {
         // In a tar archive each entry has a header, and its data is padded.
         const ENTRY: u64 = 1_024;
         add(&self.0.entries, totals.inodes);
         add(&self.0.bytes, totals.inodes.saturating_mul(ENTRY).saturating_add(totals.bytes));
+        add(&self.0.disk, usage.bytes);
     }
 
     /// Counts one entry.
@@ -39,12 +49,18 @@ impl Budget {
         Ok(())
     }
 
-    /// Counts `more` bytes.
+    /// Counts `more` bytes of an uncompressed stream.
     pub(super) fn count_bytes(&self, more: u64, limits: &Limits) -> Result<(), StreamFault> {
         if add(&self.0.bytes, more) > limits.unpacked() {
             return Err(StreamFault::Unpacked { limit: limits.unpacked() });
         }
         Ok(())
+    }
+
+    /// Counts `more` bytes of the disk.
+    pub(crate) fn count_disk(&self, more: u64, limits: &Limits) -> Result<(), DiskLimitExceeded> {
+        let limit = limits.unpacked();
+        if add(&self.0.disk, more) > limit { Err(DiskLimitExceeded { limit }) } else { Ok(()) }
     }
 }
 

@@ -8,13 +8,32 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::filter::Filter;
-use crate::disk::{EntryPath, Totals};
+use crate::disk::{EntryPath, Totals, Usage};
 
 /// An entry of a directory.
 pub(super) struct ListedEntry {
     pub(super) name: Vec<u8>,
     pub(super) kind: FileType,
     pub(super) size: u64,
+    /// Whether this is the only name of the file or link.
+    pub(super) is_only_link: bool,
+}
+
+/// What was removed from a tree.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Removed {
+    pub(super) totals: Totals,
+    /// What the disk is no longer charged for: directories and copies. A file that has other names stays. Names are
+    /// not refunded, because ext4 does not shrink a directory.
+    pub(super) usage: Usage,
+}
+
+impl Removed {
+    fn add(&mut self, totals: Totals, usage: Usage) {
+        self.totals.bytes += totals.bytes;
+        self.totals.inodes += totals.inodes;
+        self.usage = self.usage.plus(usage);
+    }
 }
 
 /// The directories that are still to be visited: the path of each parent with the names of its children. A stack of
@@ -83,7 +102,7 @@ fn stat_entry(folder: impl AsFd, name: &[u8]) -> Result<Option<ListedEntry>, Err
             let kind = FileType::from_raw_mode(found.st_mode);
             let size =
                 if kind == FileType::RegularFile { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
-            Ok(Some(ListedEntry { name: name.to_vec(), kind, size }))
+            Ok(Some(ListedEntry { name: name.to_vec(), kind, size, is_only_link: found.st_nlink == 1 }))
         }
     }
 }
@@ -94,7 +113,7 @@ fn open(folder: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
 }
 
 /// Removes an entry with all its contents. A missing entry is no error.
-pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> Result<Totals, Errno> {
+pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> Result<Removed, Errno> {
     remove_filtered(folder, &EntryPath::root().child(name), Filter::default())
 }
 
@@ -104,8 +123,8 @@ pub(super) fn remove_filtered(
     folder: impl AsFd,
     path: &EntryPath,
     filter: Filter<'_>,
-) -> Result<Totals, Errno> {
-    let mut removed = Totals::default();
+) -> Result<Removed, Errno> {
+    let mut removed = Removed::default();
     let Some((_, name)) = path.split() else { return Ok(removed) };
     if filter.prunes(path) {
         return Ok(removed);
@@ -115,19 +134,19 @@ pub(super) fn remove_filtered(
     if found.kind != FileType::Directory {
         if is_kept {
             rustix::fs::unlinkat(&folder, OsStr::from_bytes(name), AtFlags::empty())?;
-            removed = Totals { bytes: found.size, inodes: 1 };
+            let usage = if found.is_only_link { Usage::file(found.size) } else { Usage::default() };
+            removed.add(Totals { bytes: found.size, inodes: 1 }, usage);
         }
         return Ok(removed);
     }
     let inside = open(&folder, name)?;
     for entry in list(&inside)? {
         let below = remove_filtered(&inside, &path.child(&entry.name), filter)?;
-        removed.bytes += below.bytes;
-        removed.inodes += below.inodes;
+        removed.add(below.totals, below.usage);
     }
-    if (is_kept || removed.inodes > 0) && is_empty(&inside)? {
+    if (is_kept || removed.totals.inodes > 0) && is_empty(&inside)? {
         rustix::fs::unlinkat(&folder, OsStr::from_bytes(name), AtFlags::REMOVEDIR)?;
-        removed.inodes += 1;
+        removed.add(Totals { bytes: 0, inodes: 1 }, Usage::directory());
     }
     Ok(removed)
 }

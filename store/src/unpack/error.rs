@@ -5,7 +5,9 @@ use std::io;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Shown;
 
+use super::budget::DiskLimitExceeded;
 use super::compress::{CompressionError, WindowTooLarge};
+use super::disk_meter::ChargeError;
 use super::tar::TarError;
 use crate::content::blob_reader::StreamFault;
 use crate::disk::{DiskError, NameError};
@@ -33,8 +35,16 @@ pub enum UnpackError {
     #[error(transparent)]
     Stream(#[from] StreamFault),
     /// The volume has too many entries.
-    #[error("the layers of the volume have more than {limit} entries together, the limit")]
+    #[error("the layers of the volume have more than {limit} entries together, the limit (--max-entries)")]
     TooManyEntries {
+        /// The limit.
+        limit: u64,
+    },
+    /// The volume takes too much of the disk.
+    #[error(
+        "the layers of the volume are too large: they take more than {limit} bytes of the disk together, the limit (--max-unpacked). Each file, directory and link counts, and each copy of a file with too many hard links"
+    )]
+    TooMuchDisk {
         /// The limit.
         limit: u64,
     },
@@ -104,6 +114,15 @@ pub enum UnpackError {
     /// An operation on the store's disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
+}
+
+impl From<ChargeError> for UnpackError {
+    fn from(error: ChargeError) -> Self {
+        match error {
+            ChargeError::Limit(DiskLimitExceeded { limit }) => Self::TooMuchDisk { limit },
+            ChargeError::Disk(error) => Self::Disk(error),
+        }
+    }
 }
 
 impl From<TarError> for UnpackError {

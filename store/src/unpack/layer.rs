@@ -12,8 +12,8 @@ use super::metered::MeteredReader;
 use super::tar::{EntryKind, TarReader};
 use super::tree_writer::TreeWriter;
 use crate::content::blob_reader::BlobReader;
-use crate::disk::Totals;
 use crate::disk::entry_path::{EntryPath, shown, stays_inside};
+use crate::disk::{Totals, Usage};
 use crate::layout::LayerShape;
 use crate::limits::Limits;
 
@@ -36,6 +36,8 @@ impl UnpackOptions {
 pub struct UnpackSummary {
     /// How many entries and bytes were written.
     pub totals: Totals,
+    /// What the disk is charged for the entries, without the records beside them.
+    pub usage: Usage,
     /// How many device nodes, FIFOs and other special entries were skipped.
     pub skipped: u64,
 }
@@ -57,7 +59,7 @@ pub fn unpack_layer(
     };
     let (unpacked, found) = {
         let opened = compress::open(&mut blob, &media_type, limits.zstd_window_log())?;
-        let mut plain = MeteredReader::new(opened, limits, budget, root, content.map(Digest::algorithm));
+        let mut plain = MeteredReader::new(opened, limits, budget, content.map(Digest::algorithm));
         let unpacked = unpack_archive(&mut plain, options, root, limits)?;
         // Bytes after the end of the archive belong to the stream, and the digests cover them.
         loop {
@@ -87,7 +89,7 @@ fn unpack_archive(
 ) -> Result<UnpackSummary, UnpackError> {
     let UnpackOptions { shape, budget } = options;
     let mut archive = TarReader::new(stream);
-    let mut writer = TreeWriter::new(root, limits, budget);
+    let mut writer = TreeWriter::new(root, limits, budget)?;
     let mut skipped = 0;
     let is_image = *shape == LayerShape::Image;
     while let Some(entry) = archive.advance()? {
@@ -113,7 +115,8 @@ fn unpack_archive(
             }
         }
     }
-    Ok(UnpackSummary { totals: writer.finish(), skipped })
+    let (totals, usage) = writer.finish();
+    Ok(UnpackSummary { totals, usage, skipped })
 }
 
 /// Returns the path in the tree of the layer for the name of an entry.

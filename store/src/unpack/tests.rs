@@ -327,7 +327,8 @@ fn each_limit_has_its_own_message() {
         (archive(&[long, entry("a", b'5', "", b"")]), limits, "5000 bytes"),
         (bomb.clone(), limits.with_unpacked(1 << 20), "more than 1048576 bytes"),
         (tail, limits.with_unpacked(1 << 20), "more than 1048576 bytes"),
-        (gzip(&vec![0; 80 << 20]), limits.with_reserve(Reserve::bytes(u64::MAX)), "free"),
+        (bomb.clone(), limits.with_reserve(Reserve::bytes(u64::MAX)), "(--keep-free)"),
+        (bomb, limits.with_inode_reserve(Reserve::inodes(u64::MAX)), "(--keep-free-inodes)"),
     ] {
         let case = unpack_with(&bytes, "application/x-tar", &LayerShape::Image, limits);
         assert!(case.error().contains(word), "{} / {word}", case.error());

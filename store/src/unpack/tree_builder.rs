@@ -25,12 +25,16 @@ use oras_csi_core::path::Glob;
 use rustix::fs::{AtFlags, FileType, RenameFlags};
 use rustix::io::Errno;
 
-use super::entries::{DirectoryWalk, ListedEntry, is_directory, is_empty, list, remove, remove_filtered};
+use super::budget::{Budget, DiskLimitExceeded};
+use super::disk_meter::{ChargeError, DiskMeter};
+use super::entries::{
+    DirectoryWalk, ListedEntry, Removed, is_directory, is_empty, list, remove, remove_filtered,
+};
 use super::filter::Filter;
 use crate::disk::beneath::open_beneath;
 use crate::disk::entry_path::too_long;
-use crate::disk::files::{DIRECTORY_MODE, Times, link_or_copy, set_time};
-use crate::disk::{DiskError, EntryPath, NameError, Totals};
+use crate::disk::files::{DIRECTORY_MODE, Times, copy_entry, link, set_time};
+use crate::disk::{DiskError, EntryPath, NameError, Totals, Usage};
 use crate::limits::Limits;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -56,20 +60,43 @@ pub enum TreeBuildError {
         path: EntryPath,
     },
     /// The volume has too many entries.
-    #[error("the volume would have more than {limit} entries in all its layers, the limit")]
+    #[error("the volume would have more than {limit} entries in all its layers, the limit (--max-entries)")]
     TooManyEntries {
         /// The limit.
         limit: u64,
     },
     /// The volume has too many bytes.
-    #[error("the volume would have more than {limit} bytes in all its layers, the limit")]
+    #[error("the volume would have more than {limit} bytes in all its layers, the limit (--max-unpacked)")]
     TooManyBytes {
+        /// The limit.
+        limit: u64,
+    },
+    /// The volume takes too much of the disk.
+    #[error(
+        "the volume would take more than {limit} bytes of the disk with all its layers, the limit (--max-unpacked). Each file, directory and link counts, and each copy of a file with too many hard links"
+    )]
+    TooMuchDisk {
         /// The limit.
         limit: u64,
     },
     /// An operation on the store's disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
+}
+
+impl From<DiskLimitExceeded> for TreeBuildError {
+    fn from(DiskLimitExceeded { limit }: DiskLimitExceeded) -> Self {
+        Self::TooMuchDisk { limit }
+    }
+}
+
+impl From<ChargeError> for TreeBuildError {
+    fn from(error: ChargeError) -> Self {
+        match error {
+            ChargeError::Limit(exceeded) => exceeded.into(),
+            ChargeError::Disk(error) => Self::Disk(error),
+        }
+    }
 }
 
 fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> TreeBuildError {
@@ -102,19 +129,31 @@ pub(crate) struct TreeBuilder<'a> {
     /// The path in the volume where `root` will be.
     within: EntryPath,
     totals: Totals,
+    meter: DiskMeter<'a>,
     changes: u64,
 }
 
 impl<'a> TreeBuilder<'a> {
-    /// Builds a tree in `root`, an empty directory.
-    pub(crate) fn new(root: &'a OwnedFd, limits: &'a Limits) -> Self {
-        Self::new_part(root, limits, EntryPath::root())
+    /// Builds a tree in `root`, an empty directory. It shares `budget` with the layers of the volume.
+    pub(crate) fn new(
+        root: &'a OwnedFd,
+        limits: &'a Limits,
+        budget: &'a Budget,
+    ) -> Result<Self, TreeBuildError> {
+        Self::new_part(root, limits, budget, EntryPath::root())
     }
 
     /// Builds a part in `root`, an empty directory. The part will be merged into a tree at `within`.
-    pub(crate) fn new_part(root: &'a OwnedFd, limits: &'a Limits, within: EntryPath) -> Self {
+    pub(crate) fn new_part(
+        root: &'a OwnedFd,
+        limits: &'a Limits,
+        budget: &'a Budget,
+        within: EntryPath,
+    ) -> Result<Self, TreeBuildError> {
         let totals = Totals { bytes: 0, inodes: 1 };
-        Self { root, limits, base: EntryPath::root(), within, totals, changes: 0 }
+        let mut meter = DiskMeter::new(root, limits, budget);
+        meter.charge(Usage::directory())?;
+        Ok(Self { root, limits, base: EntryPath::root(), within, totals, meter, changes: 0 })
     }
 
     /// Sets the path in the tree where the next artifact begins, and resets [`Self::changes`].
@@ -126,6 +165,12 @@ impl<'a> TreeBuilder<'a> {
     /// Returns how many entries and bytes the tree has.
     pub(crate) fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// Returns what the disk is charged for the tree alone: its directories and names, and files that could not be
+    /// linked. The files of layers and blobs belong to these.
+    pub(crate) fn usage(&self) -> Usage {
+        self.meter.usage()
     }
 
     /// Returns how many entries were added or removed since [`Self::set_base`]. A whiteout counts even if it hides
@@ -157,8 +202,12 @@ impl<'a> TreeBuilder<'a> {
         filter: Filter<'_>,
     ) -> Result<(), TreeBuildError> {
         let Some((parent, name)) = path.split() else { return Ok(()) };
-        let mut listed = vec![ListedEntry { name: name.to_vec(), kind: FileType::RegularFile, size: 0 }];
+        let mut listed = vec![Self::whiteout(name)];
         self.apply_whiteouts(&mut listed, &parent, filter)
+    }
+
+    fn whiteout(name: &[u8]) -> ListedEntry {
+        ListedEntry { name: name.to_vec(), kind: FileType::RegularFile, size: 0, is_only_link: true }
     }
 
     /// Hard-links everything of the tree `source` that `filter` keeps to beneath `at`.
@@ -227,11 +276,11 @@ impl<'a> TreeBuilder<'a> {
     pub(crate) fn move_tree(
         &mut self,
         source: &OwnedFd,
-        totals: Totals,
+        (totals, usage): (Totals, Usage),
         at: &EntryPath,
     ) -> Result<(), TreeBuildError> {
         let mtime = rustix::fs::fstat(source).map(|found| found.st_mtime);
-        self.merge_tree(source, totals, at)?;
+        self.merge_tree(source, (totals, usage), at)?;
         self.set_base(EntryPath::root());
         if let (Ok(mtime), Ok(folder)) = (mtime, open_beneath(self.root, at)) {
             set_time(folder, mtime);
@@ -243,11 +292,13 @@ impl<'a> TreeBuilder<'a> {
     pub(crate) fn merge_tree(
         &mut self,
         other: &OwnedFd,
-        totals: Totals,
+        (totals, usage): (Totals, Usage),
         at: &EntryPath,
     ) -> Result<(), TreeBuildError> {
         self.set_base(at.clone());
         self.count(totals.inodes.saturating_sub(1), totals.bytes)?;
+        // Without its root, which is deleted.
+        self.meter.adopt(usage.minus(Usage::directory()));
         let mut walk = DirectoryWalk::new();
         let mut next = Some((EntryPath::root(), ()));
         while let Some((directory, ())) = next {
@@ -259,9 +310,10 @@ impl<'a> TreeBuilder<'a> {
                 let path = at.join(&directory).child(&entry.name);
                 let name = OsStr::from_bytes(&entry.name);
                 match rustix::fs::renameat_with(&from, name, &into, name, RenameFlags::NOREPLACE) {
-                    Ok(()) => {}
+                    Ok(()) => self.meter.charge(Usage::name(entry.name.len()))?,
                     Err(Errno::EXIST) if entry.kind == FileType::Directory && is_directory(&into, name) => {
                         self.totals.inodes = self.totals.inodes.saturating_sub(1);
+                        self.meter.refund(Usage::directory());
                         directories.push((entry.name, ()));
                     }
                     Err(Errno::EXIST) => return Err(TreeBuildError::Exists { path }),
@@ -324,16 +376,20 @@ impl<'a> TreeBuilder<'a> {
         mode: MergeMode,
     ) -> Result<(), TreeBuildError> {
         self.check_path(&self.base.join(path))?;
-        let link = || link_or_copy(from, from_name, folder, name);
-        match link() {
-            Err(Errno::EXIST) if mode == MergeMode::Overlay => {
-                let removed = remove(folder, name).map_err(|errno| disk("replace", path, errno))?;
-                self.subtract(removed);
-                link()
-            }
-            other => other,
+        self.meter.charge(Usage::name(name.len()))?;
+        let link = || link(from, from_name, folder, name);
+        let mut linked = link();
+        if linked == Err(Errno::EXIST) && mode == MergeMode::Overlay {
+            let removed = remove(folder, name).map_err(|errno| disk("replace", path, errno))?;
+            self.subtract(removed);
+            linked = link();
         }
-        .map_err(|errno| match errno {
+        if linked == Err(Errno::MLINK) {
+            self.meter.charge(Usage::file(size))?;
+            self.meter.charge_checksum(self.base.join(path).as_bytes().len())?;
+            linked = copy_entry(from, from_name, folder, name);
+        }
+        linked.map_err(|errno| match errno {
             Errno::EXIST => TreeBuildError::Exists { path: self.base.join(path) },
             errno => disk("link", path, errno),
         })?;
@@ -357,9 +413,10 @@ impl<'a> TreeBuilder<'a> {
         self.within.join(path).check(self.limits).map_err(TreeBuildError::Name)
     }
 
-    fn subtract(&mut self, removed: Totals) {
-        self.totals.bytes = self.totals.bytes.saturating_sub(removed.bytes);
-        self.totals.inodes = self.totals.inodes.saturating_sub(removed.inodes);
+    fn subtract(&mut self, removed: Removed) {
+        self.totals.bytes = self.totals.bytes.saturating_sub(removed.totals.bytes);
+        self.totals.inodes = self.totals.inodes.saturating_sub(removed.totals.inodes);
+        self.meter.refund(removed.usage);
     }
 
     /// Opens the directory `place` of the artifact. Creates it and the directories above it if they do not exist.
@@ -399,6 +456,7 @@ impl<'a> TreeBuilder<'a> {
                 Errno::EXIST => TreeBuildError::Exists { path: created.clone() },
                 errno => disk("create the directory", &created, errno),
             })?;
+            self.meter.charge(Usage::directory().plus(Usage::name(segment.len())))?;
             rustix::fs::chmodat(&folder, name, DIRECTORY_MODE, AtFlags::empty())
                 .map_err(|errno| disk("set the mode of", &created, errno))?;
             self.count(1, 0)?;
@@ -447,7 +505,7 @@ impl<'a> TreeBuilder<'a> {
             let below = place.child(&name);
             let removed = remove_filtered(&folder, &below, filter)
                 .map_err(|errno| disk("apply the whiteout of", &below, errno))?;
-            self.changes += removed.inodes;
+            self.changes += removed.totals.inodes;
             self.subtract(removed);
         }
         Ok(())

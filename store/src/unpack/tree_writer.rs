@@ -15,12 +15,13 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::budget::Budget;
+use super::disk_meter::DiskMeter;
 use super::error::UnpackError;
 use super::tar::TarError;
 use crate::disk::beneath::open_beneath;
 use crate::disk::entry_path::{EntryPath, too_long};
-use crate::disk::files::{DIRECTORY_MODE, Times, file_mode, link_or_copy, set_time, times, umask};
-use crate::disk::{DiskError, Totals};
+use crate::disk::files::{DIRECTORY_MODE, Times, copy_entry, file_mode, link, set_time, times, umask};
+use crate::disk::{DiskError, Totals, Usage};
 use crate::limits::Limits;
 
 /// Writes entries into a directory.
@@ -32,6 +33,7 @@ pub(crate) struct TreeWriter<'a> {
     current: Option<(EntryPath, OwnedFd)>,
     times: Times,
     totals: Totals,
+    meter: DiskMeter<'a>,
 }
 
 fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> UnpackError {
@@ -44,14 +46,26 @@ fn name_of(bytes: &[u8]) -> &OsStr {
 
 impl<'a> TreeWriter<'a> {
     /// Writes into `root`, which must be empty.
-    pub(crate) fn new(root: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
+    pub(crate) fn new(
+        root: &'a OwnedFd,
+        limits: &'a Limits,
+        budget: &'a Budget,
+    ) -> Result<Self, UnpackError> {
         let totals = Totals { bytes: 0, inodes: 1 };
         let umask = umask().unwrap_or(Mode::RWXU | Mode::RWXG | Mode::RWXO);
-        Self { root, limits, budget, umask, current: None, times: Times::default(), totals }
+        let mut meter = DiskMeter::new(root, limits, budget);
+        meter.charge(Usage::directory())?;
+        Ok(Self { root, limits, budget, umask, current: None, times: Times::default(), totals, meter })
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
         self.budget.count_entry(self.limits)
+    }
+
+    /// Charges an entry that is about to be created: its inode and blocks, its name, and its checksum.
+    fn charge(&mut self, path: &EntryPath, name: &[u8], usage: Usage) -> Result<(), UnpackError> {
+        self.meter.charge(usage.plus(Usage::name(name.len())))?;
+        Ok(self.meter.charge_checksum(path.as_bytes().len())?)
     }
 
     /// Creates a directory and the directories above it.
@@ -76,6 +90,8 @@ impl<'a> TreeWriter<'a> {
     ) -> Result<(), UnpackError> {
         self.count()?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
+        // Before the first byte, so that an archive that claims more than fits writes nothing.
+        self.charge(path, name, Usage::file(size))?;
         self.enter_directory(&parent)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = file_mode(mode);
@@ -99,6 +115,7 @@ impl<'a> TreeWriter<'a> {
                 Ok(count) => {
                     data.consume(count);
                     written += count as u64;
+                    self.meter.wrote(count as u64)?;
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(disk("write", path, errno)),
@@ -123,6 +140,7 @@ impl<'a> TreeWriter<'a> {
         if target.is_empty() || target.contains(&0) || target.len() >= self.limits.path() {
             return Err(UnpackError::LinkTarget { path: path.to_string() });
         }
+        self.charge(path, name, Usage::symlink())?;
         self.enter_directory(&parent)?;
         let link = |folder: BorrowedFd<'_>| rustix::fs::symlinkat(name_of(target), folder, name_of(name));
         match link(self.folder()) {
@@ -158,23 +176,34 @@ impl<'a> TreeWriter<'a> {
         })?;
         let found = rustix::fs::statat(&source, name_of(source_name), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|_| missing())?;
-        match FileType::from_raw_mode(found.st_mode) {
-            FileType::RegularFile => {}
-            FileType::Symlink if links_to_links => {}
+        let bytes = match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => u64::try_from(found.st_size).unwrap_or(0),
+            FileType::Symlink if links_to_links => 0,
             _ => return Err(missing()),
-        }
+        };
+        self.charge(path, name, Usage::default())?;
         self.enter_directory(&parent)?;
         if self.exists(name) {
             self.remove_existing(name, path)?;
         }
-        link_or_copy(&source, source_name, self.folder(), name)
-            .map_err(|errno| disk("create the hard link", path, errno))
+        match link(&source, source_name, self.folder(), name) {
+            Err(Errno::MLINK) => {
+                self.meter.charge(Usage::file(bytes))?;
+                copy_entry(&source, source_name, self.folder(), name)
+                    .map_err(|errno| disk("copy a file with too many hard links to", path, errno))?;
+                self.totals.bytes += bytes;
+                self.totals.inodes += 1;
+                Ok(())
+            }
+            linked => linked.map_err(|errno| disk("create the hard link", path, errno)),
+        }
     }
 
-    /// Sets the times of the directories after their last change, and returns what was written.
-    pub(crate) fn finish(self) -> Totals {
+    /// Sets the times of the directories after their last change, and returns what was written and what the disk is
+    /// charged for it.
+    pub(crate) fn finish(self) -> (Totals, Usage) {
         self.times.set(self.root);
-        self.totals
+        (self.totals, self.meter.usage())
     }
 
     fn folder(&self) -> BorrowedFd<'_> {
@@ -238,6 +267,8 @@ impl<'a> TreeWriter<'a> {
             }
             Err(errno) => return Err(disk("create the directory", path, errno)),
         }
+        // Charged when it exists, because archives can list a directory many times.
+        self.charge(path, name, Usage::directory())?;
         if self.umask.intersects(DIRECTORY_MODE) {
             rustix::fs::chmodat(self.folder(), name_of(name), DIRECTORY_MODE, AtFlags::empty())
                 .map_err(|errno| disk("set the mode of", path, errno))?;
@@ -257,19 +288,21 @@ impl<'a> TreeWriter<'a> {
         let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| disk("stat", path, errno))?;
         let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
-        let (flags, removed) = match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }),
+        // Names are not refunded: ext4 does not shrink a directory.
+        let (flags, removed, refund) = match FileType::from_raw_mode(found.st_mode) {
+            FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }, Usage::directory()),
             // The file still exists under its other names.
-            _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default()),
+            _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default(), Usage::default()),
             _ => {
                 let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
-                (AtFlags::empty(), Totals { bytes, inodes: 1 })
+                (AtFlags::empty(), Totals { bytes, inodes: 1 }, Usage::file(bytes))
             }
         };
         match rustix::fs::unlinkat(folder, name_of(name), flags) {
             Ok(()) => {
                 self.totals.bytes = self.totals.bytes.saturating_sub(removed.bytes);
                 self.totals.inodes = self.totals.inodes.saturating_sub(removed.inodes);
+                self.meter.refund(refund);
                 Ok(())
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
