@@ -28,5 +28,6 @@ mod registry;
 mod resumes;
 mod rights;
 mod scale;
+mod tenants;
 mod trees;
 mod volumes;

@@ -294,7 +294,7 @@ impl Turns {
             !download.request.tenants.is_empty()
                 && hold.pool.can_serve(&download.request)
                 && self.can_begin(id, &begun)
-                && (*hold.host == *download.request.host
+                && (**hold.host == *download.request.host
                     || self.on_host(hold.pool, &download.request.host) < self.share(hold.pool))
         })
     }
