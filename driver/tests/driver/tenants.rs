@@ -74,7 +74,9 @@ impl Node {
         let (pulls, fetcher) = (self.pulls.clone(), self.bench.fetcher.clone());
         let waiter = Waiter::new(Tenant::of_namespace(namespace), volume);
         self.tasks.spawn(async move {
-            while let PullStatus::Pulling(_) = pulls.wait_for(&recipe, &fetcher, &waiter, 110 * SECOND).await {}
+            while let PullStatus::Pulling(_) = pulls.wait_for(&recipe, &fetcher, &waiter, 110 * SECOND).await
+            {
+            }
         });
     }
 
@@ -126,7 +128,9 @@ async fn flooding_namespaces_delay_another_by_seconds(#[case] length: usize) {
         node.pass(Duration::from_millis(50)).await;
     }
     assert!(registry.streams.max() >= 8, "the node is busy: {} streams", registry.streams.max());
-    for (name, blobs, length) in [("tiny", 1, 12), ("small", 1, MIB), ("several", 4, 100_000), ("large", 1, 3 * MIB)] {
+    for (name, blobs, length) in
+        [("tiny", 1, 12), ("small", 1, MIB), ("several", 4, 100_000), ("large", 1, 3 * MIB)]
+    {
         let wanted = recipe([add(&artifact(&registry, name, blobs, length))]);
         let took = node.time_to_pull("team", wanted).await;
         eprintln!("{name}: {took:?}");
@@ -291,8 +295,7 @@ async fn seen_by_a_registry(
         if is_archive { artifact.directory("d", &[("f", &bytes)]) } else { artifact.file("f", &bytes) };
     let digest = artifact.push();
     registry.supports_ranges.store(true, Ordering::SeqCst);
-    let recording =
-        Arc::new(Recording { registry: registry.clone(), host: "evil", log: Mutex::default() });
+    let recording = Arc::new(Recording { registry: registry.clone(), host: "evil", log: Mutex::default() });
     let limits = Limits::default().with_reserve(Reserve::bytes(0));
     let store = Store::open(&folder.path().join("store"), limits).unwrap();
     let fetcher = Arc::new(Fetcher::new(Arc::new(store), recording.clone()));
@@ -323,10 +326,10 @@ fn corrupting(registry: &FakeRegistry) {
 
 #[rstest]
 #[case::small(100_000, honest)]
-#[case::kept_in_partial(20 * MIB, honest)]
-#[case::in_ranges(70 * MIB, honest)]
+#[case::kept_in_partial(17 * MIB, honest)]
+#[case::in_ranges(65 * MIB, honest)]
 #[case::wrong_bytes(100_000, corrupting)]
-#[case::many_wrong_bytes(20 * MIB, corrupting)]
+#[case::many_wrong_bytes(17 * MIB, corrupting)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_cannot_tell_whether_the_node_has_the_content(
     #[case] length: usize,

@@ -191,7 +191,9 @@ impl FetchBlob<'_> {
                 }
                 Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => error,
                 Err(Interruption::TooSlow(error)) => too_slow(self.reference, error),
-                Err(Interruption::NoRanges | Interruption::ReceiverStopped | Interruption::TurnEnded) => return,
+                Err(Interruption::NoRanges | Interruption::ReceiverStopped | Interruption::TurnEnded) => {
+                    return;
+                }
             };
             let _ = sender.send(Err(error)).await;
             return;
@@ -276,9 +278,8 @@ fn process(
             let reader = BlobReader::new(blob.clone(), receiver);
             let processed = std::thread::scope(|scope| {
                 let reading = scope.spawn(move || forward(partial, &sender));
-                let unpacked = unpack(store, options, blob, reader).and_then(|staging| {
-                    if only_verify { Ok(()) } else { Ok(staging.commit(key)?) }
-                });
+                let unpacked = unpack(store, options, blob, reader)
+                    .and_then(|staging| if only_verify { Ok(()) } else { Ok(staging.commit(key)?) });
                 // If the content was rejected, the download must stop.
                 partial.close();
                 (unpacked, reading.join())

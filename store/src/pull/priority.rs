@@ -109,9 +109,9 @@ impl PriorityWatch {
         has_changed.then(|| self.tenants())
     }
 
-    /// Waits until the namespaces change.
+    /// Waits until the namespaces change. Read them with [`Self::tenants`] afterwards.
     pub(super) async fn changed(&mut self) {
-        select_all(self.receivers.iter_mut().map(|receiver| receiver.changed().boxed())).await;
+        let _ = select_all(self.receivers.iter_mut().map(|receiver| receiver.changed().boxed())).await;
     }
 }
 

@@ -30,6 +30,7 @@ use tokio::time::{Instant, timeout};
 pub(super) use self::rate::{Ended, RateMonitor, TooSlow, WaitFor};
 use self::turns::{Id, Request, Turns};
 use super::priority::{Priority, PriorityWatch};
+use super::tenant::Tenant;
 
 /// Blobs of at most this size can use the slots for small blobs.
 pub(super) const SMALL_BLOB: u64 = 1 << 20;
@@ -150,11 +151,11 @@ impl DownloadSlot {
         while let Some(granted) = &mut self.granted {
             tokio::select! {
                 biased;
-                _ = granted => {
-                    (self.granted, self.is_parked) = (None, false);
-                    (self.has_received, self.is_wanted) = (false, false);
+                _ = granted => self.start_turn(),
+                () = self.tenants.changed() => {
+                    let tenants = self.tenants.tenants();
+                    self.set_tenants(tenants);
                 }
-                () = self.tenants.changed() => self.update_tenants(),
                 // Time alone can let a preload run.
                 () = tokio::time::sleep(PRELOAD_CHECK_INTERVAL), if self.is_preload => {
                     self.scheduler.change(|_, _| ());
@@ -163,12 +164,22 @@ impl DownloadSlot {
         }
     }
 
-    fn update_tenants(&mut self) {
-        if let Some(tenants) = self.tenants.changed_tenants() {
-            self.is_preload = tenants.is_empty();
-            let id = self.id;
-            self.scheduler.change(|state, _| state.turns.set_tenants(id, tenants));
+    fn start_turn(&mut self) {
+        (self.granted, self.is_parked) = (None, false);
+        (self.has_received, self.is_wanted) = (false, false);
+    }
+
+    /// Starts the next turn if the slot was granted while this task waited for something else.
+    fn notice_grant(&mut self) {
+        if self.granted.as_mut().is_some_and(|granted| granted.try_recv().is_ok()) {
+            self.start_turn();
         }
+    }
+
+    fn set_tenants(&mut self, tenants: Vec<Tenant>) {
+        self.is_preload = tenants.is_empty();
+        let id = self.id;
+        self.scheduler.change(|state, _| state.turns.set_tenants(id, tenants));
     }
 
     fn is_held(&self) -> bool {
@@ -177,15 +188,17 @@ impl DownloadSlot {
 
     /// Looks at the downloads that wait, if it is time to. Returns whether the turn of this download ends.
     fn check(&mut self) -> bool {
+        self.notice_grant();
         let now = Instant::now();
         if !self.is_held() || now < self.next_check {
             return false;
         }
         self.next_check = now + CHECK_INTERVAL;
-        self.update_tenants();
-        let (is_over, is_wanted) = self
-            .scheduler
-            .look(|turns, now| (turns.must_end(self.id, now), turns.is_wanted(self.id)));
+        if let Some(tenants) = self.tenants.changed_tenants() {
+            self.set_tenants(tenants);
+        }
+        let (is_over, is_wanted) =
+            self.scheduler.look(|turns, now| (turns.must_end(self.id, now), turns.is_wanted(self.id)));
         self.is_wanted = is_wanted;
         is_over
     }

@@ -89,6 +89,7 @@ impl RateMonitor {
         future: impl Future<Output = T>,
     ) -> Result<T, Ended> {
         let mut future = pin!(future);
+        slot.notice_grant();
         if wait_for == WaitFor::Body && !slot.is_held() && !slot.is_parked {
             return Err(Ended::Turn);
         }

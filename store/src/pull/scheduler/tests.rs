@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::priority::{Waiters, Waiting};
-use super::super::tenant::Tenant;
 use super::rate::{MIN_RATE, SLOW_RATE};
 use super::*;
 use crate::limits::Limits;

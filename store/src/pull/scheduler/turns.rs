@@ -70,7 +70,11 @@ pub(super) enum Pool {
 enum Place {
     Queued,
     /// The slot counts for this namespace; for none if it is a preload.
-    Held { pool: Pool, since: Duration, tenant: Option<Tenant> },
+    Held {
+        pool: Pool,
+        since: Duration,
+        tenant: Option<Tenant>,
+    },
     /// All bytes have arrived, and the disk still works.
     Received,
 }
@@ -82,6 +86,8 @@ struct Download {
     /// The position in the queue.
     order: u64,
     has_begun: bool,
+    /// Whether it downloads a range for another download. It has no threads of its own.
+    is_helper: bool,
     is_parked: bool,
     /// The number of turns without a byte, one after the other.
     empty_turns: u32,
@@ -142,6 +148,7 @@ impl Turns {
             place: Place::Queued,
             order,
             has_begun: false,
+            is_helper: false,
             is_parked: false,
             empty_turns: 0,
         };
@@ -159,6 +166,9 @@ impl Turns {
             return None;
         }
         let id = self.request(request);
+        if let Some(download) = self.downloads.get_mut(&id) {
+            download.is_helper = true;
+        }
         self.grant(id, Pool::General, now);
         Some(id)
     }
@@ -210,7 +220,9 @@ impl Turns {
     }
 
     fn grant(&mut self, id: Id, pool: Pool, now: Duration) {
-        let Some(host) = self.downloads.get(&id).map(|download| download.request.host.clone()) else { return };
+        let Some(host) = self.downloads.get(&id).map(|download| download.request.host.clone()) else {
+            return;
+        };
         let tenant = self.claim_of(id, pool, &host).map(|claim| claim.tenant);
         if let Some(tenant) = &tenant {
             self.serve(tenant, &host);
@@ -306,7 +318,8 @@ impl Turns {
             // Preloads that have begun are few.
             return true;
         };
-        let is_parked = |download: &&Download| download.is_parked && download.request.tenants.contains(tenant);
+        let is_parked =
+            |download: &&Download| download.is_parked && download.request.tenants.contains(tenant);
         self.downloads.values().filter(is_parked).count() < MAX_PARKED
     }
 

@@ -84,7 +84,8 @@ impl Turns {
     /// Reports whether one more preload from `host` can begin. Preloads have at most half of the node's slots and all
     /// but one of a host's.
     pub(super) fn has_room_for_preload(&self, host: &str, now: Duration) -> bool {
-        let begun = self.downloads.values().filter(|other| other.has_begun && other.request.tenants.is_empty());
+        let begun =
+            self.downloads.values().filter(|other| other.has_begun && other.request.tenants.is_empty());
         let (all, on_host) = begun.fold((0, 0), |(all, on_host), other| {
             (all + 1, on_host + usize::from(*other.request.host == *host))
         });
@@ -114,7 +115,7 @@ impl Turns {
     /// Counts the unfinished downloads of each namespace, small ones and others.
     pub(super) fn begun(&self) -> BTreeMap<(&Tenant, bool), usize> {
         let mut begun = BTreeMap::new();
-        for download in self.downloads.values().filter(|download| download.has_begun) {
+        for download in self.downloads.values().filter(|download| download.has_begun && !download.is_helper) {
             for tenant in &download.request.tenants {
                 *begun.entry((tenant, download.request.is_small)).or_default() += 1;
             }
@@ -173,9 +174,10 @@ impl Turns {
         let mut holds: Vec<Hold<'_>> = self.held().collect();
         for next in &waiting {
             let usable = |hold: &Hold<'_>| !hold.is_passed_on && hold.pool.can_serve(next.request);
-            let candidates = holds.iter().enumerate().filter(|(_, hold)| usable(hold)).filter_map(|(at, hold)| {
-                Some((self.surplus(&holds, hold, next, now)?, now.saturating_sub(hold.since), at))
-            });
+            let candidates =
+                holds.iter().enumerate().filter(|(_, hold)| usable(hold)).filter_map(|(at, hold)| {
+                    Some((self.surplus(&holds, hold, next, now)?, now.saturating_sub(hold.since), at))
+                });
             let Some((_, _, at)) = candidates.max() else { continue };
             handovers.insert(holds[at].id, next.id);
             holds[at].host = &next.request.host;
@@ -205,7 +207,13 @@ impl Turns {
     }
 
     /// Returns by how much the claim of `next` on the slot `hold` is better than that of its owner; `None` if it is not.
-    fn surplus(&self, holds: &[Hold<'_>], hold: &Hold<'_>, next: &Waiting<'_>, now: Duration) -> Option<usize> {
+    fn surplus(
+        &self,
+        holds: &[Hold<'_>],
+        hold: &Hold<'_>,
+        next: &Waiting<'_>,
+        now: Duration,
+    ) -> Option<usize> {
         let of_pool = || holds.iter().filter(|other| other.pool == hold.pool);
         let host = &next.request.host;
         let is_host_full = of_pool().filter(|other| other.host == host).count() >= self.share(hold.pool);

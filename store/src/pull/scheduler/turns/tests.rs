@@ -75,11 +75,12 @@ impl Node {
     /// Checks what must always be true.
     fn check(&self) {
         for pool in [Pool::General, Pool::Reserve, Pool::Slow] {
-            let held = self.turns.held().filter(|hold| hold.pool == pool);
-            assert!(held.clone().count() <= self.turns.capacity(pool));
-            if pool != Pool::Slow {
-                assert!(held.clone().all(|hold| self.turns.on_host(pool, hold.host) <= self.turns.share(pool)));
-            }
+            let held: Vec<_> = self.turns.held().filter(|hold| hold.pool == pool).collect();
+            assert!(held.len() <= self.turns.capacity(pool));
+            assert!(
+                pool == Pool::Slow
+                    || held.iter().all(|hold| self.turns.on_host(pool, hold.host) <= self.turns.share(pool))
+            );
         }
         assert_eq!(self.turns.next_grant(self.now), None, "no slot is free while a download could use it");
         for (id, download) in &self.turns.downloads {
@@ -118,7 +119,8 @@ fn a_namespace_without_a_slot_waits_two_seconds_for_those_with_several() {
 #[test]
 fn more_namespaces_than_slots_take_turns() {
     let mut node = Node::new(2);
-    let ids: Vec<_> = (0..5).map(|number| node.request(&[&format!("t{number}")], &format!("h{number}"), false)).collect();
+    let ids: Vec<_> =
+        (0..5).map(|number| node.request(&[&format!("t{number}")], &format!("h{number}"), false)).collect();
     let mut held = [0; 5];
     for _ in 0..250 * 4 {
         node.step(true);
@@ -173,7 +175,8 @@ fn the_registries_of_a_namespace_take_turns_and_one_registry_gains_nothing() {
 fn a_blob_that_several_namespaces_wait_for_has_the_best_position_of_them() {
     let mut node = Node::new(2);
     let (first, second) = (node.request(&["flood"], "a", false), node.request(&["flood"], "b", false));
-    let queue: Vec<_> = (0..10).map(|number| node.request(&["flood"], &format!("h{number}"), false)).collect();
+    let queue: Vec<_> =
+        (0..10).map(|number| node.request(&["flood"], &format!("h{number}"), false)).collect();
     let shared = node.request(&["flood"], "shared", false);
     node.steps(3);
     assert!(node.holds(first) && node.holds(second));
