@@ -160,7 +160,7 @@ pub enum PullError {
     Stopped,
     /// No pod waits for the pull any more.
     #[error(
-        "the pull was stopped because no pod has waited for it for a minute. The next pod that requests the content continues it"
+        "the pull was stopped because no pod waits for it any more. The next pod that requests the content continues it"
     )]
     Abandoned,
 }

@@ -249,7 +249,7 @@ impl DownloadSlot {
     /// Continues outside of the slots, if one of the places for slow downloads is free.
     fn continue_outside_slots(&mut self) {
         let id = self.id;
-        self.scheduler.change(|state, now| state.turns.move_outside(id, now));
+        self.scheduler.change(|state, _| state.turns.move_outside(id));
     }
 
     /// Reports whether a pod waits for the slot.

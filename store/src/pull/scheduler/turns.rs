@@ -66,13 +66,17 @@ pub(super) enum Pool {
     Slow,
 }
 
+/// When a share was served: the time, and the order of the grants for shares that were served at the same time.
+type Served = (Duration, u64);
+
 #[derive(Clone, Debug)]
 enum Place {
     Queued,
-    /// The slot counts for this namespace; for none if it is a preload.
+    /// The slot counts for this namespace; for none if it is a preload. `order` is that of the grants.
     Held {
         pool: Pool,
         since: Duration,
+        order: u64,
         tenant: Option<Tenant>,
     },
     /// All bytes have arrived, and the disk still works.
@@ -102,7 +106,7 @@ pub(super) struct Turns {
     queued: BTreeSet<Id>,
     granted: Vec<Id>,
     /// When each namespace, and each of its registries, was last served.
-    served: HashMap<Share, u64>,
+    served: HashMap<Share, Served>,
     clock: u64,
     /// Since when pods have slots.
     pods_since: Option<Duration>,
@@ -189,21 +193,27 @@ impl Turns {
     pub(super) fn set_tenants(&mut self, id: Id, tenants: Vec<Tenant>) {
         let Some(download) = self.downloads.get_mut(&id) else { return };
         download.request.tenants = tenants;
-        if let Place::Held { pool, since, .. } = download.place {
+        if let Place::Held { pool, since, order, .. } = download.place {
             let host = download.request.host.clone();
             // The slot does not count while the namespace that it counts for is chosen.
             self.held.remove(&id);
             let tenant = self.claim_of(id, pool, &host).map(|claim| claim.tenant);
             self.held.insert(id);
-            self.place(id, Place::Held { pool, since, tenant });
+            self.place(id, Place::Held { pool, since, order, tenant });
         }
     }
 
     /// Gives free slots to downloads that wait.
     pub(super) fn assign(&mut self, now: Duration) {
+        // Preloads depend on whether pods have slots.
+        self.note_pods(now);
         while let Some((id, pool)) = self.next_grant(now) {
             self.grant(id, pool, now);
         }
+        self.note_pods(now);
+    }
+
+    fn note_pods(&mut self, now: Duration) {
         let pods_hold = self.held().any(|hold| hold.pool != Pool::Slow && hold.tenant.is_some());
         self.pods_since = if pods_hold { self.pods_since.or(Some(now)) } else { None };
     }
@@ -224,29 +234,29 @@ impl Turns {
             return;
         };
         let tenant = self.claim_of(id, pool, &host).map(|claim| claim.tenant);
+        let order = self.tick();
         if let Some(tenant) = &tenant {
-            self.serve(tenant, &host);
+            self.serve(tenant, &host, (now, order));
         }
         self.queued.remove(&id);
         self.held.insert(id);
         self.granted.push(id);
         if let Some(download) = self.downloads.get_mut(&id) {
             (download.has_begun, download.is_parked) = (true, false);
-            download.place = Place::Held { pool, since: now, tenant };
+            download.place = Place::Held { pool, since: now, order, tenant };
         }
     }
 
     /// Records that a namespace had its turn, so that others come first.
-    fn serve(&mut self, tenant: &Tenant, host: &Arc<str>) {
-        let now = self.tick();
-        self.served.insert(Share::Tenant(tenant.clone()), now);
-        self.served.insert(Share::Host(tenant.clone(), host.clone()), now);
+    fn serve(&mut self, tenant: &Tenant, host: &Arc<str>, served: Served) {
+        self.served.insert(Share::Tenant(tenant.clone()), served);
+        self.served.insert(Share::Host(tenant.clone(), host.clone()), served);
     }
 
     /// Ends the turn of a download, which then waits for its next one. The slot passes to the download that has a better
     /// claim, or to the next in the queue. `received` says whether bytes arrived in this turn.
     pub(super) fn end_turn(&mut self, id: Id, now: Duration, is_parked: bool, received: bool) {
-        let successor = self.handovers(now).remove(&id);
+        let successor = self.successor_of(id, now);
         let order = self.tick();
         let Some(download) = self.downloads.get_mut(&id) else { return };
         download.order = order;
@@ -256,9 +266,9 @@ impl Turns {
         let ended = std::mem::replace(&mut download.place, Place::Queued);
         self.held.remove(&id);
         self.queued.insert(id);
-        let Place::Held { pool, tenant, .. } = ended else { return };
+        let Place::Held { pool, order, tenant, .. } = ended else { return };
         if let Some(tenant) = &tenant {
-            self.serve(tenant, &host);
+            self.serve(tenant, &host, (now, order));
         }
         if let Some(successor) = successor
             && let Some(next) = self.downloads.get(&successor)
@@ -277,7 +287,7 @@ impl Turns {
 
     /// Moves a slow download out of its slot, if a place for slow downloads is free. Returns whether it has such a
     /// place.
-    pub(super) fn move_outside(&mut self, id: Id, now: Duration) -> bool {
+    pub(super) fn move_outside(&mut self, id: Id) -> bool {
         let Some(hold) = self.held().find(|hold| hold.id == id) else { return false };
         if hold.pool == Pool::Slow {
             return true;
@@ -287,8 +297,9 @@ impl Turns {
         if slow().count() >= self.capacity(Pool::Slow) || of_tenant >= self.share(Pool::Slow) {
             return false;
         }
-        let tenant = hold.tenant.cloned();
-        self.place(id, Place::Held { pool: Pool::Slow, since: now, tenant });
+        if let Some(Download { place: Place::Held { pool, .. }, .. }) = self.downloads.get_mut(&id) {
+            *pool = Pool::Slow;
+        }
         true
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::super::super::tenant::Tenant;
 use super::{
-    BEGUN_PER_SLOT, Download, Id, MAX_DOUBLINGS, MIN_BEGUN, MIN_TURN, Place, Pool, Request, TURN, Turns,
+    BEGUN_PER_SLOT, Download, Id, MAX_DOUBLINGS, MIN_BEGUN, MIN_TURN, Place, Pool, Request, Served, TURN,
+    Turns,
 };
 
 /// A namespace, or the registries of one host for a namespace.
@@ -29,10 +30,10 @@ impl Share {
 pub(super) struct Claim {
     /// How many slots of this kind the namespace has, and when it was served.
     slots: usize,
-    served: u64,
+    served: Served,
     /// The same for the registry within the namespace.
     host_slots: usize,
-    host_served: u64,
+    host_served: Served,
     /// A download that has begun comes before others of its registry.
     is_new: bool,
     order: u64,
@@ -65,7 +66,7 @@ impl Turns {
     pub(super) fn held(&self) -> impl Iterator<Item = Hold<'_>> {
         self.held.iter().filter_map(|id| {
             let download = self.downloads.get(id)?;
-            let Place::Held { pool, since, tenant } = &download.place else { return None };
+            let Place::Held { pool, since, tenant, .. } = &download.place else { return None };
             let turn = TURN * (1 << download.empty_turns.min(MAX_DOUBLINGS));
             let (host, tenant, is_passed_on) = (&download.request.host, tenant.as_ref(), false);
             Some(Hold { id: *id, pool: *pool, host, tenant, since: *since, turn, is_passed_on })
@@ -185,6 +186,15 @@ impl Turns {
             holds[at].is_passed_on = true;
         }
         handovers
+    }
+
+    /// Returns the download with the best claim of those that have a better one than this download has.
+    pub(super) fn successor_of(&self, id: Id, now: Duration) -> Option<Id> {
+        let holds: Vec<Hold<'_>> = self.held().collect();
+        let hold = holds.iter().find(|hold| hold.id == id)?;
+        let waiting = self.first_of_each_share();
+        let mut claims = waiting.iter().filter(|next| hold.pool.can_serve(next.request));
+        claims.find(|next| self.surplus(&holds, hold, next, now).is_some()).map(|next| next.id)
     }
 
     /// Returns the best download of a pod of each namespace, registry and size, best claim first.
