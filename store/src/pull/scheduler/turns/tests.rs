@@ -238,15 +238,15 @@ fn slow_places_are_shared_by_namespaces() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     /// Namespaces flood the node from hosts of their own or from shared ones. However they do it, another namespace
     /// waits for one short turn if there are more slots than namespaces, and otherwise for a turn of each.
     #[test]
     fn no_namespace_waits_for_more_than_one_turn_of_each_other(
-        flood in prop::collection::vec((0_usize..12, 0_usize..3, any::<bool>()), 0..60),
+        flood in prop::collection::vec((0_usize..12, 0_usize..3, any::<bool>()), 0..40),
         tenants in 1_usize..12,
-        seconds in 0_u64..30,
+        seconds in 0_u64..12,
         is_small in any::<bool>(),
         received in any::<bool>(),
     ) {
