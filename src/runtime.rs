@@ -5,11 +5,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit_status::Failure;
 
+/// The maximum number of threads for work that blocks. A download that has begun has up to three of them until it is
+/// complete. The driver limits these downloads by namespace, so that threads remain for calls of other namespaces.
+const MAX_BLOCKING_THREADS: usize = 2_048;
+
 /// Runs a subcommand on its own multi-threaded runtime, with aws-lc-rs as the cryptography provider of rustls.
 pub(crate) fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     // Fails only where a provider is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .build();
     runtime.map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?.block_on(command)
 }
 

@@ -89,7 +89,7 @@ impl Limits {
     }
 
     /// Returns the number of download slots of the node, one for each blob that is downloaded: 8, and half of
-    /// them for one host. The same number again is available for slow downloads.
+    /// them for one host. The same number again is available for slow downloads, and half of it for small blobs.
     pub fn download_slots(&self) -> usize {
         self.download_slots
     }

@@ -7,20 +7,24 @@
 
 mod assemble;
 mod directory;
+mod disk_turns;
 mod download;
 mod error;
 mod fetch;
 mod fetch_blob;
 mod keyed_lock;
+mod presence;
 mod priority;
 mod progress;
 mod scheduler;
 mod single_flight;
 mod steps;
+mod tenant;
 
 pub use self::directory::{DirectoryError, pull_into_directory};
 pub use self::error::PullError;
 pub use self::fetch::Fetcher;
 pub use self::progress::{NoProgress, Planned, Progress, ProgressCounter, ProgressSnapshot};
 pub use self::single_flight::{BackgroundPull, PullResult, PullStatus, Pulls};
+pub use self::tenant::{Tenant, Waiter};
 pub use crate::error_class::PullErrorKind;

@@ -19,6 +19,9 @@ use crate::display::Printable;
 /// How many bytes of a blob must arrive per idle timeout. Without a minimum, a registry that sends one byte a second
 /// would keep the download open without end.
 const MIN_BYTES_PER_TIMEOUT: usize = 16 << 10;
+/// The longest time that one wait for a chunk can add to the time that the client has waited. A caller can pause
+/// between two polls, while it is the turn of other downloads. That time must not count for the registry.
+const WAIT_STEP: Duration = Duration::from_secs(1);
 /// How long a server may take to end a body after the last expected byte.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -180,17 +183,22 @@ impl BlobBody {
                 return self.end().await;
             }
             let started = Instant::now();
-            let mut chunk = match timeout(self.idle.saturating_sub(self.waited), self.chunks.next()).await {
+            let step = self.idle.saturating_sub(self.waited).min(WAIT_STEP);
+            let mut chunk = match timeout(step, self.chunks.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(Some(Err(error))) => return Some(Err(client_error(&self.label, &error))),
                 Ok(None) => return Some(Err(self.label.unreachable(self.cut_message()))),
-                Err(_) if self.received == 0 => {
-                    return Some(Err(self.label.stalled("more bytes", self.idle)));
+                Err(_) => {
+                    self.waited += step;
+                    if self.waited < self.idle {
+                        continue;
+                    }
+                    let what = if self.received == 0 { "more bytes" } else { "16 KiB more" };
+                    return Some(Err(self.label.stalled(what, self.idle)));
                 }
-                Err(_) => return Some(Err(self.label.stalled("16 KiB more", self.idle))),
             };
             // Only the time that the client waits counts, not the time that the disk needs between two chunks.
-            self.waited += started.elapsed();
+            self.waited += started.elapsed().min(step);
             self.received += chunk.len();
             if self.received >= MIN_BYTES_PER_TIMEOUT {
                 (self.waited, self.received) = (Duration::ZERO, 0);
@@ -247,7 +255,41 @@ fn parse_digits(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::{Semaphore, mpsc};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_between_two_polls_does_not_count_for_the_registry() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let mut body = BlobBody {
+            chunks: Box::pin(stream::poll_fn(move |context| receiver.poll_recv(context))),
+            label: RequestLabel::from_name("registry/blob"),
+            skip: 0,
+            remaining: 1_000_000,
+            length: 1_000_000,
+            idle: Duration::from_secs(30),
+            waited: Duration::ZERO,
+            received: 0,
+            done: false,
+            _permit: Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap(),
+        };
+        for _ in 0..3 {
+            let mut next = std::pin::pin!(body.next());
+            assert!(timeout(Duration::from_secs(5), next.as_mut()).await.is_err());
+            // It is the turn of other downloads.
+            tokio::time::advance(Duration::from_mins(5)).await;
+            sender.send(Ok(Bytes::from_static(&[7; 100]))).unwrap();
+            assert_eq!(next.await.unwrap().unwrap().len(), 100);
+        }
+        let began = Instant::now();
+        let error = body.next().await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("16 KiB more"), "{error}");
+        let waited = began.elapsed().as_secs();
+        assert!((10..=15).contains(&waited), "{waited} of the 30 s after three waits of 5 s");
+    }
 
     #[test]
     fn content_ranges_are_parsed() {

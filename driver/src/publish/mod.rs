@@ -9,7 +9,8 @@
 //! after a reboot of the node; or the seal names a cluster set, whose content the administrator granted to all pods.
 //!
 //! A crash can happen after each step: [`crate::volume_records`] explains why the next call repairs what it left. A
-//! publish that fails leaves neither a directory nor a record. The pull that it waited for continues.
+//! publish that fails leaves neither a directory nor a record. The pull that it waited for continues, until no pod has
+//! waited for it for a while.
 
 mod authorization;
 mod fetching;
@@ -360,6 +361,8 @@ impl Publisher {
         let target = Target::parse(target)?;
         let busy = || UnpublishError::Busy(target.path().to_owned());
         let target_lock = self.target_locks.try_lock(target.path()).ok_or_else(busy)?;
+        // Kubelet unpublishes a volume whose publish has not succeeded yet when the pod was deleted.
+        self.pulls.withdraw(&target.path().to_string_lossy());
         let (disk, volume) = (self.disk.clone(), volume.to_owned());
         let work = tokio::task::spawn_blocking(move || {
             let _lock = target_lock;

@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
 use oras_csi_store::StoreObserver as _;
-use oras_csi_store::pull::PullStatus;
 
 use super::stale_volumes::forget_stale_volumes;
 use super::{PublishError, Publisher};
+
+/// How many trees with damaged content are pulled at a time.
+const MAX_PARALLEL_REPAIRS: usize = 4;
 
 impl Publisher {
     /// Reads the records of earlier runs, compares them with the mounts, and forgets volumes whose pods no longer exist.
@@ -58,22 +61,22 @@ impl Publisher {
         let Ok(missing) = missing.await else { return };
         let fetcher = Arc::new(self.pulls.fetcher().with_credentials(Arc::new(self.keyring.clone())));
         let mut seen = HashSet::new();
-        for recipe in missing {
-            let key = self.pulls.fetcher().key(&recipe);
-            if !seen.insert(key.clone()) {
-                continue;
-            }
-            match self.pulls.wait_for(&recipe, &fetcher, self.wait.0).await {
-                PullStatus::Ready(_) => {
-                    tracing::info!(tree = %key, "pulled damaged content of a mounted volume again");
-                }
-                PullStatus::Pulling(progress) => {
-                    tracing::info!(tree = %key, %progress, "pulling damaged content of a mounted volume again");
-                }
-                PullStatus::Failed(error) => {
-                    tracing::warn!(tree = %key, %error, "cannot pull damaged content of a mounted volume again; the next pod that requests it pulls it");
+        let missing =
+            missing.into_iter().map(|recipe| (self.pulls.fetcher().key(&recipe), recipe)).collect::<Vec<_>>();
+        let missing = missing.into_iter().filter(|(key, _)| seen.insert(key.clone()));
+        // No pod waits for it, because the volumes stay mounted. So these pulls are preloads.
+        let pulling = missing.map(|(key, recipe)| {
+            let (publisher, fetcher) = (&self, &fetcher);
+            async move {
+                match publisher.pulls.start_in_background(&recipe, fetcher).wait().await {
+                    Ok(_) => tracing::info!(tree = %key, "pulled damaged content of a mounted volume again"),
+                    Err(error) => {
+                        tracing::warn!(tree = %key, %error, "cannot pull damaged content of a mounted volume again; the next pod that requests it pulls it");
+                    }
                 }
             }
-        }
+        });
+        let pulling: Vec<_> = pulling.collect();
+        stream::iter(pulling).for_each_concurrent(MAX_PARALLEL_REPAIRS, |pull| pull).await;
     }
 }

@@ -30,5 +30,6 @@ mod registry;
 mod resumes;
 mod rights;
 mod scale;
+mod tenants;
 mod trees;
 mod volumes;

@@ -16,7 +16,7 @@ use oras_csi_driver::proto::csi::NodePublishVolumeRequest;
 use oras_csi_driver::publish::Seals;
 use oras_csi_store::Limits;
 use oras_csi_store::gc::{Goal, Watermarks, collect};
-use oras_csi_store::pull::{PullStatus, Pulls};
+use oras_csi_store::pull::{PullStatus, Pulls, Tenant, Waiter};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -280,6 +280,11 @@ async fn a_stand_alone_driver_keeps_nothing_for_sets() {
     driver.stop().await.unwrap();
 }
 
+/// A volume of a pod that waits.
+fn waiter() -> Waiter {
+    Waiter::new(Tenant::of_namespace("team"), "/pods/a/mount")
+}
+
 /// Returns an artifact with one layer of its own, and the digest of the layer.
 fn of_one(bench: &Bench, text: &str) -> (CanonicalVolume, Digest) {
     let bytes = [text.as_bytes(), &vec![7; 40_960]].concat();
@@ -306,18 +311,18 @@ async fn a_pod_overtakes_preloads() {
     // A pod that requests other content gets the fourth.
     let (other, layer) = of_one(&bench, "a pod's");
     let wait = Duration::from_millis(100);
-    let waited = pulls.wait_for(other.recipe(), &bench.fetcher, wait).await;
+    let waited = pulls.wait_for(other.recipe(), &bench.fetcher, &waiter(), wait).await;
     assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
     until("the layer is requested", async || bench.registry.requests_for(&layer) == 1).await;
     // A pod that requests a queued preload takes the slot of a preload that no pod needs.
     let (last, layer) = ahead.iter().find(|(_, layer)| bench.registry.requests_for(layer) == 0).unwrap();
-    let waited = pulls.wait_for(last.recipe(), &bench.fetcher, wait).await;
+    let waited = pulls.wait_for(last.recipe(), &bench.fetcher, &waiter(), wait).await;
     assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
     until("the layer is requested", async || bench.registry.requests_for(layer) == 1).await;
     assert_eq!(begun(), 4);
     gate.add_permits(1_000);
     for (volume, layer) in ahead.iter().map(|(volume, layer)| (volume, layer)) {
-        let waited = pulls.wait_for(volume.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
+        let waited = pulls.wait_for(volume.recipe(), &bench.fetcher, &waiter(), Duration::from_mins(1)).await;
         assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
         assert_eq!(bench.registry.requests_for(layer), 1, "each layer is downloaded once");
     }
@@ -340,18 +345,18 @@ async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
         [&first, &second].iter().all(|layer| bench.registry.requests_for(layer) == 1)
     })
     .await;
-    let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::ZERO).await;
+    let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, &waiter(), Duration::ZERO).await;
     assert!(matches!(waited, PullStatus::Pulling(_)), "{waited:?}");
     drop(ahead);
     gate.add_permits(1_000);
-    let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
+    let waited = pulls.wait_for(joined.recipe(), &bench.fetcher, &waiter(), Duration::from_mins(1)).await;
     assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
     assert_eq!(bench.registry.requests_for(&second), 1);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let store = bench.fetcher.store();
     assert_eq!(store.tree(&bench.fetcher.key(dropped.recipe())).unwrap(), None);
     // A pod that requests it now starts a new pull, and gets no error of the old one.
-    let waited = pulls.wait_for(dropped.recipe(), &bench.fetcher, Duration::from_mins(1)).await;
+    let waited = pulls.wait_for(dropped.recipe(), &bench.fetcher, &waiter(), Duration::from_mins(1)).await;
     assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
 }
 

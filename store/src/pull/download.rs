@@ -7,7 +7,7 @@
 //!           ╘═ worker ─┘                      └─ fdatasync, a step behind
 //! ```
 //!
-//! Memory is bounded by the channel, whatever the size of the blob. The lead worker keeps its download slot and
+//! Memory is bounded by the channel, whatever the size of the blob. The lead worker has its download slot in turns and
 //! decides when the download fails. Helpers use spare slots, stop as soon as another download waits for the slot, and
 //! put back the range that they did not finish. A download that is dropped keeps the bytes that were written.
 
@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use super::priority::Priority;
 use super::progress::Progress;
-use super::scheduler::{DownloadSlot, RateMonitor, Scheduler, TooSlow};
+use super::scheduler::{DownloadSlot, Ended, RateMonitor, Scheduler, TooSlow, WaitFor};
 use crate::content::blob_reader::{PIECES, StreamFault};
 use crate::disk::DiskError;
 use crate::limits::Limits;
@@ -89,10 +89,21 @@ pub(super) enum Interruption {
     BodyFailed(RegistryError),
     /// The registry is too slow; another request would be as slow.
     TooSlow(TooSlow),
+    /// The turn of the download has ended. The next turn starts with a request for the rest.
+    TurnEnded,
     /// The registry sent the whole blob instead of a range.
     NoRanges,
     /// The receiver has stopped. It reports the reason itself.
     ReceiverStopped,
+}
+
+impl From<Ended> for Interruption {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::TooSlow(slow) => Self::TooSlow(slow),
+            Ended::Turn => Self::TurnEnded,
+        }
+    }
 }
 
 /// Counts consecutive attempts that made little progress.
@@ -171,7 +182,11 @@ impl Queue {
 
 impl Download<'_> {
     /// Downloads the bytes that `partial` does not have yet.
-    pub(super) async fn run(&self, partial: &Arc<Partial>, slot: DownloadSlot) -> Result<(), StreamFault> {
+    pub(super) async fn run(
+        &self,
+        partial: &Arc<Partial>,
+        slot: &mut DownloadSlot,
+    ) -> Result<(), StreamFault> {
         let (sender, mut receiver) = mpsc::channel::<Chunk>(PIECES);
         let writer = {
             let partial = partial.clone();
@@ -194,14 +209,16 @@ impl Download<'_> {
             Ok(()) => Ok(()),
             Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => Err(error.into()),
             Err(Interruption::TooSlow(error)) => Err(too_slow(self.reference, error).into()),
-            Err(Interruption::NoRanges | Interruption::ReceiverStopped) => Err(StreamFault::Stopped),
+            Err(Interruption::NoRanges | Interruption::ReceiverStopped | Interruption::TurnEnded) => {
+                Err(StreamFault::Stopped)
+            }
         }
     }
 
     async fn feed_writer(
         &self,
         partial: &Arc<Partial>,
-        mut slot: DownloadSlot,
+        slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Chunk>,
     ) -> Result<(), Interruption> {
         let missing = partial.missing();
@@ -209,17 +226,17 @@ impl Download<'_> {
         if self.blob.size() >= RANGES_FROM {
             let queue = Queue::default();
             queue.get().extend(missing.into_iter().flat_map(split_into_ranges));
-            match self.download_in_ranges(&queue, &mut slot, sender).await {
+            match self.download_in_ranges(&queue, slot, sender).await {
                 Err(Interruption::NoRanges) => {
                     tracing::debug!(digest = %self.blob.digest(), "the registry does not serve ranges; downloading in one stream");
                     // Ranges are started in order, so the first of the queue is the first that is missing.
                     let start = queue.get().iter().map(|range| range.start).min().unwrap_or(start);
-                    return self.download_in_one_stream(start, &mut slot, sender).await;
+                    return self.download_in_one_stream(start, slot, sender).await;
                 }
                 ended => return ended,
             }
         }
-        self.download_in_one_stream(start, &mut slot, sender).await
+        self.download_in_one_stream(start, slot, sender).await
     }
 
     /// Downloads from `start` to the end in one stream.
@@ -302,7 +319,7 @@ impl Download<'_> {
             let result = self.request(&mut rest.rest, RequestMode::YieldingRange, &mut worker).await;
             match result {
                 Ok(()) if rest.rest.is_empty() => {}
-                Ok(()) => return false,
+                Ok(()) | Err(Interruption::TurnEnded) => return false,
                 Err(_) => return true,
             }
         }
@@ -321,11 +338,17 @@ impl Download<'_> {
                 worker.retries.record_answer();
                 return Ok(());
             };
+            if matches!(interruption, Interruption::TurnEnded) {
+                continue;
+            }
             let Worker { slot, rate_monitor, retries, sender } = worker;
             let (error, wait) = retries.next_attempt(interruption, rest.start)?;
             tracing::info!(digest = %self.blob.digest(), offset = rest.start, %error, "a download broke off; resuming from this offset");
             tokio::select! {
-                waited = rate_monitor.wait(slot, tokio::time::sleep(wait)) => waited.map_err(Interruption::TooSlow)?,
+                waited = rate_monitor.wait(slot, WaitFor::Answer, tokio::time::sleep(wait)) => match waited {
+                    Ok(()) | Err(Ended::Turn) => {}
+                    Err(Ended::TooSlow(slow)) => return Err(Interruption::TooSlow(slow)),
+                },
                 () = sender.closed() => return Err(Interruption::ReceiverStopped),
             }
         }
@@ -346,12 +369,12 @@ impl Download<'_> {
                 self.registry.part(self.reference, self.blob, rest.clone()).await
             }
         };
-        let answer = rate_monitor.wait(slot, answer).await.map_err(Interruption::TooSlow)?;
+        let answer = rate_monitor.wait(slot, WaitFor::Answer, answer).await?;
         let Some(mut stream) = answer.map_err(Interruption::NoAnswer)? else {
             return Err(Interruption::NoRanges);
         };
         while !rest.is_empty() {
-            let piece = rate_monitor.wait(slot, stream.next()).await.map_err(Interruption::TooSlow)?;
+            let piece = rate_monitor.wait(slot, WaitFor::Body, stream.next()).await?;
             let ended = || RegistryError::Unreachable {
                 at: self.reference.name().into(),
                 words: format!("the response for the blob {} ended early", self.blob.digest()).into(),
@@ -359,8 +382,8 @@ impl Download<'_> {
             let mut piece = piece.unwrap_or_else(|| Err(ended())).map_err(Interruption::BodyFailed)?;
             piece.truncate(usize::try_from(rest.end - rest.start).unwrap_or(usize::MAX));
             let length = piece.len() as u64;
-            rate_monitor.received(length);
-            if sender.send((rest.start, piece)).await.is_err() {
+            rate_monitor.received(slot, length);
+            if slot.wait_for_disk(sender.send((rest.start, piece))).await.is_err() {
                 return Err(Interruption::ReceiverStopped);
             }
             rest.start += length;
@@ -411,8 +434,7 @@ fn split_into_ranges(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 }
 
 pub(super) fn too_slow(reference: &PinnedReference, slow: TooSlow) -> RegistryError {
-    let TooSlow { minimum, rate, after, others_wait } = slow;
-    let others = if others_wait { ", and other downloads are waiting" } else { "" };
-    let what = format!("{} KiB a second (received {rate} bytes a second{others})", minimum >> 10);
+    let TooSlow { minimum, rate, after } = slow;
+    let what = format!("{} KiB a second (received {rate} bytes a second)", minimum >> 10);
     RegistryError::Stalled { at: reference.name().into(), what: what.into(), after }
 }

@@ -158,6 +158,11 @@ pub enum PullError {
     /// The driver is shutting down.
     #[error("the pull was stopped because the driver shuts down. It starts again with the next attempt")]
     Stopped,
+    /// No pod waits for the pull any more.
+    #[error(
+        "the pull was stopped because no pod waits for it any more. The next pod that requests the content continues it"
+    )]
+    Abandoned,
 }
 
 impl PullError {
@@ -193,7 +198,7 @@ impl PullError {
             | Self::Emptied { .. }
             | Self::LimitExceeded { .. }
             | Self::Assemble(_) => PullErrorKind::Refused,
-            Self::Stopped => PullErrorKind::Stopped,
+            Self::Stopped | Self::Abandoned => PullErrorKind::Stopped,
         }
     }
 

@@ -15,6 +15,7 @@ use oras_csi_core::registry::{
 };
 
 use super::assemble::assemble;
+use super::disk_turns::DiskTurns;
 use super::error::PullError;
 use super::fetch_blob::{Destination, FetchBlob};
 use super::keyed_lock::{KeyedLocks, LockKey};
@@ -48,6 +49,7 @@ pub struct Fetcher {
 struct Shared {
     locks: KeyedLocks,
     scheduler: Arc<Scheduler>,
+    disk_turns: DiskTurns,
 }
 
 #[derive(Clone)]
@@ -55,15 +57,17 @@ struct Fetch {
     destination: Destination,
     descriptor: Descriptor,
     reference: PinnedReference,
-    /// The content is in the store already. It is downloaded only to check that this registry serves it.
-    only_verify: bool,
+    /// The content is in the store already, and this registry has served it from another repository: it is enough that
+    /// its body begins.
+    is_known_to_host: bool,
 }
 
 impl Fetcher {
     /// Creates a fetcher that pulls from `registry` into `store`, for the platform of this machine.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
         let scheduler = Arc::new(Scheduler::new(store.limits().download_slots()));
-        let shared = Arc::new(Shared { locks: KeyedLocks::default(), scheduler });
+        let (locks, disk_turns) = (KeyedLocks::default(), DiskTurns::default());
+        let shared = Arc::new(Shared { locks, scheduler, disk_turns });
         Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
 
@@ -163,12 +167,15 @@ impl Fetcher {
             }
         }
         lease.add(items).await;
-        let (fetches, budget) = self.list_missing(&steps).await?;
+        let (fetches, budget) = {
+            let _turn = self.shared.disk_turns.acquire(guard.priority()).await;
+            self.list_missing(&steps).await?
+        };
         let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&planned);
         let wanted = fetches
             .iter()
-            .filter(|(fetch, _)| !fetch.only_verify)
+            .filter(|(fetch, _)| !fetch.is_known_to_host)
             .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
             .collect::<Vec<_>>();
         let space = move |store: &Store| {
@@ -196,6 +203,7 @@ impl Fetcher {
             .try_for_each_concurrent(concurrency, |fetch| self.fetch(fetch, guard.priority(), progress))
             .await?;
         let assembled = {
+            let _turn = self.shared.disk_turns.acquire(guard.priority()).await;
             let (key, recipe) = (key.clone(), recipe.clone());
             self.blocking(move |store| {
                 // If the pull is stopped, this thread still needs what the lease and the marks protect.
@@ -347,7 +355,7 @@ impl Fetcher {
                 let descriptor = layer.descriptor().clone();
                 let planned = Planned::new(descriptor.clone(), shown);
                 let reference = step.reference().clone();
-                let fetch = Fetch { destination, descriptor, reference, only_verify: false };
+                let fetch = Fetch { destination, descriptor, reference, is_known_to_host: false };
                 if let Entry::Vacant(new) = wanted.entry(item) {
                     if matches!(fetch.destination, Destination::Blob) {
                         let bytes = Usage::blob(fetch.descriptor.size()).bytes;
@@ -366,13 +374,19 @@ impl Fetcher {
                     missing.push((fetch, planned));
                     continue;
                 }
+                let served_by = fetch.served_by(store);
+                if served_by == ServedBy::Unknown {
+                    // Downloaded and unpacked as if it were not stored, which counts its files.
+                    missing.push((fetch, planned));
+                    continue;
+                }
                 if let Destination::Layer(key, _) = &fetch.destination
                     && let Some(layer) = store.layer(key)?
                 {
                     budget.charge(layer.totals(), layer.usage());
                 }
-                if fetch.served_by(store) != ServedBy::ThisRepository {
-                    missing.push((Fetch { only_verify: true, ..fetch }, planned));
+                if served_by == ServedBy::ThisHost {
+                    missing.push((Fetch { is_known_to_host: true, ..fetch }, planned));
                 }
             }
             Ok::<_, DiskError>((missing, budget))
@@ -409,9 +423,7 @@ impl Fetcher {
             layer: digest.clone(),
             source,
         };
-        let Some(slot) = self.shared.scheduler.acquire(host, guard.priority()).await else {
-            return Err(PullError::Stopped);
-        };
+        let slot = self.shared.scheduler.acquire(host, fetch.descriptor.size(), guard.priority()).await;
         let fetch_blob = FetchBlob {
             store: &self.store,
             registry: self.registry.as_ref(),

@@ -17,12 +17,13 @@ use tokio::sync::mpsc;
 use super::download::{Download, Interruption, PARTIAL_FROM, RetryBudget, too_slow};
 use super::priority::Priority;
 use super::progress::Progress;
-use super::scheduler::{DownloadSlot, RateMonitor, Scheduler};
+use super::scheduler::{DownloadSlot, Ended, RateMonitor, Scheduler, WaitFor};
 use crate::content::blob_reader::{BlobReader, PIECES, Piece, StreamFault};
-use crate::disk::DiskError;
+use crate::disk::{DiskError, Totals, Usage};
 use crate::layout::LayerKey;
 use crate::store::Store;
 use crate::store::partial_blobs::{Next, Partial};
+use crate::store::trees::Staging;
 use crate::unpack::error::UnpackError;
 use crate::unpack::layer::{UnpackOptions, unpack_layer};
 
@@ -41,7 +42,9 @@ pub(super) struct FetchBlob<'a> {
     pub(super) scheduler: &'a Arc<Scheduler>,
     pub(super) priority: &'a Priority,
     pub(super) destination: &'a Destination,
-    /// The content is in the store already. It is downloaded only to check that this registry serves it.
+    /// The content is in the store already. It is downloaded and processed as if it were not, to check that this registry
+    /// serves it, and then discarded. So the registry cannot tell whether the node has the content
+    /// (docs/security.md, "Presence of content").
     pub(super) only_verify: bool,
     pub(super) blob: &'a Descriptor,
     pub(super) reference: &'a PinnedReference,
@@ -58,27 +61,25 @@ impl Drop for CloseOnDrop {
 }
 
 impl FetchBlob<'_> {
-    pub(super) async fn run(self, slot: DownloadSlot) -> Result<(), UnpackError> {
-        // Layers of an ephemeral store are not resumed, and neither is content that is only verified.
-        let is_resumable = !self.only_verify
-            && (matches!(self.destination, Destination::Blob) || self.store.is_persistent());
+    pub(super) async fn run(self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
+        // Layers of an ephemeral store are not resumed.
+        let is_resumable = matches!(self.destination, Destination::Blob) || self.store.is_persistent();
         if self.blob.size() < PARTIAL_FROM || !is_resumable {
             return self.stream_without_partial(slot).await;
         }
-        match self.download_through_partial(slot).await {
+        match self.download_through_partial(&mut slot).await {
             // The partial blob of an earlier run was damaged, for example by a power failure.
             Err((error, 1..)) if is_content_error(&error) => {
                 tracing::warn!(digest = %self.blob.digest(), "the partial blob of an earlier run is damaged; downloading the blob again from the start");
-                let slot = self.scheduler.acquire(self.reference.registry(), self.priority).await;
-                let slot = slot.ok_or(StreamFault::Stopped)?;
-                self.download_through_partial(slot).await.map_err(|(error, _)| error)
+                slot.request_again();
+                self.download_through_partial(&mut slot).await.map_err(|(error, _)| error)
             }
             ended => ended.map_err(|(error, _)| error),
         }
     }
 
     /// Downloads through a partial blob. On failure also returns how many bytes an earlier run had left.
-    async fn download_through_partial(self, slot: DownloadSlot) -> Result<(), (UnpackError, u64)> {
+    async fn download_through_partial(self, slot: &mut DownloadSlot) -> Result<(), (UnpackError, u64)> {
         let open = {
             let (store, blob, host) =
                 (self.store.clone(), self.blob.clone(), self.reference.registry().clone());
@@ -95,8 +96,9 @@ impl FetchBlob<'_> {
         let close_on_drop = CloseOnDrop(partial.clone());
         let mut processing = {
             let (store, partial) = (self.store.clone(), partial.clone());
-            let (destination, blob) = (self.destination.clone(), self.blob.clone());
-            tokio::task::spawn_blocking(move || process(&store, &partial, &destination, &blob))
+            let (destination, blob, only_verify) =
+                (self.destination.clone(), self.blob.clone(), self.only_verify);
+            tokio::task::spawn_blocking(move || process(&store, &partial, &destination, &blob, only_verify))
         };
         let download = Download {
             registry: self.registry,
@@ -112,6 +114,8 @@ impl FetchBlob<'_> {
             processed = &mut processing => Err(processed),
             downloaded = download.run(&partial, slot) => Ok(downloaded),
         };
+        // Unpacking may take long, and needs no slot.
+        slot.release();
         let processed = match downloaded {
             Err(processed) => processed,
             Ok(Ok(())) => processing.await,
@@ -135,20 +139,30 @@ impl FetchBlob<'_> {
         let (store, destination, blob) = (self.store.clone(), self.destination.clone(), self.blob.clone());
         let only_verify = self.only_verify;
         let written = tokio::task::spawn_blocking(move || match &destination {
-            _ if only_verify => verify_only(reader),
+            Destination::Blob if only_verify => verify_only(reader),
             Destination::Blob => Ok(store.write_blob(&blob, reader)?),
-            Destination::Layer(key, options) => unpack(&store, key, options, &blob, reader),
+            Destination::Layer(key, options) => {
+                let staging = unpack(&store, options, &blob, reader)?;
+                if only_verify { Ok(()) } else { Ok(staging.commit(key)?) }
+            }
         });
         self.feed(&mut slot, sender).await;
+        slot.release();
         written.await.unwrap_or(Err(StreamFault::Stopped.into()))
     }
 
     /// Checks that the registry serves the blob under this reference: its body must begin. The bytes are not read.
     pub(super) async fn check_readable(&self, mut slot: DownloadSlot) -> Result<(), UnpackError> {
         let mut rate_monitor = RateMonitor::new(self.store.limits());
-        let opened = rate_monitor.wait(&mut slot, self.registry.blob(self.reference, self.blob, 0)).await;
-        let opened = opened.map_err(|slow| StreamFault::Registry(too_slow(self.reference, slow)))?;
-        opened.map(drop).map_err(|error| StreamFault::Registry(error).into())
+        loop {
+            let answer = self.registry.blob(self.reference, self.blob, 0);
+            let opened = match rate_monitor.wait(&mut slot, WaitFor::Answer, answer).await {
+                Ok(opened) => opened,
+                Err(Ended::Turn) => continue,
+                Err(Ended::TooSlow(rate)) => Err(too_slow(self.reference, rate)),
+            };
+            return opened.map(drop).map_err(|error| StreamFault::Registry(error).into());
+        }
     }
 
     /// Sends the bytes of the blob to the reader, and resumes from where a response broke off.
@@ -161,20 +175,25 @@ impl FetchBlob<'_> {
             else {
                 return;
             };
+            if matches!(interruption, Interruption::TurnEnded) {
+                continue;
+            }
             let error = match retries.next_attempt(interruption, offset) {
                 Ok((error, wait)) => {
                     tracing::info!(digest = %self.blob.digest(), offset, %error, "a download broke off; resuming from this offset");
                     tokio::select! {
-                        waited = rate_monitor.wait(slot, tokio::time::sleep(wait)) => match waited {
-                            Ok(()) => continue,
-                            Err(error) => too_slow(self.reference, error),
+                        waited = rate_monitor.wait(slot, WaitFor::Answer, tokio::time::sleep(wait)) => match waited {
+                            Ok(()) | Err(Ended::Turn) => continue,
+                            Err(Ended::TooSlow(rate)) => too_slow(self.reference, rate),
                         },
                         () = sender.closed() => return,
                     }
                 }
                 Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => error,
                 Err(Interruption::TooSlow(error)) => too_slow(self.reference, error),
-                Err(Interruption::NoRanges | Interruption::ReceiverStopped) => return,
+                Err(Interruption::NoRanges | Interruption::ReceiverStopped | Interruption::TurnEnded) => {
+                    return;
+                }
             };
             let _ = sender.send(Err(error)).await;
             return;
@@ -190,14 +209,15 @@ impl FetchBlob<'_> {
         sender: &mpsc::Sender<Piece>,
     ) -> Result<(), Interruption> {
         let answer = self.registry.blob(self.reference, self.blob, *offset);
-        let answer = rate_monitor.wait(slot, answer).await.map_err(Interruption::TooSlow)?;
+        let answer = rate_monitor.wait(slot, WaitFor::Answer, answer).await?;
         let mut stream = answer.map_err(Interruption::NoAnswer)?;
-        while let Some(piece) = rate_monitor.wait(slot, stream.next()).await.map_err(Interruption::TooSlow)? {
+        while let Some(piece) = rate_monitor.wait(slot, WaitFor::Body, stream.next()).await? {
             let piece = piece.map_err(Interruption::BodyFailed)?;
             let length = piece.len() as u64;
-            rate_monitor.received(length);
+            rate_monitor.received(slot, length);
             // If the reader has stopped, it reports the reason itself.
-            sender.send(Ok(piece)).await.map_err(|_| Interruption::ReceiverStopped)?;
+            let sent = slot.wait_for_disk(sender.send(Ok(piece))).await;
+            sent.map_err(|_| Interruption::ReceiverStopped)?;
             *offset += length;
             self.progress.received(self.blob.digest(), length);
         }
@@ -242,10 +262,15 @@ fn process(
     partial: &Arc<Partial>,
     destination: &Destination,
     blob: &Descriptor,
+    only_verify: bool,
 ) -> Result<(), UnpackError> {
     match destination {
         Destination::Blob => {
             verify_digest(partial, blob)?;
+            if only_verify {
+                partial.discard();
+                return Ok(());
+            }
             Ok(store.commit_partial(partial, blob.digest())?)
         }
         Destination::Layer(key, options) => {
@@ -253,7 +278,8 @@ fn process(
             let reader = BlobReader::new(blob.clone(), receiver);
             let processed = std::thread::scope(|scope| {
                 let reading = scope.spawn(move || forward(partial, &sender));
-                let unpacked = unpack(store, key, options, blob, reader);
+                let unpacked = unpack(store, options, blob, reader)
+                    .and_then(|staging| if only_verify { Ok(()) } else { Ok(staging.commit(key)?) });
                 // If the content was rejected, the download must stop.
                 partial.close();
                 (unpacked, reading.join())
@@ -309,13 +335,25 @@ fn forward(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskEr
     }
 }
 
-fn unpack(
-    store: &Store,
-    key: &LayerKey,
+/// An unpacked layer that is not visible in the store yet. Dropping it deletes its files.
+struct UnpackedLayer<'a> {
+    staging: Staging<'a>,
+    totals: Totals,
+    usage: Usage,
+}
+
+impl UnpackedLayer<'_> {
+    fn commit(self, key: &LayerKey) -> Result<(), DiskError> {
+        self.staging.commit_layer(key, self.totals, self.usage)
+    }
+}
+
+fn unpack<'a>(
+    store: &'a Store,
     options: &UnpackOptions,
     blob: &Descriptor,
     reader: BlobReader,
-) -> Result<(), UnpackError> {
+) -> Result<UnpackedLayer<'a>, UnpackError> {
     let staging = store.stage()?;
     let unpacked = unpack_layer(reader, options, staging.files(), store.limits())?;
     if unpacked.skipped > 0 {
@@ -325,5 +363,5 @@ fn unpack(
             "skipped device nodes, FIFOs and other special entries of a layer"
         );
     }
-    Ok(staging.commit_layer(key, unpacked.totals, unpacked.usage)?)
+    Ok(UnpackedLayer { staging, totals: unpacked.totals, usage: unpacked.usage })
 }

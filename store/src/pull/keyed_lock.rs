@@ -1,6 +1,7 @@
 //! Locks by key, so that the same content is not pulled twice at a time.
 //!
-//! A lock passes on urgency: when an urgent task waits for a lock, the task that has it becomes urgent as well.
+//! A lock passes on priority: the task that has a lock also works for the namespaces of the tasks that wait for it. So a
+//! namespace whose downloads wait for their turn cannot delay another one that needs the same blob.
 //!
 //! The key contains the registry. A pull of the same content from another registry does not wait, because content
 //! from one registry is no proof that another registry has it.
@@ -12,7 +13,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::{PinnedReference, RegistryHost};
 use tokio::sync::OwnedMutexGuard;
 
-use super::priority::{Priority, PriorityBoost};
+use super::priority::{Priority, Waiters};
 use crate::layout::{Item, TreeKey};
 
 /// The content that a lock protects.
@@ -33,7 +34,7 @@ pub(super) struct KeyedLocks(Mutex<HashMap<LockKey, Weak<Lock>>>);
 #[derive(Debug, Default)]
 struct Lock {
     mutex: Arc<tokio::sync::Mutex<()>>,
-    boost: PriorityBoost,
+    waiters: Waiters,
 }
 
 /// A lock that this task has. Dropping it releases the lock.
@@ -46,7 +47,7 @@ pub(super) struct KeyedLockGuard {
 }
 
 impl KeyedLockGuard {
-    /// Returns the priority of the task, raised by the tasks that wait for the lock.
+    /// Returns the priority of the task and of the tasks that wait for the lock.
     pub(super) fn priority(&self) -> &Priority {
         &self.priority
     }
@@ -66,22 +67,38 @@ impl KeyedLocks {
                 lock
             }
         };
-        let guard = Arc::clone(&lock.mutex).lock_owned();
-        tokio::pin!(guard);
-        let guard = tokio::select! {
-            biased;
-            () = priority.wait_until_urgent() => {
-                lock.boost.raise();
-                guard.await
-            }
-            guard = &mut guard => guard,
+        let guard = match Arc::clone(&lock.mutex).try_lock_owned() {
+            Ok(guard) => guard,
+            Err(_) => lock.wait(priority).await,
         };
-        KeyedLockGuard { priority: priority.or_raised_by(&lock.boost), _guard: guard, _lock: lock }
+        KeyedLockGuard { priority: priority.and(&lock.waiters), _guard: guard, _lock: lock }
+    }
+}
+
+impl Lock {
+    /// Waits for the lock. Meanwhile its owner also works for the namespaces of this task.
+    async fn wait(&self, priority: &Priority) -> OwnedMutexGuard<()> {
+        let mut watch = priority.watch();
+        let mut waiting = self.waiters.add(watch.tenants());
+        let guard = Arc::clone(&self.mutex).lock_owned();
+        tokio::pin!(guard);
+        loop {
+            tokio::select! {
+                biased;
+                guard = &mut guard => {
+                    drop(waiting);
+                    return guard;
+                }
+                // Added before the earlier ones are dropped, so that a namespace in both stays.
+                () = watch.changed() => waiting = self.waiters.add(watch.tenants()),
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tenant::Tenant;
     use super::*;
 
     fn key(bytes: &[u8]) -> LockKey {
@@ -89,20 +106,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_urgent_waiter_raises_the_priority_of_the_lock_owner() {
-        let (locks, boost) = (Arc::new(KeyedLocks::default()), PriorityBoost::default());
-        let first = locks.lock(key(b"a"), &Priority::raised_by(&PriorityBoost::default())).await;
-        let other = locks.lock(key(b"b"), &Priority::raised_by(&PriorityBoost::default())).await;
+    async fn the_owner_of_a_lock_works_for_the_namespaces_that_wait_for_it() {
+        let (locks, late) = (Arc::new(KeyedLocks::default()), Waiters::default());
+        let first = locks.lock(key(b"a"), &Priority::of(&Waiters::default())).await;
+        let other = locks.lock(key(b"b"), &Priority::of(&Waiters::default())).await;
+        let mut watch = first.priority().watch();
         let waits = tokio::spawn({
-            let (locks, priority) = (locks.clone(), Priority::raised_by(&boost));
-            async move { locks.lock(key(b"a"), &priority).await.priority().is_urgent() }
+            let (locks, priority) = (locks.clone(), Priority::of(&late));
+            async move { locks.lock(key(b"a"), &priority).await.priority().watch().tenants() }
         });
         tokio::task::yield_now().await;
-        assert!(!first.priority().is_urgent());
-        boost.raise();
-        first.priority().wait_until_urgent().await;
-        assert!(!other.priority().is_urgent());
+        assert_eq!(watch.tenants(), []);
+        // The task that waits is a preload, which a pod joins.
+        let team = vec![Tenant::of_namespace("team")];
+        let joined = late.add(team.clone());
+        watch.changed().await;
+        assert_eq!(watch.tenants(), team);
+        assert_eq!(other.priority().watch().tenants(), []);
         drop(first);
-        assert!(waits.await.unwrap());
+        assert_eq!(waits.await.unwrap(), team);
+        assert_eq!(watch.tenants(), [], "no task waits for the lock any more");
+        drop(joined);
     }
 }

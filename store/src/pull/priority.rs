@@ -1,56 +1,117 @@
-//! Whether a pull is urgent.
+//! For which namespaces a piece of work is done.
 //!
-//! A pull for a pod is urgent from the start. A preload becomes urgent when a pod requests the same recipe, or one of
-//! the blobs that it downloads. It then stays urgent.
+//! A pull for a pod is done for the namespace of that pod. Other namespaces join it when their pods request the same
+//! recipe, or one of the blobs that it downloads, and they leave it when their pods do not wait any more. Work for no
+//! namespace is a preload, which uses only what no pod needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures_util::future::{FutureExt as _, select_all};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
-/// The boosts that can make a task urgent. A task without boosts is urgent already.
+use super::tenant::Tenant;
+
+/// The namespaces that wait for one thing, each with the number of its waiting tasks.
+type Counts = BTreeMap<Tenant, usize>;
+
+/// The namespaces that wait for one thing: a pull, or a lock.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Priority(Vec<PriorityBoost>);
+pub(super) struct Waiters(Arc<watch::Sender<Counts>>);
 
-/// A signal that a pod waits. It is sent once, all clones see it, and it is never withdrawn.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PriorityBoost(CancellationToken);
+/// Counts namespaces among [`Waiters`] until it is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    waiters: Waiters,
+    tenants: Vec<Tenant>,
+}
 
-impl PriorityBoost {
-    /// Signals that a pod waits.
-    pub(super) fn raise(&self) {
-        self.0.cancel();
+/// For which namespaces a task works: those of all its [`Waiters`].
+#[derive(Clone, Debug)]
+pub(super) struct Priority(Vec<Waiters>);
+
+/// Follows the namespaces of a [`Priority`].
+#[derive(Debug)]
+pub(super) struct PriorityWatch {
+    receivers: Vec<watch::Receiver<Counts>>,
+    /// Keeps the senders, so that no receiver reports that its sender is gone.
+    _priority: Priority,
+}
+
+impl Waiters {
+    /// Adds namespaces until the result is dropped.
+    pub(super) fn add(&self, tenants: Vec<Tenant>) -> Waiting {
+        self.0.send_if_modified(|counts| {
+            let before = counts.len();
+            for tenant in &tenants {
+                *counts.entry(tenant.clone()).or_default() += 1;
+            }
+            counts.len() > before
+        });
+        Waiting { waiters: self.clone(), tenants }
     }
+}
 
-    /// Reports whether a pod has waited.
-    pub(super) fn is_raised(&self) -> bool {
-        self.0.is_cancelled()
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.waiters.0.send_if_modified(|counts| {
+            let before = counts.len();
+            for tenant in &self.tenants {
+                if let Some(count) = counts.get_mut(tenant) {
+                    *count -= 1;
+                }
+            }
+            counts.retain(|_, count| *count > 0);
+            counts.len() < before
+        });
+    }
+}
+
+/// The priority of work for the node itself, such as a pull of the command line.
+impl Default for Priority {
+    fn default() -> Self {
+        Self(vec![Waiters(Arc::new(watch::Sender::new(Counts::from([(Tenant::node(), 1)]))))])
     }
 }
 
 impl Priority {
-    /// Returns the priority of a task that becomes urgent when `boost` is raised.
-    pub(super) fn raised_by(boost: &PriorityBoost) -> Self {
-        Self(vec![boost.clone()])
+    /// Returns the priority of a task that works for these waiters.
+    pub(super) fn of(waiters: &Waiters) -> Self {
+        Self(vec![waiters.clone()])
     }
 
-    /// Adds another boost that can raise this priority.
+    /// Adds more waiters.
     #[must_use]
-    pub(super) fn or_raised_by(&self, boost: &PriorityBoost) -> Self {
-        if self.is_urgent() {
-            return Self::default();
-        }
-        Self(self.0.iter().chain([boost]).cloned().collect())
+    pub(super) fn and(&self, waiters: &Waiters) -> Self {
+        Self(self.0.iter().chain([waiters]).cloned().collect())
     }
 
-    /// Reports whether the task is urgent.
-    pub(super) fn is_urgent(&self) -> bool {
-        self.0.is_empty() || self.0.iter().any(PriorityBoost::is_raised)
+    /// Returns a view that follows the namespaces.
+    pub(super) fn watch(&self) -> PriorityWatch {
+        let receivers = self.0.iter().map(|waiters| waiters.0.subscribe()).collect();
+        PriorityWatch { receivers, _priority: self.clone() }
+    }
+}
+
+impl PriorityWatch {
+    /// Returns the namespaces now, sorted. There are none for a preload.
+    pub(super) fn tenants(&mut self) -> Vec<Tenant> {
+        let mut tenants = BTreeSet::new();
+        for receiver in &mut self.receivers {
+            tenants.extend(receiver.borrow_and_update().keys().cloned());
+        }
+        tenants.into_iter().collect()
     }
 
-    /// Waits until the task is urgent.
-    pub(super) async fn wait_until_urgent(&self) {
-        if !self.is_urgent() {
-            select_all(self.0.iter().map(|boost| boost.0.cancelled().boxed())).await;
-        }
+    /// Returns the namespaces if they have changed since they were last read.
+    pub(super) fn changed_tenants(&mut self) -> Option<Vec<Tenant>> {
+        let has_changed = self.receivers.iter().any(|receiver| receiver.has_changed().unwrap_or(false));
+        has_changed.then(|| self.tenants())
+    }
+
+    /// Waits until the namespaces change. Read them with [`Self::tenants`] afterwards.
+    pub(super) async fn changed(&mut self) {
+        let _ = select_all(self.receivers.iter_mut().map(|receiver| receiver.changed().boxed())).await;
     }
 }
 
@@ -58,17 +119,25 @@ impl Priority {
 mod tests {
     use super::*;
 
+    fn tenants(names: &[&str]) -> Vec<Tenant> {
+        names.iter().map(|name| Tenant::of_namespace(name)).collect()
+    }
+
     #[tokio::test]
-    async fn a_task_is_urgent_once_one_of_its_boosts_is_raised() {
-        let (own, shared) = (PriorityBoost::default(), PriorityBoost::default());
-        let alone = Priority::raised_by(&own);
-        let both = alone.or_raised_by(&shared);
-        assert!(Priority::default().is_urgent() && !both.is_urgent());
-        shared.raise();
-        both.wait_until_urgent().await;
-        assert!(both.is_urgent() && !alone.is_urgent());
-        own.raise();
-        alone.wait_until_urgent().await;
-        assert!(alone.or_raised_by(&PriorityBoost::default()).is_urgent());
+    async fn a_task_works_for_all_namespaces_that_wait_and_for_no_others() {
+        let (own, shared) = (Waiters::default(), Waiters::default());
+        let both = Priority::of(&own).and(&shared);
+        let mut watch = both.watch();
+        assert_eq!(watch.tenants(), []);
+        let first = own.add(tenants(&["b"]));
+        watch.changed().await;
+        let second = shared.add(tenants(&["a", "b"]));
+        assert_eq!(watch.changed_tenants(), Some(tenants(&["a", "b"])));
+        assert_eq!(watch.changed_tenants(), None);
+        drop(first);
+        assert_eq!(watch.tenants(), tenants(&["a", "b"]), "another task of b still waits");
+        drop(second);
+        assert_eq!(watch.changed_tenants(), Some(Vec::new()));
+        assert_eq!(Priority::default().watch().tenants(), [Tenant::node()]);
     }
 }

@@ -1,115 +1,97 @@
-//! Assigns the download slots of a node, and fails downloads that are too slow.
+//! Assigns the download slots of a node, and ends the turns of downloads while others wait.
 //!
 //! A node downloads a few blobs at a time, and the registry decides how long each takes. Therefore:
 //!
+//! - The namespaces have fair shares of the slots, and so have the registries of a namespace. The turn of a download
+//!   ends when another namespace has a better claim ([`turns`]). The download continues in its next turn: on the same
+//!   connection if it is one of a few that can keep it, otherwise with a request for the rest of the blob.
+//! - Small blobs also have slots of their own, so that they do not wait behind large ones.
 //! - One host has at most half of the slots.
 //! - A slow download gives its slot back and continues outside of the slots, if one of the places for slow downloads
-//!   is free. Otherwise it fails after other downloads have waited for a minute.
-//! - A download that is so slow that it would take days always fails.
+//!   is free.
+//! - A download that is so slow that it would take days always fails ([`rate`]).
 //!
 //! Preloads use only slots that no pod needs: at most half of the node's slots and all but one of a host's, and only
 //! while no pod waits. A preload gives its slot back, also in the middle of a blob, when a pod waits for it. While
 //! pods download, preloads also leave them the bandwidth and run only for a few seconds now and then.
 
+mod rate;
+mod turns;
+
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use oras_csi_core::reference::RegistryHost;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::priority::Priority;
-use crate::limits::Limits;
+pub(super) use self::rate::{Ended, RateMonitor, TooSlow, WaitFor};
+use self::turns::{Id, Request, Turns};
+use super::priority::{Priority, PriorityWatch};
+use super::tenant::Tenant;
 
-/// A download below this rate (bytes a second) must not keep others waiting.
-const SLOW_RATE: u64 = 64 << 10;
-/// A download below this rate (bytes a second) fails: 1 GiB would take three days.
-const MIN_RATE: u64 = 4 << 10;
-/// How often a preload checks whether a pod needs its slot, or whether a slot is free.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// While pods download, all preloads pause for the first time and run for the second one. So a pod with a very slow
-/// registry does not block preloads permanently, and registries do not close the connections that pause.
-const PRELOAD_PAUSE: Duration = Duration::from_secs(30);
-const PRELOAD_RUN: Duration = Duration::from_secs(5);
+/// Blobs of at most this size can use the slots for small blobs.
+pub(super) const SMALL_BLOB: u64 = 1 << 20;
+/// How often a download checks whether its turn has ended, and a waiting preload whether it can run.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+const PRELOAD_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The download slots of a node.
 pub(super) struct Scheduler {
-    node: Arc<Semaphore>,
-    slow_downloads: Arc<Semaphore>,
-    /// The slots of the node that preloads may have.
-    preload: Arc<Semaphore>,
-    /// Notified when a slot becomes free.
-    freed: Notify,
-    hosts: Mutex<HashMap<String, Weak<HostSlots>>>,
-    share: usize,
-    waiting: AtomicUsize,
-    pod_activity: Mutex<PodActivity>,
+    epoch: Instant,
+    state: Mutex<State>,
 }
 
-/// How many slots pods have (without slow downloads), and since when they have any.
-struct PodActivity {
-    slots: usize,
-    since: Instant,
+struct State {
+    turns: Turns,
+    /// Notified when a download gets its slot.
+    grants: HashMap<Id, oneshot::Sender<()>>,
 }
 
-/// The slots of one host.
-struct HostSlots {
-    slots: Arc<Semaphore>,
-    preload: Arc<Semaphore>,
-    waiting: AtomicUsize,
-}
-
-/// The right to download one blob or a range of it.
+/// The right to download one blob or a range of it, in turns. Dropping it gives the slot back.
+#[expect(clippy::struct_excessive_bools, reason = "they are facts that change apart from each other")]
 pub(super) struct DownloadSlot {
     scheduler: Arc<Scheduler>,
-    share: Arc<HostSlots>,
-    priority: Priority,
-    /// Kept while the slot is given back, so that no other preload starts in the meantime.
-    preload: Option<PreloadPermits>,
-    /// Absent only while the slot is given back.
-    permits: Option<SlotPermits>,
-    is_outside_slots: bool,
-    is_counted: bool,
+    id: Id,
+    tenants: PriorityWatch,
+    is_preload: bool,
+    /// Present while the download waits for its turn.
+    granted: Option<oneshot::Receiver<()>>,
+    is_parked: bool,
+    next_check: Instant,
+    /// Whether bytes arrived in this turn.
+    has_received: bool,
+    is_wanted: bool,
 }
-
-/// One slot of the node and one of a host.
-struct SlotPermits {
-    of_node: OwnedSemaphorePermit,
-    _of_host: OwnedSemaphorePermit,
-}
-
-/// The permits of a preload: one of the host and one of the node.
-type PreloadPermits = [OwnedSemaphorePermit; 2];
 
 impl Scheduler {
     /// Creates a scheduler with this number of slots.
-    pub(super) fn new(streams: usize) -> Self {
-        let share = (streams / 2).max(1);
-        Self {
-            node: Arc::new(Semaphore::new(streams)),
-            slow_downloads: Arc::new(Semaphore::new(streams)),
-            preload: Arc::new(Semaphore::new(share)),
-            freed: Notify::new(),
-            hosts: Mutex::default(),
-            share,
-            waiting: AtomicUsize::new(0),
-            pod_activity: Mutex::new(PodActivity { slots: 0, since: Instant::now() }),
-        }
+    pub(super) fn new(slots: usize) -> Self {
+        let state = State { turns: Turns::new(slots), grants: HashMap::new() };
+        Self { epoch: Instant::now(), state: Mutex::new(state) }
     }
 
-    /// Waits for a slot. The permit of the host is acquired first, so that a task that waits for its host blocks no
-    /// other host.
+    /// Waits for the first turn of a download of `size` bytes.
     pub(super) async fn acquire(
         self: &Arc<Self>,
         host: &RegistryHost,
+        size: u64,
         priority: &Priority,
-    ) -> Option<DownloadSlot> {
-        let (share, mut preload) = (self.host_slots(host), None);
-        let permits = self.acquire_permits(&share, priority, &mut preload).await?;
-        Some(self.slot(share, priority, preload, permits))
+    ) -> DownloadSlot {
+        let (mut tenants, (sender, receiver)) = (priority.watch(), oneshot::channel());
+        let request = request(host, size, &mut tenants);
+        let is_preload = request.tenants.is_empty();
+        let id = self.change(|state, _| {
+            let id = state.turns.request(request);
+            state.grants.insert(id, sender);
+            id
+        });
+        let mut slot = DownloadSlot::new(self, id, tenants, is_preload);
+        slot.granted = Some(receiver);
+        slot.hold().await;
+        slot
     }
 
     /// Returns a slot if one is free and no task waits for it.
@@ -118,281 +100,172 @@ impl Scheduler {
         host: &RegistryHost,
         priority: &Priority,
     ) -> Option<DownloadSlot> {
-        let share = self.host_slots(host);
-        let preload = match priority.is_urgent() {
-            true => None,
-            false if self.can_preload_now() => Some(self.try_preload_permits(&share)?),
-            false => return None,
-        };
-        let permits = self.try_spare_permits(&share)?;
-        Some(self.slot(share, priority, preload, permits))
+        let mut tenants = priority.watch();
+        let request = request(host, u64::MAX, &mut tenants);
+        let is_preload = request.tenants.is_empty();
+        let id = self.change(|state, now| state.turns.request_spare(request, now))?;
+        Some(DownloadSlot::new(self, id, tenants, is_preload))
     }
 
-    fn slot(
-        self: &Arc<Self>,
-        share: Arc<HostSlots>,
-        priority: &Priority,
-        preload: Option<PreloadPermits>,
-        permits: SlotPermits,
-    ) -> DownloadSlot {
-        let (scheduler, priority) = (Arc::clone(self), priority.clone());
-        let is_counted = priority.is_urgent();
-        if is_counted {
-            let mut pod_activity = self.pod_activity.lock().unwrap_or_else(PoisonError::into_inner);
-            if pod_activity.slots == 0 {
-                pod_activity.since = Instant::now();
-            }
-            pod_activity.slots += 1;
-        }
-        DownloadSlot {
-            scheduler,
-            share,
-            priority,
-            preload,
-            permits: Some(permits),
-            is_outside_slots: false,
-            is_counted,
-        }
-    }
-
-    /// Reports whether preloads may download now: while no pod does, or in the short intervals in between.
-    fn can_preload_now(&self) -> bool {
-        let pod_activity = self.pod_activity.lock().unwrap_or_else(PoisonError::into_inner);
-        let period = (PRELOAD_PAUSE + PRELOAD_RUN).as_secs();
-        pod_activity.slots == 0 || pod_activity.since.elapsed().as_secs() % period >= PRELOAD_PAUSE.as_secs()
-    }
-
-    async fn acquire_permits(
-        &self,
-        share: &HostSlots,
-        priority: &Priority,
-        preload: &mut Option<PreloadPermits>,
-    ) -> Option<SlotPermits> {
-        while !priority.is_urgent() {
-            let freed = self.freed.notified();
-            if preload.is_none() {
-                *preload = self.try_preload_permits(share);
-            }
-            if preload.is_some()
-                && self.can_preload_now()
-                && let Some(permits) = self.try_spare_permits(share)
-            {
-                return Some(permits);
-            }
-            tokio::select! {
-                () = priority.wait_until_urgent() => {}
-                () = freed => {}
-                // A waiting task can be dropped, which sends no notification.
-                () = tokio::time::sleep(CHECK_INTERVAL) => {}
+    /// Changes the state, and notifies the downloads that got a slot by it.
+    fn change<T>(&self, change: impl FnOnce(&mut State, Duration) -> T) -> T {
+        let now = self.epoch.elapsed();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut state, now);
+        state.turns.assign(now);
+        for id in state.turns.take_granted() {
+            // A spare slot was not waited for. A download that was dropped in the meantime gives the slot back.
+            if let Some(sender) = state.grants.remove(&id) {
+                let _ = sender.send(());
             }
         }
-        let of_host = {
-            let _waiting = WaitingCount::new(&share.waiting);
-            Arc::clone(&share.slots).acquire_owned().await.ok()?
-        };
-        let _waiting = WaitingCount::new(&self.waiting);
-        let of_node = Arc::clone(&self.node).acquire_owned().await.ok()?;
-        Some(SlotPermits { of_node, _of_host: of_host })
+        changed
     }
 
-    fn try_preload_permits(&self, share: &HostSlots) -> Option<PreloadPermits> {
-        Some([try_permit(&share.preload)?, try_permit(&self.preload)?])
-    }
-
-    fn try_spare_permits(&self, share: &HostSlots) -> Option<SlotPermits> {
-        if share.waiting.load(Ordering::Relaxed) > 0 || self.waiting.load(Ordering::Relaxed) > 0 {
-            return None;
-        }
-        Some(SlotPermits { _of_host: try_permit(&share.slots)?, of_node: try_permit(&self.node)? })
-    }
-
-    fn host_slots(&self, host: &RegistryHost) -> Arc<HostSlots> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.retain(|_, share| share.strong_count() > 0);
-        if let Some(share) = hosts.get(host.host()).and_then(Weak::upgrade) {
-            return share;
-        }
-        let slots = Arc::new(Semaphore::new(self.share));
-        let preload = Arc::new(Semaphore::new((self.share - 1).max(1)));
-        let share = Arc::new(HostSlots { slots, preload, waiting: AtomicUsize::new(0) });
-        hosts.insert(host.host().to_owned(), Arc::downgrade(&share));
-        share
+    fn look<T>(&self, look: impl FnOnce(&Turns, Duration) -> T) -> T {
+        let now = self.epoch.elapsed();
+        look(&self.state.lock().unwrap_or_else(PoisonError::into_inner).turns, now)
     }
 }
 
-fn try_permit(slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(slots).try_acquire_owned().ok()
-}
-
-/// Counts a waiting task until it is dropped.
-struct WaitingCount<'a>(&'a AtomicUsize);
-
-impl<'a> WaitingCount<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for WaitingCount<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+fn request(host: &RegistryHost, size: u64, tenants: &mut PriorityWatch) -> Request {
+    Request { host: host.host().into(), is_small: size <= SMALL_BLOB, tenants: tenants.tenants() }
 }
 
 impl DownloadSlot {
-    /// Continues outside of the slots, if one of the places for slow downloads is free. Returns whether it does.
-    fn continue_outside_slots(&mut self) -> bool {
-        if self.is_outside_slots {
-            return true;
-        }
-        let Some(permits) = &mut self.permits else { return false };
-        let Ok(permit) = Arc::clone(&self.scheduler.slow_downloads).try_acquire_owned() else { return false };
-        permits.of_node = permit;
-        self.is_outside_slots = true;
-        self.stop_counting();
-        self.scheduler.freed.notify_waiters();
-        true
-    }
-
-    /// For a preload: gives the slot back if a pod needs it, and waits for another one.
-    async fn yield_to_pods(&mut self) {
-        if self.permits.is_some() && (self.priority.is_urgent() || !self.must_yield()) {
-            return;
-        }
-        (self.permits, self.is_outside_slots) = (None, false);
-        self.permits = self.scheduler.acquire_permits(&self.share, &self.priority, &mut self.preload).await;
-    }
-
-    fn must_yield(&self) -> bool {
-        self.has_waiters() || !self.scheduler.can_preload_now()
-    }
-
-    fn stop_counting(&mut self) {
-        if std::mem::take(&mut self.is_counted) {
-            self.scheduler.pod_activity.lock().unwrap_or_else(PoisonError::into_inner).slots -= 1;
+    fn new(scheduler: &Arc<Scheduler>, id: Id, tenants: PriorityWatch, is_preload: bool) -> Self {
+        Self {
+            scheduler: scheduler.clone(),
+            id,
+            tenants,
+            is_preload,
+            granted: None,
+            is_parked: false,
+            next_check: Instant::now(),
+            has_received: false,
+            is_wanted: false,
         }
     }
 
-    /// Reports whether a task waits for the slot: for one of the node or for one of the host.
-    pub(super) fn has_waiters(&self) -> bool {
-        self.others_wait() || self.share.waiting.load(Ordering::Relaxed) > 0
+    /// Waits for the next turn, if the turn of this download has ended.
+    async fn hold(&mut self) {
+        while let Some(granted) = &mut self.granted {
+            tokio::select! {
+                biased;
+                _ = granted => self.start_turn(),
+                () = self.tenants.changed() => {
+                    let tenants = self.tenants.tenants();
+                    self.set_tenants(tenants);
+                }
+                // Time alone can let a preload run.
+                () = tokio::time::sleep(PRELOAD_CHECK_INTERVAL), if self.is_preload => {
+                    self.scheduler.change(|_, _| ());
+                }
+            }
+        }
     }
 
-    fn others_wait(&self) -> bool {
-        self.scheduler.waiting.load(Ordering::Relaxed) > 0
+    fn start_turn(&mut self) {
+        (self.granted, self.is_parked) = (None, false);
+        (self.has_received, self.is_wanted) = (false, false);
+    }
+
+    /// Starts the next turn if the slot was granted while this task waited for something else.
+    fn notice_grant(&mut self) {
+        if self.granted.as_mut().is_some_and(|granted| granted.try_recv().is_ok()) {
+            self.start_turn();
+        }
+    }
+
+    fn set_tenants(&mut self, tenants: Vec<Tenant>) {
+        self.is_preload = tenants.is_empty();
+        let id = self.id;
+        self.scheduler.change(|state, _| state.turns.set_tenants(id, tenants));
+    }
+
+    fn is_held(&self) -> bool {
+        self.granted.is_none()
+    }
+
+    /// Looks at the downloads that wait, if it is time to. Returns whether the turn of this download ends.
+    fn check(&mut self) -> bool {
+        self.notice_grant();
+        let now = Instant::now();
+        if !self.is_held() || now < self.next_check {
+            return false;
+        }
+        self.next_check = now + CHECK_INTERVAL;
+        if let Some(tenants) = self.tenants.changed_tenants() {
+            self.set_tenants(tenants);
+        }
+        let (is_over, is_wanted) =
+            self.scheduler.look(|turns, now| (turns.must_end(self.id, now), turns.is_wanted(self.id)));
+        self.is_wanted = is_wanted;
+        is_over
+    }
+
+    /// Gives the slot back and waits for the next turn. `is_parked` says that the connection stays open.
+    fn end_turn(&mut self, is_parked: bool) {
+        let (sender, receiver) = oneshot::channel();
+        let (id, has_received) = (self.id, self.has_received);
+        self.scheduler.change(|state, now| {
+            state.grants.insert(id, sender);
+            state.turns.end_turn(id, now, is_parked, has_received);
+        });
+        (self.granted, self.is_parked) = (Some(receiver), is_parked);
+    }
+
+    /// Waits for the disk. If the turn ends meanwhile, another download gets the slot.
+    pub(super) async fn wait_for_disk<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        loop {
+            if let Ok(output) = timeout(CHECK_INTERVAL, future.as_mut()).await {
+                return output;
+            }
+            if self.check() {
+                self.end_turn(self.can_park());
+            }
+        }
+    }
+
+    /// Starts another download in the same turn order, after [`Self::release`].
+    pub(super) fn request_again(&mut self) {
+        self.has_received = true;
+        self.end_turn(false);
+    }
+
+    /// Gives the slot back: all bytes have arrived, and the disk still works.
+    pub(super) fn release(&mut self) {
+        let id = self.id;
+        self.scheduler.change(|state, _| {
+            state.grants.remove(&id);
+            state.turns.set_received(id);
+        });
+    }
+
+    fn can_park(&self) -> bool {
+        self.scheduler.look(|turns, _| turns.can_park(self.id))
+    }
+
+    /// Continues outside of the slots, if one of the places for slow downloads is free.
+    fn continue_outside_slots(&mut self) {
+        let id = self.id;
+        self.scheduler.change(|state, _| state.turns.move_outside(id));
+    }
+
+    /// Reports whether a pod waits for the slot.
+    pub(super) fn has_waiters(&mut self) -> bool {
+        self.check() || self.is_wanted
     }
 }
 
 impl Drop for DownloadSlot {
     fn drop(&mut self) {
-        (self.permits, self.preload) = (None, None);
-        self.stop_counting();
-        self.scheduler.freed.notify_waiters();
-    }
-}
-
-/// A download that was too slow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooSlow {
-    /// The minimum rate that was not reached, in bytes a second.
-    pub(super) minimum: u64,
-    /// The measured rate, in bytes a second.
-    pub(super) rate: u64,
-    /// How long it was measured.
-    pub(super) after: Duration,
-    /// Whether it failed only because other downloads wait.
-    pub(super) others_wait: bool,
-}
-
-/// Measures the rate of a download while it waits for the registry. Time that the disk takes does not count.
-pub(super) struct RateMonitor {
-    slow_after: Duration,
-    minimum_after: Duration,
-    /// What was measured since the last check against each of the two rates.
-    slow: Span,
-    minimum: Span,
-    /// For how long the download has been slow without interruption.
-    slow_for: Duration,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Span {
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Span {
-    /// Returns the rate in bytes a second.
-    fn rate(self) -> u64 {
-        let milliseconds = u64::try_from(self.waited.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.bytes.saturating_mul(1_000) / milliseconds
-    }
-}
-
-impl RateMonitor {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let (slow_after, minimum_after) = (limits.slow_after(), limits.stalled_after());
-        Self {
-            slow_after,
-            minimum_after,
-            slow: Span::default(),
-            minimum: Span::default(),
-            slow_for: Duration::ZERO,
-        }
-    }
-
-    /// Counts received bytes.
-    pub(super) fn received(&mut self, bytes: u64) {
-        self.slow.bytes += bytes;
-        self.minimum.bytes += bytes;
-    }
-
-    /// Waits for the registry. Meanwhile it gives the slot back, or fails, when the download is too slow.
-    pub(super) async fn wait<T>(
-        &mut self,
-        slot: &mut DownloadSlot,
-        future: impl Future<Output = T>,
-    ) -> Result<T, TooSlow> {
-        let mut future = pin!(future);
-        loop {
-            slot.yield_to_pods().await;
-            self.check_rate(slot)?;
-            let left = self.slow_after.saturating_sub(self.slow.waited);
-            let mut left = left.min(self.minimum_after.saturating_sub(self.minimum.waited));
-            if !slot.priority.is_urgent() {
-                left = left.min(CHECK_INTERVAL);
-            }
-            let started = Instant::now();
-            let output = timeout(left.max(Duration::from_millis(1)), future.as_mut()).await;
-            let waited = started.elapsed();
-            self.slow.waited += waited;
-            self.minimum.waited += waited;
-            if let Ok(output) = output {
-                return Ok(output);
-            }
-        }
-    }
-
-    fn check_rate(&mut self, slot: &mut DownloadSlot) -> Result<(), TooSlow> {
-        if self.minimum.waited >= self.minimum_after {
-            let (rate, after) = (self.minimum.rate(), self.minimum.waited);
-            self.minimum = Span::default();
-            if rate < MIN_RATE {
-                return Err(TooSlow { minimum: MIN_RATE, rate, after, others_wait: false });
-            }
-        }
-        if self.slow.waited >= self.slow_after {
-            let Span { waited, .. } = self.slow;
-            let rate = self.slow.rate();
-            self.slow = Span::default();
-            self.slow_for = if rate < SLOW_RATE { self.slow_for + waited } else { Duration::ZERO };
-            let can_continue = rate >= SLOW_RATE || slot.continue_outside_slots() || !slot.others_wait();
-            if !can_continue && self.slow_for >= self.minimum_after / 2 {
-                return Err(TooSlow { minimum: SLOW_RATE, rate, after: self.slow_for, others_wait: true });
-            }
-        }
-        Ok(())
+        let id = self.id;
+        self.scheduler.change(|state, _| {
+            state.grants.remove(&id);
+            state.turns.remove(id);
+        });
     }
 }
 

@@ -5,8 +5,9 @@
 //! Otherwise a pull that always fails after the wait would look like one in progress.
 //!
 //! A preload ([`Pulls::start_in_background`]) is the same pull, but no pod waits for it. When a pod requests the
-//! recipe, it joins the pull, which is then as urgent as any other. A preload that no pod has joined stops when its
-//! [`BackgroundPull`] is dropped.
+//! recipe, it joins the pull, which then has the priority of a pod. A preload that no pod has joined stops when its
+//! [`BackgroundPull`] is dropped. A pull that no pod waits for any more stops as well ([`super::presence`]); what it has
+//! downloaded stays in `partial/` for the next one.
 //!
 //! A pull is keyed by the recipe with all its references and not by the key of the tree: a pod that uses the same
 //! content from another registry must depend on that registry only, and must not see errors about repositories of
@@ -23,8 +24,10 @@ use tokio_util::task::TaskTracker;
 
 use super::error::PullError;
 use super::fetch::Fetcher;
-use super::priority::{Priority, PriorityBoost};
+use super::presence::{Call, Presence};
+use super::priority::Priority;
 use super::progress::{Planned, Progress, ProgressCounter, ProgressSnapshot};
+use super::tenant::Waiter;
 use crate::error_class::PullErrorKind;
 use crate::state::observer::StoreObserver;
 use crate::store::trees::Tree;
@@ -38,8 +41,8 @@ pub type PullResult = Result<Tree, Arc<PullError>>;
 struct SharedPull {
     counter: Arc<ProgressCounter>,
     outcome: watch::Receiver<Option<(PullResult, Instant)>>,
-    /// Raised when a publish call waits for the pull.
-    boost: PriorityBoost,
+    /// The volumes that wait for the pull.
+    presence: Arc<Presence>,
     stop: CancellationToken,
 }
 
@@ -54,17 +57,20 @@ pub enum PullStatus {
     Pulling(ProgressSnapshot),
 }
 
-/// A preload. Dropping it stops the pull, unless a publish call has joined it.
+/// A preload. Dropping it stops the pull, unless a pod waits for it.
 pub struct BackgroundPull<'a> {
     pulls: &'a Pulls,
     recipe: PinnedRecipe,
     shared: Arc<SharedPull>,
 }
 
+/// The pulls by recipe. Calls join and leave a pull while they have the lock, so that a pull that stops is not joined.
+type Running = Mutex<HashMap<PinnedRecipe, Arc<SharedPull>>>;
+
 /// The pulls of a node.
 pub struct Pulls {
     fetcher: Arc<Fetcher>,
-    running: Mutex<HashMap<PinnedRecipe, Arc<SharedPull>>>,
+    running: Arc<Running>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -72,7 +78,7 @@ pub struct Pulls {
 impl Pulls {
     /// Creates a set of pulls that use this fetcher and stop with `stop`.
     pub fn new(fetcher: Arc<Fetcher>, stop: CancellationToken) -> Self {
-        Self { fetcher, running: Mutex::default(), tasks: TaskTracker::new(), stop }
+        Self { fetcher, running: Arc::default(), tasks: TaskTracker::new(), stop }
     }
 
     /// Returns the fetcher without credentials.
@@ -87,16 +93,17 @@ impl Pulls {
         &self,
         recipe: &PinnedRecipe,
         fetcher: &Arc<Fetcher>,
+        waiter: &Waiter,
         wait: Duration,
     ) -> PullStatus {
         let until = Instant::now() + wait;
-        let (shared, is_new) = self.join(recipe, fetcher, true);
+        let (shared, is_new, _call) = self.join(recipe, fetcher, Some(waiter));
         let ended = self.wait_until(recipe, &shared, until).await;
         match &ended {
             // The pull ran with the credentials of another call, which are not accepted any more. The credentials of
             // this call were accepted a moment ago.
             PullStatus::Failed(error) if !is_new && is_permission_error(error.kind()) => {
-                let (shared, _) = self.join(recipe, fetcher, true);
+                let (shared, _, _call) = self.join(recipe, fetcher, Some(waiter));
                 self.wait_until(recipe, &shared, until).await
             }
             _ => ended,
@@ -105,8 +112,16 @@ impl Pulls {
 
     /// Starts a pull that no call waits for, or joins one that is running.
     pub fn start_in_background(&self, recipe: &PinnedRecipe, fetcher: &Arc<Fetcher>) -> BackgroundPull<'_> {
-        let (shared, _) = self.join(recipe, fetcher, false);
+        let (shared, ..) = self.join(recipe, fetcher, None);
         BackgroundPull { pulls: self, recipe: recipe.clone(), shared }
+    }
+
+    /// Records that the pod of a volume was deleted: no call for it will come any more.
+    pub fn withdraw(&self, volume: &str) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for shared in running.values() {
+            shared.presence.withdraw(volume);
+        }
     }
 
     async fn wait_until(
@@ -136,13 +151,20 @@ impl Pulls {
         self.tasks.wait().await;
     }
 
-    /// Returns the pull of this recipe, a running one or a new one, and whether it is new.
+    /// Joins the pull of this recipe, a running one or a new one, as a call or as a preload. Also returns whether it is
+    /// new.
     fn join(
         &self,
         recipe: &PinnedRecipe,
         fetcher: &Arc<Fetcher>,
-        is_urgent: bool,
-    ) -> (Arc<SharedPull>, bool) {
+        waiter: Option<&Waiter>,
+    ) -> (Arc<SharedPull>, bool, Option<Call>) {
+        let enter = |presence: &Arc<Presence>| {
+            if waiter.is_none() {
+                presence.enter_preload();
+            }
+            waiter.map(|waiter| presence.enter(waiter))
+        };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, shared| {
             shared
@@ -152,50 +174,81 @@ impl Pulls {
                 .is_none_or(|(outcome, ended)| outcome.is_err() && ended.elapsed() < FAILURE_KEPT_FOR)
         });
         if let Some(shared) = running.get(recipe) {
-            if is_urgent {
-                shared.boost.raise();
-            }
-            return (shared.clone(), false);
+            let call = enter(&shared.presence);
+            return (shared.clone(), false, call);
         }
         let (sender, outcome) = watch::channel(None);
         let counter = Arc::new(ProgressCounter::default());
-        let (boost, stop) = (PriorityBoost::default(), self.stop.child_token());
-        if is_urgent {
-            boost.raise();
-        }
-        let fetcher = Arc::new(fetcher.with_priority(Priority::raised_by(&boost)));
-        let shared = Arc::new(SharedPull { counter: counter.clone(), outcome, boost, stop: stop.clone() });
+        let (presence, stop) = (Arc::new(Presence::default()), self.stop.child_token());
+        let call = enter(&presence);
+        let fetcher = Arc::new(fetcher.with_priority(Priority::of(presence.waiters())));
+        let shared = Arc::new(SharedPull { counter, outcome, presence, stop });
         running.insert(recipe.clone(), shared.clone());
-        let observer = self.fetcher.store().observer().clone();
-        let progress: Arc<dyn Progress> = Arc::new(CountingProgress { counter, observer: observer.clone() });
-        let key = fetcher.key(recipe);
-        let recipe = recipe.clone();
-        self.tasks.spawn(async move {
-            let started = Instant::now();
-            let outcome = tokio::select! {
-                outcome = fetcher.tree(&recipe, &progress) => outcome,
-                () = stop.cancelled() => Err(PullError::Stopped),
-            };
-            let seconds = started.elapsed().as_secs_f64();
-            match &outcome {
-                Ok(tree) => {
-                    let bytes = tree.totals().bytes;
-                    tracing::info!(tree = %key, bytes, seconds, "pulled a tree");
-                    observer.pull_took(bytes, seconds);
-                }
-                Err(error) => tracing::warn!(tree = %key, %error, seconds, "cannot pull a tree"),
-            }
-            observer.pulled(outcome.as_ref().err().map(PullError::kind));
-            sender.send_replace(Some((outcome.map_err(Arc::new), Instant::now())));
-        });
-        (shared, true)
+        drop(running);
+        self.tasks.spawn(run(self.running.clone(), fetcher, recipe.clone(), shared.clone(), sender));
+        (shared, true, call)
     }
 
     /// Removes a pull whose result was returned.
     fn forget(&self, recipe: &PinnedRecipe, shared: &Arc<SharedPull>) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.get(recipe).is_some_and(|found| Arc::ptr_eq(found, shared)) {
-            running.remove(recipe);
+        remove(&mut running, recipe, shared);
+    }
+}
+
+/// Removes a pull, if it is still the one of its recipe.
+#[expect(clippy::mutable_key_type, reason = "the hash of a recipe does not depend on what its globs cache")]
+fn remove(
+    running: &mut HashMap<PinnedRecipe, Arc<SharedPull>>,
+    recipe: &PinnedRecipe,
+    shared: &Arc<SharedPull>,
+) {
+    if running.get(recipe).is_some_and(|found| Arc::ptr_eq(found, shared)) {
+        running.remove(recipe);
+    }
+}
+
+/// Pulls the tree of a recipe until it is complete, or no pod waits for it any more.
+async fn run(
+    running: Arc<Running>,
+    fetcher: Arc<Fetcher>,
+    recipe: PinnedRecipe,
+    shared: Arc<SharedPull>,
+    sender: watch::Sender<Option<(PullResult, Instant)>>,
+) {
+    let (key, observer) = (fetcher.key(&recipe), fetcher.store().observer().clone());
+    let progress: Arc<dyn Progress> =
+        Arc::new(CountingProgress { counter: shared.counter.clone(), observer: observer.clone() });
+    let started = Instant::now();
+    let outcome = tokio::select! {
+        outcome = fetcher.tree(&recipe, &progress) => outcome,
+        () = shared.stop.cancelled() => Err(PullError::Stopped),
+        () = stop_when_abandoned(&running, &recipe, &shared) => Err(PullError::Abandoned),
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    match &outcome {
+        Ok(tree) => {
+            let bytes = tree.totals().bytes;
+            tracing::info!(tree = %key, bytes, seconds, "pulled a tree");
+            observer.pull_took(bytes, seconds);
+        }
+        Err(PullError::Abandoned) => {
+            tracing::info!(tree = %key, seconds, "stopped a pull that no pod waits for any more");
+        }
+        Err(error) => tracing::warn!(tree = %key, %error, seconds, "cannot pull a tree"),
+    }
+    observer.pulled(outcome.as_ref().err().map(PullError::kind));
+    sender.send_replace(Some((outcome.map_err(Arc::new), Instant::now())));
+}
+
+/// Waits until no pod and no preload waits for a pull, and removes it, so that no call joins it any more.
+async fn stop_when_abandoned(running: &Running, recipe: &PinnedRecipe, shared: &Arc<SharedPull>) {
+    loop {
+        shared.presence.wait_until_abandoned().await;
+        let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.presence.is_abandoned() {
+            remove(&mut running, recipe, shared);
+            return;
         }
     }
 }
@@ -217,12 +270,9 @@ impl BackgroundPull<'_> {
 
 impl Drop for BackgroundPull<'_> {
     fn drop(&mut self) {
-        // Other calls join a pull under the same lock.
         let mut running = self.pulls.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.shared.boost.is_raised()
-            && running.get(&self.recipe).is_some_and(|found| Arc::ptr_eq(found, &self.shared))
-        {
-            running.remove(&self.recipe);
+        if self.shared.presence.leave_preload() {
+            remove(&mut running, &self.recipe, &self.shared);
             self.shared.stop.cancel();
         }
     }
