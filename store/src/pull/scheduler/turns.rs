@@ -337,7 +337,8 @@ impl Turns {
     /// Reports whether preloads may download now: while no pod does, or in the short intervals in between.
     fn can_preload_now(&self, now: Duration) -> bool {
         let period = (PRELOAD_PAUSE + PRELOAD_RUN).as_secs();
-        self.pods_since.is_none_or(|since| now.saturating_sub(since).as_secs() % period >= PRELOAD_PAUSE.as_secs())
+        self.pods_since
+            .is_none_or(|since| now.saturating_sub(since).as_secs() % period >= PRELOAD_PAUSE.as_secs())
     }
 }
 
