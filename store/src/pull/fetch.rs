@@ -203,11 +203,11 @@ impl Fetcher {
             .try_for_each_concurrent(concurrency, |fetch| self.fetch(fetch, guard.priority(), progress))
             .await?;
         let assembled = {
-            let _turn = self.shared.disk_turns.acquire(guard.priority()).await;
+            let turn = self.shared.disk_turns.acquire(guard.priority()).await;
             let (key, recipe) = (key.clone(), recipe.clone());
             self.blocking(move |store| {
                 // If the pull is stopped, this thread still needs what the lease and the marks protect.
-                let (lease, unsynced_marks) = (lease, unsynced_marks);
+                let (lease, unsynced_marks, _turn) = (lease, unsynced_marks, turn);
                 let mut tree = store.tree(&key)?;
                 if tree.is_none() {
                     assemble(store, &key, &steps, &budget)?;
