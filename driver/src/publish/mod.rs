@@ -9,8 +9,8 @@
 //! after a reboot of the node; or the seal names a cluster set, whose content the administrator granted to all pods.
 //!
 //! A crash can happen after each step: [`crate::volume_records`] explains why the next call repairs what it left. A
-//! publish that fails leaves neither a directory nor a record. The pull that it waited for continues, until no pod has
-//! waited for it for a while.
+//! publish that fails leaves neither a directory nor a record. The pull that it waited for continues until no pod waits
+//! for it ([`oras_csi_store::pull`] has the times).
 
 mod authorization;
 mod fetching;
