@@ -357,14 +357,14 @@ fn tokens_come_from_a_sibling_of_the_registry() {
     assert_eq!(service.requests().len(), 1, "{:?}", service.requests());
 }
 
-/// The download takes 12 seconds, longer than the lifetime of a token: three seconds, although the token announces
-/// minutes. A shorter lifetime can end between a renewal and the next request on a loaded machine.
+/// The download takes 12 seconds with four connections, longer than the lifetime of a token: three seconds, although the
+/// token announces minutes. A shorter lifetime can end between a renewal and the next request on a loaded machine.
 fn slow() -> (TokenService, Distribution, ForwardProxy, tempfile::TempDir) {
     let service = TokenService::start(rules().with_realm("http://auth.acme.example/token"));
     let (registry, files) = (behind(&service), folder());
     let (own, auth) = (format!("{BEHIND}:80"), "auth.acme.example:80");
     let names: [(&str, &str); 2] = [(&own, &registry.host()), (auth, &service.host())];
-    let proxy = ForwardProxy::start_slow(&names, 256 << 10);
+    let proxy = ForwardProxy::start_slow(&names, 64 << 10);
     let parts: Vec<String> = (0..24_u8).map(|number| format!("part-{number}")).collect();
     for (number, part) in (0..).zip(&parts) {
         write(files.path(), &[(part, &vec![number; 128 << 10])]);
