@@ -239,12 +239,14 @@ async fn directories_are_charged() {
     assert!(tree.usage().bytes > 8_000 << 10 && tree.usage().inodes > 2_000, "{:?}", tree.usage());
 }
 
-/// A file that is not unpacked has the size that the manifest says. A model may be larger than any archive should be.
 #[tokio::test]
-async fn only_unpacked_content_has_a_limit_of_its_own() {
+async fn single_files_are_charged_before_they_are_downloaded() {
     let bench = Bench::with(Limits::default().with_unpacked(1 << 20));
-    let digest = Artifact::new(&bench.registry).file("large", &vec![1; 2 << 20]).push();
-    bench.pull(&recipe([add(&digest)])).await.unwrap();
+    let large = vec![1; 1 << 20];
+    let digest = Artifact::new(&bench.registry).file("large", &large).push();
+    let error = bench.pull(&recipe([add(&digest)])).await.unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::Refused, "{error}");
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(&large)), 0);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! the tree by hard links.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
@@ -355,7 +356,14 @@ impl Fetcher {
                 let planned = Planned::new(descriptor.clone(), shown);
                 let reference = step.reference().clone();
                 let fetch = Fetch { destination, descriptor, reference, is_known_to_host: false };
-                wanted.entry(item).or_insert((fetch, planned));
+                if let Entry::Vacant(new) = wanted.entry(item) {
+                    if matches!(fetch.destination, Destination::Blob) {
+                        let bytes = Usage::blob(fetch.descriptor.size()).bytes;
+                        let counted = budget.count_disk(bytes, self.store.limits());
+                        counted.map_err(|exceeded| artifact.pull_error(exceeded.into()))?;
+                    }
+                    new.insert((fetch, planned));
+                }
             }
         }
         self.blocking(move |store| {
