@@ -202,7 +202,13 @@ async fn a_pull_for_a_deleted_pod_is_cancelled_after_a_minute() {
         return;
     }
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let driver = Running::start_in(folder, FakeRegistry::new(), Duration::from_millis(300)).await;
+    // The registry sends nothing for longer than the driver would wait.
+    let driver = Running::start_with(folder, FakeRegistry::new(), |settings| {
+        let limits = settings.limits().clone();
+        let limits = limits.with_slow_download_times(Duration::from_secs(10), Duration::from_mins(10));
+        settings.with_publish_wait(Duration::from_millis(300)).with_limits(limits)
+    });
+    let driver = driver.await;
     let bytes = vec![7; 40_960];
     let digest = Artifact::new(&driver.registry).file("f", &bytes).push();
     let layer = Digest::sha256_of(&bytes);
