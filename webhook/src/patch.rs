@@ -169,7 +169,9 @@ impl Plan {
         }
         let mut new = Vec::new();
         for volume in volumes {
-            for mount in volume.mounts.iter().filter(|mount| mount.container == position) {
+            // They are in the order of the containers.
+            let first = volume.mounts.partition_point(|mount| mount.container < position);
+            for mount in volume.mounts[first..].iter().take_while(|mount| mount.container == position) {
                 let mut value =
                     json!({"name": volume.name, "mountPath": mount.path.as_str(), "readOnly": true});
                 if let Some(sub_path) = &mount.sub_path {

@@ -22,7 +22,11 @@ pub(super) struct MountTarget {
     pub(super) sub_path: Option<String>,
 }
 
-/// Returns the mounts to add to each chosen container.
+/// How many mounts the webhook adds for one volume. A pod may name thousands of containers in a few kilobytes, and each
+/// mount is an operation of the patch; no node can run such a pod.
+const MAX_NEW_MOUNTS: usize = 256;
+
+/// Returns the mounts to add to each chosen container, in the order of the containers.
 pub(super) fn plan(
     pod: &Pod<'_>,
     targets: &[MountTarget],
@@ -38,6 +42,14 @@ pub(super) fn plan(
         }
         for target in targets {
             if needs_mount(container, target)? {
+                if mounts.len() == MAX_NEW_MOUNTS {
+                    return Err(Denial::bad_request(
+                        At::Annotation(&target.key),
+                        None,
+                        format_args!("needs more than {MAX_NEW_MOUNTS} mounts in the containers of this pod"),
+                        "choose containers with the annotation oras.land/containers",
+                    ));
+                }
                 let (path, sub_path) = (target.path.clone(), target.sub_path.clone());
                 mounts.push(NewMount { container: position, path, sub_path });
             }

@@ -25,6 +25,8 @@ use crate::manifest::said_kind;
 /// The only version that is supported.
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
+/// The longest uid and namespace.
+const MAX_TEXT_BYTES: usize = 1_024;
 
 /// Why a body cannot be answered as a review. Without a uid the answer is HTTP 400, which the API server counts as a
 /// failure of the webhook.
@@ -163,6 +165,14 @@ impl Review {
         }
         let request = wire.request.ok_or(ReviewError::Missing("uid"))?;
         let uid = request.uid.filter(|uid| !uid.is_empty()).ok_or(ReviewError::Missing("uid"))?;
+        // Both are kept until the review is answered. A uid is a UUID, and a namespace a DNS label.
+        for (field, text) in [("uid", Some(&uid)), ("namespace", request.namespace.as_ref())] {
+            if text.is_some_and(|text| text.len() > MAX_TEXT_BYTES) {
+                return Err(ReviewError::Shape(format!(
+                    "request.{field} is longer than {MAX_TEXT_BYTES} bytes"
+                )));
+            }
+        }
         let operation = request.operation.ok_or(ReviewError::Missing("operation"))?;
         let resource = request.resource.ok_or(ReviewError::Missing("resource"))?;
         let is_whole = request.sub_resource.is_none_or(|sub_resource| sub_resource.is_empty());
@@ -413,6 +423,16 @@ mod tests {
         request[field] = value;
         let error = Review::decode(Hook::Volumes, &review(&request)).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
+    }
+
+    #[rstest]
+    #[case("uid")]
+    #[case("namespace")]
+    fn rejects_long_texts_that_would_be_kept(#[case] field: &str) {
+        let mut request = pod_request();
+        request[field] = json!("u".repeat(MAX_TEXT_BYTES + 1));
+        let error = Review::decode(Hook::Volumes, &review(&request)).unwrap_err();
+        assert!(error.to_string().contains("is longer than 1024 bytes"), "{error}");
     }
 
     #[rstest]

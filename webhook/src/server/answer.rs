@@ -10,7 +10,7 @@ use http::{HeaderValue, header};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connections::Connection;
-use super::memory::Share;
+use super::memory::{GivenUp, Share};
 use crate::review::ReviewResponse;
 
 /// How much of an answer is given to the connection at once.
@@ -18,24 +18,22 @@ const PIECE_BYTES: usize = 16 << 10;
 
 /// Returns the answer to a review. If its memory is needed before it is written, its connection is closed, because only
 /// a client that does not read keeps an answer waiting.
-pub(super) fn answer(review: &ReviewResponse, share: Share, connection: Option<Arc<Connection>>) -> Response {
+pub(super) fn answer(
+    review: &ReviewResponse,
+    share: Share,
+    connection: Option<Arc<Connection>>,
+) -> Result<Response, GivenUp> {
     // Printing these types cannot fail: there are no maps with other keys than strings.
     let text = Bytes::from(serde_json::to_vec(review).unwrap_or_default());
     let length = HeaderValue::from(text.len());
-    let _ = share.resize(text.len());
-    let body = if text.len() <= PIECE_BYTES {
-        drop(share);
-        Body::from(text)
-    } else {
-        let guard = close_if_given_up(&share, connection);
-        let held = (text, share, guard);
-        Body::from_stream(stream::unfold(held, async |(mut rest, share, guard)| {
-            let piece = rest.split_to(rest.len().min(PIECE_BYTES));
-            (!piece.is_empty()).then(|| (Ok::<_, Infallible>(piece), (rest, share, guard)))
-        }))
-    };
+    share.resize(text.len())?;
+    let guard = close_if_given_up(&share, connection);
+    let body = Body::from_stream(stream::unfold((text, share, guard), async |(mut rest, share, guard)| {
+        let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+        (!piece.is_empty()).then(|| (Ok::<_, Infallible>(piece), (rest, share, guard)))
+    }));
     let json = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, json), (header::CONTENT_LENGTH, length)], body).into_response()
+    Ok(([(header::CONTENT_TYPE, json), (header::CONTENT_LENGTH, length)], body).into_response())
 }
 
 fn close_if_given_up(share: &Share, connection: Option<Arc<Connection>>) -> AbortOnDropHandle<()> {

@@ -51,7 +51,7 @@ const HTTP_1_BUFFER: usize = 16 << 10;
 /// section 5.2). A connection may have this much unread.
 const HTTP_2_WINDOW: u32 = 128 << 10;
 /// How many requests an HTTP/2 connection may have in progress. The API server opens another connection for more.
-const HTTP_2_STREAMS: u32 = 128;
+const HTTP_2_STREAMS: u32 = 16;
 
 /// Reports whether clients can connect to the server.
 pub trait Health: Send + Sync + 'static {

@@ -58,7 +58,7 @@ pub(super) async fn handle(app: Arc<App>, hook: Hook, request: Request) -> Respo
         () = share.given_up().cancelled() => return overloaded(&app),
     };
     drop(review);
-    answer(&reviewed, share, connection)
+    answer(&reviewed, share, connection).unwrap_or_else(|GivenUp| overloaded(&app))
 }
 
 /// The server has no memory for this review: it is one of the largest, or the oldest of the same size.
