@@ -196,6 +196,21 @@ fn mount_paths_beside_and_below_other_mounts_are_allowed(#[case] annotations: Va
 }
 
 #[test]
+fn a_pod_with_too_many_containers_gets_no_mounts() {
+    for (containers, is_allowed) in [(253, true), (254, false), (37_000, false)] {
+        let mut pod = annotated(&json!({"artifact": "r.io/a"}));
+        // Three more are in the pod.
+        pod["spec"]["containers"].as_array_mut().unwrap().extend(vec![json!({}); containers]);
+        match read_pod(&pod) {
+            Ok(_) => assert!(is_allowed, "{containers}"),
+            Err(denial) => {
+                assert!(!is_allowed && denial.message().contains("more than 256 mounts"), "{denial}");
+            }
+        }
+    }
+}
+
+#[test]
 fn containers_may_be_listed_with_spaces_and_twice() {
     let intent =
         read_pod(&annotated(&json!({"artifact": "r.io/a", "containers": " side, first ,side"}))).unwrap();
