@@ -204,7 +204,7 @@ async fn a_pull_for_a_deleted_pod_is_cancelled_after_a_minute() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     // The registry sends nothing for longer than the driver would wait.
     let driver = Running::start_with(folder, FakeRegistry::new(), |settings| {
-        let limits = settings.limits().clone();
+        let limits = *settings.limits();
         let limits = limits.with_slow_download_times(Duration::from_secs(10), Duration::from_mins(10));
         settings.with_publish_wait(Duration::from_millis(300)).with_limits(limits)
     });
