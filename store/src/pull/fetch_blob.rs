@@ -19,11 +19,10 @@ use super::priority::Priority;
 use super::progress::Progress;
 use super::scheduler::{DownloadSlot, Ended, RateMonitor, Scheduler, WaitFor};
 use crate::content::blob_reader::{BlobReader, PIECES, Piece, StreamFault};
-use crate::disk::{DiskError, Totals, Usage};
+use crate::disk::DiskError;
 use crate::layout::LayerKey;
 use crate::store::Store;
 use crate::store::partial_blobs::{Next, Partial};
-use crate::store::trees::Staging;
 use crate::unpack::error::UnpackError;
 use crate::unpack::layer::{UnpackOptions, unpack_layer};
 
@@ -141,10 +140,7 @@ impl FetchBlob<'_> {
         let written = tokio::task::spawn_blocking(move || match &destination {
             Destination::Blob if only_verify => verify_only(reader),
             Destination::Blob => Ok(store.write_blob(&blob, reader)?),
-            Destination::Layer(key, options) => {
-                let staging = unpack(&store, options, &blob, reader)?;
-                if only_verify { Ok(()) } else { Ok(staging.commit(key)?) }
-            }
+            Destination::Layer(key, options) => unpack(&store, key, options, &blob, reader, only_verify),
         });
         self.feed(&mut slot, sender).await;
         slot.release();
@@ -278,8 +274,7 @@ fn process(
             let reader = BlobReader::new(blob.clone(), receiver);
             let processed = std::thread::scope(|scope| {
                 let reading = scope.spawn(move || forward(partial, &sender));
-                let unpacked = unpack(store, options, blob, reader)
-                    .and_then(|staging| if only_verify { Ok(()) } else { Ok(staging.commit(key)?) });
+                let unpacked = unpack(store, key, options, blob, reader, only_verify);
                 // If the content was rejected, the download must stop.
                 partial.close();
                 (unpacked, reading.join())
@@ -335,25 +330,15 @@ fn forward(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskEr
     }
 }
 
-/// An unpacked layer that is not visible in the store yet. Dropping it deletes its files.
-struct UnpackedLayer<'a> {
-    staging: Staging<'a>,
-    totals: Totals,
-    usage: Usage,
-}
-
-impl UnpackedLayer<'_> {
-    fn commit(self, key: &LayerKey) -> Result<(), DiskError> {
-        self.staging.commit_layer(key, self.totals, self.usage)
-    }
-}
-
-fn unpack<'a>(
-    store: &'a Store,
+/// Unpacks a layer into the store. If it is only verified, its files are deleted again.
+fn unpack(
+    store: &Store,
+    key: &LayerKey,
     options: &UnpackOptions,
     blob: &Descriptor,
     reader: BlobReader,
-) -> Result<UnpackedLayer<'a>, UnpackError> {
+    only_verify: bool,
+) -> Result<(), UnpackError> {
     let staging = store.stage()?;
     let unpacked = unpack_layer(reader, options, staging.files(), store.limits())?;
     if unpacked.skipped > 0 {
@@ -363,5 +348,8 @@ fn unpack<'a>(
             "skipped device nodes, FIFOs and other special entries of a layer"
         );
     }
-    Ok(UnpackedLayer { staging, totals: unpacked.totals, usage: unpacked.usage })
+    if only_verify {
+        return Ok(());
+    }
+    Ok(staging.commit_layer(key, unpacked.totals, unpacked.usage)?)
 }
