@@ -10,6 +10,23 @@ use oras_csi_core::reference::PinnedReference;
 pub use oras_csi_testkit::client::FakeRegistry;
 use serde_json::{Value, json};
 
+/// A seed for [`noise`].
+pub const NOISE_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Returns bytes that cannot be compressed, and that are the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
 /// Builds the manifest of an artifact, and stores its blobs.
 pub struct Artifact<'a> {
     registry: &'a FakeRegistry,

@@ -14,23 +14,9 @@ use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullError, PullErrorKi
 use oras_csi_store::{Reserve, Store, Tree};
 use rstest::rstest;
 
-use crate::registry::{Artifact, FakeRegistry, add, add_from, recipe};
+use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, add_from, noise, recipe};
 
 const MIB: usize = 1 << 20;
-
-/// Writes incompressible bytes.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
 
 fn open(folder: &Path, registry: &Arc<FakeRegistry>) -> Arc<Fetcher> {
     let store =
@@ -68,7 +54,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_blob_is_downloaded_in_parts_if_the_registry_supports_ranges(#[case] in_parts: bool) {
     let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
-    let bytes = noise(100 * MIB + 17);
+    let bytes = noise(NOISE_SEED, 100 * MIB + 17);
     let digest = Artifact::new(&registry).file("f", &bytes).push();
     registry.supports_ranges.store(in_parts, Ordering::SeqCst);
     let tree = pull(&open(folder.path(), &registry), &recipe([add(&digest)])).await.unwrap();
@@ -84,7 +70,7 @@ async fn a_large_blob_is_downloaded_in_parts_if_the_registry_supports_ranges(#[c
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interrupted_parts_are_resumed() {
     let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
-    let bytes = noise(80 * MIB);
+    let bytes = noise(NOISE_SEED, 80 * MIB);
     let digest = Artifact::new(&registry).file("f", &bytes).push();
     registry.supports_ranges.store(true, Ordering::SeqCst);
     registry.cut_after.store(9 * MIB, Ordering::SeqCst);
@@ -105,7 +91,7 @@ async fn bytes_from_before_a_restart_are_not_downloaded_again(
     #[case] in_parts: bool,
 ) {
     let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
-    let bytes = noise(size * MIB);
+    let bytes = noise(NOISE_SEED, size * MIB);
     let artifact = Artifact::new(&registry);
     let artifact =
         if is_archive { artifact.directory("d", &[("f", &bytes)]) } else { artifact.file("f", &bytes) };
@@ -142,7 +128,7 @@ async fn bytes_from_before_a_restart_are_not_downloaded_again(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_damaged_in_the_meantime_are_downloaded_again(#[case] is_archive: bool) {
     let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
-    let bytes = noise(40 * MIB);
+    let bytes = noise(NOISE_SEED, 40 * MIB);
     let artifact = Artifact::new(&registry);
     let artifact =
         if is_archive { artifact.directory("d", &[("f", &bytes)]) } else { artifact.file("f", &bytes) };
@@ -184,7 +170,7 @@ async fn bytes_damaged_in_the_meantime_are_downloaded_again(#[case] is_archive: 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_does_not_wait_for_a_registry_that_it_does_not_name(#[case] size: usize) {
     let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
-    let bytes = noise(size);
+    let bytes = noise(NOISE_SEED, size);
     let digest = Artifact::new(&registry).file("f", &bytes).directory("d", &[("g", &bytes)]).push();
     registry.slow_hosts.lock().unwrap().insert("slow".to_owned(), (1_024, Duration::from_millis(500)));
     let fetcher = open(folder.path(), &registry);
@@ -206,7 +192,7 @@ async fn a_pull_does_not_wait_for_a_registry_that_it_does_not_name(#[case] size:
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_bytes_of_one_registry_do_not_affect_other_downloads() {
     let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
-    let bytes = noise(20 * MIB);
+    let bytes = noise(NOISE_SEED, 20 * MIB);
     let digest = Artifact::new(&registry).file("f", &bytes).push();
     registry.corrupting_hosts.lock().unwrap().insert("liar".to_owned());
     let fetcher = open(folder.path(), &registry);

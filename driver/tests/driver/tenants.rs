@@ -11,7 +11,7 @@ use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::{Descriptor, VerifiedManifest};
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_core::reference::{PinnedReference, Reference};
+use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullStatus, Pulls, Tenant, Waiter};
 use oras_csi_store::{Limits, Reserve, Store};
@@ -23,7 +23,7 @@ use tonic::Code;
 
 use crate::calls::{Running, request};
 use crate::namespace::entered;
-use crate::registry::{Artifact, FakeRegistry, add, add_from, recipe};
+use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, add_from, noise, recipe};
 use crate::trees::Bench;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -34,18 +34,9 @@ const DRIP: (usize, Duration) = (8 * KIB, Duration::from_millis(100));
 
 /// Returns bytes that no other call returns.
 fn content(name: &str, length: usize) -> Vec<u8> {
-    let mut state = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |state, byte| {
-        (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
+    let seed =
+        name.bytes().fold(NOISE_SEED, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    noise(seed, length)
 }
 
 /// Returns an artifact with this number of blobs of its own.
@@ -253,8 +244,8 @@ struct Recording {
 }
 
 impl Recording {
-    fn record(&self, reference: &PinnedReference, text: String) {
-        if reference.registry().host() == self.host {
+    fn record(&self, registry: &RegistryHost, text: String) {
+        if registry.host() == self.host {
             self.log.lock().unwrap().push(text);
         }
     }
@@ -263,14 +254,12 @@ impl Recording {
 #[async_trait]
 impl Registry for Recording {
     async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        if reference.registry().host() == self.host {
-            self.log.lock().unwrap().push("HEAD manifest".to_owned());
-        }
+        self.record(reference.registry(), "HEAD manifest".to_owned());
         self.registry.resolve(reference).await
     }
 
     async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
-        self.record(reference, "GET manifest".to_owned());
+        self.record(reference.registry(), "GET manifest".to_owned());
         self.registry.manifest(reference).await
     }
 
@@ -280,7 +269,7 @@ impl Registry for Recording {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<BlobStream, RegistryError> {
-        self.record(reference, format!("GET blob from {offset}"));
+        self.record(reference.registry(), format!("GET blob from {offset}"));
         self.registry.blob(reference, blob, offset).await
     }
 
@@ -290,7 +279,7 @@ impl Registry for Recording {
         blob: &Descriptor,
         range: Range<u64>,
     ) -> Result<Option<BlobStream>, RegistryError> {
-        self.record(reference, format!("GET blob {range:?}"));
+        self.record(reference.registry(), format!("GET blob {range:?}"));
         self.registry.part(reference, blob, range).await
     }
 
