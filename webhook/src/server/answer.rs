@@ -1,13 +1,11 @@
 //! The body of an answer, which counts as memory until it is written.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use http::{HeaderValue, header};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::connections::Connection;
 use super::memory::{GivenUp, Share};
@@ -21,27 +19,19 @@ const PIECE_BYTES: usize = 16 << 10;
 pub(super) fn answer(
     review: &ReviewResponse,
     share: Share,
-    connection: Option<Arc<Connection>>,
+    connection: Option<&Connection>,
 ) -> Result<Response, GivenUp> {
     // Printing these types cannot fail: there are no maps with other keys than strings.
     let text = Bytes::from(serde_json::to_vec(review).unwrap_or_default());
     let length = HeaderValue::from(text.len());
     share.resize(text.len())?;
-    let guard = close_if_given_up(&share, connection);
-    let body = Body::from_stream(stream::unfold((text, share, guard), async |(mut rest, share, guard)| {
+    if let Some(connection) = connection {
+        share.close_when_given_up(connection.closed())?;
+    }
+    let body = Body::from_stream(stream::unfold((text, share), async |(mut rest, share)| {
         let piece = rest.split_to(rest.len().min(PIECE_BYTES));
-        (!piece.is_empty()).then(|| (Ok::<_, Infallible>(piece), (rest, share, guard)))
+        (!piece.is_empty()).then(|| (Ok::<_, Infallible>(piece), (rest, share)))
     }));
     let json = HeaderValue::from_static("application/json");
     Ok(([(header::CONTENT_TYPE, json), (header::CONTENT_LENGTH, length)], body).into_response())
-}
-
-fn close_if_given_up(share: &Share, connection: Option<Arc<Connection>>) -> AbortOnDropHandle<()> {
-    let given_up = share.given_up().clone();
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        given_up.cancelled().await;
-        if let Some(connection) = connection {
-            connection.close();
-        }
-    }))
 }

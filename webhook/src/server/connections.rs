@@ -96,9 +96,9 @@ impl Connection {
         Busy(Arc::clone(self))
     }
 
-    /// Closes it.
-    pub(super) fn close(&self) {
-        self.closed.cancel();
+    /// Returns the token that closes it.
+    pub(super) fn closed(&self) -> CancellationToken {
+        self.closed.clone()
     }
 
     fn count(&self, change: impl FnOnce(usize) -> usize) {

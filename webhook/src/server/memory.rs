@@ -35,6 +35,8 @@ type Order = (Reverse<usize>, u64);
 struct Entry {
     bytes: usize,
     given_up: CancellationToken,
+    /// Cancelled as well.
+    connection: Option<CancellationToken>,
 }
 
 /// The memory of one review; dropping it frees the memory.
@@ -60,7 +62,7 @@ impl Memory {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        state.shares.insert(number, Entry { bytes: 0, given_up: given_up.clone() });
+        state.shares.insert(number, Entry { bytes: 0, given_up: given_up.clone(), connection: None });
         state.order.insert(order(0, number));
         drop(state);
         let share = Share { memory: Arc::clone(self), number, given_up };
@@ -102,7 +104,24 @@ impl State {
     }
 }
 
+impl Entry {
+    fn give_up(self) {
+        self.given_up.cancel();
+        if let Some(connection) = self.connection {
+            connection.cancel();
+        }
+    }
+}
+
 impl Share {
+    /// Cancels `connection` as well if the review is given up from now on.
+    pub(super) fn close_when_given_up(&self, connection: CancellationToken) -> Result<(), GivenUp> {
+        let mut state = self.memory.lock();
+        let entry = state.shares.get_mut(&self.number).ok_or(GivenUp)?;
+        entry.connection = Some(connection);
+        Ok(())
+    }
+
     /// Sets how many bytes the review takes now. May give up reviews, and this one too.
     pub(super) fn resize(&self, bytes: usize) -> Result<(), GivenUp> {
         let mut state = self.memory.lock();
@@ -113,7 +132,7 @@ impl Share {
             && let Some((_, number)) = state.order.first().copied()
         {
             if let Some(entry) = state.remove(number) {
-                entry.given_up.cancel();
+                entry.give_up();
             }
         }
         if self.given_up.is_cancelled() { Err(GivenUp) } else { Ok(()) }
@@ -169,6 +188,20 @@ mod tests {
         assert_eq!(shares[2].resize(10), Ok(()));
         drop((shares, new));
         assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn a_review_that_is_given_up_closes_its_connection_once_it_has_one() {
+        let memory = Memory::new(1 << 20);
+        let (share, connection) = (memory.enter().unwrap(), CancellationToken::new());
+        share.close_when_given_up(connection.clone()).unwrap();
+        share.resize(500 << 10).unwrap();
+        assert!(!connection.is_cancelled());
+        let _larger = memory.enter().map(|share| share.resize(400 << 10).map(|()| share)).unwrap();
+        assert!(!connection.is_cancelled());
+        assert_eq!(share.resize(2 << 20), Err(GivenUp));
+        assert!(connection.is_cancelled());
+        assert_eq!(share.close_when_given_up(connection), Err(GivenUp));
     }
 
     #[test]

@@ -31,6 +31,12 @@ enum RequestError {
     Review(#[from] ReviewError),
 }
 
+impl From<GivenUp> for RequestError {
+    fn from(error: GivenUp) -> Self {
+        Self::Body(error.into())
+    }
+}
+
 impl RequestError {
     fn status(&self) -> StatusCode {
         match self {
@@ -48,29 +54,27 @@ pub(super) async fn handle(app: Arc<App>, hook: Hook, request: Request) -> Respo
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let (review, share) = match read(&app, hook, request, deadline).await {
         Ok(read) => read,
-        Err(RequestError::Body(BodyError::GivenUp(_))) => return overloaded(&app),
-        Err(error) => return rejected(&app, &error),
+        Err(error) => return failed(&app, &error),
     };
     // A connection is in use from a review on, not from a byte on.
     let _busy = connection.as_ref().map(Connection::busy);
     let reviewed = tokio::select! {
         reviewed = app.admission.review(&review, deadline) => reviewed,
-        () = share.given_up().cancelled() => return overloaded(&app),
+        () = share.given_up().cancelled() => return failed(&app, &GivenUp.into()),
     };
     drop(review);
-    answer(&reviewed, share, connection).unwrap_or_else(|GivenUp| overloaded(&app))
+    answer(&reviewed, share, connection.as_deref()).unwrap_or_else(|error| failed(&app, &error.into()))
 }
 
-/// The server has no memory for this review: it is one of the largest, or the oldest of the same size.
-fn overloaded(app: &App) -> Response {
-    app.metrics.request(RequestOutcome::Overload);
-    let wait = [(header::RETRY_AFTER, "1")];
-    (StatusCode::SERVICE_UNAVAILABLE, wait, format!("{GivenUp}: try again\n")).into_response()
-}
-
-fn rejected(app: &App, error: &RequestError) -> Response {
-    app.metrics.request(RequestOutcome::Unreadable);
+fn failed(app: &App, error: &RequestError) -> Response {
     let (status, message) = (error.status(), error.to_string());
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        // There is no memory for this review: it is one of the largest, or the oldest of the same size.
+        app.metrics.request(RequestOutcome::Overload);
+        let wait = [(header::RETRY_AFTER, "1")];
+        return (status, wait, format!("{message}: try again\n")).into_response();
+    }
+    app.metrics.request(RequestOutcome::Unreadable);
     tracing::warn!(
         status = status.as_u16(),
         reason = message,
@@ -94,7 +98,7 @@ async fn read(
     let Received { bytes, share } = body::receive(request.into_body(), length, &app.memory, deadline).await?;
     let review = Review::decode(hook, &bytes)?;
     drop(bytes);
-    share.resize(review.bytes()).map_err(BodyError::from)?;
+    share.resize(review.bytes())?;
     Ok((review, share))
 }
 
