@@ -3,7 +3,7 @@
 # make test-unit         format, lints, documentation, unused dependencies, and all tests that need no other program
 # make test-integration  against real registries, oras, kube-apiserver and csi-sanity; needs Go
 # make test-e2e          pods on a real node with kubelet and containerd; needs Go and root
-# make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target; needs a nightly compiler
+# make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target
 # make binary            the static binary
 # make image             its container image, built without Docker
 # make chart             checks the Helm chart against a real API server
@@ -92,7 +92,6 @@ test-e2e: image
 
 FUZZ_SECONDS ?= 60
 fuzz:
-	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(STAGE) "fuzz: build and run" $(TESTBED)/fuzz
 
 chart:

@@ -79,8 +79,13 @@ async fn check(hook: Hook, body: &[u8]) -> bool {
         Hook::Workloads => assert!(is_allowed && response.get("patch").is_none(), "{response}"),
         Hook::Volumes if is_allowed && request.is_new("persistentvolumes") => {}
         Hook::Volumes if is_allowed && request.is_new("pods") => {
-            let pod = serde_json::from_str(request.object.expect("a pod").get()).expect("a pod");
-            check_admitted(&admission, review.namespace(), &pod, &response).await;
+            match serde_json::from_str(request.object.expect("a pod").get()) {
+                Ok(pod) => check_admitted(&admission, review.namespace(), &pod, &response).await,
+                // The webhook skips fields that it does not read, however deep they are. Here the whole pod is read.
+                Err(error) => {
+                    assert!(error.to_string().starts_with("recursion limit exceeded"), "a pod: {error}");
+                }
+            }
         }
         Hook::Volumes => assert!(response.get("patch").is_none(), "{response}"),
     }

@@ -17,6 +17,7 @@ const FOLDERS: &[&str] = &[
     "examples/",
     "fuzz/",
     "kube-support/",
+    "public-suffix/",
     "src/",
     "store/",
     "tests/",

@@ -75,6 +75,7 @@ const CHECKED: &[&str] = &[
     "webhook/",
     "certs/",
     "kube-support/",
+    "public-suffix/",
     "src/",
     "deploy/",
     "docs/",

@@ -62,7 +62,7 @@ fn registrable_domain(host: &str) -> Option<String> {
     if !is_name || is_in_cluster(host) {
         return None;
     }
-    psl::domain_str(host).map(str::to_owned)
+    oras_csi_public_suffix::registrable_domain(host).map(str::to_owned)
 }
 
 /// Reports whether a name is one of a service or of a pod, whatever the domain of the cluster is.
