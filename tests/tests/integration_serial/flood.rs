@@ -1,7 +1,7 @@
 //! A flood of connections and reviews of every bad shape does not take the webhook from an honest client: the command as
 //! a process, its memory as the kernel counts it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +29,8 @@ fn duration() -> Duration {
 const CONNECTIONS: usize = 2_000;
 /// The peak of resident memory that is allowed.
 const MAX_MEMORY_KIB: u64 = 96 << 10;
+/// The memory of the cgroup in which the webhook runs.
+const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
 /// The registry of the honest client.
 const HONEST: &str = "registry.example:5000";
 /// A registry that accepts connections and never answers.
@@ -79,10 +81,36 @@ fn large_review() -> String {
 }
 
 /// A pod with as much as possible in the fields that the webhook reads.
-fn large_annotations() -> String {
+fn large_fields() -> String {
     let mut pod = pod(&format!("{STALLING}/b:1"));
-    pod["metadata"]["annotations"]["notes"] = json!("n".repeat(2_500_000));
+    pod["metadata"]["annotations"]["notes"] = json!("n".repeat(250_000));
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "other", "mountPath": "n".repeat(2_500_000)}]);
     review(&pod)
+}
+
+/// An HTTP/2 connection that asks for `/metrics` and opens no window for the answers (RFC 9113, section 6.5.2).
+fn unread_metrics() -> Vec<u8> {
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let mut frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        bytes.extend_from_slice(&length[1..]);
+        bytes.extend_from_slice(&[kind, flags]);
+        bytes.extend_from_slice(&stream.to_be_bytes());
+        bytes.extend_from_slice(payload);
+    };
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    // HPACK (RFC 7541): GET, https, :path and :authority as literals.
+    let mut head = vec![0x82, 0x87, 0x04, 8];
+    head.extend_from_slice(b"/metrics");
+    head.extend_from_slice(&[0x01, 9]);
+    head.extend_from_slice(b"localhost");
+    for stream in 0..100 {
+        // END_STREAM and END_HEADERS.
+        frame(1, 0x05, 2 * stream + 1, &head);
+    }
+    bytes
 }
 
 /// One connection of the flood, which lasts until the server closes it.
@@ -114,6 +142,8 @@ async fn misbehave(client: Client, shape: usize, large: [Arc<str>; 2]) -> Option
         }
         // Sends half a head.
         5 => stream.write_all(b"POST /mutate HTTP/1.1\r\nHost: loc").await.ok()?,
+        // Does not read the answers.
+        6 => stream.write_all(&unread_metrics()).await.ok()?,
         // Sends large reviews that wait for a registry.
         _ => {
             let text = &large[shape % 2];
@@ -122,8 +152,7 @@ async fn misbehave(client: Client, shape: usize, large: [Arc<str>; 2]) -> Option
         }
     }
     stream.flush().await.ok()?;
-    let mut byte = [0];
-    let _ = stream.read(&mut byte).await;
+    while stream.read(&mut [0; 1024]).await.is_ok_and(|count| count > 0) {}
     Some(())
 }
 
@@ -180,6 +209,50 @@ fn peak_memory(process: u32) -> u64 {
     line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
+/// A cgroup with a limit of memory, in which the kernel kills a process that needs more.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// Creates a group. Only root can, and where it cannot, the test measures without a limit.
+    fn create(bytes: u64) -> Option<Self> {
+        let version_1 = Path::new("/sys/fs/cgroup/memory");
+        let (parent, limit) = if version_1.is_dir() {
+            (version_1, "memory.limit_in_bytes")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "memory.max")
+        };
+        let folder = parent.join(format!("oras-csi-flood-{}", std::process::id()));
+        let created = std::fs::create_dir(&folder).map(|()| Self(folder));
+        let limited =
+            created.and_then(|group| std::fs::write(group.0.join(limit), bytes.to_string()).map(|()| group));
+        limited.inspect_err(|error| eprintln!("flood: SKIPPED the limit of {bytes} bytes: {error}")).ok()
+    }
+
+    /// Moves a process into the group.
+    fn add(&self, process: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), process.to_string()).expect("a process of the group");
+    }
+
+    /// Returns the peak that the kernel charged, in MiB: resident memory, sockets and files.
+    fn peak(&self) -> Option<u64> {
+        let read = |name| std::fs::read_to_string(self.0.join(name)).ok()?.trim().parse::<u64>().ok();
+        read("memory.max_usage_in_bytes").or_else(|| read("memory.peak")).map(|bytes| bytes >> 20)
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // It can be removed once its process has ended.
+        for _ in 0..50 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        eprintln!("flood: {} is left", self.0.display());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_does_not_take_the_webhook_from_others() {
     let folder = tempfile::tempdir().unwrap();
@@ -196,7 +269,11 @@ async fn a_flood_does_not_take_the_webhook_from_others() {
         }
     });
     let port = free_port();
+    let group = MemoryGroup::create(MEMORY_LIMIT_BYTES);
     let mut webhook = start_webhook(folder.path(), port);
+    if let Some(group) = &group {
+        group.add(webhook.id());
+    }
     webhook.wait_until("listening", Duration::from_secs(20), || {
         folder.path().join("tls/ca.crt").exists() && std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
@@ -204,13 +281,13 @@ async fn a_flood_does_not_take_the_webhook_from_others() {
     let honest = review(&pod(&format!("{HONEST}/a:1")));
 
     let connected = Arc::new(AtomicU64::new(0));
-    let large: [Arc<str>; 2] = [large_review().into(), large_annotations().into()];
+    let large: [Arc<str>; 2] = [large_review().into(), large_fields().into()];
     let mut flood = JoinSet::new();
     for number in 0..CONNECTIONS {
         let (client, connected, large) = (client.clone(), Arc::clone(&connected), large.clone());
         flood.spawn(async move {
             loop {
-                misbehave(client.clone(), number % 8, large.clone()).await;
+                misbehave(client.clone(), number % 9, large.clone()).await;
                 connected.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -245,12 +322,13 @@ async fn a_flood_does_not_take_the_webhook_from_others() {
     times.sort_unstable();
     let (peak, p99) = (peak_memory(webhook.id()), times[times.len() * 99 / 100]);
     eprintln!(
-        "flood: {} connections closed, {} honest reviews answered, median {:?}, p99 {p99:?}, longest {:?}, peak memory {} MiB",
+        "flood: {} connections closed, {} honest reviews answered, median {:?}, p99 {p99:?}, longest {:?}, peak resident memory {} MiB, charged to its cgroup {:?} MiB",
         connected.load(Ordering::Relaxed),
         times.len(),
         times[times.len() / 2],
         times[times.len() - 1],
-        peak >> 10
+        peak >> 10,
+        group.as_ref().and_then(MemoryGroup::peak),
     );
     // Each connection of the flood was made at least once, on average.
     assert!(connected.load(Ordering::Relaxed) > CONNECTIONS as u64, "the flood was too small");

@@ -12,6 +12,9 @@ use serde_json::{Map, Number, Value};
 
 /// How much memory the fields of one object may take, estimated. A pod that a node can run takes a hundredth of it.
 pub(crate) const MAX_BYTES: usize = 4 << 20;
+/// How many bytes the keys and values of the annotations may have: `TotalAnnotationSizeLimitB` of the API server, which
+/// refuses more, but only after admission.
+const MAX_ANNOTATION_BYTES: usize = 256 << 10;
 /// The estimated memory of a value or of a member of an object, besides its text.
 const NODE_BYTES: usize = 112;
 
@@ -94,6 +97,9 @@ pub(crate) enum FieldsError {
     /// The fields take more memory than [`MAX_BYTES`].
     #[error("has more than {MAX_BYTES} bytes in annotations, volumes, mounts and attributes")]
     TooLarge,
+    /// The annotations are longer than [`MAX_ANNOTATION_BYTES`].
+    #[error("has {0} bytes of annotations: Kubernetes allows {MAX_ANNOTATION_BYTES}")]
+    Annotations(usize),
 }
 
 /// Some fields of an object, and the memory that they take.
@@ -113,7 +119,18 @@ pub(crate) fn read(json: &str, fields: &'static Fields) -> Result<Object, Fields
     }
     let value = value?;
     deserializer.end()?;
+    let annotations = annotation_bytes(&value);
+    if annotations > MAX_ANNOTATION_BYTES {
+        return Err(FieldsError::Annotations(annotations));
+    }
     Ok(Object { value, bytes: MAX_BYTES - budget.left.get() })
+}
+
+/// Adds up the keys and values of the annotations.
+fn annotation_bytes(object: &Value) -> usize {
+    let annotations = object["metadata"]["annotations"].as_object();
+    let bytes = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
+    annotations.into_iter().flatten().map(bytes).sum()
 }
 
 /// The memory that may still be used.
@@ -297,6 +314,15 @@ mod tests {
     fn fields_that_are_read_are_limited(#[case] object: Value) {
         let error = read(&object.to_string(), &POD).unwrap_err();
         assert!(matches!(error, FieldsError::TooLarge), "{error}");
+    }
+
+    #[test]
+    fn annotations_have_the_limit_of_kubernetes() {
+        let pod =
+            |bytes| json!({"metadata": {"annotations": {"a": "", "key": "v".repeat(bytes - 4)}}}).to_string();
+        assert!(read(&pod(MAX_ANNOTATION_BYTES), &POD).is_ok());
+        let error = read(&pod(MAX_ANNOTATION_BYTES + 1), &POD).unwrap_err();
+        assert_eq!(error.to_string(), "has 262145 bytes of annotations: Kubernetes allows 262144");
     }
 
     #[test]

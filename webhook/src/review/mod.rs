@@ -130,7 +130,9 @@ impl Subject {
             Ok(object) => (subject(object.value), object.bytes),
             // A workload is never denied, whatever it contains.
             Err(_) if hook == Hook::Workloads => (Self::Other, 0),
-            Err(error @ FieldsError::TooLarge) => (unreadable(error, "remove some of them"), 0),
+            Err(error @ (FieldsError::TooLarge | FieldsError::Annotations(_))) => {
+                (unreadable(error, "remove some of them"), 0)
+            }
             Err(FieldsError::Syntax(error)) => (
                 unreadable(
                     format_args!("cannot be read: {error}"),

@@ -1,37 +1,97 @@
 //! The body of an answer, which counts as memory until it is written.
+//!
+//! Every answer does, of every path: a client of HTTP/2 that opens no window can have one unwritten answer for each of its
+//! streams.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::{self, Body};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 
 use super::connections::Connection;
-use super::memory::{GivenUp, Share};
+use super::memory::{GivenUp, Memory, Share};
 use crate::review::ReviewResponse;
 
 /// How much of an answer is given to the connection at once.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// Returns the answer to a review. If its memory is needed before it is written, its connection is closed, because only
-/// a client that does not read keeps an answer waiting.
-pub(super) fn answer(
-    review: &ReviewResponse,
-    share: Share,
-    connection: Option<&Connection>,
-) -> Result<Response, GivenUp> {
+/// Returns the answer to a review, which keeps the memory of the review.
+pub(super) fn review(review: &ReviewResponse, share: Share) -> Result<Response, GivenUp> {
     // Printing these types cannot fail: there are no maps with other keys than strings.
-    let text = Bytes::from(serde_json::to_vec(review).unwrap_or_default());
-    let length = HeaderValue::from(text.len());
+    let text = serde_json::to_vec(review).unwrap_or_default();
     share.resize(text.len())?;
-    if let Some(connection) = connection {
-        share.close_when_given_up(connection.closed())?;
+    let json = HeaderValue::from_static("application/json");
+    let mut response = ([(header::CONTENT_TYPE, json)], text).into_response();
+    response.extensions_mut().insert(Arc::new(share));
+    Ok(response)
+}
+
+/// Returns the same answer, whose body counts as memory until it is written. If that memory is needed earlier, the
+/// connection is closed, because only a client that does not read keeps an answer waiting.
+pub(super) async fn counted(
+    response: Response,
+    memory: &Arc<Memory>,
+    connection: Option<&Connection>,
+) -> Response {
+    let (mut parts, body) = response.into_parts();
+    // All answers are made in memory, so this neither waits nor fails.
+    let text = body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let kept = parts.extensions.remove::<Arc<Share>>();
+    let held = kept.map_or_else(|| memory.enter().map(Arc::new), Ok).and_then(|share| {
+        share.resize(text.len())?;
+        connection.map_or(Ok(()), |connection| share.close_when_given_up(connection.closed()))?;
+        Ok(share)
+    });
+    let Ok(share) = held else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    if !text.is_empty() {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
     }
-    let body = Body::from_stream(stream::unfold((text, share), async |(mut rest, share)| {
+    let pieces = stream::unfold((text, share), async |(mut rest, share)| {
         let piece = rest.split_to(rest.len().min(PIECE_BYTES));
         (!piece.is_empty()).then(|| (Ok::<_, Infallible>(piece), (rest, share)))
-    }));
-    let json = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, json), (header::CONTENT_LENGTH, length)], body).into_response())
+    });
+    Response::from_parts(parts, Body::from_stream(pieces))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::connections::Connections;
+    use super::*;
+
+    /// Unread answers of every path give way to new ones with their connection.
+    #[tokio::test]
+    async fn unread_answers_close_their_connections() {
+        let (memory, connections) = (Memory::new(1 << 20), Connections::new(100));
+        let open: Vec<_> = (0..20).map(|_| connections.open()).collect();
+        let mut unread = Vec::new();
+        for connection in &open {
+            let metrics = "x".repeat(100 << 10).into_response();
+            unread.push(counted(metrics, &memory, Some(connection)).await);
+        }
+        assert!(open[0].closed().is_cancelled() && !open.last().unwrap().closed().is_cancelled());
+        let body = unread.pop().unwrap().into_body();
+        assert_eq!(body::to_bytes(body, usize::MAX).await.unwrap().len(), 100 << 10);
+        drop(unread);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_memory_is_503() {
+        let (memory, connection) = (Memory::new(64 << 10), Connections::new(1).open());
+        let response = counted("x".repeat(100 << 10).into_response(), &memory, Some(&connection)).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!connection.closed().is_cancelled());
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn keeps_the_length_of_an_answer_to_head() {
+        let memory = Memory::new(1 << 20);
+        let head = ([(header::CONTENT_LENGTH, "5")], ()).into_response();
+        let response = counted(head, &memory, None).await;
+        assert_eq!(response.headers()[header::CONTENT_LENGTH], "5");
+    }
 }

@@ -1,13 +1,15 @@
 //! The connections of the server: a cap, and which one is closed when it is reached.
 //!
 //! A connection costs memory as soon as its TLS handshake starts, whether or not it sends a request. So their number is
-//! limited, and a new connection closes the one that has been of no use for the longest time: since its last answer, or
-//! since it was opened. Connections with a review in progress are closed only if all have one. Connections that have not
-//! sent a byte are counted apart: they cost little, and must not close others.
+//! limited, and a new connection closes another one. There are three kinds: those without an answer so far, those that
+//! wait for the next request, and those with a review in progress. The first of these kinds that has a third of all
+//! connections gives up the one that is in its kind for the longest time. So no kind can close the connections of
+//! another: neither handshakes that the API server uses, nor slow reviews a new handshake. Connections that have not sent
+//! a byte are counted apart: they cost little, and must not close others.
 //!
 //! ```text
-//! accepted ── first byte ──> open ── review in progress ──> answered ──> …
-//!    └─ MAX_SILENT              └─ max_connections: the longest without an answer is closed
+//! accepted ── first byte ──> fresh ── review ──> busy ── answer ──> idle ── review ──> busy …
+//!    └─ MAX_SILENT              └─ max_connections for the three together ─┘
 //! ```
 
 use std::collections::BTreeMap;
@@ -40,8 +42,11 @@ pub(super) struct Connections {
 #[derive(Default)]
 struct State {
     next: u64,
-    /// By the time of the last use, oldest first.
+    /// Without an answer so far. All three are sorted by the time at which a connection came to its kind, oldest first.
+    fresh: BTreeMap<u64, CancellationToken>,
+    /// Waiting for the next request.
     idle: BTreeMap<u64, CancellationToken>,
+    /// With a review in progress.
     busy: BTreeMap<u64, CancellationToken>,
 }
 
@@ -65,14 +70,17 @@ impl Connections {
     pub(super) fn open(self: &Arc<Self>) -> Arc<Connection> {
         let closed = CancellationToken::new();
         let mut state = self.lock();
-        while state.idle.len() + state.busy.len() >= self.limit.max(1) {
-            let oldest = state.idle.pop_first().or_else(|| state.busy.pop_first());
-            if let Some((_, oldest)) = oldest {
+        let limit = self.limit.max(1);
+        while state.kinds().map(|kind| kind.len()).iter().sum::<usize>() >= limit {
+            // One of three kinds has a third of them at least.
+            let share = limit.div_ceil(3);
+            let oldest = state.kinds().into_iter().find(|kind| kind.len() >= share);
+            if let Some((_, oldest)) = oldest.and_then(BTreeMap::pop_first) {
                 oldest.cancel();
             }
         }
         let place = state.next();
-        state.idle.insert(place, closed.clone());
+        state.fresh.insert(place, closed.clone());
         drop(state);
         Arc::new(Connection { connections: Arc::clone(self), place: Mutex::new((place, 0)), closed })
     }
@@ -83,6 +91,16 @@ impl Connections {
 }
 
 impl State {
+    /// Returns the three kinds, in the order in which they give up connections.
+    fn kinds(&mut self) -> [&mut BTreeMap<u64, CancellationToken>; 3] {
+        [&mut self.fresh, &mut self.idle, &mut self.busy]
+    }
+
+    /// Removes a connection; `false` if it was closed by the server.
+    fn remove(&mut self, place: u64) -> bool {
+        self.kinds().into_iter().any(|kind| kind.remove(&place).is_some())
+    }
+
     fn next(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -104,7 +122,7 @@ impl Connection {
     fn count(&self, change: impl FnOnce(usize) -> usize) {
         let mut state = self.connections.lock();
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_open = state.idle.remove(&place.0).or_else(|| state.busy.remove(&place.0)).is_some();
+        let was_open = state.remove(place.0);
         *place = (state.next(), change(place.1));
         if was_open {
             let list = if place.1 == 0 { &mut state.idle } else { &mut state.busy };
@@ -116,9 +134,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let place = self.place.get_mut().unwrap_or_else(PoisonError::into_inner).0;
-        let mut state = self.connections.lock();
-        state.idle.remove(&place);
-        state.busy.remove(&place);
+        self.connections.lock().remove(place);
     }
 }
 
@@ -252,13 +268,13 @@ mod tests {
         connection.closed.is_cancelled()
     }
 
-    fn open(connections: &Connections) -> (usize, usize) {
-        let state = connections.lock();
-        (state.idle.len(), state.busy.len())
+    /// How many connections there are of each kind.
+    fn open(connections: &Connections) -> [usize; 3] {
+        connections.lock().kinds().map(|kind| kind.len())
     }
 
     #[test]
-    fn a_new_connection_closes_the_one_without_an_answer_for_the_longest_time() {
+    fn a_new_connection_closes_the_oldest_without_an_answer() {
         let connections = Connections::new(3);
         let (first, second, third) = (connections.open(), connections.open(), connections.open());
         drop(first.busy());
@@ -267,23 +283,56 @@ mod tests {
         drop(third);
         let fifth = connections.open();
         assert!(!is_closed(&first) && !is_closed(&fourth) && !is_closed(&fifth));
+        drop((first, second, fourth, fifth));
+        assert_eq!(open(&connections), [0, 0, 0]);
+    }
+
+    /// A flood of one kind closes only its own, and the API server's connections of the other kinds stay open.
+    #[test]
+    fn a_flood_of_one_kind_closes_only_its_own() {
+        let connections = Connections::new(9);
+        let fresh = || connections.open();
+        let idle = || Some(connections.open()).inspect(|connection| drop(connection.busy())).unwrap();
+        let busy = || Some(connections.open()).map(|connection| connection.busy()).unwrap();
+
+        let (handshake, kept, review) = (fresh(), idle(), busy());
+        let flood: Vec<_> = (0..50).map(|_| idle()).collect();
+        assert!(!is_closed(&handshake) && is_closed(&kept) && !is_closed(&review.0));
+        assert!(!is_closed(flood.last().unwrap()));
+        drop((flood, kept));
+
+        let kept = idle();
+        let flood: Vec<_> = (0..50).map(|_| busy()).collect();
+        assert!(!is_closed(&handshake) && !is_closed(&kept) && is_closed(&review.0));
+        drop((flood, review));
+
+        let review = busy();
+        let flood: Vec<_> = (0..50).map(|_| fresh()).collect();
+        assert!(is_closed(&handshake) && !is_closed(&kept) && !is_closed(&review.0));
+        assert_eq!(open(&connections), [7, 1, 1], "a kind may use what the others do not");
+        drop(flood);
     }
 
     #[test]
-    fn a_connection_with_a_review_is_closed_last() {
+    fn a_connection_stays_busy_until_its_last_review_ends() {
         let connections = Connections::new(2);
-        let (first, second) = (connections.open(), connections.open());
+        let first = connections.open();
         let reviews = (first.busy(), first.busy());
         drop(reviews.0);
-        let third = connections.open();
-        assert!(!is_closed(&first) && is_closed(&second));
-        let review = third.busy();
-        let fourth = connections.open();
-        assert!(is_closed(&first) && !is_closed(&third) && !is_closed(&fourth));
-        drop((reviews.1, review));
-        assert_eq!(open(&connections), (2, 0));
-        drop((first, second, third, fourth));
-        assert_eq!(open(&connections), (0, 0));
+        assert_eq!(open(&connections), [0, 0, 1]);
+        drop(reviews.1);
+        assert_eq!(open(&connections), [0, 1, 0]);
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_does_not_come_back() {
+        let connections = Connections::new(1);
+        let first = connections.open();
+        let review = first.busy();
+        let second = connections.open();
+        assert!(is_closed(&first) && !is_closed(&second));
+        drop(review);
+        assert_eq!(open(&connections), [1, 0, 0]);
     }
 
     #[tokio::test]

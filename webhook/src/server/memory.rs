@@ -72,7 +72,7 @@ impl Memory {
 
     /// Returns the memory that is in use.
     #[cfg(test)]
-    fn used(&self) -> usize {
+    pub(super) fn used(&self) -> usize {
         self.lock().used
     }
 

@@ -5,7 +5,7 @@
 //! has no memory for the review; the API server counts it as a failure of the webhook.
 //!
 //! Every client can connect, so everything that a client can occupy is limited: [`connections`] limits their number,
-//! [`memory`] the bytes of reviews, [`body`] the time that a body takes.
+//! [`memory`] the bytes of reviews and answers, [`body`] the time that a body takes.
 
 mod answer;
 mod body;
@@ -32,7 +32,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderValue, StatusCode, Version, header};
 use tokio_util::sync::CancellationToken;
 
-use self::connections::CountingAcceptor;
+use self::connections::{Connection, CountingAcceptor};
 use self::memory::Memory;
 use crate::admit::Admission;
 use crate::metrics::{Metrics, RequestOutcome};
@@ -77,10 +77,10 @@ impl Health for oras_csi_certs::Certificates {
 pub struct ServerSettings {
     /// The time limit of a request without `?timeout=`.
     pub default_timeout: Duration,
-    /// How many bytes of memory the reviews in progress may take. When it is used up, the largest and oldest are
+    /// How many bytes of memory the reviews in progress and the answers may take. When it is used up, the largest and oldest are
     /// answered 503.
     pub review_memory: usize,
-    /// How many connections may be open. A new connection closes the one without an answer for the longest time.
+    /// How many connections may be open. Above it, a new connection closes another one (see [`connections`]).
     pub max_connections: usize,
     /// How long the server still accepts requests after shutdown was requested, while `/readyz` fails, so that clients
     /// switch to another replica.
@@ -183,16 +183,19 @@ pub async fn serve(
     result
 }
 
-/// Answers a panic with HTTP 500, and closes connections while draining. Applies to every route.
+/// Answers a panic with HTTP 500, counts the memory of the answer, and closes connections while draining. Applies to every
+/// route.
 async fn wrap(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let is_http_1 = request.version() < Version::HTTP_2;
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = answered.unwrap_or_else(|_| {
+    let response = answered.unwrap_or_else(|_| {
         tracing::error!("a request handler panicked");
         app.metrics.request(RequestOutcome::Crashed);
         (StatusCode::INTERNAL_SERVER_ERROR, "the webhook failed on this request, see its log\n")
             .into_response()
     });
+    let mut response = answer::counted(response, &app.memory, connection.as_deref()).await;
     if is_http_1 && app.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -10,7 +10,7 @@ use oras_csi_core::go_duration;
 use tokio::time::Instant;
 
 use super::App;
-use super::answer::answer;
+use super::answer;
 use super::body::{self, BodyError, Received};
 use super::connections::Connection;
 use super::memory::{GivenUp, Share};
@@ -63,7 +63,7 @@ pub(super) async fn handle(app: Arc<App>, hook: Hook, request: Request) -> Respo
         () = share.given_up().cancelled() => return failed(&app, &GivenUp.into()),
     };
     drop(review);
-    answer(&reviewed, share, connection.as_deref()).unwrap_or_else(|error| failed(&app, &error.into()))
+    answer::review(&reviewed, share).unwrap_or_else(|error| failed(&app, &error.into()))
 }
 
 fn failed(app: &App, error: &RequestError) -> Response {
