@@ -157,7 +157,7 @@ impl Fetcher {
         if let Some(tree) = stored {
             return Ok(tree);
         }
-        let steps = self.read_steps(recipe).await?;
+        let steps = Arc::new(self.read_steps(recipe).await?);
         let mut items = Vec::new();
         for layer in steps.iter().filter_map(ResolvedStep::artifact).flat_map(ArtifactStep::layers) {
             let digest = layer.descriptor().digest();
@@ -169,7 +169,8 @@ impl Fetcher {
         lease.add(items).await;
         let (fetches, budget) = {
             let _turn = self.shared.disk_turns.acquire(guard.priority()).await;
-            self.list_missing(&steps).await?
+            let steps = Arc::clone(&steps);
+            self.blocking(move |store| list_missing(store, &steps)).await?
         };
         let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&planned);
@@ -204,7 +205,7 @@ impl Fetcher {
             .await?;
         let assembled = {
             let turn = self.shared.disk_turns.acquire(guard.priority()).await;
-            let (key, recipe) = (key.clone(), recipe.clone());
+            let (key, recipe, steps) = (key.clone(), recipe.clone(), Arc::clone(&steps));
             self.blocking(move |store| {
                 // If the pull is stopped, this thread still needs what the lease and the marks protect.
                 let (lease, unsynced_marks, _turn) = (lease, unsynced_marks, turn);
@@ -327,73 +328,6 @@ impl Fetcher {
         Ok(manifest)
     }
 
-    /// Lists the blobs and layers that are not in the store, or that their registry has not served yet. Each is
-    /// listed once. Also returns the limits of the volume, of which blobs and stored layers have used their part.
-    async fn list_missing(
-        &self,
-        steps: &[ResolvedStep],
-    ) -> Result<(Vec<(Fetch, Planned)>, Budget), PullError> {
-        let mut wanted = BTreeMap::new();
-        let budget = Budget::default();
-        for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
-            let step = artifact.step();
-            for layer in artifact.layers().iter().filter(|layer| artifact.needs(layer)) {
-                let digest = layer.descriptor().digest();
-                let (item, destination, path) = match layer.content() {
-                    LayerContent::File(path) => (Item::Blob(digest.clone()), Destination::Blob, path),
-                    LayerContent::Archive { at, shape } => {
-                        let key = LayerKey::of(digest, shape);
-                        let options = UnpackOptions::new(shape.clone(), budget.clone());
-                        (Item::Layer(key.clone()), Destination::Layer(key, options), at)
-                    }
-                };
-                let shown = if path.is_root() {
-                    "layer".to_owned()
-                } else {
-                    path.under(&EntryPath::from(step.path())).to_string()
-                };
-                let descriptor = layer.descriptor().clone();
-                let planned = Planned::new(descriptor.clone(), shown);
-                let reference = step.reference().clone();
-                let fetch = Fetch { destination, descriptor, reference, is_known_to_host: false };
-                if let Entry::Vacant(new) = wanted.entry(item) {
-                    if matches!(fetch.destination, Destination::Blob) {
-                        let bytes = Usage::blob(fetch.descriptor.size()).bytes;
-                        let counted = budget.count_disk(bytes, self.store.limits());
-                        counted.map_err(|exceeded| artifact.pull_error(exceeded.into()))?;
-                    }
-                    new.insert((fetch, planned));
-                }
-            }
-        }
-        self.blocking(move |store| {
-            let mut missing = Vec::new();
-            for (fetch, planned) in wanted.into_values() {
-                // Stored content may have been damaged on the disk since, so it is verified before it is used again.
-                if !fetch.is_stored(store)? || !store.is_intact(&fetch.item())? {
-                    missing.push((fetch, planned));
-                    continue;
-                }
-                let served_by = fetch.served_by(store);
-                if served_by == ServedBy::Unknown {
-                    // Downloaded and unpacked as if it were not stored, which counts its files.
-                    missing.push((fetch, planned));
-                    continue;
-                }
-                if let Destination::Layer(key, _) = &fetch.destination
-                    && let Some(layer) = store.layer(key)?
-                {
-                    budget.charge(layer.totals(), layer.usage());
-                }
-                if served_by == ServedBy::ThisHost {
-                    missing.push((Fetch { is_known_to_host: true, ..fetch }, planned));
-                }
-            }
-            Ok::<_, DiskError>((missing, budget))
-        })
-        .await
-    }
-
     /// Downloads one blob or layer, or lets the registry show that it serves it. Fetches of the same content from the
     /// same registry wait for each other; the content is downloaded again from another registry.
     async fn fetch(
@@ -508,4 +442,67 @@ impl Fetch {
             Destination::Layer(key, _) => Ok(store.layer(key)?.is_some()),
         }
     }
+}
+
+/// Lists the blobs and layers that are not in the store, or that their registry has not served yet. Each is listed once.
+/// Also returns the limits of the volume, of which blobs and stored layers have used their part.
+///
+/// Filters with many globs take seconds for thousands of layers, so this runs on a thread that may block.
+fn list_missing(store: &Store, steps: &[ResolvedStep]) -> Result<(Vec<(Fetch, Planned)>, Budget), PullError> {
+    let mut wanted = BTreeMap::new();
+    let budget = Budget::default();
+    for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
+        let step = artifact.step();
+        for layer in artifact.layers().iter().filter(|layer| artifact.needs(layer)) {
+            let digest = layer.descriptor().digest();
+            let (item, destination, path) = match layer.content() {
+                LayerContent::File(path) => (Item::Blob(digest.clone()), Destination::Blob, path),
+                LayerContent::Archive { at, shape } => {
+                    let key = LayerKey::of(digest, shape);
+                    let options = UnpackOptions::new(shape.clone(), budget.clone());
+                    (Item::Layer(key.clone()), Destination::Layer(key, options), at)
+                }
+            };
+            let shown = if path.is_root() {
+                "layer".to_owned()
+            } else {
+                path.under(&EntryPath::from(step.path())).to_string()
+            };
+            let descriptor = layer.descriptor().clone();
+            let planned = Planned::new(descriptor.clone(), shown);
+            let reference = step.reference().clone();
+            let fetch = Fetch { destination, descriptor, reference, is_known_to_host: false };
+            if let Entry::Vacant(new) = wanted.entry(item) {
+                if matches!(fetch.destination, Destination::Blob) {
+                    let bytes = Usage::blob(fetch.descriptor.size()).bytes;
+                    let counted = budget.count_disk(bytes, store.limits());
+                    counted.map_err(|exceeded| artifact.pull_error(exceeded.into()))?;
+                }
+                new.insert((fetch, planned));
+            }
+        }
+    }
+    let mut missing = Vec::new();
+    for (fetch, planned) in wanted.into_values() {
+        // Stored content may have been damaged on the disk since, so it is verified before it is used again.
+        if !fetch.is_stored(store)? || !store.is_intact(&fetch.item())? {
+            missing.push((fetch, planned));
+            continue;
+        }
+        let served_by = fetch.served_by(store);
+        if served_by == ServedBy::Unknown {
+            // Downloaded and unpacked as if it were not stored, which counts its files.
+            missing.push((fetch, planned));
+            continue;
+        }
+        if let Destination::Layer(key, _) = &fetch.destination
+            && let Some(layer) = store.layer(key)?
+        {
+            budget.charge(layer.totals(), layer.usage());
+        }
+        if served_by == ServedBy::ThisHost {
+            missing.push((Fetch { is_known_to_host: true, ..fetch }, planned));
+        }
+    }
+    Ok((missing, budget))
 }

@@ -64,6 +64,7 @@ impl Store {
 
     /// Stores bytes whose digest the caller has verified.
     pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), DiskError> {
+        self.check_free_space(Usage::file(bytes.len() as u64))?;
         let unfinished = Unfinished::create(self)?;
         let failed = |error| DiskError::new("write", unfinished.path(), error);
         (&unfinished.file).write_all(bytes).map_err(failed)?;

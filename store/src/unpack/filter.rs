@@ -26,11 +26,11 @@ impl<'a> Filter<'a> {
     }
 
     pub(super) fn is_included(&self, path: &EntryPath) -> bool {
-        self.include.is_empty() || self.include.iter().any(|glob| glob.matches(&path.to_text()))
+        self.include.is_empty() || matches_any(self.include, path)
     }
 
     pub(super) fn is_excluded(&self, path: &EntryPath) -> bool {
-        self.exclude.iter().any(|glob| glob.matches(&path.to_text()))
+        matches_any(self.exclude, path)
     }
 
     /// Reports whether a file at this path is kept: the globs match it, or a directory above it.
@@ -43,6 +43,14 @@ impl<'a> Filter<'a> {
     pub(crate) fn prunes(&self, path: &EntryPath) -> bool {
         !self.exclude.is_empty() && with_ancestors(path).any(|path| self.is_excluded(&path))
     }
+}
+
+fn matches_any(globs: &[Glob], path: &EntryPath) -> bool {
+    if globs.is_empty() {
+        return false;
+    }
+    let text = path.to_text();
+    globs.iter().any(|glob| glob.matches(&text))
 }
 
 /// Returns the path and the directories above it, without the root.
