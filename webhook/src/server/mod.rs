@@ -77,8 +77,8 @@ impl Health for oras_csi_certs::Certificates {
 pub struct ServerSettings {
     /// The time limit of a request without `?timeout=`.
     pub default_timeout: Duration,
-    /// How many bytes of memory the reviews in progress and the answers may take. When it is used up, the largest and oldest are
-    /// answered 503.
+    /// How many bytes of memory the reviews in progress and the answers may take. When it is used up, the largest and
+    /// oldest are answered 503.
     pub review_memory: usize,
     /// How many connections may be open. Above it, a new connection closes another one (see [`connections`]).
     pub max_connections: usize,
