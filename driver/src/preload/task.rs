@@ -69,11 +69,11 @@ impl PreloadTask {
     /// Runs until it is dropped.
     pub(super) async fn run(self, context: Arc<Context>, state: watch::Sender<TaskState>) {
         let reporter = StateReporter { context: &context, state: &state };
-        let mut failures = 0;
+        let (mut failures, mut was_pulled) = (0, false);
         loop {
             match self.find_tree(&context).await {
                 Ok((Some(tree), _)) => {
-                    failures = 0;
+                    (failures, was_pulled) = (0, false);
                     reporter.ready(&tree);
                     tokio::select! {
                         () = tokio::time::sleep(super::with_jitter(context.intervals.check())) => {}
@@ -82,7 +82,12 @@ impl PreloadTask {
                     continue;
                 }
                 Ok((None, _leased)) => match self.pull(&context, &reporter).await {
-                    Ok(()) => continue,
+                    Ok(()) if !was_pulled => {
+                        was_pulled = true;
+                        continue;
+                    }
+                    // The tree, or the fact that it was served, was lost twice: on a full disk, for example.
+                    Ok(()) => {}
                     // The task of another set with the same recipe was dropped, and stopped the pull.
                     Err((error, _)) if error.kind() == PullErrorKind::Stopped => {}
                     Err((error, secret)) => {
@@ -109,12 +114,17 @@ impl PreloadTask {
         }
     }
 
-    /// Looks for the tree in the store. The lease keeps it from garbage collection.
+    /// Looks for the tree in the store: a tree that the registries of the set served to this node. The lease keeps it
+    /// from garbage collection.
     async fn find_tree(&self, context: &Context) -> Result<(Option<Tree>, Lease), PullError> {
         let (store, key) = (context.pulls.fetcher().store().clone(), self.key.clone());
+        let recipe = self.recipe.clone();
         let mut lease = store.lease();
         lease.add([Item::Tree(key.clone())]).await;
-        let tree = tokio::task::spawn_blocking(move || store.tree(&key)).await;
+        let look = move || {
+            if store.provenance().has_tree(&key, &recipe) { store.tree(&key) } else { Ok(None) }
+        };
+        let tree = tokio::task::spawn_blocking(look).await;
         Ok((tree.map_err(|_| PullError::Stopped)??, lease))
     }
 

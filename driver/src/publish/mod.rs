@@ -281,10 +281,12 @@ impl Publisher {
             self.authorize(&request, &fetcher).await?;
         }
         // A tree in the store counts for this pod only if the registries of its recipe served the content to this node.
+        // The seal of a cluster set is no exception: the set grants what its own registries serve.
         let is_stored = {
             let (request, key) = (request.clone(), key.clone());
             self.run_on_disk(move |disk| {
-                let may_use_store = is_authorized || disk.store.provenance().has_tree(&key, request.recipe());
+                let may_use_store = state == TargetState::Recorded
+                    || disk.store.provenance().has_tree(&key, request.recipe());
                 Ok(may_use_store && disk.store.tree(&key)?.is_some())
             })
             .await?

@@ -25,7 +25,7 @@ use tonic::Code;
 use crate::calls::{Running, request_for, until};
 use crate::cluster::Cluster;
 use crate::namespace::entered_once;
-use crate::registry::{Artifact, FakeRegistry, add, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, add_from, recipe};
 use crate::trees::Bench;
 
 const UID: &str = "c0ffee";
@@ -253,6 +253,41 @@ async fn a_set_is_pulled_with_its_own_secret() {
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     let secrets = |asked: &[String]| asked.iter().filter(|line| line.contains("/secrets/")).count();
     assert_eq!(secrets(&cluster.asked()[asked..]), 0);
+    scene.driver.stop().await.unwrap();
+}
+
+/// A set can name the digest of content that a pod pulled from a private registry, for example when a tag of the set is
+/// moved. The set grants only what its own registry serves.
+#[tokio::test]
+async fn a_set_does_not_grant_content_that_only_another_registry_served() {
+    if !entered_once("preload::a_set_does_not_grant_content_that_only_another_registry_served") {
+        return;
+    }
+    let scene = Scene::open().await;
+    let (cluster, driver) = (scene.cluster.clone(), &scene.driver);
+    let digest = driver.artifact(b"private");
+    let own = volume(&digest).sign(&scene.key, Holder::pod("default"));
+    let mut request = request_for("csi-own", &scene.target("own"), own.recipe().clone());
+    request
+        .volume_context
+        .extend(own.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value)));
+    driver.publish(request).await.unwrap();
+    assert_eq!(scene.trees(), 1);
+
+    driver.registry.missing.lock().unwrap().insert(("elsewhere".to_owned(), digest.clone()));
+    let moved = CanonicalVolume::new(Some("models"), recipe([add_from("elsewhere:5000", &digest)])).unwrap();
+    scene.put("models", &json!({}), &moved);
+    let status = driver.publish(scene.request("v", "models", &moved)).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status}");
+    // The tree is in the store, and does not count as preloaded either.
+    scene.put("models", &json!({"preload": true}), &moved);
+    until("the set has failed", async || cluster.has_told("models", "Failed")).await;
+    // The registry of the set has the content as well now.
+    driver.registry.missing.lock().unwrap().clear();
+    until("the set is ready", async || cluster.has_told("models", "Ready")).await;
+    driver.registry.is_down.store(true, Ordering::SeqCst);
+    driver.publish(scene.request("v", "models", &moved)).await.unwrap();
+    assert_eq!(fs::read(scene.target("v").join("app.jar")).unwrap(), b"private");
     scene.driver.stop().await.unwrap();
 }
 

@@ -108,7 +108,12 @@ pub fn add(digest: &Digest) -> Layer<PinnedReference> {
 
 /// Returns the step that adds `digest` of `java-app` in another registry.
 pub fn add_from(host: &str, digest: &Digest) -> Layer<PinnedReference> {
-    Layer::new(format!("{host}/java-app@{digest}").parse().unwrap())
+    add_of(&format!("{host}/java-app"), digest)
+}
+
+/// Returns the step that adds `digest` of a repository.
+pub fn add_of(repository: &str, digest: &Digest) -> Layer<PinnedReference> {
+    Layer::new(format!("{repository}@{digest}").parse().unwrap())
 }
 
 pub fn recipe(steps: impl IntoIterator<Item = Layer<PinnedReference>>) -> PinnedRecipe {

@@ -14,7 +14,7 @@ use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullError, PullErrorKi
 use oras_csi_store::{Reserve, Store, Tree};
 use rstest::rstest;
 
-use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, add_from, noise, recipe};
+use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, add_from, add_of, noise, recipe};
 
 const MIB: usize = 1 << 20;
 
@@ -203,4 +203,34 @@ async fn wrong_bytes_of_one_registry_do_not_affect_other_downloads() {
     let honest = recipe([add(&digest)]);
     let (_, pulled) = tokio::join!(pull(&fetcher, &lied), pull(&fetcher, &honest));
     assert!(file(folder.path(), &pulled.unwrap(), "f") == bytes);
+}
+
+/// What one repository has served belongs to it: another repository of the same registry that does not have the blob
+/// gets none of its bytes, and does not delete them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_without_the_blob_neither_uses_nor_deletes_what_another_served() {
+    let (folder, registry) = (tempfile::tempdir().unwrap(), FakeRegistry::new());
+    let bytes = noise(NOISE_SEED, 20 * MIB);
+    let digest = Artifact::new(&registry).file("f", &bytes).push();
+    let fetcher = open(folder.path(), &registry);
+    registry.cut_after.store(9 * MIB, Ordering::SeqCst);
+    let first = recipe([add_of("kind-registry:5000/first", &digest)]);
+    let stopped = tokio::spawn({
+        let (fetcher, first) = (fetcher.clone(), first.clone());
+        async move { pull(&fetcher, &first).await }
+    });
+    until("half of it has arrived", || registry.sent.load(Ordering::SeqCst) >= 8 * MIB).await;
+    stopped.abort();
+    until("stopped", || stopped.is_finished()).await;
+    registry.cut_after.store(0, Ordering::SeqCst);
+
+    let blob = Digest::sha256_of(&bytes);
+    registry.missing.lock().unwrap().insert(("kind-registry/second".to_owned(), blob.clone()));
+    let second = recipe([add_of("kind-registry:5000/second", &digest)]);
+    let error = pull(&fetcher, &second).await.unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::NotFound, "{error}");
+    let tree = pull(&fetcher, &first).await.unwrap();
+    assert!(file(folder.path(), &tree, "f") == bytes);
+    let sent = registry.sent.load(Ordering::SeqCst);
+    assert!(sent < 22 * MIB, "the second attempt resumes: {sent} bytes sent");
 }

@@ -23,7 +23,7 @@ use tonic::Code;
 
 use crate::calls::{Running, request};
 use crate::namespace::entered;
-use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, add_from, noise, recipe};
+use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, add_from, add_of, noise, recipe};
 use crate::trees::Bench;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -184,6 +184,32 @@ async fn a_blob_of_a_flood_is_downloaded_next_when_another_namespace_needs_it() 
         node.pass(Duration::from_millis(50)).await;
         assert!(began.elapsed() < 5 * SECOND, "not requested in five seconds");
     }
+    node.tasks.abort_all();
+}
+
+/// A namespace that pulls from a repository of its own, which stalls, does not delay another namespace that needs the
+/// same blob of another repository of that registry.
+#[rstest]
+#[case::streamed(MIB)]
+#[case::kept_in_partial(17 * MIB)]
+#[tokio::test]
+async fn a_repository_that_stalls_does_not_delay_another_with_the_same_blob(#[case] length: usize) {
+    let mut node = Node::new();
+    let registry = node.bench.registry.clone();
+    let public = artifact(&registry, "public", 1, length);
+    let gate = registry.close_gate();
+    node.publish("red", "/red", recipe([add_of("kind-registry:5000/red", &public)]));
+    let blob = Digest::sha256_of(&content("public-0", length));
+    let began = Instant::now();
+    while registry.requests_for(&blob) == 0 {
+        node.pass(Duration::from_millis(10)).await;
+        assert!(began.elapsed() < 5 * SECOND, "not requested in five seconds");
+    }
+    // Requests from now on are answered. The one of red waits at the gate.
+    *registry.gate.lock().unwrap() = None;
+    let took = node.time_to_pull("team", recipe([add_of("kind-registry:5000/team", &public)])).await;
+    assert!(took <= 5 * SECOND, "{took:?}");
+    drop(gate);
     node.tasks.abort_all();
 }
 

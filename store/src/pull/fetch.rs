@@ -177,12 +177,12 @@ impl Fetcher {
         let wanted = fetches
             .iter()
             .filter(|(fetch, _)| !fetch.is_known_to_host)
-            .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.registry().clone()))
+            .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.clone()))
             .collect::<Vec<_>>();
         let space = move |store: &Store| {
             // Partial blobs have their space on the disk already. The size of an archive's files is not known yet.
-            let left = wanted.iter().map(|(blob, host)| {
-                let allocated = Usage { bytes: store.allocated_bytes(blob, host), inodes: 0 };
+            let left = wanted.iter().map(|(blob, reference)| {
+                let allocated = Usage { bytes: store.allocated_bytes(blob, reference), inodes: 0 };
                 Usage::blob(blob.size()).minus(allocated)
             });
             store.check_free_space(left.sum::<Usage>().plus(TreeContent::least_usage()))
@@ -329,7 +329,7 @@ impl Fetcher {
     }
 
     /// Downloads one blob or layer, or lets the registry show that it serves it. Fetches of the same content from the
-    /// same registry wait for each other; the content is downloaded again from another registry.
+    /// same repository wait for each other; the content is downloaded again from another repository.
     async fn fetch(
         self: &Arc<Self>,
         fetch: Fetch,
@@ -338,10 +338,11 @@ impl Fetcher {
     ) -> Result<(), PullError> {
         let digest = fetch.descriptor.digest();
         let host = fetch.reference.registry();
-        let guard = self.shared.locks.lock(LockKey::Item(fetch.item(), host.clone()), priority).await;
+        let guard =
+            self.shared.locks.lock(LockKey::Item(fetch.item(), fetch.reference.name()), priority).await;
         // A blob can be stored as a file and as an unpacked layer. A fetch that waits for the same blob must not
         // occupy a slot.
-        let bytes = LockKey::Bytes(digest.clone(), host.clone());
+        let bytes = LockKey::Bytes(digest.clone(), fetch.reference.name());
         let guard = self.shared.locks.lock(bytes, guard.priority()).await;
         let probe = fetch.clone();
         let look_up =

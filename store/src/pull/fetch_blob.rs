@@ -80,9 +80,8 @@ impl FetchBlob<'_> {
     /// Downloads through a partial blob. On failure also returns how many bytes an earlier run had left.
     async fn download_through_partial(self, slot: &mut DownloadSlot) -> Result<(), (UnpackError, u64)> {
         let open = {
-            let (store, blob, host) =
-                (self.store.clone(), self.blob.clone(), self.reference.registry().clone());
-            tokio::task::spawn_blocking(move || store.partial(&blob, &host))
+            let (store, blob, reference) = (self.store.clone(), self.blob.clone(), self.reference.clone());
+            tokio::task::spawn_blocking(move || store.partial(&blob, &reference))
         };
         let fault = |fault: StreamFault| (UnpackError::Stream(fault), 0);
         let partial = open.await.map_err(|_| fault(StreamFault::Stopped))?;

@@ -3,14 +3,14 @@
 //! A lock passes on priority: the task that has a lock also works for the namespaces of the tasks that wait for it. So a
 //! namespace whose downloads wait for their turn cannot delay another one that needs the same blob.
 //!
-//! The key contains the registry. A pull of the same content from another registry does not wait, because content
-//! from one registry is no proof that another registry has it.
+//! The key contains the repository. A pull of the same content from another repository does not wait: content from one
+//! repository is no proof that another one has it, and a repository that stalls must not delay the pods of another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::reference::{PinnedReference, RegistryHost};
+use oras_csi_core::reference::PinnedReference;
 use tokio::sync::OwnedMutexGuard;
 
 use super::priority::{Priority, Waiters};
@@ -21,10 +21,10 @@ use crate::layout::{Item, TreeKey};
 pub(super) enum LockKey {
     /// A tree, pulled from these references.
     Tree(TreeKey, Vec<PinnedReference>),
-    /// A blob or a layer, from this registry.
-    Item(Item, RegistryHost),
-    /// The bytes of a blob from this registry, whatever is made of them.
-    Bytes(Digest, RegistryHost),
+    /// A blob or a layer, from the repository of this name.
+    Item(Item, String),
+    /// The bytes of a blob from the repository of this name, whatever is made of them.
+    Bytes(Digest, String),
 }
 
 /// Locks by key. Keys that are not in use are removed.
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     fn key(bytes: &[u8]) -> LockKey {
-        LockKey::Bytes(Digest::sha256_of(bytes), "ghcr.io".parse().unwrap())
+        LockKey::Bytes(Digest::sha256_of(bytes), "ghcr.io/app".to_owned())
     }
 
     #[tokio::test]

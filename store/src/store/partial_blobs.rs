@@ -34,7 +34,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::Descriptor;
-use oras_csi_core::reference::RegistryHost;
+use oras_csi_core::reference::PinnedReference;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use self::ranges::Ranges;
@@ -94,23 +94,27 @@ impl Store {
         self.layout.partial()
     }
 
-    fn partial_path(&self, digest: &Digest, host: &RegistryHost) -> PathBuf {
-        let of_host = Digest::sha256_of(host.to_string().as_bytes());
-        let name = format!("{}-{}-{}", digest.algorithm().name(), digest.hex(), &of_host.hex()[..16]);
+    fn partial_path(&self, digest: &Digest, repository: &PinnedReference) -> PathBuf {
+        let source = Digest::sha256_of(repository.name().as_bytes());
+        let name = format!("{}-{}-{}", digest.algorithm().name(), digest.hex(), &source.hex()[..16]);
         self.partials().join(name)
     }
 
-    /// Returns how many bytes on the disk a partial download of this blob from `host` already uses.
-    pub(crate) fn allocated_bytes(&self, blob: &Descriptor, host: &RegistryHost) -> u64 {
-        let found = std::fs::symlink_metadata(self.partial_path(blob.digest(), host));
+    /// Returns how many bytes on the disk a partial download of this blob from the repository already uses.
+    pub(crate) fn allocated_bytes(&self, blob: &Descriptor, repository: &PinnedReference) -> u64 {
+        let found = std::fs::symlink_metadata(self.partial_path(blob.digest(), repository));
         found.map_or(0, |found| found.blocks().saturating_mul(512).min(blob.size()))
     }
 
     /// Starts to download a blob, or resumes an earlier download. Waits while another writer has the file.
-    pub(crate) fn partial(&self, blob: &Descriptor, host: &RegistryHost) -> Result<Partial, DiskError> {
+    pub(crate) fn partial(
+        &self,
+        blob: &Descriptor,
+        repository: &PinnedReference,
+    ) -> Result<Partial, DiskError> {
         make_private_folder(&self.partials())?;
         self.delete_stale_partials();
-        let (path, size) = (self.partial_path(blob.digest(), host), blob.size());
+        let (path, size) = (self.partial_path(blob.digest(), repository), blob.size());
         let journal = with_suffix(&path, JOURNAL_SUFFIX);
         let file = open_locked(&path)?;
         let found = file.metadata().map_err(|error| DiskError::new("inspect", &path, error))?;

@@ -80,7 +80,7 @@ pub struct FakeRegistry {
     pub accepted: Mutex<Option<Vec<Credential>>>,
     /// Hosts that confirm every reference to every credential and have no content.
     pub confirming_hosts: Mutex<BTreeSet<String>>,
-    /// Content that a host lacks although the registry has it.
+    /// Content that a host, or a repository of the form `HOST/NAME`, lacks although the registry has it.
     pub missing: Mutex<BTreeSet<(String, Digest)>>,
 
     /// The number of `resolve` calls.
@@ -290,8 +290,10 @@ impl FakeRegistry {
         self.confirming_hosts.lock().unwrap().contains(host)
     }
 
-    fn lacks(&self, host: &str, digest: &Digest) -> bool {
-        self.missing.lock().unwrap().contains(&(host.to_owned(), digest.clone()))
+    fn lacks(&self, reference: &PinnedReference, digest: &Digest) -> bool {
+        let host = reference.registry().host();
+        let places = [host.to_owned(), format!("{host}/{}", reference.repository())];
+        places.into_iter().any(|place| self.missing.lock().unwrap().contains(&(place, digest.clone())))
     }
 
     async fn behave(&self, reference: &str) -> Result<Option<Digest>, RegistryError> {
@@ -343,7 +345,7 @@ impl FakeRegistry {
         let delay = self.delayed_hosts.lock().unwrap().get(host).copied();
         tokio::time::sleep(delay.unwrap_or_default()).await;
         let found = self.manifests.lock().unwrap().get(digest).cloned();
-        let found = found.filter(|_| !self.confirms_everything(host) && !self.lacks(host, digest));
+        let found = found.filter(|_| !self.confirms_everything(host) && !self.lacks(reference, digest));
         let bytes = found.ok_or_else(|| not_found(&reference.to_string()))?;
         self.check_access(credential, reference.registry(), reference.repository())?;
         VerifiedManifest::verify(digest, None, bytes).map_err(|error| RegistryError::Invalid {
@@ -369,7 +371,7 @@ impl FakeRegistry {
         let at = format!("https://{}/blobs/{}", reference.name(), blob.digest());
         let host = reference.registry().host();
         let found = self.blobs.lock().unwrap().get(blob.digest()).cloned();
-        let found = found.filter(|_| !self.lacks(host, blob.digest()));
+        let found = found.filter(|_| !self.lacks(reference, blob.digest()));
         let bytes = found.ok_or_else(|| not_found(&at))?;
         let end = usize::try_from(range.end).unwrap().min(bytes.len());
         // A blob that is longer than its descriptor says is sent to its end.
