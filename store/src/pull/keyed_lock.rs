@@ -29,7 +29,29 @@ pub(super) enum LockKey {
 
 /// Locks by key. Keys that are not in use are removed.
 #[derive(Debug, Default)]
-pub(super) struct KeyedLocks(Mutex<HashMap<LockKey, Weak<Lock>>>);
+pub(super) struct KeyedLocks(Mutex<Locks>);
+
+#[derive(Debug, Default)]
+struct Locks {
+    by_key: HashMap<LockKey, Weak<Lock>>,
+    /// Above this number, unused keys are looked for: twice the number that was in use the last time.
+    clean_above: usize,
+}
+
+impl Locks {
+    fn get(&mut self, key: LockKey) -> Arc<Lock> {
+        if let Some(lock) = self.by_key.get(&key).and_then(Weak::upgrade) {
+            return lock;
+        }
+        if self.by_key.len() > self.clean_above {
+            self.by_key.retain(|_, lock| lock.strong_count() > 0);
+            self.clean_above = 2 * self.by_key.len();
+        }
+        let lock = Arc::default();
+        self.by_key.insert(key, Arc::downgrade(&lock));
+        lock
+    }
+}
 
 #[derive(Debug, Default)]
 struct Lock {
@@ -56,17 +78,7 @@ impl KeyedLockGuard {
 impl KeyedLocks {
     /// Waits for the lock of `key`.
     pub(super) async fn lock(&self, key: LockKey, priority: &Priority) -> KeyedLockGuard {
-        let lock = {
-            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            if let Some(lock) = locks.get(&key).and_then(Weak::upgrade) {
-                lock
-            } else {
-                let lock: Arc<Lock> = Arc::default();
-                locks.insert(key, Arc::downgrade(&lock));
-                lock
-            }
-        };
+        let lock = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key);
         let guard = match Arc::clone(&lock.mutex).try_lock_owned() {
             Ok(guard) => guard,
             Err(_) => lock.wait(priority).await,

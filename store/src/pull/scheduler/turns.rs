@@ -9,12 +9,14 @@
 //! - The slots of the reserve are for small blobs, and one registry has at most half of each kind of slot.
 //! - Preloads belong to no namespace. They get slots that no pod needs, and lose them when a pod needs one.
 
+mod queue;
 mod ranking;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::queue::Queue;
 use self::ranking::Share;
 use super::super::tenant::Tenant;
 
@@ -38,8 +40,8 @@ const MIN_BEGUN: usize = 2;
 /// registry does not block preloads permanently, and registries do not close the connections that pause.
 const PRELOAD_PAUSE: Duration = Duration::from_secs(30);
 const PRELOAD_RUN: Duration = Duration::from_secs(5);
-/// Above this number, namespaces without downloads are forgotten.
-const MAX_SERVED: usize = 1_024;
+/// Above this number, the shares that were served longest ago are forgotten.
+const MAX_SERVED: usize = 4_096;
 
 /// A download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,7 +105,9 @@ pub(super) struct Turns {
     slots: usize,
     downloads: BTreeMap<Id, Download>,
     held: BTreeSet<Id>,
-    queued: BTreeSet<Id>,
+    queued: Queue,
+    /// The downloads that have begun.
+    begun: BTreeSet<Id>,
     granted: Vec<Id>,
     /// When each namespace, and each of its registries, was last served.
     served: HashMap<Share, Served>,
@@ -118,7 +122,8 @@ impl Turns {
             slots,
             downloads: BTreeMap::new(),
             held: BTreeSet::new(),
-            queued: BTreeSet::new(),
+            queued: Queue::default(),
+            begun: BTreeSet::new(),
             granted: Vec::new(),
             served: HashMap::new(),
             clock: 0,
@@ -156,8 +161,8 @@ impl Turns {
             is_parked: false,
             empty_turns: 0,
         };
+        self.queued.insert(id, &download);
         self.downloads.insert(id, download);
-        self.queued.insert(id);
         id
     }
 
@@ -181,12 +186,8 @@ impl Turns {
     pub(super) fn remove(&mut self, id: Id) {
         self.downloads.remove(&id);
         self.held.remove(&id);
-        self.queued.remove(&id);
-        if self.served.len() > MAX_SERVED {
-            let active: BTreeSet<_> =
-                self.downloads.values().flat_map(|download| download.request.tenants.iter()).collect();
-            self.served.retain(|share, _| active.contains(share.tenant()));
-        }
+        self.queued.remove(id);
+        self.begun.remove(&id);
     }
 
     /// Sets the namespaces whose pods wait for a download.
@@ -200,6 +201,8 @@ impl Turns {
             let tenant = self.claim_of(id, pool, &host).map(|claim| claim.tenant);
             self.held.insert(id);
             self.place(id, Place::Held { pool, since, order, tenant });
+        } else if self.queued.contains(id) {
+            self.queued.insert(id, download);
         }
     }
 
@@ -238,8 +241,9 @@ impl Turns {
         if let Some(tenant) = &tenant {
             self.serve(tenant, &host, (now, order));
         }
-        self.queued.remove(&id);
+        self.queued.remove(id);
         self.held.insert(id);
+        self.begun.insert(id);
         self.granted.push(id);
         if let Some(download) = self.downloads.get_mut(&id) {
             (download.has_begun, download.is_parked) = (true, false);
@@ -249,6 +253,12 @@ impl Turns {
 
     /// Records that a namespace had its turn, so that others come first.
     fn serve(&mut self, tenant: &Tenant, host: &Arc<str>, served: Served) {
+        if self.served.len() >= MAX_SERVED {
+            let mut times: Vec<Served> = self.served.values().copied().collect();
+            let (_, middle, _) = times.select_nth_unstable(MAX_SERVED / 2);
+            let middle = *middle;
+            self.served.retain(|_, served| *served > middle);
+        }
         self.served.insert(Share::Tenant(tenant.clone()), served);
         self.served.insert(Share::Host(tenant.clone(), host.clone()), served);
     }
@@ -265,7 +275,7 @@ impl Turns {
         let host = download.request.host.clone();
         let ended = std::mem::replace(&mut download.place, Place::Queued);
         self.held.remove(&id);
-        self.queued.insert(id);
+        self.queued.insert(id, download);
         let Place::Held { pool, order, tenant, .. } = ended else { return };
         if let Some(tenant) = &tenant {
             self.serve(tenant, &host, (now, order));
@@ -281,7 +291,7 @@ impl Turns {
     /// Releases the slot of a download whose bytes have all arrived. It still counts as unfinished.
     pub(super) fn set_received(&mut self, id: Id) {
         self.held.remove(&id);
-        self.queued.remove(&id);
+        self.queued.remove(id);
         self.place(id, Place::Received);
     }
 
@@ -313,7 +323,7 @@ impl Turns {
     pub(super) fn is_wanted(&self, id: Id) -> bool {
         let Some(hold) = self.held().find(|hold| hold.id == id) else { return false };
         let begun = self.begun();
-        self.queued.iter().filter_map(|id| Some((*id, self.downloads.get(id)?))).any(|(id, download)| {
+        self.waiting().any(|(id, download)| {
             !download.request.tenants.is_empty()
                 && hold.pool.can_serve(&download.request)
                 && self.can_begin(id, &begun)
@@ -331,7 +341,9 @@ impl Turns {
         };
         let is_parked =
             |download: &&Download| download.is_parked && download.request.tenants.contains(tenant);
-        self.downloads.values().filter(is_parked).count() < MAX_PARKED
+        // A download that keeps its connection has begun.
+        let begun = self.begun.iter().filter_map(|id| self.downloads.get(id));
+        begun.filter(is_parked).count() < MAX_PARKED
     }
 
     /// Reports whether preloads may download now: while no pod does, or in the short intervals in between.

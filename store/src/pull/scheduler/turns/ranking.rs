@@ -17,14 +17,6 @@ pub(super) enum Share {
     Host(Tenant, Arc<str>),
 }
 
-impl Share {
-    pub(super) fn tenant(&self) -> &Tenant {
-        match self {
-            Self::Tenant(tenant) | Self::Host(tenant, _) => tenant,
-        }
-    }
-}
-
 /// The claim of a download on a slot. The smallest claim is the best one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claim {
@@ -53,6 +45,10 @@ pub(super) struct Hold<'a> {
     /// Whether the slot passes to another download already.
     is_passed_on: bool,
 }
+
+/// How many registries of a namespace can claim the slots of others at the same time. At most two are at their maximum of
+/// slots, so another one can use what these cannot.
+const MAX_WAITING_HOSTS: usize = 16;
 
 /// A download that waits.
 struct Waiting<'a> {
@@ -85,8 +81,8 @@ impl Turns {
     /// Reports whether one more preload from `host` can begin. Preloads have at most half of the node's slots and all
     /// but one of a host's.
     pub(super) fn has_room_for_preload(&self, host: &str, now: Duration) -> bool {
-        let begun =
-            self.downloads.values().filter(|other| other.has_begun && other.request.tenants.is_empty());
+        let begun = self.begun.iter().filter_map(|id| self.downloads.get(id));
+        let begun = begun.filter(|other| other.request.tenants.is_empty());
         let (all, on_host) = begun.fold((0, 0), |(all, on_host), other| {
             (all + 1, on_host + usize::from(*other.request.host == *host))
         });
@@ -116,7 +112,8 @@ impl Turns {
     /// Counts the unfinished downloads of each namespace, small ones and others.
     pub(super) fn begun(&self) -> BTreeMap<(&Tenant, bool), usize> {
         let mut begun = BTreeMap::new();
-        for download in self.downloads.values().filter(|download| download.has_begun && !download.is_helper) {
+        let unfinished = self.begun.iter().filter_map(|id| self.downloads.get(id));
+        for download in unfinished.filter(|download| !download.is_helper) {
             for tenant in &download.request.tenants {
                 *begun.entry((tenant, download.request.is_small)).or_default() += 1;
             }
@@ -135,6 +132,11 @@ impl Turns {
         download.has_begun || download.request.tenants.iter().any(|tenant| unfinished(tenant) < limit)
     }
 
+    /// Lists the downloads that wait and can be next.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Id, &Download)> {
+        self.queued.candidates().filter_map(|id| Some((id, self.downloads.get(&id)?)))
+    }
+
     /// Returns the next download that gets a free slot, and the kind of slot.
     pub(super) fn next_grant(&self, now: Duration) -> Option<(Id, Pool)> {
         let pools: Vec<Pool> = [Pool::Reserve, Pool::General]
@@ -145,17 +147,18 @@ impl Turns {
             return None;
         }
         let begun = self.begun();
-        let queued = || self.queued.iter().filter_map(|id| Some((*id, self.downloads.get(id)?)));
-        let pods = queued().filter(|(id, _)| self.can_begin(*id, &begun));
-        let pods = pods.filter_map(|(id, Download { request, .. })| {
+        let pods = self.waiting().filter_map(|(id, Download { request, .. })| {
             let has_room = |pool: &Pool| pool.can_serve(request) && self.has_room(*pool, &request.host);
             let pool = pools.iter().copied().find(has_room)?;
+            if !self.can_begin(id, &begun) {
+                return None;
+            }
             Some((self.claim_of(id, pool, &request.host)?, id, pool))
         });
         if let Some((_, id, pool)) = pods.min() {
             return Some((id, pool));
         }
-        let preloads = queued().filter(|(_, download)| {
+        let preloads = self.waiting().filter(|(_, download)| {
             let host = &download.request.host;
             download.request.tenants.is_empty()
                 && self.has_room(Pool::General, host)
@@ -201,8 +204,7 @@ impl Turns {
     fn first_of_each_share(&self) -> Vec<Waiting<'_>> {
         let begun = self.begun();
         let mut best: BTreeMap<_, (Claim, Waiting<'_>)> = BTreeMap::new();
-        for id in self.queued.iter().copied().filter(|id| self.can_begin(*id, &begun)) {
-            let Some(Download { request, .. }) = self.downloads.get(&id) else { continue };
+        for (id, Download { request, .. }) in self.waiting().filter(|(id, _)| self.can_begin(*id, &begun)) {
             let pool = if request.is_small { Pool::Reserve } else { Pool::General };
             let Some(claim) = self.claim_of(id, pool, &request.host) else { continue };
             let tenant = claim.tenant.clone();
@@ -213,6 +215,12 @@ impl Turns {
         }
         let mut best: Vec<_> = best.into_values().collect();
         best.sort_by(|one, other| one.0.cmp(&other.0));
+        let mut hosts: BTreeMap<_, usize> = BTreeMap::new();
+        best.retain(|(_, waiting)| {
+            let count = hosts.entry((waiting.tenant.clone(), waiting.request.is_small)).or_default();
+            *count += 1;
+            *count <= MAX_WAITING_HOSTS
+        });
         best.into_iter().map(|(_, waiting)| waiting).collect()
     }
 

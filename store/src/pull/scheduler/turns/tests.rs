@@ -89,7 +89,7 @@ impl Node {
         assert_eq!(self.turns.next_grant(self.now), None, "no slot is free while a download could use it");
         for (id, download) in &self.turns.downloads {
             let is_held = matches!(download.place, Place::Held { .. });
-            assert_eq!((is_held, !is_held), (self.turns.held.contains(id), self.turns.queued.contains(id)));
+            assert_eq!((is_held, !is_held), (self.turns.held.contains(id), self.turns.queued.contains(*id)));
         }
     }
 }
@@ -227,6 +227,22 @@ fn few_downloads_of_a_namespace_keep_their_connections() {
         node.turns.downloads.get_mut(id).unwrap().is_parked = can_park;
     }
     assert_eq!(parked, [true, true, false, false]);
+}
+
+#[test]
+fn few_downloads_are_compared_however_many_wait() {
+    let mut node = Node::new(SLOTS);
+    for number in 0..4_000 {
+        for tenant in ["red", "blue"] {
+            node.request(&[tenant], &format!("{tenant}-{}", number % 2), number % 4 < 2);
+        }
+    }
+    let waiting = node.turns.downloads.len() - node.turns.held.len();
+    assert!(waiting > 7_000, "{waiting}");
+    // Two hosts and two sizes of each namespace.
+    assert_eq!(node.turns.waiting().count(), 8);
+    let team = node.request(&["team"], "team", false);
+    assert!(node.time_until_held(team, 3 * Duration::from_secs(1), true) <= Duration::from_secs(3));
 }
 
 #[test]
