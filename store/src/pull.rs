@@ -7,7 +7,6 @@
 
 mod assemble;
 mod directory;
-mod disk_turns;
 mod download;
 mod error;
 mod fetch;
@@ -16,10 +15,12 @@ mod keyed_lock;
 mod presence;
 mod priority;
 mod progress;
+mod read_manifests;
 mod scheduler;
 mod single_flight;
 mod steps;
 mod tenant;
+mod tenant_turns;
 
 pub use self::directory::{DirectoryError, pull_into_directory};
 pub use self::error::PullError;

@@ -93,6 +93,11 @@ pub struct EntryPlatform {
 impl Manifest {
     /// Parses a manifest. `media_type` is the `Content-Type` of the response, if there was one.
     pub fn parse(media_type: Option<&str>, bytes: &[u8]) -> Result<Self, ManifestError> {
+        Self::parse_with_origin(media_type, bytes).map(|(manifest, _)| manifest)
+    }
+
+    /// Parses a manifest. Also returns whether its bytes alone say what kind it is, without the `Content-Type`.
+    fn parse_with_origin(media_type: Option<&str>, bytes: &[u8]) -> Result<(Self, bool), ManifestError> {
         let value =
             strict_json::parse(bytes).map_err(|error| ManifestError::Json(error.to_string().into()))?;
         let Value::Object(map) = value else {
@@ -100,6 +105,7 @@ impl Manifest {
         };
         let top = Object::new(String::new(), &map)?;
         let kind = Kind::of(media_type, &top)?;
+        let is_self_described = Kind::of(None, &top).is_ok_and(|without| without == kind);
         match top.map.get("schemaVersion") {
             Some(Value::Number(version)) if version.as_u64() == Some(2) => {}
             None if kind == Kind::Artifact => {}
@@ -109,24 +115,20 @@ impl Manifest {
         let subject = top.descriptor_at("subject")?;
         let annotations = top.annotations()?;
         if kind == Kind::Artifact {
-            return ImageManifest::from_artifact_manifest(&top, artifact_type, subject, annotations)
-                .map(Self::Image);
+            let image = ImageManifest::from_artifact_manifest(&top, artifact_type, subject, annotations)?;
+            return Ok((Self::Image(image), is_self_described));
         }
-        if kind.is_index() {
+        let manifest = if kind.is_index() {
             let entries = top.list("manifests", IndexEntry::parse)?;
-            Ok(Self::Index(Index {
-                media_type: kind.media_type(),
-                artifact_type,
-                entries,
-                subject,
-                annotations,
-            }))
+            let media_type = kind.media_type();
+            Self::Index(Index { media_type, artifact_type, entries, subject, annotations })
         } else {
             let config = top.descriptor_at("config")?.ok_or_else(|| top.problem("config", "is missing"))?;
             let layers = top.list("layers", LayerDescriptor::parse)?;
             let media_type = kind.media_type();
-            Ok(Self::Image(ImageManifest { media_type, config, artifact_type, layers, subject, annotations }))
-        }
+            Self::Image(ImageManifest { media_type, config, artifact_type, layers, subject, annotations })
+        };
+        Ok((manifest, is_self_described))
     }
 
     /// Returns the media type of the manifest.

@@ -11,6 +11,7 @@ pub struct VerifiedManifest {
     descriptor: Descriptor,
     bytes: Bytes,
     manifest: Manifest,
+    is_self_described: bool,
 }
 
 impl VerifiedManifest {
@@ -25,15 +26,20 @@ impl VerifiedManifest {
                 actual: Digest::sha256_of(&bytes),
             });
         }
-        let manifest = Manifest::parse(media_type, &bytes)?;
+        let (manifest, is_self_described) = Manifest::parse_with_origin(media_type, &bytes)?;
         let size = bytes.len() as u64;
         let descriptor = Descriptor::new(manifest.media_type(), digest.clone(), size);
-        Ok(Self { descriptor, bytes, manifest })
+        Ok(Self { descriptor, bytes, manifest, is_self_described })
     }
 
     /// Returns media type, digest and size of the manifest itself.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
+    }
+
+    /// Reports whether the bytes can be parsed to the same manifest without the `Content-Type` of the response.
+    pub fn is_self_described(&self) -> bool {
+        self.is_self_described
     }
 
     /// Returns the bytes, exactly as the registry sent them.

@@ -16,7 +16,7 @@ use super::request_label::RequestLabel;
 use super::transport::{Answer, client_error};
 use crate::display::Printable;
 
-/// How many bytes of a blob must arrive per idle timeout. Without a minimum, a registry that sends one byte a second
+/// How many bytes of a body must arrive per idle timeout. Without a minimum, a registry that sends one byte a second
 /// would keep the download open without end.
 const MIN_BYTES_PER_TIMEOUT: usize = 16 << 10;
 /// The longest time that one wait for a chunk can add to the time that the client has waited. A caller can pause
@@ -30,7 +30,7 @@ type Chunks = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
 /// When the client stops reading a body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadTimeouts {
-    /// The longest pause between two chunks.
+    /// How long [`MIN_BYTES_PER_TIMEOUT`] more bytes, or the rest of the body, may take.
     pub(super) idle: Duration,
     /// The time that the whole operation had, for the error.
     pub(super) total: Duration,
@@ -74,12 +74,19 @@ pub(super) async fn read(
     }
     let mut chunks = response.bytes_stream();
     let mut body = BytesMut::new();
+    let (mut progress, mut received) = (Instant::now(), 0);
     loop {
-        let next = timeout_at(timeouts.deadline.min(Instant::now() + timeouts.idle), chunks.next());
+        let next = timeout_at(timeouts.deadline.min(progress + timeouts.idle), chunks.next());
         match next.await {
             Ok(None) => return Ok(body.freeze()),
             Ok(Some(Ok(chunk))) if (body.len() + chunk.len()) as u64 > limit => return Err(too_large()),
-            Ok(Some(Ok(chunk))) => body.extend_from_slice(&chunk),
+            Ok(Some(Ok(chunk))) => {
+                body.extend_from_slice(&chunk);
+                received += chunk.len();
+                if received >= MIN_BYTES_PER_TIMEOUT {
+                    (progress, received) = (Instant::now(), 0);
+                }
+            }
             Ok(Some(Err(error))) => return Err(client_error(label, &error)),
             Err(_) if Instant::now() >= timeouts.deadline => {
                 return Err(label.stalled("end of the answer", timeouts.total));

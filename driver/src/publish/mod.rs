@@ -28,7 +28,7 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
 use oras_csi_store::gc::double_free_space;
-use oras_csi_store::pull::{Fetcher, ProgressSnapshot, PullError, PullStatus, Pulls};
+use oras_csi_store::pull::{Fetcher, ProgressSnapshot, PullError, PullStatus, Pulls, Tenant};
 use oras_csi_store::{DiskError, Item, PullErrorKind, Store, TreeKey, Usage};
 
 use self::authorization::Authorizer;
@@ -275,7 +275,8 @@ impl Publisher {
             return Ok(Effect::Unchanged);
         }
         let began = Instant::now();
-        let fetcher = Arc::new(self.pulls.fetcher().with_credentials(Arc::new(self.keyring_of(&request))));
+        let fetcher = self.pulls.fetcher().with_credentials(Arc::new(self.keyring_of(&request)));
+        let fetcher = Arc::new(fetcher.for_tenant(&Tenant::of_namespace(request.namespace())));
         let is_authorized = state == TargetState::Recorded || self.disk.seals.authorizes_pull(&request);
         if !is_authorized {
             self.authorize(&request, &fetcher).await?;

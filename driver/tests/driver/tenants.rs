@@ -15,13 +15,14 @@ use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
 use oras_csi_core::registry::{BlobStream, Registry, RegistryError};
 use oras_csi_store::pull::{Fetcher, NoProgress, Progress, PullStatus, Pulls, Tenant, Waiter};
 use oras_csi_store::{Limits, Reserve, Store};
+use oras_csi_testkit::client::Behaviour;
 use rstest::rstest;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::calls::{Running, request};
+use crate::calls::{Running, request, until};
 use crate::namespace::entered;
 use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, add_from, add_of, noise, recipe};
 use crate::trees::Bench;
@@ -185,6 +186,77 @@ async fn a_blob_of_a_flood_is_downloaded_next_when_another_namespace_needs_it() 
         assert!(began.elapsed() < 5 * SECOND, "not requested in five seconds");
     }
     node.tasks.abort_all();
+}
+
+/// Requests for manifests that the registry does not answer are few, so that other namespaces can send theirs to the
+/// same registry.
+#[tokio::test]
+async fn manifests_that_stall_do_not_delay_another_namespace() {
+    let mut node = Node::new();
+    let registry = node.bench.registry.clone();
+    for namespace in ["red", "blue"] {
+        for number in 0..60 {
+            let name = format!("{namespace}-{number}");
+            let stalled = add_of(&format!("kind-registry:5000/{name}"), &artifact(&registry, &name, 1, 12));
+            registry.set(&stalled.reference().to_string(), Behaviour::Hangs);
+            node.publish(namespace, &format!("/{name}"), recipe([stalled]));
+        }
+    }
+    for _ in 0..40 {
+        node.pass(Duration::from_millis(50)).await;
+    }
+    // Eight of each namespace, of 64 that the client sends to one registry.
+    assert_eq!(registry.manifest_requests.load(Ordering::SeqCst), 16);
+    let took = node.time_to_pull("team", recipe([add(&artifact(&registry, "team", 1, MIB))])).await;
+    assert!(took <= 5 * SECOND, "{took:?}");
+    node.tasks.abort_all();
+}
+
+/// The plan of an artifact with thousands of layers is large. A namespace keeps a few of them in memory.
+#[tokio::test]
+async fn a_namespace_plans_a_limited_number_of_layers() {
+    const LAYERS: usize = 4_096;
+    let bench = Bench::new();
+    let registry = bench.registry.clone();
+    let pulls = Arc::new(Pulls::new(bench.fetcher.clone(), CancellationToken::new()));
+    let gate = registry.close_gate();
+    // All layers of an artifact are the same blob, under different titles.
+    let wanted: Vec<_> = (0..6)
+        .map(|number| {
+            let mut artifact = Artifact::new(&registry);
+            let bytes = content(&format!("blob-{number}"), 12);
+            for layer in 0..LAYERS {
+                artifact = artifact.file(&format!("{layer}"), &bytes);
+            }
+            recipe([add(&artifact.push())])
+        })
+        .collect();
+    let planned = async |recipe: &PinnedRecipe, namespace: &str| {
+        let waiter = Waiter::new(Tenant::of_namespace(namespace), format!("/{namespace}"));
+        match pulls.wait_for(recipe, &bench.fetcher, &waiter, Duration::ZERO).await {
+            PullStatus::Pulling(progress) => progress.total() > 0,
+            other => panic!("{other:?}"),
+        }
+    };
+    let count = async || {
+        let mut count = 0;
+        for recipe in &wanted {
+            count += usize::from(planned(recipe, "red").await);
+        }
+        count
+    };
+    until("four are planned", async || count().await == 4).await;
+    let small = recipe([add(&artifact(&registry, "team", 1, 12))]);
+    until("the artifact of another namespace is planned", async || planned(&small, "team").await).await;
+    tokio::time::sleep(3 * SECOND).await;
+    assert_eq!(count().await, 4, "the others wait until these are pulled");
+    gate.add_permits(10_000);
+    *registry.gate.lock().unwrap() = None;
+    for recipe in &wanted {
+        let waiter = Waiter::new(Tenant::of_namespace("red"), "/red");
+        let pulled = pulls.wait_for(recipe, &bench.fetcher, &waiter, 60 * SECOND).await;
+        assert!(matches!(pulled, PullStatus::Ready(_)), "{pulled:?}");
+    }
 }
 
 /// A namespace that pulls from a repository of its own, which stalls, does not delay another namespace that needs the

@@ -6,23 +6,22 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use futures_util::{TryStreamExt, stream};
-use oras_csi_core::manifest::{Descriptor, ImageManifest, Manifest, VerifiedManifest};
+use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::platform::Platform;
-use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
-use oras_csi_core::reference::{PinnedReference, Reference};
-use oras_csi_core::registry::{
-    Access, Credentials, Limits as RegistryLimits, Registry, Source as CredentialSource,
-};
+use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::reference::PinnedReference;
+use oras_csi_core::registry::{Access, Credentials, Registry, Source as CredentialSource};
 
 use super::assemble::assemble;
-use super::disk_turns::DiskTurns;
 use super::error::PullError;
 use super::fetch_blob::{Destination, FetchBlob};
 use super::keyed_lock::{KeyedLocks, LockKey};
 use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
-use super::steps::{ArtifactStep, ResolvedStep, mark_applied_layers};
+use super::steps::{ArtifactStep, ResolvedStep};
+use super::tenant::Tenant;
+use super::tenant_turns::TenantLimits;
 use crate::content::description::TreeContent;
 use crate::disk::{DiskError, EntryPath, Usage};
 use crate::layout::{Item, LayerKey, TreeKey};
@@ -31,25 +30,24 @@ use crate::store::Store;
 use crate::store::trees::Tree;
 use crate::unpack::budget::Budget;
 use crate::unpack::layer::UnpackOptions;
-use crate::unpack::plan::{LayerContent, PlannedLayer, plan};
-use crate::unpack::tree_builder::MergeMode;
+use crate::unpack::plan::LayerContent;
 
 /// Pulls the artifacts of recipes into a store.
 pub struct Fetcher {
     store: Arc<Store>,
-    registry: Arc<dyn Registry>,
+    pub(super) registry: Arc<dyn Registry>,
     /// The same registry, if requests are made with credentials.
     access: Option<Arc<Access>>,
-    node: Platform,
-    priority: Priority,
-    shared: Arc<Shared>,
+    pub(super) node: Platform,
+    pub(super) priority: Priority,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// State that all fetchers of one store share.
-struct Shared {
+pub(super) struct Shared {
     locks: KeyedLocks,
     scheduler: Arc<Scheduler>,
-    disk_turns: DiskTurns,
+    pub(super) tenant_limits: TenantLimits,
 }
 
 #[derive(Clone)]
@@ -66,8 +64,8 @@ impl Fetcher {
     /// Creates a fetcher that pulls from `registry` into `store`, for the platform of this machine.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
         let scheduler = Arc::new(Scheduler::new(store.limits().download_slots()));
-        let (locks, disk_turns) = (KeyedLocks::default(), DiskTurns::default());
-        let shared = Arc::new(Shared { locks, scheduler, disk_turns });
+        let (locks, tenant_limits) = (KeyedLocks::default(), TenantLimits::default());
+        let shared = Arc::new(Shared { locks, scheduler, tenant_limits });
         Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
 
@@ -86,6 +84,12 @@ impl Fetcher {
         }
     }
 
+    /// Returns a fetcher whose requests outside of pulls count for the pods of a namespace.
+    #[must_use]
+    pub fn for_tenant(&self, tenant: &Tenant) -> Self {
+        self.with_priority(Priority::of_tenant(tenant))
+    }
+
     /// Returns a fetcher with another priority.
     pub(super) fn with_priority(&self, priority: Priority) -> Self {
         Self {
@@ -96,25 +100,6 @@ impl Fetcher {
             priority,
             shared: self.shared.clone(),
         }
-    }
-
-    /// Checks with the registry that the reference may be pulled.
-    ///
-    /// If this registry has served the manifest to this node before, a HEAD request is enough. Any other registry has
-    /// to send the manifest: otherwise a registry could claim to have the content of a private one and so give access
-    /// to it.
-    pub async fn check_pull_permission(&self, reference: &PinnedReference) -> Result<(), PullError> {
-        match self.manifest_served_by(reference).await? {
-            ServedBy::ThisRepository | ServedBy::ThisHost => self.check_manifest_exists(reference).await,
-            ServedBy::Unknown => self.get_manifest(reference).await.map(drop),
-        }
-    }
-
-    /// Checks with a HEAD request that the registry still serves the manifest under this reference.
-    async fn check_manifest_exists(&self, reference: &PinnedReference) -> Result<(), PullError> {
-        let resolved = self.registry.resolve(&Reference::from(reference.clone())).await;
-        resolved.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        self.record_manifest(reference).await
     }
 
     /// Returns which credential the registry accepted for the repository of this reference, once a request was made.
@@ -157,7 +142,9 @@ impl Fetcher {
         if let Some(tree) = stored {
             return Ok(tree);
         }
-        let steps = Arc::new(self.read_steps(recipe).await?);
+        // The plan of an artifact with many layers is large. It counts for the namespace until the pull ends.
+        let (steps, _plan) = self.read_steps(recipe, guard.priority()).await?;
+        let steps = Arc::new(steps);
         let mut items = Vec::new();
         for layer in steps.iter().filter_map(ResolvedStep::artifact).flat_map(ArtifactStep::layers) {
             let digest = layer.descriptor().digest();
@@ -168,7 +155,7 @@ impl Fetcher {
         }
         lease.add(items).await;
         let (fetches, budget) = {
-            let _turn = self.shared.disk_turns.acquire(guard.priority()).await;
+            let _turn = self.shared.tenant_limits.disk.acquire(guard.priority()).await;
             let steps = Arc::clone(&steps);
             self.blocking(move |store| list_missing(store, &steps)).await?
         };
@@ -204,7 +191,7 @@ impl Fetcher {
             .try_for_each_concurrent(concurrency, |fetch| self.fetch(fetch, guard.priority(), progress))
             .await?;
         let assembled = {
-            let turn = self.shared.disk_turns.acquire(guard.priority()).await;
+            let turn = self.shared.tenant_limits.disk.acquire(guard.priority()).await;
             let (key, recipe, steps) = (key.clone(), recipe.clone(), Arc::clone(&steps));
             self.blocking(move |store| {
                 // If the pull is stopped, this thread still needs what the lease and the marks protect.
@@ -223,109 +210,6 @@ impl Fetcher {
         let (assembled, _lease) = assembled;
         let missing = || DiskError::new("find the assembled tree", key.as_str(), rustix::io::Errno::NOENT);
         Ok(assembled.ok_or_else(missing)?)
-    }
-
-    /// Reads the manifests of all steps, in order.
-    async fn read_steps(&self, recipe: &PinnedRecipe) -> Result<Vec<ResolvedStep>, PullError> {
-        let mut steps = Vec::with_capacity(recipe.steps().len());
-        for step in recipe.steps() {
-            steps.push(match step {
-                Step::Add(layer) => ResolvedStep::Artifact(self.read_step(layer, MergeMode::Add).await?),
-                Step::Overlay(layer) => {
-                    ResolvedStep::Artifact(self.read_step(layer, MergeMode::Overlay).await?)
-                }
-                Step::Remove(glob) => ResolvedStep::Remove(glob.clone()),
-            });
-        }
-        mark_applied_layers(&mut steps);
-        Ok(steps)
-    }
-
-    /// Reads the manifest of a step, through an image index if there is one, and plans what its layers become.
-    async fn read_step(
-        &self,
-        step: &RecipeLayer<PinnedReference>,
-        mode: MergeMode,
-    ) -> Result<ArtifactStep, PullError> {
-        let reference = step.reference().clone();
-        let platform = step.platform().unwrap_or(&self.node);
-        let mut manifests = Vec::new();
-        let mut current = reference.clone();
-        loop {
-            let manifest = self.manifest(&current).await?;
-            manifests.push(current.digest().clone());
-            match manifest.into_manifest() {
-                Manifest::Image(image) => {
-                    let layers = self.plan(&image, step)?;
-                    return Ok(ArtifactStep::new(step.clone(), mode, manifests, layers));
-                }
-                Manifest::Index(_) if manifests.len() > 1 => {
-                    return Err(PullError::Nested { reference: reference.into() });
-                }
-                Manifest::Index(index) => {
-                    let selected = index.select(platform);
-                    let entry = selected.map_err(|source| PullError::Platform {
-                        reference: current.clone().into(),
-                        source,
-                    })?;
-                    let next = current.with_digest(entry.descriptor().digest().clone());
-                    let size = self.manifest(&next).await?.descriptor().size();
-                    if size != entry.descriptor().size() {
-                        let wanted = entry.descriptor().size();
-                        return Err(PullError::ManifestSize { reference: next.into(), wanted, found: size });
-                    }
-                    current = next;
-                }
-            }
-        }
-    }
-
-    fn plan(
-        &self,
-        image: &ImageManifest,
-        step: &RecipeLayer<PinnedReference>,
-    ) -> Result<Vec<PlannedLayer>, PullError> {
-        plan(image, step.media_types(), self.store.limits())
-            .map_err(|source| PullError::Plan { reference: step.reference().clone().into(), source })
-    }
-
-    /// Returns a manifest by digest, from the store if this registry has served it, else from the registry.
-    async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
-        let digest = reference.digest().clone();
-        let refused = |source| PullError::Manifest { reference: reference.clone().into(), source };
-        let wanted = digest.clone();
-        let max_bytes = RegistryLimits::default().manifest();
-        // Cached content must not be used for a registry that has not shown that it serves it.
-        let served_by = self.manifest_served_by(reference).await?;
-        if served_by == ServedBy::ThisHost {
-            self.check_manifest_exists(reference).await?;
-        }
-        if served_by != ServedBy::Unknown
-            && let Some(bytes) = self.blocking(move |store| store.read_blob(&wanted, max_bytes)).await?
-        {
-            return VerifiedManifest::verify(&digest, None, bytes.into()).map_err(refused);
-        }
-        self.get_manifest(reference).await
-    }
-
-    /// Downloads a manifest and stores it.
-    async fn get_manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
-        let manifest = self.registry.manifest(reference).await;
-        let manifest =
-            manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
-        let (digest, bytes) = (reference.digest().clone(), manifest.bytes().clone());
-        // A manifest that can be read only with the media type of its response is not stored, but downloaded each
-        // time.
-        if VerifiedManifest::verify(&digest, None, bytes.clone()).is_ok() {
-            let reference = reference.clone();
-            self.blocking(move |store| {
-                store.put_blob(&digest, &bytes)?;
-                store.provenance().record(&reference, &digest, &Item::Blob(digest.clone()));
-                Ok::<_, DiskError>(())
-            })
-            .await?;
-        }
-        Ok(manifest)
     }
 
     /// Downloads one blob or layer, or lets the registry show that it serves it. Fetches of the same content from the
@@ -385,27 +269,6 @@ impl Fetcher {
         .await?;
         progress.finished(digest);
         Ok(())
-    }
-
-    /// Records that the repository served the manifest, on a thread that may block on the disk.
-    async fn record_manifest(&self, reference: &PinnedReference) -> Result<(), PullError> {
-        let reference = reference.clone();
-        self.blocking(move |store| {
-            let digest = reference.digest();
-            store.provenance().record(&reference, digest, &Item::Blob(digest.clone()));
-            Ok::<_, DiskError>(())
-        })
-        .await
-    }
-
-    /// Returns whether the repository served the manifest to this node before.
-    async fn manifest_served_by(&self, reference: &PinnedReference) -> Result<ServedBy, PullError> {
-        let reference = reference.clone();
-        self.blocking(move |store| {
-            let digest = reference.digest();
-            Ok::<_, DiskError>(store.provenance().of(&reference, digest, &Item::Blob(digest.clone())))
-        })
-        .await
     }
 
     /// Runs `work` on a thread that may block on the disk.

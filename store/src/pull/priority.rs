@@ -70,11 +70,16 @@ impl Drop for Waiting {
 /// The priority of work for the node itself, such as a pull of the command line.
 impl Default for Priority {
     fn default() -> Self {
-        Self(vec![Waiters(Arc::new(watch::Sender::new(Counts::from([(Tenant::node(), 1)]))))])
+        Self::of_tenant(&Tenant::node())
     }
 }
 
 impl Priority {
+    /// Returns the priority of a task that works for one tenant.
+    pub(super) fn of_tenant(tenant: &Tenant) -> Self {
+        Self(vec![Waiters(Arc::new(watch::Sender::new(Counts::from([(tenant.clone(), 1)]))))])
+    }
+
     /// Returns the priority of a task that works for these waiters.
     pub(super) fn of(waiters: &Waiters) -> Self {
         Self(vec![waiters.clone()])

@@ -3,12 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use super::settings::Settings;
 use crate::credentials::Credential;
 use crate::registry::auth::Tokens;
 use crate::registry::hosts::HostsConfig;
 use crate::registry::proxy::Proxies;
 use crate::registry::transport::{Transport, TransportLimits};
+
+/// How many large manifests are parsed at the same time. Each can need 32 MiB while it is parsed.
+const MAX_PARSING: usize = 2;
 
 /// Reads from registries over HTTP with one credential. Clones are cheap: they share connections, and tokens by
 /// credential.
@@ -32,6 +37,8 @@ pub(super) struct Inner {
     pub(super) settings: Settings,
     pub(super) tokens: Tokens,
     pub(super) transport: Transport,
+    /// Permits to parse a large manifest.
+    pub(super) parsing: Semaphore,
 }
 
 impl HttpRegistry {
@@ -45,7 +52,8 @@ impl HttpRegistry {
         };
         let proxies = if settings.uses_proxies { Proxies::from_environment() } else { Proxies::default() };
         let transport = Transport::new(limits, proxies, Arc::clone(&settings.resolver));
-        let inner = Arc::new(Inner { hosts, settings, tokens: Tokens::default(), transport });
+        let (tokens, parsing) = (Tokens::default(), Semaphore::new(MAX_PARSING));
+        let inner = Arc::new(Inner { hosts, settings, tokens, transport, parsing });
         Self { inner, credential: Credential::Anonymous }
     }
 

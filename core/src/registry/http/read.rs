@@ -24,6 +24,9 @@ use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::request_label::RequestLabel;
 use crate::registry::transport::Answer;
 
+/// Manifests of at most this size are hashed and parsed at once, which takes less than a millisecond.
+const MAX_PARSED_INLINE: usize = 64 << 10;
+
 #[async_trait]
 impl Registry for HttpRegistry {
     async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
@@ -190,11 +193,29 @@ impl Inner {
         let media_type = content_type(&response);
         let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
         let bytes = body::read(response, &label, "a manifest", limit, timeouts).await?;
-        let digest = digest.cloned().or(reported).unwrap_or_else(|| Digest::sha256_of(&bytes));
-        VerifiedManifest::verify(&digest, media_type.as_deref(), bytes).map_err(|error| match error {
+        let size = bytes.len();
+        let digest = digest.cloned().or(reported);
+        let verify = move || {
+            let digest = digest.unwrap_or_else(|| Digest::sha256_of(&bytes));
+            VerifiedManifest::verify(&digest, media_type.as_deref(), bytes)
+        };
+        let verified = if size > MAX_PARSED_INLINE { self.parse(verify).await } else { Ok(verify()) };
+        verified.map_err(|stopped| label.unreachable(stopped))?.map_err(|error| match error {
             ManifestError::Digest { .. } => label.untruthful(error.to_string()),
             _ => label.invalid(error.to_string()),
         })
+    }
+
+    /// Parses a large manifest on a thread that may block, a few at a time.
+    async fn parse<T: Send + 'static>(
+        &self,
+        parse: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, String> {
+        // The semaphore is never closed.
+        let _permit = self.parsing.acquire().await;
+        tokio::task::spawn_blocking(parse)
+            .await
+            .map_err(|error| format!("reading the manifest stopped: {error}"))
     }
 
     /// Fetches a blob from `offset`. The range has an end, so that a server does not send more than the manifest says.

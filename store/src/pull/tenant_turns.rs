@@ -1,0 +1,144 @@
+//! Limits what the pulls of one namespace do at a time: how many work on the disk, send requests for manifests, or keep
+//! the plan of an artifact in memory.
+//!
+//! Verifying stored content and assembling a tree can take minutes of disk and processor time, and each needs a blocking
+//! thread. A registry can take a minute to answer a request. An artifact can have thousands of layers. Without limits,
+//! the pulls of one namespace could use all threads, requests or memory of the process, and every other namespace would
+//! wait for them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use futures_util::future::{FutureExt as _, select_all};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::priority::Priority;
+use super::tenant::Tenant;
+
+/// The fewest layers that a pull counts as.
+pub(super) const LEAST_PLANNED_LAYERS: u32 = 16;
+/// The most layers that a pull counts as. A pull with more runs when its namespace has as many left.
+pub(super) const MAX_PLANNED_LAYERS: u32 = 16_384;
+
+/// What the pulls of one namespace, and all preloads together, do or keep at a time.
+#[derive(Debug)]
+pub(super) struct TenantLimits {
+    /// Pulls that work on the disk.
+    pub(super) disk: TenantTurns,
+    /// Requests for manifests to one host, fewer than the client sends to it.
+    pub(super) requests: TenantTurns,
+    /// Manifests that arrive from all hosts, each of up to 4 MiB.
+    pub(super) manifests: TenantTurns,
+    /// Stored manifests that are parsed.
+    pub(super) parsing: TenantTurns,
+    /// The layers of all pulls in progress. Each needs some 2 KiB of memory.
+    pub(super) plans: TenantTurns,
+}
+
+impl Default for TenantLimits {
+    fn default() -> Self {
+        Self {
+            disk: TenantTurns::new(4),
+            requests: TenantTurns::new(8),
+            manifests: TenantTurns::new(16),
+            parsing: TenantTurns::new(2),
+            plans: TenantTurns::new(MAX_PLANNED_LAYERS),
+        }
+    }
+}
+
+/// A namespace, or the preloads, and a part of the resource that has permits of its own.
+type Key = (Option<Tenant>, Arc<str>);
+
+/// Permits for one resource. Each namespace has the same number, and the preloads have it together.
+#[derive(Debug)]
+pub(super) struct TenantTurns {
+    permits: u32,
+    semaphores: Mutex<Semaphores>,
+}
+
+#[derive(Debug, Default)]
+struct Semaphores {
+    by_key: HashMap<Key, Weak<Semaphore>>,
+    /// Above this number, unused keys are looked for: twice the number that was in use the last time.
+    clean_above: usize,
+}
+
+impl TenantTurns {
+    /// Creates a resource of which each namespace has this number of permits.
+    pub(super) fn new(permits: u32) -> Self {
+        Self { permits, semaphores: Mutex::default() }
+    }
+
+    /// Waits for one permit of one of the namespaces that wait for a pull. Returns `None` only if a semaphore is closed,
+    /// which never happens.
+    pub(super) async fn acquire(&self, priority: &Priority) -> Option<OwnedSemaphorePermit> {
+        self.acquire_many("", 1, priority).await
+    }
+
+    /// Waits for `count` permits, at most all that a namespace has. Each `part` of the resource has its own.
+    pub(super) async fn acquire_many(
+        &self,
+        part: &str,
+        count: u32,
+        priority: &Priority,
+    ) -> Option<OwnedSemaphorePermit> {
+        let part: Arc<str> = part.into();
+        let mut watch = priority.watch();
+        loop {
+            let tenants = watch.tenants();
+            let keys = if tenants.is_empty() { vec![None] } else { tenants.into_iter().map(Some).collect() };
+            let count = count.min(self.permits);
+            let turns = keys.into_iter().map(|key| {
+                let semaphore = self.of((key, part.clone()));
+                semaphore.acquire_many_owned(count).boxed()
+            });
+            tokio::select! {
+                biased;
+                (turn, ..) = select_all(turns) => return turn.ok(),
+                () = watch.changed() => {}
+            }
+        }
+    }
+
+    fn of(&self, key: Key) -> Arc<Semaphore> {
+        let mut all = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(semaphore) = all.by_key.get(&key).and_then(Weak::upgrade) {
+            return semaphore;
+        }
+        if all.by_key.len() > all.clean_above {
+            all.by_key.retain(|_, semaphore| semaphore.strong_count() > 0);
+            all.clean_above = 2 * all.by_key.len();
+        }
+        let semaphore = Arc::new(Semaphore::new(self.permits as usize));
+        all.by_key.insert(key, Arc::downgrade(&semaphore));
+        semaphore
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::super::priority::Waiters;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_namespace_waits_only_for_its_own_pulls() {
+        let (turns, waiters) = (TenantTurns::new(4), Waiters::default());
+        let tenant = |name| vec![Tenant::of_namespace(name)];
+        let flood = Waiters::default();
+        let _flood = flood.add(tenant("flood"));
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(turns.acquire(&Priority::of(&flood)).await);
+        }
+        assert!(turns.acquire(&Priority::of(&flood)).now_or_never().is_none());
+        let _team = waiters.add(tenant("team"));
+        assert!(turns.acquire(&Priority::of(&waiters)).now_or_never().is_some());
+        // A pull that both namespaces wait for has a turn as soon as one of them has.
+        assert!(turns.acquire(&Priority::of(&flood).and(&waiters)).now_or_never().is_some());
+        held.pop();
+        assert!(turns.acquire(&Priority::of(&flood)).now_or_never().is_some());
+    }
+}
