@@ -9,6 +9,7 @@ mod error;
 pub(crate) mod files;
 pub(crate) mod folders;
 pub(crate) mod reader;
+pub(crate) mod reservations;
 mod totals;
 mod usage;
 pub(crate) mod walk;

@@ -23,7 +23,7 @@
 //! │   ├── served-by         from which repositories all of it came; optional
 //! │   └── tree.json         its size and its parts; the mtime is the time of the last use
 //! ├── volumes/HASH.json     one record for each published volume (the driver's `volume_records`)
-//! ├── unsynced/BOOT/NAME    marks for layers and trees that may not be on the disk yet (see `state::durability`)
+//! ├── unsynced/BOOT/pull-N  marks for layers and trees that may not be on the disk yet (see `state::durability`)
 //! ├── state.json            damage, last scrub, last garbage collection (see `state::node_record`)
 //! ├── served-by/sha256/HEX  which registry and repository served a blob (see `state::provenance`); optional
 //! ├── served-by/sha512/HEX
@@ -93,6 +93,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::disk::folders::{TmpNames, make_private_folder};
+use crate::disk::reservations::{Reservation, Reservations};
 use crate::disk::{DiskError, DiskSpace, Usage, boot_id};
 use crate::layout::format::{self, StoreError};
 use crate::layout::{Item, Layout};
@@ -124,6 +125,7 @@ pub struct Store {
     verified: VerifiedItems,
     durability: Durability,
     provenance: Provenance,
+    reservations: Reservations,
     observer: Arc<dyn StoreObserver>,
     roots: Option<Arc<dyn GcRoots>>,
     reclaim_space: Option<SpaceReclaimer>,
@@ -158,6 +160,7 @@ impl Store {
             verified: VerifiedItems::default(),
             durability,
             provenance: Provenance::open(&layout),
+            reservations: Reservations::default(),
             observer: Arc::new(NoObserver),
             roots: None,
             reclaim_space: None,
@@ -271,25 +274,37 @@ impl Store {
         self.tmp.next()
     }
 
-    /// Checks that `wanted` more bytes and inodes can be used without using the reserves. Runs garbage collection
-    /// if there is not enough.
-    pub(crate) fn check_free_space(&self, wanted: Usage) -> Result<(), DiskError> {
+    /// Returns what running work has reserved on the disk.
+    pub(crate) fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
+    /// Reserves `wanted` bytes and inodes, which are free without the reserves and without the reservations of others.
+    /// Runs garbage collection if there is not enough.
+    pub(crate) fn reserve(&self, wanted: Usage) -> Result<Reservation, DiskError> {
+        if wanted == Usage::default() {
+            return Ok(Reservation::none());
+        }
+        let reserve = || self.reservations.reserve(&self.root, &self.limits, wanted);
+        let error = match reserve() {
+            Err(error) if error.is_full() => error,
+            reserved => return reserved,
+        };
+        let Some(reclaim) = self.reclaim_space else { return Err(error) };
         let space = DiskSpace::measure(&self.root)?;
-        if wanted == Usage::default() || space.check(wanted, &self.limits).is_ok() {
-            return Ok(());
-        }
-        if let Some(reclaim) = self.reclaim_space {
-            reclaim(self, space.needed(wanted, &self.limits))?;
-        }
-        DiskSpace::measure(&self.root)?.check(wanted, &self.limits)
+        reclaim(self, space.needed(wanted.plus(self.reservations.outstanding()), &self.limits))?;
+        reserve()
     }
 
     /// Marks items that are about to be created as not yet synced, so that they can become visible before
     /// they are on the disk.
     pub(crate) fn mark_unsynced(&self, items: &[Item]) -> Result<UnsyncedMarks, DiskError> {
+        /// The longest line of a mark.
+        const LINE: u64 = 80;
         if !self.is_persistent {
             return Ok(UnsyncedMarks::none());
         }
+        let _space = self.reserve(Usage::file(LINE * items.len() as u64))?;
         match self.durability.mark(items) {
             // Some file systems cannot sync a folder. Then items are synced before they become visible.
             Err(error) if !error.is_full() && !matches!(error, DiskError::ReadOnly { .. }) => {

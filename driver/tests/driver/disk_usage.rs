@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oras_csi_core::digest::Digest;
@@ -11,10 +12,11 @@ use oras_csi_store::pull::PullErrorKind;
 use oras_csi_store::{Inventory, Limits, Reserve, Usage};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use rstest::{Context, rstest};
 
 use crate::calls::{Running, request, until};
 use crate::namespace::{entered_as_root, entered_once, ext4, in_memory, unmount};
-use crate::registry::{Artifact, FakeRegistry, add, gzip, recipe};
+use crate::registry::{Artifact, FakeRegistry, add, gzip, noise, recipe, tar};
 use crate::trees::Bench;
 
 const TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -267,6 +269,108 @@ async fn a_reserve_of_inodes_stays_free() {
     let digest = push_directories(&bench.registry, 100);
     pull_again(&bench, &recipe([add(&digest)])).await;
     close(bench);
+}
+
+/// Watches the free space of a file system, and returns the least of it.
+struct Watch(std::thread::JoinHandle<Usage>, Arc<AtomicBool>);
+
+impl Watch {
+    fn begin(path: &Path) -> Self {
+        let (path, stop) = (path.to_owned(), Arc::new(AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let watch = std::thread::spawn(move || {
+            let mut least = Usage { bytes: u64::MAX, inodes: u64::MAX };
+            while !stopped.load(Ordering::SeqCst) {
+                let found = rustix::fs::statvfs(&path).unwrap();
+                least.bytes = least.bytes.min(found.f_bavail * found.f_frsize);
+                least.inodes = least.inodes.min(found.f_favail);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            least
+        });
+        Self(watch, stop)
+    }
+
+    fn end(self) -> Usage {
+        self.1.store(true, Ordering::SeqCst);
+        self.0.join().unwrap()
+    }
+}
+
+/// Several pulls check the free space before they write. Together they leave the reserve, one is complete, and the
+/// others fail with an error that says so.
+#[rstest]
+#[case::files(|registry: &FakeRegistry, number: u64| Artifact::new(registry).file("f", &noise(number + 1, 40 << 20)).push())]
+#[case::archives(|registry: &FakeRegistry, number: u64| {
+    let files = (0..80).map(|file| (format!("d-{number}/{file}"), vec![7_u8; 500_000]));
+    let files: Vec<_> = files.collect();
+    let files: Vec<_> = files.iter().map(|(name, data)| (name.clone(), &data[..])).collect();
+    Artifact::new(registry).layer(TAR_GZIP, &gzip(&tar(&files)), &[]).push()
+})]
+#[case::inodes(|registry: &FakeRegistry, number: u64| {
+    let files = (0..5_000).map(|file| (format!("d-{number}/{file}"), &b"x"[..]));
+    Artifact::new(registry).layer(TAR_GZIP, &gzip(&tar(&files.collect::<Vec<_>>())), &[]).push()
+})]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pulls_at_the_same_time_leave_the_reserve(
+    #[case] push: fn(&FakeRegistry, u64) -> Digest,
+    #[context] context: Context,
+) {
+    let name = format!(
+        "disk_usage::pulls_at_the_same_time_leave_the_reserve::case_{}_{}",
+        context.case.unwrap() + 1,
+        context.description.unwrap()
+    );
+    if !entered_as_root(&name) {
+        return;
+    }
+    const RESERVE: Usage = Usage { bytes: 24 << 20, inodes: 2_000 };
+    let limits = Limits::default()
+        .with_reserve(Reserve::bytes(RESERVE.bytes))
+        .with_inode_reserve(Reserve::inodes(RESERVE.inodes))
+        .with_minimum_age(Duration::ZERO);
+    let (bench, _) = bench(128, &["-N", "16384"], limits);
+    let recipes: Vec<_> = (0..6).map(|number| recipe([add(&push(&bench.registry, number))])).collect();
+    let watch = Watch::begin(bench.folder.path());
+    let mut pulls = tokio::task::JoinSet::new();
+    for recipe in recipes {
+        let fetcher = bench.fetcher.clone();
+        pulls.spawn(async move {
+            let progress: Arc<dyn oras_csi_store::pull::Progress> =
+                Arc::new(oras_csi_store::pull::NoProgress);
+            fetcher.tree(&recipe, &progress).await.map(drop)
+        });
+    }
+    let mut failed = 0;
+    while let Some(pulled) = pulls.join_next().await {
+        if let Err(error) = pulled.unwrap() {
+            assert_eq!(error.kind(), PullErrorKind::DiskFull, "{error}");
+            failed += 1;
+        }
+    }
+    let least = watch.end();
+    println!("measured: {failed} of 6 failed, {least:?} was free");
+    // The folders of the store itself are not reserved in advance.
+    assert!(least.bytes + (256 << 10) >= RESERVE.bytes, "{least:?}");
+    assert!(least.inodes + 64 >= RESERVE.inodes, "{least:?}");
+    assert!(failed < 6, "one of them must be complete");
+    assert!(failed > 0, "the disk is too small for all");
+    close(bench);
+}
+
+/// Bytes that only fill the disk, such as skippable zstd frames, are not part of the content. The limit applies to them
+/// as well.
+#[tokio::test]
+async fn an_archive_above_the_limit_is_not_downloaded() {
+    let bench = Bench::with(Limits::default().with_unpacked(1 << 20));
+    let padding = [&[0x50, 0x2a, 0x4d, 0x18][..], &(2_u32 << 20).to_le_bytes(), &vec![0; 2 << 20]].concat();
+    let tar = tar(&[("f".to_owned(), &b"content"[..])]);
+    let bytes = [padding, zstd::encode_all(&tar[..], 1).unwrap()].concat();
+    let layer = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let digest = Artifact::new(&bench.registry).layer(layer, &bytes, &[]).push();
+    let error = bench.pull(&recipe([add(&digest)])).await.unwrap_err();
+    assert_eq!(error.kind(), PullErrorKind::Refused, "{error}");
+    assert_eq!(bench.registry.requests_for(&Digest::sha256_of(&bytes)), 0);
 }
 
 /// Pulls while the layers of failed pulls are in the store.

@@ -173,7 +173,11 @@ impl Inventory {
         }
         found.partial = partial(&layout.partial())?;
         found.quarantined = entries(&layout.quarantine())?;
-        found.unfinished = entries(&layout.tmp())?.iter().map(|entry| entry.usage).sum();
+        let mut unfinished = entries(&layout.tmp())?;
+        for boot in entries(&layout.unsynced())? {
+            unfinished.extend(entries(&layout.unsynced().join(boot.name))?);
+        }
+        found.unfinished = unfinished.iter().map(|entry| entry.usage).sum();
         found.trees.sort_by(|a, b| a.key.cmp(&b.key));
         found.layers.sort_by(|a, b| a.key.cmp(&b.key));
         found.blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
@@ -253,7 +257,7 @@ pub enum State {
     Quarantined,
     /// Partially downloaded blobs.
     Partial,
-    /// Unfinished work in `tmp`.
+    /// Unfinished work in `tmp`, and marks of content that is not synced.
     Unfinished,
 }
 

@@ -94,6 +94,18 @@ impl DiskSpace {
         }
     }
 
+    /// Returns the space if `reserved` were used already.
+    pub(crate) fn without(self, reserved: Usage) -> Self {
+        let use_up = |share: Share, more: u64| {
+            let more = more.min(share.free);
+            Share { used: share.used.saturating_add(more), free: share.free - more }
+        };
+        Self {
+            bytes: use_up(self.bytes, reserved.bytes),
+            inodes: self.inodes.map(|inodes| use_up(inodes, reserved.inodes)),
+        }
+    }
+
     /// Checks that `wanted` more can be written without using the reserves.
     pub(crate) fn check(self, wanted: Usage, limits: &Limits) -> Result<(), DiskError> {
         let (reserve, inode_reserve) = (limits.reserve(), limits.inode_reserve());

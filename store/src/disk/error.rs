@@ -59,24 +59,24 @@ pub enum DiskError {
     },
     /// The free space is too small for the data to be written, which is known in advance.
     #[error(
-        "cannot write {wanted} bytes to the store: its disk has {free} bytes free, of which {reserve} are reserved (--keep-free). Free space on it, or move the store to a larger disk"
+        "cannot write {wanted} bytes to the store: its disk has {free} bytes free that no running pull needs, of which {reserve} are reserved (--keep-free). Free space on it, or move the store to a larger disk"
     )]
     TooSmall {
         /// How many bytes would be written.
         wanted: u64,
-        /// How many bytes are free.
+        /// How many bytes are free, without those that running pulls have reserved.
         free: u64,
         /// How many bytes must stay free.
         reserve: u64,
     },
     /// There are too few free inodes for the files to be written.
     #[error(
-        "cannot write {wanted} more files and directories to the store: its disk has {free} free inodes, of which {reserve} are reserved (--keep-free-inodes). Remove files from it (`df -i` shows its inodes), or move the store to a file system with more inodes"
+        "cannot write {wanted} more files and directories to the store: its disk has {free} free inodes that no running pull needs, of which {reserve} are reserved (--keep-free-inodes). Remove files from it (`df -i` shows its inodes), or move the store to a file system with more inodes"
     )]
     TooFewInodes {
         /// How many inodes would be used.
         wanted: u64,
-        /// How many inodes are free.
+        /// How many inodes are free, without those that running pulls have reserved.
         free: u64,
         /// How many inodes must stay free.
         reserve: u64,

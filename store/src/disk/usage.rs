@@ -73,6 +73,12 @@ impl Usage {
         }
     }
 
+    /// Returns the smaller number of each.
+    #[must_use]
+    pub(crate) fn at_most(self, other: Self) -> Self {
+        Self { bytes: self.bytes.min(other.bytes), inodes: self.inodes.min(other.inodes) }
+    }
+
     /// Returns the difference; zero where `other` is larger.
     #[must_use]
     pub(crate) fn minus(self, other: Self) -> Self {

@@ -23,6 +23,7 @@ use super::steps::{ArtifactStep, ResolvedStep};
 use super::tenant::Tenant;
 use super::tenant_turns::TenantLimits;
 use crate::content::description::TreeContent;
+use crate::disk::reservations::Reservation;
 use crate::disk::{DiskError, EntryPath, Usage};
 use crate::layout::{Item, LayerKey, TreeKey};
 use crate::state::provenance::ServedBy;
@@ -55,9 +56,8 @@ struct Fetch {
     destination: Destination,
     descriptor: Descriptor,
     reference: PinnedReference,
-    /// The content is in the store already, and this registry has served it from another repository: it is enough that
-    /// its body begins.
-    is_known_to_host: bool,
+    /// The disk space for the bytes that are missing. The size of an archive's files is not known yet.
+    space: Usage,
 }
 
 impl Fetcher {
@@ -161,20 +161,9 @@ impl Fetcher {
         };
         let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&planned);
-        let wanted = fetches
-            .iter()
-            .filter(|(fetch, _)| !fetch.is_known_to_host)
-            .map(|(fetch, _)| (fetch.descriptor.clone(), fetch.reference.clone()))
-            .collect::<Vec<_>>();
-        let space = move |store: &Store| {
-            // Partial blobs have their space on the disk already. The size of an archive's files is not known yet.
-            let left = wanted.iter().map(|(blob, reference)| {
-                let allocated = Usage { bytes: store.allocated_bytes(blob, reference), inodes: 0 };
-                Usage::blob(blob.size()).minus(allocated)
-            });
-            store.check_free_space(left.sum::<Usage>().plus(TreeContent::least_usage()))
-        };
-        self.blocking(space).await.map_err(|error| {
+        let wanted = fetches.iter().map(|(fetch, _)| fetch.space).sum::<Usage>();
+        let space = move |store: &Store| store.reserve(wanted.plus(TreeContent::least_usage()));
+        let space = self.blocking(space).await.map_err(|error| {
             match (error, steps.iter().find_map(ResolvedStep::artifact)) {
                 (PullError::Disk(source), Some(first)) => {
                     PullError::NoSpace { reference: first.reference().clone().into(), source }
@@ -188,8 +177,12 @@ impl Fetcher {
         let unsynced_marks = self.blocking(move |store| store.mark_unsynced(&unsynced)).await?;
         let concurrency = self.store.limits().download_slots_per_artifact().max(1);
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
-            .try_for_each_concurrent(concurrency, |fetch| self.fetch(fetch, guard.priority(), progress))
+            .try_for_each_concurrent(concurrency, |fetch| {
+                let reserved = Arc::new(space.split(fetch.space));
+                self.fetch(fetch, reserved, guard.priority(), progress)
+            })
             .await?;
+        drop(space);
         let assembled = {
             let turn = self.shared.tenant_limits.disk.acquire(guard.priority()).await;
             let (key, recipe, steps) = (key.clone(), recipe.clone(), Arc::clone(&steps));
@@ -217,6 +210,7 @@ impl Fetcher {
     async fn fetch(
         self: &Arc<Self>,
         fetch: Fetch,
+        space: Arc<Reservation>,
         priority: &Priority,
         progress: &Arc<dyn Progress>,
     ) -> Result<(), PullError> {
@@ -252,6 +246,7 @@ impl Fetcher {
             only_verify: is_stored,
             blob: &fetch.descriptor,
             reference: &fetch.reference,
+            space: &space,
             progress,
         };
         if is_stored && served_by == ServedBy::ThisHost {
@@ -314,7 +309,9 @@ impl Fetch {
 /// Filters with many globs take seconds for thousands of layers, so this runs on a thread that may block.
 fn list_missing(store: &Store, steps: &[ResolvedStep]) -> Result<(Vec<(Fetch, Planned)>, Budget), PullError> {
     let mut wanted = BTreeMap::new();
-    let budget = Budget::default();
+    // The compressed bytes of archives are on the disk only until they are unpacked, but they arrive first.
+    let mut compressed = 0_u64;
+    let budget = Budget::new(store.reservations());
     for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
         let step = artifact.step();
         for layer in artifact.layers().iter().filter(|layer| artifact.needs(layer)) {
@@ -335,28 +332,38 @@ fn list_missing(store: &Store, steps: &[ResolvedStep]) -> Result<(Vec<(Fetch, Pl
             let descriptor = layer.descriptor().clone();
             let planned = Planned::new(descriptor.clone(), shown);
             let reference = step.reference().clone();
-            let fetch = Fetch { destination, descriptor, reference, is_known_to_host: false };
+            let space = Usage::default();
+            let fetch = Fetch { destination, descriptor, reference, space };
             if let Entry::Vacant(new) = wanted.entry(item) {
-                if matches!(fetch.destination, Destination::Blob) {
-                    let bytes = Usage::blob(fetch.descriptor.size()).bytes;
-                    let counted = budget.count_disk(bytes, store.limits());
-                    counted.map_err(|exceeded| artifact.pull_error(exceeded.into()))?;
-                }
+                let (size, limits) = (fetch.descriptor.size(), store.limits());
+                let counted = if matches!(fetch.destination, Destination::Blob) {
+                    budget.count_disk(Usage::blob(size).bytes, limits)
+                } else {
+                    compressed = compressed.saturating_add(size);
+                    Budget::check_compressed(compressed, limits)
+                };
+                counted.map_err(|exceeded| artifact.pull_error(exceeded.into()))?;
                 new.insert((fetch, planned));
             }
         }
     }
     let mut missing = Vec::new();
+    let with_space = |fetch: Fetch| {
+        // A partial blob has its space on the disk already.
+        let bytes = store.allocated_bytes(&fetch.descriptor, &fetch.reference);
+        let space = Usage::blob(fetch.descriptor.size()).minus(Usage { bytes, inodes: 0 });
+        Fetch { space, ..fetch }
+    };
     for (fetch, planned) in wanted.into_values() {
         // Stored content may have been damaged on the disk since, so it is verified before it is used again.
         if !fetch.is_stored(store)? || !store.is_intact(&fetch.item())? {
-            missing.push((fetch, planned));
+            missing.push((with_space(fetch), planned));
             continue;
         }
         let served_by = fetch.served_by(store);
         if served_by == ServedBy::Unknown {
             // Downloaded and unpacked as if it were not stored, which counts its files.
-            missing.push((fetch, planned));
+            missing.push((with_space(fetch), planned));
             continue;
         }
         if let Destination::Layer(key, _) = &fetch.destination
@@ -365,7 +372,8 @@ fn list_missing(store: &Store, steps: &[ResolvedStep]) -> Result<(Vec<(Fetch, Pl
             budget.charge(layer.totals(), layer.usage());
         }
         if served_by == ServedBy::ThisHost {
-            missing.push((Fetch { is_known_to_host: true, ..fetch }, planned));
+            // It is enough that the body begins, and nothing is written.
+            missing.push((fetch, planned));
         }
     }
     Ok((missing, budget))

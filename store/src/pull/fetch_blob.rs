@@ -20,6 +20,7 @@ use super::progress::Progress;
 use super::scheduler::{DownloadSlot, Ended, RateMonitor, Scheduler, WaitFor};
 use crate::content::blob_reader::{BlobReader, PIECES, Piece, StreamFault};
 use crate::disk::DiskError;
+use crate::disk::reservations::Reservation;
 use crate::layout::LayerKey;
 use crate::store::Store;
 use crate::store::partial_blobs::{Next, Partial};
@@ -47,6 +48,8 @@ pub(super) struct FetchBlob<'a> {
     pub(super) only_verify: bool,
     pub(super) blob: &'a Descriptor,
     pub(super) reference: &'a PinnedReference,
+    /// The disk space that the blob was promised.
+    pub(super) space: &'a Arc<Reservation>,
     pub(super) progress: &'a Arc<dyn Progress>,
 }
 
@@ -81,7 +84,8 @@ impl FetchBlob<'_> {
     async fn download_through_partial(self, slot: &mut DownloadSlot) -> Result<(), (UnpackError, u64)> {
         let open = {
             let (store, blob, reference) = (self.store.clone(), self.blob.clone(), self.reference.clone());
-            tokio::task::spawn_blocking(move || store.partial(&blob, &reference))
+            let space = self.space.clone();
+            tokio::task::spawn_blocking(move || store.partial(&blob, &reference, space))
         };
         let fault = |fault: StreamFault| (UnpackError::Stream(fault), 0);
         let partial = open.await.map_err(|_| fault(StreamFault::Stopped))?;
@@ -135,10 +139,10 @@ impl FetchBlob<'_> {
         let (sender, receiver) = mpsc::channel(PIECES);
         let reader = BlobReader::new(self.blob.clone(), receiver);
         let (store, destination, blob) = (self.store.clone(), self.destination.clone(), self.blob.clone());
-        let only_verify = self.only_verify;
+        let (only_verify, space) = (self.only_verify, self.space.clone());
         let written = tokio::task::spawn_blocking(move || match &destination {
             Destination::Blob if only_verify => verify_only(reader),
-            Destination::Blob => Ok(store.write_blob(&blob, reader)?),
+            Destination::Blob => Ok(store.write_blob(&blob, reader, &space)?),
             Destination::Layer(key, options) => unpack(&store, key, options, &blob, reader, only_verify),
         });
         self.feed(&mut slot, sender).await;
@@ -224,6 +228,8 @@ impl FetchBlob<'_> {
 fn can_resume(error: &UnpackError) -> bool {
     match error {
         UnpackError::Stream(StreamFault::Stopped) => true,
+        // Garbage collection deletes it if others need the space.
+        UnpackError::Stream(StreamFault::Disk(error)) | UnpackError::Disk(error) => error.is_full(),
         UnpackError::Stream(StreamFault::Registry(error)) => match error {
             // Another credential, or the same one later, may be accepted.
             RegistryError::Refused { .. } => true,

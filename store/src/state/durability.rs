@@ -9,9 +9,13 @@
 //! ```
 //!
 //! ```text
-//! STORE/unsynced/BOOT/tree-KEY     an empty file for each item, in a folder for each boot of the machine
-//! STORE/unsynced/BOOT/layer-KEY
+//! STORE/unsynced/BOOT/pull-N       a line for each item that one pull creates: tree-KEY or layer-KEY; in a folder for
+//!                                  each boot of the machine
+//! STORE/unsynced/BOOT/tree-KEY     an empty file for one item, by an earlier version; read, never written
 //! ```
+//!
+//! The file of a pull is removed when all of its items are synced or were not created. One file for all of them costs
+//! one inode, however many layers an artifact has.
 //!
 //! A mark of an earlier boot means that the content on the disk is unknown. The store quarantines such a tree
 //! when it is opened, and the tree is built again when a pod requests it. Its blobs and layers are verified
@@ -23,7 +27,7 @@
 //!
 //! Architecture Invariant: a visible tree or layer is synced to the disk, or its mark is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -35,6 +39,7 @@ use crate::disk::DiskError;
 use crate::disk::folders::{make_private_folder, move_to_free_name, names_in, sync_folder};
 use crate::layout::{CHECKSUMS, Item, LayerKey, Layout, TreeKey};
 
+const PULL: &str = "pull-";
 const TREE: &str = "tree-";
 const LAYER: &str = "layer-";
 
@@ -52,12 +57,17 @@ struct Shared {
     root: OwnedFd,
     table: Mutex<Table>,
     changed: Condvar,
+    /// The number of the next file.
+    next_file: AtomicU64,
     sync_failures: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Table {
+    /// The items that are in a file.
     marks: HashMap<String, Mark>,
+    /// The files of pulls that have ended, by name, with their items.
+    ended: HashMap<String, Vec<String>>,
     /// Items that could not be synced, with the error.
     failed: HashMap<String, String>,
     renames: u64,
@@ -67,17 +77,19 @@ struct Table {
 
 #[derive(Debug, Default)]
 struct Mark {
-    holders: usize,
+    /// How many files have the item.
+    files: usize,
     is_durable: bool,
     /// The number of the last rename of the item that has not been synced.
     renamed: Option<u64>,
 }
 
-/// The marks of the items that one pull may create. When it is dropped, marks of items that were not created
-/// are removed at once, and the others after a sync.
+/// The marks of the items that one pull may create. When it is dropped and none of the items was created, they are
+/// removed at once, otherwise after a sync.
 #[derive(Debug)]
 pub(crate) struct UnsyncedMarks {
     shared: Option<Arc<Shared>>,
+    file: String,
     names: Vec<String>,
 }
 
@@ -90,21 +102,30 @@ impl Durability {
         let mut table = Table::default();
         for name in names_in(&all)? {
             let path = all.join(&name);
-            for mark in names_in(&path)? {
+            for file in names_in(&path)? {
+                let items = items_in(&path, &file)?;
                 if name == boot {
-                    let left = Mark { holders: 0, is_durable: true, renamed: Some(0) };
-                    table.marks.insert(mark, left);
+                    for item in &items {
+                        let mark = table.marks.entry(item.clone()).or_default();
+                        (mark.files, mark.is_durable, mark.renamed) = (mark.files + 1, true, Some(0));
+                    }
+                    table.ended.insert(file, items);
                 } else {
-                    quarantine_unsynced(layout, &mark)?;
+                    for item in items {
+                        quarantine_unsynced(layout, &item)?;
+                    }
                 }
             }
             if name != boot {
                 std::fs::remove_dir_all(&path).map_err(|error| DiskError::new("remove", &path, error))?;
             }
         }
-        let is_due = !table.marks.is_empty();
+        let is_due = !table.ended.is_empty();
+        let next_file =
+            table.ended.keys().filter_map(|file| file.strip_prefix(PULL)?.parse::<u64>().ok()).max();
+        let next_file = AtomicU64::new(next_file.unwrap_or(0).saturating_add(1));
         let (table, changed, sync_failures) = (Mutex::new(table), Condvar::new(), AtomicU64::new(0));
-        let shared = Arc::new(Shared { folder, root, table, changed, sync_failures });
+        let shared = Arc::new(Shared { folder, root, table, changed, next_file, sync_failures });
         let durability = Self { shared, thread: Mutex::default() };
         if is_due {
             durability.ensure_thread();
@@ -115,7 +136,6 @@ impl Durability {
     /// Marks items that are about to be created. The marks are durable when this returns.
     pub(crate) fn mark(&self, items: &[Item]) -> Result<UnsyncedMarks, DiskError> {
         self.ensure_thread();
-        let mut marked = UnsyncedMarks { shared: Some(self.shared.clone()), names: Vec::new() };
         let folder = &self.shared.folder;
         let failed = |path: &Path, error: io::Error| DiskError::new("write the mark", path, error);
         if !folder.exists() {
@@ -124,16 +144,20 @@ impl Durability {
                 sync_folder(above).map_err(|error| failed(above, error))?;
             }
         }
+        let names: BTreeSet<String> = items.iter().filter_map(mark_name).collect();
+        let file = format!("{PULL}{}", self.shared.next_file.fetch_add(1, Ordering::Relaxed));
+        let text: String = names.iter().map(|name| format!("{name}\n")).collect();
         let mut table = self.shared.table();
-        for name in items.iter().filter_map(mark_name) {
-            let path = folder.join(&name);
-            if !table.marks.contains_key(&name) {
-                std::fs::File::create(&path).map_err(|error| failed(&path, error))?;
-            }
-            table.marks.entry(name.clone()).or_default().holders += 1;
-            marked.names.push(name);
+        for name in &names {
+            table.marks.entry(name.clone()).or_default().files += 1;
         }
         drop(table);
+        let path = folder.join(&file);
+        // If writing fails, dropping this removes the marks again.
+        let marked =
+            UnsyncedMarks { shared: Some(self.shared.clone()), file, names: names.into_iter().collect() };
+        let written = std::fs::write(&path, text).and_then(|()| std::fs::File::open(&path)?.sync_all());
+        written.map_err(|error| failed(&path, error))?;
         sync_folder(folder).map_err(|error| failed(folder, error))?;
         let mut table = self.shared.table();
         for name in &marked.names {
@@ -141,6 +165,7 @@ impl Durability {
                 mark.is_durable = true;
             }
         }
+        drop(table);
         Ok(marked)
     }
 
@@ -267,31 +292,38 @@ impl Table {
                 self.failed.insert(name.clone(), format!("the disk refused to sync it: {error}"));
             }
             mark.renamed = None;
-            self.remove_unused_mark(folder, &name);
+        }
+        for file in self.ended.keys().cloned().collect::<Vec<_>>() {
+            self.remove_unused_file(folder, &file);
         }
     }
 
-    /// Removes a mark, unless a pull or a pending sync needs it.
-    fn remove_unused_mark(&mut self, folder: &Path, name: &str) {
-        let is_needed = |mark: &Mark| mark.holders > 0 || mark.renamed.is_some();
-        if self.marks.get(name).is_none_or(is_needed) {
+    /// Removes the file of a pull that has ended, unless one of its items is not synced.
+    fn remove_unused_file(&mut self, folder: &Path, file: &str) {
+        let Some(items) = self.ended.get(file) else { return };
+        let waits = |item: &String| self.marks.get(item).is_some_and(|mark| mark.renamed.is_some());
+        // After a failed sync the file stays on the disk, so that the item is quarantined if the machine stops.
+        if items.iter().any(|item| waits(item) || self.failed.contains_key(item)) {
             return;
         }
-        // After a failed sync the mark stays on the disk, so that the item is quarantined if the machine
-        // stops.
-        if !self.failed.contains_key(name)
-            && let Err(error) = std::fs::remove_file(folder.join(name))
-        {
-            tracing::debug!(name, %error, "cannot remove the mark of a synced item");
+        if let Err(error) = std::fs::remove_file(folder.join(file)) {
+            tracing::debug!(file, %error, "cannot remove the marks of synced items");
         }
-        self.marks.remove(name);
+        for item in self.ended.remove(file).unwrap_or_default() {
+            if let Some(mark) = self.marks.get_mut(&item) {
+                mark.files -= 1;
+                if mark.files == 0 {
+                    self.marks.remove(&item);
+                }
+            }
+        }
     }
 }
 
 impl UnsyncedMarks {
     /// Returns an empty set of marks.
     pub(crate) fn none() -> Self {
-        Self { shared: None, names: Vec::new() }
+        Self { shared: None, file: String::new(), names: Vec::new() }
     }
 }
 
@@ -299,15 +331,13 @@ impl Drop for UnsyncedMarks {
     fn drop(&mut self) {
         let Some(shared) = &self.shared else { return };
         let mut table = shared.table();
-        for name in self.names.drain(..) {
-            let Some(mark) = table.marks.get_mut(&name) else { continue };
-            mark.holders -= 1;
-            if mark.renamed.is_some() {
-                table.is_due = true;
-            } else {
-                table.remove_unused_mark(&shared.folder, &name);
-            }
+        let (file, names) = (std::mem::take(&mut self.file), std::mem::take(&mut self.names));
+        let is_renamed = |name| table.marks.get(name).is_some_and(|mark: &Mark| mark.renamed.is_some());
+        if names.iter().any(is_renamed) {
+            table.is_due = true;
         }
+        table.ended.insert(file.clone(), names);
+        table.remove_unused_file(&shared.folder, &file);
         drop(table);
         shared.changed.notify_all();
     }
@@ -320,6 +350,16 @@ fn mark_name(item: &Item) -> Option<String> {
         // A blob needs no mark, because its name is the digest of its content.
         Item::Blob(_) => None,
     }
+}
+
+/// Returns the items of a file.
+fn items_in(folder: &Path, file: &str) -> Result<Vec<String>, DiskError> {
+    if !file.starts_with(PULL) {
+        return Ok(vec![file.to_owned()]);
+    }
+    let path = folder.join(file);
+    let text = std::fs::read(&path).map_err(|error| DiskError::new("read", &path, error))?;
+    Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
 }
 
 fn quarantine_unsynced(layout: &Layout, mark: &str) -> Result<(), DiskError> {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::Store;
 use crate::content::blob_reader::{BlobReader, StreamFault};
+use crate::disk::reservations::Reservation;
 use crate::disk::{DiskError, Usage};
 use crate::layout::Item;
 
@@ -64,21 +65,26 @@ impl Store {
 
     /// Stores bytes whose digest the caller has verified.
     pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), DiskError> {
-        self.check_free_space(Usage::file(bytes.len() as u64))?;
+        let _space = self.reserve(Usage::file(bytes.len() as u64))?;
         let unfinished = Unfinished::create(self)?;
         let failed = |error| DiskError::new("write", unfinished.path(), error);
         (&unfinished.file).write_all(bytes).map_err(failed)?;
         self.commit_blob(unfinished, digest)
     }
 
-    /// Writes a blob as it is received, and commits it if size and digest are right.
-    pub(crate) fn write_blob(&self, blob: &Descriptor, mut reader: BlobReader) -> Result<(), StreamFault> {
+    /// Writes a blob as it is received, and commits it if size and digest are right. Its space was reserved as `space`.
+    pub(crate) fn write_blob(
+        &self,
+        blob: &Descriptor,
+        mut reader: BlobReader,
+        space: &Reservation,
+    ) -> Result<(), StreamFault> {
         let unfinished = Unfinished::create(self)?;
         let failed = |error: io::Error| DiskError::new("write", unfinished.path(), error);
         if blob.size() >= PREALLOCATE {
-            self.check_free_space(Usage::file(blob.size()))?;
             match rustix::fs::fallocate(&unfinished.file, FallocateFlags::empty(), 0, blob.size()) {
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
+                Ok(()) => space.spend(Usage::file(blob.size())),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno.into()).into()),
             }
         }

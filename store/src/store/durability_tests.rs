@@ -32,10 +32,32 @@ fn make(store: &Store) {
     store.stage().unwrap().commit_tree(&key(), &made, TreeUsage::default()).unwrap();
 }
 
+/// Returns the marked items. They are in one file for each pull.
 fn marks(path: &Path) -> Vec<String> {
-    let mut names = names_in(&path.join("unsynced").join(boot_id())).unwrap();
+    let folder = path.join("unsynced").join(boot_id());
+    let read = |name: String| fs::read_to_string(folder.join(name)).unwrap_or_default();
+    let mut names: Vec<String> = names_in(&folder)
+        .unwrap()
+        .into_iter()
+        .flat_map(|name| read(name).lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
     names.sort();
     names
+}
+
+#[test]
+fn the_marks_of_a_pull_take_one_inode() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let layers = (0..4_096_u32).map(|number| {
+        Item::Layer(LayerKey::of(&Digest::sha256_of(&number.to_le_bytes()), &LayerShape::Image))
+    });
+    let layers: Vec<Item> = layers.collect();
+    let marked = store.mark_unsynced(&layers).unwrap();
+    assert_eq!(names_in(&folder.path().join("unsynced").join(boot_id())).unwrap().len(), 1);
+    assert_eq!(marks(folder.path()).len(), 4_096);
+    drop(marked);
+    assert!(marks(folder.path()).is_empty());
 }
 
 fn wait_until_no_marks(path: &Path) {
@@ -96,8 +118,13 @@ fn the_next_run_syncs_items_that_are_still_marked() {
     drop(store);
     let left = folder.path().join("unsynced").join(boot_id());
     fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("pull-7"), format!("tree-{}\nlayer-{}\n", key(), layer_key())).unwrap();
+    // By an earlier version.
     fs::write(left.join(format!("tree-{}", key())), "").unwrap();
     let store = open(folder.path());
+    let marked = store.mark_unsynced(&items()).unwrap();
+    assert!(fs::exists(left.join("pull-8")).unwrap());
+    drop(marked);
     wait_until_no_marks(folder.path());
     assert!(store.tree(&key()).unwrap().is_some());
 }
@@ -113,8 +140,11 @@ fn a_tree_that_was_unsynced_in_an_earlier_boot_is_quarantined() {
         drop(store);
         let left = path.join("unsynced/another");
         fs::create_dir_all(&left).unwrap();
+        let odd = "tree-..\nlayer-../trees\nlayer-\nelse\n\n\0";
+        fs::write(left.join("pull-1"), format!("{odd}\ntree-{}\n", key())).unwrap();
+        // By an earlier version.
         let odd = ["tree-..", "layer-../trees", "layer-", "else"].map(|name| name.replace('/', ":"));
-        for name in odd.into_iter().chain([format!("tree-{}", key()), format!("layer-{}", layer_key())]) {
+        for name in odd.into_iter().chain([format!("layer-{}", layer_key())]) {
             fs::write(left.join(name), "").unwrap();
         }
         let layer = path.join("layers").join(layer_key().as_str());

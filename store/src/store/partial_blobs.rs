@@ -28,7 +28,7 @@ use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -41,6 +41,7 @@ use self::ranges::Ranges;
 use self::recent_chunks::RecentChunks;
 use super::Store;
 use crate::disk::folders::make_private_folder;
+use crate::disk::reservations::Reservation;
 use crate::disk::{DiskError, Usage, boot_id};
 
 const JOURNAL_SUFFIX: &str = ".whole";
@@ -62,6 +63,7 @@ pub(crate) struct Partial {
     size: u64,
     file: File,
     is_persistent: bool,
+    space: Arc<Reservation>,
     resumed: u64,
     state: Mutex<State>,
     /// Wakes the reader: more bytes were written, or the writer has finished.
@@ -106,11 +108,13 @@ impl Store {
         found.map_or(0, |found| found.blocks().saturating_mul(512).min(blob.size()))
     }
 
-    /// Starts to download a blob, or resumes an earlier download. Waits while another writer has the file.
+    /// Starts to download a blob, or resumes an earlier download. Waits while another writer has the file. The space for
+    /// the bytes that are missing was reserved as `space`.
     pub(crate) fn partial(
         &self,
         blob: &Descriptor,
         repository: &PinnedReference,
+        space: Arc<Reservation>,
     ) -> Result<Partial, DiskError> {
         make_private_folder(&self.partials())?;
         self.delete_stale_partials();
@@ -118,8 +122,6 @@ impl Store {
         let journal = with_suffix(&path, JOURNAL_SUFFIX);
         let file = open_locked(&path)?;
         let found = file.metadata().map_err(|error| DiskError::new("inspect", &path, error))?;
-        let allocated = Usage { bytes: found.blocks().saturating_mul(512), inodes: 1 };
-        self.check_free_space(Usage::file(size).minus(allocated))?;
         let boot = boot_id();
         let mut written =
             if self.is_persistent { read_journal(&journal, size, &boot) } else { Ranges::default() };
@@ -143,6 +145,7 @@ impl Store {
             size,
             file,
             is_persistent: self.is_persistent,
+            space,
             resumed,
             state,
             data_written,
@@ -213,6 +216,7 @@ impl Partial {
     pub(crate) fn write(&self, offset: u64, bytes: Bytes) -> Result<(), DiskError> {
         let written = self.file.write_all_at(&bytes, offset);
         written.map_err(|error| DiskError::new("write", &self.path, error))?;
+        self.space.spend(Usage { bytes: bytes.len() as u64, inodes: 0 });
         let range = offset..offset + bytes.len() as u64;
         let mut state = self.state();
         state.written.add(&range);

@@ -81,17 +81,17 @@ fn a_blob_is_visible_only_after_verification() {
     let store = open(folder.path());
     let blob = descriptor(b"hello world");
     for pieces in [&[&b"hello"[..], b" there"][..], &[b"hello world!"], &[b"hello"], &[]] {
-        let error = store.write_blob(&blob, reader(&blob, pieces)).unwrap_err();
+        let error = store.write_blob(&blob, reader(&blob, pieces), &Reservation::none()).unwrap_err();
         assert!(!matches!(error, StreamFault::Disk(_)), "{error}");
         assert!(!store.has_blob(&blob).unwrap());
         assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
     }
-    store.write_blob(&blob, reader(&blob, &[b"hello", b"", b" world"])).unwrap();
+    store.write_blob(&blob, reader(&blob, &[b"hello", b"", b" world"]), &Reservation::none()).unwrap();
     assert!(store.has_blob(&blob).unwrap());
     let path = folder.path().join("blobs/sha256").join(blob.digest().hex());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o444);
     // A second writer of the same blob is not an error.
-    store.write_blob(&blob, reader(&blob, &[b"hello world"])).unwrap();
+    store.write_blob(&blob, reader(&blob, &[b"hello world"]), &Reservation::none()).unwrap();
     assert_eq!(store.read_blob(blob.digest(), 100).unwrap().unwrap(), b"hello world");
     assert_eq!(store.read_blob(blob.digest(), 10).unwrap(), None);
     assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
@@ -102,7 +102,7 @@ fn stores_an_empty_blob() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let blob = descriptor(b"");
-    store.write_blob(&blob, reader(&blob, &[])).unwrap();
+    store.write_blob(&blob, reader(&blob, &[]), &Reservation::none()).unwrap();
     assert!(store.has_blob(&blob).unwrap());
 }
 
@@ -114,12 +114,12 @@ fn a_damaged_blob_counts_as_missing() {
     let path = folder.path().join("blobs/sha256").join(blob.digest().hex());
     fs::write(&path, "short").unwrap();
     assert!(!store.has_blob(&blob).unwrap());
-    store.write_blob(&blob, reader(&blob, &[b"hello world"])).unwrap();
+    store.write_blob(&blob, reader(&blob, &[b"hello world"]), &Reservation::none()).unwrap();
     assert!(store.has_blob(&blob).unwrap());
     // A manifest with a wrong size does not affect the blob of a correct manifest.
     let lie = Descriptor::new("x/y", blob.digest().clone(), 5);
     assert!(!store.has_blob(&lie).unwrap());
-    store.write_blob(&lie, reader(&lie, &[b"hello", b" world"])).unwrap_err();
+    store.write_blob(&lie, reader(&lie, &[b"hello", b" world"]), &Reservation::none()).unwrap_err();
     assert!(store.has_blob(&blob).unwrap());
     fs::write(&path, "hello_world").unwrap();
     let (mut lease, begun) = (store.lease(), Instant::now());
@@ -149,9 +149,8 @@ fn an_absent_item_is_looked_up_while_another_is_quarantined() {
 fn a_blob_larger_than_the_free_space_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), Limits::default()).unwrap();
-    let huge = Descriptor::new("x/y", Digest::sha256_of(b""), 1 << 60);
-    let error = store.write_blob(&huge, reader(&huge, &[])).unwrap_err();
-    assert!(matches!(&error, StreamFault::Disk(disk) if disk.is_full()), "{error}");
+    let error = store.reserve(Usage::blob(1 << 60)).unwrap_err();
+    assert!(error.is_full(), "{error}");
 }
 
 #[test]

@@ -8,12 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::UnpackError;
 use crate::content::blob_reader::StreamFault;
+use crate::disk::reservations::{PullNumber, Reservations};
 use crate::disk::{Totals, Usage};
 use crate::limits::Limits;
 
 /// What has been used of the limits. Clones share the counters.
 #[derive(Clone, Debug, Default)]
-pub struct Budget(Arc<Used>);
+pub struct Budget {
+    used: Arc<Used>,
+    reservations: Reservations,
+    pull: PullNumber,
+}
 
 #[derive(Debug, Default)]
 struct Used {
@@ -31,19 +36,34 @@ pub(crate) struct DiskLimitExceeded {
 }
 
 impl Budget {
+    /// Creates the limits of a volume, which is written to a disk with these reservations.
+    pub(crate) fn new(reservations: &Reservations) -> Self {
+        Self { used: Arc::default(), reservations: reservations.clone(), pull: reservations.number_pull() }
+    }
+
+    /// Returns the reservations on the disk.
+    pub(super) fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
     /// Counts a layer that an earlier pull unpacked. Without it, a pull that failed at the limit could continue
     /// behind it when it is repeated.
     pub fn charge(&self, totals: Totals, usage: Usage) {
         // In a tar archive each entry has a header, and its data is padded.
         const ENTRY: u64 = 1_024;
-        add(&self.0.entries, totals.inodes);
-        add(&self.0.bytes, totals.inodes.saturating_mul(ENTRY).saturating_add(totals.bytes));
-        add(&self.0.disk, usage.bytes);
+        add(&self.used.entries, totals.inodes);
+        add(&self.used.bytes, totals.inodes.saturating_mul(ENTRY).saturating_add(totals.bytes));
+        add(&self.used.disk, usage.bytes);
+    }
+
+    /// Returns the order in which the pull of the volume began.
+    pub(super) fn pull(&self) -> PullNumber {
+        self.pull
     }
 
     /// Counts one entry.
     pub(super) fn count_entry(&self, limits: &Limits) -> Result<(), UnpackError> {
-        if add(&self.0.entries, 1) > limits.entries() {
+        if add(&self.used.entries, 1) > limits.entries() {
             return Err(UnpackError::TooManyEntries { limit: limits.entries() });
         }
         Ok(())
@@ -51,16 +71,23 @@ impl Budget {
 
     /// Counts `more` bytes of an uncompressed stream.
     pub(super) fn count_bytes(&self, more: u64, limits: &Limits) -> Result<(), StreamFault> {
-        if add(&self.0.bytes, more) > limits.unpacked() {
+        if add(&self.used.bytes, more) > limits.unpacked() {
             return Err(StreamFault::Unpacked { limit: limits.unpacked() });
         }
         Ok(())
     }
 
+    /// Checks the size of all archives of a volume before they are downloaded. They are not larger than their content,
+    /// except for bytes that only fill the disk.
+    pub(crate) fn check_compressed(bytes: u64, limits: &Limits) -> Result<(), DiskLimitExceeded> {
+        let limit = limits.unpacked();
+        if bytes > limit { Err(DiskLimitExceeded { limit }) } else { Ok(()) }
+    }
+
     /// Counts `more` bytes of the disk.
     pub(crate) fn count_disk(&self, more: u64, limits: &Limits) -> Result<(), DiskLimitExceeded> {
         let limit = limits.unpacked();
-        if add(&self.0.disk, more) > limit { Err(DiskLimitExceeded { limit }) } else { Ok(()) }
+        if add(&self.used.disk, more) > limit { Err(DiskLimitExceeded { limit }) } else { Ok(()) }
     }
 }
 

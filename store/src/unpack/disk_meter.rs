@@ -2,8 +2,10 @@
 //! the free space.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use super::budget::{Budget, DiskLimitExceeded};
+use crate::disk::reservations::Reservation;
 use crate::disk::{DiskError, DiskSpace, Usage};
 use crate::limits::Limits;
 
@@ -28,32 +30,51 @@ impl From<DiskError> for ChargeError {
     }
 }
 
-/// Charges the writes of one layer or tree.
+/// How long a pull waits for other pulls to free space, and how often it looks.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+fn bytes(bytes: u64) -> Usage {
+    Usage { bytes, inodes: 0 }
+}
+
+/// Charges the writes of one layer or tree. Entries are written one after the other: when the next one is charged, the
+/// one before is on the disk, except for the data of a file, which is reported while it is written.
 pub(super) struct DiskMeter<'a> {
     disk: &'a OwnedFd,
     limits: &'a Limits,
     budget: &'a Budget,
-    /// What was charged since the free space was measured.
-    unmeasured: Usage,
-    /// What can be charged before the free space is measured again.
-    allowance: Usage,
+    reserved: Reservation,
+    /// What was charged, and is written when the next entry is charged. Without the data of a file.
+    pending: Usage,
+    /// The data of the file that is being written.
+    data: u64,
+    /// How many bytes were written since the free space was checked.
+    unchecked: u64,
     usage: Usage,
 }
 
 impl<'a> DiskMeter<'a> {
-    /// After so many bytes or inodes, or half of what is free, the free space is measured again, because other programs
-    /// write as well.
-    const MAX_ALLOWANCE: Usage = Usage { bytes: 16 << 20, inodes: 1_024 };
+    /// How much space is reserved at a time, beyond what is written next.
+    const AHEAD: Usage = Usage { bytes: 16 << 20, inodes: 1_024 };
 
     /// Charges writes to the file system of `disk`.
     pub(super) fn new(disk: &'a OwnedFd, limits: &'a Limits, budget: &'a Budget) -> Self {
-        let (unmeasured, allowance, usage) = (Usage::default(), Usage::default(), Usage::default());
-        Self { disk, limits, budget, unmeasured, allowance, usage }
+        let (pending, usage) = (Usage::default(), Usage::default());
+        Self { disk, limits, budget, reserved: Reservation::none(), pending, data: 0, unchecked: 0, usage }
     }
 
     /// Charges something that is about to be written.
     pub(super) fn charge(&mut self, usage: Usage) -> Result<(), ChargeError> {
-        self.check(usage)?;
+        self.charge_file(usage, 0)
+    }
+
+    /// Charges a file of which [`Self::wrote`] reports the bytes: `usage` includes its `size`.
+    pub(super) fn charge_file(&mut self, usage: Usage, size: u64) -> Result<(), ChargeError> {
+        self.reserved.spend(bytes(self.data).plus(self.pending));
+        (self.pending, self.data) = (Usage::default(), 0);
+        self.reserve(usage)?;
+        (self.pending, self.data) = (usage.minus(bytes(size)), size);
         self.usage = self.usage.plus(usage);
         Ok(())
     }
@@ -62,12 +83,23 @@ impl<'a> DiskMeter<'a> {
     /// size of the list is recorded then.
     pub(super) fn charge_checksum(&mut self, path_length: usize) -> Result<(), ChargeError> {
         const LINE: u64 = 80;
-        self.check(Usage { bytes: LINE.saturating_add(path_length as u64), inodes: 0 })
+        let line = bytes(LINE.saturating_add(path_length as u64));
+        self.reserve(line)?;
+        self.pending = self.pending.plus(line);
+        Ok(())
     }
 
-    /// Checks the free space again while a large file is written. Its bytes were charged before.
-    pub(super) fn wrote(&mut self, bytes: u64) -> Result<(), ChargeError> {
-        self.measure(Usage { bytes, inodes: 0 }, Usage::default())
+    /// Records that bytes of a file were written. Other programs write to the disk as well, so the free space is checked
+    /// again in a large file.
+    pub(super) fn wrote(&mut self, written: u64) -> Result<(), ChargeError> {
+        self.reserved.spend(bytes(written));
+        self.data = self.data.saturating_sub(written);
+        self.unchecked += written;
+        if self.unchecked > Self::AHEAD.bytes {
+            self.unchecked = 0;
+            DiskSpace::measure(self.disk)?.check(Usage::default(), self.limits)?;
+        }
+        Ok(())
     }
 
     /// Records that something was deleted again.
@@ -85,25 +117,32 @@ impl<'a> DiskMeter<'a> {
         self.usage
     }
 
-    fn check(&mut self, usage: Usage) -> Result<(), ChargeError> {
+    /// Counts what is about to be written, and reserves space for it and for what is pending.
+    fn reserve(&mut self, usage: Usage) -> Result<(), ChargeError> {
         self.budget.count_disk(usage.bytes, self.limits)?;
-        self.measure(usage, usage)
+        let wanted = bytes(self.data).plus(self.pending).plus(usage);
+        if !self.reserved.covers(wanted) {
+            self.reserved = Reservation::none();
+            self.reserved = self.reserve_more(wanted)?;
+        }
+        Ok(())
     }
 
-    /// Measures the free space if enough was written since the last time. It must have space for `wanted`.
-    fn measure(&mut self, more: Usage, wanted: Usage) -> Result<(), ChargeError> {
-        self.unmeasured = self.unmeasured.plus(more);
-        if self.unmeasured.bytes <= self.allowance.bytes && self.unmeasured.inodes <= self.allowance.inodes {
-            return Ok(());
+    /// Reserves space. Waits for a while if other pulls may free some.
+    fn reserve_more(&self, wanted: Usage) -> Result<Reservation, DiskError> {
+        let reservations = self.budget.reservations();
+        let (began, mut blocked) = (Instant::now(), None);
+        loop {
+            match reservations.reserve_ahead(self.disk, self.limits, wanted, Self::AHEAD) {
+                Err(error) if error.is_full() => {
+                    let blocked = blocked.get_or_insert_with(|| reservations.block(self.budget.pull()));
+                    if !blocked.should_wait() || began.elapsed() > MAX_WAIT {
+                        return Err(error);
+                    }
+                    std::thread::sleep(RETRY_INTERVAL);
+                }
+                reserved => return reserved,
+            }
         }
-        let space = DiskSpace::measure(self.disk)?;
-        space.check(wanted, self.limits)?;
-        let left = space.above_reserve(self.limits).minus(wanted);
-        self.allowance = Usage {
-            bytes: (left.bytes / 2).min(Self::MAX_ALLOWANCE.bytes),
-            inodes: (left.inodes / 2).min(Self::MAX_ALLOWANCE.inodes),
-        };
-        self.unmeasured = Usage::default();
-        Ok(())
     }
 }

@@ -64,7 +64,18 @@ impl<'a> TreeWriter<'a> {
 
     /// Charges an entry that is about to be created: its inode and blocks, its name, and its checksum.
     fn charge(&mut self, path: &EntryPath, name: &[u8], usage: Usage) -> Result<(), UnpackError> {
-        self.meter.charge(usage.plus(Usage::name(name.len())))?;
+        self.charge_file(path, name, usage, 0)
+    }
+
+    /// The same for a file whose data is written in pieces.
+    fn charge_file(
+        &mut self,
+        path: &EntryPath,
+        name: &[u8],
+        usage: Usage,
+        size: u64,
+    ) -> Result<(), UnpackError> {
+        self.meter.charge_file(usage.plus(Usage::name(name.len())), size)?;
         Ok(self.meter.charge_checksum(path.as_bytes().len())?)
     }
 
@@ -90,9 +101,9 @@ impl<'a> TreeWriter<'a> {
     ) -> Result<(), UnpackError> {
         self.count()?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
-        // Before the first byte, so that an archive that claims more than fits writes nothing.
-        self.charge(path, name, Usage::file(size))?;
         self.enter_directory(&parent)?;
+        // Before the first byte, so that an archive that claims more than fits writes nothing of it.
+        self.charge_file(path, name, Usage::file(size), size)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = file_mode(mode);
         let folder = self.folder();

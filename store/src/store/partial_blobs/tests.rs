@@ -10,6 +10,10 @@ fn of(repository: &str) -> PinnedReference {
     format!("{repository}@sha256:{}", "ab".repeat(32)).parse().unwrap()
 }
 
+fn space() -> Arc<Reservation> {
+    Arc::new(Reservation::none())
+}
+
 fn content() -> Vec<u8> {
     (0..SIZE).map(|at| (at / 7).to_le_bytes()[0]).collect()
 }
@@ -52,17 +56,17 @@ fn the_next_run_resumes_from_what_was_written() {
     let half = content.len() / 2;
     {
         let store = store(folder.path());
-        let partial = store.partial(&blob, &of("a:5000/app")).unwrap();
+        let partial = store.partial(&blob, &of("a:5000/app"), space()).unwrap();
         assert_eq!((partial.resumed(), missing(&partial)), (0, vec![(0, SIZE)]));
         write(&partial, half, &content[half..]).unwrap();
         // Not closed, as after a kill.
     }
     let store = store(folder.path());
-    let partial = store.partial(&blob, &of("a:5000/app")).unwrap();
+    let partial = store.partial(&blob, &of("a:5000/app"), space()).unwrap();
     assert_eq!((partial.resumed(), missing(&partial)), (half as u64, vec![(0, half as u64)]));
     // Nothing was downloaded from another repository, of the same host or of another one.
     for other in ["a:5000/other", "b:5000/app"] {
-        assert_eq!(store.partial(&blob, &of(other)).unwrap().resumed(), 0, "{other}");
+        assert_eq!(store.partial(&blob, &of(other), space()).unwrap().resumed(), 0, "{other}");
     }
     write(&partial, 0, &content[..half]).unwrap();
     assert!(read_all(&partial) == content);
@@ -77,7 +81,7 @@ fn a_claimed_size_uses_no_disk_space_before_bytes_are_received() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path());
     let claimed = Descriptor::new("application/octet-stream", Digest::sha256_of(b"x"), 1 << 30);
-    let partial = store.partial(&claimed, &of("a:5000/app")).unwrap();
+    let partial = store.partial(&claimed, &of("a:5000/app"), space()).unwrap();
     assert_eq!(store.allocated_bytes(&claimed, &of("a:5000/app")), 0);
     write(&partial, 0, &[1; 4096]).unwrap();
     let taken = store.allocated_bytes(&claimed, &of("a:5000/app"));
@@ -90,7 +94,7 @@ fn a_damaged_journal_or_one_of_another_boot_lists_fewer_bytes() {
     let (store, content, blob) = (store(folder.path()), content(), blob());
     let part = 1 << 20;
     let journal = {
-        let partial = store.partial(&blob, &of("a:5000/app")).unwrap();
+        let partial = store.partial(&blob, &of("a:5000/app"), space()).unwrap();
         for at in 0..3 {
             write(&partial, at * part, &content[at * part..(at + 1) * part]).unwrap();
         }
@@ -99,7 +103,7 @@ fn a_damaged_journal_or_one_of_another_boot_lists_fewer_bytes() {
     let text = std::fs::read_to_string(&journal).unwrap();
     let resumed = |text: &str| {
         std::fs::write(&journal, text).unwrap();
-        store.partial(&blob, &of("a:5000/app")).unwrap().resumed()
+        store.partial(&blob, &of("a:5000/app"), space()).unwrap().resumed()
     };
     assert_eq!(resumed(&text), 3 << 20);
     let boot = boot_id();
@@ -123,14 +127,14 @@ fn a_damaged_journal_or_one_of_another_boot_lists_fewer_bytes() {
     std::fs::write(&journal, &text).unwrap();
     let data = journal.with_extension("");
     File::options().write(true).open(data).unwrap().set_len(5).unwrap();
-    assert_eq!(store.partial(&blob, &of("a:5000/app")).unwrap().resumed(), 0);
+    assert_eq!(store.partial(&blob, &of("a:5000/app"), space()).unwrap().resumed(), 0);
 }
 
 #[test]
 fn readers_wait_for_bytes_and_end_when_the_writer_closes() {
     let folder = tempfile::tempdir().unwrap();
     let (store, content) = (store(folder.path()), content());
-    let partial = Arc::new(store.partial(&blob(), &of("a:5000/app")).unwrap());
+    let partial = Arc::new(store.partial(&blob(), &of("a:5000/app"), space()).unwrap());
     let reader = std::thread::spawn({
         let partial = partial.clone();
         move || read_all(&partial)
@@ -143,7 +147,7 @@ fn readers_wait_for_bytes_and_end_when_the_writer_closes() {
     assert!(reader.join().unwrap() == content);
 
     let other = Descriptor::new("x", Digest::sha256_of(b"other"), SIZE);
-    let partial = Arc::new(store.partial(&other, &of("a:5000/app")).unwrap());
+    let partial = Arc::new(store.partial(&other, &of("a:5000/app"), space()).unwrap());
     write(&partial, 0, b"some").unwrap();
     let reader = std::thread::spawn({
         let partial = partial.clone();
@@ -159,8 +163,8 @@ fn deletes_stale_partial_blobs_except_one_that_is_being_written() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path());
     let (mine, others) = (blob(), Descriptor::new("x", Digest::sha256_of(b"x"), SIZE));
-    drop(store.partial(&others, &of("a:5000/app")).unwrap());
-    let partial = store.partial(&mine, &of("a:5000/app")).unwrap();
+    drop(store.partial(&others, &of("a:5000/app"), space()).unwrap());
+    let partial = store.partial(&mine, &of("a:5000/app"), space()).unwrap();
     std::fs::write(store.partials().join("sha256-00-00.whole"), "").unwrap();
     store.delete_partials(STALE_AFTER);
     assert_eq!(names(folder.path()).len(), 5);
