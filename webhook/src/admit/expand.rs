@@ -228,7 +228,7 @@ impl Reader<'_> {
             && let Some(digest) = self.context.pinned_annotation.patch_digest(&request.reference)
             && let Ok(fetched) = self.fetch_at(name, Some(digest), keyring).await
             && let Ok(RecipeSource::Plain(recipe)) = request.expand(fetched, registries)
-            && self.context.pinned_annotation.confirms(&volume.target.name, &recipe, earlier)
+            && self.context.pinned_annotation.confirms(&volume.target.name, recipe.recipe.recipe(), earlier)
         {
             return Ok(RecipeSource::Plain(recipe));
         }
@@ -252,7 +252,7 @@ impl Reader<'_> {
         if let Some(earlier) = volume.earlier
             && let Some(fetched) = self.fetch_annotated(&patches, bypass_cache, keyring).await
             && let Ok(expanded) = recipe.expand(fetched, registries)
-            && self.context.pinned_annotation.confirms(&volume.target.name, &expanded, earlier)
+            && self.context.pinned_annotation.confirms(&volume.target.name, expanded.recipe.recipe(), earlier)
         {
             return Ok(expanded);
         }

@@ -8,6 +8,7 @@ use oras_csi_core::volume::CanonicalVolume;
 use tokio::time::timeout_at;
 
 use super::context::{Context, Scope};
+use super::pinned_annotation::PinnedAnnotation;
 use super::services::Services;
 use super::set_volume::{SetPin, SetVolume};
 use crate::denial::Denial;
@@ -82,17 +83,26 @@ impl LocatedVolume {
     }
 }
 
-/// Looks up the set of each volume that names one.
+/// Looks up the set of each volume that names one. `annotation` has the tags of the volumes that the object already has.
 pub(super) async fn look_up_sets(
     services: &Services,
     volumes: Vec<RequestedVolume>,
+    annotation: &PinnedAnnotation,
     scope: Scope<'_>,
 ) -> Result<Vec<LocatedVolume>, Denial> {
     let mut located = Vec::new();
     for RequestedVolume { target, content } in volumes {
         let content = match content {
             Requested::Artifacts(request) => Located::Artifacts(Box::new(request)),
-            Requested::Set(request) => Located::Set(Box::new(look_up_set(services, request, scope).await?)),
+            Requested::Set(request) => {
+                let SetRequest { name, origin, earlier } = request;
+                let found = find_set(services, &name, &origin, scope).await?;
+                let sealed = earlier.as_ref().filter(|earlier| {
+                    earlier.seal().is_some() && services.is_admitted(earlier, scope.holder)
+                });
+                let kept = sealed.and_then(|sealed| keep(&found, &target, &origin, annotation, sealed));
+                Located::Set(Box::new(kept.unwrap_or_else(|| of_set(found, origin, earlier.as_ref()))))
+            }
             Requested::Canonical(canonical) if services.is_admitted(&canonical, scope.holder) => {
                 check_grant(services, &target.name, &canonical, scope).await?;
                 Located::Admitted(canonical)
@@ -106,20 +116,35 @@ pub(super) async fn look_up_sets(
     Ok(located)
 }
 
-async fn look_up_set(
-    services: &Services,
-    request: SetRequest,
-    scope: Scope<'_>,
-) -> Result<SetVolume, Denial> {
-    let SetRequest { name, origin, earlier } = request;
-    let found = find_set(services, &name, &origin, scope).await?;
+/// Returns the volume of a set, with the recipe that the set has now.
+fn of_set(found: FoundSet, origin: Origin, earlier: Option<&CanonicalVolume>) -> SetVolume {
     // A volume without a seal is from `oras-csi render`: the user may keep an earlier recipe of the set in Git.
-    let rendered = earlier.as_ref().filter(|earlier| earlier.seal().is_none());
+    let rendered = earlier.filter(|earlier| earlier.seal().is_none());
     let (found, pin) = match rendered.and_then(|rendered| found.as_of(&rendered.recipe().digest())) {
         Some(found) => (found, SetPin::Unneeded),
         None => (found, SetPin::Missing),
     };
-    Ok(SetVolume { found, origin, pin, earlier })
+    SetVolume { found, origin, pin, kept: None }
+}
+
+/// Returns the volume with a valid seal that the object already has, if this set gave it. Policies then evaluate the recipe
+/// of that volume, and not the one that the set has now.
+fn keep(
+    found: &FoundSet,
+    target: &VolumeTarget,
+    origin: &Origin,
+    annotation: &PinnedAnnotation,
+    sealed: &CanonicalVolume,
+) -> Option<SetVolume> {
+    let found = if found.is_cluster_set() {
+        // Otherwise a set that was created again under the name would grant what only the deleted set granted.
+        let is_of_set = sealed.set() == Some(found.name.as_str());
+        found.as_of(&sealed.recipe().digest()).filter(|_| is_of_set)?
+    } else {
+        let is_of_set = annotation.confirms(&target.name, &found.written.plain()?, sealed);
+        is_of_set.then(|| found.with_recipe(sealed.recipe().clone()))?
+    };
+    Some(SetVolume { found, origin: origin.clone(), pin: SetPin::Missing, kept: Some(sealed.clone()) })
 }
 
 /// Checks that the cluster set of a volume with a valid seal still grants its content. The seal proves that the set
@@ -161,7 +186,7 @@ async fn readmit_canonical(
     let origin = set_origin(name);
     let found = find_set(services, set, &origin, scope).await?;
     let found = find_recipe(found, canonical).map_err(|error| error.denial(origin.at(), set))?;
-    Ok(Located::Set(Box::new(SetVolume { found, origin, pin: SetPin::Unneeded, earlier: None })))
+    Ok(Located::Set(Box::new(SetVolume { found, origin, pin: SetPin::Unneeded, kept: None })))
 }
 
 async fn find_set(
@@ -222,8 +247,7 @@ async fn check_new_set(
     Ok(match taken.map_err(|error| error.denial(new.at(), &new.name))? {
         // The pins of a revision are those of its tags: the pod that created the set had no others.
         Taken::Same(Some(found)) if !request.source.bypasses_cache() && context.revision.is_none() => {
-            let (origin, earlier) = (new.origin, request.earlier);
-            Located::Set(Box::new(SetVolume { found: *found, origin, pin: SetPin::Missing, earlier }))
+            Located::Set(Box::new(of_set(*found, new.origin, None)))
         }
         Taken::Same(_) => Located::Artifacts(request),
         Taken::Free => {
@@ -256,10 +280,8 @@ pub(super) async fn apply_set_pins(
         if set.pin == SetPin::Unneeded {
             continue;
         }
-        let Some(digest) = revision.find_set_pin(set).await? else { continue };
-        match set.found.as_of(&digest) {
-            Some(found) => (set.found, set.pin) = (found, SetPin::Found),
-            None => set.pin = SetPin::Forgotten,
+        if let Some(digest) = revision.find_set_pin(set).await? {
+            set.apply_pin(&digest);
         }
     }
     Ok(volumes)

@@ -2,8 +2,8 @@
 
 use futures_util::{StreamExt as _, stream};
 use oras_csi_core::digest::Digest;
-use oras_csi_core::recipe::Step;
-use oras_csi_core::reference::Reference;
+use oras_csi_core::recipe::{Layer, Step};
+use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::{Keyring, Source};
 use oras_csi_core::volume::CanonicalVolume;
 
@@ -14,8 +14,8 @@ use super::policy::PolicyChecks;
 use super::revision::{NewPin, TagPins};
 use super::services::Services;
 use super::set_volume::{SetPin, SetVolume};
-use crate::denial::{At, Denial};
-use crate::intent::{AppliedPatch, Origin, RecipeOptions, UnpinnedRecipe, VolumeTarget};
+use crate::denial::{At, Code, Denial};
+use crate::intent::{AppliedPatch, Named, Origin, UnpinnedRecipe, VolumeTarget};
 use crate::patch::PlannedSecret;
 use crate::resolve::Requirements;
 
@@ -39,6 +39,17 @@ pub(super) struct Pinned {
     pub(super) warnings: Vec<String>,
     /// The tags that were resolved for this request.
     pub(super) new_pins: Vec<NewPin>,
+}
+
+/// A layer of a recipe with the digest of its reference.
+struct ResolvedLayer<'a> {
+    /// The reference as it is written.
+    reference: &'a Reference,
+    /// Where it is written.
+    origin: &'a Origin,
+    digest: Digest,
+    /// The source of the credential that was accepted.
+    source: Source,
 }
 
 /// The Secret that the driver needs for a volume.
@@ -76,8 +87,10 @@ pub(super) async fn pin_volumes(
     let mut pinned = Vec::new();
     while let Some(volume) = lookups.next().await {
         let volume = volume?;
+        let PinnedVolume { expanded, pinned: Pinned { canonical, .. } } = &volume;
+        let layers = checked_layers(&expanded.target.name, expanded.references(), canonical)?;
         if policy.book.looks_at_contents() {
-            stage.check_contents(&volume, policy).await?;
+            stage.check_contents(&layers, &expanded.credentials.keyring, policy).await?;
         }
         pinned.push(volume);
     }
@@ -123,26 +136,28 @@ impl Pinner<'_> {
         let ExpandedRecipe { recipe, earlier, .. } = expanded;
         let annotation = &self.context.pinned_annotation;
         let rendered;
-        let recipe =
-            match earlier.as_ref().filter(|earlier| annotation.confirms(&target.name, recipe, earlier)) {
-                Some(earlier)
-                    if earlier.seal().is_some()
-                        && self.services.is_admitted(earlier, self.context.scope.holder) =>
-                {
-                    return Ok(self.unchanged(target, earlier));
-                }
-                // A volume without a seal is from `oras-csi render`: the user may keep its digests in Git.
-                Some(earlier) if earlier.seal().is_none() => {
-                    rendered = recipe.with_digests_of(earlier);
-                    &rendered
-                }
-                _ => recipe,
-            };
+        let recipe = match earlier
+            .as_ref()
+            .filter(|earlier| annotation.confirms(&target.name, recipe.recipe.recipe(), earlier))
+        {
+            Some(earlier)
+                if earlier.seal().is_some()
+                    && self.services.is_admitted(earlier, self.context.scope.holder) =>
+            {
+                return Ok(self.unchanged(target, earlier));
+            }
+            // A volume without a seal is from `oras-csi render`: the user may keep its digests in Git.
+            Some(earlier) if earlier.seal().is_none() => {
+                rendered = recipe.with_digests_of(earlier, &target.name);
+                &rendered
+            }
+            _ => recipe,
+        };
         let found = self.resolve(recipe, keyring).await?;
-        let (digests, secret) = self.find_one_secret(target, recipe, keyring, found).await?;
+        let (found, secret) = self.find_one_secret(target, recipe, keyring, found).await?;
         let (mut lines, mut warnings, mut new_pins) = (Vec::new(), Vec::new(), Vec::new());
         for patch in &recipe.applied_patches {
-            check_base(patch, recipe, &digests)?;
+            check_base(patch, found.first())?;
             warn_of_patch(patch, &mut warnings);
             if patch.is_fresh {
                 let (reference, digest, origin) =
@@ -150,7 +165,7 @@ impl Pinner<'_> {
                 new_pins.push(NewPin { reference, digest, origin });
             }
         }
-        for (step, ((reference, origin), digest)) in recipe.steps().zip(&digests).enumerate() {
+        for (step, ResolvedLayer { reference, origin, digest, .. }) in found.iter().enumerate() {
             lines.push(if recipe.is_from_canonical {
                 annotation.line(&target.name, step, &reference.pin(digest.clone()))
             } else {
@@ -159,30 +174,26 @@ impl Pinner<'_> {
             if let (Some(tag), None) = (reference.tag(), reference.digest()) {
                 warnings.push(format!("{}: {}:{tag} is pinned to {digest}", origin.at(), reference.name()));
                 if !self.pins.contains_key(reference) {
-                    let (reference, digest, origin) = (reference.clone(), digest.clone(), origin.clone());
+                    let (reference, digest) = ((*reference).clone(), digest.clone());
+                    let origin = (*origin).clone();
                     new_pins.push(NewPin { reference, digest, origin });
                 }
             }
         }
-        let at = recipe.origins.first().map_or(At::Volume(&target.name), Origin::at);
-        let canonical = canonical_volume(recipe, digests, at)?;
+        let at = found.first().map_or(At::Volume(&target.name), |first| first.origin.at());
+        let canonical = canonical_volume(recipe, &found, at)?;
         Ok(Pinned { canonical, secret, lines, warnings, new_pins })
     }
 
     /// Gives a volume the recipe of its set, without contacting a registry.
     fn pin_set(&self, target: &VolumeTarget, set: &SetVolume, keyring: &Keyring) -> Result<Pinned, Denial> {
-        if let Some(earlier) = set.earlier.as_ref().filter(|earlier| earlier.seal().is_some())
-            && self.services.is_admitted(earlier, self.context.scope.holder)
-            && self.is_volume_of_set(target, set, earlier)
-        {
-            return Ok(self.unchanged(target, earlier));
+        if let Some(kept) = &set.kept {
+            return Ok(self.unchanged(target, kept));
         }
         let found = &set.found;
         let canonical =
             set.canonical().map_err(|error| Denial::bad_request(set.origin.at(), None, error, ""))?;
-        let pinned = found.pinned.references();
-        let lines = found.references.iter().zip(pinned);
-        let lines = lines.map(|(written, pinned)| line(written, pinned.digest())).collect();
+        let lines = found.recipe.layers().map(|layer| line(layer.reference, layer.pinned.digest())).collect();
         let mut warnings = Vec::new();
         if set.pin == SetPin::Forgotten {
             warnings.push(format!(
@@ -207,54 +218,35 @@ impl Pinner<'_> {
         Ok(Pinned { canonical, secret, lines, warnings, new_pins: Vec::new() })
     }
 
-    /// Reports whether a volume with a valid seal is one that this set gave.
-    fn is_volume_of_set(&self, target: &VolumeTarget, set: &SetVolume, canonical: &CanonicalVolume) -> bool {
-        if set.found.is_cluster_set() {
-            // Otherwise a set that was created again under the name would grant what only the deleted set granted.
-            return canonical.set() == Some(set.found.name.as_str())
-                && set.found.has_or_had(&canonical.recipe().digest());
-        }
-        let Some(recipe) = set.found.written.plain() else { return false };
-        let requested = UnpinnedRecipe {
-            origins: vec![set.origin.clone(); recipe.references().count()],
-            recipe,
-            options: RecipeOptions::default(),
-            applied_patches: Vec::new(),
-            is_from_canonical: false,
-        };
-        self.context.pinned_annotation.confirms(&target.name, &requested, canonical)
-    }
-
     /// Returns the digests of a recipe, and the one Secret that all of it can be pulled with: kubelet hands the driver
     /// no more than one. Where the registries accepted different Secrets, one of them may be accepted for all.
-    async fn find_one_secret(
+    async fn find_one_secret<'r>(
         &self,
         target: &VolumeTarget,
-        recipe: &UnpinnedRecipe,
+        recipe: &'r UnpinnedRecipe,
         keyring: &Keyring,
-        found: Vec<(Digest, Source)>,
-    ) -> Result<(Vec<Digest>, NeededSecret), Denial> {
-        let mut needed: Vec<&str> = Vec::new();
-        for (_, source) in &found {
+        found: Vec<ResolvedLayer<'r>>,
+    ) -> Result<(Vec<ResolvedLayer<'r>>, NeededSecret), Denial> {
+        let mut needed: Vec<String> = Vec::new();
+        for ResolvedLayer { source, .. } in &found {
             match source {
-                Source::Secret(name) if !needed.contains(&name.as_str()) => needed.push(name),
+                Source::Secret(name) if !needed.contains(name) => needed.push(name.clone()),
                 _ => {}
             }
         }
         match needed.as_slice() {
-            [] => return Ok((digests(found), NeededSecret::None)),
-            [name] => {
-                let secret = NeededSecret::Named((*name).to_owned());
-                return Ok((digests(found), secret));
-            }
+            [] => return Ok((found, NeededSecret::None)),
+            [name] => return Ok((found, NeededSecret::Named(name.clone()))),
             _ => {}
         }
         for name in &needed {
-            let alone = keyring.only(&Source::Secret((*name).to_owned()));
+            let alone = keyring.only(&Source::Secret(name.clone()));
             let Ok(again) = self.resolve(recipe, &alone).await else { continue };
-            let is_same = again.iter().zip(&found).all(|((one, _), (other, _))| one == other);
-            if is_same {
-                return Ok((digests(again), NeededSecret::Named((*name).to_owned())));
+            let digests = |layers: &[ResolvedLayer<'_>]| -> Vec<Digest> {
+                layers.iter().map(|layer| layer.digest.clone()).collect()
+            };
+            if digests(&again) == digests(&found) {
+                return Ok((again, NeededSecret::Named(name.clone())));
             }
         }
         let rule = format!(
@@ -266,16 +258,16 @@ impl Pinner<'_> {
         Err(Denial::bad_request(target.secret_at(), None, rule, instead))
     }
 
-    /// Returns the digest of each reference, in their order, and the source of the credential that was accepted.
-    async fn resolve(
+    /// Resolves each layer, in their order.
+    async fn resolve<'r>(
         &self,
-        recipe: &UnpinnedRecipe,
+        recipe: &'r UnpinnedRecipe,
         keyring: &Keyring,
-    ) -> Result<Vec<(Digest, Source)>, Denial> {
+    ) -> Result<Vec<ResolvedLayer<'r>>, Denial> {
         let (resolver, deadline) = (&self.services.resolver, self.context.scope.deadline);
-        let layers = recipe.recipe.steps().iter().filter_map(Step::layer);
-        let lookups: Vec<_> = layers
-            .zip(&recipe.origins)
+        let lookups: Vec<_> = recipe
+            .recipe
+            .layers()
             .map(|(layer, origin)| async move {
                 let requirements = Requirements {
                     bypass_cache: recipe.options.bypass_cache,
@@ -283,13 +275,14 @@ impl Pinner<'_> {
                     media_types: layer.media_types(),
                 };
                 let reference = layer.reference();
+                let layer_of = |(digest, source)| ResolvedLayer { reference, origin, digest, source };
                 let Some(digest) = self.pins.get(reference) else {
                     let found = resolver.resolve(reference, keyring, requirements, deadline).await;
-                    return found.map_err(|failure| failure.denial(origin.at(), reference));
+                    return found.map(layer_of).map_err(|failure| failure.denial(origin.at(), reference));
                 };
                 let pinned: Reference = reference.pin(digest.clone()).into();
                 let found = resolver.resolve(&pinned, keyring, requirements, deadline).await;
-                found.map_err(|failure| {
+                found.map(layer_of).map_err(|failure| {
                     self.context.explain_pin(failure.denial(origin.at(), &pinned), reference)
                 })
             })
@@ -305,12 +298,12 @@ impl Pinner<'_> {
     /// Checks the policies on types and sizes against what the registry has under each digest of a volume.
     async fn check_contents(
         &self,
-        PinnedVolume { expanded, pinned }: &PinnedVolume,
+        layers: &[CheckedLayer<'_>],
+        keyring: &Keyring,
         policy: &mut PolicyChecks<'_>,
     ) -> Result<(), Denial> {
-        let (keyring, deadline) = (&expanded.credentials.keyring, self.context.scope.deadline);
-        let layers = pinned.canonical.recipe().steps().iter().filter_map(Step::layer);
-        for (named, layer) in expanded.references().into_iter().zip(layers) {
+        let deadline = self.context.scope.deadline;
+        for CheckedLayer { named, layer } in layers {
             let requirements = Requirements {
                 bypass_cache: false,
                 platform: layer.platform(),
@@ -318,38 +311,63 @@ impl Pinner<'_> {
             };
             let resolver = &self.services.resolver;
             match resolver.contents_for_policy(layer.reference(), keyring, requirements, deadline).await {
-                Ok(found) => policy.findings.check_found(policy.book, &named, &found, policy.metrics)?,
+                Ok(found) => policy.findings.check_found(policy.book, named, &found, policy.metrics)?,
                 Err(failure) if policy.book.enforces_contents() => {
                     return Err(failure.denial(named.origin.at(), &named.reference));
                 }
-                Err(failure) => policy.findings.record_unchecked(policy.book, &named, &failure),
+                Err(failure) => policy.findings.record_unchecked(policy.book, named, &failure),
             }
         }
         Ok(())
     }
 }
 
-fn digests(found: Vec<(Digest, Source)>) -> Vec<Digest> {
-    found.into_iter().map(|(digest, _)| digest).collect()
+/// A layer that is mounted, with the reference that policies evaluated for it.
+struct CheckedLayer<'a> {
+    named: Named,
+    layer: &'a Layer<PinnedReference>,
 }
 
-/// Makes the canonical volume of a recipe. `digests` has one entry for each reference, in the order of the steps.
+/// Pairs each layer of a canonical volume with the reference that policies evaluated for it. Denies the volume unless both
+/// lists have the same artifacts: content that no policy has evaluated must not be mounted.
+fn checked_layers<'a>(
+    volume: &str,
+    evaluated: Vec<Named>,
+    canonical: &'a CanonicalVolume,
+) -> Result<Vec<CheckedLayer<'a>>, Denial> {
+    let mut left = evaluated.into_iter();
+    let layers = canonical.recipe().steps().iter().filter_map(Step::layer);
+    let paired: Option<Vec<_>> = layers
+        .map(|layer| {
+            let named = left.next().filter(|one| one.is_of(layer.reference()))?;
+            Some(CheckedLayer { named, layer })
+        })
+        .collect();
+    paired.filter(|_| left.next().is_none()).ok_or_else(|| {
+        let rule = "has other artifacts than those that the policies evaluated";
+        let instead = "report this as a bug of oras-csi";
+        Denial::new(Code::Forbidden, At::Volume(volume), None, rule, instead)
+    })
+}
+
+/// Makes the canonical volume of a recipe. `found` has one entry for each reference, in the order of the steps.
 fn canonical_volume(
     recipe: &UnpinnedRecipe,
-    digests: Vec<Digest>,
+    found: &[ResolvedLayer<'_>],
     at: At<'_>,
 ) -> Result<CanonicalVolume, Denial> {
-    let mut digests = digests.into_iter();
+    let mut digests = found.iter().map(|layer| layer.digest.clone());
     let incomplete = || Denial::bad_request(at, None, "was not resolved", "");
-    let pinned = recipe.recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
+    let pinned = recipe.recipe.recipe().pin(|_| digests.next().ok_or_else(incomplete))?;
     CanonicalVolume::new(recipe.options.label.as_deref(), pinned)
         .map_err(|error| Denial::bad_request(at, None, error, ""))
 }
 
-/// Checks that what is written beside a patch is the patch's base.
-fn check_base(patch: &AppliedPatch, recipe: &UnpinnedRecipe, digests: &[Digest]) -> Result<(), Denial> {
-    let first = recipe.steps().zip(digests).next();
-    let (Some(document), Some(((reference, origin), digest))) = (&patch.unchecked_base, first) else {
+/// Checks that what is written beside a patch, the first layer, is the patch's base.
+fn check_base(patch: &AppliedPatch, first: Option<&ResolvedLayer<'_>>) -> Result<(), Denial> {
+    let (Some(document), Some(ResolvedLayer { reference, origin, digest, .. })) =
+        (&patch.unchecked_base, first)
+    else {
         return Ok(());
     };
     document.check_base(digest).map_err(|error| {
@@ -379,7 +397,8 @@ fn secret_for_set(target: &VolumeTarget, set: &SetVolume, keyring: &Keyring) -> 
     }
     let entries = set
         .found
-        .pinned
+        .recipe
+        .pinned()
         .references()
         .map(|pinned| keyring.secrets_for(pinned.registry(), pinned.repository()).collect::<Vec<_>>());
     let entries: Vec<_> = entries.filter(|sources| !sources.is_empty()).collect();
@@ -388,5 +407,51 @@ fn secret_for_set(target: &VolumeTarget, set: &SetVolume, keyring: &Keyring) -> 
     match first.iter().find(has_all).or(first.first()) {
         Some(Source::Secret(name)) => NeededSecret::Named(name.clone()),
         _ => NeededSecret::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oras_csi_core::recipe::PinnedRecipe;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn pinned(text: &str) -> PinnedReference {
+        text.parse::<Reference>().unwrap().pin(Digest::sha256_of(text.as_bytes()))
+    }
+
+    #[rstest]
+    #[case::tags(&["r.io/a:1", "r.io/b:1"], true)]
+    #[case::too_few(&["r.io/a:1"], false)]
+    #[case::too_many(&["r.io/a:1", "r.io/b:1", "r.io/c:1"], false)]
+    #[case::order(&["r.io/b:1", "r.io/a:1"], false)]
+    #[case::another_registry(&["r.io/a:1", "q.io/b:1"], false)]
+    fn a_layer_without_the_name_that_policies_evaluated_is_denied(
+        #[case] names: &[&str],
+        #[case] is_allowed: bool,
+    ) {
+        let steps = ["r.io/a:1", "r.io/b:1"].map(|text| Step::Add(Layer::new(pinned(text))));
+        let recipe = PinnedRecipe::new(steps.to_vec()).unwrap();
+        let canonical = CanonicalVolume::new(Some("model"), recipe).unwrap();
+        let origin = Origin::Field("spec".to_owned());
+        let named = |text: &&str| Named::content(text.parse().unwrap(), origin.clone());
+        let names: Vec<Named> = names.iter().map(named).collect();
+        match checked_layers("in", names, &canonical) {
+            Ok(layers) => assert!(is_allowed && layers.len() == 2),
+            Err(denial) => assert!(!is_allowed && denial.message().starts_with("volume in: "), "{denial}"),
+        }
+    }
+
+    #[test]
+    fn a_name_with_another_digest_is_denied() {
+        let recipe = PinnedRecipe::new(vec![Step::Add(Layer::new(pinned("r.io/a:1")))]).unwrap();
+        let canonical = CanonicalVolume::new(None, recipe).unwrap();
+        let named = |digest: &PinnedReference| {
+            vec![Named::content(digest.clone().into(), Origin::Field("spec".to_owned()))]
+        };
+        assert!(checked_layers("in", named(&pinned("r.io/a:1")), &canonical).is_ok());
+        let other = pinned("r.io/a:1").with_digest(Digest::sha256_of(b"other"));
+        assert!(checked_layers("in", named(&other), &canonical).is_err());
     }
 }

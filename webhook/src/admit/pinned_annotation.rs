@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::keys::annotation;
+use oras_csi_core::recipe::Recipe;
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::volume::CanonicalVolume;
 
-use crate::intent::UnpinnedRecipe;
 use crate::view::Pod;
 
 /// Returns `host/repository:tag@digest`.
@@ -64,14 +64,9 @@ impl PinnedAnnotation {
 
     /// Reports whether a canonical volume is what a recipe requests: the same steps, each with the digest that is
     /// written, or with the digest that the annotation has beside the tag that is written.
-    pub(super) fn confirms(
-        &self,
-        volume: &str,
-        requested: &UnpinnedRecipe,
-        canonical: &CanonicalVolume,
-    ) -> bool {
+    pub(super) fn confirms(&self, volume: &str, requested: &Recipe, canonical: &CanonicalVolume) -> bool {
         let mut references = canonical.recipe().references().enumerate();
-        let pinned = requested.recipe.pin(|written| {
+        let pinned = requested.pin(|written| {
             let (step, pinned) = references.next().ok_or(())?;
             let agrees = self.agrees(volume, step, pinned, written);
             if agrees { Ok(pinned.digest().clone()) } else { Err(()) }

@@ -22,7 +22,7 @@ pub(super) async fn run(
     volumes: Vec<RequestedVolume>,
     context: &Context<'_>,
 ) -> Result<SealedVolumes, Denial> {
-    let volumes = look_up_sets(services, volumes, context.scope).await?;
+    let volumes = look_up_sets(services, volumes, &context.pinned_annotation, context.scope).await?;
     let volumes = check_new_sets(services, volumes, context).await?;
     for _ in 0..MAX_ROUNDS {
         let volumes = apply_set_pins(volumes.clone(), context).await?;

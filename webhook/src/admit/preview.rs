@@ -13,6 +13,7 @@ use super::context::{CLAIM_NAMESPACE, POD_NAMESPACE, Scope};
 use super::expand::ExpandedVolume;
 use super::locate::{LocatedVolume, look_up_sets};
 use super::outcome::Outcome;
+use super::pinned_annotation::PinnedAnnotation;
 use super::services::Services;
 use crate::denial::{At, Denial};
 use crate::intent::{self, Named, RequestedVolume};
@@ -42,7 +43,8 @@ impl Preview<'_> {
         }
         let requested = intent::read(&pod, self.services.registries.as_ref())?;
         let holder = Holder::pod(namespace);
-        self.requested(requested.volumes, Scope::new(POD_NAMESPACE, namespace, holder, deadline)?).await
+        let scope = Scope::new(POD_NAMESPACE, namespace, holder, deadline)?;
+        self.requested(requested.volumes, &PinnedAnnotation::read(&pod), scope).await
     }
 
     /// Returns what a `PersistentVolume` requests. No registry is contacted.
@@ -55,7 +57,8 @@ impl Preview<'_> {
         let registries = self.services.registries.as_ref();
         let (requested, namespace) = intent::read_persistent(&volume, registries, &mut Vec::new())?;
         let holder = Holder::claim(namespace, volume.handle);
-        self.requested(vec![requested], Scope::new(CLAIM_NAMESPACE, namespace, holder, deadline)?).await
+        let scope = Scope::new(CLAIM_NAMESPACE, namespace, holder, deadline)?;
+        self.requested(vec![requested], &PinnedAnnotation::default(), scope).await
     }
 
     /// Returns what an admitted object requests, with the references that its patches and recipe artifacts name.
@@ -112,9 +115,10 @@ impl Preview<'_> {
     async fn requested(
         &self,
         volumes: Vec<RequestedVolume>,
+        annotation: &PinnedAnnotation,
         scope: Scope<'_>,
     ) -> Result<Vec<VolumePreview>, Denial> {
-        let located = look_up_sets(self.services, volumes, scope).await?;
+        let located = look_up_sets(self.services, volumes, annotation, scope).await?;
         if located.is_empty() {
             return Ok(Vec::new());
         }

@@ -12,12 +12,15 @@ use super::pinned_annotation::line;
 use super::services::Services;
 use crate::contents::PatchDocument;
 use crate::denial::{At, Denial};
-use crate::intent::{Named, Origin};
+use crate::intent::{Named, Origin, RecipeWithOrigins};
 use crate::policy::ApplicablePolicies;
 use crate::policy::evaluate::Findings;
 use crate::resolve::Requirements;
 use crate::sets::recipe;
 use crate::sets::{MemorySets, Resolved, SetToResolve, is_current, status_now};
+
+/// The field of a set that has its steps.
+const RECIPE_FIELD: &str = "spec.recipe";
 
 /// Resolves the tags of a set, past every cache.
 ///
@@ -29,7 +32,7 @@ pub(super) async fn resolve_set(
     deadline: Deadline,
 ) -> Result<Resolved, Denial> {
     let SetToResolve { namespace, name, steps, secret } = set;
-    let field = At::Field("spec.recipe");
+    let field = At::Field(RECIPE_FIELD);
     let written = recipe::read(steps, services.registries.as_ref())
         .map_err(|error| Denial::bad_request(field, None, error, ""))?;
     let (book, source) = match namespace {
@@ -46,11 +49,9 @@ pub(super) async fn resolve_set(
         Some(namespace) => namespace_set_keyring(services, at, namespace, secret, deadline).await?,
         None => cluster_set_keyring(services, at, secret, deadline).await?,
     };
-    let (recipe, numbers) = resolution.expand(&written, &keyring).await?;
+    let recipe = resolution.expand(&written, &keyring).await?;
     let (mut digests, mut references) = (Vec::new(), Vec::new());
-    let layers = recipe.steps().iter().filter_map(Step::layer);
-    for (layer, number) in layers.zip(numbers) {
-        let origin = step_origin(number);
+    for (layer, origin) in recipe.layers() {
         let requirements =
             Requirements { bypass_cache: true, platform: layer.platform(), media_types: layer.media_types() };
         let found = services.resolver.resolve(layer.reference(), &keyring, requirements, deadline).await;
@@ -60,7 +61,7 @@ pub(super) async fn resolve_set(
     }
     let mut digests = digests.into_iter();
     let incomplete = || Denial::bad_request(field, None, "was not resolved", "");
-    let pinned = recipe.pin(|_| digests.next().ok_or_else(incomplete))?;
+    let pinned = recipe.recipe().pin(|_| digests.next().ok_or_else(incomplete))?;
     let volume = CanonicalVolume::new(Some(name), pinned);
     let volume = match namespace {
         None => volume.and_then(|volume| volume.with_set(name)),
@@ -98,7 +99,7 @@ pub(super) async fn update_statuses(services: &Services, sets: &MemorySets, name
 }
 
 fn step_origin(number: usize) -> Origin {
-    Origin::Field(format!("spec.recipe[{}]", number - 1))
+    Origin::Field(format!("{RECIPE_FIELD}[{}]", number - 1))
 }
 
 struct SetResolution<'a> {
@@ -115,12 +116,8 @@ impl SetResolution<'_> {
         Findings::default().check_name(&self.book, &named, &self.services.metrics)
     }
 
-    /// Returns the recipe with its patches expanded, and the number of the written step of each reference.
-    async fn expand(
-        &self,
-        written: &WrittenRecipe,
-        keyring: &Keyring,
-    ) -> Result<(oras_csi_core::recipe::Recipe, Vec<usize>), Denial> {
+    /// Returns the recipe with its patches expanded, and the written step of each reference.
+    async fn expand(&self, written: &WrittenRecipe, keyring: &Keyring) -> Result<RecipeWithOrigins, Denial> {
         let mut read = Vec::new();
         for (number, patch) in written.patches() {
             let origin = step_origin(number);
@@ -132,7 +129,10 @@ impl SetResolution<'_> {
         }
         let mut read = read.into_iter();
         let expanded = written.expand(|_, _| Ok::<_, RecipeError>(read.next().unwrap_or_default()));
-        expanded.map_err(|error| Denial::bad_request(At::Field("spec.recipe"), None, error, ""))
+        let (recipe, numbers) = expanded
+            .map_err(|error: RecipeError| Denial::bad_request(At::Field(RECIPE_FIELD), None, error, ""))?;
+        let origins: Vec<_> = numbers.into_iter().map(step_origin).collect();
+        Ok(RecipeWithOrigins::new(recipe, &origins, &Origin::Field(RECIPE_FIELD.to_owned())))
     }
 
     /// Returns the steps that a patch, or a recipe artifact, stands for.

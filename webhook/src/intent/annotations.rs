@@ -19,7 +19,7 @@ use super::mounts::{self, MountTarget};
 use super::origin::Origin;
 use super::parse::{check_secret, parse_list};
 use super::patched::{PatchRequest, RecipeSource, RecipeWithPatches};
-use super::recipe::{RecipeOptions, UnpinnedRecipe, parse_recipe};
+use super::recipe::{RecipeOptions, RecipeWithOrigins, UnpinnedRecipe, parse_recipe};
 use super::volume::{ArtifactRequest, ArtifactSource, Requested, RequestedVolume, SetRequest, VolumeTarget};
 use crate::denial::{At, Denial};
 use crate::registries::Registries;
@@ -385,12 +385,11 @@ impl<'a> Annotations<'a> {
             steps.push(Step::Add(layer));
             origins.push(written.origin());
         }
-        let first = origins.first().cloned();
-        let at = first.as_ref().map_or(At::Annotation(annotation::ARTIFACT), Origin::at);
+        let root = Origin::Annotation { key: annotation::ARTIFACT.to_owned(), step: None };
+        let at = origins.first().unwrap_or(&root).at();
         let recipe = Recipe::new(steps).map_err(|error| Denial::bad_request(at, None, error, ""))?;
         let recipe = UnpinnedRecipe {
-            recipe,
-            origins,
+            recipe: RecipeWithOrigins::new(recipe, &origins, &root),
             options: RecipeOptions::default(),
             applied_patches: Vec::new(),
             is_from_canonical: false,

@@ -15,7 +15,7 @@ use oras_csi_core::volume::{CanonicalVolume, VolumeError};
 use super::origin::Origin;
 use super::parse::{check_secret, parse_list};
 use super::patched::{PatchRequest, RecipeSource, RecipeWithPatches};
-use super::recipe::{RecipeOptions, UnpinnedRecipe, parse_recipe};
+use super::recipe::{RecipeOptions, RecipeWithOrigins, UnpinnedRecipe, parse_recipe};
 use super::volume::{
     ArtifactRequest, ArtifactSource, NewSet, Requested, RequestedVolume, SetRequest, VolumeTarget,
 };
@@ -212,8 +212,7 @@ impl<'a> Attributes<'a> {
                     self.check_transport_options(reference)?;
                 }
                 let recipe = UnpinnedRecipe {
-                    recipe,
-                    origins: vec![self.origin(key)],
+                    recipe: RecipeWithOrigins::new(recipe, &[], &self.origin(key)),
                     options,
                     applied_patches: Vec::new(),
                     is_from_canonical: false,

@@ -26,7 +26,7 @@ use crate::view::Pod;
 pub(crate) use origin::{Named, Origin};
 pub(crate) use patched::{FetchedPatch, PatchRequest, RecipeSource, RecipeWithPatches};
 pub(crate) use persistent::read as read_persistent;
-pub(crate) use recipe::{AppliedPatch, RecipeOptions, UnpinnedRecipe};
+pub(crate) use recipe::{AppliedPatch, RecipeWithOrigins, UnpinnedRecipe};
 pub(crate) use volume::{
     ArtifactRequest, ArtifactSource, NewMount, NewSet, Requested, RequestedVolume, SetRequest, VolumeTarget,
     canonical_references, check_count,

@@ -2,7 +2,7 @@
 
 use oras_csi_core::patch::Part;
 use oras_csi_core::policy::Source;
-use oras_csi_core::reference::Reference;
+use oras_csi_core::reference::{PinnedReference, Reference};
 
 use crate::denial::{At, RecipeAt, StepAt};
 
@@ -79,6 +79,14 @@ pub(crate) struct Named {
 }
 
 impl Named {
+    /// Reports whether this names a pinned artifact: the same repository, and the same digest if one is written.
+    pub(crate) fn is_of(&self, pinned: &PinnedReference) -> bool {
+        let Self { reference, .. } = self;
+        reference.registry() == pinned.registry()
+            && reference.repository() == pinned.repository()
+            && reference.digest().is_none_or(|digest| digest == pinned.digest())
+    }
+
     /// A reference whose files the user wants mounted.
     pub(crate) fn content(reference: Reference, origin: Origin) -> Self {
         Self { origin, reference, is_patch: false, source: Source::Direct }

@@ -7,7 +7,7 @@ use oras_csi_core::recipe::{Layer, PatchStep, Recipe, RecipeError, Step, Written
 use oras_csi_core::reference::Reference;
 
 use super::origin::{Named, Origin};
-use super::recipe::{AppliedPatch, RecipeOptions, UnpinnedRecipe, parse_recipe};
+use super::recipe::{AppliedPatch, RecipeOptions, RecipeWithOrigins, UnpinnedRecipe, parse_recipe};
 use crate::contents::PatchDocument;
 use crate::denial::{Code, Denial};
 use crate::registries::Registries;
@@ -145,8 +145,7 @@ impl PatchRequest {
         let unchecked_base = self.base.is_some().then(|| Box::new(patch.clone()));
         let recipe = Recipe::new(steps).map_err(|error| self.unreadable(error))?;
         let recipe = UnpinnedRecipe {
-            recipe,
-            origins,
+            recipe: RecipeWithOrigins::new(recipe, &origins, &self.origin),
             options: self.options.clone(),
             applied_patches: vec![AppliedPatch {
                 unchecked_base,
@@ -221,8 +220,8 @@ impl RecipeWithPatches {
     /// Returns a plain recipe where no step names a patch, else the recipe as it is.
     pub(super) fn into_source(self) -> Result<RecipeSource, Denial> {
         let Some(recipe) = self.recipe.plain() else { return Ok(RecipeSource::WithPatches(self)) };
-        let origins = self.recipe.references().map(|(number, _)| self.origin.step(number)).collect();
-        self.unpinned(recipe, origins, self.applied_patches.clone()).map(RecipeSource::Plain)
+        let origins: Vec<_> = self.recipe.references().map(|(number, _)| self.origin.step(number)).collect();
+        self.unpinned(recipe, &origins, self.applied_patches.clone()).map(RecipeSource::Plain)
     }
 
     /// Returns the steps that name patches, with where each is written.
@@ -283,18 +282,22 @@ impl RecipeWithPatches {
             ExpandError::Recipe(error) => Denial::bad_request(self.origin.at(), None, error, "")
                 .with_detail("this is the recipe with its patches expanded"),
         })?;
-        let origins = numbers.into_iter().map(|number| self.origin.step(number)).collect();
-        self.unpinned(recipe, origins, applied_patches)
+        let origins: Vec<_> = numbers.into_iter().map(|number| self.origin.step(number)).collect();
+        self.unpinned(recipe, &origins, applied_patches)
     }
 
     fn unpinned(
         &self,
         recipe: Recipe,
-        origins: Vec<Origin>,
+        origins: &[Origin],
         applied_patches: Vec<AppliedPatch>,
     ) -> Result<UnpinnedRecipe, Denial> {
-        let options = self.options.clone();
-        let recipe = UnpinnedRecipe { recipe, origins, options, applied_patches, is_from_canonical: false };
+        let recipe = UnpinnedRecipe {
+            recipe: RecipeWithOrigins::new(recipe, origins, &self.origin),
+            options: self.options.clone(),
+            applied_patches,
+            is_from_canonical: false,
+        };
         recipe.check_length(self.origin.at())?;
         Ok(recipe)
     }

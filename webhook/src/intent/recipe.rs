@@ -3,7 +3,7 @@
 use oras_csi_core::digest::Digest;
 use oras_csi_core::keys::canonical;
 use oras_csi_core::patch::Patch;
-use oras_csi_core::recipe::{Recipe, WrittenRecipe};
+use oras_csi_core::recipe::{Layer, Recipe, Step, WrittenRecipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
 
@@ -20,13 +20,40 @@ pub(crate) struct RecipeOptions {
     pub(crate) bypass_cache: bool,
 }
 
+/// A recipe with the place where each of its references is written.
+///
+/// Architecture Invariant: there is one place for each reference. Policies check the references that this type returns
+/// together with their places, so a list of places that is too short must not hide references.
+#[derive(Clone, Debug)]
+pub(crate) struct RecipeWithOrigins {
+    recipe: Recipe,
+    origins: Vec<Origin>,
+}
+
+impl RecipeWithOrigins {
+    /// Makes a recipe whose references are written at `origins`, in the order of the steps, and any others at `otherwise`.
+    pub(crate) fn new(recipe: Recipe, origins: &[Origin], otherwise: &Origin) -> Self {
+        let origin = |(index, _)| origins.get(index).unwrap_or(otherwise).clone();
+        let origins = recipe.references().enumerate().map(origin).collect();
+        Self { recipe, origins }
+    }
+
+    /// Returns the recipe.
+    pub(crate) fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Returns each layer with the place where its reference is written.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = (&Layer<Reference>, &Origin)> {
+        self.recipe.steps().iter().filter_map(Step::layer).zip(&self.origins)
+    }
+}
+
 /// A recipe with the place of each reference, ready to be pinned.
 #[derive(Clone, Debug)]
 pub(crate) struct UnpinnedRecipe {
     /// The recipe.
-    pub(crate) recipe: Recipe,
-    /// Where each reference is written, in the order of the steps.
-    pub(crate) origins: Vec<Origin>,
+    pub(crate) recipe: RecipeWithOrigins,
     /// The label and the cache option.
     pub(crate) options: RecipeOptions,
     /// The patches and recipe artifacts that were expanded into it, in that order.
@@ -55,10 +82,8 @@ pub(crate) struct AppliedPatch {
 impl UnpinnedRecipe {
     /// Repeats a canonical volume by its digests, as if the user had written them.
     pub(crate) fn of_canonical(volume: &CanonicalVolume, name: &str) -> Self {
-        let attribute = |_| Origin::Attribute { volume: name.to_owned(), key: canonical::RECIPE, step: None };
         Self {
-            recipe: volume.recipe().unpinned(),
-            origins: volume.recipe().references().map(attribute).collect(),
+            recipe: RecipeWithOrigins::new(volume.recipe().unpinned(), &[], &origin_of_canonical(name)),
             options: RecipeOptions { label: Some(volume.id().slug().to_owned()), bypass_cache: false },
             applied_patches: Vec::new(),
             is_from_canonical: true,
@@ -67,7 +92,7 @@ impl UnpinnedRecipe {
 
     /// Returns each reference with the place where it is written.
     pub(crate) fn steps(&self) -> impl Iterator<Item = (&Reference, &Origin)> {
-        self.recipe.references().zip(&self.origins)
+        self.recipe.layers().map(|(layer, origin)| (layer.reference(), origin))
     }
 
     /// Returns the references whose files are mounted.
@@ -86,11 +111,11 @@ impl UnpinnedRecipe {
         patches.chain(self.references()).collect()
     }
 
-    /// Returns the same references with the digests of a canonical volume that has the same steps.
-    pub(crate) fn with_digests_of(&self, volume: &CanonicalVolume) -> Self {
+    /// Returns the same references with the digests of a canonical volume of that name that has the same steps.
+    pub(crate) fn with_digests_of(&self, volume: &CanonicalVolume, name: &str) -> Self {
+        let (pinned, origins) = (volume.recipe().unpinned(), &self.recipe.origins);
         Self {
-            recipe: volume.recipe().unpinned(),
-            origins: self.origins.clone(),
+            recipe: RecipeWithOrigins::new(pinned, origins, &origin_of_canonical(name)),
             options: RecipeOptions::default(),
             applied_patches: self.applied_patches.clone(),
             is_from_canonical: true,
@@ -99,7 +124,7 @@ impl UnpinnedRecipe {
 
     /// Returns the canonical volume, where every step has its digest already.
     pub(crate) fn pinned(&self) -> Option<CanonicalVolume> {
-        let recipe = self.recipe.pin(|reference| reference.digest().cloned().ok_or(())).ok()?;
+        let recipe = self.recipe.recipe.pin(|reference| reference.digest().cloned().ok_or(())).ok()?;
         CanonicalVolume::new(self.options.label.as_deref(), recipe).ok()
     }
 
@@ -109,7 +134,7 @@ impl UnpinnedRecipe {
         let digest_of = |reference: &Reference| {
             Ok::<_, std::convert::Infallible>(reference.digest().cloned().unwrap_or_else(|| stand_in.clone()))
         };
-        let pinned = match self.recipe.pin(digest_of) {
+        let pinned = match self.recipe.recipe.pin(digest_of) {
             Ok(pinned) => pinned,
             Err(never) => match never {},
         };
@@ -118,6 +143,10 @@ impl UnpinnedRecipe {
             Err(error) => Err(Denial::bad_request(at, None, error, "")),
         }
     }
+}
+
+fn origin_of_canonical(volume: &str) -> Origin {
+    Origin::Attribute { volume: volume.to_owned(), key: canonical::RECIPE, step: None }
 }
 
 impl AppliedPatch {

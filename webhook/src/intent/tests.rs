@@ -67,7 +67,7 @@ fn recipe(intent: &Intent) -> &UnpinnedRecipe {
 }
 
 fn summary(intent: &Intent) -> Vec<String> {
-    let steps = recipe(intent).recipe.steps().iter().filter_map(|step| step.layer());
+    let steps = recipe(intent).recipe.recipe().steps().iter().filter_map(|step| step.layer());
     steps
         .map(|layer| {
             let types: Vec<&str> =
@@ -325,9 +325,9 @@ fn actions_are_a_recipe() {
     let actions = "- add: r.io/a:v1\n  path: a\n  include: [\"*.jar\"]\n- add: r.io/b\n";
     let intent = read_pod(&inline(&json!({"oras-csi.actions": actions, "oras-csi.name": "mine"}))).unwrap();
     let recipe = recipe(&intent);
-    let references: Vec<String> = recipe.recipe.references().map(ToString::to_string).collect();
+    let references: Vec<String> = recipe.recipe.recipe().references().map(ToString::to_string).collect();
     assert_eq!(references, ["r.io/a:v1", "r.io/b:latest"]);
-    assert_eq!((recipe.origins.len(), recipe.options.label.as_deref()), (2, Some("mine")));
+    assert_eq!((recipe.steps().count(), recipe.options.label.as_deref()), (2, Some("mine")));
 }
 
 #[rstest]
@@ -397,7 +397,7 @@ fn a_recipe_can_have_options_that_short_forms_lack() {
         assert_eq!(steps.len(), 2);
         assert!(steps[0].ends_with(", step 1 ghcr.io/acme/model:v1"), "{steps:?}");
         assert!(steps[1].ends_with(", step 3 docker.io/library/hotfix:2"), "{steps:?}");
-        assert_eq!(recipe.recipe.steps().len(), 3);
+        assert_eq!(recipe.recipe.recipe().steps().len(), 3);
     }
     let intent =
         read_pod(&annotated(&json!({"recipe": yaml, "mount-path": "/srv", "containers": "app"}))).unwrap();

@@ -17,12 +17,10 @@ pub(crate) struct FoundSet {
     pub(crate) place: SetPlace,
     pub(crate) name: String,
     pub(crate) written: WrittenRecipe,
-    /// The references of the steps for messages, in their order: as they are written, or from the status if a patch
-    /// defines the steps.
-    pub(crate) references: Vec<Reference>,
-    pub(crate) pinned: PinnedRecipe,
+    /// The recipe that pods get.
+    pub(crate) recipe: NamedRecipe,
     /// The earlier recipes, newest first.
-    history: Vec<ResolvedRecipe>,
+    history: Vec<NamedRecipe>,
     /// The name of the pull secret of a cluster set.
     pub(crate) secret: Option<String>,
 }
@@ -39,17 +37,14 @@ impl FoundSet {
 
     /// Returns the set with the earlier recipe of that digest, or `None` if its history does not have it.
     pub(crate) fn as_of(&self, digest: &Digest) -> Option<Self> {
-        if self.pinned.digest() == *digest {
-            return Some(self.clone());
-        }
-        let earlier = self.history.iter().find(|earlier| earlier.pinned.digest() == *digest)?.clone();
-        Some(Self { references: earlier.references, pinned: earlier.pinned, ..self.clone() })
+        let mut recipes = [&self.recipe].into_iter().chain(&self.history);
+        let recipe = recipes.find(|recipe| recipe.pinned.digest() == *digest)?.clone();
+        Some(Self { recipe, ..self.clone() })
     }
 
-    /// Reports whether the set has that recipe now, or had it.
-    pub(crate) fn has_or_had(&self, digest: &Digest) -> bool {
-        let history = self.history.iter().map(|earlier| &earlier.pinned);
-        [&self.pinned].into_iter().chain(history).any(|pinned| pinned.digest() == *digest)
+    /// Returns the set with another pinned recipe. Its references are those of the spec, if it is the recipe of the spec.
+    pub(crate) fn with_recipe(&self, pinned: PinnedRecipe) -> Self {
+        Self { recipe: name_layers(&self.written, pinned, &[]), ..self.clone() }
     }
 
     /// Returns the patches in the recipe, with the numbers of their steps.
@@ -58,11 +53,55 @@ impl FoundSet {
     }
 }
 
-/// A pinned recipe with its references for messages.
+/// A pinned recipe with the reference of each layer for policies and messages: as it is written, or from the status if a
+/// patch defines the steps.
+///
+/// Architecture Invariant: there is one reference for each layer. Policies check the references, so a list that is too
+/// short, or that belongs to another recipe, must not hide what is mounted.
 #[derive(Clone, Debug)]
-struct ResolvedRecipe {
+pub(crate) struct NamedRecipe {
     pinned: PinnedRecipe,
     references: Vec<Reference>,
+}
+
+/// A layer of a [`NamedRecipe`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NamedLayer<'a> {
+    /// The number of its step, counted from 1.
+    pub(crate) step: usize,
+    /// The reference for policies and messages.
+    pub(crate) reference: &'a Reference,
+    /// The reference that is mounted.
+    pub(crate) pinned: &'a PinnedReference,
+}
+
+impl NamedRecipe {
+    /// Names each layer of a recipe. `reference_of` gets the position of the layer among the layers, and what is mounted.
+    fn new(
+        pinned: PinnedRecipe,
+        reference_of: impl Fn(usize, &PinnedReference) -> Option<Reference>,
+    ) -> Self {
+        let reference = |(index, pinned): (usize, &PinnedReference)| {
+            reference_of(index, pinned).unwrap_or_else(|| pinned.clone().into())
+        };
+        let references = pinned.references().enumerate().map(reference).collect();
+        Self { pinned, references }
+    }
+
+    /// Returns the recipe that is mounted.
+    pub(crate) fn pinned(&self) -> &PinnedRecipe {
+        &self.pinned
+    }
+
+    /// Returns the layers, in the order of their steps.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = NamedLayer<'_>> {
+        let layers = (1..).zip(self.pinned.steps()).filter_map(|(step, one)| Some((step, one.layer()?)));
+        layers.zip(&self.references).map(|((step, layer), reference)| NamedLayer {
+            step,
+            reference,
+            pinned: layer.reference(),
+        })
+    }
 }
 
 /// The parts of the object of a set that are read for a request.
@@ -119,24 +158,22 @@ impl<'a> SetObject<'a> {
             Ok(pinned) => pinned,
             Err(error) => return Err(SetError::Broken { place, message: Shown::new(&error.to_string()) }),
         };
-        let references = display_references(&written, &pinned, &status.references);
+        let recipe = name_layers(&written, pinned, &status.references);
         // An entry that cannot be read is ignored.
         let history = status.history.iter().filter_map(|earlier| {
             let pinned = PinnedRecipe::from_json(&earlier.recipe).ok()?;
             // Earlier versions of the webhook did not record the references.
-            let references = match earlier.references.as_slice() {
-                [] => display_references(&written, &pinned, &[]),
-                recorded => with_recorded_tags(&pinned, recorded),
-            };
-            Some(ResolvedRecipe { pinned, references })
+            Some(match earlier.references.as_slice() {
+                [] => name_layers(&written, pinned, &[]),
+                recorded => with_recorded_tags(pinned, recorded),
+            })
         });
         Ok(FoundSet {
             place,
             name: name.to_owned(),
             history: history.collect(),
             written,
-            references,
-            pinned,
+            recipe,
             secret: secret.map(str::to_owned),
         })
     }
@@ -153,26 +190,23 @@ fn is_of(written: &Recipe, pinned: &PinnedRecipe) -> bool {
     again.as_ref() == Ok(pinned)
 }
 
-/// Returns the references of a pinned recipe for messages: as they are written, if the pinned recipe is the written recipe
-/// with digests. Otherwise it can be the result of a patch, or of an earlier spec, or forged; then the digests count, with
-/// the tags that the status records for the same digests.
-fn display_references(written: &WrittenRecipe, pinned: &PinnedRecipe, recorded: &[String]) -> Vec<Reference> {
-    if let Some(plain) = written.plain().filter(|plain| is_of(plain, pinned)) {
-        return plain.references().cloned().collect();
-    }
-    with_recorded_tags(pinned, recorded)
+/// Names the layers of a pinned recipe: as they are written, if the pinned recipe is the written recipe with digests.
+/// Otherwise it can be the result of a patch, or of an earlier spec, or forged; then the digests count, with the tags that
+/// the status records for the same digests.
+fn name_layers(written: &WrittenRecipe, pinned: PinnedRecipe, recorded: &[String]) -> NamedRecipe {
+    let Some(plain) = written.plain().filter(|plain| is_of(plain, &pinned)) else {
+        return with_recorded_tags(pinned, recorded);
+    };
+    let references: Vec<&Reference> = plain.references().collect();
+    NamedRecipe::new(pinned, |index, _| references.get(index).copied().cloned())
 }
 
-/// Returns the references of a pinned recipe, with the tags that are recorded for the same digests.
-fn with_recorded_tags(pinned: &PinnedRecipe, recorded: &[String]) -> Vec<Reference> {
-    let recorded: Vec<Option<Reference>> = recorded.iter().map(|text| text.parse().ok()).collect();
-    let with_tag = |(step, pinned): (usize, &PinnedReference)| {
-        let recorded = recorded.get(step).and_then(Option::as_ref);
-        let is_same = |recorded: &&Reference| {
-            recorded.digest() == Some(pinned.digest())
-                && recorded.name() == Reference::from(pinned.clone()).name()
-        };
-        recorded.filter(is_same).cloned().unwrap_or_else(|| pinned.clone().into())
-    };
-    pinned.references().enumerate().map(with_tag).collect()
+/// Names the layers of a pinned recipe by their digests, with the tags that are recorded for the same digests.
+fn with_recorded_tags(pinned: PinnedRecipe, recorded: &[String]) -> NamedRecipe {
+    NamedRecipe::new(pinned, |index, pinned| {
+        let recorded: Reference = recorded.get(index)?.parse().ok()?;
+        let is_same = recorded.digest() == Some(pinned.digest())
+            && recorded.name() == Reference::from(pinned.clone()).name();
+        is_same.then_some(recorded)
+    })
 }

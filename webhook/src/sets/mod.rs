@@ -40,7 +40,7 @@ use crate::registries::Registries;
 pub use cluster::ClusterSets;
 pub use controller::run_controller;
 pub use error::{GrantEnd, SetError, SetPlace};
-pub(crate) use found::FoundSet;
+pub(crate) use found::{FoundSet, NamedLayer};
 pub use memory::{MemorySets, TakeError, is_set};
 pub use status::Resolved;
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::support::{Bench, default_digest, entries, inline, patched, pod, review, soon};
+use crate::support::{Bench, default_digest, default_manifest, entries, inline, patched, pod, review, soon};
+use oras_csi_core::digest::Digest;
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::seal::{Holder, PublicKeys, SealKey};
@@ -252,7 +253,7 @@ async fn policies_check_the_spec_of_a_set_and_its_digests() {
 #[tokio::test]
 async fn contents_are_read_only_where_a_policy_requires_it() {
     let bench = bench(&[cluster_set("model", TAG, &json!({}))]);
-    bench.registry.store(&crate::support::default_manifest(TAG));
+    bench.registry.store(&default_manifest(TAG));
     bench.policies.set_files(entries(&[json!({"allowedMediaTypes": ["text/plain"]})]));
     let denial = bench.admit(&by_annotation("model")).await.unwrap_err();
     assert!(denial.message().contains("allowedMediaTypes"), "{denial}");
@@ -426,6 +427,80 @@ async fn the_right_of_a_cluster_set_ends_for_copies_of_its_sealed_volumes(
         (admitted, _) => panic!("{admitted:?}"),
     }
     assert_eq!(bench.registry.calls(), 0);
+}
+
+const OLD: &str = "r.io/old/model:1";
+
+/// Returns a copy of a pod with a sealed volume of the earlier recipe of a set, and a webhook whose set has the recipe of
+/// [`TAG`] and, in its history, the earlier recipe of these references.
+async fn copy_of_earlier_recipe(earlier: &[(&str, Digest)]) -> (Value, Bench) {
+    let pem = SealKey::generate().unwrap().to_pem().unwrap();
+    let reference = |text: &str| Reference::parse(text).unwrap();
+    let steps =
+        earlier.iter().map(|(text, digest)| Step::Add(Layer::new(reference(text).pin(digest.clone()))));
+    let recipe = PinnedRecipe::new(steps.collect()).unwrap().to_json().to_owned();
+    let references: Vec<_> = earlier.iter().map(|(text, digest)| format!("{text}@{digest}")).collect();
+    let mut before = cluster_set("model", TAG, &json!({}));
+    before["spec"]["recipe"] = earlier.iter().map(|(text, _)| json!({"add": text})).collect();
+    before["status"]["recipe"] = json!(recipe);
+    before["status"]["references"] = json!(references);
+    let copy = sealing_bench(&pem, &[before]).admitted(&by_annotation("model")).await;
+    assert_eq!(volume(&copy).recipe().to_json(), recipe);
+    let mut set = cluster_set("model", TAG, &json!({}));
+    set["status"]["history"] =
+        json!([{"recipe": recipe, "references": references, "since": "2026-01-01T00:00:00Z"}]);
+    (copy, sealing_bench(&pem, &[set]))
+}
+
+/// A copied pod keeps its sealed volume beside the annotation, also if it has an earlier recipe of the set.
+#[rstest]
+#[case::earlier_registry(json!({"registries": {"deny": ["r.io/old/**"]}}), Some(OLD))]
+#[case::earlier_tag(json!({"deniedTags": ["1"]}), Some(OLD))]
+#[case::earlier_not_listed(json!({"registries": {"allow": ["r.io/team/**"]}}), Some(OLD))]
+#[case::current_registry(json!({"registries": {"deny": ["r.io/team/**"]}}), None)]
+#[case::current_tag(json!({"deniedTags": ["v1"]}), None)]
+#[tokio::test]
+async fn policies_evaluate_the_earlier_recipe_that_is_mounted(
+    #[case] policy: Value,
+    #[case] denied: Option<&str>,
+    #[values(false, true)] is_of_controller: bool,
+) {
+    let (mut copy, bench) = copy_of_earlier_recipe(&[(OLD, default_digest(OLD))]).await;
+    if is_of_controller {
+        copy = of_revision(copy, "1");
+    }
+    let admission = Arc::into_inner(bench.admission).unwrap().with_pins(Arc::new(MemoryPins::default()));
+    let bench = Bench { admission: Arc::new(admission), ..bench };
+    bench.policies.set_files(entries(&[policy]));
+    match (bench.admit(&copy).await, denied) {
+        (Ok(outcome), None) => assert!(outcome.patch().0.is_empty(), "{:?}", outcome.patch()),
+        (Err(denial), Some(reference)) => assert!(denial.message().contains(reference), "{denial}"),
+        (admitted, _) => panic!("{admitted:?}"),
+    }
+    let shown = bench.admission.preview().pod(&copy, "team", soon()).await.unwrap();
+    assert!(shown[0].references()[0].reference().to_string().starts_with(OLD));
+    assert_eq!(shown[0].references()[0].denial().is_some(), denied.is_some());
+    assert_eq!(bench.registry.calls(), 0);
+}
+
+/// The earlier recipe has more artifacts than the current one, and the policies refuse only the last.
+#[tokio::test]
+async fn policies_evaluate_the_content_of_every_artifact_of_an_earlier_recipe() {
+    let small = default_manifest(OLD);
+    let mut large = default_manifest("r.io/old/large:1");
+    large["layers"][0]["size"] = json!(1_000);
+    let digest_of = |manifest: &Value| Digest::sha256_of(manifest.to_string().as_bytes());
+    let earlier = [(OLD, digest_of(&small)), ("r.io/old/large:1", digest_of(&large))];
+    let (copy, bench) = copy_of_earlier_recipe(&earlier).await;
+    for manifest in [&small, &large, &default_manifest(TAG)] {
+        bench.registry.store(manifest);
+    }
+    bench.policies.set_files(entries(&[json!({"maxSize": 1_000})]));
+    assert!(bench.admit(&copy).await.unwrap().patch().0.is_empty());
+    bench.policies.set_files(entries(&[json!({"maxSize": 999})]));
+    let denial = bench.admit(&copy).await.unwrap_err();
+    let words = ["annotation oras.land/artifact-set, step 2", "r.io/old/large:1", "rule maxSize"];
+    assert!(words.iter().all(|words| denial.message().contains(words)), "{denial}");
 }
 
 /// The pod requests the set by its name, and a set of that name exists: the pod gets what the set has now.
@@ -636,7 +711,7 @@ async fn a_patch_in_a_set_is_pinned_with_all_levels() {
     let recipe = json!([{"patch": "r.io/base:patched", "path": "p", "level": "minor"}]);
     let (bench, sets) = Bench::new().with_sets(&[unresolved(&recipe)]);
     for text in ["r.io/base:1", "r.io/fix:minor", "r.io/fix:major"] {
-        bench.registry.store(&crate::support::default_manifest(text));
+        bench.registry.store(&default_manifest(text));
     }
     let levels = [(Level::Minor, at("r.io/fix:minor")), (Level::Major, at("r.io/fix:major"))];
     bench.registry.tag_patch("r.io/base:patched", &at("r.io/base:1"), &levels);
