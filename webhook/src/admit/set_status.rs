@@ -1,5 +1,7 @@
 //! Resolves the recipe of a set for the set's status.
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use oras_csi_core::digest::Digest;
 use oras_csi_core::policy::Source;
 use oras_csi_core::recipe::{PatchStep, RecipeError, Step, WrittenRecipe};
 use oras_csi_core::reference::Reference;
@@ -19,6 +21,8 @@ use crate::resolve::Requirements;
 use crate::sets::recipe;
 use crate::sets::{MemorySets, Resolved, SetToResolve, is_current, status_now};
 
+/// How many references of one set are resolved at once.
+const LOOKUPS_AT_ONCE: usize = 4;
 /// The field of a set that has its steps.
 const RECIPE_FIELD: &str = "spec.recipe";
 
@@ -50,15 +54,8 @@ pub(super) async fn resolve_set(
         None => cluster_set_keyring(services, at, secret, deadline).await?,
     };
     let recipe = resolution.expand(&written, &keyring).await?;
-    let (mut digests, mut references) = (Vec::new(), Vec::new());
-    for (layer, origin) in recipe.layers() {
-        let requirements =
-            Requirements { bypass_cache: true, platform: layer.platform(), media_types: layer.media_types() };
-        let found = services.resolver.resolve(layer.reference(), &keyring, requirements, deadline).await;
-        let (digest, _) = found.map_err(|failure| failure.denial(origin.at(), layer.reference()))?;
-        references.push(line(layer.reference(), &digest));
-        digests.push(digest);
-    }
+    let found = resolution.resolve(&recipe, &keyring).await?;
+    let (digests, references): (Vec<_>, Vec<_>) = found.into_iter().unzip();
     let mut digests = digests.into_iter();
     let incomplete = || Denial::bad_request(field, None, "was not resolved", "");
     let pinned = recipe.recipe().pin(|_| digests.next().ok_or_else(incomplete))?;
@@ -133,6 +130,31 @@ impl SetResolution<'_> {
             .map_err(|error: RecipeError| Denial::bad_request(At::Field(RECIPE_FIELD), None, error, ""))?;
         let origins: Vec<_> = numbers.into_iter().map(step_origin).collect();
         Ok(RecipeWithOrigins::new(recipe, &origins, &Origin::Field(RECIPE_FIELD.to_owned())))
+    }
+
+    /// Returns the digest of each reference of a recipe, and its line in the status.
+    async fn resolve(
+        &self,
+        recipe: &RecipeWithOrigins,
+        keyring: &Keyring,
+    ) -> Result<Vec<(Digest, String)>, Denial> {
+        let (resolver, deadline) = (&self.services.resolver, self.deadline);
+        let lookups: Vec<_> = recipe
+            .layers()
+            .map(|(layer, origin)| async move {
+                let requirements = Requirements {
+                    bypass_cache: true,
+                    platform: layer.platform(),
+                    media_types: layer.media_types(),
+                };
+                let reference = layer.reference();
+                let found = resolver.resolve(reference, keyring, requirements, deadline).await;
+                let (digest, _) = found.map_err(|failure| failure.denial(origin.at(), reference))?;
+                let line = line(reference, &digest);
+                Ok((digest, line))
+            })
+            .collect();
+        stream::iter(lookups).buffered(LOOKUPS_AT_ONCE).try_collect().await
     }
 
     /// Returns the steps that a patch, or a recipe artifact, stands for.

@@ -4,6 +4,9 @@
 //! Every replica of the webhook runs it, without leader election. Each replica waits for a random delay in addition to the
 //! interval, and then checks whether another replica was first. The result is written only if the object is still the one
 //! that was read before the registry was contacted, so that an older result never replaces a newer one.
+//!
+//! The sets of a namespace wait for the share of their namespace ([`super::places`]). The controller of kube has no limit
+//! of its own: it does not start waiting objects in the order of their arrival, so some could wait without end.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -13,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use kube::api::Api;
-use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::controller::{Action, Controller};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
 use oras_csi_core::jitter;
@@ -21,23 +24,24 @@ use oras_csi_kube_support::call::{CallError, call};
 use oras_csi_kube_support::status::{ObjectVersion, StatusWrite, replace_status};
 use oras_csi_kube_support::time;
 use serde::de::DeserializeOwned;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::Instrument as _;
 
 use super::object::{
     ArtifactSet, ArtifactSetSpec, ClusterArtifactSet, ClusterArtifactSetSpec, SecretName, SetStatus,
 };
+use super::places::Places;
 use super::recipe::SetStep;
 use super::status::{self, Due};
 use super::{SetPlace, SetResolver, SetToResolve, nodes, status_now};
 use crate::FIELD_MANAGER;
 
-/// How many sets of one kind are resolved at the same time, so that a registry that stalls delays only the sets that use
-/// it.
-const MAX_CONCURRENT: u16 = 32;
-/// How long resolving one set can take.
-const RESOLVE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long resolving one set can take. Other sets of its namespace can be waiting. One lookup at a registry can take as
+/// long, and a pod, which can name more references than a set, has half of that time.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one request to the API server can take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest random delay after an interval.
@@ -125,26 +129,28 @@ pub fn run_controller<R: SetResolver>(
     shutdown: &CancellationToken,
     tasks: &TaskTracker,
 ) {
-    let reconciler = || {
+    let reconciler = |places| {
         Arc::new(Reconciler {
             client: client.clone(),
             resolver: Arc::clone(resolver) as Arc<dyn SetResolver>,
+            places,
             failures: Mutex::default(),
         })
     };
-    let namespaced = run::<ArtifactSet>(Api::all(client.clone()), reconciler(), shutdown.clone());
+    let namespaced = reconciler(Places::for_namespaces());
+    let namespaced = run::<ArtifactSet>(Api::all(client.clone()), namespaced, shutdown.clone());
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(namespaced));
-    let cluster = run::<ClusterArtifactSet>(Api::all(client.clone()), reconciler(), shutdown.clone());
+    let cluster = reconciler(Places::for_cluster());
+    let cluster = run::<ClusterArtifactSet>(Api::all(client.clone()), cluster, shutdown.clone());
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(cluster));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(nodes::count_nodes(client.clone())));
 }
 
 async fn run<K: Set>(api: Api<K>, reconciler: Arc<Reconciler>, shutdown: CancellationToken) {
     let controller = Controller::new(api, watcher::Config::default())
-        .with_config(Config::default().concurrency(MAX_CONCURRENT))
         .graceful_shutdown_on(async move { shutdown.cancelled().await });
     let outcomes = controller.run(
-        |set: Arc<K>, reconciler: Arc<Reconciler>| async move { reconciler.reconcile(set.as_ref()).await },
+        |set: Arc<K>, reconciler: Arc<Reconciler>| reconciler.reconcile(set),
         |set, error, reconciler| {
             let wait = reconciler.record_failure(&key(set.as_ref()));
             tracing::warn!(set = %set.place(), %error, "cannot update the status of a set; retrying");
@@ -163,7 +169,19 @@ async fn run<K: Set>(api: Api<K>, reconciler: Arc<Reconciler>, shutdown: Cancell
 struct Reconciler {
     client: Client,
     resolver: Arc<dyn SetResolver>,
+    places: Places,
     failures: Mutex<HashMap<String, Backoff>>,
+}
+
+/// Why a set was not processed.
+#[derive(Debug, thiserror::Error)]
+enum ReconcileError {
+    /// A request to the API server failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The task that resolves the set panicked.
+    #[error("resolving the set failed unexpectedly: {0}")]
+    Task(#[from] JoinError),
 }
 
 /// The delay of a generation that failed.
@@ -182,23 +200,32 @@ fn key<K: Set>(set: &K) -> String {
 
 impl Reconciler {
     /// Resolves a set if that is due, and returns when to process the set again.
-    async fn reconcile<K: Set>(&self, seen: &K) -> Result<Action, CallError> {
+    async fn reconcile<K: Set>(self: Arc<Self>, seen: Arc<K>) -> Result<Action, ReconcileError> {
         if seen.meta().deletion_timestamp.is_some() {
             return Ok(Action::await_change());
         }
-        if let Some(later) = not_due(seen) {
+        if let Some(later) = not_due(seen.as_ref()) {
             return Ok(later);
         }
         // The status of a failure is also a change of the object, and must not cause a retry at once.
-        if let Some(left) = self.remaining_backoff(&key(seen)) {
+        if let Some(left) = self.remaining_backoff(&key(seen.as_ref())) {
             return Ok(Action::requeue(left));
         }
+        // The controller polls the futures of all sets whenever one of them is woken. In a task of its own, a set is polled
+        // only when it is woken itself, so that thousands of sets can wait.
+        let task = async move { self.resolve(seen.as_ref()).await };
+        Ok(AbortOnDropHandle::new(tokio::spawn(task.in_current_span())).await??)
+    }
+
+    /// Waits for a place, and resolves a set if that is still due.
+    async fn resolve<K: Set>(&self, seen: &K) -> Result<Action, CallError> {
         tokio::time::sleep(jitter::up_to(MAX_JITTER_AFTER_CHANGE)).await;
+        let _place = self.places.acquire(seen.namespace().as_deref(), self.has_failed(&key(seen))).await;
         let api = seen.api(&self.client);
         let Some(set) = call(REQUEST_TIMEOUT, api.get_opt(&seen.name_any())).await? else {
             return Ok(Action::await_change());
         };
-        // Another replica may have been first.
+        // Another replica may have been first, or the set has waited for a place until it changed.
         if let Some(later) = not_due(&set) {
             return Ok(later);
         }
@@ -263,6 +290,11 @@ impl Reconciler {
         Some(left).filter(|left| !left.is_zero())
     }
 
+    /// Reports whether the last try of a generation failed.
+    fn has_failed(&self, key: &str) -> bool {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     fn clear_failures(&self, key: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
@@ -287,3 +319,6 @@ fn later<K: Set>(set: &K, wait: Duration) -> Action {
     let longest = set.view().interval.map_or(Duration::ZERO, |interval| interval / JITTER_PART);
     Action::requeue(wait + jitter::up_to(longest.min(MAX_JITTER)))
 }
+
+#[cfg(test)]
+mod tests;

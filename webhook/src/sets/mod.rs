@@ -16,6 +16,7 @@ mod found;
 mod memory;
 mod nodes;
 pub mod object;
+mod places;
 pub(crate) mod recipe;
 mod status;
 
