@@ -38,6 +38,7 @@ pub(crate) mod plan;
 pub(crate) mod tar;
 pub(crate) mod tree_builder;
 pub(crate) mod tree_writer;
+pub(crate) mod zstd_windows;
 
 pub use self::budget::Budget;
 pub use self::error::UnpackError;

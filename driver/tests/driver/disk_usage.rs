@@ -316,6 +316,7 @@ async fn pulls_at_the_same_time_leave_the_reserve(
     #[case] push: fn(&FakeRegistry, u64) -> Digest,
     #[context] context: Context,
 ) {
+    const RESERVE: Usage = Usage { bytes: 24 << 20, inodes: 2_000 };
     let name = format!(
         "disk_usage::pulls_at_the_same_time_leave_the_reserve::case_{}_{}",
         context.case.unwrap() + 1,
@@ -324,7 +325,6 @@ async fn pulls_at_the_same_time_leave_the_reserve(
     if !entered_as_root(&name) {
         return;
     }
-    const RESERVE: Usage = Usage { bytes: 24 << 20, inodes: 2_000 };
     let limits = Limits::default()
         .with_reserve(Reserve::bytes(RESERVE.bytes))
         .with_inode_reserve(Reserve::inodes(RESERVE.inodes))

@@ -21,7 +21,7 @@ use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
 use super::steps::{ArtifactStep, ResolvedStep};
 use super::tenant::Tenant;
-use super::tenant_turns::TenantLimits;
+use super::tenant_turns::{DecoderMemory, TenantLimits};
 use crate::content::description::TreeContent;
 use crate::disk::reservations::Reservation;
 use crate::disk::{DiskError, EntryPath, Usage};
@@ -48,7 +48,7 @@ pub struct Fetcher {
 pub(super) struct Shared {
     locks: KeyedLocks,
     scheduler: Arc<Scheduler>,
-    pub(super) tenant_limits: TenantLimits,
+    pub(super) tenant_limits: Arc<TenantLimits>,
 }
 
 #[derive(Clone)]
@@ -64,7 +64,7 @@ impl Fetcher {
     /// Creates a fetcher that pulls from `registry` into `store`, for the platform of this machine.
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
         let scheduler = Arc::new(Scheduler::new(store.limits().download_slots()));
-        let (locks, tenant_limits) = (KeyedLocks::default(), TenantLimits::default());
+        let (locks, tenant_limits) = (KeyedLocks::default(), Arc::new(TenantLimits::default()));
         let shared = Arc::new(Shared { locks, scheduler, tenant_limits });
         Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
@@ -237,12 +237,14 @@ impl Fetcher {
             source,
         };
         let slot = self.shared.scheduler.acquire(host, fetch.descriptor.size(), guard.priority()).await;
+        let memory = DecoderMemory::new(&self.shared.tenant_limits, guard.priority());
+        let destination = fetch.destination.clone().with_memory(memory);
         let fetch_blob = FetchBlob {
             store: &self.store,
             registry: self.registry.as_ref(),
             scheduler: &self.shared.scheduler,
             priority: guard.priority(),
-            destination: &fetch.destination,
+            destination: &destination,
             only_verify: is_stored,
             blob: &fetch.descriptor,
             reference: &fetch.reference,

@@ -26,12 +26,23 @@ use crate::store::Store;
 use crate::store::partial_blobs::{Next, Partial};
 use crate::unpack::error::UnpackError;
 use crate::unpack::layer::{UnpackOptions, unpack_layer};
+use crate::unpack::zstd_windows::WindowMemory;
 
 /// What a blob becomes in the store.
 #[derive(Clone)]
 pub(super) enum Destination {
     Blob,
     Layer(LayerKey, UnpackOptions),
+}
+
+impl Destination {
+    /// Limits the memory of the decoder of a layer.
+    pub(super) fn with_memory(self, memory: impl WindowMemory + 'static) -> Self {
+        match self {
+            Self::Blob => Self::Blob,
+            Self::Layer(key, options) => Self::Layer(key, options.with_memory(Arc::new(memory))),
+        }
+    }
 }
 
 /// A blob to download, and its source.

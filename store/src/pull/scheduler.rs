@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 pub(super) use self::rate::{Ended, RateMonitor, TooSlow, WaitFor};
-use self::turns::{Id, Request, Turns};
+use self::turns::{Id, MIN_TURN, Request, Turns};
 use super::priority::{Priority, PriorityWatch};
 use super::tenant::Tenant;
 
@@ -215,15 +215,21 @@ impl DownloadSlot {
         (self.granted, self.is_parked) = (Some(receiver), is_parked);
     }
 
-    /// Waits for the disk. If the turn ends meanwhile, another download gets the slot.
+    /// Waits for the disk, or for the memory to unpack. If the turn ends meanwhile, another download gets the slot. After
+    /// a while any download that waits gets it: the one that this one waits for may be among them.
     pub(super) async fn wait_for_disk<T>(&mut self, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
+        let (mut future, began) = (pin!(future), Instant::now());
         loop {
             if let Ok(output) = timeout(CHECK_INTERVAL, future.as_mut()).await {
                 return output;
             }
             if self.check() {
                 self.end_turn(self.can_park());
+            } else if self.is_held() && self.is_wanted && began.elapsed() >= MIN_TURN {
+                self.release();
+                let output = future.await;
+                self.request_again();
+                return output;
             }
         }
     }

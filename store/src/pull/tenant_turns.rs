@@ -7,18 +7,24 @@
 //! wait for them.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures_util::future::{FutureExt as _, select_all};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::priority::Priority;
 use super::tenant::Tenant;
+use crate::unpack::zstd_windows::WindowMemory;
 
 /// The fewest layers that a pull counts as.
 pub(super) const LEAST_PLANNED_LAYERS: u32 = 16;
 /// The most layers that a pull counts as. A pull with more runs when its namespace has as many left.
 pub(super) const MAX_PLANNED_LAYERS: u32 = 16_384;
+
+/// MiB for the large windows of zstd decoders: two of the largest.
+const MAX_DECODER_MEMORY: u32 = 256;
 
 /// What the pulls of one namespace, and all preloads together, do or keep at a time.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub(super) struct TenantLimits {
     pub(super) manifests: TenantTurns,
     /// Stored manifests that are parsed.
     pub(super) parsing: TenantTurns,
+    /// MiB of memory for the large windows of zstd decoders.
+    pub(super) decoder_memory: TenantTurns,
     /// The layers of all pulls in progress. Each needs some 2 KiB of memory.
     pub(super) plans: TenantTurns,
 }
@@ -42,8 +50,38 @@ impl Default for TenantLimits {
             requests: TenantTurns::new(8),
             manifests: TenantTurns::new(16),
             parsing: TenantTurns::new(2),
+            decoder_memory: TenantTurns::new(MAX_DECODER_MEMORY),
             plans: TenantTurns::new(MAX_PLANNED_LAYERS),
         }
+    }
+}
+
+/// The memory for the zstd windows of one pull.
+pub(super) struct DecoderMemory {
+    limits: Arc<TenantLimits>,
+    priority: Priority,
+    runtime: Handle,
+}
+
+impl DecoderMemory {
+    /// Returns the memory of a pull. Must be called in a runtime.
+    pub(super) fn new(limits: &Arc<TenantLimits>, priority: &Priority) -> Self {
+        Self { limits: limits.clone(), priority: priority.clone(), runtime: Handle::current() }
+    }
+}
+
+impl fmt::Debug for DecoderMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DecoderMemory").finish_non_exhaustive()
+    }
+}
+
+impl WindowMemory for DecoderMemory {
+    fn reserve(&self, bytes: u64) -> Box<dyn Send> {
+        // A window above the limit is rejected by the decoder.
+        let mebibytes = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        let acquire = self.limits.decoder_memory.acquire_many("", mebibytes, &self.priority);
+        Box::new(self.runtime.block_on(acquire))
     }
 }
 
@@ -122,6 +160,24 @@ mod tests {
 
     use super::super::priority::Waiters;
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn two_of_the_largest_windows_of_a_namespace_are_allocated_at_a_time() {
+        const WINDOW: u64 = 128 << 20;
+        let limits = Arc::new(TenantLimits::default());
+        let memory = |name| DecoderMemory::new(&limits, &Priority::of_tenant(&Tenant::of_namespace(name)));
+        let (one, two, three) = (memory("flood"), memory("flood"), memory("flood"));
+        let mut held = Vec::new();
+        for one in [one, two] {
+            held.push(tokio::task::spawn_blocking(move || one.reserve(WINDOW)).await.unwrap());
+        }
+        let waits = tokio::task::spawn_blocking(move || three.reserve(9 << 20));
+        let team = memory("team");
+        tokio::task::spawn_blocking(move || team.reserve(WINDOW)).await.unwrap();
+        assert!(!waits.is_finished());
+        held.pop();
+        waits.await.unwrap();
+    }
 
     #[tokio::test]
     async fn a_namespace_waits_only_for_its_own_pulls() {

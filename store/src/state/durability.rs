@@ -146,7 +146,7 @@ impl Durability {
         }
         let names: BTreeSet<String> = items.iter().filter_map(mark_name).collect();
         let file = format!("{PULL}{}", self.shared.next_file.fetch_add(1, Ordering::Relaxed));
-        let text: String = names.iter().map(|name| format!("{name}\n")).collect();
+        let text: String = names.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
         let mut table = self.shared.table();
         for name in &names {
             table.marks.entry(name.clone()).or_default().files += 1;

@@ -1,10 +1,13 @@
 //! Detects how a layer is compressed, compares it with the media type, and decompresses it.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 use oras_csi_core::display::Shown;
 use oras_csi_core::media_type::essence;
+
+use super::zstd_windows::{WindowMemory, ZstdWindows};
 
 /// The compression of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,11 +104,13 @@ impl<R: Read> Read for WindowErrorReader<R> {
 
 /// Opens the uncompressed stream of a layer.
 ///
-/// Reading fails if a zstd frame needs a larger window than `window_log`.
+/// Reading fails if a zstd frame needs a larger window than `window_log`. Waits for `memory` before a large window is
+/// allocated.
 pub(crate) fn open<'a, R: BufRead + 'a>(
     mut input: R,
     media_type: &str,
     window_log: u32,
+    memory: Option<Arc<dyn WindowMemory>>,
 ) -> Result<Box<dyn BufRead + 'a>, CompressionError> {
     const BUFFER: usize = 256 << 10;
     let mut begin = Vec::with_capacity(4);
@@ -125,7 +130,7 @@ pub(crate) fn open<'a, R: BufRead + 'a>(
         Compression::None => Box::new(whole),
         Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole))),
         Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(ZstdWindows::new(whole, memory))?;
             decoder.window_log_max(window_log)?;
             Box::new(BufReader::with_capacity(BUFFER, WindowErrorReader { decoder, limit: window_log }))
         }
@@ -148,7 +153,7 @@ mod tests {
 
     fn read(bytes: &[u8], media_type: &str, window_log: u32) -> Result<Vec<u8>, CompressionError> {
         let mut plain = Vec::new();
-        open(bytes, media_type, window_log)?.read_to_end(&mut plain)?;
+        open(bytes, media_type, window_log, None)?.read_to_end(&mut plain)?;
         Ok(plain)
     }
 

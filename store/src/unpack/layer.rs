@@ -2,6 +2,7 @@
 
 use std::io::BufRead;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use oras_csi_core::digest::Digest;
 
@@ -11,6 +12,7 @@ use super::error::UnpackError;
 use super::metered::MeteredReader;
 use super::tar::{EntryKind, TarReader};
 use super::tree_writer::TreeWriter;
+use super::zstd_windows::WindowMemory;
 use crate::content::blob_reader::BlobReader;
 use crate::disk::entry_path::{EntryPath, shown, stays_inside};
 use crate::disk::{Totals, Usage};
@@ -22,12 +24,19 @@ use crate::limits::Limits;
 pub struct UnpackOptions {
     shape: LayerShape,
     budget: Budget,
+    memory: Option<Arc<dyn WindowMemory>>,
 }
 
 impl UnpackOptions {
     /// Unpacks a layer of this shape. The layers of a volume share `budget`.
     pub fn new(shape: LayerShape, budget: Budget) -> Self {
-        Self { shape, budget }
+        Self { shape, budget, memory: None }
+    }
+
+    /// Returns the options with memory for zstd windows. Without it, the memory is not limited.
+    #[must_use]
+    pub(crate) fn with_memory(self, memory: Arc<dyn WindowMemory>) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 }
 
@@ -51,14 +60,14 @@ pub fn unpack_layer(
     root: &OwnedFd,
     limits: &Limits,
 ) -> Result<UnpackSummary, UnpackError> {
-    let UnpackOptions { shape, budget } = options;
+    let UnpackOptions { shape, budget, memory } = options;
     let media_type = blob.media_type().to_owned();
     let content = match shape {
         LayerShape::Directory { content, .. } => content.as_ref(),
         LayerShape::Image => None,
     };
     let (unpacked, found) = {
-        let opened = compress::open(&mut blob, &media_type, limits.zstd_window_log())?;
+        let opened = compress::open(&mut blob, &media_type, limits.zstd_window_log(), memory.clone())?;
         let mut plain = MeteredReader::new(opened, limits, budget, content.map(Digest::algorithm));
         let unpacked = unpack_archive(&mut plain, options, root, limits)?;
         // Bytes after the end of the archive belong to the stream, and the digests cover them.
@@ -87,7 +96,7 @@ fn unpack_archive(
     root: &OwnedFd,
     limits: &Limits,
 ) -> Result<UnpackSummary, UnpackError> {
-    let UnpackOptions { shape, budget } = options;
+    let UnpackOptions { shape, budget, .. } = options;
     let mut archive = TarReader::new(stream);
     let mut writer = TreeWriter::new(root, limits, budget)?;
     let mut skipped = 0;

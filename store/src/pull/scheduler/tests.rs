@@ -243,3 +243,18 @@ async fn a_download_that_waits_for_the_disk_gives_its_slot_to_others() {
     assert!(!writing.is_finished());
     writing.abort();
 }
+
+/// Two archives with large windows of one namespace unpack at a time. The others must not keep the slots that these need
+/// to go on.
+#[tokio::test(start_paused = true)]
+async fn a_download_that_waits_for_memory_gives_its_slot_to_its_own_namespace() {
+    let scheduler = Arc::new(Scheduler::new(1));
+    let (flood, _flood) = pods_of("flood");
+    let mut slot = scheduler.acquire(&host("a"), LARGE, &flood).await;
+    let unpacking = tokio::spawn(async move {
+        slot.wait_for_disk(tokio::time::sleep(3_600 * SECOND)).await;
+    });
+    timeout(3 * SECOND, scheduler.acquire(&host("a"), LARGE, &flood)).await.unwrap();
+    assert!(!unpacking.is_finished());
+    unpacking.abort();
+}
