@@ -1,11 +1,12 @@
 //! The memory of the reviews in progress, in bytes: their bodies while they are received, then what was decoded, then the
 //! answers until they are written.
 //!
-//! When the limit is reached, the largest review is given up, and of several of that size the oldest. So a flood of large
-//! or slow reviews gives up its own: an ordinary review is small, and is received at once.
+//! When the limit is reached, the answer that has waited longest is given up: only a client that does not read keeps an
+//! answer waiting. If there is none, the largest review is given up, and of several of that size the oldest. So a flood
+//! gives up its own: an ordinary review is small, is received at once, and its answer is read at once.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -26,14 +27,22 @@ struct State {
     used: usize,
     next: u64,
     shares: HashMap<u64, Entry>,
-    /// The first is given up next.
-    order: BTreeSet<Order>,
+    /// The numbers of the shares. The first is given up next.
+    order: BTreeMap<Order, u64>,
 }
 
-type Order = (Reverse<usize>, u64);
+/// The first is given up next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    /// An answer that is being written, by the order in which answers were ready.
+    Answer(u64),
+    /// A review in progress, by its size class and the order of arrival.
+    Review(Reverse<usize>, u64),
+}
 
 struct Entry {
     bytes: usize,
+    order: Order,
     given_up: CancellationToken,
     /// Cancelled as well.
     connection: Option<CancellationToken>,
@@ -60,10 +69,10 @@ impl Memory {
     pub(super) fn enter(self: &Arc<Self>) -> Result<Share, GivenUp> {
         let given_up = CancellationToken::new();
         let mut state = self.lock();
-        let number = state.next;
-        state.next += 1;
-        state.shares.insert(number, Entry { bytes: 0, given_up: given_up.clone(), connection: None });
-        state.order.insert(order(0, number));
+        let number = state.number();
+        let order = review(0, number);
+        state.shares.insert(number, Entry { bytes: 0, order, given_up: given_up.clone(), connection: None });
+        state.order.insert(order, number);
         drop(state);
         let share = Share { memory: Arc::clone(self), number, given_up };
         share.resize(0)?;
@@ -81,23 +90,33 @@ impl Memory {
     }
 }
 
-fn order(bytes: usize, number: u64) -> Order {
-    (Reverse(bytes / SIZE_CLASS), number)
+fn review(bytes: usize, number: u64) -> Order {
+    Order::Review(Reverse(bytes / SIZE_CLASS), number)
 }
 
 impl State {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
     fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.shares.remove(&number)?;
-        self.order.remove(&order(entry.bytes, number));
+        self.order.remove(&entry.order);
         self.used -= entry.bytes;
         Some(entry)
     }
 
-    /// Sets the size of a share; `false` if it was given up earlier.
-    fn set(&mut self, number: u64, bytes: usize) -> bool {
+    /// Sets the size of a share; `false` if it was given up earlier. `answer` is the number of an answer that is ready.
+    fn set(&mut self, number: u64, bytes: usize, answer: Option<u64>) -> bool {
         let Some(entry) = self.shares.get_mut(&number) else { return false };
-        self.order.remove(&order(entry.bytes, number));
-        self.order.insert(order(bytes, number));
+        self.order.remove(&entry.order);
+        entry.order = match (answer, entry.order) {
+            (Some(answer), _) => Order::Answer(answer),
+            (None, Order::Review(..)) => review(bytes, number),
+            (None, order) => order,
+        };
+        self.order.insert(entry.order, number);
         self.used = self.used - entry.bytes + bytes;
         entry.bytes = bytes;
         true
@@ -125,11 +144,24 @@ impl Share {
     /// Sets how many bytes the review takes now. May give up reviews, and this one too.
     pub(super) fn resize(&self, bytes: usize) -> Result<(), GivenUp> {
         let mut state = self.memory.lock();
-        if !state.set(self.number, REVIEW_BYTES + bytes) {
+        let is_held = state.set(self.number, REVIEW_BYTES + bytes, None);
+        self.make_room(is_held, state)
+    }
+
+    /// Records that the answer is ready, and how many bytes it has. May give up answers and reviews.
+    pub(super) fn answer(&self, bytes: usize) -> Result<(), GivenUp> {
+        let mut state = self.memory.lock();
+        let number = state.number();
+        let is_held = state.set(self.number, REVIEW_BYTES + bytes, Some(number));
+        self.make_room(is_held, state)
+    }
+
+    fn make_room(&self, is_held: bool, mut state: MutexGuard<'_, State>) -> Result<(), GivenUp> {
+        if !is_held {
             return Err(GivenUp);
         }
         while state.used > self.memory.limit
-            && let Some((_, number)) = state.order.first().copied()
+            && let Some(number) = state.order.values().next().copied()
         {
             if let Some(entry) = state.remove(number) {
                 entry.give_up();
@@ -202,6 +234,27 @@ mod tests {
         assert_eq!(share.resize(2 << 20), Err(GivenUp));
         assert!(connection.is_cancelled());
         assert_eq!(share.close_when_given_up(connection), Err(GivenUp));
+    }
+
+    /// However large a review is, and however long it waits for a registry: answers that are not read give way first.
+    #[test]
+    fn answers_that_are_not_read_are_given_up_before_reviews() {
+        let memory = Memory::new(1 << 20);
+        let review = memory.enter().unwrap();
+        review.resize(300 << 10).unwrap();
+        let unread: Vec<Share> = (0..1_000)
+            .map(|_| {
+                let share = memory.enter().unwrap();
+                share.answer(3).unwrap();
+                share
+            })
+            .collect();
+        assert!(!is_given_up(&review) && is_given_up(&unread[0]) && !is_given_up(unread.last().unwrap()));
+        // Its answer is newer than those.
+        assert_eq!(review.answer(100 << 10), Ok(()));
+        let next = memory.enter().unwrap();
+        next.resize(300 << 10).unwrap();
+        assert!(!is_given_up(&review) && !is_given_up(&next));
     }
 
     #[test]

@@ -195,7 +195,8 @@ async fn wrap(State(app): State<Arc<App>>, request: Request, next: Next) -> Resp
         (StatusCode::INTERNAL_SERVER_ERROR, "the webhook failed on this request, see its log\n")
             .into_response()
     });
-    let mut response = answer::counted(response, &app.memory, connection.as_deref()).await;
+    let counted = answer::counted(response, &app.memory, connection.as_deref()).await;
+    let mut response = counted.unwrap_or_else(|_| reviews::overloaded(&app));
     if is_http_1 && app.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

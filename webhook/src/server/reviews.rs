@@ -60,16 +60,21 @@ pub(super) async fn handle(app: Arc<App>, hook: Hook, request: Request) -> Respo
     let _busy = connection.as_ref().map(Connection::busy);
     let reviewed = tokio::select! {
         reviewed = app.admission.review(&review, deadline) => reviewed,
-        () = share.given_up().cancelled() => return failed(&app, &GivenUp.into()),
+        () = share.given_up().cancelled() => return overloaded(&app),
     };
     drop(review);
-    answer::review(&reviewed, share).unwrap_or_else(|error| failed(&app, &error.into()))
+    answer::review(&reviewed, share)
+}
+
+/// Returns the answer of a request for which there is no memory: it is one of the largest, or the oldest of the same
+/// size.
+pub(super) fn overloaded(app: &App) -> Response {
+    failed(app, &GivenUp.into())
 }
 
 fn failed(app: &App, error: &RequestError) -> Response {
     let (status, message) = (error.status(), error.to_string());
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        // There is no memory for this review: it is one of the largest, or the oldest of the same size.
         app.metrics.request(RequestOutcome::Overload);
         let wait = [(header::RETRY_AFTER, "1")];
         return (status, wait, format!("{message}: try again\n")).into_response();
