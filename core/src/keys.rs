@@ -40,9 +40,11 @@ pub mod annotation {
     pub const PINNED: &str = "oras.land/pinned";
     /// Written by the webhook: the digest of the patch from which it made the volume of the annotations.
     pub const PINNED_PATCH: &str = "oras.land/pinned-patch";
+    /// Written by the webhook: what the user wrote as the source of each volume, as JSON.
+    pub const WRITTEN: &str = "oras.land/written";
 
     /// All annotations.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         ARTIFACT,
         RECIPE,
         ARTIFACT_SET,
@@ -56,6 +58,7 @@ pub mod annotation {
         INJECT,
         PINNED,
         PINNED_PATCH,
+        WRITTEN,
     ];
     /// The annotations that can end in `.NAME`.
     pub const NAMED: [&str; 4] = [ARTIFACT, MOUNT_PATH, MEDIA_TYPES, PLATFORM];

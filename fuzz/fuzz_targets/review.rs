@@ -320,6 +320,7 @@ fn without_ours(before: &Value, pod: &Value) -> Value {
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
             annotations.remove(annotation::PINNED);
             annotations.remove(annotation::PINNED_PATCH);
+            annotations.remove(annotation::WRITTEN);
         }
         remove_empty(metadata, "annotations");
     }

@@ -25,6 +25,7 @@ pub mod sets;
 mod contents;
 mod intent;
 mod patch;
+mod reapply;
 mod registries;
 mod resolve;
 mod view;

@@ -216,7 +216,7 @@ impl DownloadSlot {
     }
 
     /// Waits for the disk, or for the memory to unpack. If the turn ends meanwhile, another download gets the slot. After
-    /// a while any download that waits gets it: the one that this one waits for may be among them.
+    /// two seconds any download that waits gets it: the one that this one waits for may be among them.
     pub(super) async fn wait_for_disk<T>(&mut self, future: impl Future<Output = T>) -> T {
         let (mut future, began) = (pin!(future), Instant::now());
         loop {

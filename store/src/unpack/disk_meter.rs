@@ -128,7 +128,7 @@ impl<'a> DiskMeter<'a> {
         Ok(())
     }
 
-    /// Reserves space. Waits for a while if other pulls may free some.
+    /// Reserves space. Waits for up to ten seconds if other pulls may free some.
     fn reserve_more(&self, wanted: Usage) -> Result<Reservation, DiskError> {
         let reservations = self.budget.reservations();
         let (began, mut blocked) = (Instant::now(), None);

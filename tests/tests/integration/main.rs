@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod admission;
+mod apply;
 mod backstop;
 mod backstop_beside;
 mod credentials;

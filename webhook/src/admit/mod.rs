@@ -52,6 +52,7 @@ use crate::patch::{self, PlannedAnnotations};
 use crate::pins::Pins;
 use crate::pod_template;
 use crate::policy::Policies;
+use crate::reapply::{self, written};
 use crate::registries::Registries;
 use crate::resolve::{Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
@@ -146,8 +147,24 @@ impl Admission {
             }
             Subject::Workload(workload) => return self.warn(review, workload, deadline).await,
             Subject::Unreadable(denial) => Err(denial.clone()),
-            Subject::NewPod(pod) => self.pod(pod, review.namespace(), writes, deadline).await,
-            Subject::NewPersistentVolume(volume) => self.persistent_volume(volume, writes, deadline).await,
+            Subject::AnnotatedPod(change) => {
+                let warnings = reapply::warnings(change);
+                metrics.request(RequestOutcome::Warned);
+                return review.warned(warnings);
+            }
+            Subject::NewPod(pod) => {
+                let admitted = self.pod(pod, review.namespace(), writes, deadline).await;
+                admitted.map(|outcome| outcome.recorded(|patch| written::record_pod(pod, patch)))
+            }
+            Subject::NewPersistentVolume(volume) => {
+                let admitted = self.persistent_volume(volume, writes, deadline).await;
+                admitted
+                    .map(|outcome| outcome.recorded(|patch| written::record_persistent_volume(volume, patch)))
+            }
+            Subject::ChangedPod(change) => reapply::restore_pod(change).map(Outcome::restored),
+            Subject::ChangedPersistentVolume(change) => {
+                reapply::restore_persistent_volume(change).map(Outcome::restored)
+            }
         };
         metrics.slack(deadline.saturating_duration_since(Deadline::now()));
         match admitted {

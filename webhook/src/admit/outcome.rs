@@ -33,6 +33,17 @@ impl Outcome {
         }
     }
 
+    /// The result of an update: what the object has is put back.
+    pub(super) fn restored(patch: Patch) -> Self {
+        Self { patch, ..Self::untouched() }
+    }
+
+    /// Adds the record of what the user wrote to the patch.
+    pub(super) fn recorded(mut self, record: impl FnOnce(&mut Patch)) -> Self {
+        record(&mut self.patch);
+        self
+    }
+
     /// The result with a patch that writes `sealed`.
     pub(super) fn new(
         patch: Patch,

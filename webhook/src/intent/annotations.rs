@@ -179,7 +179,10 @@ impl<'a> Annotations<'a> {
         let mut all = Self::default();
         for (key, value) in pod.annotations().filter(|(key, _)| is_ours(key)) {
             let written = Written { key, value };
-            if matches!(key, annotation::PINNED | annotation::PINNED_PATCH | annotation::INJECT) {
+            if matches!(
+                key,
+                annotation::PINNED | annotation::PINNED_PATCH | annotation::WRITTEN | annotation::INJECT
+            ) {
                 continue;
             }
             let (base, name) = split_name(key);

@@ -42,7 +42,8 @@ pub(crate) fn read<'a>(
         ));
     }
     let is_request = |key: &&&str| {
-        let without_request = [annotation::PINNED, annotation::PINNED_PATCH, annotation::INJECT];
+        let without_request =
+            [annotation::PINNED, annotation::PINNED_PATCH, annotation::WRITTEN, annotation::INJECT];
         key.starts_with(ANNOTATION_PREFIX) && !without_request.contains(*key)
     };
     if let Some(key) = volume.annotations.iter().find(is_request) {

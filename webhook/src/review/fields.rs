@@ -73,6 +73,24 @@ pub(crate) static PERSISTENT_VOLUME: Fields = Members(&[
     ("metadata", METADATA),
     ("spec", Members(&[("csi", CSI), ("claimRef", Members(&[("namespace", All)])), ("volumeMode", All)])),
 ]);
+static CHANGED_MOUNTS: Fields = Members(&[("name", All), ("volumeMounts", All)]);
+const CHANGED_METADATA: Fields = Members(&[("annotations", All)]);
+/// A pod before or after an update: what the webhook puts back, whole.
+pub(crate) static CHANGED_POD: Fields = Members(&[
+    ("metadata", CHANGED_METADATA),
+    (
+        "spec",
+        Members(&[
+            ("volumes", All),
+            ("initContainers", Items(&CHANGED_MOUNTS)),
+            ("containers", Items(&CHANGED_MOUNTS)),
+        ]),
+    ),
+]);
+/// A `PersistentVolume` before or after an update.
+pub(crate) static CHANGED_PERSISTENT_VOLUME: Fields =
+    Members(&[("metadata", CHANGED_METADATA), ("spec", Members(&[("csi", All)]))]);
+
 /// An object with a pod template, of any of the kinds in [`crate::pod_template`].
 pub(crate) static WORKLOAD: Fields = Members(&[
     ("apiVersion", All),

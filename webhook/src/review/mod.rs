@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use self::fields::FieldsError;
 use crate::denial::{At, Denial, cut};
 use crate::manifest::said_kind;
+use crate::reapply::Change;
 
 /// The only version that is supported.
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -71,6 +72,8 @@ struct WireRequest<'a> {
     dry_run: Option<bool>,
     #[serde(borrow)]
     object: Option<&'a RawValue>,
+    #[serde(borrow)]
+    old_object: Option<&'a RawValue>,
 }
 
 #[derive(Default, Deserialize)]
@@ -108,6 +111,12 @@ pub(crate) enum Subject {
     NewPod(Value),
     /// A `PersistentVolume` that is being created.
     NewPersistentVolume(Value),
+    /// A pod of which an update changes a volume.
+    ChangedPod(Change),
+    /// A `PersistentVolume` of which an update changes the source.
+    ChangedPersistentVolume(Change),
+    /// A pod of which an update changes an annotation.
+    AnnotatedPod(Change),
     /// A workload that is being created or changed.
     Workload(Value),
     /// An object that cannot be read.
@@ -117,6 +126,22 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
+    /// Reads the object of an update as it was and as it will be, and returns how much memory both take.
+    fn read_change(
+        fields: &'static fields::Fields,
+        (old, new): (&str, &str),
+        subject: fn(Change) -> Self,
+    ) -> (Self, usize) {
+        match (fields::read(old, fields), fields::read(new, fields)) {
+            (Ok(old), Ok(new)) => {
+                let bytes = old.bytes + new.bytes;
+                (subject(Change { old: old.value, new: new.value }), bytes)
+            }
+            // The API server decides about an update that the webhook cannot read.
+            _ => (Self::Other, 0),
+        }
+    }
+
     /// Reads the object, and returns how much memory it takes.
     fn read(hook: Hook, kind: Option<&str>, json: &str) -> (Self, usize) {
         let (fields, subject): (_, fn(Value) -> Self) = match (hook, kind) {
@@ -151,8 +176,8 @@ fn unreadable(rule: impl std::fmt::Display, advice: &str) -> Subject {
 impl Review {
     /// Decodes a body that was sent to `hook`.
     ///
-    /// Only `object` is decoded, only for the kinds that the webhook handles, and only its fields in [`fields`], so a
-    /// large `oldObject` or a long list of something else costs nothing.
+    /// Only `object`, and for an update `oldObject`, is decoded, only for the kinds that the webhook handles, and only its
+    /// fields in [`fields`], so a long list of something else costs nothing.
     pub fn decode(hook: Hook, body: &[u8]) -> Result<Self, ReviewError> {
         // serde accepts a list for a struct; the API server's decoder does not.
         if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
@@ -181,12 +206,30 @@ impl Review {
         let is_core =
             resource.group.is_none_or(|group| group.is_empty()) && resource.version.as_deref() == Some("v1");
         let kind = resource.resource.as_deref().filter(|_| is_core);
+        let change = match (hook, kind, operation.as_str()) {
+            (Hook::Volumes, Some("pods"), "UPDATE") => {
+                Some((&fields::CHANGED_POD, Subject::ChangedPod as fn(Change) -> Subject))
+            }
+            (Hook::Volumes, Some("persistentvolumes"), "UPDATE") => Some((
+                &fields::CHANGED_PERSISTENT_VOLUME,
+                Subject::ChangedPersistentVolume as fn(Change) -> Subject,
+            )),
+            (Hook::Workloads, Some("pods"), "UPDATE") => {
+                Some((&fields::CHANGED_POD, Subject::AnnotatedPod as fn(Change) -> Subject))
+            }
+            _ => None,
+        };
         let is_wanted = is_whole
             && match hook {
                 Hook::Volumes => matches!(kind, Some("pods" | "persistentvolumes")) && operation == "CREATE",
                 Hook::Workloads => kind != Some("pods") && matches!(operation.as_str(), "CREATE" | "UPDATE"),
             };
+        let texts = request.old_object.zip(request.object).map(|(old, new)| (old.get(), new.get()));
         let (subject, bytes) = match request.object {
+            _ if is_whole && change.is_some() => match (change, texts) {
+                (Some((fields, subject)), Some(texts)) => Subject::read_change(fields, texts, subject),
+                _ => (Subject::Other, 0),
+            },
             _ if !is_wanted => (Subject::Other, 0),
             Some(object) => Subject::read(hook, kind, object.get()),
             None if hook == Hook::Workloads => (Subject::Other, 0),
