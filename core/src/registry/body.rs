@@ -73,7 +73,9 @@ pub(super) async fn read(
         return Err(too_large());
     }
     let mut chunks = response.bytes_stream();
-    let mut body = BytesMut::new();
+    // Memory is used only where bytes arrive, whatever the length says.
+    let capacity = announced.and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(capacity.unwrap_or_default());
     let (mut progress, mut received) = (Instant::now(), 0);
     loop {
         let next = timeout_at(timeouts.deadline.min(progress + timeouts.idle), chunks.next());

@@ -166,18 +166,27 @@ impl Fetcher {
                 return Ok(content);
             }
         }
-        let (manifest, wanted) = (self.get_manifest(&wanted.reference).await?, wanted.clone());
-        self.blocking(move |store| wanted.interpret(manifest, store.limits())).await
+        let (manifest, permit) = self.get_manifest(&wanted.reference).await?;
+        let wanted = wanted.clone();
+        self.blocking(move |store| {
+            let content = wanted.interpret(manifest, store.limits());
+            drop(permit);
+            content
+        })
+        .await
     }
 
-    /// Downloads a manifest and stores it.
-    async fn get_manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, PullError> {
-        let manifest = {
+    /// Downloads a manifest and stores it. Also returns the permit for the memory that the manifest takes.
+    async fn get_manifest(
+        &self,
+        reference: &PinnedReference,
+    ) -> Result<(VerifiedManifest, Option<OwnedSemaphorePermit>), PullError> {
+        let (manifest, permit) = {
             let host = reference.registry().to_string();
             let limits = &self.shared.tenant_limits;
             let _request = limits.requests.acquire_many(&host, 1, &self.priority).await;
-            let _manifest = limits.manifests.acquire(&self.priority).await;
-            self.registry.manifest(reference).await
+            let permit = limits.manifests.acquire(&self.priority).await;
+            (self.registry.manifest(reference).await, permit)
         };
         let manifest =
             manifest.map_err(|source| PullError::Registry { reference: reference.clone().into(), source })?;
@@ -193,7 +202,7 @@ impl Fetcher {
             })
             .await?;
         }
-        Ok(manifest)
+        Ok((manifest, permit))
     }
 
     /// Checks with a HEAD request that the registry still serves the manifest under this reference.

@@ -33,7 +33,8 @@ pub(super) struct TenantLimits {
     pub(super) disk: TenantTurns,
     /// Requests for manifests to one host, fewer than the client sends to it.
     pub(super) requests: TenantTurns,
-    /// Manifests that arrive from all hosts, each of up to 4 MiB.
+    /// Manifests that arrive from all hosts, until they are planned. Each has up to 4 MiB, and several times that when it
+    /// is parsed.
     pub(super) manifests: TenantTurns,
     /// Stored manifests that are parsed.
     pub(super) parsing: TenantTurns,
@@ -48,7 +49,7 @@ impl Default for TenantLimits {
         Self {
             disk: TenantTurns::new(4),
             requests: TenantTurns::new(8),
-            manifests: TenantTurns::new(16),
+            manifests: TenantTurns::new(12),
             parsing: TenantTurns::new(2),
             decoder_memory: TenantTurns::new(MAX_DECODER_MEMORY),
             plans: TenantTurns::new(MAX_PLANNED_LAYERS),

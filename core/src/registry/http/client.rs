@@ -12,7 +12,7 @@ use crate::registry::hosts::HostsConfig;
 use crate::registry::proxy::Proxies;
 use crate::registry::transport::{Transport, TransportLimits};
 
-/// How many large manifests are parsed at the same time. Each can need 32 MiB while it is parsed.
+/// How many large manifests are parsed at the same time. Each can need some 30 MiB while it is parsed.
 const MAX_PARSING: usize = 2;
 
 /// Reads from registries over HTTP with one credential. Clones are cheap: they share connections, and tokens by
