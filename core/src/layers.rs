@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["display", "dns_name", "go_duration", "keys", "jitter"],
     &["artifact_name", "digest", "media_type", "patch_level", "platform"],
-    &["path", "reference", "manifest", "seal"],
+    &["path", "reference", "seal"],
+    &["entry_path"],
+    &["manifest"],
     &["pattern", "recipe"],
     &["policy", "patch", "volume_id"],
     &["volume", "credentials"],

@@ -28,6 +28,7 @@ pub mod credentials;
 pub mod digest;
 pub mod display;
 pub mod dns_name;
+pub mod entry_path;
 pub mod go_duration;
 pub mod jitter;
 pub mod keys;

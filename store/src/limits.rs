@@ -5,6 +5,8 @@ mod reserve;
 
 use std::time::Duration;
 
+use oras_csi_core::entry_path::PathLimits;
+
 pub use self::percent::{Percent, PercentError};
 pub use self::reserve::Reserve;
 
@@ -24,6 +26,12 @@ pub struct Limits {
     slow_after: Duration,
     stalled_after: Duration,
     minimum_age: Duration,
+}
+
+impl From<&Limits> for PathLimits {
+    fn from(limits: &Limits) -> Self {
+        Self { bytes: limits.path, depth: limits.depth }
+    }
 }
 
 impl Default for Limits {

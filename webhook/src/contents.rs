@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use oras_csi_core::manifest::LayerKind;
+use oras_csi_core::manifest::media::EMPTY;
+use oras_csi_core::manifest::{FileLimits, LayerKind, PlanError, known_files};
 use oras_csi_core::manifest::{Index, IndexEntry, LayerDescriptor, Manifest};
 use oras_csi_core::media_type::{MediaType, essence};
 use oras_csi_core::patch::{self, Instructions, Patch, PatchError};
@@ -29,6 +30,8 @@ pub(crate) enum Contents {
 pub(crate) struct Image {
     artifact_type: String,
     layers: Vec<LayerSummary>,
+    /// Why the driver could not mount all layers together.
+    refused: Option<PlanError>,
     /// The whole manifest of a patch or a recipe artifact, or its length where it is too long.
     instructions: Option<Result<Arc<Manifest>, usize>>,
 }
@@ -59,6 +62,8 @@ pub(crate) enum NothingToMount {
     EmptyIndex,
     #[error("is a patch, which has no files of its own")]
     Patch,
+    #[error("cannot be mounted: {0}")]
+    Refused(PlanError),
 }
 
 /// What a patch reference stands for, once it has been read.
@@ -93,7 +98,9 @@ impl Contents {
                         Err(length)
                     }
                 });
-                Self::Image(Image { artifact_type: image.kind().to_owned(), layers, instructions })
+                let refused = image.files(&[], FileLimits::default()).err();
+                let artifact_type = image.kind().to_owned();
+                Self::Image(Image { artifact_type, layers, refused, instructions })
             }
         }
     }
@@ -135,7 +142,9 @@ impl Contents {
 
 /// Returns the media type of a layer, and whether it has files.
 fn kind_of(layer: &LayerDescriptor) -> (String, bool) {
-    (essence(layer.descriptor().media_type()), layer.kind() != LayerKind::NoFiles)
+    let media_type = essence(layer.descriptor().media_type());
+    let has_files = layer.kind() != LayerKind::NoFiles || known_files::is_known(&media_type);
+    (media_type, has_files)
 }
 
 impl Image {
@@ -160,7 +169,20 @@ impl Image {
             let found = listed(self.layers.iter().map(|kind| kind.media_type.as_str()));
             return Err(NothingToMount::NoMatch { requested, found });
         }
-        if selected.any(|kind| kind.has_files) { Ok(()) } else { Err(NothingToMount::NoName) }
+        if !selected.any(|kind| kind.has_files) {
+            return Err(NothingToMount::NoName);
+        }
+        match &self.refused {
+            // The problem may be in layers that are not requested. The node looks at those that are.
+            Some(error) if requested.is_empty() => Err(NothingToMount::Refused(error.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the types of the layers that have no file name, beside others that have one. They are not mounted.
+    pub(crate) fn unnamed(&self, requested: &[MediaType]) -> Vec<String> {
+        let unnamed = self.selected(requested).filter(|kind| !kind.has_files && kind.media_type != EMPTY);
+        unnamed.map(|kind| kind.media_type.clone()).collect()
     }
 
     /// Returns the types and sizes that policies check. Layers without files count too: another client of the same

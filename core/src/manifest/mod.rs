@@ -11,6 +11,8 @@
 mod descriptor;
 mod error;
 mod fields;
+pub mod files;
+pub mod known_files;
 pub mod layer_kind;
 pub mod media;
 mod strict_json;
@@ -30,6 +32,7 @@ use crate::platform::Platform;
 
 pub use self::descriptor::Descriptor;
 pub use self::error::{ManifestError, SelectError};
+pub use self::files::{FileContent, FileLimits, LayerFiles, PlanError};
 pub use self::layer_kind::LayerKind;
 pub use self::verified::VerifiedManifest;
 

@@ -14,10 +14,10 @@ use super::policy::PolicyChecks;
 use super::revision::{NewPin, TagPins};
 use super::services::Services;
 use super::set_volume::{SetPin, SetVolume};
-use crate::denial::{At, Code, Denial};
+use crate::denial::{At, Code, Denial, listed};
 use crate::intent::{AppliedPatch, Named, Origin, UnpinnedRecipe, VolumeTarget};
 use crate::patch::PlannedSecret;
-use crate::resolve::Requirements;
+use crate::resolve::{Requirements, Resolution};
 
 /// How many references of one volume, and how many volumes of one pod, are resolved at once.
 const LOOKUPS_AT_ONCE: usize = 8;
@@ -50,6 +50,8 @@ struct ResolvedLayer<'a> {
     digest: Digest,
     /// The source of the credential that was accepted.
     source: Source,
+    /// The types of its layers that are not mounted, because they have no file name.
+    unnamed: Vec<String>,
 }
 
 /// The Secret that the driver needs for a volume.
@@ -165,7 +167,14 @@ impl Pinner<'_> {
                 new_pins.push(NewPin { reference, digest, origin });
             }
         }
-        for (step, ResolvedLayer { reference, origin, digest, .. }) in found.iter().enumerate() {
+        for (step, ResolvedLayer { reference, origin, digest, unnamed, .. }) in found.iter().enumerate() {
+            if !unnamed.is_empty() {
+                warnings.push(format!(
+                    "{}: {reference} has layers that are not mounted, because they have no file name (org.opencontainers.image.title): {}",
+                    origin.at(),
+                    listed(unnamed.iter().map(String::as_str))
+                ));
+            }
             lines.push(if recipe.is_from_canonical {
                 annotation.line(&target.name, step, &reference.pin(digest.clone()))
             } else {
@@ -275,7 +284,13 @@ impl Pinner<'_> {
                     media_types: layer.media_types(),
                 };
                 let reference = layer.reference();
-                let layer_of = |(digest, source)| ResolvedLayer { reference, origin, digest, source };
+                let layer_of = |Resolution { digest, source, unnamed }| ResolvedLayer {
+                    reference,
+                    origin,
+                    digest,
+                    source,
+                    unnamed,
+                };
                 let Some(digest) = self.pins.get(reference) else {
                     let found = resolver.resolve(reference, keyring, requirements, deadline).await;
                     return found.map(layer_of).map_err(|failure| failure.denial(origin.at(), reference));

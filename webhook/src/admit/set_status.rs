@@ -149,7 +149,7 @@ impl SetResolution<'_> {
                 };
                 let reference = layer.reference();
                 let found = resolver.resolve(reference, keyring, requirements, deadline).await;
-                let (digest, _) = found.map_err(|failure| failure.denial(origin.at(), reference))?;
+                let digest = found.map_err(|failure| failure.denial(origin.at(), reference))?.digest;
                 let line = line(reference, &digest);
                 Ok((digest, line))
             })

@@ -11,5 +11,5 @@ mod patches;
 mod resolver;
 mod settings;
 
-pub(crate) use resolver::{Requirements, Resolver};
+pub(crate) use resolver::{Requirements, Resolution, Resolver};
 pub use settings::ResolverSettings;

@@ -23,9 +23,11 @@ use tokio::time::Instant as Deadline;
 use super::backpressure::Backpressure;
 use super::failure::{Failure, MAX_CANDIDATES};
 use super::settings::ResolverSettings;
-use crate::contents::{Contents, NothingToMount};
+use crate::contents::{Contents, Image, NothingToMount};
 use crate::metrics::{CacheOutcome, Metrics};
 
+/// Manifests of at most this size are read at once, on the thread of the lookup.
+const MAX_READ_INLINE: usize = 64 << 10;
 /// How many bytes of recipe artifacts are cached.
 const MAX_RECIPE_BYTES: u64 = 4 << 20;
 
@@ -75,6 +77,16 @@ pub(crate) struct Requirements<'a> {
     pub(crate) media_types: &'a [MediaType],
 }
 
+/// The answer for a reference.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolution {
+    pub(crate) digest: Digest,
+    /// The source of the credential that was accepted.
+    pub(crate) source: Source,
+    /// The types of layers that have no file name and are not mounted, beside others that have one.
+    pub(crate) unnamed: Vec<String>,
+}
+
 /// Resolves references. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Resolver {
@@ -116,8 +128,7 @@ impl Resolver {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Resolves a reference. Returns its digest and the source of the accepted credential, after checking that the
-    /// artifact has something to mount.
+    /// Resolves a reference, and checks that the artifact has something to mount.
     ///
     /// A digest in the reference takes precedence over a tag beside it, which is then not looked up.
     pub(crate) async fn resolve(
@@ -126,16 +137,17 @@ impl Resolver {
         keyring: &Keyring,
         requirements: Requirements<'_>,
         deadline: Deadline,
-    ) -> Result<(Digest, Source), Failure> {
-        self.try_each_credential(reference, keyring, deadline, |view| async move {
+    ) -> Result<Resolution, Failure> {
+        let found = self.try_each_credential(reference, keyring, deadline, |view| async move {
             let digest = match reference.digest() {
                 Some(digest) => digest.clone(),
                 None => view.digest_of_tag(reference, requirements.bypass_cache, deadline).await?,
             };
-            view.check_contents(&reference.pin(digest.clone()), requirements, deadline).await?;
-            Ok(digest)
-        })
-        .await
+            let unnamed = view.check_contents(&reference.pin(digest.clone()), requirements, deadline).await?;
+            Ok((digest, unnamed))
+        });
+        let ((digest, unnamed), source) = found.await?;
+        Ok(Resolution { digest, source, unnamed })
     }
 
     /// Sends a request with each credential until the registry accepts one.
@@ -253,15 +265,17 @@ impl CredentialView {
         .await
     }
 
+    /// Checks that there is something to mount. Returns the types of the layers that are not mounted, because they have no
+    /// file name.
     async fn check_contents(
         &self,
         pinned: &PinnedReference,
         requirements: Requirements<'_>,
         deadline: Deadline,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<String>, Failure> {
         let contents = self.contents(pinned, deadline).await?;
         match contents.as_ref() {
-            Contents::Image(image) => image.check(requirements.media_types).map_err(Failure::NothingToMount),
+            Contents::Image(image) => check(image, requirements),
             Contents::Index(index) => match requirements.platform {
                 Some(platform) => {
                     let entry = index.select(platform).map_err(Failure::Platform)?;
@@ -281,14 +295,14 @@ impl CredentialView {
         index: &Index,
         requirements: Requirements<'_>,
         deadline: Deadline,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<String>, Failure> {
         // The order does not depend on the machine, so that a lock file of `oras-csi render` is complete on any other.
         let likeliest = index.select(&Platform::normalized(NODES_OS, "amd64", None)).ok().into_iter();
         let mut failure = Failure::NothingToMount(NothingToMount::EmptyIndex);
         for entry in likeliest.chain(index.entries().iter().take(MAX_PLATFORMS)) {
             let candidate = pinned.with_digest(entry.descriptor().digest().clone());
             match self.check_image(&candidate, requirements, deadline).await {
-                Ok(()) => return Ok(()),
+                Ok(unnamed) => return Ok(unnamed),
                 // A mirror may lack the manifests of some platforms.
                 Err(Failure::Registry(error)) if error.kind() == RegistryErrorKind::NotFound => {
                     failure = Failure::Registry(error);
@@ -305,12 +319,17 @@ impl CredentialView {
         pinned: &PinnedReference,
         requirements: Requirements<'_>,
         deadline: Deadline,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<String>, Failure> {
         match self.contents(pinned, deadline).await?.as_ref() {
-            Contents::Image(image) => image.check(requirements.media_types).map_err(Failure::NothingToMount),
+            Contents::Image(image) => check(image, requirements),
             Contents::Index(_) => Err(Failure::NothingToMount(NothingToMount::NestedIndex)),
         }
     }
+}
+
+fn check(image: &Image, requirements: Requirements<'_>) -> Result<Vec<String>, Failure> {
+    image.check(requirements.media_types).map_err(Failure::NothingToMount)?;
+    Ok(image.unnamed(requirements.media_types))
 }
 
 impl Resolver {
@@ -396,7 +415,17 @@ impl Shared {
     ) -> Result<Arc<Contents>, RegistryError> {
         let lookup = registry.manifest(pinned);
         let document = self.bounded(pinned.registry(), &pinned.name(), lookup).await?;
-        Ok(Arc::new(Contents::of(document.manifest(), document.bytes().len())))
+        let length = document.bytes().len();
+        if length <= MAX_READ_INLINE {
+            return Ok(Arc::new(Contents::of(document.manifest(), length)));
+        }
+        // Thousands of layers take milliseconds, which other reviews must not wait for.
+        let read = tokio::task::spawn_blocking(move || Contents::of(document.manifest(), length));
+        let contents = read.await.map_err(|error| RegistryError::Invalid {
+            at: Printable::new(&pinned.to_string()),
+            words: Printable::new(&format!("reading the manifest stopped: {error}")),
+        })?;
+        Ok(Arc::new(contents))
     }
 
     /// Limits the time of a lookup, also when no request waits for it any more.

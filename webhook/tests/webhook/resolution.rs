@@ -292,6 +292,12 @@ async fn the_first_failure_in_the_order_of_the_steps_is_reported() {
 #[case::no_match(&[("x/y", Some("f"))], &[("media-types", "x/z")], Some("(x/z); it has x/y"))]
 #[case::match_unnamed(&[("x/y", None), ("x/z", Some("f"))], &[("media-types", "x/y")], Some("has nothing to mount"))]
 #[case::tar(&[("application/vnd.oci.image.layer.v1.tar+gzip", None)], &[], None)]
+#[case::a_known_type(&[("application/vnd.docker.ai.gguf.v3", None)], &[], None)]
+#[case::a_title_that_leaves(&[("x/y", Some("../f"))], &[], Some("cannot be mounted: the title of layer 1 is invalid"))]
+#[case::an_absolute_title(&[("x/y", Some("/f"))], &[], Some("is absolute"))]
+#[case::a_control_character(&[("x/y", Some("f\u{7}"))], &[], Some("control character"))]
+#[case::a_file_and_a_directory(&[("x/y", Some("a")), ("x/y", Some("a/b"))], &[], Some("is a directory in another"))]
+#[case::a_problem_that_is_not_chosen(&[("x/y", Some("../f")), ("x/z", Some("f"))], &[("media-types", "x/z")], None)]
 #[case::chosen(&[("x/y", None), ("x/z", Some("f"))], &[("media-types", "x/z")], None)]
 #[tokio::test]
 async fn an_artifact_without_files_is_denied(
@@ -311,6 +317,28 @@ async fn an_artifact_without_files_is_denied(
         }
         (other, _) => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn layers_without_a_name_beside_others_give_a_warning() {
+    let bench = Bench::new();
+    let empty = "application/vnd.oci.empty.v1+json";
+    bench
+        .registry
+        .tag("r.io/a:1", &manifest(&[("x/y", Some("f")), ("x/gguf", None), ("x/z", None), (empty, None)]));
+    let unnamed = async |annotations: &[(&str, &str)]| {
+        let outcome = bench.admit(&pod(annotations)).await.unwrap();
+        let warnings = outcome.warnings().iter();
+        warnings.filter(|warning| warning.contains("are not mounted")).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        unnamed(&[("artifact", "r.io/a:1")]).await,
+        [
+            "annotation oras.land/artifact: r.io/a:1 has layers that are not mounted, because they have no file name \
+          (org.opencontainers.image.title): x/gguf, x/z"
+        ]
+    );
+    assert_eq!(unnamed(&[("artifact", "r.io/a:1"), ("media-types", "x/y")]).await, [""; 0]);
 }
 
 #[tokio::test]
