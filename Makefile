@@ -34,6 +34,8 @@ TEST_TARGETS := $(notdir $(patsubst %/main.rs,%,$(wildcard */tests/*/main.rs)) \
 UNIT := $(filter-out $(SERIAL) $(INTEGRATION),$(TEST_TARGETS))
 # Integration tests mostly wait for other processes, so more of them run at once than there are cores.
 INTEGRATION_THREADS ?= 4
+# Many unit tests wait for timers, or for threads that write.
+UNIT_THREADS ?= 3
 # Always all packages: a package alone would enable fewer features of its dependencies, and build these again.
 CARGO_TEST := cargo test $(LOCKED) --workspace
 
@@ -66,7 +68,7 @@ test-unit:
 	$(STAGE) "unit: unused dependencies" $(TESTBED)/machete
 	RUSTDOCFLAGS="-D warnings" $(STAGE) "unit: documentation" cargo doc $(LOCKED) --workspace --no-deps --document-private-items
 	$(STAGE) "unit: build" $(CARGO_TEST) --no-run --lib --bins $(addprefix --test ,$(UNIT))
-	$(STAGE) "unit: tests" $(CARGO_TEST) --no-fail-fast --lib --bins $(addprefix --test ,$(UNIT))
+	RUST_TEST_THREADS=$(UNIT_THREADS) $(STAGE) "unit: tests" $(CARGO_TEST) --no-fail-fast --lib --bins $(addprefix --test ,$(UNIT))
 	$(STAGE) "unit: doctests" $(CARGO_TEST) --no-fail-fast --doc
 
 # Built first and run offline, so that no server waits for a build.

@@ -287,8 +287,11 @@ impl Index {
 impl Index {
     /// Returns every entry that [`Self::select`] can select for a platform of that operating system.
     pub fn candidates<'a>(&'a self, os: &'a str) -> impl Iterator<Item = &'a IndexEntry> {
-        self.entries.iter().filter(move |entry| {
-            entry.platform.as_ref().is_none_or(|platform| platform.os.eq_ignore_ascii_case(os))
+        let without_platform = self.entries.iter().filter(|entry| entry.platform.is_none()).count();
+        self.entries.iter().filter(move |entry| match &entry.platform {
+            // Of several, none is selected.
+            None => without_platform == 1,
+            Some(platform) => platform.os.eq_ignore_ascii_case(os) && platform.states_architecture(),
         })
     }
 }
@@ -321,8 +324,9 @@ impl IndexEntry {
             Some(Value::Object(map)) => {
                 let platform = Object::new(object.path_of("platform"), map)?;
                 Some(EntryPlatform {
-                    os: platform.required("os")?,
-                    architecture: platform.required("architecture")?,
+                    // Some tools write no value, for example for attestations. Such an entry fits no node.
+                    os: platform.text("os")?.unwrap_or_default(),
+                    architecture: platform.text("architecture")?.unwrap_or_default(),
                     variant: platform.text("variant")?.filter(|variant| !variant.is_empty()),
                 })
             }
@@ -334,6 +338,10 @@ impl IndexEntry {
 }
 
 impl EntryPlatform {
+    fn states_architecture(&self) -> bool {
+        !self.architecture.is_empty() && !self.architecture.eq_ignore_ascii_case("unknown")
+    }
+
     /// Returns the operating system.
     pub fn os(&self) -> &str {
         &self.os
@@ -352,7 +360,8 @@ impl EntryPlatform {
 
 impl fmt::Display for EntryPlatform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", Printable::new(&self.os), Printable::new(&self.architecture))?;
+        let show = |text: &str| Printable::new(if text.is_empty() { "?" } else { text });
+        write!(f, "{}/{}", show(&self.os), show(&self.architecture))?;
         self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{}", Printable::new(variant)))
     }
 }

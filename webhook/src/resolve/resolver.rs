@@ -297,9 +297,16 @@ impl CredentialView {
         deadline: Deadline,
     ) -> Result<Vec<String>, Failure> {
         // The order does not depend on the machine, so that a lock file of `oras-csi render` is complete on any other.
-        let likeliest = index.select(&Platform::normalized(NODES_OS, "amd64", None)).ok().into_iter();
-        let mut failure = Failure::NothingToMount(NothingToMount::EmptyIndex);
-        for entry in likeliest.chain(index.entries().iter().take(MAX_PLATFORMS)) {
+        let likeliest = index.select(&Platform::normalized(NODES_OS, "amd64", None));
+        let mut failure = match &likeliest {
+            _ if index.entries().is_empty() => Failure::NothingToMount(NothingToMount::EmptyIndex),
+            Err(error) if index.candidates(NODES_OS).next().is_none() => {
+                return Err(Failure::Platform(error.clone()));
+            }
+            _ => Failure::NothingToMount(NothingToMount::NoName),
+        };
+        let candidates = index.candidates(NODES_OS).take(MAX_PLATFORMS);
+        for entry in likeliest.ok().into_iter().chain(candidates) {
             let candidate = pinned.with_digest(entry.descriptor().digest().clone());
             match self.check_image(&candidate, requirements, deadline).await {
                 Ok(unnamed) => return Ok(unnamed),

@@ -319,6 +319,41 @@ async fn an_artifact_without_files_is_denied(
     }
 }
 
+/// Tools write entries for attestations and for other purposes, which fit no node.
+#[rstest]
+#[case::beside_an_empty_platform(&[json!({}), json!({"os": "linux", "architecture": "amd64"})], None)]
+#[case::beside_half_a_platform(
+    &[json!({"architecture": "amd64"}), json!({"os": "", "architecture": ""}), json!({"os": "linux", "architecture": "arm64"})],
+    None
+)]
+#[case::one_without_a_platform(&[json!(null), json!({})], None)]
+#[case::several_without_a_platform(&[json!(null), json!(null)], Some("2 manifests that state no platform"))]
+#[case::unknown(&[json!({"os": "unknown", "architecture": "unknown"})], Some("it has: unknown/unknown"))]
+#[case::only_an_empty_platform(&[json!({})], Some("it has: ?/?"))]
+#[case::another_operating_system(&[json!({"os": "windows", "architecture": "amd64"})], Some("it has: windows/amd64"))]
+#[tokio::test]
+async fn an_index_that_no_node_can_select_from_is_denied(
+    #[case] platforms: &[Value],
+    #[case] words: Option<&str>,
+) {
+    let bench = Bench::new();
+    let good = bench.registry.store(&manifest(&[("x/y", Some("f"))]));
+    let mut index = index(&[]);
+    index["manifests"] = platforms
+        .iter()
+        .map(|platform| {
+            json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": good.to_string(),
+            "size": manifest(&[("x/y", Some("f"))]).to_string().len(), "platform": platform})
+        })
+        .collect();
+    bench.registry.tag("r.io/a:1", &index);
+    match (bench.admit(&one("r.io/a:1")).await, words) {
+        (Ok(_), None) => {}
+        (Err(denial), Some(words)) => assert!(denial.message().contains(words), "{denial}"),
+        (other, _) => panic!("{platforms:?}: {other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn layers_without_a_name_beside_others_give_a_warning() {
     let bench = Bench::new();
