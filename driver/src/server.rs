@@ -19,7 +19,7 @@ use oras_csi_core::registry::{Keyring, Registry};
 use oras_csi_store::gc::{self, Watermarks};
 use oras_csi_store::pull::{Fetcher, Pulls};
 use oras_csi_store::scrub::{self, Schedule};
-use oras_csi_store::{ErrorClass, Store, StoreError};
+use oras_csi_store::{ErrorClass, SelinuxLabel, Store, StoreError, has_labels};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -188,6 +188,18 @@ struct Prepared {
     preload: Option<Preload>,
 }
 
+/// Gives the store its SELinux label: the one that was set, or where the files of the node have labels, the one that
+/// containers can read.
+fn labelled(store: Store, settings: &Settings) -> Result<Store, StoreError> {
+    let label = settings.selinux_label().cloned();
+    let is_set = label.is_some();
+    let label = label.or_else(|| has_labels(store.path()).then(SelinuxLabel::for_containers));
+    Ok(match label {
+        Some(label) => store.with_selinux_label(label, is_set)?,
+        None => store,
+    })
+}
+
 /// Opens the store, mounts its read-only view, and takes over the volumes of earlier runs. Blocks the thread.
 fn prepare(
     settings: &Settings,
@@ -195,7 +207,7 @@ fn prepare(
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Result<Prepared, RunError> {
-    let store = Store::open(settings.store(), *settings.limits())?
+    let store = labelled(Store::open(settings.store(), *settings.limits())?, settings)?
         .with_observer(Arc::new(metrics.clone()))
         .with_garbage_collection(Arc::new(NodeRoots));
     let store = Arc::new(store);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use oras_csi_core::credentials::Administrator;
 use oras_csi_core::keys::DRIVER;
-use oras_csi_store::Limits;
 use oras_csi_store::gc::Watermarks;
 use oras_csi_store::scrub::Schedule;
+use oras_csi_store::{Limits, SelinuxLabel};
 
 use crate::preload::ClusterSets;
 use crate::publish::{AuthorizationGrace, PublishWait, Seals};
@@ -30,6 +30,7 @@ pub struct Settings {
     watermarks: Watermarks,
     scrubbing: Schedule,
     cluster_sets: Option<ClusterSets>,
+    selinux_label: Option<SelinuxLabel>,
 }
 
 impl Settings {
@@ -60,6 +61,7 @@ impl Settings {
             watermarks: Watermarks::default(),
             scrubbing: Schedule::default(),
             cluster_sets: None,
+            selinux_label: None,
         }
     }
 
@@ -82,6 +84,19 @@ impl Settings {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// Sets the SELinux label of the store. Without one, the store gets the label that containers can read where the
+    /// files of the node have labels.
+    #[must_use]
+    pub fn with_selinux_label(mut self, label: Option<SelinuxLabel>) -> Self {
+        self.selinux_label = label;
+        self
+    }
+
+    /// Returns the SELinux label of the store, if one was set.
+    pub fn selinux_label(&self) -> Option<&SelinuxLabel> {
+        self.selinux_label.as_ref()
     }
 
     /// Sets how long a publish waits for a pull before it reports the progress.

@@ -110,6 +110,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
                 .with_inode_reserve(arguments.storage.inode_reserve()),
         )
         .with_authorization_grace(Duration::from_secs(arguments.rights_grace))
+        .with_selinux_label(arguments.storage.selinux_label())
         .with_watermarks(arguments.storage.watermarks()?)
         .with_scrubbing(arguments.storage.scrub_schedule()?)
         .with_administrator(arguments.registries.service_credentials()?)

@@ -6,6 +6,7 @@ use clap::Args;
 use oras_csi_core::policy::ByteSize;
 use oras_csi_store::Percent;
 use oras_csi_store::Reserve;
+use oras_csi_store::SelinuxLabel;
 use oras_csi_store::gc::Watermarks;
 use oras_csi_store::scrub::Schedule;
 
@@ -43,6 +44,10 @@ pub(crate) struct StorageOptions {
     /// Maximum bytes that the scrub reads per second, for example 20Mi.
     #[arg(long, value_name = "BYTES", default_value = "20Mi")]
     scrub_rate: ByteSize,
+    /// SELinux label of the store and of every file in it, for example system_u:object_r:container_file_t:s0. By default
+    /// the folders of the store get this label where the files of the node have labels, and the kernel passes it on.
+    #[arg(long, value_name = "LABEL")]
+    selinux_label: Option<SelinuxLabel>,
 }
 
 impl StorageOptions {
@@ -59,6 +64,11 @@ impl StorageOptions {
             .with_marks(high, low)
             .with_minimum_age(Duration::from_secs(self.gc_minimum_age))
             .with_max_bytes(self.store_max_bytes.as_ref().map(ByteSize::bytes)))
+    }
+
+    /// Returns the SELinux label of the store.
+    pub(crate) fn selinux_label(&self) -> Option<SelinuxLabel> {
+        self.selinux_label.clone()
     }
 
     /// Returns the space that must stay free.

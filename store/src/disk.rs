@@ -10,6 +10,7 @@ pub(crate) mod files;
 pub(crate) mod folders;
 pub(crate) mod reader;
 pub(crate) mod reservations;
+pub(crate) mod selinux;
 mod totals;
 mod usage;
 pub(crate) mod walk;

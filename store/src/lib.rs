@@ -35,6 +35,7 @@ pub use self::content::{
     BlobReader, HeldBlob, HeldEntry, HeldLayer, HeldTree, Inventory, State, StreamFault, TreeContent,
     Verdict, verify_blob, verify_layer, verify_tree,
 };
+pub use self::disk::selinux::{SelinuxLabel, SelinuxLabelError, has_labels};
 pub use self::disk::{DiskError, EntryPath, NameError, Pace, Totals, Unpaced, Usage};
 pub use self::error_class::{ErrorClass, PullErrorKind};
 pub use self::layout::format::StoreError;

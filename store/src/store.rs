@@ -94,6 +94,7 @@ use rustix::io::Errno;
 
 use crate::disk::folders::{TmpNames, make_private_folder};
 use crate::disk::reservations::{Reservation, Reservations};
+use crate::disk::selinux::SelinuxLabel;
 use crate::disk::{DiskError, DiskSpace, Usage, boot_id};
 use crate::layout::format::{self, StoreError};
 use crate::layout::{Item, Layout};
@@ -126,6 +127,8 @@ pub struct Store {
     durability: Durability,
     provenance: Provenance,
     reservations: Reservations,
+    /// The label that each new file gets, where the kernel does not pass on the label of its folder.
+    label: Option<SelinuxLabel>,
     observer: Arc<dyn StoreObserver>,
     roots: Option<Arc<dyn GcRoots>>,
     reclaim_space: Option<SpaceReclaimer>,
@@ -161,6 +164,7 @@ impl Store {
             durability,
             provenance: Provenance::open(&layout),
             reservations: Reservations::default(),
+            label: None,
             observer: Arc::new(NoObserver),
             roots: None,
             reclaim_space: None,
@@ -187,6 +191,26 @@ impl Store {
     pub fn with_observer(mut self, observer: Arc<dyn StoreObserver>) -> Self {
         self.observer = observer;
         self
+    }
+
+    /// Returns the store with an SELinux label on its folders and on everything in them. With `on_each_file`, each new
+    /// file gets it as well; without, the kernel passes it on.
+    pub fn with_selinux_label(mut self, label: SelinuxLabel, on_each_file: bool) -> Result<Self, DiskError> {
+        if !label.is_of(&self.path) {
+            tracing::info!(path = %self.path.display(), %label, "setting the SELinux label of the store");
+            label.set_all(&self.path)?;
+        }
+        self.label = Some(label).filter(|_| on_each_file);
+        Ok(self)
+    }
+
+    /// Sets the label of a new file or folder, with everything beneath it.
+    fn label(&self, path: &Path) -> Result<(), DiskError> {
+        match &self.label {
+            Some(label) if path.is_dir() => label.set_all(path),
+            Some(label) => label.set(path),
+            None => Ok(()),
+        }
     }
 
     /// Returns the store with `roots`, which lists the trees in use, and `reclaim`, which deletes unused

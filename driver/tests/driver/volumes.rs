@@ -22,8 +22,8 @@ use oras_csi_store::{HeldBlob, HeldLayer, HeldTree, Inventory, Layout, Usage};
 use tonic::Code;
 
 use crate::calls::{Running, connect, mounts, request, request_for};
-use crate::namespace::{entered, entered_with_locked_flags};
-use crate::registry::{Artifact, FakeRegistry, add, recipe};
+use crate::namespace::{entered, entered_as_root, entered_with_locked_flags};
+use crate::registry::{Artifact, FakeRegistry, NOISE_SEED, add, noise, recipe};
 
 #[tokio::test]
 async fn a_volume_is_published_and_unpublished() {
@@ -438,5 +438,58 @@ async fn several_artifacts_are_one_mount() {
     assert_eq!(fs::read(target.join("app.jar")).unwrap(), b"one");
     assert_eq!(fs::read(target.join("tokenizer/app.jar")).unwrap(), b"two");
     assert_eq!(mounts(&target).len(), 1);
+    driver.stop().await.unwrap();
+}
+
+fn label(path: &Path) -> String {
+    let mut found = [0; 256];
+    let length = rustix::fs::lgetxattr(path, "security.selinux", &mut found[..]);
+    length.map_or_else(
+        |errno| errno.to_string(),
+        |length| String::from_utf8_lossy(&found[..length]).into_owned(),
+    )
+}
+
+/// The kernel of the test has no SELinux, so it does not pass on the label of a folder.
+#[tokio::test]
+async fn every_file_of_the_store_has_the_selinux_label_that_was_set() {
+    const LABEL: &str = "system_u:object_r:container_file_t:s0";
+    if !entered_as_root("volumes::every_file_of_the_store_has_the_selinux_label_that_was_set") {
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    // What an earlier version left has no label.
+    let driver = Running::start_with(folder.clone(), FakeRegistry::new(), |settings| settings).await;
+    let before = driver.artifact(b"before");
+    let target = driver.target("before");
+    driver.publish(request("csi-before", &target, &before)).await.unwrap();
+    let registry = driver.registry.clone();
+    driver.stop().await.unwrap();
+
+    let driver = Running::start_with(folder, registry, |settings| {
+        settings.with_selinux_label(Some(LABEL.parse().unwrap()))
+    })
+    .await;
+    let large = noise(NOISE_SEED, 17 << 20);
+    let digest = Artifact::new(&driver.registry)
+        .file("file", b"content")
+        .file("large", &large)
+        .directory("d", &[("below", b"content")])
+        .push();
+    let after = driver.target("after");
+    driver.publish(request("csi-after", &after, &digest)).await.unwrap();
+    for path in [
+        "before/mount/app.jar",
+        "after/mount/file",
+        "after/mount/large",
+        "after/mount/d",
+        "after/mount/d/below",
+    ] {
+        let path = target.parent().unwrap().parent().unwrap().join(path);
+        assert_eq!(label(&path), LABEL, "{}", path.display());
+    }
+    for path in ["", "trees", "blobs/sha256", "tmp"] {
+        assert_eq!(label(&driver.store().join(path)), LABEL, "{path}");
+    }
     driver.stop().await.unwrap();
 }

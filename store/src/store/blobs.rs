@@ -107,6 +107,7 @@ impl Store {
         let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
         rustix::fs::fchmod(&unfinished.file, mode)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
+        self.label(&unfinished.path())?;
         unfinished.rename(&path)
     }
 }

@@ -158,6 +158,7 @@ impl Store {
         let path = self.layout.blob(digest);
         rustix::fs::fchmod(&partial.file, Mode::RUSR | Mode::RGRP | Mode::ROTH)
             .map_err(|errno| DiskError::new("set the mode of", &path, errno))?;
+        self.label(&partial.path)?;
         // A download of the same blob from another registry may have finished first and deleted this one.
         match std::fs::rename(&partial.path, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {}

@@ -326,6 +326,7 @@ impl Staging<'_> {
         let file = self.folder.path.join(description);
         let text = description::to_text(content).map_err(|error| DiskError::new("describe", &file, error))?;
         std::fs::write(&file, text).map_err(|error| DiskError::new("write", &file, error))?;
+        self.store.label(&self.folder.path)?;
         // Without a durable mark the content must be synced before it becomes visible.
         if !self.store.durability.record_rename(item) {
             self.store.sync()?;
