@@ -57,12 +57,20 @@ pub enum RegistryError {
         /// The registry's message.
         words: Printable,
     },
-    /// No connection: DNS, network or TLS failed, or the connection broke.
+    /// No connection: DNS, the network or the TLS handshake failed, or the connection broke.
     #[error("{at}: {words}")]
     Unreachable {
         /// The request.
         at: Printable,
         /// The cause.
+        words: Printable,
+    },
+    /// The client does not accept the server's TLS certificate, or the server wants another certificate of the client.
+    #[error("{at}: {words}")]
+    Certificate {
+        /// The request.
+        at: Printable,
+        /// What is wrong with the certificate, and what to do.
         words: Printable,
     },
     /// The connection was open, but nothing arrived in time.
@@ -132,6 +140,8 @@ pub enum RegistryErrorKind {
     Unavailable,
     /// [`RegistryError::Unreachable`]
     Unreachable,
+    /// [`RegistryError::Certificate`]
+    Certificate,
     /// [`RegistryError::Stalled`]
     Stalled,
     /// [`RegistryError::Untruthful`]
@@ -161,6 +171,7 @@ impl RegistryErrorKind {
             Self::RateLimited => "rate_limited",
             Self::Unavailable => "unavailable",
             Self::Unreachable => "unreachable",
+            Self::Certificate => "certificate",
             Self::Stalled => "stalled",
             Self::Untruthful => "untruthful",
             Self::TooLarge => "too_large",
@@ -180,6 +191,7 @@ impl RegistryError {
             Self::RateLimited { .. } => RegistryErrorKind::RateLimited,
             Self::Unavailable { .. } => RegistryErrorKind::Unavailable,
             Self::Unreachable { .. } => RegistryErrorKind::Unreachable,
+            Self::Certificate { .. } => RegistryErrorKind::Certificate,
             Self::Stalled { .. } => RegistryErrorKind::Stalled,
             Self::Untruthful { .. } => RegistryErrorKind::Untruthful,
             Self::TooLarge { .. } => RegistryErrorKind::TooLarge,
@@ -216,6 +228,7 @@ impl RegistryError {
             | Self::RateLimited { at, words, .. }
             | Self::Unavailable { at, words, .. }
             | Self::Unreachable { at, words }
+            | Self::Certificate { at, words }
             | Self::Untruthful { at, words }
             | Self::Invalid { at, words }
             | Self::Misconfigured { at, words }

@@ -53,6 +53,10 @@ impl RequestLabel {
         RegistryError::Unreachable { at: self.text(), words: words.into() }
     }
 
+    pub(super) fn certificate(&self, words: impl Into<Printable>) -> RegistryError {
+        RegistryError::Certificate { at: self.text(), words: words.into() }
+    }
+
     pub(super) fn stalled(&self, what: impl Into<Printable>, after: Duration) -> RegistryError {
         RegistryError::Stalled { at: self.text(), what: what.into(), after }
     }

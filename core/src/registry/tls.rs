@@ -1,18 +1,22 @@
 //! The TLS configuration of an endpoint.
 //!
 //! The root certificates are the system's and those of the endpoint's `ca`, as in containerd. A static binary in an
-//! empty image has no system roots. That is an error only for an https address whose endpoint has no `ca` either.
+//! empty image has no system roots. That is an error only for an https address whose endpoint has no `ca` either. A
+//! server may also present a certificate of `ca` itself.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
+};
 
 use super::hosts::{Pem, TlsFiles};
 
@@ -50,12 +54,17 @@ pub(super) fn configure(files: &TlsFiles, role: PeerRole) -> Result<Tls, TlsErro
         .map_err(setup)?;
     let is_endpoint = role == PeerRole::Endpoint;
     let skip_verify = files.skip_verify && is_endpoint;
-    let roots = roots(&files.ca)?;
+    let named = named_certificates(&files.ca)?;
+    let roots = roots(&named)?;
     let can_verify = skip_verify || !roots.is_empty();
     let builder = if skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(SkipVerification(provider.clone())))
-    } else {
+    } else if roots.is_empty() {
         builder.with_root_certificates(roots)
+    } else {
+        let named = named.into_iter().map(|(_, certificate)| certificate).collect();
+        let verifier = Verification::new(roots, named, provider.clone())?;
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
     };
     let mut config = if files.client.is_empty() || !is_endpoint {
         builder.with_no_client_auth()
@@ -123,18 +132,27 @@ pub(super) fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, Tl
     }
 }
 
-fn roots(ca_files: &[Pem]) -> Result<Arc<RootCertStore>, TlsError> {
+/// A certificate of `ca`, and the file that it is in.
+type NamedCertificate = (PathBuf, CertificateDer<'static>);
+
+fn named_certificates(ca_files: &[Pem]) -> Result<Vec<NamedCertificate>, TlsError> {
+    let mut named = Vec::new();
+    for pem in ca_files {
+        named.extend(certificates(pem)?.into_iter().map(|certificate| (pem.path.clone(), certificate)));
+    }
+    Ok(named)
+}
+
+fn roots(named: &[NamedCertificate]) -> Result<Arc<RootCertStore>, TlsError> {
     let system = system_roots();
-    if ca_files.is_empty() {
+    if named.is_empty() {
         return Ok(system);
     }
     let mut roots = RootCertStore::clone(&system);
-    for pem in ca_files {
-        for certificate in certificates(pem)? {
-            roots
-                .add(certificate)
-                .map_err(|error| TlsError::File { path: pem.path.clone(), problem: error.to_string() })?;
-        }
+    for (path, certificate) in named {
+        roots
+            .add(certificate.clone())
+            .map_err(|error| TlsError::File { path: path.clone(), problem: error.to_string() })?;
     }
     Ok(Arc::new(roots))
 }
@@ -159,6 +177,82 @@ pub(super) fn system_roots() -> Arc<RootCertStore> {
         return roots;
     }
     SYSTEM.get_or_init(|| roots).clone()
+}
+
+/// Verifies a server's certificate with the root certificates. Also accepts a certificate that is byte for byte one of
+/// `ca`, as Go programs do: `openssl req -x509` makes a self-signed certificate that is one of an authority (CA:TRUE),
+/// which webpki does not accept from a server.
+#[derive(Debug)]
+struct Verification {
+    by_roots: Arc<WebPkiServerVerifier>,
+    named: Vec<CertificateDer<'static>>,
+}
+
+impl Verification {
+    fn new(
+        roots: Arc<RootCertStore>,
+        named: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, TlsError> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+        let by_roots = verifier.map_err(|error| TlsError::Setup(error.to_string()))?;
+        Ok(Self { by_roots, named })
+    }
+}
+
+/// Reports whether webpki found only that the certificate is no server certificate of a known authority. It compares
+/// the dates before that, so they are right.
+fn is_about_the_issuer(error: &rustls::Error) -> bool {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => {
+            matches!(other.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+        }
+        _ => false,
+    }
+}
+
+impl ServerCertVerifier for Verification {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified =
+            self.by_roots.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verified {
+            Err(error) if is_about_the_issuer(&error) && self.named.iter().any(|one| one == end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_roots.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_roots.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_roots.supported_verify_schemes()
+    }
 }
 
 /// Implements `skip_verify`: accepts every certificate, but the handshake must be signed with its key.

@@ -38,25 +38,46 @@ pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> Regi
     if let Some(forbidden) = find_cause::<Forbidden>(error) {
         return label.not_allowed(forbidden.to_string());
     }
-    let advice = match find_cause::<rustls::Error>(error) {
-        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
-            " (the certificate authority is unknown: set it as `ca` in the registry's hosts.toml)"
-        }
-        Some(rustls::Error::AlertReceived(
-            rustls::AlertDescription::CertificateRequired
-            | rustls::AlertDescription::BadCertificate
-            | rustls::AlertDescription::UnknownCA,
-        )) => {
+    let Some(tls) = find_cause::<rustls::Error>(error) else { return label.unreachable(causes(error)) };
+    match certificate_advice(tls) {
+        Some(advice) => label.certificate(causes(error) + advice),
+        None if matches!(tls, rustls::Error::InvalidMessage(_)) => label.unreachable(causes(error) + NO_TLS),
+        None => label.unreachable(causes(error)),
+    }
+}
+
+/// What to do if the server answers in another protocol than TLS.
+const NO_TLS: &str = " (the server does not speak TLS: for plain http, set server = \"http://HOST:PORT\" in the \
+                      registry's hosts.toml)";
+
+/// Returns what to do after an error about a certificate. Returns `None` for other errors of TLS.
+fn certificate_advice(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::{AlertDescription as Alert, CertificateError as Problem};
+    match error {
+        rustls::Error::InvalidCertificate(problem) => Some(match problem {
+            Problem::Expired | Problem::ExpiredContext { .. } => {
+                " (the server's certificate has expired: renew it, and check the clock of this machine)"
+            }
+            Problem::NotValidYet | Problem::NotValidYetContext { .. } => {
+                " (the server's certificate is not valid yet: check the clocks of the server and of this machine)"
+            }
+            Problem::NotValidForName | Problem::NotValidForNameContext { .. } => {
+                " (the server's certificate is for another name: request the registry by a name of the certificate, or \
+                 renew the certificate with this name)"
+            }
+            _ => {
+                " (the certificate authority is unknown: set the server's own certificate, or its authority, as `ca` in \
+                 the registry's hosts.toml)"
+            }
+        }),
+        rustls::Error::AlertReceived(
+            Alert::CertificateRequired | Alert::BadCertificate | Alert::UnknownCA,
+        ) => Some(
             " (the registry requires a client certificate that it accepts: set one as `client` in the registry's \
-             hosts.toml)"
-        }
-        Some(rustls::Error::InvalidMessage(_)) => {
-            " (the server does not speak TLS: for plain http, set server = \"http://HOST:PORT\" in the registry's \
-             hosts.toml)"
-        }
-        _ => "",
-    };
-    label.unreachable(causes(error) + advice)
+             hosts.toml)",
+        ),
+        _ => None,
+    }
 }
 
 /// Joins the causes of an error of the HTTP client, without the URL of the request.
@@ -329,7 +350,7 @@ impl Transport {
         if is_https && !pooled.can_verify {
             let message = "no certificate authority is known (looked in SSL_CERT_FILE and /etc/ssl/certs): mount \
                            the system's CA certificates, or set `ca` in the registry's hosts.toml";
-            return Err(Failure::permanent(label.unreachable(message)));
+            return Err(Failure::permanent(label.certificate(message)));
         }
         let request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
         let request = match hop.body {

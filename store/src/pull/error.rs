@@ -231,6 +231,7 @@ fn registry_error_kind(error: &RegistryError) -> PullErrorKind {
         RegistryError::RateLimited { .. }
         | RegistryError::Unavailable { .. }
         | RegistryError::Unreachable { .. }
+        | RegistryError::Certificate { .. }
         | RegistryError::Stalled { .. } => PullErrorKind::Unavailable,
     }
 }

@@ -242,8 +242,8 @@ fn can_resume(error: &UnpackError) -> bool {
         // Garbage collection deletes it if others need the space.
         UnpackError::Stream(StreamFault::Disk(error)) | UnpackError::Disk(error) => error.is_full(),
         UnpackError::Stream(StreamFault::Registry(error)) => match error {
-            // Another credential, or the same one later, may be accepted.
-            RegistryError::Refused { .. } => true,
+            // Another credential or certificate, or the same one later, may be accepted.
+            RegistryError::Refused { .. } | RegistryError::Certificate { .. } => true,
             error => error.is_transient(),
         },
         _ => false,

@@ -87,6 +87,11 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
             "cannot be pulled with the current registry configuration",
             "ask the administrator to fix the configuration",
         ),
+        RegistryErrorKind::Certificate => (
+            Code::Unavailable,
+            "cannot be resolved: the TLS certificate is not accepted",
+            "ask the administrator to fix the certificate or the registry configuration",
+        ),
         RegistryErrorKind::RateLimited => (
             Code::TooManyRequests,
             "cannot be resolved: the registry limits the request rate",

@@ -37,7 +37,7 @@ use super::route::{Attempt, Operation, Target};
 use super::write::{Blob, BlobContent};
 use crate::credentials::Credential;
 use crate::registry::address::authority;
-use crate::registry::error::RegistryError;
+use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::hosts::{Endpoint, TlsFiles};
 use crate::registry::tls;
 use crate::registry::transport::USER_AGENT;
@@ -151,7 +151,9 @@ impl Inner {
             content: None,
         };
         match self.request(attempt, &root).await {
-            Err(error) if error.is_transient() => Err(error),
+            Err(error) if error.is_transient() || error.kind() == RegistryErrorKind::Certificate => {
+                Err(error)
+            }
             Ok(_) | Err(_) => Ok(()),
         }
     }

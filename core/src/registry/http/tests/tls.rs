@@ -67,7 +67,7 @@ async fn a_private_authority_is_trusted_if_it_is_configured() {
 
     let (client, folder) = client_of(&server, "", &[]);
     let error = client.resolve(&reference).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+    assert_eq!(error.kind(), Kind::Certificate, "{error}");
     assert!(error.to_string().contains("hosts.toml"), "{error}");
     assert_eq!(server.lines().len(), 0);
 
@@ -150,7 +150,7 @@ async fn skip_verify_applies_only_to_the_registry() {
     let pinned = pinned(&server, &Digest::sha256_of(b""));
     let may = push_only(&format!("https://{}", storage.host()));
     let (client, _folder) = client_of(&server, &format!("skip_verify = true\n{may}"), &[]);
-    assert_eq!(client.blob(&pinned, &blob, 0).await.err().expect("an error").kind(), Kind::Unreachable);
+    assert_eq!(client.blob(&pinned, &blob, 0).await.err().expect("an error").kind(), Kind::Certificate);
     let settings = format!("skip_verify = true\nca = \"ca.crt\"\n{may}");
     let (client, _folder) = client_of(&server, &settings, &[("ca.crt", &authority.0.pem())]);
     let stream = client.blob(&pinned, &blob, 0).await.unwrap();
@@ -164,6 +164,55 @@ async fn an_error_suggests_plain_http_for_a_server_without_tls() {
     let error = client.resolve(&reference(&server)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unreachable, "{error}");
     assert!(error.to_string().contains("plain http"), "{error}");
+}
+
+/// A certificate as `openssl req -x509` makes it: signed with its own key, and of an authority (CA:TRUE).
+fn self_signed(host: &str, last_year: i32) -> (rcgen::Certificate, KeyPair) {
+    let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, host);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_after = rcgen::date_time_ymd(last_year, 12, 31);
+    let key = KeyPair::generate().unwrap();
+    (params.self_signed(&key).unwrap(), key)
+}
+
+fn server_config((certificate, key): &(rcgen::Certificate, KeyPair)) -> ServerConfig {
+    let provider = std::sync::Arc::new(aws_lc_rs::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap()
+}
+
+/// The webpki crate accepts no certificate of an authority as that of a server. Go programs, and so containerd, accept a
+/// certificate that is itself among the configured ones.
+#[tokio::test]
+async fn a_certificate_that_is_named_as_ca_is_accepted_from_a_server() {
+    let authority = Authority::new();
+    for certified in [self_signed("127.0.0.1", 2999), authority.issue(ExtendedKeyUsagePurpose::ServerAuth)] {
+        let server = Server::start_tls(server_config(&certified), |_| manifest_answer()).await;
+        let (client, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", &certified.0.pem())]);
+        client.resolve(&reference(&server)).await.unwrap();
+    }
+}
+
+/// None of these errors goes away by itself, so none is one that a client tries again.
+#[tokio::test]
+async fn a_certificate_error_says_what_to_do() {
+    let [right, other] = [2999, 2999].map(|year| self_signed("127.0.0.1", year));
+    let (named, past) = (self_signed("registry.example", 2999), self_signed("127.0.0.1", 2001));
+    for (served, ca, words) in [
+        (&named, &named, "not valid for name"),
+        (&past, &past, "has expired"),
+        (&right, &other, "set the server's own certificate, or its authority, as `ca`"),
+    ] {
+        let server = Server::start_tls(server_config(served), |_| manifest_answer()).await;
+        let (client, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", &ca.0.pem())]);
+        let error = client.resolve(&reference(&server)).await.unwrap_err();
+        assert!(error.kind() == Kind::Certificate && !error.is_transient(), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(server.lines().len(), 0);
+    }
 }
 
 /// All forms of `client` in containerd's docs/hosts.md. Of several certificates, the one whose authority the server
