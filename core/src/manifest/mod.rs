@@ -2,8 +2,9 @@
 //!
 //! It accepts the manifests of OCI image-spec 1.1 (manifest.md, image-index.md, descriptor.md) and Docker's schema 2
 //! manifest and manifest list, which have the same shape. The `Content-Type`, the `mediaType` field and the other
-//! fields must agree: a document that is an image to one reader and an index to another is rejected
-//! (CVE-2021-41190).
+//! fields must agree whether it is an image or an index: a document that is an image to one reader and an index to
+//! another is rejected (CVE-2021-41190). Proxy caches send the `Content-Type` of Docker for an OCI document or the other
+//! way round. That is accepted, and the `mediaType` field counts, because it has the digest.
 //!
 //! Earlier tools wrote patches as the artifact manifest of the release candidates of image-spec 1.1. Such a manifest
 //! is accepted for patches only: it becomes an image without layers, whose subject can have the name `refers`.
@@ -402,8 +403,14 @@ impl Kind {
         }
     }
 
-    /// Determines the kind of a manifest from the `Content-Type`, the `mediaType` field and the other fields. Those
-    /// that are present must agree.
+    /// Reports whether another kind has the same fields with the same meaning: OCI's and Docker's form of it.
+    fn is_equivalent(self, other: Self) -> bool {
+        let is_artifact = |kind| kind == Self::Artifact;
+        self.is_index() == other.is_index() && is_artifact(self) == is_artifact(other)
+    }
+
+    /// Determines the kind of a manifest from the `mediaType` field, else from the `Content-Type`, else from the other
+    /// fields. Those that are present must be equivalent.
     fn of(content_type: Option<&str>, top: &Object<'_>) -> Result<Self, ManifestError> {
         let content_type = content_type
             .map(|text| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
@@ -411,8 +418,13 @@ impl Kind {
         let inside = top.text("mediaType")?.filter(|text| !text.is_empty());
         let kind = match (content_type.as_deref(), inside.as_deref()) {
             (Some(header), Some(inside)) if header != inside => {
-                let problem = format!("its Content-Type is \"{header}\", but its mediaType is \"{inside}\"");
-                return Err(ManifestError::Ambiguous(problem.into()));
+                let kinds = Self::from_media_type(header).ok().zip(Self::from_media_type(inside).ok());
+                let Some((_, inside)) = kinds.filter(|(header, inside)| header.is_equivalent(*inside)) else {
+                    let problem =
+                        format!("its Content-Type is \"{header}\", but its mediaType is \"{inside}\"");
+                    return Err(ManifestError::Ambiguous(problem.into()));
+                };
+                Some(inside)
             }
             (Some(media_type), _) | (None, Some(media_type)) => Some(Self::from_media_type(media_type)?),
             (None, None) => None,

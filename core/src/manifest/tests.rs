@@ -78,8 +78,33 @@ fn the_content_type_the_media_type_field_or_the_fields_alone_determine_the_kind(
     assert_eq!(parse(&docker).unwrap().media_type(), media::DOCKER_MANIFEST);
 }
 
+/// Proxy caches convert the Content-Type and not the bytes. The digest is that of the bytes, so their `mediaType` counts.
+#[rstest]
+#[case(media::DOCKER_MANIFEST, image())]
+#[case(media::OCI_MANIFEST, with(image(), "/mediaType", media::DOCKER_MANIFEST.into()))]
+#[case(media::DOCKER_LIST, json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": []}))]
+#[case(media::OCI_INDEX, json!({"schemaVersion": 2, "mediaType": media::DOCKER_LIST, "manifests": []}))]
+fn a_content_type_of_the_same_kind_is_accepted(#[case] header: &str, #[case] value: Value) {
+    let bytes = bytes::Bytes::from(serde_json::to_vec(&value).unwrap());
+    let digest = Digest::sha256_of(&bytes);
+    let read = VerifiedManifest::verify(&digest, Some(header), bytes.clone()).unwrap();
+    // The driver stores the bytes without the Content-Type and parses them again.
+    let stored = VerifiedManifest::verify(&digest, None, bytes).unwrap();
+    assert!(read.is_self_described());
+    assert_eq!(read.manifest(), stored.manifest());
+    assert_eq!(read.descriptor(), stored.descriptor());
+    assert_eq!(read.descriptor().media_type(), value["mediaType"]);
+}
+
 #[rstest]
 #[case::other_header(Some(media::OCI_INDEX), image())]
+#[case::other_header_of_docker(Some(media::DOCKER_LIST), image())]
+#[case::an_index_as_an_image(
+    Some(media::OCI_MANIFEST), json!({"schemaVersion": 2, "mediaType": media::DOCKER_LIST, "manifests": []}))]
+#[case::an_artifact_as_an_image(
+    Some(media::OCI_MANIFEST),
+    json!({"mediaType": media::OCI_ARTIFACT, "artifactType": media::PATCH_ARTIFACT}))]
+#[case::an_image_as_an_artifact(Some(media::OCI_ARTIFACT), image())]
 #[case::both_kinds(None, add(image(), "manifests", json!([])))]
 #[case::both_kinds_unnamed(None, json!({"schemaVersion": 2, "layers": [], "config": {}, "manifests": []}))]
 #[case::index_by_name(None, with(image(), "/mediaType", media::OCI_INDEX.into()))]
