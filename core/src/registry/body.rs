@@ -42,14 +42,18 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Fails if the body has a `Content-Encoding`. The client never requests one, and a decoded body would have another
-/// digest and an unbounded length.
-pub(super) fn reject_encoding(headers: &HeaderMap, label: &RequestLabel) -> Result<(), RegistryError> {
-    match headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes())) {
+/// Returns the part of an error message that names the `Content-Encoding` of the body, or nothing if there is none.
+///
+/// The client requests no encoding and decodes none. Some storage services name one that the bytes do not have, so the
+/// header is not an error. It is the likely reason if the bytes have another digest, length or form than expected.
+pub(super) fn encoding_note(headers: &HeaderMap) -> String {
+    let encoding =
+        headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    match encoding {
         Some(encoding) if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") => {
-            Err(label.untruthful(format!("the body is encoded as \"{encoding}\", which was not requested")))
+            format!("; the body is encoded as \"{encoding}\", which was not requested")
         }
-        _ => Ok(()),
+        _ => String::new(),
     }
 }
 
@@ -67,7 +71,6 @@ pub(super) async fn read(
     timeouts: ReadTimeouts,
 ) -> Result<Bytes, RegistryError> {
     let too_large = || RegistryError::TooLarge { at: label.text(), what, limit };
-    reject_encoding(response.headers(), label)?;
     let announced = content_length(response.headers());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
@@ -144,6 +147,8 @@ fn parse_error_message(body: &[u8]) -> Printable {
 struct BlobBody {
     chunks: Chunks,
     label: RequestLabel,
+    /// See [`encoding_note`].
+    encoding_note: String,
     /// How many bytes are still to be skipped.
     skip: u64,
     /// How many bytes are still expected.
@@ -162,10 +167,12 @@ struct BlobBody {
 /// `MIN_BYTES_PER_TIMEOUT` bytes must arrive per `idle` of waiting.
 pub(super) fn blob(answer: Answer, skip: u64, length: u64, idle: Duration) -> BlobStream {
     let Answer { response, label, permit, .. } = answer;
+    let encoding_note = encoding_note(response.headers());
     let chunks: Chunks = Box::pin(response.bytes_stream());
     let body = BlobBody {
         chunks,
         label,
+        encoding_note,
         skip,
         remaining: length,
         length,
@@ -196,7 +203,7 @@ impl BlobBody {
             let mut chunk = match timeout(step, self.chunks.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(Some(Err(error))) => return Some(Err(client_error(&self.label, &error))),
-                Ok(None) => return Some(Err(self.label.unreachable(self.cut_message()))),
+                Ok(None) => return Some(Err(self.cut_error())),
                 Err(_) => {
                     self.waited += step;
                     if self.waited < self.idle {
@@ -240,11 +247,18 @@ impl BlobBody {
     }
 
     fn too_many_bytes(&self) -> RegistryError {
-        self.label.untruthful(format!("more than the {} bytes that were requested", self.length))
+        let note = &self.encoding_note;
+        self.label.untruthful(format!("more than the {} bytes that were requested{note}", self.length))
     }
 
-    fn cut_message(&self) -> String {
-        format!("the connection ended after {} of {} bytes", self.length - self.remaining, self.length)
+    /// Returns the error for a body that ends too early. An encoded body ends there each time.
+    fn cut_error(&self) -> RegistryError {
+        let (received, length, note) = (self.length - self.remaining, self.length, &self.encoding_note);
+        if note.is_empty() {
+            self.label.unreachable(format!("the connection ended after {received} of {length} bytes"))
+        } else {
+            self.label.untruthful(format!("the body ended after {received} of {length} bytes{note}"))
+        }
     }
 }
 
@@ -276,6 +290,7 @@ mod tests {
         let mut body = BlobBody {
             chunks: Box::pin(stream::poll_fn(move |context| receiver.poll_recv(context))),
             label: RequestLabel::from_name("registry/blob"),
+            encoding_note: String::new(),
             skip: 0,
             remaining: 1_000_000,
             length: 1_000_000,

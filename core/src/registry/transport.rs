@@ -287,6 +287,8 @@ impl Transport {
                 PeerRole::RedirectTarget
             };
             let mut headers = call.headers.clone();
+            // Without this header, a server may encode the body (RFC 9110, 12.5.3), which would have another digest.
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             if role == PeerRole::Endpoint {
                 headers.extend(call.endpoint.headers().clone());
             }

@@ -190,7 +190,7 @@ impl Inner {
         let Answer { response, label, permit: _permit, .. } = answer;
         expect_ok(&response, &label)?;
         let reported = reported_digest(&response, &label, digest)?;
-        let media_type = content_type(&response);
+        let (media_type, note) = (content_type(&response), body::encoding_note(response.headers()));
         let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
         let bytes = body::read(response, &label, "a manifest", limit, timeouts).await?;
         let size = bytes.len();
@@ -201,8 +201,8 @@ impl Inner {
         };
         let verified = if size > MAX_PARSED_INLINE { self.parse(verify).await } else { Ok(verify()) };
         verified.map_err(|stopped| label.unreachable(stopped))?.map_err(|error| match error {
-            ManifestError::Digest { .. } => label.untruthful(error.to_string()),
-            _ => label.invalid(error.to_string()),
+            ManifestError::Digest { .. } => label.untruthful(format!("{error}{note}")),
+            _ => label.invalid(format!("{error}{note}")),
         })
     }
 
@@ -242,7 +242,6 @@ impl Inner {
     ) -> Result<Option<BlobStream>, RegistryError> {
         let path = format!("blobs/{}", blob.digest());
         let answer = self.get(attempt, &Method::GET, &path, &bytes_header(range)?).await?;
-        body::reject_encoding(answer.response.headers(), &answer.label)?;
         if answer.response.status() == StatusCode::OK {
             return Ok(None);
         }

@@ -85,13 +85,13 @@ impl Inner {
     ) -> Result<Page, RegistryError> {
         let Answer { response, label, permit: _permit, .. } = answer;
         expect_ok(&response, &label)?;
-        let media_type = content_type(&response);
+        let (media_type, note) = (content_type(&response), body::encoding_note(response.headers()));
         let next = next_page(response.headers(), attempt, first_path);
         let next = next.map_err(|message| label.untruthful(message))?;
         let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
         let bytes = body::read(response, &label, "a page of referrers", limit, timeouts).await?;
         let document = Manifest::parse(media_type.as_deref(), &bytes);
-        match document.map_err(|error| label.invalid(error.to_string()))? {
+        match document.map_err(|error| label.invalid(format!("{error}{note}")))? {
             Manifest::Index(index) => Ok(Page { entries: index.entries().to_vec(), next }),
             Manifest::Image(_) => Err(label.invalid("the list of referrers is not an image index")),
         }

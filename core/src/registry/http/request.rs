@@ -244,13 +244,13 @@ impl Inner {
             }
         };
         let Answer { response, label, permit: _permit, .. } = answer?;
-        let limit = self.settings.limits.token();
+        let (limit, note) = (self.settings.limits.token(), body::encoding_note(response.headers()));
         let body = body::read(response, &label, "a token", limit, self.read_timeouts(attempt.deadline)).await;
         let body = body.map_err(|error| {
             if body::is_interrupted(&error) { (Failure::retryable(error), None) } else { permanent(error) }
         })?;
         let token = Token::from_response(&body, std::time::Instant::now());
-        let token = token.map_err(|message| permanent(label.invalid(message)))?;
+        let token = token.map_err(|message| permanent(label.invalid(format!("{message}{note}"))))?;
         self.tokens.insert(requester, challenge, &token);
         Ok(token)
     }

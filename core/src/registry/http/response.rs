@@ -31,7 +31,9 @@ pub(super) fn descriptor_from_headers(
     let Answer { response, label, .. } = answer;
     expect_ok(response, label)?;
     let reported = reported_digest(response, label, requested)?;
-    let size = body::content_length(response.headers());
+    // The length of an encoded body is not that of the manifest.
+    let is_encoded = !body::encoding_note(response.headers()).is_empty();
+    let size = body::content_length(response.headers()).filter(|_| !is_encoded);
     if size.is_some_and(|size| size > limits.manifest()) {
         return Err(RegistryError::TooLarge {
             at: label.text(),
@@ -82,10 +84,9 @@ pub(super) fn bytes_to_skip(
     size: u64,
     offset: u64,
 ) -> Result<u64, RegistryError> {
-    body::reject_encoding(response.headers(), label)?;
     match response.status() {
         StatusCode::OK => match body::content_length(response.headers()) {
-            Some(reported) if reported != size => Err(wrong_size(label, reported, size)),
+            Some(reported) if reported != size => Err(wrong_size(response, label, reported, size)),
             _ => Ok(offset),
         },
         StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => {
@@ -122,7 +123,7 @@ pub(super) fn check_range(
         return Err(label.untruthful(message));
     }
     if let Some(reported) = total.filter(|reported| *reported != size) {
-        return Err(wrong_size(label, reported, size));
+        return Err(wrong_size(response, label, reported, size));
     }
     match body::content_length(response.headers()) {
         Some(reported) if reported != last - first + 1 => {
@@ -133,8 +134,9 @@ pub(super) fn check_range(
     }
 }
 
-fn wrong_size(label: &RequestLabel, reported: u64, size: u64) -> RegistryError {
-    label.untruthful(format!("the blob is announced with {reported} bytes, the manifest says {size}"))
+fn wrong_size(response: &Response, label: &RequestLabel, reported: u64, size: u64) -> RegistryError {
+    let note = body::encoding_note(response.headers());
+    label.untruthful(format!("the blob is announced with {reported} bytes, the manifest says {size}{note}"))
 }
 
 /// Reports whether GET may succeed or explain more after HEAD failed: some registries and proxies do not support HEAD,

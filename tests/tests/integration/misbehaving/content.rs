@@ -23,8 +23,15 @@ fn content() {
             described(|layer| layer["annotations"]["org.opencontainers.image.title"] = json!(title)),
         )
     };
-    // gzip of "hello", which the client must not unpack.
-    let encoded = || header("Content-Encoding", "gzip");
+    // The bytes are those of the registry, whatever the header says.
+    let called = |name: &'static str| header("Content-Encoding", name);
+    // The client must not unpack these bytes.
+    let encoded = |name: &'static str| {
+        answer(move |_, answer| {
+            let answer = answer.status(200).without("Content-Range");
+            answer.header("Content-Encoding", name).body(b"\x1f\x8b\x08 hello".as_slice())
+        })
+    };
     let foreign = |storage: &str, blob: Trick| {
         // The address is in the manifest, so the script gives the manifest.
         let text = described_text(&format!("{storage}/{}", sha256(&large())));
@@ -81,15 +88,19 @@ fn content() {
                 }),
             )
             .says("digest"),
-            always("a blob in gzip", REFUSED, "/blobs/", encoded()).stored(),
-            always("a manifest in gzip", REFUSED, "GET /manifests/", encoded()),
-            always("a token in gzip", REFUSED, "/token", encoded()).private(),
+            always("a blob in gzip", REFUSED, "/blobs/", encoded("gzip")).stored(),
+            always("a manifest in gzip", REFUSED, "GET /manifests/", encoded("gzip")).says("encoded as"),
+            always("a token in gzip", REFUSED, "/token", encoded("gzip")).private(),
+            always("a blob that is called gzip", DONE, "/blobs/", called("gzip")).stored(),
+            always("a blob that is called aws-chunked", DONE, "/blobs/", called("aws-chunked")).stored(),
+            always("manifests that are called x-gzip", DONE, "/manifests/", called("x-gzip")),
+            always("a token that is called gzip", DONE, "/token", called("gzip")).private(),
             always("an encoding that is none", DONE, "/v2/", header("Content-Encoding", "identity")),
             always(
                 "an encoding with terminal codes",
                 REFUSED,
                 "/blobs/",
-                header("Content-Encoding", "\u{9b}31m"),
+                encoded("\u{9b}31m"),
             ),
             row("a foreign layer that is here as well", DONE, move |storage| foreign(storage, honest()))
                 .storage_is_not_asked(),

@@ -17,6 +17,7 @@ async fn read(script: Vec<Part>, offset: u64) -> Result<(Vec<u8>, Option<Registr
     let read = collect(stream).await;
     let [request] = &server.requests()[..] else { panic!("one request") };
     assert_eq!(request.line(), format!("GET /v2/team/app/blobs/{}", blob.digest()));
+    assert_eq!(request.header("accept-encoding"), "identity");
     assert_eq!(
         request.header("range"),
         if offset > 0 { format!("bytes={offset}-399999") } else { String::new() }
@@ -43,6 +44,12 @@ fn chunked(pieces: &[&[u8]]) -> Vec<Part> {
 #[case::last_byte(part(399_999, "bytes 399999-399999/400000"), 399_999)]
 #[case::all_to_a_range(answer(200, &[], &content()), 1_000)]
 #[case::all_to_a_range_in_pieces(chunked(&[&content()[..999], &content()[999..1_500], &content()[1_500..]]), 1_000)]
+#[case::gzip_in_the_header_only(answer(200, &[("Content-Encoding", "gzip")], &content()), 0)]
+#[case::x_gzip_in_the_header_only(answer(200, &[("Content-Encoding", "x-gzip")], &content()), 1_000)]
+#[case::aws_chunked(answer(
+    206,
+    &[("Content-Range", "bytes 1000-399999/400000"), ("Content-Encoding", "aws-chunked")],
+    &content()[1_000..]), 1_000)]
 #[case::garbage_behind_the_length(
     vec![head(200, &[("Content-Length", "400000")]), Part::Bytes([content(), vec![b'!'; 9]].concat())], 0)]
 #[case::no_end(
@@ -73,7 +80,7 @@ async fn exactly_the_bytes_arrive(#[case] script: Vec<Part>, #[case] offset: u64
 #[case::part_of_the_whole(part(0, "bytes 0-399999/400000"), 0)]
 #[case::not_satisfiable(answer(416, &[], b""), 1_000)]
 #[case::no_content(answer(204, &[], b""), 0)]
-#[case::compressed(answer(200, &[("Content-Encoding", "gzip")], &content()), 0)]
+#[case::compressed(answer(200, &[("Content-Encoding", "gzip")], &content()[..99]), 0)]
 #[tokio::test]
 async fn another_part_or_size_is_rejected(#[case] script: Vec<Part>, #[case] offset: u64) {
     let error = read(script, offset).await.unwrap_err();
@@ -87,6 +94,9 @@ async fn another_part_or_size_is_rejected(#[case] script: Vec<Part>, #[case] off
 #[case::shorter_part(answer(206, &[("Content-Range", "bytes 1000-65535/400000")], &content()[1_000..65_536]), 1_000, Kind::Unreachable)]
 #[case::stalled(vec![head(200, &[("Content-Length", "400000")]), Part::Bytes(content()[..65_536].to_vec()), Part::Hang], 0, Kind::Stalled)]
 #[case::more(chunked(&[&content(), b"!"]), 0, Kind::Untruthful)]
+#[case::ended_and_compressed(
+    [vec![head(200, &[("Transfer-Encoding", "chunked"), ("Content-Encoding", "gzip")])],
+     chunked(&[&content()[..65_536]])[1..].to_vec()].concat(), 0, Kind::Untruthful)]
 #[case::broken_chunks(
     vec![head(200, &[("Transfer-Encoding", "chunked")]), chunk(&content()[..65_536]), Part::Bytes(b"zz\r\n".to_vec())], 0, Kind::Unreachable)]
 #[tokio::test]
@@ -102,6 +112,20 @@ async fn the_bytes_before_an_error_are_correct(
     let offset = usize::try_from(offset).unwrap();
     assert!(content()[offset..].starts_with(&bytes) && bytes.len() >= 60_000, "{} bytes", bytes.len());
     assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+/// A body that is compressed indeed has another length. The error names the reason.
+#[rstest]
+#[case::announced(answer(200, &[("Content-Encoding", "gzip")], &content()[..99]))]
+#[case::chunked([vec![head(200, &[("Transfer-Encoding", "chunked"), ("Content-Encoding", "gzip")])],
+    chunked(&[&content()[..99]])[1..].to_vec()].concat())]
+#[tokio::test]
+async fn a_wrong_length_is_explained_by_the_encoding(#[case] script: Vec<Part>) {
+    let error = match read(script, 0).await {
+        Ok((_, error)) => error.expect("an error"),
+        Err(error) => error,
+    };
+    assert!(error.to_string().contains("encoded as \"gzip\""), "{error}");
 }
 
 #[tokio::test]
@@ -182,6 +206,10 @@ async fn a_part_has_exactly_the_requested_bytes() {
     assert!(bytes == content()[1_000..70_000]);
     // A server without range support sends everything. That is recognized, and nothing is read.
     assert!(read_part(answer(200, &[], &content())).await.unwrap().is_none());
+    let encoded = [("Content-Range", "bytes 1000-69999/400000"), ("Content-Encoding", "aws-chunked")];
+    let (bytes, error) =
+        read_part(answer(206, &encoded, &content()[1_000..70_000])).await.unwrap().expect("a part");
+    assert!(bytes == content()[1_000..70_000] && error.is_none());
     // A shorter part counts as interrupted.
     let short = answer(206, &[("Content-Range", "bytes 1000-60999/400000")], &content()[1_000..61_000]);
     let (bytes, error) = read_part(short).await.unwrap().expect("a part");
