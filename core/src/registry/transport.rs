@@ -447,11 +447,16 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
+/// Returns a header as text, also with characters outside ASCII. Servers write file names into a URL as they are.
+pub(super) fn utf8_text(value: &HeaderValue) -> Option<&str> {
+    std::str::from_utf8(value.as_bytes()).ok()
+}
+
 fn redirect_target(url: &Url, response: &Response, label: &RequestLabel) -> Result<Url, RegistryError> {
     let location = response.headers().get(header::LOCATION);
     let location = location.ok_or_else(|| label.untruthful("a redirect without a Location header"))?;
     let location =
-        location.to_str().map_err(|_| label.untruthful("a redirect whose Location is not a URL"))?;
+        utf8_text(location).ok_or_else(|| label.untruthful("a redirect whose Location is not a URL"))?;
     let next = url
         .join(location)
         .map_err(|error| label.untruthful(format!("a redirect whose Location is not a URL ({error})")))?;

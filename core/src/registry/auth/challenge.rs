@@ -12,6 +12,8 @@ use crate::display::Printable;
 const MAX_FIELD_LEN: usize = 2048;
 /// How many challenges are read.
 const MAX_CHALLENGES: usize = 16;
+/// How many token services are asked, one after the other, until one of them gives a token.
+const MAX_BEARER_CHALLENGES: usize = 4;
 
 /// A checked `WWW-Authenticate: Bearer realm="…",service="…",scope="…"`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,8 +26,8 @@ pub(in crate::registry) struct Challenge {
 /// The challenges of a 401 response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::registry) struct Challenges {
-    /// The first usable Bearer challenge.
-    pub(in crate::registry) bearer: Option<Challenge>,
+    /// The first usable Bearer challenges, without duplicates.
+    pub(in crate::registry) bearer: Vec<Challenge>,
     /// Whether the registry accepts a user name and a password.
     pub(in crate::registry) basic: bool,
     /// The authentication schemes that the registry named.
@@ -62,7 +64,10 @@ impl Challenges {
             if text.trim().is_empty() {
                 continue;
             }
-            let Ok(challenges) = http_auth::parse_challenges(text) else {
+            let compact = without_optional_blanks(text);
+            let Ok(challenges) =
+                http_auth::parse_challenges(text).or_else(|_| http_auth::parse_challenges(&compact))
+            else {
                 let message = format!("cannot parse the WWW-Authenticate header: {text}");
                 problem(ChallengeProblem::Unreadable(message.into()));
                 continue;
@@ -74,7 +79,8 @@ impl Challenges {
                 if challenge.scheme.eq_ignore_ascii_case("basic") {
                     parsed.basic = true;
                 }
-                if !challenge.scheme.eq_ignore_ascii_case("bearer") || parsed.bearer.is_some() {
+                let is_bearer = challenge.scheme.eq_ignore_ascii_case("bearer");
+                if !is_bearer || parsed.bearer.len() >= MAX_BEARER_CHALLENGES {
                     continue;
                 }
                 let find = |name: &str| {
@@ -86,7 +92,8 @@ impl Challenges {
                 let read = parse_bearer(find("realm"), find("service"), find("scope"), scope);
                 let read = read.map_err(|message| ChallengeProblem::Unreadable(message.into()));
                 match read.and_then(|challenge| challenge.checked(is_plain_http)) {
-                    Ok(challenge) => parsed.bearer = Some(challenge),
+                    Ok(challenge) if parsed.bearer.contains(&challenge) => {}
+                    Ok(challenge) => parsed.bearer.push(challenge),
                     Err(found) => problem(found),
                 }
             }
@@ -94,6 +101,28 @@ impl Challenges {
         parsed.schemes = schemes.join(", ").into();
         parsed
     }
+}
+
+/// Removes the blanks beside `=` and `,`, and all but one between other words. Recipients must accept those around `=`
+/// and `,` (RFC 9110, 5.6.1 and 11.2), and the parser does not accept all of them. Quoted texts stay as they are.
+fn without_optional_blanks(text: &str) -> String {
+    let mut compact = String::with_capacity(text.len());
+    let (mut is_quoted, mut is_escaped, mut has_blank) = (false, false, false);
+    for character in text.chars() {
+        if !is_quoted && matches!(character, ' ' | '\t') {
+            has_blank = true;
+            continue;
+        }
+        let is_separated = |character| matches!(character, '=' | ',');
+        if has_blank && !is_separated(character) && !compact.chars().next_back().is_none_or(is_separated) {
+            compact.push(' ');
+        }
+        has_blank = false;
+        compact.push(character);
+        is_quoted ^= character == '"' && !is_escaped;
+        is_escaped = is_quoted && character == '\\' && !is_escaped;
+    }
+    compact
 }
 
 fn parse_bearer(
@@ -191,28 +220,47 @@ mod tests {
     #[case(&[r#"bearer REALM="https://x/t?a=1""#], "https://x/t?a=1&scope=repository%3Aa%2Fb%3Apull")]
     #[case(&["Basic realm=\"x\"", r#"Bearer realm="https://x/t",service="""#], "https://x/t?scope=repository%3Aa%2Fb%3Apull")]
     #[case(&[r#"Basic realm="x", Bearer realm="https://x/t",scope="s""#], "https://x/t?scope=s")]
+    #[case(&[r#"Bearer realm = "https://x/t", service= "a = b" ,scope ="s""#], "https://x/t?service=a+%3D+b&scope=s")]
+    #[case(&[r#"Bearer realm="https://x/t" , service = "say \"x = y\"",scope=s"#], "https://x/t?service=say+%22x+%3D+y%22&scope=s")]
+    #[case(&[r#"Bearer realm="https://x/t", service = registry , scope = s"#], "https://x/t?service=registry&scope=s")]
+    #[case(&[r#"Bearer realm="https://x/t",scope=s "#], "https://x/t?scope=s")]
+    #[case(&[r#"Bearer  realm = "https://x/t""#], "https://x/t?scope=repository%3Aa%2Fb%3Apull")]
+    #[case(&["Bearer\trealm\t=\t\"https://x/t\"\t,\tscope\t=\ts"], "https://x/t?scope=s")]
+    #[case(&[r#" Basic  realm = "x y" ,  Bearer   realm = "https://x/t" "#], "https://x/t?scope=repository%3Aa%2Fb%3Apull")]
     fn the_token_url_follows_the_challenge(#[case] values: &[&str], #[case] url: &str) {
-        let challenge = parse(values).bearer.unwrap();
+        let challenge = parse(values).bearer.remove(0);
         assert_eq!(challenge.token_url().as_str(), url);
+    }
+
+    #[test]
+    fn usable_challenges_are_in_their_order_and_limited() {
+        let realm = |number: usize| format!("Bearer realm=\"https://x/{number}\"");
+        let values = [realm(1), "Bearer realm=\"/token\"".to_owned(), realm(2), realm(1)];
+        let paths = |parsed: Challenges| -> Vec<_> {
+            parsed.bearer.iter().map(|challenge| challenge.realm.path().to_owned()).collect()
+        };
+        assert_eq!(paths(parse(&values.each_ref().map(String::as_str))), ["/1", "/2"]);
+        let many: Vec<_> = (0..100).map(realm).collect();
+        assert_eq!(paths(parse(&[&many.join(", ")])), ["/0", "/1", "/2", "/3"]);
     }
 
     #[test]
     fn unusable_challenges_are_reported() {
         let both = parse(&["Basic realm=\"x\"", "Negotiate"]);
-        assert_eq!((both.schemes.as_str(), both.basic, both.bearer), ("Basic, Negotiate", true, None));
+        assert_eq!((both.schemes.as_str(), both.basic, both.bearer), ("Basic, Negotiate", true, Vec::new()));
         assert_eq!(parse(&[]), Challenges::default());
         for invalid in
             ["Bearer realm=\"http://x/\"", "Bearer realm=\"https://u@x/\"", "Bearer realm=\"file:///x\""]
         {
             let parsed = parse(&[invalid]);
             assert!(
-                matches!(parsed.problem, Some(ChallengeProblem::NotAllowed(_))) && parsed.bearer.is_none(),
+                matches!(parsed.problem, Some(ChallengeProblem::NotAllowed(_))) && parsed.bearer.is_empty(),
                 "{invalid}: {parsed:?}"
             );
         }
         for invalid in ["Bearer", "Bearer realm=\"\"", "Bearer realm=\"/token\"", "Bearer realm=\"x", "=,="] {
             let parsed = parse(&[invalid]);
-            assert!(parsed.problem.is_some() && parsed.bearer.is_none(), "{invalid}: {parsed:?}");
+            assert!(parsed.problem.is_some() && parsed.bearer.is_empty(), "{invalid}: {parsed:?}");
         }
         let many = vec!["Basic realm=\"x\""; 100];
         assert_eq!(parse(&many).schemes.as_str().matches("Basic").count(), MAX_CHALLENGES);

@@ -39,8 +39,19 @@ struct Response {
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
+    /// A number of seconds (RFC 6749, 5.1). Some token services write it as a string.
     #[serde(default)]
-    expires_in: Option<f64>,
+    expires_in: serde_json::Value,
+}
+
+impl Response {
+    fn lifetime(&self) -> Option<Duration> {
+        let seconds = match &self.expires_in {
+            serde_json::Value::String(text) => text.trim().parse().ok(),
+            other => other.as_f64(),
+        };
+        Duration::try_from_secs_f64(seconds?).ok()
+    }
 }
 
 impl Token {
@@ -53,6 +64,7 @@ impl Token {
             return Err(NO_TOKEN);
         }
         let response: Response = serde_json::from_slice(body).map_err(|_| NO_TOKEN)?;
+        let lifetime = response.lifetime().unwrap_or(DEFAULT_LIFETIME).min(MAX_LIFETIME);
         let token =
             [response.token, response.access_token].into_iter().flatten().find(|token| !token.is_empty());
         let token = token.ok_or("the token service's response has no token")?;
@@ -66,8 +78,6 @@ impl Token {
         let mut header = HeaderValue::from_str(&format!("Bearer {token}"))
             .map_err(|_| "the token service's token cannot be sent as a header")?;
         header.set_sensitive(true);
-        let lifetime = response.expires_in.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let lifetime = lifetime.unwrap_or(DEFAULT_LIFETIME).min(MAX_LIFETIME);
         Ok(Self { header, expires: now + lifetime.saturating_sub(RENEWAL_MARGIN.min(lifetime / 10)) })
     }
 
@@ -182,6 +192,12 @@ mod tests {
     #[case(r#"{"access_token":"a","expires_in":300,"issued_at":"x"}"#, Ok(300))]
     #[case(r#"{"token":"","access_token":"a","expires_in":1e9}"#, Ok(3600))]
     #[case(r#"{"token":"a","expires_in":-5}"#, Ok(60))]
+    #[case(r#"{"token":"a","expires_in":"300"}"#, Ok(300))]
+    #[case(r#"{"token":"a","expires_in":"soon"}"#, Ok(60))]
+    #[case(r#"{"token":"a","expires_in":"NaN"}"#, Ok(60))]
+    #[case(r#"{"token":"a","expires_in":"1e300"}"#, Ok(60))]
+    #[case(r#"{"token":"a","expires_in":null}"#, Ok(60))]
+    #[case(r#"{"token":"a","expires_in":[1]}"#, Ok(60))]
     #[case(r#"{"token":"a\r\nX-Evil: 1"}"#, Err(()))]
     #[case(r#"{"token":"a b"}"#, Err(()))]
     #[case(r#"{"token":"ä"}"#, Err(()))]

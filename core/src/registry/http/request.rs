@@ -161,33 +161,15 @@ impl Inner {
         let scope = format!("repository:{}:{}", attempt.route.repository, operation.actions());
         let is_plain_http = attempt.endpoint.is_plain_http();
         let mut challenges = Challenges::from_headers(answer.response.headers(), &scope, is_plain_http);
-        if is_root && let Some(challenge) = &mut challenges.bearer {
+        if is_root {
             // For the root of the API, some registries (ghcr.io) name the scope of a placeholder repository.
-            challenge.scope = scope;
+            challenges.bearer.iter_mut().for_each(|challenge| challenge.scope.clone_from(&scope));
         }
         let password = basic(&requester.credential)
             .filter(|password| challenges.basic && known.as_ref() != Some(password));
-        let authorization = match &challenges.bearer {
-            Some(challenge) => {
-                // The token service may be the same host. With the permit held, the token request could wait without end.
-                drop(answer);
-                match self.tokens.for_challenge(&requester, challenge, token.as_ref()) {
-                    Some(token) => token.header(),
-                    None => match (self.fetch_token(attempt, &requester, challenge).await, &password) {
-                        (Ok(token), _) => token.header(),
-                        // The registry accepts a password as well.
-                        (Err(_), Some(password)) => password.clone(),
-                        (Err((failure, wait)), None) => {
-                            let error = match attempt.withheld_credentials_message(&challenge.realm) {
-                                Some(message) => failure.error.with_reason(&message),
-                                None => failure.error,
-                            };
-                            return Err((Failure { error, ..failure }, wait));
-                        }
-                    },
-                }
-            }
-            None => match (&password, challenges.problem) {
+        let mut realm = challenges.bearer.first().map(|challenge| &challenge.realm);
+        let authorization = if challenges.bearer.is_empty() {
+            match (&password, challenges.problem) {
                 (Some(password), _) => {
                     drop(answer);
                     password.clone()
@@ -200,19 +182,64 @@ impl Inner {
                     return Err((Failure::permanent(error), None));
                 }
                 (None, None) => return self.check_status(answer, has_range, attempt).await,
-            },
+            }
+        } else {
+            // The token service may be the same host. With the permit held, the token request could wait without end.
+            drop(answer);
+            let granted = self.token_for(attempt, &requester, &challenges.bearer, token.as_ref()).await;
+            match (granted, &password) {
+                (Ok((token, challenge)), _) => {
+                    realm = Some(&challenge.realm);
+                    token.header()
+                }
+                // The registry accepts a password as well.
+                (Err(_), Some(password)) => password.clone(),
+                (Err(failed), None) => return Err(failed),
+            }
         };
         let is_password = Some(&authorization) == password.as_ref();
         let answer = send(Some(authorization)).await?;
         if is_password && answer.response.status() != StatusCode::UNAUTHORIZED {
             self.tokens.remember_basic(&requester);
         }
-        let withheld =
-            challenges.bearer.and_then(|challenge| attempt.withheld_credentials_message(&challenge.realm));
+        let withheld = realm.and_then(|realm| attempt.withheld_credentials_message(realm));
         self.check_status(answer, has_range, attempt).await.map_err(|(failure, wait)| match withheld {
             Some(message) => (Failure { error: failure.error.with_reason(&message), ..failure }, wait),
             None => (failure, wait),
         })
+    }
+
+    /// Returns a token of the first token service that gives one. If none does, returns the error of the first, or of
+    /// the first whose error a retry may help.
+    async fn token_for<'a>(
+        &self,
+        attempt: &Attempt<'_>,
+        requester: &Requester,
+        challenges: &'a [Challenge],
+        refused: Option<&Token>,
+    ) -> Result<(Token, &'a Challenge), FailedTry> {
+        let mut first: Option<FailedTry> = None;
+        for (position, challenge) in challenges.iter().enumerate() {
+            if let Some(token) = self.tokens.for_challenge(requester, challenge, refused) {
+                return Ok((token, challenge));
+            }
+            let share = attempt.with_share_of_time(challenges.len() - position);
+            let (failure, wait) = match self.fetch_token(&share, requester, challenge).await {
+                Ok(token) => return Ok((token, challenge)),
+                Err(failed) => failed,
+            };
+            let error = match attempt.withheld_credentials_message(&challenge.realm) {
+                Some(message) => failure.error.with_reason(&message),
+                None => failure.error,
+            };
+            let failed = (Failure { error, ..failure }, wait);
+            let can_be_retried = |failed: &FailedTry| failed.0.advice != RetryAdvice::Never;
+            if first.as_ref().is_none_or(|first| !can_be_retried(first) && can_be_retried(&failed)) {
+                first = Some(failed);
+            }
+        }
+        let no_challenge = || attempt.route.label().invalid("no challenge to get a token for");
+        Err(first.unwrap_or_else(|| (Failure::permanent(no_challenge()), None)))
     }
 
     /// Fetches a token: with GET for a password or anonymously, with POST for a refresh token (distribution, "Token

@@ -57,7 +57,8 @@ pub(super) fn reported_digest(
     label: &RequestLabel,
     requested: Option<&Digest>,
 ) -> Result<Option<Digest>, RegistryError> {
-    let mut values = response.headers().get_all("docker-content-digest").iter();
+    let values = response.headers().get_all("docker-content-digest").iter();
+    let mut values = values.filter(|value| !value.as_bytes().trim_ascii().is_empty());
     let Some(value) = values.next() else { return Ok(None) };
     if values.any(|other| other != value) {
         return Err(label.untruthful("two different Docker-Content-Digest headers"));

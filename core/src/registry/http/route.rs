@@ -207,6 +207,14 @@ impl Attempt<'_> {
         is_own.then_some(next)
     }
 
+    /// Returns the same attempt with a part of the remaining time, so that a server that stalls leaves time for others.
+    pub(super) fn with_share_of_time(&self, parts: usize) -> Attempt<'_> {
+        let now = Instant::now();
+        let remaining = self.deadline.saturating_duration_since(now);
+        let share = remaining / u32::try_from(parts.max(1)).unwrap_or(u32::MAX);
+        Attempt { deadline: now + share, ..*self }
+    }
+
     /// Returns the URL of a path below the repository.
     pub(super) fn repository_url(&self, path: &str) -> Url {
         self.url(&Target::Repository(path.to_owned()))

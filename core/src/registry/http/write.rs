@@ -23,7 +23,7 @@ use crate::digest::Digest;
 use crate::manifest::IndexEntry;
 use crate::reference::Reference;
 use crate::registry::error::{RegistryError, RegistryErrorKind};
-use crate::registry::transport::Answer;
+use crate::registry::transport::{Answer, utf8_text};
 
 /// A blob to push.
 #[derive(Clone, Debug)]
@@ -149,7 +149,7 @@ impl Inner {
             content: Some(Bytes::new()),
         };
         let Answer { response, label, permit, .. } = self.request(attempt, &start).await?;
-        let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
+        let location = response.headers().get(header::LOCATION).and_then(utf8_text);
         let location = location.ok_or_else(|| label.untruthful("the upload has no Location header"))?;
         let url = attempt.same_origin_url(&attempt.repository_url("blobs/uploads/"), location);
         let mut url: Url = url.ok_or_else(|| {

@@ -96,12 +96,7 @@ fn content() {
             always("manifests that are called x-gzip", DONE, "/manifests/", called("x-gzip")),
             always("a token that is called gzip", DONE, "/token", called("gzip")).private(),
             always("an encoding that is none", DONE, "/v2/", header("Content-Encoding", "identity")),
-            always(
-                "an encoding with terminal codes",
-                REFUSED,
-                "/blobs/",
-                encoded("\u{9b}31m"),
-            ),
+            always("an encoding with terminal codes", REFUSED, "/blobs/", encoded("\u{9b}31m")),
             row("a foreign layer that is here as well", DONE, move |storage| foreign(storage, honest()))
                 .storage_is_not_asked(),
             row("a foreign layer that is not here", FAILED, move |storage| foreign(storage, status(404, "")))

@@ -60,6 +60,18 @@ async fn a_redirect_back_to_the_registry_gets_no_credentials() {
     assert_eq!(other.requests()[0].header("x-secret"), "");
 }
 
+/// Storage services write the name of a file as it is. A URL has its bytes in percent form (RFC 3986, 2.1).
+#[tokio::test]
+async fn a_location_with_letters_outside_ascii_is_followed() {
+    let server = Server::start(|request| match request.target.as_str() {
+        "/bucket/mod%C3%A8le?name=%E6%A8%A1" => answer(200, &[], b"abc"),
+        target if target.starts_with("/v2/") => to("/bucket/modèle?name=模"),
+        _ => answer(404, &[], b""),
+    })
+    .await;
+    assert_eq!(blob(&client(&server), &server).await.unwrap(), b"abc");
+}
+
 #[tokio::test]
 async fn a_redirect_loop_ends() {
     let server = Server::start(|request| to(&request.target)).await;

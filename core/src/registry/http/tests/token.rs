@@ -183,3 +183,45 @@ async fn the_usable_one_of_two_challenges_is_used(#[case] useless: &'static str)
     .await;
     client(&server).resolve(&reference(&server)).await.unwrap();
 }
+
+/// A registry can name several token services, of which some are gone.
+#[rstest]
+#[case::not_found("/v2/gone")]
+#[case::no_token("/v2/page")]
+#[case::unreachable(":1/token")]
+#[case::stalled("/v2/stalled")]
+#[tokio::test]
+async fn the_next_challenge_is_used_if_a_token_service_fails(#[case] dead: &'static str) {
+    let server = Server::start(move |request| match request.header("authorization") {
+        _ if request.target.starts_with("/token") => good(),
+        _ if request.target.starts_with("/v2/gone") => answer(404, &[], b""),
+        _ if request.target.starts_with("/v2/stalled") => vec![Part::Hang],
+        _ if request.target.starts_with("/v2/page") => answer(200, &[], b"<html>"),
+        "Bearer good" => manifest_answer(),
+        _ => {
+            let host = request.header("host");
+            let dead = if dead.starts_with(':') { "127.0.0.1".to_owned() } else { host.to_owned() } + dead;
+            let challenge = format!("Bearer realm=\"http://{dead}\", Bearer realm=\"http://{host}/token\"");
+            answer(401, &[("WWW-Authenticate", &challenge)], b"")
+        }
+    })
+    .await;
+    client(&server).resolve(&reference(&server)).await.unwrap();
+}
+
+/// If all fail, the error is that of the first one, and not one request is sent for each of hundreds.
+#[tokio::test]
+async fn the_token_services_of_one_answer_are_limited() {
+    let server = Server::start(|request| {
+        if request.target.starts_with("/token") {
+            return answer(404, &[], request.target.as_bytes());
+        }
+        let realm = |number| format!("Bearer realm=\"http://{}/token{number}\"", request.header("host"));
+        let challenges: Vec<_> = (0..100).map(realm).collect();
+        answer(401, &[("WWW-Authenticate", &challenges.join(", "))], b"")
+    })
+    .await;
+    let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
+    assert!(error.to_string().contains("/token0"), "{error}");
+    assert_eq!(server.lines().iter().filter(|line| line.contains("/token")).count(), 4);
+}
