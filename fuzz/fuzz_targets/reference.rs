@@ -39,7 +39,9 @@ fn check_canonical(reference: &Reference) {
     let text = reference.to_string();
     assert_eq!(Reference::parse(&text).as_ref(), Ok(reference), "{text}");
     assert_eq!(text.parse::<Reference>().unwrap().to_string(), text);
-    assert_eq!(Reference::parse(&format!("oras://{text}")).as_ref(), Ok(reference));
+    for scheme in ["oras://", "oci://"] {
+        assert_eq!(Reference::parse(&format!("{scheme}{text}")).as_ref(), Ok(reference));
+    }
 
     let registry = reference.registry().to_string();
     assert_eq!(registry, registry.to_lowercase());

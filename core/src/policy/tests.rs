@@ -32,6 +32,7 @@ fn no_spelling_of_a_reference_bypasses_deny(
         "GHCR.IO/acme/model:v1",
         "GhCr.Io:443/acme/model:v1",
         "oras://ghcr.io/acme/model",
+        "oci://ghcr.io/acme/model",
         "ghcr.io:443/acme/model@sha256:4fe6f3e48881647c22bea5c5ca02872b6f5d9ff75931a692e00c50f59de3f429",
         "ghcr.io:0443/acme/model"
     )]

@@ -1,6 +1,6 @@
 //! References to artifacts: the forms that users write, and the canonical form that everything else compares.
 //!
-//! The grammar is `[oras://]host[:port]/repository[:tag][@digest]` (docs/design.md, "References"). It follows the OCI
+//! The grammar is `[oras://|oci://]host[:port]/repository[:tag][@digest]` (docs/design.md, "References"). It follows the OCI
 //! distribution-spec ("Pulling manifests") and Docker's short names for docker.io.
 
 pub(crate) mod host;
@@ -10,13 +10,14 @@ use std::str::FromStr;
 
 pub use host::{HostError, RegistryHost};
 
-use crate::digest::{Digest, DigestError};
+use crate::digest::{Algorithm, Digest, DigestError};
 use crate::display::{Shown, string_serde};
 
 const MAX_REPOSITORY_LEN: usize = 255;
 const MAX_TAG_LEN: usize = 128;
 const DEFAULT_TAG: &str = "latest";
-const SCHEME: &str = "oras://";
+/// The schemes that are accepted and removed. Helm and KServe write `oci://`.
+const SCHEMES: [&str; 2] = ["oras://", "oci://"];
 
 /// A reference to an artifact in a registry by tag, by digest, or by both.
 ///
@@ -56,9 +57,19 @@ pub enum ReferenceError {
         "\"{0}\" has spaces or characters that are not allowed in a reference: write only HOST/REPOSITORY:TAG"
     )]
     Characters(Shown),
-    /// The text has a scheme other than `oras://`, for example `https://` or `docker://`.
-    #[error("\"{0}\" begins with a scheme: remove it (only oras:// is accepted)")]
+    /// The text has a scheme other than `oras://` and `oci://`, for example `https://` or `docker://`.
+    #[error("\"{0}\" begins with a scheme: remove it (only oras:// and oci:// are accepted)")]
     Scheme(Shown),
+    /// The text is a digest and nothing else.
+    #[error(
+        "\"{reference}\" is a digest without a registry and a repository: write HOST/REPOSITORY@{digest}"
+    )]
+    DigestAlone {
+        /// The complete text.
+        reference: Shown,
+        /// The digest.
+        digest: Digest,
+    },
     /// The host is invalid.
     #[error("\"{reference}\": {source}")]
     Host {
@@ -136,7 +147,7 @@ impl Reference {
         is_registry: &dyn Fn(&str) -> bool,
     ) -> Result<Self, ReferenceError> {
         let shown = || Shown::new(text);
-        let rest = text.strip_prefix(SCHEME).unwrap_or(text);
+        let rest = without_scheme(text);
         if rest.is_empty() {
             return Err(ReferenceError::Empty);
         }
@@ -145,6 +156,9 @@ impl Reference {
         }
         if rest.contains("://") {
             return Err(ReferenceError::Scheme(shown()));
+        }
+        if let Some(digest) = digest_alone(rest) {
+            return Err(ReferenceError::DigestAlone { reference: shown(), digest });
         }
         let (name, digest) = match rest.split_once('@') {
             Some((name, digest)) => (name, Some(digest.parse())),
@@ -202,6 +216,17 @@ impl Reference {
     }
 }
 
+fn without_scheme(text: &str) -> &str {
+    SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text)
+}
+
+/// Returns the digest if the text is nothing else. Docker reads `sha256:HEX` as a repository with a tag, and refuses 64
+/// hexadecimal characters, which are the id of an image there.
+fn digest_alone(text: &str) -> Option<Digest> {
+    let digest = text.strip_prefix('@').unwrap_or(text);
+    digest.parse().or_else(|_| format!("{}:{digest}", Algorithm::Sha256.name()).parse()).ok()
+}
+
 fn split_tag(name: &str) -> (&str, Option<&str>) {
     let path = name.rfind('/').map_or(0, |slash| slash + 1);
     match name[path..].rfind(':') {
@@ -249,7 +274,7 @@ fn split_registry(
     if !is_repository(&format!("{lower}/{rest}")) {
         return Err(ReferenceError::Repository { reference: text.into(), repository: name.into() });
     }
-    let written = text.strip_prefix(SCHEME).unwrap_or(text);
+    let written = without_scheme(text);
     let suffix = format!("/{rest}{}", &written[name.len()..]);
     Err(ReferenceError::Ambiguous {
         reference: text.into(),

@@ -12,6 +12,7 @@ fn canonical(text: &str) -> Result<String, ReferenceError> {
 #[rstest]
 #[case("ghcr.io/acme/model:v1", "ghcr.io/acme/model:v1")]
 #[case("oras://ghcr.io/acme/model:v1", "ghcr.io/acme/model:v1")]
+#[case("oci://ghcr.io/acme/model:v1", "ghcr.io/acme/model:v1")]
 #[case("ghcr.io/acme/model", "ghcr.io/acme/model:latest")]
 #[case("GHCR.io:443/acme/model:V1", "ghcr.io/acme/model:V1")]
 #[case("kind-registry:5000/java-app", "kind-registry:5000/java-app:latest")]
@@ -45,7 +46,9 @@ fn keeps_tag_and_digest() {
 #[case::empty("")]
 #[case::only_the_scheme("oras://")]
 #[case::other_scheme("https://ghcr.io/acme/model")]
+#[case::only_the_other_scheme("oci://")]
 #[case::scheme_twice("oras://oras://ghcr.io/acme/model")]
+#[case::both_schemes("oras://oci://ghcr.io/acme/model")]
 #[case::blank(" ghcr.io/acme/model")]
 #[case::newline("ghcr.io/acme/model\n")]
 #[case::nul("ghcr.io/acme/model\0")]
@@ -131,6 +134,40 @@ fn a_configured_host_without_a_dot_is_not_ambiguous() {
     assert_eq!(canonical("team:443/app:latest").as_deref(), Ok("team:443/app:latest"));
 }
 
+/// Docker reads these as a tag or a repository of docker.io.
+#[rstest]
+#[case("SHA")]
+#[case("oci://SHA")]
+#[case("@SHA")]
+#[case("HEX")]
+#[case("oras://HEX")]
+fn a_digest_alone_lacks_registry_and_repository(#[case] text: &str) {
+    let text = text.replace("SHA", SHA256).replace("HEX", &SHA256["sha256:".len()..]);
+    let error = Reference::parse(&text).unwrap_err();
+    assert!(matches!(error, ReferenceError::DigestAlone { .. }), "{error}");
+    let message = format!("is a digest without a registry and a repository: write HOST/REPOSITORY@{SHA256}");
+    assert!(error.to_string().ends_with(&message), "{error}");
+}
+
+#[rstest]
+#[case("sha256:v1")]
+#[case("sha256")]
+#[case("abcdef0123456789")]
+fn short_names_that_are_like_a_digest_stay_names(#[case] text: &str) {
+    assert!(Reference::parse(text).is_ok(), "{:?}", Reference::parse(text));
+}
+
+#[rstest]
+#[case("hf.co/Org/Model", "hf.co/org/model")]
+#[case("oci://hf.co/Org/Model:Q4", "oci://hf.co/org/model:Q4")]
+fn upper_case_keeps_its_hint(#[case] text: &str, #[case] lower: &str) {
+    let error = Reference::parse(text).unwrap_err().to_string();
+    assert!(
+        error.ends_with(&format!("a repository cannot have upper-case letters: did you mean {lower}?")),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_error_suggests_the_repository_in_lower_case() {
     let message = Reference::parse("ghcr.io/Acme/Model:v1").map_err(|error| error.to_string());
@@ -148,6 +185,7 @@ fn an_error_has_no_control_characters() {
 #[case::nothing("ghcr.io/acme/model", "no digest")]
 #[case::both("ghcr.io/acme/model:v1@SHA", "a tag beside")]
 #[case::scheme("oras://ghcr.io/acme/model@SHA", "canonical form")]
+#[case::other_scheme("oci://ghcr.io/acme/model@SHA", "canonical form")]
 #[case::upper_case("GHCR.io/acme/model@SHA", "canonical form")]
 #[case::default_port("ghcr.io:443/acme/model@SHA", "canonical form")]
 #[case::short_name("ubuntu@SHA", "canonical form")]
@@ -168,7 +206,7 @@ fn pinning_removes_the_tag() {
 
 proptest! {
     #[test]
-    fn the_display_form_parses_to_the_same_reference(text in "(oras://)?([A-Za-z0-9.:\\[\\]-]{1,20}/)?[a-z0-9._/-]{1,30}(:[A-Za-z0-9._-]{1,8})?") {
+    fn the_display_form_parses_to_the_same_reference(text in "((oras|oci)://)?([A-Za-z0-9.:\\[\\]-]{1,20}/)?[a-z0-9._/-]{1,30}(:[A-Za-z0-9._-]{1,8})?") {
         if let Ok(reference) = Reference::parse(&text) {
             let printed = reference.to_string();
             prop_assert_eq!(Reference::parse(&printed), Ok(reference));
