@@ -5,6 +5,7 @@
 //! and has no deadlines, retries or mirrors. Pushing uses oci-client; see the module `oci_push`.
 
 mod client;
+mod links;
 mod oci_push;
 mod read;
 mod referrers;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use url::Url;
@@ -26,6 +27,17 @@ use crate::registry::transport::Answer;
 
 /// Manifests of at most this size are hashed and parsed at once, which takes less than a millisecond.
 const MAX_PARSED_INLINE: usize = 64 << 10;
+
+/// The body of a response that should be a manifest.
+pub(super) struct UnverifiedManifest {
+    label: RequestLabel,
+    pub(super) media_type: Option<String>,
+    /// See [`body::encoding_note`].
+    encoding_note: String,
+    /// The digest that was requested, or else the one that the registry reported.
+    digest: Option<Digest>,
+    pub(super) bytes: Bytes,
+}
 
 #[async_trait]
 impl Registry for HttpRegistry {
@@ -166,6 +178,17 @@ impl Inner {
         path: &str,
         digest: Option<&Digest>,
     ) -> Result<VerifiedManifest, RegistryError> {
+        let unverified = self.get_unverified_manifest(attempt, path, digest).await?;
+        self.verify_manifest(unverified).await
+    }
+
+    /// Fetches the bytes of a manifest. Tries again if the body breaks off.
+    pub(super) async fn get_unverified_manifest(
+        &self,
+        attempt: &Attempt<'_>,
+        path: &str,
+        digest: Option<&Digest>,
+    ) -> Result<UnverifiedManifest, RegistryError> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -185,16 +208,29 @@ impl Inner {
         attempt: &Attempt<'_>,
         path: &str,
         digest: Option<&Digest>,
-    ) -> Result<VerifiedManifest, RegistryError> {
+    ) -> Result<UnverifiedManifest, RegistryError> {
         let answer = self.get(attempt, &Method::GET, path, &accept_manifests()).await?;
         let Answer { response, label, permit: _permit, .. } = answer;
         expect_ok(&response, &label)?;
         let reported = reported_digest(&response, &label, digest)?;
-        let (media_type, note) = (content_type(&response), body::encoding_note(response.headers()));
+        let (media_type, encoding_note) = (content_type(&response), body::encoding_note(response.headers()));
         let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
         let bytes = body::read(response, &label, "a manifest", limit, timeouts).await?;
+        Ok(UnverifiedManifest {
+            label,
+            media_type,
+            encoding_note,
+            digest: digest.cloned().or(reported),
+            bytes,
+        })
+    }
+
+    pub(super) async fn verify_manifest(
+        &self,
+        unverified: UnverifiedManifest,
+    ) -> Result<VerifiedManifest, RegistryError> {
+        let UnverifiedManifest { label, media_type, encoding_note: note, digest, bytes } = unverified;
         let size = bytes.len();
-        let digest = digest.cloned().or(reported);
         let verify = move || {
             let digest = digest.unwrap_or_else(|| Digest::sha256_of(&bytes));
             VerifiedManifest::verify(&digest, media_type.as_deref(), bytes)

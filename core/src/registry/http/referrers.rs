@@ -1,15 +1,19 @@
 //! Lists the manifests that are attached to a manifest (OCI distribution-spec 1.1, "Listing Referrers" and "Referrers
 //! Tag Schema").
 //!
-//! A registry with the referrers API returns an index, page by page. A registry without it returns 404; then a tag that
-//! is derived from the digest names an index that clients update. Every user with push permission can attach manifests,
-//! so pages and entries are bounded.
+//! A registry with the referrers API returns an index, page by page. In a registry without it, a tag that is derived from
+//! the digest names an index that clients update. Every user with push permission can attach manifests, so pages and
+//! entries are bounded.
+//!
+//! A registry without the API should return 404. Some return another status, a web page, or the manifest itself, and some
+//! return the manifest for the tag as well. Only an index that is not the manifest itself is a list of referrers.
 
 use http::{HeaderMap, HeaderValue, Method, header};
 use url::Url;
 
 use super::client::Inner;
-use super::response::{content_type, expect_ok};
+use super::links::next_link;
+use super::response::{content_type, expect_ok, is_meant_as_index};
 use super::route::Attempt;
 use crate::digest::Digest;
 use crate::manifest::media;
@@ -58,11 +62,15 @@ impl Inner {
         for number in 0..MAX_PAGES {
             let answer = match self.get(attempt, &Method::GET, &path, &accept_index()).await {
                 Ok(answer) => answer,
-                Err(error) if number == 0 && error.kind() == RegistryErrorKind::NotFound => return Ok(None),
+                Err(error) if number == 0 && is_without_api(&error) => return Ok(None),
                 Err(error) => return Err(error),
             };
             let label = answer.label.clone();
-            let page = self.referrers_page(attempt, answer, &first_path).await?;
+            let page = match self.referrers_page(attempt, answer, subject, &first_path).await? {
+                Some(page) => page,
+                None if number == 0 => return Ok(None),
+                None => return Err(label.invalid("a page of the list of referrers is not an image index")),
+            };
             entries.extend(page.entries);
             if entries.len() > MAX_ENTRIES {
                 let message = format!("more than {MAX_ENTRIES} manifests are attached to {subject}");
@@ -77,69 +85,75 @@ impl Inner {
         Err(RequestLabel::from_name(&first_path).invalid(message))
     }
 
+    /// Reads a page. Returns `None` if it is not an index, or the subject itself.
     async fn referrers_page(
         &self,
         attempt: &Attempt<'_>,
         answer: Answer,
+        subject: &Digest,
         first_path: &str,
-    ) -> Result<Page, RegistryError> {
+    ) -> Result<Option<Page>, RegistryError> {
         let Answer { response, label, permit: _permit, .. } = answer;
         expect_ok(&response, &label)?;
         let (media_type, note) = (content_type(&response), body::encoding_note(response.headers()));
-        let next = next_page(response.headers(), attempt, first_path);
-        let next = next.map_err(|message| label.untruthful(message))?;
+        let headers = response.headers().clone();
         let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
         let bytes = body::read(response, &label, "a page of referrers", limit, timeouts).await?;
-        let document = Manifest::parse(media_type.as_deref(), &bytes);
-        match document.map_err(|error| label.invalid(format!("{error}{note}")))? {
-            Manifest::Index(index) => Ok(Page { entries: index.entries().to_vec(), next }),
-            Manifest::Image(_) => Err(label.invalid("the list of referrers is not an image index")),
-        }
+        let index = match Manifest::parse(media_type.as_deref(), &bytes) {
+            Ok(Manifest::Index(index)) if !subject.matches(&bytes) => index,
+            Err(error) if is_meant_as_index(media_type.as_deref(), &bytes) => {
+                return Err(label.invalid(format!("{error}{note}")));
+            }
+            Ok(_) | Err(_) => return Ok(None),
+        };
+        let next = next_page(&headers, attempt, first_path).map_err(|message| label.untruthful(message))?;
+        Ok(Some(Page { entries: index.entries().to_vec(), next }))
     }
 
-    /// Lists them from the referrers tag. Returns an empty list if the tag does not exist.
+    /// Lists them from the referrers tag. Returns an empty list if the tag does not exist or does not name such a list.
     pub(super) async fn referrers_of_tag(
         &self,
         attempt: &Attempt<'_>,
         subject: &Digest,
     ) -> Result<Vec<IndexEntry>, RegistryError> {
         let path = format!("manifests/{}", referrers_tag(subject));
-        match self.get_manifest(attempt, &path, None).await {
-            Ok(document) => {
-                match document.into_manifest() {
-                    Manifest::Index(index) => Ok(index.entries().to_vec()),
-                    Manifest::Image(_) => Err(RequestLabel::from_name(&path)
-                        .invalid("the referrers tag does not name an image index")),
-                }
-            }
-            Err(error) if error.kind() == RegistryErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
+        let found = match self.get_unverified_manifest(attempt, &path, None).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == RegistryErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let is_index = is_meant_as_index(found.media_type.as_deref(), &found.bytes);
+        if !is_index || subject.matches(&found.bytes) {
+            return Ok(Vec::new());
+        }
+        match self.verify_manifest(found).await?.into_manifest() {
+            Manifest::Index(index) => Ok(index.entries().to_vec()),
+            Manifest::Image(_) => Ok(Vec::new()),
         }
     }
+}
+
+/// Reports whether a registry answers so because it does not have the referrers API.
+fn is_without_api(error: &RegistryError) -> bool {
+    error.kind() == RegistryErrorKind::NotFound
+        || matches!(
+            error,
+            RegistryError::Refused { status: 400 | 405, .. } | RegistryError::Unavailable { status: 501, .. }
+        )
 }
 
 fn accept_index() -> HeaderMap {
     HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(media::OCI_INDEX))])
 }
 
-/// Parses `Link: <…>; rel="next"` (RFC 8288). Returns the path of the same list with the query of the next page. A link
-/// to another path or server is an error.
+/// Returns the path of the same list with the query of the next page, if a `Link` header has one. A link to another path
+/// or server is an error.
 fn next_page(
     headers: &HeaderMap,
     attempt: &Attempt<'_>,
     first_path: &str,
 ) -> Result<Option<String>, &'static str> {
-    let Some(link) = headers.get(header::LINK) else { return Ok(None) };
-    let text = link.to_str().map_err(|_| "a Link header with invalid characters")?;
-    let Some((target, parameters)) =
-        text.trim_start().strip_prefix('<').and_then(|rest| rest.split_once('>'))
-    else {
-        return Err("an invalid Link header");
-    };
-    let is_next = |parameter: &str| matches!(parameter.trim(), "rel=\"next\"" | "rel=next");
-    if !parameters.split(';').any(is_next) {
-        return Ok(None);
-    }
+    let Some(target) = next_link(headers)? else { return Ok(None) };
     let requested: Url = attempt.repository_url(first_path);
     match attempt.same_origin_url(&requested, target) {
         Some(next) if next.path() == requested.path() => {

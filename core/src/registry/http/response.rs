@@ -161,6 +161,13 @@ fn essence(content_type: &str) -> String {
 pub(super) const MANIFEST_TYPES: [&str; 5] =
     [media::OCI_MANIFEST, media::OCI_INDEX, media::DOCKER_MANIFEST, media::DOCKER_LIST, media::OCI_ARTIFACT];
 
+/// Reports whether a body is an index, also if it cannot be parsed: its type says so, or it has the field of an index.
+pub(super) fn is_meant_as_index(content_type: Option<&str>, body: &[u8]) -> bool {
+    const FIELD: &[u8] = b"\"manifests\"";
+    let is_index = |essence: String| matches!(essence.as_str(), media::OCI_INDEX | media::DOCKER_LIST);
+    content_type.map(essence).is_some_and(is_index) || body.windows(FIELD.len()).any(|part| part == FIELD)
+}
+
 fn is_manifest(essence: &str) -> bool {
     MANIFEST_TYPES.contains(&essence)
 }

@@ -6,6 +6,7 @@ mod echo;
 mod manifest;
 mod push;
 mod redirect;
+mod referrers;
 mod tls;
 mod token;
 
