@@ -12,9 +12,9 @@ use url::Url;
 use super::client::{HttpRegistry, Inner};
 use super::response::{
     MANIFEST_TYPES, bytes_to_skip, check_range, content_type, descriptor_from_headers, expect_ok,
-    is_get_worth_trying, reported_digest,
+    is_get_worth_trying, is_one_get_worth_trying, more_informative, reported_digest,
 };
-use super::route::{Attempt, Capability, Redactor};
+use super::route::{Attempt, Capability, Operation, Redactor};
 use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, IndexEntry, ManifestError, VerifiedManifest};
@@ -158,14 +158,25 @@ impl Inner {
         path: &str,
         digest: Option<&Digest>,
     ) -> Result<Descriptor, RegistryError> {
-        match self.get(attempt, &Method::HEAD, path, &accept_manifests()).await {
+        let head = Operation::read(Method::HEAD, path, accept_manifests());
+        match self.request_until_failed(attempt, &head).await {
             Ok(answer) => {
                 if let Some(descriptor) = descriptor_from_headers(&answer, digest, self.settings.limits)? {
                     return Ok(descriptor);
                 }
             }
-            Err(error) if !is_get_worth_trying(&error) => return Err(error),
-            Err(_) => {}
+            Err((failure, _)) if is_get_worth_trying(&failure.error) => {}
+            // A registry that asks to wait gets no request before that.
+            Err((failure, wait))
+                if wait.is_none_or(|wait| wait.is_zero())
+                    && is_one_get_worth_trying(&failure.error, digest) =>
+            {
+                let found = self.get_manifest(&attempt.without_retries(), path, digest).await;
+                return found
+                    .map(|document| document.descriptor().clone())
+                    .map_err(|of_get| more_informative(failure.error, of_get));
+            }
+            Err((failure, _)) => return Err(failure.error),
         }
         self.get_manifest(attempt, path, digest).await.map(|document| document.descriptor().clone())
     }

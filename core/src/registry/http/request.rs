@@ -22,7 +22,7 @@ use crate::registry::retry;
 use crate::registry::transport::{Answer, Call, Failure, RequestBody, RetryAdvice};
 
 /// A failure, and how long the registry asks to wait.
-type FailedTry = (Failure, Option<Duration>);
+pub(super) type FailedTry = (Failure, Option<Duration>);
 
 impl Inner {
     /// Looks up the endpoints of a registry. The files are read each time, because they may have changed.
@@ -67,6 +67,15 @@ impl Inner {
         attempt: &Attempt<'_>,
         operation: &Operation,
     ) -> Result<Answer, RegistryError> {
+        self.request_until_failed(attempt, operation).await.map_err(|(failure, _)| failure.error)
+    }
+
+    /// As [`Self::request`]. A failure has the wait that the registry asked for last.
+    pub(super) async fn request_until_failed(
+        &self,
+        attempt: &Attempt<'_>,
+        operation: &Operation,
+    ) -> Result<Answer, FailedTry> {
         let (mut tries, mut total_wait) = (0, Duration::ZERO);
         loop {
             tries += 1;
@@ -76,16 +85,16 @@ impl Inner {
             };
             total_wait = total_wait.saturating_add(requested_wait.unwrap_or_default());
             if total_wait > self.settings.max_retry_wait {
-                return Err(failure.error);
+                return Err((failure, requested_wait));
             }
             let max_tries = match failure.advice {
-                RetryAdvice::Never => return Err(failure.error),
+                RetryAdvice::Never => return Err((failure, requested_wait)),
                 RetryAdvice::Retry => self.max_tries(attempt),
                 // A mirror may redirect to an address that has expired, so it is tried again as well.
                 RetryAdvice::RetryForNewAddress => self.settings.tries,
             };
             if tries >= max_tries || !self.wait(attempt, tries, requested_wait, &failure.error).await {
-                return Err(failure.error);
+                return Err((failure, requested_wait));
             }
         }
     }

@@ -147,6 +147,21 @@ pub(super) fn is_get_worth_trying(error: &RegistryError) -> bool {
         || matches!(error, RegistryError::Unavailable { status: 501, .. })
 }
 
+/// Reports whether one GET is sent after HEAD failed. A registry that fetches tags from another one may do so only for GET,
+/// and only GET has the registry's message. A digest that HEAD does not find is not there.
+pub(super) fn is_one_get_worth_trying(error: &RegistryError, digest: Option<&Digest>) -> bool {
+    match error {
+        RegistryError::NotFound { .. } => digest.is_none(),
+        error => matches!(error, RegistryError::Unavailable { status: 500 | 503, .. }),
+    }
+}
+
+/// Returns the error of GET, or that of HEAD if GET broke off or returned something else than a manifest.
+pub(super) fn more_informative(of_head: RegistryError, of_get: RegistryError) -> RegistryError {
+    let is_less = body::is_interrupted(&of_get) || matches!(of_get, RegistryError::Invalid { .. });
+    if is_less { of_head } else { of_get }
+}
+
 /// Returns the `Content-Type`.
 pub(super) fn content_type(response: &Response) -> Option<String> {
     response.headers().get(header::CONTENT_TYPE)?.to_str().ok().map(str::to_owned)

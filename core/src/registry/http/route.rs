@@ -215,6 +215,11 @@ impl Attempt<'_> {
         Attempt { deadline: now + share, ..*self }
     }
 
+    /// Returns the same attempt without retries.
+    pub(super) fn without_retries(&self) -> Attempt<'_> {
+        Attempt { is_last: false, ..*self }
+    }
+
     /// Returns the URL of a path below the repository.
     pub(super) fn repository_url(&self, path: &str) -> Url {
         self.url(&Target::Repository(path.to_owned()))

@@ -44,6 +44,58 @@ async fn an_incomplete_head_response_is_followed_by_get(#[case] on_head: Vec<Par
     assert_eq!(server.lines(), ["HEAD /v2/team/app/manifests/v1", "GET /v2/team/app/manifests/v1"]);
 }
 
+/// A cache that fetches from another registry can know a tag only after it was asked with GET.
+#[rstest]
+#[case(404, 1)]
+#[case(500, 2)]
+#[case(503, 2)]
+#[tokio::test]
+async fn a_tag_that_head_does_not_find_is_asked_for_with_get(#[case] status: u16, #[case] heads: usize) {
+    let server =
+        Server::start(
+            move |request| {
+                if request.method == "HEAD" { answer(status, &[], b"") } else { manifest_answer() }
+            },
+        )
+        .await;
+    let descriptor = client(&server).resolve(&reference(&server)).await.unwrap();
+    assert_eq!(*descriptor.digest(), Digest::sha256_of(&manifest_bytes()));
+    let line = |method: &str| format!("{method} /v2/team/app/manifests/v1");
+    assert_eq!(server.lines(), [vec![line("HEAD"); heads], vec![line("GET")]].concat());
+}
+
+/// An answer to HEAD has no body. The error has the words that the registry sends for GET, which is sent once.
+#[rstest]
+#[case(404, Kind::NotFound)]
+#[case(500, Kind::Unavailable)]
+#[case(503, Kind::Unavailable)]
+#[tokio::test]
+async fn an_error_of_head_gets_the_words_of_get(#[case] status: u16, #[case] kind: Kind) {
+    let server =
+        Server::start(move |_| answer(status, &[], br#"{"errors":[{"code":"X","message":"the cause"}]}"#))
+            .await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().ends_with("X: the cause"), "{error}");
+    assert_eq!(server.requests().iter().filter(|request| request.method == "GET").count(), 1);
+}
+
+/// GET may give another error, or none in time. A digest is the same for all registries, so it is not asked for twice.
+#[tokio::test]
+async fn the_error_of_head_stays_if_get_says_less() {
+    let server = Server::start(|request| match request.method.as_str() {
+        "HEAD" => answer(404, &[], b""),
+        _ => vec![Part::Hang],
+    })
+    .await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    assert_eq!(server.lines().len(), 2);
+    let error = client(&server).resolve(&pinned(&server, &Digest::sha256_of(b"")).into()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    assert_eq!(server.lines().len(), 3);
+}
+
 #[tokio::test]
 async fn a_reference_with_a_digest_is_requested_by_digest() {
     let server = Server::start(|_| manifest_answer()).await;
@@ -326,10 +378,10 @@ async fn it_waits_no_longer_in_total_than_configured(
 async fn retries_are_limited_and_refusals_are_not_retried() {
     let server = flaky(500, 10, "0").await;
     assert_eq!(client(&server).resolve(&reference(&server)).await.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(server.lines().len(), 2);
+    assert_eq!(server.lines().len(), 3, "HEAD twice, GET once");
     let server = flaky(404, 10, "0").await;
     assert_eq!(client(&server).resolve(&reference(&server)).await.unwrap_err().kind(), Kind::NotFound);
-    assert_eq!(server.lines().len(), 1);
+    assert_eq!(server.lines().len(), 2, "HEAD once, GET once");
 }
 
 #[tokio::test]
@@ -347,8 +399,9 @@ async fn a_failing_mirror_is_skipped() {
     let (client, _folder) = client_with(&toml);
     let reference: Reference = "registry.example/team/app:v1".parse().unwrap();
     client.resolve(&reference).await.unwrap();
-    assert_eq!(empty.lines(), ["HEAD /v2/team/app/manifests/v1?ns=registry.example"]);
-    assert_eq!(broken.lines().len(), 1, "a mirror is tried once");
+    let once =
+        ["HEAD", "GET"].map(|method| format!("{method} /v2/team/app/manifests/v1?ns=registry.example"));
+    assert_eq!((empty.lines(), broken.lines()), (once.to_vec(), once.to_vec()), "a mirror is tried once");
     assert_eq!(blobs_only.lines().len(), 0, "it has no resolve capability");
     assert_eq!(good.lines(), ["HEAD /v2/team/app/manifests/v1?ns=registry.example"]);
     let pinned = reference.pin(Digest::sha256_of(&manifest_bytes()));
