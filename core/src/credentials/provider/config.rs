@@ -87,8 +87,8 @@ pub enum ProviderConfigError {
     },
     /// The provider needs a service account token, which only kubelet has.
     #[error(
-        "provider {provider}: tokenAttributes is not supported, because there is no service account token: remove it, or \
-         use a provider that works without it"
+        "provider {provider}: tokenAttributes is not supported, because only kubelet has the pod's service account token: \
+         add a provider without tokenAttributes for these images, or name a Secret in the pod"
     )]
     TokenAttributes {
         /// The provider.
@@ -164,7 +164,13 @@ pub(super) fn parse(text: &str, folder: &Path) -> Result<Vec<ProviderConfig>, Pr
         if !names.insert(provider.name.clone()) {
             return Err(ProviderConfigError::Twice(provider.name.as_str().into()));
         }
-        providers.push(check(provider, folder)?);
+        match check(provider, folder) {
+            // On nodes, the file is kubelet's, and kubelet can run this provider. The others must work without it.
+            Err(error @ ProviderConfigError::TokenAttributes { .. }) => {
+                tracing::warn!(%error, "a credential provider is not used; the others are");
+            }
+            checked => providers.push(checked?),
+        }
     }
     Ok(providers)
 }

@@ -208,11 +208,29 @@ async fn credentials_are_ordered_by_configuration_and_by_key() {
 #[case::no_duration(&entry("x", "a.io", ""), "defaultCacheDuration")]
 #[case::negative_duration(&entry("x", "a.io", "-5m"), "defaultCacheDuration")]
 #[case::protocol(&entry("x", "a.io", "0").replace("io/v1\n", "io/v1beta1\n"), "apiVersion must be")]
-#[case::token(&(entry("x", "a.io", "0") + "  tokenAttributes:\n    serviceAccountTokenAudience: a\n    requireServiceAccount: true\n"), "tokenAttributes is not supported")]
 fn an_invalid_configuration_is_rejected(#[case] entries: &str, #[case] words: &str) {
     let error = Providers::parse(&format!("{HEAD}{entries}"), Path::new("/")).unwrap_err();
     assert!(error.to_string().contains(words), "{error}");
     assert!(!format!("{error}{error:?}").contains(SECRET), "{error:?}");
+}
+
+/// Kubelet gives such a provider a token of the pod's service account, which oras-csi does not have.
+#[tokio::test]
+async fn a_provider_that_needs_a_service_account_token_is_passed_over() {
+    let folder = TempDir::new().unwrap();
+    for name in ["with-token", "test"] {
+        program(folder.path(), name, &answer("Image", "", ME));
+    }
+    let token = "  tokenAttributes:\n    serviceAccountTokenAudience: a\n    requireServiceAccount: true\n";
+    let with_token = entry("with-token", "a.example.org", "1h") + token;
+    let both = providers(folder.path(), &(with_token.clone() + &entry("test", "a.example.org", "1h")));
+    assert_eq!(format!("{both:?}"), "[\"test\"]");
+    assert_eq!(get(&both, "a.example.org", "app").await, [basic("me", "geheim")]);
+    let none = providers(folder.path(), &with_token);
+    assert_eq!(get(&none, "a.example.org", "app").await, []);
+    // What is wrong beside it stays an error.
+    let twice = Providers::parse(&format!("{HEAD}{with_token}{with_token}"), folder.path()).unwrap_err();
+    assert!(twice.to_string().contains("twice"), "{twice}");
 }
 
 #[test]
