@@ -246,6 +246,30 @@ async fn a_stalled_response_ends_with_an_error(#[case] script: Vec<Part>, #[case
     assert!(started.elapsed() < Duration::from_mins(1));
 }
 
+/// The HTTP client drops interim answers (RFC 9110, 15.2) and does not count them. Only the time for an answer limits how
+/// much it reads, so nothing may be read after that.
+#[tokio::test]
+async fn interim_answers_are_not_read_after_the_time_for_an_answer() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let interim = b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(100);
+        while stream.write_all(&interim).is_ok() {}
+        ended.send(()).unwrap();
+    });
+    let hosts = HostsConfig::load(None).unwrap().with_plain_http(host.parse().unwrap());
+    let registry = HttpRegistry::new(hosts, settings().with_tries(1));
+    let pinned = format!("{host}/team/app@{}", Digest::sha256_of(b"")).parse().unwrap();
+    let error = registry.manifest(&pinned).await.unwrap_err();
+    assert!(matches!(&error, RegistryError::Stalled { what, .. } if what.as_str() == "answer"), "{error}");
+    let wait = tokio::task::spawn_blocking(move || has_ended.recv_timeout(Duration::from_secs(30)));
+    wait.await.unwrap().expect("the connection is closed");
+}
+
 #[tokio::test]
 async fn a_slow_body_ends_at_the_deadline() {
     let server = Server::start(|_| {
