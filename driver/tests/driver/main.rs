@@ -25,6 +25,7 @@ mod model;
 mod namespace;
 mod preload;
 mod pulls;
+mod ranges;
 mod recipes;
 mod registry;
 mod resumes;

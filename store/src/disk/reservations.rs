@@ -144,6 +144,14 @@ impl Reservation {
         self.release(&mut get(&self.left), written);
     }
 
+    /// Reserves what was written and is deleted now. The caller writes it again.
+    pub(crate) fn restore(&self, deleted: Usage) {
+        let mut left = get(&self.left);
+        *left = left.plus(deleted);
+        let mut all = get(&self.all.sum);
+        *all = all.plus(deleted);
+    }
+
     /// Moves a part of it into a reservation of its own.
     pub(crate) fn split(&self, part: Usage) -> Self {
         let mut left = get(&self.left);
@@ -196,6 +204,22 @@ mod tests {
         drop((part, half));
         assert_eq!(all.outstanding(), Usage::default());
         assert!(all.reserve(&disk, &limits, usage(free / 2, 1)).is_ok());
+    }
+
+    #[test]
+    fn what_was_written_and_deleted_is_reserved_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = std::fs::File::open(folder.path()).unwrap();
+        let all = Reservations::default();
+        let limits = Limits::default().with_reserve(Reserve::bytes(0));
+        let blob = all.reserve(&disk, &limits, usage(1_000, 1)).unwrap();
+        blob.spend(usage(900, 1));
+        assert_eq!(all.outstanding(), usage(100, 0));
+        blob.restore(usage(900, 0));
+        assert_eq!(all.outstanding(), usage(1_000, 0));
+        assert!(blob.covers(usage(1_000, 0)));
+        drop(blob);
+        assert_eq!(all.outstanding(), Usage::default());
     }
 
     #[test]

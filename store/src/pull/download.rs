@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_core::registry::{Registry, RegistryError, RegistryErrorKind};
+use oras_csi_core::registry::{BlobStream, Registry, RegistryError, RegistryErrorKind};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -68,6 +69,8 @@ pub(super) struct Download<'a> {
     pub(super) priority: &'a Priority,
     pub(super) limits: &'a Limits,
     pub(super) progress: &'a Arc<dyn Progress>,
+    /// Whether the registry refused a range. The blob is then requested as a whole.
+    pub(super) ranges_refused: &'a AtomicBool,
 }
 
 /// How a range of a blob is requested.
@@ -79,6 +82,19 @@ enum RequestMode {
     Range,
     /// As an HTTP range that ends early if another download waits for the slot.
     YieldingRange,
+    /// As the whole blob, without an HTTP range. The bytes before the range are skipped.
+    Whole,
+}
+
+impl RequestMode {
+    /// Reports whether a request from this offset has a `Range` header.
+    fn has_range_header(self, start: u64) -> bool {
+        match self {
+            Self::ToEnd => start > 0,
+            Self::Range | Self::YieldingRange => true,
+            Self::Whole => false,
+        }
+    }
 }
 
 /// Why a request did not deliver all that was requested.
@@ -93,6 +109,8 @@ pub(super) enum Interruption {
     TurnEnded,
     /// The registry sent the whole blob instead of a range.
     NoRanges,
+    /// The registry refused a range, and will refuse it again. It may serve the whole blob.
+    RangeRefused(RegistryError),
     /// The receiver has stopped. It reports the reason itself.
     ReceiverStopped,
 }
@@ -207,7 +225,11 @@ impl Download<'_> {
         writer.await.map_err(|_| StreamFault::Stopped)??;
         match downloaded {
             Ok(()) => Ok(()),
-            Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => Err(error.into()),
+            Err(
+                Interruption::NoAnswer(error)
+                | Interruption::BodyFailed(error)
+                | Interruption::RangeRefused(error),
+            ) => Err(error.into()),
             Err(Interruption::TooSlow(error)) => Err(too_slow(self.reference, error).into()),
             Err(Interruption::NoRanges | Interruption::ReceiverStopped | Interruption::TurnEnded) => {
                 Err(StreamFault::Stopped)
@@ -216,6 +238,45 @@ impl Download<'_> {
     }
 
     async fn feed_writer(
+        &self,
+        partial: &Arc<Partial>,
+        slot: &mut DownloadSlot,
+        sender: &mpsc::Sender<Chunk>,
+    ) -> Result<(), Interruption> {
+        if !self.ranges_refused.load(Ordering::Relaxed) {
+            match self.download_missing(partial, slot, sender).await {
+                Err(Interruption::RangeRefused(error)) => {
+                    tracing::info!(digest = %self.blob.digest(), %error, "the registry refused a range; requesting the whole blob");
+                    self.ranges_refused.store(true, Ordering::Relaxed);
+                }
+                ended => return ended,
+            }
+        }
+        self.download_whole(partial, slot, sender).await
+    }
+
+    /// Downloads the whole blob with one request, because the registry refuses ranges. The bytes that were written
+    /// already are skipped. A failure is final: each further attempt would download all of it again.
+    async fn download_whole(
+        &self,
+        partial: &Arc<Partial>,
+        slot: &mut DownloadSlot,
+        sender: &mpsc::Sender<Chunk>,
+    ) -> Result<(), Interruption> {
+        let Some(mut rest) = partial.missing().first().map(|first| first.start..self.blob.size()) else {
+            return Ok(());
+        };
+        let mut worker = Worker::new(self.limits, slot, sender);
+        loop {
+            match self.request(&mut rest, RequestMode::Whole, &mut worker).await {
+                Err(Interruption::TurnEnded) => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Downloads the missing bytes, with ranges.
+    async fn download_missing(
         &self,
         partial: &Arc<Partial>,
         slot: &mut DownloadSlot,
@@ -361,18 +422,44 @@ impl Download<'_> {
         mode: RequestMode,
         worker: &mut Worker<'_>,
     ) -> Result<(), Interruption> {
-        let Worker { slot, rate_monitor, sender, .. } = worker;
-        let answer = async {
-            if mode == RequestMode::ToEnd {
-                self.registry.blob(self.reference, self.blob, rest.start).await.map(Some)
-            } else {
+        let has_range_header = mode.has_range_header(rest.start);
+        let is_refused = |error: &RegistryError| has_range_header && !error.is_transient();
+        let answer = worker.rate_monitor.wait(worker.slot, WaitFor::Answer, self.open(rest, mode)).await?;
+        let stream = match answer {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return Err(Interruption::NoRanges),
+            Err(error) if is_refused(&error) => return Err(Interruption::RangeRefused(error)),
+            Err(error) => return Err(Interruption::NoAnswer(error)),
+        };
+        match self.receive(stream, rest, mode, worker).await {
+            Err(Interruption::BodyFailed(error)) if is_refused(&error) => {
+                Err(Interruption::RangeRefused(error))
+            }
+            ended => ended,
+        }
+    }
+
+    /// Requests a range. Returns `None` if the registry sends the whole blob instead.
+    async fn open(&self, rest: &Range<u64>, mode: RequestMode) -> Result<Option<BlobStream>, RegistryError> {
+        match mode {
+            RequestMode::Whole => self.registry.blob(self.reference, self.blob, 0).await.map(Some),
+            RequestMode::ToEnd => self.registry.blob(self.reference, self.blob, rest.start).await.map(Some),
+            RequestMode::Range | RequestMode::YieldingRange => {
                 self.registry.part(self.reference, self.blob, rest.clone()).await
             }
-        };
-        let answer = rate_monitor.wait(slot, WaitFor::Answer, answer).await?;
-        let Some(mut stream) = answer.map_err(Interruption::NoAnswer)? else {
-            return Err(Interruption::NoRanges);
-        };
+        }
+    }
+
+    /// Passes the bytes of an answer to the writer.
+    async fn receive(
+        &self,
+        mut stream: BlobStream,
+        rest: &mut Range<u64>,
+        mode: RequestMode,
+        worker: &mut Worker<'_>,
+    ) -> Result<(), Interruption> {
+        let Worker { slot, rate_monitor, sender, .. } = worker;
+        let mut skip = if mode == RequestMode::Whole { rest.start } else { 0 };
         while !rest.is_empty() {
             let piece = rate_monitor.wait(slot, WaitFor::Body, stream.next()).await?;
             let ended = || RegistryError::Unreachable {
@@ -380,9 +467,13 @@ impl Download<'_> {
                 words: format!("the response for the blob {} ended early", self.blob.digest()).into(),
             };
             let mut piece = piece.unwrap_or_else(|| Err(ended())).map_err(Interruption::BodyFailed)?;
+            rate_monitor.received(slot, piece.len() as u64);
+            skip_bytes(&mut piece, &mut skip);
             piece.truncate(usize::try_from(rest.end - rest.start).unwrap_or(usize::MAX));
+            if piece.is_empty() {
+                continue;
+            }
             let length = piece.len() as u64;
-            rate_monitor.received(slot, length);
             if slot.wait_for_disk(sender.send((rest.start, piece))).await.is_err() {
                 return Err(Interruption::ReceiverStopped);
             }
@@ -394,6 +485,13 @@ impl Download<'_> {
         }
         Ok(())
     }
+}
+
+/// Removes the first `skip` bytes of a stream from its next piece.
+pub(super) fn skip_bytes(piece: &mut Bytes, skip: &mut u64) {
+    let count = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len());
+    let _ = piece.split_to(count);
+    *skip -= count as u64;
 }
 
 /// A sequence of requests: its slot, its rate, its retries, and the receiver of its bytes.

@@ -6,6 +6,7 @@
 //! They are deleted when the layer is complete.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::StreamExt;
 use oras_csi_core::digest::Hasher;
@@ -14,7 +15,7 @@ use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::{Registry, RegistryError};
 use tokio::sync::mpsc;
 
-use super::download::{Download, Interruption, PARTIAL_FROM, RetryBudget, too_slow};
+use super::download::{Download, Interruption, PARTIAL_FROM, RetryBudget, skip_bytes, too_slow};
 use super::priority::Priority;
 use super::progress::Progress;
 use super::scheduler::{DownloadSlot, Ended, RateMonitor, Scheduler, WaitFor};
@@ -80,19 +81,28 @@ impl FetchBlob<'_> {
         if self.blob.size() < PARTIAL_FROM || !is_resumable {
             return self.stream_without_partial(slot).await;
         }
-        match self.download_through_partial(&mut slot).await {
-            // The partial blob of an earlier run was damaged, for example by a power failure.
-            Err((error, 1..)) if is_content_error(&error) => {
-                tracing::warn!(digest = %self.blob.digest(), "the partial blob of an earlier run is damaged; downloading the blob again from the start");
+        let ranges_refused = AtomicBool::new(false);
+        match self.download_through_partial(&mut slot, &ranges_refused).await {
+            // The partial blob of an earlier run was damaged, for example by a power failure. Or the registry serves
+            // no ranges, and sent wrong bytes before it refused one.
+            Err((error, resumed))
+                if is_content_error(&error) && (resumed > 0 || ranges_refused.load(Ordering::Relaxed)) =>
+            {
+                tracing::warn!(digest = %self.blob.digest(), "the partial blob is damaged; downloading the blob again from the start");
                 slot.request_again();
-                self.download_through_partial(&mut slot).await.map_err(|(error, _)| error)
+                let again = self.download_through_partial(&mut slot, &ranges_refused).await;
+                again.map_err(|(error, _)| error)
             }
             ended => ended.map_err(|(error, _)| error),
         }
     }
 
     /// Downloads through a partial blob. On failure also returns how many bytes an earlier run had left.
-    async fn download_through_partial(self, slot: &mut DownloadSlot) -> Result<(), (UnpackError, u64)> {
+    async fn download_through_partial(
+        self,
+        slot: &mut DownloadSlot,
+        ranges_refused: &AtomicBool,
+    ) -> Result<(), (UnpackError, u64)> {
         let open = {
             let (store, blob, reference) = (self.store.clone(), self.blob.clone(), self.reference.clone());
             let space = self.space.clone();
@@ -121,6 +131,7 @@ impl FetchBlob<'_> {
             priority: self.priority,
             limits: self.store.limits(),
             progress: self.progress,
+            ranges_refused,
         };
         let downloaded = tokio::select! {
             // Ends before the download only if it fails.
@@ -140,7 +151,7 @@ impl FetchBlob<'_> {
         };
         let processed = processed.unwrap_or(Err(StreamFault::Stopped.into()));
         if processed.as_ref().is_err_and(|error| !can_resume(error)) {
-            partial.discard();
+            partial.discard_and_reserve();
         }
         processed.map_err(|error| (error, resumed))
     }
@@ -180,15 +191,21 @@ impl FetchBlob<'_> {
         let mut rate_monitor = RateMonitor::new(self.store.limits());
         let mut retries = RetryBudget::default();
         let mut offset = 0;
+        let mut is_whole = false;
         loop {
-            let Err(interruption) = self.feed_from(slot, &mut rate_monitor, &mut offset, &sender).await
-            else {
-                return;
-            };
+            let fed = self.feed_from(slot, &mut rate_monitor, &mut offset, is_whole, &sender).await;
+            let Err(interruption) = fed else { return };
             if matches!(interruption, Interruption::TurnEnded) {
                 continue;
             }
-            let error = match retries.next_attempt(interruption, offset) {
+            if offset > 0 && !is_whole && is_refusal(&interruption) {
+                tracing::info!(digest = %self.blob.digest(), offset, "the registry refused a range; requesting the whole blob");
+                is_whole = true;
+                continue;
+            }
+            let next_attempt =
+                if is_whole { Err(interruption) } else { retries.next_attempt(interruption, offset) };
+            let error = match next_attempt {
                 Ok((error, wait)) => {
                     tracing::info!(digest = %self.blob.digest(), offset, %error, "a download broke off; resuming from this offset");
                     tokio::select! {
@@ -199,7 +216,11 @@ impl FetchBlob<'_> {
                         () = sender.closed() => return,
                     }
                 }
-                Err(Interruption::NoAnswer(error) | Interruption::BodyFailed(error)) => error,
+                Err(
+                    Interruption::NoAnswer(error)
+                    | Interruption::BodyFailed(error)
+                    | Interruption::RangeRefused(error),
+                ) => error,
                 Err(Interruption::TooSlow(error)) => too_slow(self.reference, error),
                 Err(Interruption::NoRanges | Interruption::ReceiverStopped | Interruption::TurnEnded) => {
                     return;
@@ -210,21 +231,25 @@ impl FetchBlob<'_> {
         }
     }
 
-    /// Sends the bytes of one response.
+    /// Sends the bytes of one response, from `offset`. If `is_whole`, the whole blob is requested and the bytes before
+    /// are skipped.
     async fn feed_from(
         &self,
         slot: &mut DownloadSlot,
         rate_monitor: &mut RateMonitor,
         offset: &mut u64,
+        is_whole: bool,
         sender: &mpsc::Sender<Piece>,
     ) -> Result<(), Interruption> {
-        let answer = self.registry.blob(self.reference, self.blob, *offset);
+        let mut skip = if is_whole { *offset } else { 0 };
+        let answer = self.registry.blob(self.reference, self.blob, *offset - skip);
         let answer = rate_monitor.wait(slot, WaitFor::Answer, answer).await?;
         let mut stream = answer.map_err(Interruption::NoAnswer)?;
         while let Some(piece) = rate_monitor.wait(slot, WaitFor::Body, stream.next()).await? {
-            let piece = piece.map_err(Interruption::BodyFailed)?;
+            let mut piece = piece.map_err(Interruption::BodyFailed)?;
+            rate_monitor.received(slot, piece.len() as u64);
+            skip_bytes(&mut piece, &mut skip);
             let length = piece.len() as u64;
-            rate_monitor.received(slot, length);
             // If the reader has stopped, it reports the reason itself.
             let sent = slot.wait_for_disk(sender.send(Ok(piece))).await;
             sent.map_err(|_| Interruption::ReceiverStopped)?;
@@ -232,6 +257,14 @@ impl FetchBlob<'_> {
             self.progress.received(self.blob.digest(), length);
         }
         Ok(())
+    }
+}
+
+/// Reports whether the registry answered, and would give the same answer again.
+fn is_refusal(interruption: &Interruption) -> bool {
+    match interruption {
+        Interruption::NoAnswer(error) | Interruption::BodyFailed(error) => !error.is_transient(),
+        _ => false,
     }
 }
 

@@ -295,6 +295,13 @@ impl Partial {
         }
     }
 
+    /// Deletes the partial blob and its journal. Reserves the space of its bytes, because the blob can be downloaded again
+    /// from the start with the same reservation.
+    pub(crate) fn discard_and_reserve(&self) {
+        self.space.restore(Usage { bytes: self.state().written.bytes(), inodes: 0 });
+        self.discard();
+    }
+
     /// Deletes the partial blob and its journal.
     pub(crate) fn discard(&self) {
         let _ = std::fs::remove_file(&self.journal);
