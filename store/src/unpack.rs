@@ -32,6 +32,7 @@ mod disk_meter;
 pub(crate) mod entries;
 pub(crate) mod error;
 pub(crate) mod filter;
+mod gzip;
 pub(crate) mod layer;
 mod metered;
 pub(crate) mod plan;

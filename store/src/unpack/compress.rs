@@ -3,10 +3,10 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 
-use flate2::bufread::MultiGzDecoder;
 use oras_csi_core::display::Shown;
 use oras_csi_core::media_type::essence;
 
+use super::gzip::GzipMembers;
 use super::zstd_windows::{WindowMemory, ZstdWindows};
 
 /// The compression of a layer.
@@ -128,7 +128,7 @@ pub(crate) fn open<'a, R: BufRead + 'a>(
     let whole = io::Cursor::new(begin).chain(input);
     Ok(match found {
         Compression::None => Box::new(whole),
-        Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole))),
+        Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, GzipMembers::new(whole))),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(ZstdWindows::new(whole, memory))?;
             decoder.window_log_max(window_log)?;
@@ -196,6 +196,21 @@ mod tests {
         let whole = gzip(&vec![7; 100_000]);
         assert!(read(&whole[..whole.len() - 4], "application/gzip", 27).is_err());
         assert!(read(&[&whole[..], b"garbage"].concat(), "application/gzip", 27).is_err());
+    }
+
+    #[test]
+    fn zeros_behind_gzip_are_ignored_and_behind_zstd_fail() {
+        let two = [gzip(b"hel"), gzip(b"lo")].concat();
+        let zstd = zstd::encode_all(&b"hello"[..], 1).unwrap();
+        for count in [1, 511, 300_000] {
+            let zeros = vec![0; count];
+            assert_eq!(read(&[&two[..], &zeros].concat(), "application/gzip", 27).unwrap(), b"hello");
+            assert!(read(&[&zstd[..], &zeros].concat(), "x/tar+zstd", 27).is_err());
+            // Neither a member nor anything else follows the zeros.
+            for other in [&gzip(b"!")[..], b"x"] {
+                assert!(read(&[&two[..], &zeros, other].concat(), "application/gzip", 27).is_err());
+            }
+        }
     }
 
     #[test]
