@@ -21,4 +21,5 @@ pub use self::entry_path::{EntryPath, NameError};
 pub use self::error::DiskError;
 pub use self::reader::{Pace, Unpaced};
 pub use self::totals::Totals;
+pub(crate) use self::usage::BLOCK;
 pub use self::usage::Usage;

@@ -21,7 +21,7 @@
 //! | device, FIFO | skipped, counted, logged (as ORAS does) | the same |
 //! | `.wh.` names | ordinary files; whiteouts if an `overlay` step applies them ([`tree_builder`]) | whiteouts for the layers below |
 //! | the same name twice | the last one counts; over a directory that is not empty: rejected | the same |
-//! | sparse file | rejected | rejected |
+//! | sparse file (GNU, pax 0.0, 0.1, 1.0) | a file with holes ([`sparse`]) | the same |
 //!
 //! Architecture Invariant: nothing in this module makes a tree visible. The caller does, after the digest of every
 //! layer has been verified over its whole stream.
@@ -36,6 +36,7 @@ mod gzip;
 pub(crate) mod layer;
 mod metered;
 pub(crate) mod plan;
+mod sparse;
 pub(crate) mod tar;
 pub(crate) mod tree_builder;
 pub(crate) mod tree_writer;

@@ -105,6 +105,11 @@ fn unpack_archive(
         let path = entry_path(&entry.name, shape, limits)?;
         match entry.kind {
             EntryKind::File => writer.file(&path, entry.mode, entry.mtime, entry.size, &mut archive)?,
+            EntryKind::Sparse(map) => {
+                // The holes count as unpacked bytes, because readers see them, but take nothing of the disk.
+                budget.count_bytes(map.holes(), limits)?;
+                writer.sparse_file(&path, entry.mode, entry.mtime, &map, &mut archive)?;
+            }
             EntryKind::Directory => writer.directory(&path, entry.mtime)?,
             EntryKind::Symlink(target) => {
                 if !is_image && !stays_inside(path.depth().saturating_sub(1), &target) {

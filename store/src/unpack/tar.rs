@@ -3,17 +3,18 @@
 //! The `tar` crate decodes the fields of a header. The stream is read here, so that every length in it (of a long
 //! name, a pax header, an entry) is checked before the data is read. Names are decoded as by Go's `archive/tar`,
 //! which ORAS uses to pack: a pax record has precedence over a GNU long name, and that over the header. The records
-//! of a global header are ignored.
+//! of a global header are ignored. [`super::sparse`] parses the maps of sparse files.
 
 use std::io::{self, BufRead, Read};
 
 use oras_csi_core::display::Shown;
 use tar::{EntryType, Header};
 
+use super::sparse::{self, Location, SparseMap, SparseRecords};
 use crate::disk::entry_path::shown;
 
 const BLOCK: u64 = 512;
-/// The maximum size of a pax header or a long name, as in Go's `archive/tar`.
+/// The maximum size of a pax header, a long name or the map of a sparse file, as in Go's `archive/tar`.
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// Why a tar stream cannot be read.
@@ -40,9 +41,16 @@ pub enum TarError {
         /// The size in the header.
         size: u64,
     },
-    /// A sparse file.
-    #[error("\"{0}\" in the tar archive is a sparse file, which is not supported. Pack it without --sparse")]
+    /// A sparse file of an unknown format.
+    #[error(
+        "\"{0}\" in the tar archive is a sparse file in a format that is not supported. Pack it without --sparse"
+    )]
     Sparse(Shown),
+    /// The map of a sparse file contradicts itself or the header.
+    #[error(
+        "\"{0}\" in the tar archive is a sparse file with an invalid map. The archive is damaged; pack the file again"
+    )]
+    SparseMap(Shown),
     /// An entry of an unknown type, or of a type that needs another archive.
     #[error("\"{name}\" in the tar archive has the unsupported entry type {kind:?}")]
     Kind {
@@ -61,6 +69,8 @@ pub enum TarError {
 pub(crate) enum EntryKind {
     /// A regular file with data.
     File,
+    /// A regular file with holes. The data of its ranges follows.
+    Sparse(SparseMap),
     /// A directory.
     Directory,
     /// A symbolic link with this target.
@@ -94,7 +104,7 @@ struct Extensions {
     gnu_link: Option<Vec<u8>>,
     size: Option<u64>,
     mtime: Option<i64>,
-    sparse: bool,
+    sparse: Option<SparseRecords>,
 }
 
 /// Reads a tar stream. Call [`TarReader::advance`], then read the data of the entry from the reader.
@@ -147,18 +157,25 @@ impl<R: BufRead> TarReader<R> {
         header: &Header,
         kind: EntryType,
         size: u64,
-        extensions: Extensions,
+        mut extensions: Extensions,
     ) -> Result<Entry, TarError> {
-        let name =
-            extensions.path.or(extensions.gnu_path).unwrap_or_else(|| header.path_bytes().into_owned());
+        // In the formats pax 0.1 and 1.0, the other names are placeholders ("GNUSparseFile.0/…").
+        let sparse_name = extensions.sparse.as_mut().and_then(|records| records.name.take());
+        let name = sparse_name
+            .or(extensions.path)
+            .or(extensions.gnu_path)
+            .unwrap_or_else(|| header.path_bytes().into_owned());
         let link = || {
             let written = || header.link_name_bytes().map(std::borrow::Cow::into_owned);
             extensions.link.or(extensions.gnu_link).or_else(written).unwrap_or_default()
         };
-        if extensions.sparse || kind == EntryType::GNUSparse {
-            return Err(TarError::Sparse(shown(&name)));
-        }
         let size = extensions.size.unwrap_or(size);
+        let mtime = extensions.mtime.or_else(|| i64::try_from(header.mtime().ok()?).ok()).unwrap_or(0);
+        let mode = header.mode().unwrap_or(0o644);
+        if let Some(map) = self.sparse_map(header, kind, size, extensions.sparse.as_ref(), &name)? {
+            let size = map.stored();
+            return Ok(Entry { name, kind: EntryKind::Sparse(map), size, mode, mtime });
+        }
         let (kind, size) = match kind {
             // Before POSIX a directory was a file whose name ends in a slash.
             EntryType::Regular if name.ends_with(b"/") => (EntryKind::Directory, size),
@@ -173,9 +190,76 @@ impl<R: BufRead> TarReader<R> {
             }
         };
         self.expect_data(size);
-        let mtime = extensions.mtime.or_else(|| i64::try_from(header.mtime().ok()?).ok()).unwrap_or(0);
-        let mode = header.mode().unwrap_or(0o644);
         Ok(Entry { name, kind, size, mode, mtime })
+    }
+
+    /// Returns the map of a sparse file, and leaves the reader before its data. Returns `None` for other entries.
+    fn sparse_map(
+        &mut self,
+        header: &Header,
+        kind: EntryType,
+        size: u64,
+        records: Option<&SparseRecords>,
+        name: &[u8],
+    ) -> Result<Option<SparseMap>, TarError> {
+        let invalid = || TarError::SparseMap(shown(name));
+        let map = match (kind, records) {
+            (EntryType::GNUSparse, _) => {
+                let map = self.gnu_map(header, name)?;
+                self.expect_data(size);
+                map
+            }
+            (EntryType::Regular | EntryType::Continuous, Some(records)) => {
+                self.expect_data(size);
+                match records.location() {
+                    Location::Records(map) => map,
+                    Location::Data(size) => SparseMap::new(size, &self.map_before_data(name)?),
+                    Location::Unknown => return Err(TarError::Sparse(shown(name))),
+                }
+            }
+            _ => return Ok(None),
+        };
+        let map = map.ok_or_else(invalid)?;
+        if map.stored() == self.data { Ok(Some(map)) } else { Err(invalid()) }
+    }
+
+    /// Reads the map of a GNU header, and the blocks of it behind the header.
+    fn gnu_map(&mut self, header: &Header, name: &[u8]) -> Result<Option<SparseMap>, TarError> {
+        let invalid = || TarError::SparseMap(shown(name));
+        let size = sparse::gnu_size(header.as_bytes()).ok_or_else(invalid)?;
+        let mut pairs = Vec::new();
+        let mut has_more = sparse::read_gnu(header.as_bytes(), true, &mut pairs).ok_or_else(invalid)?;
+        let begin = self.offset;
+        while has_more {
+            let mut block = [0; 512];
+            if self.offset - begin >= MAX_EXTENSION || !self.block(&mut block)? {
+                return Err(invalid());
+            }
+            has_more = sparse::read_gnu(&block, false, &mut pairs).ok_or_else(invalid)?;
+        }
+        Ok(SparseMap::new(size, &pairs))
+    }
+
+    /// Reads the map before the data of a file in the format pax 1.0, in whole blocks.
+    fn map_before_data(&mut self, name: &[u8]) -> Result<Vec<(u64, u64)>, TarError> {
+        let invalid = || TarError::SparseMap(shown(name));
+        let (mut text, mut found, mut wanted) = (Vec::new(), 0, 1);
+        while found < wanted {
+            if self.data < BLOCK || text.len() as u64 >= MAX_EXTENSION {
+                return Err(invalid());
+            }
+            let mut block = [0; 512];
+            self.read_exact(&mut block).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => TarError::Truncated("the map of a sparse file"),
+                _ => error.into(),
+            })?;
+            text.extend_from_slice(&block);
+            found += block.split(|byte| *byte == b'\n').skip(1).count();
+            if found > 0 && wanted == 1 {
+                wanted = sparse::count_lines(&text).ok_or_else(invalid)?;
+            }
+        }
+        sparse::read_lines(&text, wanted).ok_or_else(invalid)
     }
 
     /// Reads a header block. Returns `None` at the end of the archive.
@@ -329,8 +413,11 @@ fn read_pax(mut text: &[u8], extensions: &mut Extensions) -> Option<()> {
             b"linkpath" => extensions.link = Some(value.to_vec()).filter(|value| !value.is_empty()),
             b"size" => extensions.size = Some(number()?.parse().ok()?),
             b"mtime" => extensions.mtime = number()?.split('.').next()?.parse().ok(),
-            key if key.starts_with(b"GNU.sparse.") => extensions.sparse = true,
-            _ => {}
+            key => {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    extensions.sparse.get_or_insert_default().read(key, value)?;
+                }
+            }
         }
         text = &text[length..];
     }

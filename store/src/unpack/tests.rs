@@ -60,7 +60,7 @@ pub(super) fn archive(entries: &[Vec<u8>]) -> Vec<u8> {
     [entries.concat(), end()].concat()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
@@ -85,12 +85,12 @@ fn reader(bytes: &[u8], announced: &[u8], media_type: &str) -> BlobReader {
     BlobReader::new(descriptor, receiver)
 }
 
-struct Case {
+pub(super) struct Case {
     folder: TempDir,
-    result: Result<UnpackSummary, UnpackError>,
+    pub(super) result: Result<UnpackSummary, UnpackError>,
 }
 
-fn unpack_with(bytes: &[u8], media_type: &str, shape: &LayerShape, limits: Limits) -> Case {
+pub(super) fn unpack_with(bytes: &[u8], media_type: &str, shape: &LayerShape, limits: Limits) -> Case {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("tree");
     fs::create_dir(&inside).unwrap();
@@ -102,31 +102,31 @@ fn unpack_with(bytes: &[u8], media_type: &str, shape: &LayerShape, limits: Limit
     Case { folder, result }
 }
 
-fn directory(prefix: &str) -> LayerShape {
+pub(super) fn directory(prefix: &str) -> LayerShape {
     let prefix = EntryPath::parse(prefix.as_bytes(), &Limits::default()).unwrap();
     LayerShape::Directory { prefix, content: None }
 }
 
-fn image(entries: &[Vec<u8>]) -> Case {
+pub(super) fn image(entries: &[Vec<u8>]) -> Case {
     unpack_with(&archive(entries), "application/x-tar", &LayerShape::Image, Limits::default())
 }
 
-fn oras(entries: &[Vec<u8>]) -> Case {
+pub(super) fn oras(entries: &[Vec<u8>]) -> Case {
     let bytes = gzip(&archive(entries));
     let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
     unpack_with(&bytes, media_type, &directory("d"), Limits::default())
 }
 
 impl Case {
-    fn path(&self, path: &str) -> std::path::PathBuf {
+    pub(super) fn path(&self, path: &str) -> std::path::PathBuf {
         self.folder.path().join("tree").join(path)
     }
 
-    fn error(&self) -> String {
+    pub(super) fn error(&self) -> String {
         self.result.as_ref().unwrap_err().to_string()
     }
 
-    fn totals(&self) -> Totals {
+    pub(super) fn totals(&self) -> Totals {
         self.result.as_ref().unwrap().totals
     }
 }

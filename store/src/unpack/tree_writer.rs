@@ -5,8 +5,10 @@
 //! an archive and no symbolic link that it created leads out of the directory. The kernel enforces this, not a
 //! comparison of strings.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::BufRead;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -17,6 +19,7 @@ use rustix::io::Errno;
 use super::budget::Budget;
 use super::disk_meter::DiskMeter;
 use super::error::UnpackError;
+use super::sparse::SparseMap;
 use super::tar::TarError;
 use crate::disk::beneath::open_beneath;
 use crate::disk::entry_path::{EntryPath, too_long};
@@ -34,6 +37,8 @@ pub(crate) struct TreeWriter<'a> {
     times: Times,
     totals: Totals,
     meter: DiskMeter<'a>,
+    /// What the disk is charged for the files with holes, by their inodes.
+    sparse: HashMap<u64, Usage>,
 }
 
 fn disk(step: &'static str, path: &EntryPath, errno: Errno) -> UnpackError {
@@ -55,7 +60,8 @@ impl<'a> TreeWriter<'a> {
         let umask = umask().unwrap_or(Mode::RWXU | Mode::RWXG | Mode::RWXO);
         let mut meter = DiskMeter::new(root, limits, budget);
         meter.charge(Usage::directory())?;
-        Ok(Self { root, limits, budget, umask, current: None, times: Times::default(), totals, meter })
+        let (times, sparse) = (Times::default(), HashMap::new());
+        Ok(Self { root, limits, budget, umask, current: None, times, totals, meter, sparse })
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
@@ -99,11 +105,47 @@ impl<'a> TreeWriter<'a> {
         size: u64,
         data: &mut impl BufRead,
     ) -> Result<(), UnpackError> {
+        let file = self.create_file(path, mode, Usage::file(size), size)?;
+        self.write_range(&file, path, 0..size, data)?;
+        set_time(&file, mtime);
+        self.totals.bytes += size;
+        Ok(())
+    }
+
+    /// Creates a file with holes. `data` are the bytes of the ranges in `map`.
+    pub(crate) fn sparse_file(
+        &mut self,
+        path: &EntryPath,
+        mode: u32,
+        mtime: i64,
+        map: &SparseMap,
+        data: &mut impl BufRead,
+    ) -> Result<(), UnpackError> {
+        let file = self.create_file(path, mode, map.usage(), map.stored())?;
+        for range in map.data() {
+            self.write_range(&file, path, range.clone(), data)?;
+        }
+        rustix::fs::ftruncate(&file, map.size()).map_err(|errno| disk("set the size of", path, errno))?;
+        set_time(&file, mtime);
+        let found = rustix::fs::fstat(&file).map_err(|errno| disk("stat", path, errno))?;
+        self.sparse.insert(found.st_ino, map.usage());
+        self.totals.bytes += map.size();
+        Ok(())
+    }
+
+    /// Creates an empty file. `usage` is charged, of which `size` bytes will be written.
+    fn create_file(
+        &mut self,
+        path: &EntryPath,
+        mode: u32,
+        usage: Usage,
+        size: u64,
+    ) -> Result<OwnedFd, UnpackError> {
         self.count()?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
         self.enter_directory(&parent)?;
         // Before the first byte, so that an archive that claims more than fits writes nothing of it.
-        self.charge_file(path, name, Usage::file(size), size)?;
+        self.charge_file(path, name, usage, size)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = file_mode(mode);
         let folder = self.folder();
@@ -115,32 +157,38 @@ impl<'a> TreeWriter<'a> {
             other => other,
         };
         let file = file.map_err(|errno| disk("create the file", path, errno))?;
-        let mut written = 0;
-        loop {
+        if self.umask.intersects(mode) {
+            rustix::fs::fchmod(&file, mode).map_err(|errno| disk("set the mode of", path, errno))?;
+        }
+        self.totals.inodes += 1;
+        Ok(file)
+    }
+
+    /// Writes a range of a file from `data`, which must have all of it.
+    fn write_range(
+        &mut self,
+        file: &OwnedFd,
+        path: &EntryPath,
+        range: Range<u64>,
+        data: &mut impl BufRead,
+    ) -> Result<(), UnpackError> {
+        let mut at = range.start;
+        while at < range.end {
             let piece = data.fill_buf().map_err(UnpackError::from_stream)?;
             if piece.is_empty() {
-                break;
+                return Err(UnpackError::Tar(TarError::Truncated("a file")));
             }
-            let count = rustix::io::write(&file, piece);
-            match count {
+            let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(piece.len());
+            match rustix::io::pwrite(file, &piece[..length], at) {
                 Ok(count) => {
                     data.consume(count);
-                    written += count as u64;
+                    at += count as u64;
                     self.meter.wrote(count as u64)?;
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(disk("write", path, errno)),
             }
         }
-        if written != size {
-            return Err(UnpackError::Tar(TarError::Truncated("a file")));
-        }
-        if self.umask.intersects(mode) {
-            rustix::fs::fchmod(&file, mode).map_err(|errno| disk("set the mode of", path, errno))?;
-        }
-        set_time(&file, mtime);
-        self.totals.bytes += written;
-        self.totals.inodes += 1;
         Ok(())
     }
 
@@ -306,7 +354,8 @@ impl<'a> TreeWriter<'a> {
             _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default(), Usage::default()),
             _ => {
                 let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
-                (AtFlags::empty(), Totals { bytes, inodes: 1 }, Usage::file(bytes))
+                let usage = self.sparse.get(&found.st_ino).copied().unwrap_or_else(|| Usage::file(bytes));
+                (AtFlags::empty(), Totals { bytes, inodes: 1 }, usage)
             }
         };
         match rustix::fs::unlinkat(folder, name_of(name), flags) {
@@ -314,6 +363,10 @@ impl<'a> TreeWriter<'a> {
                 self.totals.bytes = self.totals.bytes.saturating_sub(removed.bytes);
                 self.totals.inodes = self.totals.inodes.saturating_sub(removed.inodes);
                 self.meter.refund(refund);
+                // The inode can be used again, by a file without holes.
+                if removed.inodes > 0 {
+                    self.sparse.remove(&found.st_ino);
+                }
                 Ok(())
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
