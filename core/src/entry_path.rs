@@ -142,7 +142,7 @@ impl EntryPath {
     }
 
     /// Returns the names in the path.
-    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn segments(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.0.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty())
     }
 

@@ -20,7 +20,8 @@
 //! | hard link | to an earlier file of the same layer | also to an earlier link |
 //! | device, FIFO | skipped, counted, logged (as ORAS does) | the same |
 //! | `.wh.` names | ordinary files; whiteouts if an `overlay` step applies them ([`tree_builder`]) | whiteouts for the layers below |
-//! | the same name twice | the last one counts; over a directory that is not empty: rejected | the same |
+//! | the same name twice | the last one counts; over a directory that is not empty: rejected | the last one counts |
+//! | a path through a link of the layer | rejected | resolved beneath the root of the layer ([`links`]) |
 //! | sparse file (GNU, pax 0.0, 0.1, 1.0) | a file with holes ([`sparse`]) | the same |
 //!
 //! Architecture Invariant: nothing in this module makes a tree visible. The caller does, after the digest of every
@@ -34,6 +35,7 @@ pub(crate) mod error;
 pub(crate) mod filter;
 mod gzip;
 pub(crate) mod layer;
+mod links;
 mod metered;
 pub(crate) mod plan;
 mod sparse;

@@ -107,7 +107,7 @@ fn stat_entry(folder: impl AsFd, name: &[u8]) -> Result<Option<ListedEntry>, Err
     }
 }
 
-fn open(folder: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+pub(super) fn open(folder: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(folder, OsStr::from_bytes(name), flags, Mode::empty())
 }

@@ -87,10 +87,16 @@ pub enum UnpackError {
     },
     /// A path leads through something that is not a directory.
     #[error(
-        "the directory \"{path}\" leads through a symbolic link or a file of the same layer: nothing is written through links"
+        "the directory \"{path}\" leads through a symbolic link or a file of the same layer. Only image layers can write through links, and only to directories"
     )]
     ThroughLink {
         /// The directory.
+        path: String,
+    },
+    /// A path leads through more links than the kernel follows, or through links to each other.
+    #[error("\"{path}\" leads through too many symbolic links of the same layer, or through a loop of them")]
+    TooManyLinks {
+        /// The path.
         path: String,
     },
     /// An entry replaces a directory that is not empty.

@@ -11,7 +11,7 @@ use super::compress;
 use super::error::UnpackError;
 use super::metered::MeteredReader;
 use super::tar::{EntryKind, TarReader};
-use super::tree_writer::TreeWriter;
+use super::tree_writer::{LinkRule, TreeWriter};
 use super::zstd_windows::WindowMemory;
 use crate::content::blob_reader::BlobReader;
 use crate::disk::entry_path::{EntryPath, shown, stays_inside};
@@ -98,9 +98,10 @@ fn unpack_archive(
 ) -> Result<UnpackSummary, UnpackError> {
     let UnpackOptions { shape, budget, .. } = options;
     let mut archive = TarReader::new(stream);
-    let mut writer = TreeWriter::new(root, limits, budget)?;
-    let mut skipped = 0;
     let is_image = *shape == LayerShape::Image;
+    let links = if is_image { LinkRule::Resolve } else { LinkRule::Reject };
+    let mut writer = TreeWriter::new(root, limits, budget, links)?;
+    let mut skipped = 0;
     while let Some(entry) = archive.advance()? {
         let path = entry_path(&entry.name, shape, limits)?;
         match entry.kind {
@@ -121,7 +122,7 @@ fn unpack_archive(
                 writer.symlink(&path, &target, entry.mtime)?;
             }
             EntryKind::HardLink(existing) => {
-                writer.hard_link(&path, &entry_path(&existing, shape, limits)?, is_image)?;
+                writer.hard_link(&path, &entry_path(&existing, shape, limits)?)?;
             }
             EntryKind::Special => {
                 budget.count_entry(limits)?;

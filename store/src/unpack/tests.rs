@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use bytes::Bytes;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::Descriptor;
+use rstest::rstest;
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -203,31 +204,180 @@ fn no_entry_leaves_the_tree() {
 }
 
 #[test]
-fn nothing_is_written_through_a_link() {
-    let outside = tempfile::tempdir().unwrap();
-    let target = outside.path().to_str().unwrap();
+fn an_oras_directory_writes_nothing_through_a_link() {
     for entries in [
-        vec![entry("l", b'2', target, b""), entry("l/evil", b'0', "", b"x")],
-        vec![entry("l", b'2', target, b""), entry("l/evil", b'5', "", b"")],
-        vec![entry("l", b'2', target, b""), entry("l/evil", b'2', "x", b"")],
-        vec![entry("l", b'2', ".", b""), entry("l/evil", b'0', "", b"x")],
-        vec![entry("a/l", b'2', "../../../../../../../../tmp", b""), entry("a/l/b/evil", b'0', "", b"x")],
-        vec![entry("f", b'0', "", b"x"), entry("l", b'2', target, b""), entry("l/h", b'1', "f", b"")],
+        [entry("d/l", b'2', ".", b""), entry("d/l/evil", b'0', "", b"x")],
+        [entry("d/l", b'2', ".", b""), entry("d/l/evil", b'5', "", b"")],
+        [entry("d/l", b'2', "a", b""), entry("d/l/evil", b'2', "x", b"")],
+        [entry("d/a/l", b'2', "..", b""), entry("d/a/l/b/evil", b'0', "", b"x")],
     ] {
-        let case = image(&entries);
+        let case = oras(&entries);
         assert!(case.error().contains("symbolic link"), "{}", case.error());
-        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
-    // A hard link to a file behind a symbolic link.
+    let case = oras(&[
+        entry("d/a/f", b'0', "", b"x"),
+        entry("d/l", b'2', "a", b""),
+        entry("d/h", b'1', "d/l/f", b""),
+    ]);
+    assert!(case.error().contains("no earlier file"), "{}", case.error());
+    let case = oras(&[entry("d/a/f", b'0', "", b"x"), entry("d/a", b'2', "b", b"")]);
+    assert!(case.error().contains("directory with something in it"), "{}", case.error());
+}
+
+#[rstest]
+#[case::relative(&[("l", "usr/lib")], "l/x", "usr/lib/x")]
+#[case::absolute(&[("l", "/usr/lib")], "l/x", "usr/lib/x")]
+#[case::upwards(&[("a/l", "../../../../usr")], "a/l/b/x", "usr/b/x")]
+#[case::upwards_from_the_root(&[("l", "/../..//./usr/../lib/")], "l/x", "lib/x")]
+#[case::to_the_root(&[("l", "/")], "l/x", "x")]
+#[case::to_itself(&[("a/l", ".")], "a/l/l/l/x", "a/x")]
+#[case::link_to_link(&[("l", "m"), ("m", "/n/o"), ("n", "p")], "l/x", "p/o/x")]
+#[case::back_and_forth(&[("a/l", "../b/m"), ("b/m", "../a/n")], "a/l/x", "a/n/x")]
+#[case::beneath(&[("a/b/l", "../c")], "a/b/l/d/x", "a/c/d/x")]
+#[case::not_utf8(&[("l", "\u{fc}/ ")], "l/x", "\u{fc}/ /x")]
+fn an_image_writes_through_its_links_beneath_its_root(
+    #[case] links: &[(&str, &str)],
+    #[case] path: &str,
+    #[case] found: &str,
+) {
+    let links = links.iter().map(|(name, target)| entry(name, b'2', target, b"")).collect::<Vec<_>>();
+    let parent = found.rsplit_once('/').map_or("", |(parent, _)| parent);
+    // The target of the link is created, or was there before.
+    for directory in [None, Some(entry(&format!("./{parent}"), b'5', "", b""))] {
+        let file = [entry(path, b'0', "", b"data")];
+        let entries = directory.into_iter().chain(links.clone()).chain(file).collect::<Vec<_>>();
+        let case = image(&entries);
+        case.result.as_ref().unwrap();
+        assert_eq!(fs::read(case.path(found)).unwrap(), b"data");
+        assert!(fs::symlink_metadata(case.path(found)).unwrap().is_file());
+    }
+}
+
+#[test]
+fn nothing_is_written_outside_through_a_link() {
+    let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("secret"), "s").unwrap();
-    let case = image(&[entry("l", b'2', target, b""), entry("h", b'1', "l/secret", b"")]);
+    let target = outside.path().to_str().unwrap();
+    let inside = |name: &str| format!("{}/{name}", target.trim_start_matches('/'));
+    let link = || entry("l", b'2', target, b"");
+    let case = image(&[
+        link(),
+        entry("l/evil", b'0', "", b"x"),
+        entry("l/d", b'5', "", b""),
+        entry("l/s", b'2', "x", b""),
+        entry("f", b'0', "", b"x"),
+        entry("l/h", b'1', "f", b""),
+    ]);
+    assert_eq!(case.totals().bytes, 2);
+    for name in ["evil", "h"] {
+        assert_eq!(fs::read(case.path(&inside(name))).unwrap(), b"x");
+    }
+    assert!(case.path(&inside("d")).is_dir());
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    // A file of the node is no earlier file of the layer.
+    let case = image(&[link(), entry("h", b'1', "l/secret", b"")]);
     assert!(case.error().contains("no earlier file"), "{}", case.error());
     // A directory entry replaces the link, and files are written into the directory.
-    let case =
-        image(&[entry("l", b'2', target, b""), entry("l", b'5', "", b""), entry("l/file", b'0', "", b"x")]);
+    let case = image(&[link(), entry("l", b'5', "", b""), entry("l/file", b'0', "", b"x")]);
     assert_eq!(case.totals().inodes, 3);
     assert!(fs::symlink_metadata(case.path("l")).unwrap().is_dir());
-    assert!(!outside.path().join("file").exists());
+}
+
+#[test]
+fn loops_and_links_to_files_are_rejected() {
+    let long = "d/".repeat(200);
+    let links = |links: &[(&str, &str)]| {
+        links.iter().map(|(name, target)| entry(name, b'2', target, b"")).collect::<Vec<_>>()
+    };
+    let chain = (0..50).map(|at| (format!("l{at}"), format!("l{}", at + 1))).collect::<Vec<_>>();
+    let chain = chain.iter().map(|(name, target)| (&**name, &**target)).collect::<Vec<_>>();
+    let deep = [
+        pax(&[("linkpath", &long)]),
+        entry("l", b'2', "", b""),
+        pax(&[("path", &format!("l/{long}x"))]),
+        entry("x", b'0', "", b""),
+    ];
+    for (entries, word) in [
+        ([links(&[("l", "l")]), vec![entry("l/x", b'0', "", b"")]].concat(), "loop"),
+        ([links(&[("a", "b"), ("b", "a")]), vec![entry("b/x", b'0', "", b"")]].concat(), "loop"),
+        ([links(&[("a", "b/c"), ("b", "a/c")]), vec![entry("a/x", b'0', "", b"")]].concat(), "loop"),
+        ([links(&chain), vec![entry("l0/x", b'0', "", b"")]].concat(), "too many symbolic links"),
+        (
+            [links(&[("l", "f")]), vec![entry("f", b'0', "", b""), entry("l/x", b'0', "", b"")]].concat(),
+            "or a file",
+        ),
+        (deep.to_vec(), "directories deep"),
+    ] {
+        let case = image(&entries);
+        assert!(case.error().contains(word), "{} / {word}", case.error());
+    }
+}
+
+#[test]
+fn lookups_of_links_are_limited() {
+    let links = (0..30).map(|at| entry(&format!("l{at}"), b'2', &format!("l{}", at + 1), b""));
+    let files = (0..20).map(|at| entry(&format!("l{}/f{at}", at % 2), b'0', "", b""));
+    let bytes = archive(&links.chain(files).collect::<Vec<_>>());
+    let unpack = |entries| {
+        let limits = Limits::default().with_entries(entries);
+        unpack_with(&bytes, "application/x-tar", &LayerShape::Image, limits)
+    };
+    assert!(unpack(60).error().contains("too many symbolic links"));
+    assert_eq!(unpack(1_000).totals().inodes, 52);
+}
+
+#[test]
+fn an_image_replaces_a_directory_with_its_contents() {
+    let before = [
+        entry("d/a/b", b'0', "", b"12345"),
+        entry("d/l", b'2', "a", b""),
+        entry("kept", b'0', "", b"kept"),
+        entry("d/kept", b'1', "kept", b""),
+        entry("e/f", b'0', "", b"e"),
+    ];
+    for (last, inodes) in [
+        (entry("d", b'2', "e", b""), 5),
+        (entry("d", b'0', "", b""), 5),
+        (entry("d", b'1', "kept", b""), 4),
+        (entry("d", b'1', "d/kept", b""), 0),
+    ] {
+        let case = image(&[&before[..], &[last]].concat());
+        if inodes == 0 {
+            assert!(case.error().contains("no earlier file"), "{}", case.error());
+            continue;
+        }
+        assert_eq!(case.totals(), Totals { bytes: 5, inodes });
+        assert!(!fs::symlink_metadata(case.path("d")).unwrap().is_dir());
+    }
+    // Files of the directory are written again, beneath the target of the link.
+    let case = image(&[
+        entry("lib/old", b'0', "", b"1"),
+        entry("lib", b'2', "usr/lib", b""),
+        entry("lib/new", b'0', "", b"2"),
+    ]);
+    assert!(!case.path("usr/lib/old").exists() && case.path("usr/lib/new").exists());
+    // The cached directory is that of the link before.
+    let case = image(&[
+        entry("l", b'2', "a", b""),
+        entry("l/1", b'0', "", b""),
+        entry("l", b'2', "b", b""),
+        entry("l/2", b'0', "", b""),
+    ]);
+    assert!(case.path("a/1").exists() && case.path("b/2").exists());
+}
+
+#[test]
+fn an_image_links_through_linked_directories() {
+    let case = image(&[
+        entry("lib", b'2', "usr/lib", b""),
+        entry("usr/lib/a", b'0', "", b"data"),
+        entry("b", b'1', "lib/a", b""),
+        entry("lib/c", b'1', "/lib/a", b""),
+        entry("lib/a", b'1', "usr/lib/a", b""),
+    ]);
+    assert_eq!(case.totals(), Totals { bytes: 4, inodes: 5 });
+    let inode = |name: &str| fs::metadata(case.path(name)).unwrap().ino();
+    assert_eq!((inode("b"), inode("usr/lib/c")), (inode("usr/lib/a"), inode("usr/lib/a")));
 }
 
 #[test]
@@ -272,8 +422,6 @@ fn the_last_entry_of_a_name_counts() {
     assert_eq!(fs::read(case.path("h")).unwrap(), b"first");
     assert_eq!(fs::read(case.path("x")).unwrap(), b"file");
     assert_eq!(fs::read(case.path("e")).unwrap(), b"e");
-    let case = image(&[entry("d/in", b'0', "", b"x"), entry("d", b'0', "", b"x")]);
-    assert!(case.error().contains("directory with something in it"));
     let case =
         image(&[entry("d/in", b'0', "", b"x"), entry("d/", b'5', "", b""), entry("d/in", b'1', "d/in", b"")]);
     assert_eq!(case.totals(), Totals { bytes: 1, inodes: 3 });

@@ -4,6 +4,8 @@
 //! `RESOLVE_NO_MAGICLINKS`. Entries are created in it by a single name, with `O_EXCL` and `O_NOFOLLOW`. So no path of
 //! an archive and no symbolic link that it created leads out of the directory. The kernel enforces this, not a
 //! comparison of strings.
+//!
+//! An image layer can write through its own links: [`super::links`] first replaces a path by one without links.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -13,12 +15,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::budget::Budget;
 use super::disk_meter::DiskMeter;
+use super::entries;
 use super::error::UnpackError;
+use super::links::resolve;
 use super::sparse::SparseMap;
 use super::tar::TarError;
 use crate::disk::beneath::open_beneath;
@@ -27,12 +31,39 @@ use crate::disk::files::{DIRECTORY_MODE, Times, copy_entry, file_mode, link, set
 use crate::disk::{DiskError, Totals, Usage};
 use crate::limits::Limits;
 
+/// How many lookups of links an archive can cause, for each entry of the limit.
+const LINK_STEPS_PER_ENTRY: u64 = 4;
+
+/// What happens to a path that leads through a symbolic link of the same layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinkRule {
+    /// The layer is rejected, and so is a hard link to a symbolic link, and an entry that replaces a directory with
+    /// something in it.
+    Reject,
+    /// As containerd does for image layers: the link is followed as if the root of the layer were `/`. An entry replaces
+    /// a directory with all its contents.
+    Resolve,
+}
+
+/// Entries that were removed, because a later entry of the archive replaces them.
+#[derive(Default)]
+struct Replaced {
+    totals: Totals,
+    refund: Usage,
+    inodes: Vec<u64>,
+}
+
 /// Writes entries into a directory.
 pub(crate) struct TreeWriter<'a> {
     root: &'a OwnedFd,
     limits: &'a Limits,
     budget: &'a Budget,
     umask: Mode,
+    links: LinkRule,
+    /// How many links may still be looked up. Without it, an archive could make each of its paths lead through many.
+    link_steps: u64,
+    /// The last directory that led through links, and the same without links.
+    resolved: Option<(EntryPath, EntryPath)>,
     current: Option<(EntryPath, OwnedFd)>,
     times: Times,
     totals: Totals,
@@ -55,13 +86,54 @@ impl<'a> TreeWriter<'a> {
         root: &'a OwnedFd,
         limits: &'a Limits,
         budget: &'a Budget,
+        links: LinkRule,
     ) -> Result<Self, UnpackError> {
         let totals = Totals { bytes: 0, inodes: 1 };
         let umask = umask().unwrap_or(Mode::RWXU | Mode::RWXG | Mode::RWXO);
         let mut meter = DiskMeter::new(root, limits, budget);
         meter.charge(Usage::directory())?;
-        let (times, sparse) = (Times::default(), HashMap::new());
-        Ok(Self { root, limits, budget, umask, current: None, times, totals, meter, sparse })
+        Ok(Self {
+            root,
+            limits,
+            budget,
+            umask,
+            links,
+            link_steps: limits.entries().saturating_mul(LINK_STEPS_PER_ENTRY),
+            resolved: None,
+            current: None,
+            times: Times::default(),
+            totals,
+            meter,
+            sparse: HashMap::new(),
+        })
+    }
+
+    /// Returns the path without symbolic links above its last name.
+    fn without_links(&mut self, path: &EntryPath) -> Result<EntryPath, UnpackError> {
+        let Some((parent, name)) = path.split() else { return Ok(path.clone()) };
+        let is_current = self.current.as_ref().is_some_and(|(current, _)| *current == parent);
+        if self.links == LinkRule::Reject || parent.is_root() || is_current {
+            return Ok(path.clone());
+        }
+        if let Some((_, resolved)) = self.resolved.as_ref().filter(|(directory, _)| *directory == parent) {
+            let resolved = resolved.child(name);
+            resolved.check(self.limits)?;
+            return Ok(resolved);
+        }
+        match open_beneath(self.root, &parent) {
+            Ok(folder) => {
+                self.current = Some((parent, folder));
+                Ok(path.clone())
+            }
+            Err(Errno::LOOP | Errno::NOTDIR | Errno::XDEV) => {
+                let directory = resolve(self.root, &parent, self.limits, &mut self.link_steps)?;
+                let resolved = directory.child(name);
+                resolved.check(self.limits)?;
+                self.resolved = Some((parent, directory));
+                Ok(resolved)
+            }
+            Err(_) => Ok(path.clone()),
+        }
     }
 
     fn count(&mut self) -> Result<(), UnpackError> {
@@ -88,6 +160,7 @@ impl<'a> TreeWriter<'a> {
     /// Creates a directory and the directories above it.
     pub(crate) fn directory(&mut self, path: &EntryPath, mtime: i64) -> Result<(), UnpackError> {
         self.count()?;
+        let path = &self.without_links(path)?;
         if let Some((parent, name)) = path.split() {
             self.enter_directory(&parent)?;
             self.make_directory(&parent, name, path)?;
@@ -105,6 +178,7 @@ impl<'a> TreeWriter<'a> {
         size: u64,
         data: &mut impl BufRead,
     ) -> Result<(), UnpackError> {
+        let path = &self.without_links(path)?;
         let file = self.create_file(path, mode, Usage::file(size), size)?;
         self.write_range(&file, path, 0..size, data)?;
         set_time(&file, mtime);
@@ -121,6 +195,7 @@ impl<'a> TreeWriter<'a> {
         map: &SparseMap,
         data: &mut impl BufRead,
     ) -> Result<(), UnpackError> {
+        let path = &self.without_links(path)?;
         let file = self.create_file(path, mode, map.usage(), map.stored())?;
         for range in map.data() {
             self.write_range(&file, path, range.clone(), data)?;
@@ -195,11 +270,13 @@ impl<'a> TreeWriter<'a> {
     /// Creates a symbolic link. Its target is only data: it is never followed here.
     pub(crate) fn symlink(&mut self, path: &EntryPath, target: &[u8], mtime: i64) -> Result<(), UnpackError> {
         self.count()?;
+        let path = &self.without_links(path)?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
         if target.is_empty() || target.contains(&0) || target.len() >= self.limits.path() {
             return Err(UnpackError::LinkTarget { path: path.to_string() });
         }
         self.charge(path, name, Usage::symlink())?;
+        self.resolved = None;
         self.enter_directory(&parent)?;
         let link = |folder: BorrowedFd<'_>| rustix::fs::symlinkat(name_of(target), folder, name_of(name));
         match link(self.folder()) {
@@ -215,18 +292,15 @@ impl<'a> TreeWriter<'a> {
         Ok(())
     }
 
-    /// Creates a hard link to an earlier file. The target may be a symbolic link only with `links_to_links`.
-    pub(crate) fn hard_link(
-        &mut self,
-        path: &EntryPath,
-        existing: &EntryPath,
-        links_to_links: bool,
-    ) -> Result<(), UnpackError> {
+    /// Creates a hard link to an earlier file, or to an earlier symbolic link with [`LinkRule::Resolve`].
+    pub(crate) fn hard_link(&mut self, path: &EntryPath, existing: &EntryPath) -> Result<(), UnpackError> {
         self.count()?;
         let missing = || UnpackError::HardLink { path: path.to_string(), existing: existing.to_string() };
+        let existing_path = self.without_links(existing)?;
+        let path = &self.without_links(path)?;
         let Some((parent, name)) = path.split() else { return Err(UnpackError::RootIsNoDirectory) };
-        let Some((source_parent, source_name)) = existing.split() else { return Err(missing()) };
-        if path == existing {
+        let Some((source_parent, source_name)) = existing_path.split() else { return Err(missing()) };
+        if *path == existing_path {
             return Ok(());
         }
         let source = open_beneath(self.root, &source_parent).map_err(|errno| match errno {
@@ -237,10 +311,11 @@ impl<'a> TreeWriter<'a> {
             .map_err(|_| missing())?;
         let bytes = match FileType::from_raw_mode(found.st_mode) {
             FileType::RegularFile => u64::try_from(found.st_size).unwrap_or(0),
-            FileType::Symlink if links_to_links => 0,
+            FileType::Symlink if self.links == LinkRule::Resolve => 0,
             _ => return Err(missing()),
         };
         self.charge(path, name, Usage::default())?;
+        self.resolved = None;
         self.enter_directory(&parent)?;
         if self.exists(name) {
             self.remove_existing(name, path)?;
@@ -254,6 +329,8 @@ impl<'a> TreeWriter<'a> {
                 self.totals.inodes += 1;
                 Ok(())
             }
+            // It was in the directory that the link replaces.
+            Err(Errno::NOENT) => Err(missing()),
             linked => linked.map_err(|errno| disk("create the hard link", path, errno)),
         }
     }
@@ -340,40 +417,67 @@ impl<'a> TreeWriter<'a> {
         rustix::fs::statat(self.folder(), name_of(name), AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Removes an earlier entry of the same name, because the last one counts, as in tar. A directory that is not
-    /// empty stays, and the archive is rejected.
+    /// Removes an earlier entry of the same name, because the last one counts, as in tar.
     fn remove_existing(&mut self, name: &[u8], path: &EntryPath) -> Result<(), UnpackError> {
-        let folder = self.folder();
-        let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| disk("stat", path, errno))?;
-        let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
-        // Names are not refunded: ext4 does not shrink a directory.
-        let (flags, removed, refund) = match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => (AtFlags::REMOVEDIR, Totals { bytes: 0, inodes: 1 }, Usage::directory()),
-            // The file still exists under its other names.
-            _ if found.st_nlink > 1 => (AtFlags::empty(), Totals::default(), Usage::default()),
-            _ => {
-                let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
-                let usage = self.sparse.get(&found.st_ino).copied().unwrap_or_else(|| Usage::file(bytes));
-                (AtFlags::empty(), Totals { bytes, inodes: 1 }, usage)
+        let mut replaced = Replaced::default();
+        self.resolved = None;
+        self.remove_entry(self.folder(), name, path, &mut replaced)?;
+        self.totals.bytes = self.totals.bytes.saturating_sub(replaced.totals.bytes);
+        self.totals.inodes = self.totals.inodes.saturating_sub(replaced.totals.inodes);
+        self.meter.refund(replaced.refund);
+        // The inodes can be used again, by files without holes.
+        for inode in replaced.inodes {
+            self.sparse.remove(&inode);
+        }
+        Ok(())
+    }
+
+    /// Removes one name. A directory that is not empty is removed with its contents, or the archive is rejected.
+    fn remove_entry(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &[u8],
+        path: &EntryPath,
+        replaced: &mut Replaced,
+    ) -> Result<(), UnpackError> {
+        let failed = |errno| disk("replace", path, errno);
+        let found = rustix::fs::statat(folder, name_of(name), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let unlink = |flags| rustix::fs::unlinkat(folder, name_of(name), flags);
+        if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+            unlink(AtFlags::empty()).map_err(failed)?;
+            // With another name, the file still exists.
+            if found.st_nlink == 1 {
+                self.count_removed(&found, replaced);
             }
-        };
-        match rustix::fs::unlinkat(folder, name_of(name), flags) {
-            Ok(()) => {
-                self.totals.bytes = self.totals.bytes.saturating_sub(removed.bytes);
-                self.totals.inodes = self.totals.inodes.saturating_sub(removed.inodes);
-                self.meter.refund(refund);
-                // The inode can be used again, by a file without holes.
-                if removed.inodes > 0 {
-                    self.sparse.remove(&found.st_ino);
+            return Ok(());
+        }
+        match unlink(AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) if self.links == LinkRule::Resolve => {
+                let inside = entries::open(folder, name).map_err(failed)?;
+                for entry in entries::list(&inside).map_err(failed)? {
+                    self.remove_entry(inside.as_fd(), &entry.name, path, replaced)?;
                 }
-                Ok(())
+                unlink(AtFlags::REMOVEDIR).map_err(failed)?;
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                Err(UnpackError::ReplacesDirectory { path: path.to_string() })
+                return Err(UnpackError::ReplacesDirectory { path: path.to_string() });
             }
-            Err(errno) => Err(disk("replace", path, errno)),
+            removed => removed.map_err(failed)?,
         }
+        replaced.totals.inodes += 1;
+        replaced.refund = replaced.refund.plus(Usage::directory());
+        Ok(())
+    }
+
+    /// Counts a file or link that was removed. Names are not refunded: ext4 does not shrink a directory.
+    fn count_removed(&self, found: &Stat, replaced: &mut Replaced) {
+        let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+        let bytes = if is_file { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
+        let usage = self.sparse.get(&found.st_ino).copied().unwrap_or_else(|| Usage::file(bytes));
+        replaced.totals.bytes += bytes;
+        replaced.totals.inodes += 1;
+        replaced.refund = replaced.refund.plus(usage);
+        replaced.inodes.push(found.st_ino);
     }
 }
 
