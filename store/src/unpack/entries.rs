@@ -17,6 +17,15 @@ pub(super) struct ListedEntry {
     pub(super) size: u64,
     /// Whether this is the only name of the file or link.
     pub(super) is_only_link: bool,
+    /// The bytes of a file that are not holes, or its size if that is less.
+    allocated: u64,
+}
+
+impl ListedEntry {
+    /// Returns an entry that is not on the disk.
+    pub(super) fn named(name: &[u8]) -> Self {
+        Self { name: name.to_vec(), kind: FileType::RegularFile, size: 0, is_only_link: true, allocated: 0 }
+    }
 }
 
 /// What was removed from a tree.
@@ -102,7 +111,9 @@ fn stat_entry(folder: impl AsFd, name: &[u8]) -> Result<Option<ListedEntry>, Err
             let kind = FileType::from_raw_mode(found.st_mode);
             let size =
                 if kind == FileType::RegularFile { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
-            Ok(Some(ListedEntry { name: name.to_vec(), kind, size, is_only_link: found.st_nlink == 1 }))
+            let allocated = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512).min(size);
+            let (name, is_only_link) = (name.to_vec(), found.st_nlink == 1);
+            Ok(Some(ListedEntry { name, kind, size, is_only_link, allocated }))
         }
     }
 }
@@ -134,7 +145,7 @@ pub(super) fn remove_filtered(
     if found.kind != FileType::Directory {
         if is_kept {
             rustix::fs::unlinkat(&folder, OsStr::from_bytes(name), AtFlags::empty())?;
-            let usage = if found.is_only_link { Usage::file(found.size) } else { Usage::default() };
+            let usage = if found.is_only_link { Usage::file(found.allocated) } else { Usage::default() };
             removed.add(Totals { bytes: found.size, inodes: 1 }, usage);
         }
         return Ok(removed);
@@ -149,4 +160,20 @@ pub(super) fn remove_filtered(
         removed.add(Totals { bytes: 0, inodes: 1 }, Usage::directory());
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_of_a_removed_file_are_not_refunded() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::File::create(folder.path().join("sparse")).unwrap().set_len(1 << 30).unwrap();
+        std::fs::write(folder.path().join("plain"), [1; 5_000]).unwrap();
+        let opened = OwnedFd::from(std::fs::File::open(folder.path()).unwrap());
+        let removed = remove(&opened, b"sparse").unwrap();
+        assert_eq!((removed.totals.bytes, removed.usage), (1 << 30, Usage::file(0)));
+        assert_eq!(remove(&opened, b"plain").unwrap().usage, Usage::file(5_000));
+    }
 }

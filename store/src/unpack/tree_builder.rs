@@ -202,12 +202,8 @@ impl<'a> TreeBuilder<'a> {
         filter: Filter<'_>,
     ) -> Result<(), TreeBuildError> {
         let Some((parent, name)) = path.split() else { return Ok(()) };
-        let mut listed = vec![Self::whiteout(name)];
+        let mut listed = vec![ListedEntry::named(name)];
         self.apply_whiteouts(&mut listed, &parent, filter)
-    }
-
-    fn whiteout(name: &[u8]) -> ListedEntry {
-        ListedEntry { name: name.to_vec(), kind: FileType::RegularFile, size: 0, is_only_link: true }
     }
 
     /// Hard-links everything of the tree `source` that `filter` keeps to beneath `at`.
