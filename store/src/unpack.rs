@@ -16,7 +16,7 @@
 //! | entry | in an ORAS directory | in an image layer |
 //! |---|---|---|
 //! | file | kept, mode a+rX, no setuid, setgid, sticky, owner or xattrs | the same |
-//! | symbolic link | kept if it stays inside, else the layer is rejected | kept as it is |
+//! | symbolic link | kept if it stays inside ([`upward_links`]), else the layer is rejected | kept as it is |
 //! | hard link | to an earlier file of the same layer | also to an earlier link |
 //! | device, FIFO | skipped, counted, logged (as ORAS does) | the same |
 //! | `.wh.` names | ordinary files; whiteouts if an `overlay` step applies them ([`tree_builder`]) | whiteouts for the layers below |
@@ -42,6 +42,7 @@ mod sparse;
 pub(crate) mod tar;
 pub(crate) mod tree_builder;
 pub(crate) mod tree_writer;
+mod upward_links;
 pub(crate) mod zstd_windows;
 
 pub use self::budget::Budget;

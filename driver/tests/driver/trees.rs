@@ -410,6 +410,70 @@ async fn rejects_titles_that_collide() {
     assert_eq!(bench.files(&recipe([add(&same)])).await, map(&[("a", "1")]));
 }
 
+/// `oras push d d/f` packs the file twice. An ephemeral store moves layers instead of linking them, and is used once.
+#[rstest]
+#[tokio::test]
+async fn a_file_that_a_directory_has_as_well_must_be_equal(#[values(true, false)] is_persistent: bool) {
+    const WHOLE: [(&str, &[u8]); 3] = [("f", b"1"), ("g", b"2"), ("s/h", b"3")];
+    let open = || {
+        let mut bench = Bench::new();
+        if !is_persistent {
+            let store = Store::open(&bench.folder.path().join("ephemeral"), Limits::default()).unwrap();
+            let store = Arc::new(store.ephemeral());
+            bench.fetcher = Arc::new(Fetcher::new(store, bench.registry.clone()));
+        }
+        bench
+    };
+    let equal: [fn(Artifact<'_>) -> Artifact<'_>; 4] = [
+        |artifact| artifact.directory("d", &WHOLE).file("d/f", b"1"),
+        |artifact| artifact.file("d/f", b"1").directory("d", &WHOLE),
+        |artifact| {
+            let artifact = artifact.directory("d", &WHOLE);
+            artifact.directory("d/s", &[("h", b"3")]).file("d/s/h", b"3")
+        },
+        |artifact| artifact.directory("d/s", &[("h", b"3")]).directory("d", &WHOLE),
+    ];
+    for add_layers in equal {
+        let bench = open();
+        let artifact = add_layers(Artifact::new(&bench.registry)).push();
+        let tree = bench.pull(&recipe([add(&artifact)])).await.unwrap();
+        let store = if is_persistent { "store" } else { "ephemeral" };
+        let files = bench.folder.path().join(store).join("trees").join(tree.key().as_str()).join("files");
+        for (name, data) in WHOLE {
+            assert_eq!(fs::read(files.join("d").join(name)).unwrap(), data);
+        }
+    }
+    let different: [fn(Artifact<'_>) -> Artifact<'_>; 5] = [
+        |artifact| artifact.directory("d", &[("f", b"1")]).file("d/f", b"x"),
+        |artifact| artifact.directory("d", &[("f", b"1")]).file("d/f", b"11"),
+        |artifact| artifact.file("d/f", b"x").directory("d", &[("f", b"1")]),
+        |artifact| artifact.file("d/s", b"x").directory("d", &[("s/h", b"1")]),
+        |artifact| {
+            let mut large = vec![7; 600_000];
+            let artifact = artifact.directory("d", &[("f", &large)]);
+            large[599_999] = 8;
+            artifact.file("d/f", &large)
+        },
+    ];
+    for add_layers in different {
+        let bench = open();
+        let artifact = add_layers(Artifact::new(&bench.registry)).push();
+        let (kind, said) = bench.error(&recipe([add(&artifact)])).await;
+        assert!(kind == PullErrorKind::Refused && said.contains("exists twice"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn equal_files_of_two_artifacts_are_a_conflict() {
+    let bench = Bench::new();
+    let (one, two) = (
+        Artifact::new(&bench.registry).file("f", b"1").push(),
+        Artifact::new(&bench.registry).file("f", b"1").file("g", b"").push(),
+    );
+    let (kind, said) = bench.error(&recipe([add(&one), add(&two)])).await;
+    assert_eq!(kind, PullErrorKind::Refused, "{said}");
+}
+
 #[tokio::test]
 async fn the_same_content_from_two_registries_is_one_tree() {
     let bench = Bench::new();

@@ -108,6 +108,60 @@ pub(crate) fn copy_entry(
     Ok(())
 }
 
+/// Reports whether two entries are files with equal content or symbolic links with equal targets.
+pub(crate) fn is_equal(
+    (folder, name): (&OwnedFd, &[u8]),
+    (other_folder, other_name): (&OwnedFd, &[u8]),
+) -> Result<bool, Errno> {
+    let (name, other_name) = (OsStr::from_bytes(name), OsStr::from_bytes(other_name));
+    let found = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let other = rustix::fs::statat(other_folder, other_name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let kind = FileType::from_raw_mode(found.st_mode);
+    if kind != FileType::from_raw_mode(other.st_mode) || found.st_size != other.st_size {
+        return Ok(false);
+    }
+    match kind {
+        FileType::Symlink => Ok(rustix::fs::readlinkat(folder, name, Vec::new())?
+            == rustix::fs::readlinkat(other_folder, other_name, Vec::new())?),
+        FileType::RegularFile if (found.st_dev, found.st_ino) == (other.st_dev, other.st_ino) => Ok(true),
+        FileType::RegularFile => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+            let other = rustix::fs::openat(other_folder, other_name, flags, Mode::empty())?;
+            has_equal_bytes(&file, &other)
+        }
+        _ => Ok(false),
+    }
+}
+
+fn has_equal_bytes(file: &OwnedFd, other: &OwnedFd) -> Result<bool, Errno> {
+    let (mut bytes, mut other_bytes) = (vec![0; 256 << 10], vec![0; 256 << 10]);
+    loop {
+        let count = read_full(file, &mut bytes)?;
+        let other_count = read_full(other, &mut other_bytes)?;
+        if bytes[..count] != other_bytes[..other_count] {
+            return Ok(false);
+        }
+        if count == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+/// Fills the buffer, except at the end of the file.
+fn read_full(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::read(file, &mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(filled)
+}
+
 /// Copies a file's bytes: as a reflink if the file system supports it, else in the kernel, else through a
 /// buffer.
 pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {

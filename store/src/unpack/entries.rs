@@ -26,6 +26,12 @@ impl ListedEntry {
     pub(super) fn named(name: &[u8]) -> Self {
         Self { name: name.to_vec(), kind: FileType::RegularFile, size: 0, is_only_link: true, allocated: 0 }
     }
+
+    /// Returns what a tree loses when this file or link is removed.
+    pub(super) fn as_removed(&self) -> Removed {
+        let usage = if self.is_only_link { Usage::file(self.allocated) } else { Usage::default() };
+        Removed { totals: Totals { bytes: self.size, inodes: 1 }, usage }
+    }
 }
 
 /// What was removed from a tree.
@@ -145,8 +151,8 @@ pub(super) fn remove_filtered(
     if found.kind != FileType::Directory {
         if is_kept {
             rustix::fs::unlinkat(&folder, OsStr::from_bytes(name), AtFlags::empty())?;
-            let usage = if found.is_only_link { Usage::file(found.allocated) } else { Usage::default() };
-            removed.add(Totals { bytes: found.size, inodes: 1 }, usage);
+            let file = found.as_removed();
+            removed.add(file.totals, file.usage);
         }
         return Ok(removed);
     }

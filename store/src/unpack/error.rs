@@ -63,7 +63,7 @@ pub enum UnpackError {
     RootIsNoDirectory,
     /// A symbolic link leads out of an ORAS directory.
     #[error(
-        "the symbolic link \"{path}\" leads to \"{target}\", which may lie outside the directory that was pushed. Make it relative, with \"..\" only at the beginning"
+        "the symbolic link \"{path}\" leads to \"{target}\", which may lie outside the directory that was pushed. Make it relative, with \"..\" only at the beginning or behind directories"
     )]
     SymlinkEscapes {
         /// The link.

@@ -12,6 +12,7 @@ use super::error::UnpackError;
 use super::metered::MeteredReader;
 use super::tar::{EntryKind, TarReader};
 use super::tree_writer::{LinkRule, TreeWriter};
+use super::upward_links::UpwardLinks;
 use super::zstd_windows::WindowMemory;
 use crate::content::blob_reader::BlobReader;
 use crate::disk::entry_path::{EntryPath, shown, stays_inside};
@@ -101,6 +102,7 @@ fn unpack_archive(
     let is_image = *shape == LayerShape::Image;
     let links = if is_image { LinkRule::Resolve } else { LinkRule::Reject };
     let mut writer = TreeWriter::new(root, limits, budget, links)?;
+    let mut upward_links = UpwardLinks::default();
     let mut skipped = 0;
     while let Some(entry) = archive.advance()? {
         let path = entry_path(&entry.name, shape, limits)?;
@@ -114,10 +116,7 @@ fn unpack_archive(
             EntryKind::Directory => writer.directory(&path, entry.mtime)?,
             EntryKind::Symlink(target) => {
                 if !is_image && !stays_inside(path.depth().saturating_sub(1), &target) {
-                    return Err(UnpackError::SymlinkEscapes {
-                        path: path.to_string(),
-                        target: shown(&target),
-                    });
+                    upward_links.add(&path, &target)?;
                 }
                 writer.symlink(&path, &target, entry.mtime)?;
             }
@@ -130,6 +129,7 @@ fn unpack_archive(
             }
         }
     }
+    upward_links.check(root)?;
     let (totals, usage) = writer.finish();
     Ok(UnpackSummary { totals, usage, skipped })
 }

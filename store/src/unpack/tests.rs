@@ -380,6 +380,46 @@ fn an_image_links_through_linked_directories() {
     assert_eq!((inode("b"), inode("usr/lib/c")), (inode("usr/lib/a"), inode("usr/lib/a")));
 }
 
+#[rstest]
+#[case::inside(&[("d/s/b/", ""), ("d/s/l", "b/../../x")], true)]
+#[case::inside_before_the_directory(&[("d/s/l", "b/../../x"), ("d/s/b/", "")], true)]
+#[case::several(&[("d/s/b/c/", ""), ("d/s/l", "../s/b/./c//../../b/../x")], true)]
+#[case::to_the_root(&[("d/s/b/", ""), ("d/s/l", "b/../..")], true)]
+#[case::outside_by_its_text(&[("d/s/b/", ""), ("d/s/l", "b/../../../x")], false)]
+#[case::outside_and_back(&[("d/s/b/", ""), ("d/s/l", "b/../../../d/x")], false)]
+#[case::missing_directory(&[("d/s/l", "b/../../x")], false)]
+#[case::a_link(&[("d/s/b", ".."), ("d/s/l", "b/../../x")], false)]
+#[case::a_link_above(&[("d/s/a", ".."), ("d/s/l", "a/s/../../x")], false)]
+#[case::a_directory_that_becomes_a_link(&[("d/s/b/", ""), ("d/s/l", "b/../../x"), ("d/s/b", "..")], false)]
+#[case::absolute(&[("d/s/l", "/d/b/../x")], false)]
+fn a_link_with_upward_segments_behind_a_directory_must_stay_inside(
+    #[case] entries: &[(&str, &str)],
+    #[case] is_accepted: bool,
+) {
+    let entries = entries.iter().map(|(name, target)| match target {
+        &"" => entry(name, b'5', "", b""),
+        target => entry(name, b'2', target, b""),
+    });
+    let case = oras(&entries.collect::<Vec<_>>());
+    if is_accepted {
+        case.result.as_ref().unwrap();
+        assert!(fs::symlink_metadata(case.path("s/l")).unwrap().is_symlink());
+    } else {
+        assert!(case.error().contains("may lie outside"), "{}", case.error());
+    }
+}
+
+#[test]
+fn many_links_with_upward_segments_are_rejected() {
+    let links = (0..600).map(|at| {
+        let target = format!("b/../{}x", "b/../".repeat(400));
+        [pax(&[("linkpath", &target)]), entry(&format!("d/l{at}"), b'2', "", b"")].concat()
+    });
+    let entries = [entry("d/b/", b'5', "", b"")].into_iter().chain(links).collect::<Vec<_>>();
+    assert_eq!(oras(&entries[..400]).totals().inodes, 401);
+    assert!(oras(&entries).error().contains("may lie outside"));
+}
+
 #[test]
 fn symbolic_links_of_images_are_kept_as_they_are() {
     let case = image(&[

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | a directory is [added](MergeMode::Add) | merged | error |
 //! | a directory is [overlaid](MergeMode::Overlay) | merged | replaced |
-//! | anything else is added | error | error |
+//! | anything else is added | error | error, unless it is equal |
 //! | anything else is overlaid | replaced, with all its contents | replaced |
 //!
 //! An overlay also applies whiteouts (OCI image-spec, layer.md): `.wh.NAME` removes `NAME`, and `.wh..wh..opq`
@@ -33,7 +33,7 @@ use super::entries::{
 use super::filter::Filter;
 use crate::disk::beneath::open_beneath;
 use crate::disk::entry_path::too_long;
-use crate::disk::files::{DIRECTORY_MODE, Times, copy_entry, link, set_time};
+use crate::disk::files::{DIRECTORY_MODE, Times, copy_entry, is_equal, link, set_time};
 use crate::disk::{DiskError, EntryPath, NameError, Totals, Usage};
 use crate::limits::Limits;
 
@@ -113,6 +113,15 @@ pub(crate) enum MergeMode {
     Add,
     /// The entry replaces it. Whiteouts are applied.
     Overlay,
+}
+
+/// What happens to an entry that the tree has already, with equal content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EqualEntries {
+    /// It is skipped: both come from one artifact.
+    Skip,
+    /// It is an error.
+    Reject,
 }
 
 /// Reports whether an overlay treats this path as a whiteout.
@@ -276,7 +285,7 @@ impl<'a> TreeBuilder<'a> {
         at: &EntryPath,
     ) -> Result<(), TreeBuildError> {
         let mtime = rustix::fs::fstat(source).map(|found| found.st_mtime);
-        self.merge_tree(source, (totals, usage), at)?;
+        self.merge(source, (totals, usage), at, EqualEntries::Skip)?;
         self.set_base(EntryPath::root());
         if let (Ok(mtime), Ok(folder)) = (mtime, open_beneath(self.root, at)) {
             set_time(folder, mtime);
@@ -288,8 +297,18 @@ impl<'a> TreeBuilder<'a> {
     pub(crate) fn merge_tree(
         &mut self,
         other: &OwnedFd,
+        size: (Totals, Usage),
+        at: &EntryPath,
+    ) -> Result<(), TreeBuildError> {
+        self.merge(other, size, at, EqualEntries::Reject)
+    }
+
+    fn merge(
+        &mut self,
+        other: &OwnedFd,
         (totals, usage): (Totals, Usage),
         at: &EntryPath,
+        equal_entries: EqualEntries,
     ) -> Result<(), TreeBuildError> {
         self.set_base(at.clone());
         self.count(totals.inodes.saturating_sub(1), totals.bytes)?;
@@ -311,6 +330,16 @@ impl<'a> TreeBuilder<'a> {
                         self.totals.inodes = self.totals.inodes.saturating_sub(1);
                         self.meter.refund(Usage::directory());
                         directories.push((entry.name, ()));
+                    }
+                    Err(Errno::EXIST)
+                        if equal_entries == EqualEntries::Skip
+                            && is_equal((&from, &entry.name), (&into, &entry.name))
+                                .map_err(|errno| disk("compare", &path, errno))? =>
+                    {
+                        // With another name, the file is in the tree.
+                        if entry.is_only_link {
+                            self.subtract(entry.as_removed());
+                        }
                     }
                     Err(Errno::EXIST) => return Err(TreeBuildError::Exists { path }),
                     Err(errno) => return Err(disk("move", &path, errno)),
@@ -379,6 +408,14 @@ impl<'a> TreeBuilder<'a> {
             let removed = remove(folder, name).map_err(|errno| disk("replace", path, errno))?;
             self.subtract(removed);
             linked = link();
+        }
+        // `oras push d d/f` packs the file twice: in the archive of the directory, and alone.
+        if linked == Err(Errno::EXIST)
+            && mode == MergeMode::Add
+            && is_equal((from, from_name), (folder, name)).map_err(|errno| disk("compare", path, errno))?
+        {
+            self.changes += 1;
+            return Ok(());
         }
         if linked == Err(Errno::MLINK) {
             self.meter.charge(Usage::file(size))?;
