@@ -427,6 +427,10 @@ async fn seen_by_a_registry(
 
 fn honest(_: &FakeRegistry) {}
 
+fn refusing_ranges(registry: &FakeRegistry) {
+    registry.refuses_ranges.store(true, Ordering::SeqCst);
+}
+
 fn corrupting(registry: &FakeRegistry) {
     registry.corrupting_hosts.lock().unwrap().insert("evil".to_owned());
 }
@@ -435,6 +439,7 @@ fn corrupting(registry: &FakeRegistry) {
 #[case::small(100_000, honest)]
 #[case::kept_in_partial(17 * MIB, honest)]
 #[case::in_ranges(65 * MIB, honest)]
+#[case::refused_ranges(65 * MIB, refusing_ranges)]
 #[case::wrong_bytes(100_000, corrupting)]
 #[case::many_wrong_bytes(17 * MIB, corrupting)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -76,6 +76,8 @@ pub struct FakeRegistry {
     pub corrupting_hosts: Mutex<BTreeSet<String>>,
     /// Whether the registry supports range requests.
     pub supports_ranges: AtomicBool,
+    /// Whether the registry refuses range requests.
+    pub refuses_ranges: AtomicBool,
     /// The credentials that are accepted; all while not set.
     pub accepted: Mutex<Option<Vec<Credential>>>,
     /// Hosts that confirm every reference to every credential and have no content.
@@ -368,6 +370,9 @@ impl FakeRegistry {
         }
         self.count(blob.digest());
         self.check_accepted(credential)?;
+        if range != (0..blob.size()) && self.refuses_ranges.load(Ordering::SeqCst) {
+            return Err(refused());
+        }
         let at = format!("https://{}/blobs/{}", reference.name(), blob.digest());
         let host = reference.registry().host();
         let found = self.blobs.lock().unwrap().get(blob.digest()).cloned();
