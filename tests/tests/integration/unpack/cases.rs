@@ -257,13 +257,23 @@ fn entries_of_archives(outside: &str) -> Vec<Case> {
         pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"99")]);
     vec![
         image(
-            "a file through a link",
-            &[entry("l", b'2', outside, b""), file("l/evil", "x")],
-            End::Refused(&["\"l\"", "symbolic link"]),
+            "a file through a link of an image",
+            &[entry("l", b'2', "/../opt", b""), file("l/f", "x")],
+            End::Files(&[("l", Some("-> /../opt")), ("opt", None), ("opt/f", Some("x"))]),
         ),
         image(
-            "a directory through a link",
-            &[entry("l", b'2', outside, b""), entry("l/evil", b'5', "", b"")],
+            "a loop of links",
+            &[entry("l", b'2', "m", b""), entry("m", b'2', "l", b""), file("l/f", "x")],
+            End::Refused(&["\"l\"", "loop"]),
+        ),
+        directory(
+            "a file through a link of a directory",
+            &[entry("d/l", b'2', "a", b""), file("d/l/evil", "x")],
+            End::Refused(&["\"l\"", "symbolic link"]),
+        ),
+        directory(
+            "a directory through a link of a directory",
+            &[entry("d/l", b'2', "a", b""), entry("d/l/evil", b'5', "", b"")],
             End::Refused(&["symbolic link"]),
         ),
         image(
@@ -315,8 +325,16 @@ fn entries_of_archives(outside: &str) -> Vec<Case> {
             &[header(b"f", b'0', "", 0, 0o7755), header(b"d", b'5', "", 0, 0o7777)],
             End::Files(&[("d", None), ("f", Some(""))]),
         ),
-        image("a sparse file of GNU tar", &[entry("s", b'S', "", b"")], End::Refused(&["\"s\"", "sparse"])),
-        image("a sparse file of pax", &[sparse, file("s", "1\n0\n1\n")], End::Refused(&["\"s\"", "sparse"])),
+        image(
+            "a sparse file of GNU tar without a map",
+            &[entry("s", b'S', "", b"")],
+            End::Refused(&["\"s\"", "sparse"]),
+        ),
+        image(
+            "a sparse file of pax with an invalid map",
+            &[sparse, file("s", "1\n0\n1\n")],
+            End::Refused(&["\"s\"", "sparse"]),
+        ),
         image(
             "a pax path that goes up",
             &[pax(&[("path", b"../../evil")]), file("harmless", "x")],
@@ -348,9 +366,14 @@ fn entries_of_archives(outside: &str) -> Vec<Case> {
             End::Files(&[("f", Some("last"))]),
         ),
         image(
-            "a file in the place of a full directory",
+            "a file in the place of a full directory of an image",
             &[file("d/f", "x"), file("d", "y")],
-            End::Refused(&["\"d\"", "something in it"]),
+            End::Files(&[("d", Some("y"))]),
+        ),
+        directory(
+            "a file in the place of a full directory",
+            &[file("d/e/f", "x"), file("d/e", "y")],
+            End::Refused(&["\"e\"", "something in it"]),
         ),
         image(
             "1,000 directories in each other",
@@ -421,6 +444,18 @@ fn streams() -> Vec<Case> {
             "gzip with something behind it",
             TAR_GZIP,
             [&good[..], b"garbage"].concat(),
+            End::Refused(&["decompressed"]),
+        ),
+        blob(
+            "gzip with zeros behind it",
+            TAR_GZIP,
+            [&good[..], &[0; 700]].concat(),
+            End::Files(&[("f", Some("x"))]),
+        ),
+        blob(
+            "zstd with zeros behind it",
+            TAR_ZSTD,
+            [&zstd_of(&[&archive(&[file("f", "x")])], 0)[..], &[0; 700]].concat(),
             End::Refused(&["decompressed"]),
         ),
         blob(
