@@ -265,7 +265,17 @@ async fn an_outage_affects_no_other_update() {
         assert!(created.status.success(), "{}", text(&created));
         paths.push(path);
     }
+    // A pod that is older than the webhook, as from the earlier driver: its mount is not read-only.
+    let mut older = Kind::PodWithInlineVolume.object(manifests.test(), REFERENCE);
+    older["metadata"] =
+        json!({"name": "older", "namespace": manifests.test(), "labels": {"oras-csi-test-replica": "other"}});
+    let older = manifests.write("older", &older);
+    let created = output(kubectl(&["create", "-f"]).arg(&older));
+    assert!(created.status.success(), "{}", text(&created));
     manifests.cluster.webhook.stop();
+    let changed = output(kubectl(&["label", "oras-csi-test-replica-", "-f"]).arg(&older));
+    assert!(changed.status.success(), "{}", text(&changed));
+    paths.push(older);
     for path in &paths {
         for words in [&["label", "team=ml"][..], &["annotate", "example.org/a=b"]] {
             let changed = output(kubectl(&words[..1]).arg("-f").arg(path).args(&words[1..]));
