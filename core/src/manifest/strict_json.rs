@@ -12,9 +12,9 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// The memory limit for all values of a document, by the estimates below. It is more than a manifest of the maximum size
-/// with the maximum number of layers needs, each with three annotations.
-const MAX_MEMORY: usize = 16 << 20;
+/// The memory limit for all values of a document, by the estimates below. It is several times what a manifest of the
+/// maximum size with the maximum number of layers needs.
+const MAX_MEMORY: usize = 32 << 20;
 /// The estimate for one value in a list, with the spare capacity of the list.
 const VALUE_BYTES: usize = 64;
 /// The estimate for a name and its value in an object whose nodes are half full.

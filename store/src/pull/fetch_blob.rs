@@ -191,20 +191,25 @@ impl FetchBlob<'_> {
         let mut rate_monitor = RateMonitor::new(self.store.limits());
         let mut retries = RetryBudget::default();
         let mut offset = 0;
-        let mut is_whole = false;
+        // Why the registry refused a range. The whole blob is then requested once.
+        let mut refused: Option<Interruption> = None;
         loop {
-            let fed = self.feed_from(slot, &mut rate_monitor, &mut offset, is_whole, &sender).await;
+            let fed = self.feed_from(slot, &mut rate_monitor, &mut offset, refused.is_some(), &sender).await;
             let Err(interruption) = fed else { return };
             if matches!(interruption, Interruption::TurnEnded) {
                 continue;
             }
-            if offset > 0 && !is_whole && is_refusal(&interruption) {
+            if offset > 0 && refused.is_none() && is_refusal(&interruption) {
                 tracing::info!(digest = %self.blob.digest(), offset, "the registry refused a range; requesting the whole blob");
-                is_whole = true;
+                refused = Some(interruption);
                 continue;
             }
-            let next_attempt =
-                if is_whole { Err(interruption) } else { retries.next_attempt(interruption, offset) };
+            let next_attempt = match refused.take() {
+                None => retries.next_attempt(interruption, offset),
+                // It breaks off as a whole as well, so that it cannot be resumed is what has to be mended.
+                Some(refusal) if matches!(interruption, Interruption::BodyFailed(_)) => Err(refusal),
+                Some(_) => Err(interruption),
+            };
             let error = match next_attempt {
                 Ok((error, wait)) => {
                     tracing::info!(digest = %self.blob.digest(), offset, %error, "a download broke off; resuming from this offset");

@@ -152,15 +152,8 @@ impl Admission {
                 metrics.request(RequestOutcome::Warned);
                 return review.warned(warnings);
             }
-            Subject::NewPod(pod) => {
-                let admitted = self.pod(pod, review.namespace(), writes, deadline).await;
-                admitted.map(|outcome| outcome.recorded(|patch| written::record_pod(pod, patch)))
-            }
-            Subject::NewPersistentVolume(volume) => {
-                let admitted = self.persistent_volume(volume, writes, deadline).await;
-                admitted
-                    .map(|outcome| outcome.recorded(|patch| written::record_persistent_volume(volume, patch)))
-            }
+            Subject::NewPod(pod) => self.pod(pod, review.namespace(), writes, deadline).await,
+            Subject::NewPersistentVolume(volume) => self.persistent_volume(volume, writes, deadline).await,
             Subject::ChangedPod(change) => reapply::restore_pod(change).map(Outcome::restored),
             Subject::ChangedPersistentVolume(change) => {
                 reapply::restore_persistent_volume(change).map(Outcome::restored)
@@ -200,12 +193,12 @@ impl Admission {
 
     async fn pod(
         &self,
-        pod: &Value,
+        object: &Value,
         namespace: &str,
         writes: Writes,
         deadline: Deadline,
     ) -> Result<Outcome, Denial> {
-        let pod = Pod::read(pod)?;
+        let pod = Pod::read(object)?;
         if pod.is_mirror_pod() {
             return Ok(Outcome::untouched());
         }
@@ -224,7 +217,8 @@ impl Admission {
         };
         let (pinned, patch) = (sealed.pinned(), sealed.pinned_patch());
         let annotations = PlannedAnnotations { pinned: pinned.as_deref(), patch: patch.as_deref() };
-        let patch = patch::plan(&pod, &sealed.planned(), annotations);
+        let mut patch = patch::plan(&pod, &sealed.planned(), annotations);
+        written::record_pod(object, &mut patch);
         Ok(Outcome::new(patch, warnings, pinned, sealed))
     }
 
@@ -249,7 +243,8 @@ impl Admission {
         let pinned = sealed.pinned();
         let planned = sealed.planned();
         let patches = planned.iter().map(|planned| patch::plan_persistent(&volume, planned, namespace).0);
-        let patch = Patch(patches.flatten().collect());
+        let mut patch = Patch(patches.flatten().collect());
+        written::record_persistent_volume(object, &mut patch);
         Ok(Outcome::new(patch, warnings, pinned, sealed))
     }
 

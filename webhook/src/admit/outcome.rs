@@ -38,12 +38,6 @@ impl Outcome {
         Self { patch, ..Self::untouched() }
     }
 
-    /// Adds the record of what the user wrote to the patch.
-    pub(super) fn recorded(mut self, record: impl FnOnce(&mut Patch)) -> Self {
-        record(&mut self.patch);
-        self
-    }
-
     /// The result with a patch that writes `sealed`.
     pub(super) fn new(
         patch: Patch,

@@ -21,7 +21,7 @@ pub(crate) mod written;
 use json_patch::jsonptr::{PointerBuf, Token};
 use json_patch::{AddOperation, Patch, PatchOperation};
 use oras_csi_core::display::Shown;
-use oras_csi_core::keys::{ANNOTATION_PREFIX, DRIVER, annotation};
+use oras_csi_core::keys::{ANNOTATION_PREFIX, DRIVER, annotation, canonical};
 use serde_json::{Map, Value};
 
 pub(crate) use self::pod::restore_pod;
@@ -114,6 +114,11 @@ fn difference(old: &Value, new: &Value, written: Option<&Value>) -> Option<Chang
         source.get(ATTRIBUTES).and_then(Value::as_object).unwrap_or(&empty).clone()
     };
     let (old, new, written) = (attributes(&old), attributes(&new), attributes(&written));
+    let is_kept = |(key, value): (&String, &Value)| old.get(key) == Some(value);
+    if new.contains_key(canonical::RECIPE) && new.iter().all(is_kept) {
+        // The manifest has the recipe of the object: it is from `oras-csi render`, or a copy.
+        return None;
+    }
     for key in new.keys().chain(written.keys()) {
         // What the object has belongs to the object. Of the rest, the manifest must say the same.
         let own = |value: Option<&Value>| value.filter(|value| old.get(key) != Some(value)).cloned();

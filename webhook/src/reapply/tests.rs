@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 
-const CANONICAL: &str = "csi.oras.land/id";
+const CANONICAL: &str = "csi.oras.land/recipe";
 
 fn source(attributes: Value) -> Value {
     json!({"driver": DRIVER, "volumeHandle": "h", "readOnly": true, "volumeAttributes": attributes})
@@ -61,7 +61,7 @@ fn the_same_manifest_changes_nothing(#[case] csi: Value) {
 #[case::another_tag(reference("v2"), "oras.artifact.reference was \"ghcr.io/team/model:v1\" when")]
 #[case::another_attribute(merged(reference("v1"), json!({"oras.artifact.patch": "p"})), "oras.artifact.patch was nothing when")]
 #[case::an_attribute_less(json!({}), "is nothing now")]
-#[case::another_canonical_value(merged(reference("v1"), json!({CANONICAL: "y"})), "csi.oras.land/id was nothing when the object was created and is \"y\" now")]
+#[case::another_canonical_value(merged(reference("v1"), json!({CANONICAL: "y"})), "csi.oras.land/recipe was nothing when the object was created and is \"y\" now")]
 fn a_manifest_that_says_something_else_is_denied(#[case] attributes: Value, #[case] words: &str) {
     let written = json!({"volumeAttributes": reference("v1")});
     let new = source(merged(json!({CANONICAL: "x"}), attributes));

@@ -11,6 +11,7 @@
 use json_patch::jsonptr::{PointerBuf, Token};
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
 use oras_csi_core::keys::annotation::WRITTEN;
+use oras_csi_core::keys::canonical;
 use serde_json::{Map, Value, json};
 
 use super::{ATTRIBUTES, Change, is_of_this_driver, replace};
@@ -60,11 +61,13 @@ pub(crate) fn record_pod(pod: &Value, patch: &mut Patch) {
         if !is_of_this_driver(source) {
             continue;
         }
-        if changes(patch, &format!("/spec/volumes/{index}/csi")) {
-            written.insert(name.to_owned(), fields(source));
-        } else if let Some(earlier) = earlier.get(name) {
-            // The webhook was called before for this pod, or the pod is a copy.
-            written.insert(name.to_owned(), earlier.clone());
+        // A canonical volume with a record is from an earlier call for this pod, from a copy, or from `oras-csi render`.
+        match earlier.get(name).filter(|_| is_canonical(source)) {
+            Some(earlier) => _ = written.insert(name.to_owned(), earlier.clone()),
+            None if changes(patch, &format!("/spec/volumes/{index}/csi")) => {
+                written.insert(name.to_owned(), fields(source));
+            }
+            None => {}
         }
     }
     let written = Some(Value::Object(written)).filter(|written| *written != json!({}));
@@ -77,8 +80,13 @@ pub(crate) fn record_persistent_volume(object: &Value, patch: &mut Patch) {
     if !is_of_this_driver(source) {
         return;
     }
-    let written = if changes(patch, "/spec/csi") { Some(fields(source)) } else { record(object) };
+    let earlier = record(object).filter(|_| is_canonical(source));
+    let written = earlier.or_else(|| changes(patch, "/spec/csi").then(|| fields(source)));
     add(object, written, patch);
+}
+
+fn is_canonical(source: &Value) -> bool {
+    source[ATTRIBUTES].get(canonical::RECIPE).is_some()
 }
 
 fn changes(patch: &Patch, beneath: &str) -> bool {
