@@ -233,6 +233,10 @@ fn what_was_written_is_recorded(#[case] object: Value, #[case] operations: Value
     let mut again = Patch(Vec::new());
     written::record_pod(&pod, &mut again);
     assert_eq!(again.0, []);
+    let mut of_workload = pod.clone();
+    of_workload["metadata"]["ownerReferences"] = json!([{"kind": "ReplicaSet", "controller": true}]);
+    written::record_pod(&of_workload, &mut again);
+    assert_eq!(again.0, []);
     // A record of volumes that are not there is removed.
     pod["spec"]["volumes"][1]["name"] = json!("renamed");
     written::record_pod(&pod, &mut again);

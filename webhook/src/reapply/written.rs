@@ -52,7 +52,9 @@ pub(super) fn restore(change: &Change) -> Option<PatchOperation> {
 pub(crate) fn record_pod(pod: &Value, patch: &mut Patch) {
     let volumes = pod["spec"]["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
     let earlier = record(pod).unwrap_or_default();
-    if !volumes.iter().any(|volume| is_of_this_driver(&volume["csi"])) {
+    let has_volumes = volumes.iter().any(|volume| is_of_this_driver(&volume["csi"]));
+    // The manifest of a pod that has a controller is that of its workload.
+    if !has_volumes || has_controller(pod) {
         return;
     }
     let mut written = Map::new();
@@ -83,6 +85,11 @@ pub(crate) fn record_persistent_volume(object: &Value, patch: &mut Patch) {
     let earlier = record(object).filter(|_| is_canonical(source));
     let written = earlier.or_else(|| changes(patch, "/spec/csi").then(|| fields(source)));
     add(object, written, patch);
+}
+
+fn has_controller(pod: &Value) -> bool {
+    let owners = pod["metadata"]["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+    owners.iter().any(|owner| owner["controller"] == true)
 }
 
 fn is_canonical(source: &Value) -> bool {

@@ -296,7 +296,9 @@ fn any_pod() -> impl Strategy<Value = Value> {
 
 /// Removes what the webhook adds.
 fn without_ours(mut pod: Value) -> Value {
-    pod["metadata"]["annotations"].as_object_mut().unwrap().remove("oras.land/pinned");
+    for own in ["oras.land/pinned", "oras.land/written"] {
+        pod["metadata"]["annotations"].as_object_mut().unwrap().remove(own);
+    }
     if let Some(volumes) = pod["spec"].get_mut("volumes").and_then(Value::as_array_mut) {
         volumes.retain(|volume| volume["name"] != "oras-artifacts");
         for volume in volumes.iter_mut().filter(|volume| volume["csi"]["driver"] == "csi.oras.land") {
