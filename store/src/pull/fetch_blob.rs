@@ -206,8 +206,12 @@ impl FetchBlob<'_> {
             }
             let next_attempt = match refused.take() {
                 None => retries.next_attempt(interruption, offset),
-                // It breaks off as a whole as well, so that it cannot be resumed is what has to be mended.
-                Some(refusal) if matches!(interruption, Interruption::BodyFailed(_)) => Err(refusal),
+                // It breaks off or is refused as a whole as well: what has to be mended is that it cannot be resumed.
+                Some(refusal)
+                    if matches!(interruption, Interruption::BodyFailed(_)) || is_refusal(&interruption) =>
+                {
+                    Err(refusal)
+                }
                 Some(_) => Err(interruption),
             };
             let error = match next_attempt {

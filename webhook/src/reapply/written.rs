@@ -8,6 +8,8 @@
 //!
 //! It has the fields of `csi` that the webhook changes: `volumeAttributes`, `readOnly`, `nodePublishSecretRef`.
 
+use std::collections::BTreeMap;
+
 use json_patch::jsonptr::{PointerBuf, Token};
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
 use oras_csi_core::keys::annotation::WRITTEN;
@@ -102,8 +104,15 @@ fn changes(patch: &Patch, beneath: &str) -> bool {
     })
 }
 
+/// Returns the same value with its keys in order, as the API server writes them.
+fn sorted(value: &Value) -> Value {
+    let Some(members) = value.as_object() else { return value.clone() };
+    let members: BTreeMap<&String, &Value> = members.iter().collect();
+    Value::Object(members.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
 fn fields(source: &Value) -> Value {
-    let found = FIELDS.iter().filter_map(|field| Some(((*field).to_owned(), source.get(*field)?.clone())));
+    let found = FIELDS.iter().filter_map(|field| Some(((*field).to_owned(), sorted(source.get(*field)?))));
     Value::Object(found.collect())
 }
 
