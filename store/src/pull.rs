@@ -17,6 +17,7 @@ mod priority;
 mod progress;
 mod read_manifests;
 mod scheduler;
+mod shared_map;
 mod single_flight;
 mod steps;
 mod tenant;

@@ -6,14 +6,14 @@
 //! The key contains the repository. A pull of the same content from another repository does not wait: content from one
 //! repository is no proof that another one has it, and a repository that stalls must not delay the pods of another.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::reference::PinnedReference;
 use tokio::sync::OwnedMutexGuard;
 
 use super::priority::{Priority, Waiters};
+use super::shared_map::SharedMap;
 use crate::layout::{Item, TreeKey};
 
 /// The content that a lock protects.
@@ -27,31 +27,9 @@ pub(super) enum LockKey {
     Bytes(Digest, String),
 }
 
-/// Locks by key. Keys that are not in use are removed.
+/// Locks by key.
 #[derive(Debug, Default)]
-pub(super) struct KeyedLocks(Mutex<Locks>);
-
-#[derive(Debug, Default)]
-struct Locks {
-    by_key: HashMap<LockKey, Weak<Lock>>,
-    /// Above this number, unused keys are looked for: twice the number that was in use the last time.
-    clean_above: usize,
-}
-
-impl Locks {
-    fn get(&mut self, key: LockKey) -> Arc<Lock> {
-        if let Some(lock) = self.by_key.get(&key).and_then(Weak::upgrade) {
-            return lock;
-        }
-        if self.by_key.len() > self.clean_above {
-            self.by_key.retain(|_, lock| lock.strong_count() > 0);
-            self.clean_above = 2 * self.by_key.len();
-        }
-        let lock = Arc::default();
-        self.by_key.insert(key, Arc::downgrade(&lock));
-        lock
-    }
-}
+pub(super) struct KeyedLocks(SharedMap<LockKey, Lock>);
 
 #[derive(Debug, Default)]
 struct Lock {
@@ -78,7 +56,7 @@ impl KeyedLockGuard {
 impl KeyedLocks {
     /// Waits for the lock of `key`.
     pub(super) async fn lock(&self, key: LockKey, priority: &Priority) -> KeyedLockGuard {
-        let lock = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key);
+        let lock = self.0.get_or_create(key, Lock::default);
         let guard = match Arc::clone(&lock.mutex).try_lock_owned() {
             Ok(guard) => guard,
             Err(_) => lock.wait(priority).await,

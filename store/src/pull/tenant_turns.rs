@@ -6,15 +6,15 @@
 //! the pulls of one namespace could use all threads, requests or memory of the process, and every other namespace would
 //! wait for them.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use futures_util::future::{FutureExt as _, select_all};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::priority::Priority;
+use super::shared_map::SharedMap;
 use super::tenant::Tenant;
 use crate::unpack::zstd_windows::WindowMemory;
 
@@ -93,20 +93,13 @@ type Key = (Option<Tenant>, Arc<str>);
 #[derive(Debug)]
 pub(super) struct TenantTurns {
     permits: u32,
-    semaphores: Mutex<Semaphores>,
-}
-
-#[derive(Debug, Default)]
-struct Semaphores {
-    by_key: HashMap<Key, Weak<Semaphore>>,
-    /// Above this number, unused keys are looked for: twice the number that was in use the last time.
-    clean_above: usize,
+    semaphores: SharedMap<Key, Semaphore>,
 }
 
 impl TenantTurns {
     /// Creates a resource of which each namespace has this number of permits.
     pub(super) fn new(permits: u32) -> Self {
-        Self { permits, semaphores: Mutex::default() }
+        Self { permits, semaphores: SharedMap::default() }
     }
 
     /// Waits for one permit of one of the namespaces that wait for a pull. Returns `None` only if a semaphore is closed,
@@ -129,7 +122,8 @@ impl TenantTurns {
             let keys = if tenants.is_empty() { vec![None] } else { tenants.into_iter().map(Some).collect() };
             let count = count.min(self.permits);
             let turns = keys.into_iter().map(|key| {
-                let semaphore = self.of((key, part.clone()));
+                let create = || Semaphore::new(self.permits as usize);
+                let semaphore = self.semaphores.get_or_create((key, part.clone()), create);
                 semaphore.acquire_many_owned(count).boxed()
             });
             tokio::select! {
@@ -138,20 +132,6 @@ impl TenantTurns {
                 () = watch.changed() => {}
             }
         }
-    }
-
-    fn of(&self, key: Key) -> Arc<Semaphore> {
-        let mut all = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(semaphore) = all.by_key.get(&key).and_then(Weak::upgrade) {
-            return semaphore;
-        }
-        if all.by_key.len() > all.clean_above {
-            all.by_key.retain(|_, semaphore| semaphore.strong_count() > 0);
-            all.clean_above = 2 * all.by_key.len();
-        }
-        let semaphore = Arc::new(Semaphore::new(self.permits as usize));
-        all.by_key.insert(key, Arc::downgrade(&semaphore));
-        semaphore
     }
 }
 
