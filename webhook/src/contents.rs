@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use oras_csi_core::manifest::media::EMPTY;
-use oras_csi_core::manifest::{FileLimits, LayerKind, PlanError, known_files};
-use oras_csi_core::manifest::{Index, IndexEntry, LayerDescriptor, Manifest};
+use oras_csi_core::manifest::{FileLimits, LayerKind, LayerSelection, PlanError, known_files};
+use oras_csi_core::manifest::{Index, IndexEntry, Manifest};
 use oras_csi_core::media_type::{MediaType, essence};
 use oras_csi_core::patch::{self, Instructions, Patch, PatchError};
+use oras_csi_core::path::TreePath;
 use oras_csi_core::policy::ArtifactContents;
 use oras_csi_core::reference::PinnedReference;
 
@@ -36,11 +37,13 @@ pub(crate) struct Image {
     instructions: Option<Result<Arc<Manifest>, usize>>,
 }
 
-/// The layers of one media type, either all with files or all without.
+/// The layers of one media type, either all with files or all without, and either all with a name or all without.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct LayerSummary {
     media_type: String,
     has_files: bool,
+    /// How many a step of a recipe can give a name.
+    nameable: usize,
     /// The sum of their sizes, as the manifest states them.
     size: u64,
 }
@@ -53,15 +56,22 @@ pub(crate) enum NothingToMount {
     #[error("has no layer of the requested media types ({requested}); it has {found}")]
     NoMatch { requested: String, found: String },
     #[error(
-        "has nothing to mount: none of its layers has a file name (org.opencontainers.image.title) or is a tar"
+        "has nothing to mount: none of its layers has a file name (org.opencontainers.image.title) or is a tar archive; it \
+         has {found}. Give one layer a name with mediaTypes and as in oras.land/recipe, or push the artifact with `oras push`, \
+         which writes the names"
     )]
-    NoName,
+    NoName { found: String },
     #[error("is an index whose manifest for the platform is another index")]
     NestedIndex,
     #[error("is an index without manifests")]
     EmptyIndex,
     #[error("is a patch, which has no files of its own")]
     Patch,
+    #[error(
+        "has no layer that `as: {name}` could name: of the selected layers {nameable} have no title and are no archive, and it \
+         must be one; it has {found}"
+    )]
+    Name { name: TreePath, nameable: usize, found: String },
     #[error("cannot be mounted: {0}")]
     Refused(PlanError),
 }
@@ -84,13 +94,18 @@ impl Contents {
         match document {
             Manifest::Index(index) => Self::Index(index.without_annotations()),
             Manifest::Image(image) => {
-                let mut kinds: BTreeMap<(String, bool), u64> = BTreeMap::new();
+                let mut kinds: BTreeMap<_, LayerSummary> = BTreeMap::new();
                 for layer in image.layers() {
-                    let sum = kinds.entry(kind_of(layer)).or_default();
-                    *sum = sum.saturating_add(layer.descriptor().size());
+                    let media_type = essence(layer.descriptor().media_type());
+                    let is_nameable = layer.can_be_named();
+                    let has_files = layer.kind() != LayerKind::NoFiles || known_files::is_known(&media_type);
+                    let key = (media_type.clone(), has_files, is_nameable);
+                    let new = || LayerSummary { media_type, has_files, nameable: 0, size: 0 };
+                    let kind = kinds.entry(key).or_insert_with(new);
+                    kind.size = kind.size.saturating_add(layer.descriptor().size());
+                    kind.nameable += usize::from(is_nameable);
                 }
-                let kind = |((media_type, has_files), size)| LayerSummary { media_type, has_files, size };
-                let layers = kinds.into_iter().map(kind).collect();
+                let layers = kinds.into_values().collect();
                 let instructions = Instructions::is_kind(image.kind()).then(|| {
                     if length <= Instructions::MAX_BYTES {
                         Ok(Arc::new(document.clone()))
@@ -98,7 +113,7 @@ impl Contents {
                         Err(length)
                     }
                 });
-                let refused = image.files(&[], FileLimits::default()).err();
+                let refused = image.files(LayerSelection::default(), FileLimits::default()).err();
                 let artifact_type = image.kind().to_owned();
                 Self::Image(Image { artifact_type, layers, refused, instructions })
             }
@@ -140,55 +155,55 @@ impl Contents {
     }
 }
 
-/// Returns the media type of a layer, and whether it has files.
-fn kind_of(layer: &LayerDescriptor) -> (String, bool) {
-    let media_type = essence(layer.descriptor().media_type());
-    let has_files = layer.kind() != LayerKind::NoFiles || known_files::is_known(&media_type);
-    (media_type, has_files)
-}
-
 impl Image {
-    /// Returns the layers of the requested media types; an empty list requests all.
-    fn selected<'a>(&'a self, requested: &'a [MediaType]) -> impl Iterator<Item = &'a LayerSummary> {
-        self.layers.iter().filter(|kind| {
-            requested.is_empty() || requested.iter().any(|one| essence(one.as_str()) == kind.media_type)
-        })
+    /// Returns the selected layers.
+    fn selected<'a>(&'a self, selection: LayerSelection<'a>) -> impl Iterator<Item = &'a LayerSummary> {
+        self.layers.iter().filter(move |kind| selection.has(&kind.media_type))
     }
 
-    /// Checks that a layer of the requested media types has files.
-    pub(crate) fn check(&self, requested: &[MediaType]) -> Result<(), NothingToMount> {
+    /// Checks that a selected layer has files.
+    pub(crate) fn check(&self, selection: LayerSelection<'_>) -> Result<(), NothingToMount> {
         if self.artifact_type == patch::ARTIFACT_TYPE {
             return Err(NothingToMount::Patch);
         }
         if self.layers.is_empty() {
             return Err(NothingToMount::NoLayers);
         }
-        let mut selected = self.selected(requested).peekable();
-        if selected.peek().is_none() {
-            let requested = listed(requested.iter().map(MediaType::as_str));
-            let found = listed(self.layers.iter().map(|kind| kind.media_type.as_str()));
-            return Err(NothingToMount::NoMatch { requested, found });
+        let selected: Vec<_> = self.selected(selection).collect();
+        let found = || listed(self.layers.iter().map(|kind| kind.media_type.as_str()));
+        if selected.is_empty() {
+            let requested = listed(selection.media_types.iter().map(MediaType::as_str));
+            return Err(NothingToMount::NoMatch { requested, found: found() });
         }
-        if !selected.any(|kind| kind.has_files) {
-            return Err(NothingToMount::NoName);
+        if let Some(name) = selection.name {
+            let nameable = selected.iter().map(|kind| kind.nameable).sum();
+            if nameable != 1 {
+                return Err(NothingToMount::Name { name: name.clone(), nameable, found: found() });
+            }
+        } else if !selected.iter().any(|kind| kind.has_files) {
+            return Err(NothingToMount::NoName { found: found() });
         }
         match &self.refused {
-            // The problem may be in layers that are not requested. The node looks at those that are.
-            Some(error) if requested.is_empty() => Err(NothingToMount::Refused(error.clone())),
-            _ => Ok(()),
+            Some(PlanError::NoFiles { .. }) | None => Ok(()),
+            // The problem may be in layers that are not selected. The node looks at those that are.
+            Some(error) if selection.media_types.is_empty() => Err(NothingToMount::Refused(error.clone())),
+            Some(_) => Ok(()),
         }
     }
 
     /// Returns the types of the layers that have no file name, beside others that have one. They are not mounted.
-    pub(crate) fn unnamed(&self, requested: &[MediaType]) -> Vec<String> {
-        let unnamed = self.selected(requested).filter(|kind| !kind.has_files && kind.media_type != EMPTY);
+    pub(crate) fn unnamed(&self, selection: LayerSelection<'_>) -> Vec<String> {
+        if selection.name.is_some() {
+            return Vec::new();
+        }
+        let unnamed = self.selected(selection).filter(|kind| !kind.has_files && kind.media_type != EMPTY);
         unnamed.map(|kind| kind.media_type.clone()).collect()
     }
 
     /// Returns the types and sizes that policies check. Layers without files count too: another client of the same
     /// artifact may download them.
-    pub(crate) fn found(&self, requested: &[MediaType]) -> ArtifactContents {
-        let layers = self.selected(requested).map(|kind| (kind.media_type.clone(), kind.size)).collect();
+    pub(crate) fn found(&self, selection: LayerSelection<'_>) -> ArtifactContents {
+        let layers = self.selected(selection).map(|kind| (kind.media_type.clone(), kind.size)).collect();
         ArtifactContents { artifact_type: self.artifact_type.clone(), layers }
     }
 }
@@ -233,7 +248,8 @@ mod tests {
         #[case] words: Option<&str>,
     ) {
         let requested: Vec<MediaType> = requested.iter().map(|text| text.parse().unwrap()).collect();
-        let found = contents(layers).check(&requested).map_err(|nothing| nothing.to_string());
+        let selection = LayerSelection { media_types: &requested, name: None };
+        let found = contents(layers).check(selection).map_err(|nothing| nothing.to_string());
         match words {
             None => assert_eq!(found, Ok(())),
             Some(words) => assert!(found.as_ref().is_err_and(|found| found.contains(words)), "{found:?}"),

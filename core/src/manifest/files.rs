@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::display::Shown;
 use crate::entry_path::{EntryPath, NameError, PathLimits};
 use crate::media_type::{MediaType, essence};
+use crate::path::TreePath;
 
 /// The annotation of ORAS with the digest of the uncompressed tar stream.
 pub const CONTENT_DIGEST: &str = "io.deis.oras.content.digest";
@@ -37,6 +38,23 @@ pub enum FileContent {
     },
     /// A tar archive, unpacked at the root as an image layer.
     Archive,
+}
+
+/// Which layers of a manifest a step of a recipe selects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerSelection<'a> {
+    /// The media types of the layers. Empty means all layers.
+    pub media_types: &'a [MediaType],
+    /// The name of the one selected layer that has no title.
+    pub name: Option<&'a TreePath>,
+}
+
+impl LayerSelection<'_> {
+    /// Reports whether layers of this media type are selected.
+    pub fn has(&self, media_type: &str) -> bool {
+        let found = essence(media_type);
+        self.media_types.is_empty() || self.media_types.iter().any(|wanted| essence(wanted.as_str()) == found)
+    }
 }
 
 /// The limits on the files of a manifest.
@@ -117,6 +135,19 @@ pub enum PlanError {
         /// The path below it.
         below: String,
     },
+    /// A step names one layer without a title, and the artifact has none or several.
+    #[error(
+        "as: {name} is the name of one layer that has no title and is no archive; {found} of the selected layers are like \
+         that, it has {layers}. Select one with mediaTypes, or remove as"
+    )]
+    Name {
+        /// The name in the recipe.
+        name: TreePath,
+        /// The number of layers without a title.
+        found: usize,
+        /// The media types of the layers.
+        layers: String,
+    },
     /// Two descriptors of the same blob have different sizes.
     #[error("the blob {digest} has {first} bytes in one layer of the manifest and {second} in another")]
     TwoSizes {
@@ -140,17 +171,28 @@ pub enum PlanError {
 }
 
 impl ImageManifest {
-    /// Returns the layers with files that have one of `media_types`, or all if it is empty, in the order of the manifest.
-    pub fn files(&self, media_types: &[MediaType], limits: FileLimits) -> Result<Vec<LayerFiles>, PlanError> {
+    /// Returns the selected layers that have files, in the order of the manifest.
+    pub fn files(
+        &self,
+        selection: LayerSelection<'_>,
+        limits: FileLimits,
+    ) -> Result<Vec<LayerFiles>, PlanError> {
         let layers = self.layers();
         if layers.len() > limits.layers {
             return Err(PlanError::TooManyLayers { found: layers.len(), limit: limits.layers });
         }
-        let wanted = |layer: &LayerDescriptor| {
-            let found = essence(layer.descriptor().media_type());
-            media_types.is_empty() || media_types.iter().any(|wanted| essence(wanted.as_str()) == found)
-        };
-        let names = known_files::names(layers);
+        let wanted = |layer: &LayerDescriptor| selection.has(layer.descriptor().media_type());
+        let mut names = known_files::names(layers);
+        if let Some(name) = selection.name {
+            let can_be_named = |(_, layer): &(usize, &LayerDescriptor)| wanted(layer) && layer.can_be_named();
+            let unnamed: Vec<usize> =
+                layers.iter().enumerate().filter(can_be_named).map(|(position, _)| position).collect();
+            let [position] = *unnamed.as_slice() else {
+                let (name, layers) = (name.clone(), list_media_types(layers));
+                return Err(PlanError::Name { name, found: unnamed.len(), layers });
+            };
+            names.insert(position, name.to_string());
+        }
         let mut found = Vec::new();
         let mut kept = 0;
         for (position, layer) in layers.iter().enumerate().filter(|(_, layer)| wanted(layer)) {
@@ -160,8 +202,8 @@ impl ImageManifest {
                 found.push(LayerFiles { descriptor: layer.descriptor().clone(), content });
             }
         }
-        if kept == 0 && !media_types.is_empty() {
-            let wanted = media_types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if kept == 0 && !selection.media_types.is_empty() {
+            let wanted = selection.media_types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(PlanError::NoMediaType { wanted, layers: list_media_types(layers) });
         }
         if found.is_empty() {
@@ -284,7 +326,7 @@ mod tests {
             FileContent::File(path) | FileContent::Directory { at: path, .. } => path.to_string(),
             FileContent::Archive => "archive".to_owned(),
         };
-        Ok(image.files(&[], FileLimits::default())?.iter().map(path).collect())
+        Ok(image.files(LayerSelection::default(), FileLimits::default())?.iter().map(path).collect())
     }
 
     #[rstest]

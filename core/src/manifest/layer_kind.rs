@@ -3,6 +3,7 @@
 //! The webhook uses this to reject artifacts without mountable files, the driver to unpack them.
 
 use super::LayerDescriptor;
+use super::media::EMPTY;
 use crate::media_type::essence;
 
 /// The annotation with the name of a layer's file or directory (OCI image-spec, annotations.md).
@@ -48,6 +49,13 @@ impl LayerDescriptor {
             return LayerKind::Archive;
         }
         MODEL_PATHS.into_iter().find_map(non_empty).map_or(LayerKind::NoFiles, LayerKind::File)
+    }
+}
+
+impl LayerDescriptor {
+    /// Reports whether a step of a recipe can give the layer a name: it has none, and is no archive.
+    pub fn can_be_named(&self) -> bool {
+        self.kind() == LayerKind::NoFiles && essence(self.descriptor().media_type()) != EMPTY
     }
 }
 

@@ -33,7 +33,7 @@ use crate::platform::Platform;
 
 pub use self::descriptor::Descriptor;
 pub use self::error::{ManifestError, SelectError};
-pub use self::files::{FileContent, FileLimits, LayerFiles, PlanError};
+pub use self::files::{FileContent, FileLimits, LayerFiles, LayerSelection, PlanError};
 pub use self::layer_kind::LayerKind;
 pub use self::verified::VerifiedManifest;
 

@@ -14,6 +14,7 @@ mod written;
 
 use crate::digest::Digest;
 use crate::display::Shown;
+use crate::manifest::LayerSelection;
 use crate::media_type::{MediaType, MediaTypeError};
 use crate::patch_level::LevelError;
 use crate::path::{Glob, GlobError, TreePath, TreePathError};
@@ -53,6 +54,7 @@ pub struct Layer<R> {
     include: Vec<Glob>,
     exclude: Vec<Glob>,
     media_types: Vec<MediaType>,
+    name: Option<TreePath>,
     platform: Option<Platform>,
 }
 
@@ -65,6 +67,7 @@ impl<R> Layer<R> {
             include: Vec::new(),
             exclude: Vec::new(),
             media_types: Vec::new(),
+            name: None,
             platform: None,
         }
     }
@@ -91,6 +94,12 @@ impl<R> Layer<R> {
     #[must_use]
     pub fn with_media_types(self, media_types: Vec<MediaType>) -> Self {
         Self { media_types: sorted(media_types), ..self }
+    }
+
+    /// Gives a name to the one OCI layer, among those that are kept, that has no title. The root is no name: it is ignored.
+    #[must_use]
+    pub fn with_name(self, name: TreePath) -> Self {
+        Self { name: (!name.is_root()).then_some(name), ..self }
     }
 
     /// Selects the manifest for `platform` from an image index, instead of the one for the node.
@@ -124,6 +133,16 @@ impl<R> Layer<R> {
         &self.media_types
     }
 
+    /// Returns the name of the one OCI layer, among those that are kept, that has no title.
+    pub fn name(&self) -> Option<&TreePath> {
+        self.name.as_ref()
+    }
+
+    /// Returns which OCI layers of the artifact are kept, and the name of one without a title.
+    pub fn selection(&self) -> LayerSelection<'_> {
+        LayerSelection { media_types: &self.media_types, name: self.name.as_ref() }
+    }
+
     /// Returns the platform to select from an image index. `None` means the platform of the node.
     pub fn platform(&self) -> Option<&Platform> {
         self.platform.as_ref()
@@ -137,6 +156,7 @@ impl<R> Layer<R> {
             include: self.include.clone(),
             exclude: self.exclude.clone(),
             media_types: self.media_types.clone(),
+            name: self.name.clone(),
             platform: self.platform.clone(),
         }
     }
@@ -229,6 +249,12 @@ pub enum RecipeError {
         /// The number of the step.
         step: usize,
     },
+    /// A step has `as` beside `patch`, whose layers are not selected one by one.
+    #[error("step {step} of the recipe: as is allowed only in a step with add or overlay")]
+    NameOfPatch {
+        /// The number of the step.
+        step: usize,
+    },
     /// A step is a `patch`, in a place where patches must be expanded already, for example in a canonical recipe.
     #[error(
         "step {step} of the recipe is a patch, which is not allowed here: replace it by the steps that it expands to; \
@@ -284,7 +310,10 @@ pub enum StepError {
     PinnedReference(#[from] PinnedReferenceError),
     /// `path`.
     #[error("path: {0}")]
-    Path(#[from] TreePathError),
+    Path(TreePathError),
+    /// `as`.
+    #[error("as: {0}")]
+    Name(TreePathError),
     /// `include`, `exclude` or `remove`.
     #[error("{0}")]
     Glob(#[from] GlobError),

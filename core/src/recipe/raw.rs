@@ -8,7 +8,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{Layer, Recipe, RecipeError, Step, StepError};
 use crate::display::Shown;
 use crate::patch_level::Level;
-use crate::path::TreePath;
 
 /// The keys of a step in canonical order (docs/design.md, "Canonical volume"). A key that is present in the text is
 /// `Some` here, even with an empty value.
@@ -33,6 +32,8 @@ struct RawStep {
     exclude: Option<RawList>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "list")]
     media_types: Option<RawList>,
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none", deserialize_with = "text")]
+    name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     platform: Option<String>,
 }
@@ -169,6 +170,9 @@ fn parse_step<R>(
     if raw.level.is_some() && raw.patch.is_none() {
         return Err(RecipeError::LevelAlone { step });
     }
+    if raw.name.is_some() && raw.patch.is_some() {
+        return Err(RecipeError::NameOfPatch { step });
+    }
     match (&raw.add, &raw.overlay, &raw.remove, &raw.patch) {
         (Some(text), None, None, None) => Ok(Parsed::Step(Step::Add(layer(text)?))),
         (None, Some(text), None, None) => Ok(Parsed::Step(Step::Overlay(layer(text)?))),
@@ -183,6 +187,7 @@ fn parse_step<R>(
                 ("include", raw.include.is_some()),
                 ("exclude", raw.exclude.is_some()),
                 ("mediaTypes", raw.media_types.is_some()),
+                ("as", raw.name.is_some()),
                 ("platform", raw.platform.is_some()),
             ];
             if let Some((key, _)) = others.into_iter().find(|(_, is_present)| *is_present) {
@@ -205,10 +210,15 @@ fn parse_layer<R>(
         path => path.unwrap_or_default(),
     };
     let mut layer = Layer::new(reference(text)?)
-        .at(path.parse::<TreePath>()?)
+        .at(path.parse().map_err(StepError::Path)?)
         .including(parse_all("include", "[GLOB]", raw.include.as_ref())?)
         .excluding(parse_all("exclude", "[GLOB]", raw.exclude.as_ref())?)
         .with_media_types(parse_all("mediaTypes", "[TYPE]", raw.media_types.as_ref())?);
+    match raw.name.as_deref() {
+        None => {}
+        Some("") => return Err(StepError::Empty { key: "as", value: "NAME" }),
+        Some(name) => layer = layer.with_name(name.parse().map_err(StepError::Name)?),
+    }
     if let Some(platform) = &raw.platform {
         layer = layer.for_platform(platform.parse()?);
     }
@@ -248,6 +258,7 @@ fn write_layer<R>(layer: &Layer<R>) -> RawStep {
         include: texts(layer.include()),
         exclude: texts(layer.exclude()),
         media_types: texts(layer.media_types()),
+        name: layer.name().map(ToString::to_string),
         platform: layer.platform().map(ToString::to_string),
         ..RawStep::default()
     }

@@ -42,7 +42,7 @@ fn parses_and_pins_the_example_of_the_documentation() {
 #[rstest]
 #[case(r#"[{"add":"$A"}]"#)]
 #[case(r#"[{"add":"$A"},{"add":"$B","path":"b/c"}]"#)]
-#[case(r#"[{"add":"$A","path":"p","include":["a","b"],"exclude":["c"],"mediaTypes":["text/plain"],"platform":"linux/arm64"}]"#)]
+#[case(r#"[{"add":"$A","path":"p","include":["a","b"],"exclude":["c"],"mediaTypes":["text/plain"],"as":"d/n","platform":"linux/arm64"}]"#)]
 #[case(r#"[{"add":"$A"},{"remove":"a \"b\" ü/**"},{"overlay":"$B"}]"#)]
 fn parses_canonical_json(#[case] template: &str) {
     let text = json(template);
@@ -106,6 +106,16 @@ fn rejects_every_other_form_of_the_json(#[case] template: &str) {
     "- {add: a, mediaTypes: []}",
     "mediaTypes is empty: write mediaTypes: [TYPE], or remove the key"
 )]
+#[case::an_empty_name("- {add: a, as: ''}", "step 1 of the recipe: as is empty: write as: NAME")]
+#[case::a_name_that_leaves(
+    "- {add: a, as: ../b}",
+    "step 1 of the recipe: as: \"../b\" is not a path inside the volume"
+)]
+#[case::a_name_for_a_patch(
+    "- {patch: a, as: b}",
+    "step 1 of the recipe: as is allowed only in a step with add or overlay"
+)]
+#[case::a_name_beside_remove("- add: a\n- {remove: b, as: c}", "a step with remove cannot have \"as\"")]
 #[case::a_list_that_is_not_there("- add: a\n  include:\n  path: x", "step 1 of the recipe: include is empty")]
 #[case::a_string_for_a_list(
     "- add: b\n- add: a\n  include: x",
@@ -179,13 +189,14 @@ fn layer() -> impl Strategy<Value = Layer<PinnedReference>> {
         globs(),
         globs(),
         proptest::collection::vec(media_type, 0..3),
+        "([a-z]{1,3})?".prop_map(|text| text.parse::<TreePath>().expect("a path")),
         proptest::option::of(
             "linux/(amd64|arm64|arm/v7)".prop_map(|text| text.parse::<Platform>().expect("valid")),
         ),
     )
-        .prop_map(|(reference, path, include, exclude, media_types, platform)| {
+        .prop_map(|(reference, path, include, exclude, media_types, name, platform)| {
             let layer = Layer::new(reference).at(path).including(include).excluding(exclude);
-            let layer = layer.with_media_types(media_types);
+            let layer = layer.with_media_types(media_types).with_name(name);
             match platform {
                 Some(platform) => layer.for_platform(platform),
                 None => layer,

@@ -181,7 +181,7 @@ impl PatchStep {
                 path.clone()
             } else {
                 let joined = format!("{path}/{}", layer.path()).parse::<TreePath>();
-                joined.map_err(|error| value(error.into()))?
+                joined.map_err(|error| value(StepError::Path(error)))?
             };
             Ok(layer.at(moved))
         };

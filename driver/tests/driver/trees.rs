@@ -9,7 +9,8 @@ use std::time::Duration;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::media;
 use oras_csi_core::path::Glob;
-use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::recipe::{Layer, PinnedRecipe};
+use oras_csi_core::reference::PinnedReference;
 use oras_csi_driver::NodeRoots;
 use oras_csi_store::ErrorClass;
 use oras_csi_store::Limits;
@@ -346,6 +347,33 @@ async fn media_types_select_layers() {
     assert!(kind == PullErrorKind::Refused && words.contains("application/vnd.none"), "{words}");
     assert!(words.contains("1 of type application/vnd.doc, 1 of type application/vnd.jar"), "{words}");
     assert_eq!(bench.files(&recipe([chosen("application/vnd.jar")])).await, map(&[("a.jar", "jar")]));
+}
+
+#[tokio::test]
+async fn names_one_layer_without_a_title() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry)
+        .layer("application/vnd.acme.weights", b"weights", &[])
+        .layer("application/vnd.acme.notes", b"notes", &[])
+        .layer("application/vnd.oci.empty.v1+json", b"{}", &[])
+        .layer("text/plain", b"text", &[(TITLE, "README")])
+        .push();
+    let named = |name: &str| add(&digest).with_name(name.parse().unwrap());
+    let of_type = |layer: Layer<PinnedReference>, media_type: &str| {
+        layer.with_media_types(vec![media_type.parse().unwrap()])
+    };
+    let one = of_type(named("model/weights.bin"), "application/vnd.acme.weights");
+    assert_eq!(bench.files(&recipe([one])).await, map(&[("model/weights.bin", "weights")]));
+    // The same artifact under another name is another tree.
+    let other = of_type(named("other"), "application/vnd.acme.weights").at("p".parse().unwrap());
+    assert_eq!(bench.files(&recipe([other])).await, map(&[("p/other", "weights")]));
+    for (layer, words) in [
+        (named("x"), "2 of the selected layers are like that"),
+        (of_type(named("x"), "text/plain"), "0 of the selected layers are like that"),
+    ] {
+        let said = bench.fetcher_error(&recipe([layer])).await;
+        assert!(said.class() == ErrorClass::Refused && said.to_string().contains(words), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -54,14 +54,19 @@ impl TreeKey {
     /// Returns the key of the tree of `recipe` on a node of this platform.
     pub fn of(recipe: &PinnedRecipe, node: &Platform) -> Self {
         let layer = |layer: &Layer<PinnedReference>| {
-            json!([
+            let mut key = json!([
                 layer.reference().digest().to_string(),
                 layer.path().as_str(),
                 layer.include().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 layer.exclude().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 layer.media_types().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 layer.platform().unwrap_or(node).to_string(),
-            ])
+            ]);
+            // At the end, so that trees without a name keep their keys.
+            if let (Some(name), Some(key)) = (layer.name(), key.as_array_mut()) {
+                key.push(json!(name.as_str()));
+            }
+            key
         };
         let steps = recipe.steps().iter().map(|step| match step {
             Step::Add(added) => json!(["add", layer(added)]),

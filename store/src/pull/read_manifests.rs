@@ -54,7 +54,7 @@ impl Wanted {
         }
         match manifest.into_manifest() {
             Manifest::Image(image) => {
-                let planned = plan(&image, self.step.media_types(), limits);
+                let planned = plan(&image, self.step.selection(), limits);
                 let refused =
                     |source| PullError::Plan { reference: self.step.reference().clone().into(), source };
                 Ok(Content::Layers(planned.map_err(refused)?))

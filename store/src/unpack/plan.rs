@@ -1,8 +1,7 @@
 //! What each layer of a manifest becomes in the store.
 
 pub(crate) use oras_csi_core::manifest::PlanError;
-use oras_csi_core::manifest::{Descriptor, FileContent, FileLimits, ImageManifest};
-use oras_csi_core::media_type::MediaType;
+use oras_csi_core::manifest::{Descriptor, FileContent, FileLimits, ImageManifest, LayerSelection};
 
 use crate::disk::EntryPath;
 use crate::layout::LayerShape;
@@ -41,14 +40,14 @@ impl PlannedLayer {
     }
 }
 
-/// Plans the layers that have one of `media_types`, or all layers if it is empty.
+/// Plans the selected layers of a manifest.
 pub(crate) fn plan(
     manifest: &ImageManifest,
-    media_types: &[MediaType],
+    selection: LayerSelection<'_>,
     limits: &Limits,
 ) -> Result<Vec<PlannedLayer>, PlanError> {
     let limits = FileLimits { layers: limits.layers(), path: limits.into() };
-    let planned = manifest.files(media_types, limits)?.into_iter().map(|file| {
+    let planned = manifest.files(selection, limits)?.into_iter().map(|file| {
         let content = match file.content() {
             FileContent::File(path) => LayerContent::File(path.clone()),
             FileContent::Directory { at, content } => LayerContent::Archive {

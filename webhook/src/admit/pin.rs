@@ -170,7 +170,7 @@ impl Pinner<'_> {
         for (step, ResolvedLayer { reference, origin, digest, unnamed, .. }) in found.iter().enumerate() {
             if !unnamed.is_empty() {
                 warnings.push(format!(
-                    "{}: {reference} has layers that are not mounted, because they have no file name (org.opencontainers.image.title): {}",
+                    "{}: {reference} has layers that are not mounted, because they have no file name (org.opencontainers.image.title): {}. In oras.land/recipe, mediaTypes and as give one layer a name",
                     origin.at(),
                     listed(unnamed.iter().map(String::as_str))
                 ));
@@ -281,7 +281,7 @@ impl Pinner<'_> {
                 let requirements = Requirements {
                     bypass_cache: recipe.options.bypass_cache,
                     platform: layer.platform(),
-                    media_types: layer.media_types(),
+                    selection: layer.selection(),
                 };
                 let reference = layer.reference();
                 let layer_of = |Resolution { digest, source, unnamed }| ResolvedLayer {
@@ -322,7 +322,7 @@ impl Pinner<'_> {
             let requirements = Requirements {
                 bypass_cache: false,
                 platform: layer.platform(),
-                media_types: layer.media_types(),
+                selection: layer.selection(),
             };
             let resolver = &self.services.resolver;
             match resolver.contents_for_policy(layer.reference(), keyring, requirements, deadline).await {

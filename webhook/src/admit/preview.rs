@@ -1,6 +1,7 @@
 //! What an object requests and what the policies decide about it, without an admission.
 
 use oras_csi_core::digest::Digest;
+use oras_csi_core::manifest::LayerSelection;
 use oras_csi_core::policy::Source;
 use oras_csi_core::reference::{PinnedReference, Reference};
 use oras_csi_core::registry::Keyring;
@@ -104,7 +105,8 @@ impl Preview<'_> {
         if !book.looks_at_contents() {
             return Ok(Vec::new());
         }
-        let requirements = Requirements { bypass_cache: false, platform: None, media_types: &[] };
+        let requirements =
+            Requirements { bypass_cache: false, platform: None, selection: LayerSelection::default() };
         let keyring = Keyring::new(self.services.credentials.administrator.clone());
         let resolver = &self.services.resolver;
         let found = resolver.contents_for_policy(pinned, &keyring, requirements, deadline).await;

@@ -145,7 +145,7 @@ impl SetResolution<'_> {
                 let requirements = Requirements {
                     bypass_cache: true,
                     platform: layer.platform(),
-                    media_types: layer.media_types(),
+                    selection: layer.selection(),
                 };
                 let reference = layer.reference();
                 let found = resolver.resolve(reference, keyring, requirements, deadline).await;

@@ -9,8 +9,8 @@ use moka::future::Cache;
 use oras_csi_core::credentials::{Credential, Fingerprint};
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
+use oras_csi_core::manifest::LayerSelection;
 use oras_csi_core::manifest::{Index, IndexEntry};
-use oras_csi_core::media_type::MediaType;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::policy::ArtifactContents;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
@@ -73,8 +73,8 @@ pub(crate) struct Requirements<'a> {
     pub(crate) bypass_cache: bool,
     /// The requested platform; `None` is the node's, which is not known yet.
     pub(crate) platform: Option<&'a Platform>,
-    /// The media types of the requested layers; empty is all.
-    pub(crate) media_types: &'a [MediaType],
+    /// Which layers are requested.
+    pub(crate) selection: LayerSelection<'a>,
 }
 
 /// The answer for a reference.
@@ -303,7 +303,7 @@ impl CredentialView {
             Err(error) if index.candidates(NODES_OS).next().is_none() => {
                 return Err(Failure::Platform(error.clone()));
             }
-            _ => Failure::NothingToMount(NothingToMount::NoName),
+            _ => Failure::NothingToMount(NothingToMount::NoName { found: String::new() }),
         };
         let candidates = index.candidates(NODES_OS).take(MAX_PLATFORMS);
         for entry in likeliest.ok().into_iter().chain(candidates) {
@@ -335,8 +335,8 @@ impl CredentialView {
 }
 
 fn check(image: &Image, requirements: Requirements<'_>) -> Result<Vec<String>, Failure> {
-    image.check(requirements.media_types).map_err(Failure::NothingToMount)?;
-    Ok(image.unnamed(requirements.media_types))
+    image.check(requirements.selection).map_err(Failure::NothingToMount)?;
+    Ok(image.unnamed(requirements.selection))
 }
 
 impl Resolver {
@@ -365,7 +365,7 @@ impl CredentialView {
     ) -> Result<Vec<ArtifactContents>, Failure> {
         let contents = self.contents(pinned, deadline).await?;
         let index = match contents.as_ref() {
-            Contents::Image(image) => return Ok(vec![image.found(requirements.media_types)]),
+            Contents::Image(image) => return Ok(vec![image.found(requirements.selection)]),
             Contents::Index(index) => index,
         };
         let entries: Vec<&IndexEntry> = match requirements.platform {
@@ -384,7 +384,7 @@ impl CredentialView {
         let mut found = Vec::new();
         while let Some(contents) = lookups.next().await {
             match contents?.as_ref() {
-                Contents::Image(image) => found.push(image.found(requirements.media_types)),
+                Contents::Image(image) => found.push(image.found(requirements.selection)),
                 // The driver does not mount an index in an index.
                 Contents::Index(_) => {}
             }

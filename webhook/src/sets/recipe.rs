@@ -55,18 +55,24 @@ pub struct SetStep {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "list_schema")]
     pub media_types: Vec<String>,
+    /// The name of the one layer that has no title, among those of the media types. Layers without a name are left out.
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub name: Option<String>,
     /// The platform in an image index: OS/ARCHITECTURE[/VARIANT]. If left out, the platform of the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub platform: Option<String>,
 }
 
-fn step_rules() -> [Rule; 3] {
-    let alone = "!has(self.path) && !has(self.include) && !has(self.exclude) && !has(self.mediaTypes) && !has(self.platform)";
+/// CEL reserves the word "as", so Kubernetes calls the field `__as__` in rules.
+fn step_rules() -> [Rule; 4] {
+    let alone = "!has(self.path) && !has(self.include) && !has(self.exclude) && !has(self.mediaTypes) && !has(self.__as__) && !has(self.platform)";
     [
         Rule::new("[has(self.add), has(self.overlay), has(self.patch), has(self.remove)].filter(is, is).size() == 1")
             .message("a step must have exactly one of add, overlay, patch and remove"),
         Rule::new("!has(self.level) || has(self.patch)").message("level can be used only with patch"),
+        Rule::new("!has(self.__as__) || !has(self.patch)").message("as can be used only with add or overlay"),
         Rule::new(format!("!has(self.remove) || ({alone})")).message("remove cannot be combined with another field"),
     ]
 }
@@ -94,6 +100,7 @@ pub(crate) fn steps_of(recipe: &WrittenRecipe) -> Vec<SetStep> {
         include: texts(layer.include()),
         exclude: texts(layer.exclude()),
         media_types: layer.media_types().iter().map(ToString::to_string).collect(),
+        name: layer.name().map(ToString::to_string),
         platform: layer.platform().map(ToString::to_string),
         ..SetStep::default()
     };

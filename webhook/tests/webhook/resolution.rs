@@ -370,10 +370,39 @@ async fn layers_without_a_name_beside_others_give_a_warning() {
         unnamed(&[("artifact", "r.io/a:1")]).await,
         [
             "annotation oras.land/artifact: r.io/a:1 has layers that are not mounted, because they have no file name \
-          (org.opencontainers.image.title): x/gguf, x/z"
+          (org.opencontainers.image.title): x/gguf, x/z. In oras.land/recipe, mediaTypes and as give one layer a name"
         ]
     );
     assert_eq!(unnamed(&[("artifact", "r.io/a:1"), ("media-types", "x/y")]).await, [""; 0]);
+    // A step that names a layer has selected what it wants.
+    let recipe = "- {add: 'r.io/a:1', mediaTypes: [x/y, x/z], as: model.gguf}";
+    assert_eq!(unnamed(&[("recipe", recipe)]).await, [""; 0]);
+}
+
+#[rstest]
+#[case::the_only_layer(&[("x/gguf", None)], "as: model.gguf", None)]
+#[case::one_that_is_selected(&[("x/gguf", None), ("x/z", None)], "mediaTypes: [x/gguf], as: model.gguf", None)]
+#[case::beside_one_with_a_title(&[("x/gguf", None), ("x/z", Some("f"))], "as: model.gguf", None)]
+#[case::two(&[("x/gguf", None), ("x/gguf", None)], "as: model.gguf", Some("2 have no title"))]
+#[case::two_types(&[("x/gguf", None), ("x/z", None)], "as: model.gguf", Some("2 have no title"))]
+#[case::none(&[("x/gguf", Some("f")), ("a/b.tar", None)], "as: model.gguf", Some("0 have no title"))]
+#[case::only_the_empty_layer(&[("application/vnd.oci.empty.v1+json", None)], "as: model.gguf", Some("0 have no title"))]
+#[case::no_such_type(&[("x/gguf", None)], "mediaTypes: [x/z], as: model.gguf", Some("no layer of the requested media types"))]
+#[case::titles_that_are_refused(&[("x/gguf", None), ("x/z", Some("../f"))], "as: model.gguf", Some("must not leave"))]
+#[tokio::test]
+async fn a_step_can_name_one_layer_without_a_title(
+    #[case] layers: &[(&str, Option<&str>)],
+    #[case] keys: &str,
+    #[case] words: Option<&str>,
+) {
+    let bench = Bench::new();
+    bench.registry.tag("r.io/a:1", &manifest(layers));
+    let recipe = format!("- {{add: 'r.io/a:1', {keys}}}");
+    match (bench.admit(&pod(&[("recipe", &recipe)])).await, words) {
+        (Ok(_), None) => {}
+        (Err(denial), Some(words)) => assert!(denial.message().contains(words), "{denial}"),
+        (other, _) => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
