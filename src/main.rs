@@ -21,6 +21,7 @@ mod patch_expansion;
 mod registry_client;
 mod runtime;
 mod standard_output;
+mod unrendered;
 mod yaml_documents;
 
 use clap::Parser as _;

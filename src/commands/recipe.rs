@@ -108,7 +108,7 @@ async fn push(file: &Path, to: &str, options: &Options) -> Result<(), Failure> {
     let to = parse_reference(to, &hosts)?;
     let hosts = options.plain_http.apply(hosts, [&to]);
     let publisher = publisher(transfer_client(&hosts), options.registries.user_credentials()?);
-    let pushed = publisher.publish(&to, to.tag(), &Publication::of_recipe(&text)).await?;
+    let pushed = publisher.publish(&to, to.tag(), &Publication::of_recipe(&text)).await?.into_listed()?;
     let tag = to.tag().map(|tag| format!(":{tag}")).unwrap_or_default();
     write_stdout(&format!("{}{tag}@{}\n", to.name(), pushed.digest()))
 }

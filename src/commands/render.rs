@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use oras_csi_core::display::Shown;
-use oras_csi_core::keys::{ANNOTATION_PREFIX, DRIVER};
 use oras_csi_core::registry::Registry;
 use oras_csi_webhook::admit::Admission;
 use oras_csi_webhook::credentials::CredentialSources;
@@ -24,12 +22,14 @@ use crate::options::policy::PolicyOptions;
 use crate::options::registry::RegistryOptions;
 use crate::registry_client::interactive_client;
 use crate::standard_output::write_stdout;
+use crate::unrendered;
 use crate::yaml_documents::{Manifests, describe, read_manifests, to_json_lines, to_yaml};
 
 /// Write manifests as the webhook would admit them: tags pinned, volumes canonical, mounts read-only.
 ///
 /// Reads YAML streams of pods, workloads and PersistentVolumes and writes the result to standard output. Other objects
-/// are written unchanged, with a warning if they request artifacts. YAML comments are lost.
+/// are written unchanged, with a warning that names each of their pod templates that requests artifacts. YAML comments
+/// are lost.
 ///
 /// The manifests also configure the result. ArtifactPolicy objects apply together with those of --policy. Namespace
 /// objects give the labels that policies select by; without labels, every policy applies to a namespace. Two objects
@@ -122,17 +122,11 @@ async fn render_object(
     arguments: &Arguments,
 ) -> Result<(), Failure> {
     let (name, namespace) = (describe(document), arguments.admission.namespace_of(document));
-    let request = find_unsupported_request(document);
+    for warning in unrendered::warnings(document) {
+        eprintln!("Warning: {name}: {warning}");
+    }
     let deadline = arguments.admission.deadline();
-    let Some(object) = AdmissionObject::find(document)? else {
-        if let Some(place) = request {
-            eprintln!(
-                "Warning: {name} requests artifacts at {place}, but render does not support this kind. It is written \
-                 unchanged; the webhook admits its pods when they are created."
-            );
-        }
-        return Ok(());
-    };
+    let Some(object) = AdmissionObject::find(document)? else { return Ok(()) };
     let outcome = object.admit(admission, &namespace, deadline).await;
     let outcome = outcome.map_err(|denial| Failure::from(denial).at(format_args!("{name} is denied")))?;
     json_patch::patch(object.into_object(), outcome.patch())
@@ -141,60 +135,4 @@ async fn render_object(
         eprintln!("Warning: {name}: {warning}");
     }
     Ok(())
-}
-
-/// Returns the path of the first annotation or volume of ours in an object of an unsupported kind, such as a Rollout.
-/// A `PersistentVolume` is a supported kind, without pods.
-fn find_unsupported_request(document: &Value) -> Option<String> {
-    fn find(value: &Value, path: &str, in_annotations: bool) -> Option<String> {
-        match value {
-            Value::Object(map) => map.iter().find_map(|(key, value)| {
-                let path = format!("{path}.{key}");
-                let is_ours = (in_annotations && key.starts_with(ANNOTATION_PREFIX))
-                    || (key == "driver" && value == DRIVER);
-                if is_ours {
-                    return Some(Shown::new(path.trim_start_matches('.')).to_string());
-                }
-                find(value, &path, key.ends_with("nnotations"))
-            }),
-            Value::Array(items) => items
-                .iter()
-                .enumerate()
-                .find_map(|(index, value)| find(value, &format!("{path}[{index}]"), false)),
-            _ => None,
-        }
-    }
-    if document["kind"] == "PersistentVolume" { None } else { find(document, "", false) }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn finds_requests_in_unsupported_kinds() {
-        let template =
-            json!({"metadata": {"annotations": {"example.org/a": "b", "oras.land/artifact": "r.io/a"}}});
-        let rollout =
-            json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "spec": {"template": template}});
-        let place = "spec.template.metadata.annotations.oras.land/artifact";
-        assert_eq!(find_unsupported_request(&rollout).as_deref(), Some(place));
-        let volume = json!({"name": "v", "csi": {"driver": "csi.oras.land"}});
-        let workflow =
-            json!({"kind": "Workflow", "spec": {"templates": [{"volumes": [{"name": "x"}, volume]}]}});
-        assert_eq!(
-            find_unsupported_request(&workflow).as_deref(),
-            Some("spec.templates[0].volumes[1].csi.driver")
-        );
-        for without_request in [
-            json!({"kind": "CSIDriver", "metadata": {"name": "csi.oras.land", "labels": {"oras.land/x": "y"}}}),
-            json!({"kind": "ConfigMap", "data": {"pod.yaml": "oras.land/artifact: r.io/a"}}),
-            json!({"kind": "PersistentVolume", "spec": {"csi": {"driver": "csi.oras.land"}}}),
-            json!({"kind": "Rollout", "spec": {"template": {"metadata": {"annotations": {"a": "oras.land/"}}}}}),
-        ] {
-            assert_eq!(find_unsupported_request(&without_request), None);
-        }
-    }
 }

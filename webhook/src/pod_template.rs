@@ -47,16 +47,24 @@ pub(crate) fn warnings(workload: &Value, admitted: Result<&[String], &Denial>) -
         }
         Err(denial) => messages.push(format!("pods of this {kind} would be denied: {denial}")),
     }
+    messages.extend(misplaced_annotations(workload));
+    messages
+}
+
+/// Returns a warning for each annotation of ours on a workload itself, where it has no effect.
+pub fn misplaced_annotations(workload: &Value) -> Vec<String> {
+    let kind = Shown::new(workload.get("kind").and_then(Value::as_str).unwrap_or_default());
     let annotations = workload.get("metadata").and_then(|metadata| metadata.get("annotations"));
     let keys = annotations.and_then(Value::as_object).into_iter().flat_map(serde_json::Map::keys);
     let path = pod_path(workload).unwrap_or_default().join(".");
-    messages.extend(keys.filter(|key| key.starts_with(ANNOTATION_PREFIX)).map(|key| {
+    let ours = keys.filter(|key| key.starts_with(ANNOTATION_PREFIX));
+    let warning = |key: &String| {
         let key = Shown::new(key);
         format!(
             "annotation {key} on the {kind} itself has no effect: write it in {path}.metadata.annotations"
         )
-    }));
-    messages
+    };
+    ours.map(warning).collect()
 }
 
 #[cfg(test)]

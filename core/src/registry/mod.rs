@@ -36,4 +36,4 @@ pub use self::error::{RegistryError, RegistryErrorKind};
 pub use self::hosts::{Endpoint, HostsConfig, HostsError};
 pub use self::http::{HttpRegistry, Settings};
 pub use self::limits::Limits;
-pub use self::publish::{Artifact, Content, Layer, Publication, PublishError, Publisher};
+pub use self::publish::{Artifact, Content, Layer, Publication, PublishError, Published, Publisher};

@@ -24,6 +24,7 @@ use crate::manifest_sets::ManifestSets;
 use crate::options::output::OutputFormat;
 use crate::registry_client::interactive_client;
 use crate::standard_output::write_stdout;
+use crate::unrendered;
 use crate::yaml_documents::{describe, read_manifests};
 
 /// Explains every pod, workload and `PersistentVolume` of the files, also after a denied one. The first denial decides
@@ -45,6 +46,9 @@ pub(super) async fn explain_files(hosts: &HostsConfig, arguments: &Arguments) ->
     let mut first = None;
     for object in &mut objects {
         let (name, namespace) = (describe(object), arguments.admission.namespace_of(object));
+        for warning in unrendered::warnings(object) {
+            eprintln!("Warning: {name}: {warning}");
+        }
         let Some(found) = AdmissionObject::find(object)? else { continue };
         let explained = explain_object(&admission, &found, &namespace, arguments).await;
         let shown = match arguments.output {

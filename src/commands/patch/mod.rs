@@ -118,7 +118,10 @@ async fn create_patch(
     }
     let publication = Publication::of_patch(&patch, manifest);
     let publisher = publisher(client, credentials);
-    let pushed = publisher.publish(&target.reference, target.tag.as_deref(), &publication).await?;
+    let published = publisher.publish(&target.reference, target.tag.as_deref(), &publication).await?;
+    // Whatever fails now, the patch is in the registry, and the user needs its digest.
+    write_stdout(&format!("{}@{}\n", target.name(), published.reference().digest()))?;
+    let pushed = published.into_listed()?;
     if pushed.name() != patch.base().name() {
         eprintln!(
             "oras-csi: the referrers of {} do not list this patch, because it is in {}. Refer to the patch by its own \
@@ -130,7 +133,7 @@ async fn create_patch(
     if let Some(set) = set {
         set.update(&pushed, target.tag.as_deref()).await?;
     }
-    write_stdout(&format!("{}@{}\n", target.name(), pushed.digest()))
+    Ok(())
 }
 
 /// Resolves a reference and reads its manifest, which must be content: a patch or a recipe artifact cannot be a part of

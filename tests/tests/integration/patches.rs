@@ -210,6 +210,30 @@ fn concurrent_patches_are_all_listed() {
     assert_eq!((listed, pushed.len()), (pushed, 4));
 }
 
+/// The patch is in the registry, so its digest must not be lost.
+#[test]
+fn a_patch_that_cannot_be_listed_is_printed() {
+    let bench = Bench::start(Make::Distribution);
+    let (host, base) = (bench.registry.host(), &bench.base);
+    let manifest = run(Oras::plain_http().command(&["manifest", "fetch", &format!("{host}/app@{base}")]));
+    let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": base, "size": manifest.len()});
+    let full = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": vec![entry; 4_096]});
+    let file = bench.files.path().join("index.json");
+    std::fs::write(&file, full.to_string()).expect("writes");
+    let tag = format!("{host}/app:{}", base.replace(':', "-"));
+    run(Oras::plain_http().command(&["manifest", "push", &tag]).arg(&file));
+
+    let minor = format!("{NAME}/fixes/app:minor");
+    let output = try_run(&mut bench.command(&["patch", &format!("{NAME}/app:1"), "--minor", &minor]));
+    let (status, words) = failure(&output);
+    assert!(status == 1 && words.contains("already has more than 4096 manifests"), "{status}: {words}");
+    let pushed = String::from_utf8(output.stdout).expect("text");
+    assert!(pushed.starts_with(&format!("{NAME}/app@sha256:")), "{pushed}");
+    let found = bench.recipe(&json!({"oras.land/patch": pushed.trim()}));
+    assert!(found.contains(&bench.minor), "{found}");
+}
+
 #[test]
 fn a_dry_run_writes_the_manifest_and_nothing_else() {
     let bench = Bench::start(Make::Distribution);

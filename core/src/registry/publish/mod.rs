@@ -16,4 +16,4 @@ mod publisher;
 pub use self::artifact::{Artifact, Content, Layer};
 pub use self::error::PublishError;
 pub use self::publication::Publication;
-pub use self::publisher::Publisher;
+pub use self::publisher::{Published, Publisher};

@@ -33,7 +33,7 @@ use crate::registry::http::{HttpRegistry, referrers_tag};
 /// let publication = Publication::of_artifact(Artifact::new("application/vnd.example", vec![layer]));
 /// let to: Reference = "registry.example/greeting:v1".parse()?;
 /// let pushed = publisher.publish(&to, to.tag(), &publication).await?;
-/// println!("{pushed}");
+/// println!("{}", pushed.reference());
 /// # Ok(())
 /// # }
 /// ```
@@ -43,13 +43,35 @@ pub struct Publisher {
     credentials: Arc<dyn Credentials>,
 }
 
+/// A manifest that was pushed, and whether the list of referrers of its subject has it. The push is not undone if the list
+/// cannot be written.
+#[derive(Clone, Debug)]
+#[must_use = "the list of referrers may lack the manifest"]
+pub struct Published {
+    reference: PinnedReference,
+    listed: Result<(), PublishError>,
+}
+
+impl Published {
+    /// Returns the pinned reference of the manifest.
+    pub fn reference(&self) -> &PinnedReference {
+        &self.reference
+    }
+
+    /// Returns the pinned reference, if the list of referrers has the manifest or needs not.
+    pub fn into_listed(self) -> Result<PinnedReference, PublishError> {
+        self.listed.map(|()| self.reference)
+    }
+}
+
 impl Publisher {
     /// Creates a publisher that tries `credentials` in order.
     pub fn new(registry: Arc<HttpRegistry>, credentials: Arc<dyn Credentials>) -> Self {
         Self { registry, credentials }
     }
 
-    /// Pushes to the repository of `to`: under `tag`, or by digest if `tag` is `None`. Returns the pinned reference.
+    /// Pushes to the repository of `to`: under `tag`, or by digest if `tag` is `None`. An error means that the manifest was
+    /// not pushed.
     ///
     /// The tag of `to` is not used, because a reference that was parsed from a text without a tag has the tag `latest`.
     pub async fn publish(
@@ -57,7 +79,7 @@ impl Publisher {
         to: &Reference,
         tag: Option<&str>,
         publication: &Publication,
-    ) -> Result<PinnedReference, PublishError> {
+    ) -> Result<Published, PublishError> {
         if to.digest().is_some() {
             return Err(PublishError::Digest(Printable::new(&to.to_string())));
         }
@@ -70,10 +92,11 @@ impl Publisher {
         let digest = Digest::sha256_of(&prepared.manifest);
         let name = tag.map_or_else(|| digest.to_string(), str::to_owned);
         self.put_manifest(to, &name, media::OCI_MANIFEST, &prepared.manifest, "the manifest").await?;
-        if let Some(subject) = &prepared.subject {
-            self.add_to_referrers(to, subject, &prepared, &digest).await?;
-        }
-        Ok(to.pin(digest))
+        let listed = match &prepared.subject {
+            Some(subject) => self.add_to_referrers(to, subject, &prepared, &digest).await,
+            None => Ok(()),
+        };
+        Ok(Published { reference: to.pin(digest), listed })
     }
 
     async fn put_manifest(

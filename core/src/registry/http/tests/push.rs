@@ -51,7 +51,7 @@ async fn push(
 ) -> Result<PinnedReference, PublishError> {
     let layer = Layer::new("text/plain", Content::Bytes("hello".into()));
     let publication = Publication::of_artifact(Artifact::new("application/vnd.example", vec![layer]));
-    Publisher::new(Arc::new(client), credentials).publish(to, to.tag(), &publication).await
+    Publisher::new(Arc::new(client), credentials).publish(to, to.tag(), &publication).await?.into_listed()
 }
 
 fn blob(bytes: &'static [u8]) -> Blob {
