@@ -11,7 +11,10 @@ use zeroize::Zeroizing;
 const MAX_LEN: usize = 16 << 10;
 
 /// A secret text. `Debug` hides it, there is no `Display`, and its memory is overwritten when the last copy is dropped. It
-/// has no control characters, so that it cannot add a line to a request.
+/// has no control characters, which are mistakes such as a line break at the end of a password.
+///
+/// A JSON object is an exception: the password of the user name `_json_key` is the key file of a Google service account, in
+/// many lines. It is sent in base64, so it cannot add a line to a request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(Arc<Zeroizing<String>>);
 
@@ -20,7 +23,9 @@ impl SecretText {
         if text.len() > MAX_LEN {
             return Err(CredentialError::TooLong { field, bytes: text.len() });
         }
-        if text.chars().any(char::is_control) {
+        let is_json = text.trim_start().starts_with('{') && text.trim_end().ends_with('}');
+        let is_allowed = |c: char| !c.is_control() || (is_json && matches!(c, '\n' | '\r' | '\t'));
+        if !text.chars().all(is_allowed) {
             return Err(CredentialError::Control { field });
         }
         Ok(Self(Arc::new(text)))

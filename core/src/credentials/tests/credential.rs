@@ -49,6 +49,18 @@ fn debug_output_contains_no_secret() {
     assert_eq!(Credential::default(), Credential::Anonymous);
 }
 
+/// The password of `_json_key` at Google is a file of many lines.
+#[rstest]
+#[case("{\n  \"type\": \"service_account\",\r\n\t\"private_key\": \"-----BEGIN\\n\"\n}\n", true)]
+#[case("{\"type\": \"service_account\"}\n", true)]
+#[case("{a}\u{0}", false)]
+#[case("{a\u{0}}", false)]
+#[case("{a}\nb", false)]
+fn a_password_that_is_a_json_key_can_have_line_breaks(#[case] key: &str, #[case] is_valid: bool) {
+    assert_eq!(Credential::basic("_json_key".to_owned(), key.to_owned()).is_ok(), is_valid);
+    assert!(Credential::registry_token(key.to_owned()).is_err());
+}
+
 #[rstest]
 #[case(Credential::basic("a\nb".to_owned(), "c".to_owned()), CredentialError::Control { field: "user name" })]
 #[case(Credential::basic("a".to_owned(), "c\n".to_owned()), CredentialError::Control { field: "password" })]

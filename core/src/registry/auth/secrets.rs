@@ -12,6 +12,8 @@ use crate::display::Printable;
 
 /// The replacement of a secret. [`Printable`] ends with the same character if it cuts a text.
 const HIDDEN: char = '…';
+/// The lines of a secret of many lines count as secrets from this length on.
+const MIN_LINE_LEN: usize = 16;
 /// The values of configured headers count as secrets from this length on.
 const MIN_HEADER_SECRET_LEN: usize = 8;
 
@@ -28,6 +30,10 @@ impl Secrets {
             Credential::Basic { username, password } => {
                 let (username, password) = (username.expose(), password.expose());
                 secrets.add(if password.is_empty() { username } else { password });
+                // A service may repeat one line of a key file, for example that of the private key.
+                for line in password.lines().map(str::trim).filter(|line| line.len() >= MIN_LINE_LEN) {
+                    secrets.add(line);
+                }
                 secrets.add_encoded(&Zeroizing::new(format!("{username}:{password}")));
             }
             Credential::RefreshToken(token) | Credential::RegistryToken(token) => {
@@ -144,6 +150,16 @@ mod tests {
         assert_eq!(secrets.redact(text), shown);
         assert_eq!(secrets.redact(shown), shown);
         assert_eq!(Secrets::from_credential(&Credential::Anonymous).redact(text), text);
+    }
+
+    #[test]
+    fn each_line_of_a_key_file_is_a_secret() {
+        let key = "{\n  \"type\": \"service_account\",\n  \"private_key\": \"0123456789abcdef\"\n}\n";
+        let credential = Credential::basic("_json_key".to_owned(), key.to_owned()).unwrap();
+        let secrets = Secrets::from_credential(&credential);
+        let words = r#"cannot read "private_key": "0123456789abcdef""#;
+        assert_eq!(secrets.redact(words), "cannot read …");
+        assert_eq!(secrets.redact(&format!("no: {key}")), "no: …");
     }
 
     #[test]
