@@ -61,7 +61,10 @@ pub(crate) enum NothingToMount {
          which writes the names"
     )]
     NoName { found: String },
-    #[error("is an index whose manifest for the platform is another index")]
+    #[error(
+        "is an index that leads through more than {} indexes to a manifest: name an inner index or the manifest by its digest",
+        Index::MAX_DEPTH
+    )]
     NestedIndex,
     #[error("is an index without manifests")]
     EmptyIndex,

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use oras_csi_core::display::Shown;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// The documents of a YAML stream; JSON is a subset of YAML.
 #[derive(Debug)]
@@ -25,6 +26,23 @@ pub struct StreamError(Shown);
 /// Numbers are read as `kubectl` reads them (YAML 1.1: `defaultMode: 0644` is octal). The budget allows a stream of
 /// 64 MiB; the expansion of aliases has the parser's own, smaller budget.
 pub fn read_stream(text: &str) -> Result<Stream, StreamError> {
+    match read_yaml(text) {
+        Err(error) if text.trim_start().starts_with('{') => read_json_objects(text).ok_or(error),
+        read => read,
+    }
+}
+
+/// Reads JSON objects one after another, without a line between them, as `kubectl apply` does and as `render --output json`
+/// writes them. Each one is read like a YAML document.
+fn read_json_objects(text: &str) -> Option<Stream> {
+    let mut documents = Vec::new();
+    for object in serde_json::Deserializer::from_str(text).into_iter::<Box<RawValue>>() {
+        documents.append(&mut read_yaml(object.ok()?.get()).ok()?.documents);
+    }
+    Some(Stream { documents, has_comments: false })
+}
+
+fn read_yaml(text: &str) -> Result<Stream, StreamError> {
     const MAX: usize = 1 << 25;
     let commented = Rc::new(Cell::new(false));
     let options = serde_saphyr::options! {

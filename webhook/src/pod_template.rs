@@ -54,17 +54,21 @@ pub(crate) fn warnings(workload: &Value, admitted: Result<&[String], &Denial>) -
 /// Returns a warning for each annotation of ours on a workload itself, where it has no effect.
 pub fn misplaced_annotations(workload: &Value) -> Vec<String> {
     let kind = Shown::new(workload.get("kind").and_then(Value::as_str).unwrap_or_default());
-    let annotations = workload.get("metadata").and_then(|metadata| metadata.get("annotations"));
-    let keys = annotations.and_then(Value::as_object).into_iter().flat_map(serde_json::Map::keys);
     let path = pod_path(workload).unwrap_or_default().join(".");
-    let ours = keys.filter(|key| key.starts_with(ANNOTATION_PREFIX));
-    let warning = |key: &String| {
-        let key = Shown::new(key);
-        format!(
-            "annotation {key} on the {kind} itself has no effect: write it in {path}.metadata.annotations"
-        )
-    };
-    ours.map(warning).collect()
+    let places = [
+        ("/metadata/annotations", format!("{kind} itself")),
+        ("/spec/jobTemplate/metadata/annotations", format!("Job template of the {kind}")),
+    ];
+    let mut warnings = Vec::new();
+    for (pointer, place) in places {
+        let annotations = workload.pointer(pointer).and_then(Value::as_object);
+        let keys = annotations.into_iter().flat_map(serde_json::Map::keys);
+        warnings.extend(keys.filter(|key| key.starts_with(ANNOTATION_PREFIX)).map(|key| {
+            let key = Shown::new(key);
+            format!("annotation {key} on the {place} has no effect: write it in {path}.metadata.annotations")
+        }));
+    }
+    warnings
 }
 
 #[cfg(test)]
@@ -103,6 +107,12 @@ mod tests {
     fn warns_of_a_denial_and_of_an_annotation_on_the_workload_itself() {
         let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": {"annotations": {"oras.land/artifact": "x", "example.org/a": "b"}}});
+        let cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "spec": {"jobTemplate": {"metadata": {"annotations": {"oras.land/artifact": "x"}}}}});
+        assert_eq!(
+            misplaced_annotations(&cron),
+            ["annotation oras.land/artifact on the Job template of the CronJob has no effect: write it in \
+              spec.jobTemplate.spec.template.metadata.annotations"]
+        );
         let denial = Denial::bad_request(At::Volume("v"), None, "is wrong", "write right");
         assert_eq!(
             warnings(&deployment, Err(&denial)),

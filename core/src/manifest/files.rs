@@ -101,6 +101,17 @@ pub enum PlanError {
         /// The media types of the layers.
         layers: String,
     },
+    /// A layer of an image cannot be read.
+    #[error(
+        "layer {layer} is a part of an image, and its media type {media_type} cannot be read: tar, gzip and zstd are \
+         supported, encrypted layers and other compressions are not. Push the image again with gzip or zstd"
+    )]
+    Unreadable {
+        /// The position of the layer, counted from 1.
+        layer: usize,
+        /// Its media type.
+        media_type: Shown,
+    },
     /// The manifest has more layers than the limit.
     #[error("the manifest has {found} layers: the limit is {limit}")]
     TooManyLayers {
@@ -258,6 +269,10 @@ fn classify(
             FileContent::Directory { at: parse(title)?, content: content.transpose()? }
         }
         (LayerKind::Archive, _) => FileContent::Archive,
+        (LayerKind::Unreadable, _) => {
+            let media_type = layer.descriptor().media_type().into();
+            return Err(PlanError::Unreadable { layer: position, media_type });
+        }
         (LayerKind::NoFiles, None) => return Ok(None),
     }))
 }

@@ -14,6 +14,8 @@ pub const UNPACK: &str = "io.deis.oras.content.unpack";
 pub const MODEL_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
 /// How the media types of tar layers end (OCI, Docker, Helm, ModelPack), after one of `./+-`.
 const TAR_ENDINGS: [&str; 7] = ["tar", "tar+gzip", "tar+zstd", "tar.gzip", "tar.gz", "tar.zstd", "tgz"];
+/// How the media types of the layers of images begin (image-spec, media-types.md; Docker image manifest, version 2).
+const IMAGE_LAYERS: [&str; 2] = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."];
 /// Media types of tar archives without such an ending.
 const TAR_TYPES: [&str; 3] = ["application/gzip", "application/x-gzip", "application/x-gtar"];
 
@@ -26,6 +28,8 @@ pub enum LayerKind<'a> {
     Directory(&'a str),
     /// A tar archive that is unpacked at the root, as an image layer.
     Archive,
+    /// A layer of an image that cannot be read, for example an encrypted one. Without it the image would be another one.
+    Unreadable,
     /// No files: the layer has no name, for example a config, a signature or an empty layer.
     NoFiles,
 }
@@ -48,7 +52,12 @@ impl LayerDescriptor {
         if is_tar(self.descriptor().media_type()) {
             return LayerKind::Archive;
         }
-        MODEL_PATHS.into_iter().find_map(non_empty).map_or(LayerKind::NoFiles, LayerKind::File)
+        if let Some(path) = MODEL_PATHS.into_iter().find_map(non_empty) {
+            return LayerKind::File(path);
+        }
+        let essence = essence(self.descriptor().media_type());
+        let is_of_image = IMAGE_LAYERS.into_iter().any(|beginning| essence.starts_with(beginning));
+        if is_of_image { LayerKind::Unreadable } else { LayerKind::NoFiles }
     }
 }
 
@@ -83,6 +92,10 @@ mod tests {
     #[case("application/vnd.oci.image.layer.v1.tar+gzip", &[], LayerKind::Archive)]
     #[case("application/vnd.docker.image.rootfs.diff.tar.gzip", &[], LayerKind::Archive)]
     #[case("Application/Vnd.X+TAR; a=b", &[], LayerKind::Archive)]
+    #[case("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", &[], LayerKind::Unreadable)]
+    #[case("application/vnd.oci.image.layer.v1.tar+xz", &[], LayerKind::Unreadable)]
+    #[case("application/vnd.docker.image.rootfs.diff.tar.bzip2", &[], LayerKind::Unreadable)]
+    #[case("application/vnd.oci.image.layer.v1.tar+xz", &[(TITLE, "a.tar.xz")], LayerKind::File("a.tar.xz"))]
     #[case("application/gzip", &[], LayerKind::Archive)]
     #[case("application/vnd.acme.star", &[], LayerKind::NoFiles)]
     #[case("a/b", &[(MODEL_PATHS[0], ""), (MODEL_PATHS[1], "w.bin")], LayerKind::File("w.bin"))]

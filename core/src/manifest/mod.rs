@@ -225,6 +225,10 @@ impl LayerDescriptor {
 }
 
 impl Index {
+    /// How many indexes are followed to a manifest, each an entry of the one before (image-spec, image-index.md, allows
+    /// nested indexes).
+    pub const MAX_DEPTH: usize = 4;
+
     /// Returns the index without any annotations, for caches: annotations can be large, and [`Self::select`] does not
     /// use them.
     #[must_use]

@@ -249,8 +249,12 @@ async fn selects_the_manifest_of_the_platform() {
     };
     let error = pull(recipe([for_platform(&both.0, "linux/s390x")])).await;
     assert!(error.to_string().contains("linux/arm64, linux/amd64"), "{error}");
-    // The policies of the webhook check one level of an index, so the driver follows no second level.
-    let error = pull(recipe([for_platform(&outer.0, "linux/amd64")])).await;
+    let third = index(vec![entry(&outer, media::OCI_INDEX, None)]);
+    let fourth = index(vec![entry(&third, media::OCI_INDEX, None)]);
+    let fifth = index(vec![entry(&fourth, media::OCI_INDEX, None)]);
+    assert_eq!(bench.files(&recipe([for_platform(&fourth.0, "linux/amd64")])).await, map(&[("f", "amd64")]));
+    // The policies of the webhook check four levels, so the driver follows no more.
+    let error = pull(recipe([for_platform(&fifth.0, "linux/amd64")])).await;
     assert!(matches!(error, PullError::Nested { .. }), "{error}");
     let lying = index(vec![entry(&(amd.0.clone(), amd.1 + 1), media::OCI_MANIFEST, Some("amd64"))]);
     let error = pull(recipe([for_platform(&lying.0, "linux/amd64")])).await;
@@ -374,6 +378,28 @@ async fn names_one_layer_without_a_title() {
         let said = bench.fetcher_error(&recipe([layer])).await;
         assert!(said.class() == ErrorClass::Refused && said.to_string().contains(words), "{said}");
     }
+}
+
+/// Kaniko and others push a layer without changes as no bytes at all.
+#[tokio::test]
+async fn an_image_layer_of_zero_bytes_is_empty() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry)
+        .layer(TAR, &plain(&[("f", b"x")]), &[])
+        .layer("application/vnd.docker.image.rootfs.diff.tar.gzip", b"", &[])
+        .push();
+    assert_eq!(bench.files(&recipe([add(&digest)])).await, map(&[("f", "x")]));
+}
+
+#[tokio::test]
+async fn a_layer_of_an_image_that_cannot_be_read_is_not_left_out() {
+    let bench = Bench::new();
+    let digest = Artifact::new(&bench.registry)
+        .layer(TAR, &plain(&[("f", b"x")]), &[])
+        .layer("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", b"?", &[])
+        .push();
+    let (kind, said) = bench.error(&recipe([add(&digest)])).await;
+    assert!(kind == PullErrorKind::Refused && said.contains("layer 2 is a part of an image"), "{said}");
 }
 
 #[tokio::test]

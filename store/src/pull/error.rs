@@ -1,7 +1,7 @@
 //! Why a recipe could not be pulled.
 
 use oras_csi_core::digest::Digest;
-use oras_csi_core::manifest::{ManifestError, SelectError};
+use oras_csi_core::manifest::{Index, ManifestError, SelectError};
 use oras_csi_core::path::Glob;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::RegistryError;
@@ -55,9 +55,11 @@ pub enum PullError {
         /// Which platforms the index has.
         source: SelectError,
     },
-    /// The index selects an index. The webhook checks only one level, so the driver must not follow a second one.
+    /// The index selects an index, and so on. The webhook follows as many levels.
     #[error(
-        "cannot mount {reference}: it is an image index whose manifest for this platform is an index again. Reference that index or an image manifest instead"
+        "cannot mount {reference}: it is an image index that leads through more than {} indexes to the manifest for this \
+         platform. Name an inner index or the image manifest by its digest instead",
+        Index::MAX_DEPTH
     )]
     Nested {
         /// The reference.

@@ -4,7 +4,7 @@
 //! it is parsed on threads that may block, a few at a time for each namespace, and only the plan of it is kept. The
 //! number of planned layers that the pulls of one namespace keep is limited as well ([`super::tenant_turns`]).
 
-use oras_csi_core::manifest::{Descriptor, Manifest, VerifiedManifest};
+use oras_csi_core::manifest::{Descriptor, Index, Manifest, VerifiedManifest};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::{Layer as RecipeLayer, PinnedRecipe, Step};
 use oras_csi_core::reference::{PinnedReference, Reference};
@@ -34,6 +34,8 @@ struct Wanted {
     platform: Platform,
     /// The size in the index that selected the manifest; `None` for the manifest that the step names.
     size: Option<u64>,
+    /// How many indexes led to it.
+    depth: usize,
 }
 
 /// What a manifest is for a step.
@@ -59,7 +61,7 @@ impl Wanted {
                     |source| PullError::Plan { reference: self.step.reference().clone().into(), source };
                 Ok(Content::Layers(planned.map_err(refused)?))
             }
-            Manifest::Index(_) if self.size.is_some() => {
+            Manifest::Index(_) if self.depth >= Index::MAX_DEPTH => {
                 Err(PullError::Nested { reference: self.step.reference().clone().into() })
             }
             Manifest::Index(index) => {
@@ -128,6 +130,7 @@ impl Fetcher {
             reference: step.reference().clone(),
             platform: step.platform().unwrap_or(&self.node).clone(),
             size: None,
+            depth: 0,
         };
         let mut manifests = Vec::new();
         loop {
@@ -139,6 +142,7 @@ impl Fetcher {
                 Content::Child(child) => {
                     wanted.reference = wanted.reference.with_digest(child.digest().clone());
                     wanted.size = Some(child.size());
+                    wanted.depth += 1;
                 }
             }
         }

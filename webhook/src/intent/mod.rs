@@ -55,9 +55,9 @@ pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent,
     if volumes.is_empty() {
         return Ok(Intent { volumes, warnings });
     }
-    if pod.is_for_windows() {
+    if let Some(field) = pod.windows_field() {
         return Err(Denial::bad_request(
-            At::Field("spec.os.name"),
+            At::Field(field),
             Some("windows"),
             "is not supported: the driver csi.oras.land runs on Linux nodes only",
             "remove the oras.land/ annotations and csi.oras.land volumes, or write oras.land/inject: \"false\"",
@@ -65,5 +65,6 @@ pub(crate) fn read(pod: &Pod<'_>, registries: &dyn Registries) -> Result<Intent,
     }
     check_count(volumes.iter().flat_map(RequestedVolume::names))?;
     warnings.extend(mounts::warnings_of_mounts_below(pod, &volumes));
+    warnings.extend(mounts::warnings_of_mounts_above(pod, &volumes));
     Ok(Intent { volumes, warnings })
 }

@@ -9,7 +9,7 @@ use oras_csi_core::path::MountPath;
 
 use super::volume::{NewMount, RequestedVolume};
 use crate::denial::{At, Denial, listed};
-use crate::view::{Container, ContainerList, Pod};
+use crate::view::{Container, ContainerList, Mount, Pod};
 
 /// A mount path for the volume, or for one directory of it.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) fn plan(
             continue;
         }
         for target in targets {
-            if needs_mount(container, target)? {
+            if needs_mount(pod, container, target)? {
                 if mounts.len() == MAX_NEW_MOUNTS {
                     return Err(Denial::bad_request(
                         At::Annotation(&target.key),
@@ -111,7 +111,7 @@ fn choose<'a>(pod: &Pod<'_>, list: &'a str) -> Result<Vec<&'a str>, Denial> {
 
 /// Returns `true` where the mount has to be added, and `false` where the container already has it. Anything else at or
 /// below the path is a conflict.
-fn needs_mount(container: &Container<'_>, target: &MountTarget) -> Result<bool, Denial> {
+fn needs_mount(pod: &Pod<'_>, container: &Container<'_>, target: &MountTarget) -> Result<bool, Denial> {
     let refuse = |kind: &str, path: &str, volume: &str| {
         let (name, path, volume) = (Shown::new(container.name), Shown::new(path), Shown::new(volume));
         Denial::bad_request(
@@ -141,6 +141,24 @@ fn needs_mount(container: &Container<'_>, target: &MountTarget) -> Result<bool, 
             return Err(refuse("a mount at", mount.path, mount.volume));
         }
     }
+    if !is_there && let Some(above) = read_only_mount_above(pod, container, target.path.as_str()) {
+        let name = Shown::new(container.name);
+        return Err(Denial::bad_request(
+            At::Annotation(&target.key),
+            Some(target.path.as_str()),
+            format_args!(
+                "is below the mount {} of volume {} in container {name}, which is read-only: the container runtime cannot \
+                 create a directory there",
+                Shown::new(above.path),
+                Shown::new(above.volume)
+            ),
+            format_args!(
+                "write another path in {}, or leave {name} out with {}",
+                target.key,
+                annotation::CONTAINERS
+            ),
+        ));
+    }
     for (path, volume) in &container.devices {
         if target.path.covers(&normal(path)) {
             return Err(refuse("a device at", path, volume));
@@ -162,6 +180,49 @@ fn normal(path: &str) -> String {
         }
     }
     format!("/{}", segments.join("/"))
+}
+
+/// Returns the read-only mount of a container that is above a path.
+fn read_only_mount_above<'c, 'a>(
+    pod: &Pod<'_>,
+    container: &'c Container<'a>,
+    path: &str,
+) -> Option<&'c Mount<'a>> {
+    let is_read_only = |mount: &Mount<'_>| {
+        let of_volume = || pod.volumes().iter().any(|volume| volume.name == mount.volume && volume.read_only);
+        mount.read_only || of_volume()
+    };
+    let is_above = |mount: &Mount<'_>| {
+        let above = normal(mount.path);
+        above != path && above.parse::<MountPath>().is_ok_and(|above| above.covers(path))
+    };
+    container.mounts.iter().find(|mount| is_above(mount) && is_read_only(mount))
+}
+
+/// Returns a warning for each mount of an inline volume below a read-only mount. That volume may contain the directory, so
+/// this is no reason for a denial.
+pub(super) fn warnings_of_mounts_above(pod: &Pod<'_>, volumes: &[RequestedVolume]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let is_requested =
+        |name: &str| volumes.iter().any(|volume| volume.target.index.is_some() && volume.target.name == name);
+    for container in pod.containers() {
+        for lower in container.mounts.iter().filter(|mount| is_requested(mount.volume)) {
+            if let Some(upper) = read_only_mount_above(pod, container, &normal(lower.path))
+                // Warned of as a mount below a volume of the driver.
+                .filter(|upper| !is_requested(upper.volume))
+            {
+                warnings.push(format!(
+                    "container {}: mount path {} is below the mount {} of volume {}, which is read-only, so that volume must \
+                     contain the directory",
+                    Shown::new(container.name),
+                    Shown::new(lower.path),
+                    Shown::new(upper.path),
+                    Shown::new(upper.volume)
+                ));
+            }
+        }
+    }
+    warnings
 }
 
 /// Returns a warning for each mount below an inline volume. The artifact may contain the directory for that mount, so

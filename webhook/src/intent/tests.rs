@@ -500,6 +500,69 @@ fn a_mount_below_an_inline_volume_gives_a_warning() {
     assert!(intent.warnings[0].contains("/data/x is below the read-only volume in"), "{:?}", intent.warnings);
 }
 
+/// The container runtime cannot create the directory for the mount.
+#[rstest]
+#[case::read_only_mount(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), true, true)]
+#[case::writable_mount(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), false, false)]
+#[case::read_only_claim(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}), false, true)]
+#[case::config_map(json!({"name": "v", "configMap": {"name": "c"}}), false, true)]
+#[case::secret(json!({"name": "v", "secret": {"secretName": "s"}}), false, true)]
+#[case::image(json!({"name": "v", "image": {"reference": "i"}}), false, true)]
+#[case::read_only_csi(json!({"name": "v", "csi": {"driver": "d.example", "readOnly": true}}), false, true)]
+#[case::writable_csi(json!({"name": "v", "csi": {"driver": "d.example"}}), false, false)]
+#[case::empty_dir(json!({"name": "v", "emptyDir": {}}), false, false)]
+fn a_read_only_mount_above_is_found(
+    #[case] volume: Value,
+    #[case] read_only: bool,
+    #[case] is_found: bool,
+    #[values("/mnt", "/mnt/", "/mnt/./x/..", "/")] above: &str,
+) {
+    let mut pod = annotated(&json!({"artifact": "r.io/a"}));
+    pod["spec"]["volumes"] = json!([volume]);
+    pod["spec"]["containers"][1]["volumeMounts"] =
+        json!([{"name": "v", "mountPath": above, "readOnly": read_only}]);
+    // The root is no mount path that Kubernetes accepts.
+    let is_found = is_found && above != "/";
+    match read_pod(&pod) {
+        Ok(_) => assert!(!is_found),
+        Err(denial) => {
+            let words = "\"/mnt/oras\" is below the mount";
+            assert!(
+                is_found && denial.message().contains(words) && denial.message().contains("container side"),
+                "{denial}"
+            );
+        }
+    }
+    pod["metadata"]["annotations"]["oras.land/containers"] = json!("app");
+    assert!(read_pod(&pod).is_ok());
+    pod["metadata"] = json!({});
+    pod["spec"]["volumes"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "in", "csi": {"driver": "csi.oras.land",
+        "volumeAttributes": {"oras.artifact.reference": "r.io/a"}}}));
+    pod["spec"]["containers"][1]["volumeMounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "in", "mountPath": "/mnt/x"}));
+    let warnings = read_pod(&pod).unwrap().warnings;
+    assert_eq!(warnings.len(), usize::from(is_found), "{warnings:?}");
+    assert!(
+        warnings.iter().all(|warning| warning.contains("mount path /mnt/x is below the mount /mnt")),
+        "{warnings:?}"
+    );
+}
+
+#[rstest]
+#[case(json!({"os": {"name": "windows"}}), "spec.os.name")]
+#[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), "spec.nodeSelector")]
+fn a_pod_for_windows_is_denied(#[case] spec: Value, #[case] field: &str) {
+    let mut pod = annotated(&json!({"artifact": "r.io/a"}));
+    pod["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let denial = read_pod(&pod).unwrap_err();
+    assert!(denial.message().starts_with(field), "{denial}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 

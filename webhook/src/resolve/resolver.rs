@@ -1,6 +1,8 @@
 //! Resolves references with the registry's answers, behind a cache.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
@@ -273,16 +275,30 @@ impl CredentialView {
         requirements: Requirements<'_>,
         deadline: Deadline,
     ) -> Result<Vec<String>, Failure> {
-        let contents = self.contents(pinned, deadline).await?;
+        let search = Search { requirements, deadline, left: AtomicUsize::new(MAX_CANDIDATES) };
+        self.check_below(pinned, &search, 0).await
+    }
+
+    /// Checks a manifest that `depth` indexes lead to.
+    async fn check_below(
+        &self,
+        pinned: &PinnedReference,
+        search: &Search<'_>,
+        depth: usize,
+    ) -> Result<Vec<String>, Failure> {
+        let contents = self.contents(pinned, search.deadline).await?;
         match contents.as_ref() {
-            Contents::Image(image) => check(image, requirements),
-            Contents::Index(index) => match requirements.platform {
+            Contents::Image(image) => check(image, search.requirements),
+            Contents::Index(_) if depth >= Index::MAX_DEPTH => {
+                Err(Failure::NothingToMount(NothingToMount::NestedIndex))
+            }
+            Contents::Index(index) => match search.requirements.platform {
                 Some(platform) => {
                     let entry = index.select(platform).map_err(Failure::Platform)?;
                     let chosen = pinned.with_digest(entry.descriptor().digest().clone());
-                    self.check_image(&chosen, requirements, deadline).await
+                    Box::pin(self.check_below(&chosen, search, depth + 1)).await
                 }
-                None => self.check_any(pinned, index, requirements, deadline).await,
+                None => self.check_any(pinned, index, search, depth).await,
             },
         }
     }
@@ -293,8 +309,8 @@ impl CredentialView {
         &self,
         pinned: &PinnedReference,
         index: &Index,
-        requirements: Requirements<'_>,
-        deadline: Deadline,
+        search: &Search<'_>,
+        depth: usize,
     ) -> Result<Vec<String>, Failure> {
         // The order does not depend on the machine, so that a lock file of `oras-csi render` is complete on any other.
         let likeliest = index.select(&Platform::normalized(NODES_OS, "amd64", None));
@@ -308,29 +324,36 @@ impl CredentialView {
         let candidates = index.candidates(NODES_OS).take(MAX_PLATFORMS);
         for entry in likeliest.ok().into_iter().chain(candidates) {
             let candidate = pinned.with_digest(entry.descriptor().digest().clone());
-            match self.check_image(&candidate, requirements, deadline).await {
+            // Only the first index can be looked at for each of its platforms: the number of manifests is bounded, however
+            // many indexes an index names.
+            if depth > 0 && !search.may_look_at_one_more() {
+                break;
+            }
+            match Box::pin(self.check_below(&candidate, search, depth + 1)).await {
                 Ok(unnamed) => return Ok(unnamed),
                 // A mirror may lack the manifests of some platforms.
                 Err(Failure::Registry(error)) if error.kind() == RegistryErrorKind::NotFound => {
                     failure = Failure::Registry(error);
                 }
-                Err(Failure::NothingToMount(nothing)) => failure = Failure::NothingToMount(nothing),
+                Err(inner @ (Failure::NothingToMount(_) | Failure::Platform(_))) => failure = inner,
                 Err(other) => return Err(other),
             }
         }
         Err(failure)
     }
+}
 
-    async fn check_image(
-        &self,
-        pinned: &PinnedReference,
-        requirements: Requirements<'_>,
-        deadline: Deadline,
-    ) -> Result<Vec<String>, Failure> {
-        match self.contents(pinned, deadline).await?.as_ref() {
-            Contents::Image(image) => check(image, requirements),
-            Contents::Index(_) => Err(Failure::NothingToMount(NothingToMount::NestedIndex)),
-        }
+/// A search for something to mount below an index.
+struct Search<'a> {
+    requirements: Requirements<'a>,
+    deadline: Deadline,
+    /// How many manifests below nested indexes may still be looked at.
+    left: AtomicUsize,
+}
+
+impl Search<'_> {
+    fn may_look_at_one_more(&self) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 }
 
@@ -363,30 +386,34 @@ impl CredentialView {
         requirements: Requirements<'_>,
         deadline: Deadline,
     ) -> Result<Vec<ArtifactContents>, Failure> {
-        let contents = self.contents(pinned, deadline).await?;
-        let index = match contents.as_ref() {
-            Contents::Image(image) => return Ok(vec![image.found(requirements.selection)]),
-            Contents::Index(index) => index,
-        };
-        let entries: Vec<&IndexEntry> = match requirements.platform {
-            Some(platform) => vec![index.select(platform).map_err(Failure::Platform)?],
-            None => index.candidates(NODES_OS).collect(),
-        };
-        if entries.len() > MAX_CANDIDATES {
-            return Err(Failure::TooManyCandidates(entries.len()));
-        }
-        let look = |entry: &IndexEntry| {
-            let candidate = pinned.with_digest(entry.descriptor().digest().clone());
-            async move { self.contents(&candidate, deadline).await }
-        };
-        let lookups: Vec<_> = entries.into_iter().map(look).collect();
-        let mut lookups = stream::iter(lookups).buffered(CANDIDATES_AT_ONCE);
         let mut found = Vec::new();
-        while let Some(contents) = lookups.next().await {
-            match contents?.as_ref() {
-                Contents::Image(image) => found.push(image.found(requirements.selection)),
-                // The driver does not mount an index in an index.
-                Contents::Index(_) => {}
+        let mut level = vec![pinned.clone()];
+        let (mut seen, mut candidates) = (HashSet::new(), 0);
+        // The last level has only manifests: the driver follows no index below it.
+        for _ in 0..=Index::MAX_DEPTH {
+            let look = |candidate: PinnedReference| async move { self.contents(&candidate, deadline).await };
+            let lookups: Vec<_> = level.drain(..).map(look).collect();
+            let mut lookups = stream::iter(lookups).buffered(CANDIDATES_AT_ONCE);
+            while let Some(contents) = lookups.next().await {
+                let contents = contents?;
+                let index = match contents.as_ref() {
+                    Contents::Image(image) => {
+                        found.push(image.found(requirements.selection));
+                        continue;
+                    }
+                    Contents::Index(index) => index,
+                };
+                let entries: Vec<&IndexEntry> = match requirements.platform {
+                    Some(platform) => vec![index.select(platform).map_err(Failure::Platform)?],
+                    None => index.candidates(NODES_OS).collect(),
+                };
+                candidates += entries.len();
+                if candidates > MAX_CANDIDATES {
+                    return Err(Failure::TooManyCandidates(candidates));
+                }
+                let digests = entries.into_iter().map(|entry| entry.descriptor().digest());
+                let new = digests.filter(|digest| seen.insert((*digest).clone()));
+                level.extend(new.map(|digest| pinned.with_digest(digest.clone())));
             }
         }
         if found.is_empty() { Err(Failure::NothingToMount(NothingToMount::NestedIndex)) } else { Ok(found) }

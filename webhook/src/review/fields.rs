@@ -52,7 +52,17 @@ static CONTAINER: Fields =
 static MOUNT: Fields =
     Members(&[("name", All), ("mountPath", All), ("subPath", All), ("subPathExpr", All), ("readOnly", All)]);
 static DEVICE: Fields = Members(&[("devicePath", All), ("name", All)]);
-static VOLUME: Fields = Members(&[("name", All), ("csi", CSI)]);
+const PRESENT: Fields = Members(&[]);
+static VOLUME: Fields = Members(&[
+    ("name", All),
+    ("csi", CSI),
+    ("persistentVolumeClaim", Members(&[("readOnly", All)])),
+    ("configMap", PRESENT),
+    ("downwardAPI", PRESENT),
+    ("image", PRESENT),
+    ("projected", PRESENT),
+    ("secret", PRESENT),
+]);
 static SECRET: Fields = Members(&[("name", All)]);
 const POD_SPEC: Fields = Members(&[
     ("os", Members(&[("name", All)])),
@@ -74,10 +84,11 @@ pub(crate) static PERSISTENT_VOLUME: Fields = Members(&[
     ("spec", Members(&[("csi", CSI), ("claimRef", Members(&[("namespace", All)])), ("volumeMode", All)])),
 ]);
 static CHANGED_MOUNTS: Fields = Members(&[("name", All), ("volumeMounts", All)]);
-const CHANGED_METADATA: Fields = Members(&[("annotations", All)]);
+/// The annotations alone.
+const ANNOTATIONS: Fields = Members(&[("annotations", All)]);
 /// A pod before or after an update: what the webhook puts back, whole.
 pub(crate) static CHANGED_POD: Fields = Members(&[
-    ("metadata", CHANGED_METADATA),
+    ("metadata", ANNOTATIONS),
     (
         "spec",
         Members(&[
@@ -89,7 +100,7 @@ pub(crate) static CHANGED_POD: Fields = Members(&[
 ]);
 /// A `PersistentVolume` before or after an update.
 pub(crate) static CHANGED_PERSISTENT_VOLUME: Fields =
-    Members(&[("metadata", CHANGED_METADATA), ("spec", Members(&[("csi", All)]))]);
+    Members(&[("metadata", ANNOTATIONS), ("spec", Members(&[("csi", All)]))]);
 
 /// An object with a pod template, of any of the kinds in [`crate::pod_template`].
 pub(crate) static WORKLOAD: Fields = Members(&[
@@ -101,7 +112,10 @@ pub(crate) static WORKLOAD: Fields = Members(&[
         "spec",
         Members(&[
             ("template", TEMPLATE),
-            ("jobTemplate", Members(&[("spec", Members(&[("template", TEMPLATE)]))])),
+            (
+                "jobTemplate",
+                Members(&[("metadata", ANNOTATIONS), ("spec", Members(&[("template", TEMPLATE)]))]),
+            ),
         ]),
     ),
 ]);

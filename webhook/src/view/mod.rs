@@ -11,4 +11,4 @@ mod pod;
 
 pub(crate) use csi::Csi;
 pub(crate) use persistent_volume::PersistentVolume;
-pub(crate) use pod::{Container, ContainerList, Owner, Pod, Volume};
+pub(crate) use pod::{Container, ContainerList, Mount, Owner, Pod, Volume};

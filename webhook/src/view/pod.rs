@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use oras_csi_core::keys::DRIVER;
 use serde_json::Value;
 
 use super::csi::Csi;
@@ -17,7 +18,7 @@ pub(crate) struct Pod<'a> {
     has_metadata: bool,
     controller: Option<Owner<'a>>,
     revision: Option<&'a str>,
-    windows: bool,
+    windows: Option<&'static str>,
     image_pull_secrets: Vec<&'a str>,
     service_account: Option<&'a str>,
     /// `spec.volumes`, or `None` where it is absent.
@@ -47,6 +48,8 @@ pub(crate) struct Volume<'a> {
     pub(crate) name: &'a str,
     /// The `csi` source, if present.
     pub(crate) csi: Option<Csi<'a>>,
+    /// Whether kubelet mounts it read-only, whatever the mounts say.
+    pub(crate) read_only: bool,
 }
 
 /// The list of the pod that a container is in.
@@ -107,6 +110,8 @@ pub(crate) struct Mount<'a> {
 
 /// The annotation that kubelet gives the API server's copy of a static pod.
 const MIRROR_POD: &str = "kubernetes.io/config.mirror";
+/// The volume sources that kubelet always mounts read-only.
+const READ_ONLY_SOURCES: [&str; 5] = ["configMap", "downwardAPI", "image", "projected", "secret"];
 const WINDOWS: &str = "windows";
 const NODE_OS_LABEL: &str = "kubernetes.io/os";
 /// The labels with a pod's revision; the first one that is present counts. A StatefulSet and a DaemonSet have a revision
@@ -153,7 +158,11 @@ impl<'a> Pod<'a> {
             revision,
             image_pull_secrets,
             service_account,
-            windows: os == Some(WINDOWS) || node_os == Some(WINDOWS),
+            windows: match (os, node_os) {
+                (Some(WINDOWS), _) => Some("spec.os.name"),
+                (_, Some(WINDOWS)) => Some("spec.nodeSelector"),
+                _ => None,
+            },
             volumes,
             containers,
         })
@@ -207,8 +216,8 @@ impl<'a> Pod<'a> {
         self.service_account
     }
 
-    /// Reports whether the pod is for Windows nodes.
-    pub(crate) fn is_for_windows(&self) -> bool {
+    /// Returns the field that says that the pod is for Windows nodes.
+    pub(crate) fn windows_field(&self) -> Option<&'static str> {
         self.windows
     }
 
@@ -249,7 +258,13 @@ impl<'a> Owner<'a> {
 impl<'a> Volume<'a> {
     fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
         let csi = Csi::read(&node.child("csi")?)?;
-        Ok(Self { index, name: node.child("name")?.text()?.unwrap_or_default(), csi })
+        let is_claim_read_only = node.child("persistentVolumeClaim")?.child("readOnly")?.flag()?;
+        let mut read_only =
+            is_claim_read_only || csi.as_ref().is_some_and(|csi| csi.read_only || csi.driver == DRIVER);
+        for source in READ_ONLY_SOURCES {
+            read_only |= node.child(source)?.value.is_some();
+        }
+        Ok(Self { index, name: node.child("name")?.text()?.unwrap_or_default(), csi, read_only })
     }
 }
 
@@ -300,7 +315,7 @@ mod tests {
         "volumes": [null]}}))]
     fn null_is_absent(#[case] pod: Value) {
         let pod = Pod::read(&pod).unwrap();
-        assert!(!pod.is_for_windows() && !pod.has_annotations());
+        assert!(pod.windows_field().is_none() && !pod.has_annotations());
         assert_eq!((pod.controller(), pod.revision()), (None, None));
         assert!(pod.volumes().is_empty() && pod.containers().len() <= 1);
         assert!(pod.containers().iter().all(|container| container.mounts.is_empty()));
@@ -328,11 +343,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case(json!({"os": {"name": "windows"}}), true)]
-    #[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), true)]
-    #[case(json!({"os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"}}), false)]
-    fn recognizes_pods_for_windows_nodes(#[case] spec: Value, #[case] windows: bool) {
-        assert_eq!(Pod::read(&json!({ "spec": spec })).unwrap().is_for_windows(), windows);
+    #[case(json!({"os": {"name": "windows"}}), Some("spec.os.name"))]
+    #[case(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), Some("spec.nodeSelector"))]
+    #[case(json!({"os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"}}), None)]
+    fn recognizes_pods_for_windows_nodes(#[case] spec: Value, #[case] windows: Option<&str>) {
+        assert_eq!(Pod::read(&json!({ "spec": spec })).unwrap().windows_field(), windows);
     }
 
     #[test]

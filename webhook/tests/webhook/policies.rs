@@ -501,32 +501,37 @@ async fn files_that_change_are_in_force_within_seconds() {
     stop.cancel();
 }
 
-/// The driver does not mount an index in an index, and policies would not have checked its content.
+/// The driver follows an index in an index, so policies look at its manifests as well.
+#[rstest]
 #[tokio::test]
-async fn an_index_in_an_index_does_not_bypass_policies() {
-    for canonical in [false, true] {
-        let bench = Bench::under(&[json!({"maxSize": "1Ki"})]);
-        let small = bench.registry.store(&manifest(&[("a/b", Some("small"))]));
-        let inner = bench.registry.store(&index(&[("linux/amd64", &small)]));
-        let outer = index(&[("linux/amd64", &inner)]);
-        let digest = bench.registry.tag("r.io/a:1", &outer);
-        let pod = if canonical {
-            let recipe = format!("[{{\"add\":\"r.io/a@{digest}\"}}]");
-            let mut pod =
-                Bench::new().admitted(&inline(&json!({"oras.artifact.reference": "r.io/a:1"}))).await;
-            let attributes = &mut pod["spec"]["volumes"][0]["csi"]["volumeAttributes"];
-            attributes["csi.oras.land/recipe"] = json!(recipe);
-            attributes["csi.oras.land/id"] = json!(format!(
-                "a-{}",
-                &oras_csi_core::digest::Digest::sha256_of(recipe.as_bytes()).hex()[..32]
-            ));
-            pod
-        } else {
-            one("r.io/a:1")
-        };
-        let denial = bench.admit(&pod).await.unwrap_err();
-        assert_eq!(denial.code().number(), 422, "{denial}");
-        assert!(denial.message().contains("is another index"), "{denial}");
+async fn an_index_in_an_index_does_not_bypass_policies(
+    #[values(false, true)] canonical: bool,
+    #[values(false, true)] is_large: bool,
+) {
+    let bench = Bench::under(&[json!({"maxSize": "1Ki"})]);
+    let sized = |name: &str, size: u64| {
+        let mut manifest = manifest(&[("a/b", Some(name))]);
+        manifest["layers"][0]["size"] = json!(size);
+        bench.registry.store(&manifest)
+    };
+    let (small, other) = (sized("small", 1), sized("other", if is_large { 1 << 20 } else { 1 }));
+    let inner = bench.registry.store(&index(&[("linux/amd64", &small), ("linux/arm64", &other)]));
+    let outer = index(&[("linux/amd64", &inner)]);
+    let digest = bench.registry.tag("r.io/a:1", &outer);
+    let pod = if canonical {
+        let recipe = format!("[{{\"add\":\"r.io/a@{digest}\"}}]");
+        let mut pod = Bench::new().admitted(&inline(&json!({"oras.artifact.reference": "r.io/a:1"}))).await;
+        let attributes = &mut pod["spec"]["volumes"][0]["csi"]["volumeAttributes"];
+        attributes["csi.oras.land/recipe"] = json!(recipe);
+        attributes["csi.oras.land/id"] =
+            json!(format!("a-{}", &oras_csi_core::digest::Digest::sha256_of(recipe.as_bytes()).hex()[..32]));
+        pod
+    } else {
+        one("r.io/a:1")
+    };
+    match bench.admit(&pod).await {
+        Ok(_) => assert!(!is_large),
+        Err(denial) => assert!(is_large && denial.message().contains("rule maxSize"), "{denial}"),
     }
 }
 
