@@ -155,6 +155,20 @@ mod tests {
         Ok(())
     }
 
+    /// `render --output json` writes them, and `kubectl` applies them.
+    #[test]
+    fn json_objects_can_follow_each_other() -> Result<(), Failure> {
+        let documents =
+            [json!({"apiVersion": "v1", "kind": "Pod", "n": 0}), json!({"kind": "List", "a": "}{"})];
+        assert_eq!(parse(&to_json_lines(&documents))?, documents);
+        assert_eq!(parse(&format!(" {}{}", documents[0], documents[1]))?, documents);
+        // Each of them is checked as strictly as alone.
+        for wrong in [r#"{"a": 1}{"b": 1, "b": 2}"#, r#"{"a": 1}{"#, r#"{"a": 1} b"#] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        Ok(())
+    }
+
     #[test]
     fn an_error_is_one_line_and_names_the_file_once() -> Result<(), Box<dyn std::error::Error>> {
         let folder = tempfile::tempdir()?;

@@ -57,14 +57,10 @@ pub(crate) enum NothingToMount {
     NoMatch { requested: String, found: String },
     #[error(
         "has nothing to mount: none of its layers has a file name (org.opencontainers.image.title) or is a tar archive; it \
-         has {found}. Give one layer a name with mediaTypes and as in oras.land/recipe, or push the artifact with `oras push`, \
-         which writes the names"
+         has {found}"
     )]
     NoName { found: String },
-    #[error(
-        "is an index that leads through more than {} indexes to a manifest: name an inner index or the manifest by its digest",
-        Index::MAX_DEPTH
-    )]
+    #[error("is an index that leads through more than {} indexes to a manifest", Index::MAX_DEPTH)]
     NestedIndex,
     #[error("is an index without manifests")]
     EmptyIndex,

@@ -4,7 +4,7 @@
 //! Which kind a layer has is decided for each alone ([`super::layer_kind`]). Here the layers of a manifest are looked at
 //! together: the names of layers without a title ([`super::known_files`]), and that each path is one file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::layer_kind::TITLE;
 use super::{Descriptor, ImageManifest, LayerDescriptor, LayerKind, MAX_ENTRIES, known_files};
@@ -223,6 +223,22 @@ impl ImageManifest {
         check_sizes(&found)?;
         check_paths(&found)?;
         Ok(found)
+    }
+}
+
+impl ImageManifest {
+    /// Returns the media types of the selected layers that give no file, because they have no name. A step can name one of
+    /// them.
+    pub fn unnamed(&self, selection: LayerSelection<'_>) -> BTreeSet<String> {
+        let is_left_out = |layer: &&LayerDescriptor| {
+            let media_type = layer.descriptor().media_type();
+            selection.name.is_none()
+                && selection.has(media_type)
+                && layer.can_be_named()
+                && !known_files::is_known(media_type)
+        };
+        let left_out = self.layers().iter().filter(is_left_out);
+        left_out.map(|layer| essence(layer.descriptor().media_type())).collect()
     }
 }
 

@@ -85,7 +85,7 @@ pub(crate) async fn publish(
     let registry = Arc::new(HttpRegistry::new(hosts.clone(), Settings::default()));
     let publisher = Publisher::new(registry, Arc::new(Anonymous));
     let publication = Publication::of_artifact(artifact);
-    Ok(publisher.publish(reference, reference.tag(), &publication).await?.digest().clone())
+    Ok(publisher.publish(reference, reference.tag(), &publication).await?.into_listed()?.digest().clone())
 }
 
 fn archive(folder: &Path, name: &str) -> io::Result<Vec<u8>> {

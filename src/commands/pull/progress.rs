@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oras_csi_core::digest::Digest;
+use oras_csi_core::display::Shown;
+use oras_csi_core::reference::PinnedReference;
 use oras_csi_store::pull::{Planned, Progress};
 
 /// The number of bars that fit on a usual terminal. Blobs beyond it are downloaded without a bar.
@@ -44,6 +46,14 @@ impl ProgressBars {
 }
 
 impl Progress for ProgressBars {
+    fn left_out(&self, reference: &PinnedReference, media_types: &[String]) {
+        let types = media_types.iter().map(|one| Shown::new(one).to_string()).collect::<Vec<_>>().join(", ");
+        eprintln!(
+            "Warning: {reference} has layers that are not written, because they have no file name \
+             (org.opencontainers.image.title): {types}. In a recipe (-f), mediaTypes and as give one layer a name."
+        );
+    }
+
     fn planned(&self, planned: &[Planned]) {
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         for blob in planned {

@@ -161,6 +161,11 @@ impl Fetcher {
         };
         let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&planned);
+        for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
+            if !artifact.unnamed().is_empty() {
+                progress.left_out(artifact.reference(), artifact.unnamed());
+            }
+        }
         let wanted = fetches.iter().map(|(fetch, _)| fetch.space).sum::<Usage>();
         let space = move |store: &Store| store.reserve(wanted.plus(TreeContent::least_usage()));
         let space = self.blocking(space).await.map_err(|error| {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::Descriptor;
+use oras_csi_core::reference::PinnedReference;
 
 /// A blob that a pull will download.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub trait Progress: Send + Sync {
     }
     /// A blob is complete, verified and unpacked.
     fn finished(&self, blob: &Digest);
+    /// Layers of these media types give no file, because they have no name.
+    fn left_out(&self, _reference: &PinnedReference, _media_types: &[String]) {}
 }
 
 /// Ignores all progress.

@@ -26,6 +26,9 @@ use crate::unpack::tree_builder::MergeMode;
 /// How many layers a recipe may have at first. A recipe with more is planned again when its namespace may keep as many.
 const PLANNED_AT_FIRST: u32 = 1_024;
 
+/// How many media types of layers without files are kept for a message.
+const MAX_UNNAMED: usize = 8;
+
 /// A manifest that a step needs.
 #[derive(Clone)]
 struct Wanted {
@@ -40,8 +43,8 @@ struct Wanted {
 
 /// What a manifest is for a step.
 enum Content {
-    /// The layers of the artifact.
-    Layers(Vec<PlannedLayer>),
+    /// The layers of the artifact, and the media types of those that give no file.
+    Layers(Vec<PlannedLayer>, Vec<String>),
     /// The manifest that an index selects.
     Child(Descriptor),
 }
@@ -59,7 +62,8 @@ impl Wanted {
                 let planned = plan(&image, self.step.selection(), limits);
                 let refused =
                     |source| PullError::Plan { reference: self.step.reference().clone().into(), source };
-                Ok(Content::Layers(planned.map_err(refused)?))
+                let unnamed = image.unnamed(self.step.selection()).into_iter().take(MAX_UNNAMED).collect();
+                Ok(Content::Layers(planned.map_err(refused)?, unnamed))
             }
             Manifest::Index(_) if self.depth >= Index::MAX_DEPTH => {
                 Err(PullError::Nested { reference: self.step.reference().clone().into() })
@@ -99,9 +103,11 @@ impl Fetcher {
             let mut steps = Vec::with_capacity(recipe.steps().len());
             for step in recipe.steps() {
                 steps.push(match step {
-                    Step::Add(layer) => ResolvedStep::Artifact(self.read_step(layer, MergeMode::Add).await?),
+                    Step::Add(layer) => {
+                        ResolvedStep::Artifact(Box::new(self.read_step(layer, MergeMode::Add).await?))
+                    }
                     Step::Overlay(layer) => {
-                        ResolvedStep::Artifact(self.read_step(layer, MergeMode::Overlay).await?)
+                        ResolvedStep::Artifact(Box::new(self.read_step(layer, MergeMode::Overlay).await?))
                     }
                     Step::Remove(glob) => ResolvedStep::Remove(glob.clone()),
                 });
@@ -136,8 +142,8 @@ impl Fetcher {
         loop {
             manifests.push(wanted.reference.digest().clone());
             match self.content(&wanted).await? {
-                Content::Layers(layers) => {
-                    return Ok(ArtifactStep::new(step.clone(), mode, manifests, layers));
+                Content::Layers(layers, unnamed) => {
+                    return Ok(ArtifactStep::new(step.clone(), mode, manifests, layers, unnamed));
                 }
                 Content::Child(child) => {
                     wanted.reference = wanted.reference.with_digest(child.digest().clone());

@@ -26,7 +26,7 @@ use crate::unpack::tree_builder::{MergeMode, TreeBuildError, is_whiteout};
 
 /// A step whose manifest was read.
 pub(super) enum ResolvedStep {
-    Artifact(ArtifactStep),
+    Artifact(Box<ArtifactStep>),
     Remove(Glob),
 }
 
@@ -36,6 +36,8 @@ pub(super) struct ArtifactStep {
     mode: MergeMode,
     manifests: Vec<Digest>,
     layers: Vec<PlannedLayer>,
+    /// The media types of layers that give no file, a few of them.
+    unnamed: Vec<String>,
     /// How many of the first layers an earlier step has applied already.
     applied: usize,
 }
@@ -55,12 +57,18 @@ impl ArtifactStep {
         mode: MergeMode,
         manifests: Vec<Digest>,
         layers: Vec<PlannedLayer>,
+        unnamed: Vec<String>,
     ) -> Self {
-        Self { step, mode, manifests, layers, applied: 0 }
+        Self { step, mode, manifests, layers, unnamed, applied: 0 }
     }
 
     pub(super) fn step(&self) -> &RecipeLayer<PinnedReference> {
         &self.step
+    }
+
+    /// Returns the media types of layers that give no file, because they have no name.
+    pub(super) fn unnamed(&self) -> &[String] {
+        &self.unnamed
     }
 
     pub(super) fn reference(&self) -> &PinnedReference {

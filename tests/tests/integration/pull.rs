@@ -8,8 +8,9 @@ use std::process::{Command, Output};
 use oras_csi_core::digest::Digest;
 use oras_csi_tests::parts::oras_csi;
 use oras_csi_tests::process::{run, try_run};
+use oras_csi_tests::registry::raw::Raw;
 use oras_csi_tests::registry::{Distribution, oras};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 type Listing = BTreeMap<String, Digest>;
 
@@ -147,6 +148,39 @@ fn a_recipe_writes_each_artifact_to_its_path() {
         names,
         ["HelloWorldServer.jar", "all/HelloWorldServer.jar", "all/empty", "all/nested/path/file.txt"]
     );
+}
+
+/// A layer that no rule gives a name is not written, which must not happen without a word.
+#[test]
+fn a_layer_without_a_name_is_named_by_a_recipe() {
+    let bench = Bench::start();
+    let raw = Raw::new(&bench.registry.host(), "weights");
+    let config = raw.blob(b"{}");
+    let layer = |media_type: &str, bytes: &[u8], annotations: Value| json!({"mediaType": media_type, "digest": raw.blob(bytes).to_string(), "size": bytes.len(), "annotations": annotations});
+    let title = json!({"org.opencontainers.image.title": "README"});
+    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": config.to_string(), "size": 2},
+        "layers": [layer("text/plain", b"read me", title), layer("application/vnd.acme.weights", b"weights", json!({}))]});
+    let digest = raw
+        .manifest("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes())
+        .expect("it is accepted");
+    let out = tempfile::tempdir().expect("a folder");
+    let reference = format!("kind-registry:5000/weights@{digest}");
+    let output = try_run(bench.command(&["pull", &reference]).arg(out.path().join("plain")));
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && words.contains("not written"), "{words}");
+    assert!(words.contains("application/vnd.acme.weights"), "{words}");
+    let names: Vec<String> = list(&out.path().join("plain")).into_keys().collect();
+    assert_eq!(names, ["README"]);
+
+    let recipe = out.path().join("recipe.yaml");
+    let step =
+        format!("- add: {reference}\n  mediaTypes: [application/vnd.acme.weights]\n  as: weights.bin\n");
+    fs::write(&recipe, step).expect("writes");
+    let output = try_run(bench.command(&["pull", "-f"]).arg(&recipe).arg(out.path().join("named")));
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !words.contains("not written"), "{words}");
+    assert_eq!(fs::read_to_string(out.path().join("named/weights.bin")).expect("the file"), "weights");
 }
 
 #[test]
