@@ -117,8 +117,8 @@ async fn create_patch(
         eprintln!("{level:<9} {reference}");
     }
     let publication = Publication::of_patch(&patch, manifest);
-    let publisher = publisher(client, credentials);
-    let published = publisher.publish(&target.reference, target.tag.as_deref(), &publication).await?;
+    let push = publisher(client, credentials);
+    let published = push.publish(&target.reference, target.tag.as_deref(), &publication).await?;
     // Whatever fails now, the patch is in the registry, and the user needs its digest.
     write_stdout(&format!("{}@{}\n", target.name(), published.reference().digest()))?;
     let pushed = published.into_listed()?;

@@ -215,7 +215,8 @@ fn concurrent_patches_are_all_listed() {
 fn a_patch_that_cannot_be_listed_is_printed() {
     let bench = Bench::start(Make::Distribution);
     let (host, base) = (bench.registry.host(), &bench.base);
-    let manifest = run(Oras::plain_http().command(&["manifest", "fetch", &format!("{host}/app@{base}")]));
+    let manifest =
+        run(&mut Oras::plain_http().command(&["manifest", "fetch", &format!("{host}/app@{base}")]));
     let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": base, "size": manifest.len()});
     let full = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": vec![entry; 4_096]});
