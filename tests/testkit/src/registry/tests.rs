@@ -44,7 +44,7 @@ async fn push(
     let publisher = Publisher::new(Arc::new(registry), Arc::new(Anonymous));
     let publication = Publication::of_artifact(artifact.clone());
     let pushed = publisher.publish(reference, reference.tag(), &publication).await?;
-    Ok(pushed.digest().clone())
+    Ok(pushed.reference().digest().clone())
 }
 
 fn client() -> Client {
