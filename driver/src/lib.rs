@@ -22,6 +22,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod gc_roots;
+pub mod kubelet_pods;
 pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
@@ -40,5 +41,6 @@ mod server;
 mod status;
 
 pub use self::gc_roots::NodeRoots;
+pub use self::kubelet_pods::OwnPod;
 pub use self::server::{Bound, RunError, bind, run};
 pub use self::settings::Settings;

@@ -32,6 +32,7 @@ use tonic::transport::server::Connected;
 use crate::endpoint;
 use crate::gc_roots::NodeRoots;
 use crate::identity::IdentityService;
+use crate::kubelet_pods::KubeletPods;
 use crate::metrics::Metrics;
 use crate::mount::{MountError, Mounter};
 use crate::node::NodeService;
@@ -39,7 +40,7 @@ use crate::preload::{self, ClusterSets, Preload};
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
-use crate::publish::{PublishError, Publisher, PublisherOptions};
+use crate::publish::{PublishError, Publisher, PublisherOptions, orphaned_volumes};
 use crate::registration::{RegistrationService, ValidAuthority};
 use crate::settings::Settings;
 use crate::socket::{PrivateSocket, SocketError};
@@ -125,6 +126,7 @@ pub struct Bound {
     watermarks: Watermarks,
     scrubbing: Schedule,
     preload: Option<Preload>,
+    kubelet_pods: Option<KubeletPods>,
     metrics: Metrics,
     stop: CancellationToken,
 }
@@ -170,6 +172,7 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         watermarks: *settings.watermarks(),
         scrubbing: *settings.scrubbing(),
         preload,
+        kubelet_pods: settings.own_pod().map(|own| KubeletPods::new(settings.kubelet_dir(), own.clone())),
         metrics,
         stop,
     })
@@ -293,8 +296,15 @@ impl Bound {
         result
     }
 
-    /// Starts garbage collection, scrubbing and preloading. All end with `stop`.
+    /// Starts garbage collection, scrubbing, preloading and the search for orphaned volumes. All end with `stop`.
     fn spawn_background_tasks(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
+        if let Some(kubelet) = self.kubelet_pods.take() {
+            let orphans = orphaned_volumes::run(self.publisher.clone(), kubelet, self.stop.clone());
+            tasks.spawn(async move {
+                orphans.await;
+                Ok(())
+            });
+        }
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let collecting =
             gc::run(self.store.clone(), self.watermarks, move || publisher.forget_stale_volumes(), stop);

@@ -10,6 +10,7 @@ use oras_csi_store::gc::Watermarks;
 use oras_csi_store::scrub::Schedule;
 use oras_csi_store::{Limits, SelinuxLabel};
 
+use crate::kubelet_pods::OwnPod;
 use crate::preload::ClusterSets;
 use crate::publish::{AuthorizationGrace, PublishWait, Seals};
 
@@ -31,6 +32,8 @@ pub struct Settings {
     scrubbing: Schedule,
     cluster_sets: Option<ClusterSets>,
     selinux_label: Option<SelinuxLabel>,
+    kubelet_dir: PathBuf,
+    own_pod: Option<OwnPod>,
 }
 
 impl Settings {
@@ -62,6 +65,8 @@ impl Settings {
             scrubbing: Schedule::default(),
             cluster_sets: None,
             selinux_label: None,
+            kubelet_dir: kubelet_dir.to_owned(),
+            own_pod: None,
         }
     }
 
@@ -164,6 +169,24 @@ impl Settings {
     pub fn with_cluster_sets(mut self, cluster_sets: Option<ClusterSets>) -> Self {
         self.cluster_sets = cluster_sets;
         self
+    }
+
+    /// Sets the pod that the driver runs in. With it, the driver asks kubelet which pods it has, and unmounts volumes that
+    /// kubelet can no longer unpublish.
+    #[must_use]
+    pub fn with_own_pod(mut self, own_pod: Option<OwnPod>) -> Self {
+        self.own_pod = own_pod;
+        self
+    }
+
+    /// Returns the pod that the driver runs in, if it is known.
+    pub fn own_pod(&self) -> Option<&OwnPod> {
+        self.own_pod.as_ref()
+    }
+
+    /// Returns kubelet's folder.
+    pub fn kubelet_dir(&self) -> &Path {
+        &self.kubelet_dir
     }
 
     /// Returns the connection for cluster sets, if they are preloaded.

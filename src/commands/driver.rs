@@ -8,6 +8,7 @@ use clap::Args;
 use oras_csi_driver::preload::ClusterSets;
 use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
+use oras_csi_driver::OwnPod;
 
 use crate::api_client::{self, RetryPolicy};
 use crate::exit_status::{ExitStatus, Failure};
@@ -47,6 +48,11 @@ pub(crate) struct Arguments {
     /// Namespace that the driver runs in.
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
     namespace: Option<String>,
+    /// Pod that the driver runs in. With it and --namespace, the driver unmounts volumes of deleted pods that kubelet can
+    /// no longer unpublish, because their vol_data.json was lost. It asks kubelet for its pods at the socket
+    /// pod-resources/kubelet.sock in --kubelet-dir [default: such volumes stay mounted].
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pod_name: Option<String>,
     /// Seconds that a publish waits for a pull. Then it fails with the progress of the pull, the pull continues in the
     /// background, and kubelet retries. Kubelet's own timeout is two minutes.
     #[arg(long, value_name = "SECONDS", default_value_t = Settings::PUBLISH_WAIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=115))]
@@ -93,6 +99,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "stand-alone mode: without --seal-keys the driver mounts any canonical volume for any pod, without a seal"
         );
     }
+    let own_pod = arguments.namespace.clone().zip(arguments.pod_name);
+    let own_pod = own_pod.map(|(namespace, name)| OwnPod::new(namespace, name));
     let cluster_sets = match arguments.namespace.filter(|_| arguments.cluster_sets) {
         Some(namespace) => Some(connect_cluster_sets(namespace).await?),
         None => None,
@@ -114,7 +122,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_watermarks(arguments.storage.watermarks()?)
         .with_scrubbing(arguments.storage.scrub_schedule()?)
         .with_administrator(arguments.registries.service_credentials()?)
-        .with_cluster_sets(cluster_sets);
+        .with_cluster_sets(cluster_sets)
+        .with_own_pod(own_pod);
     let stop = cancelled_by_signal();
     oras_csi_driver::run(settings, transfer_client(&hosts), stop)
         .await
