@@ -13,6 +13,7 @@ use oras_csi_store::{Limits, SelinuxLabel};
 use crate::kubelet_pods::OwnPod;
 use crate::preload::ClusterSets;
 use crate::publish::{AuthorizationGrace, PublishWait, Seals};
+use crate::startup_taint::StartupTaint;
 
 /// The settings of the driver of one node.
 #[derive(Clone, Debug)]
@@ -34,6 +35,7 @@ pub struct Settings {
     selinux_label: Option<SelinuxLabel>,
     kubelet_dir: PathBuf,
     own_pod: Option<OwnPod>,
+    startup_taint: Option<StartupTaint>,
 }
 
 impl Settings {
@@ -67,6 +69,7 @@ impl Settings {
             selinux_label: None,
             kubelet_dir: kubelet_dir.to_owned(),
             own_pod: None,
+            startup_taint: None,
         }
     }
 
@@ -182,6 +185,18 @@ impl Settings {
     /// Returns the pod that the driver runs in, if it is known.
     pub fn own_pod(&self) -> Option<&OwnPod> {
         self.own_pod.as_ref()
+    }
+
+    /// Removes the startup taint of the node when kubelet has registered the driver.
+    #[must_use]
+    pub fn with_startup_taint(mut self, startup_taint: Option<StartupTaint>) -> Self {
+        self.startup_taint = startup_taint;
+        self
+    }
+
+    /// Returns the connection for the removal of the startup taint, if the driver removes it.
+    pub fn startup_taint(&self) -> Option<&StartupTaint> {
+        self.startup_taint.as_ref()
     }
 
     /// Returns kubelet's folder.

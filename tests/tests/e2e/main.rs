@@ -9,6 +9,7 @@ mod pods;
 mod reboot;
 mod seals;
 mod sets;
+mod startup_taint;
 mod workloads;
 
 use std::path::PathBuf;
