@@ -10,6 +10,7 @@ mod reboot;
 mod seals;
 mod sets;
 mod startup_taint;
+mod user_namespaces;
 mod workloads;
 
 use std::path::PathBuf;
