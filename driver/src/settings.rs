@@ -166,8 +166,8 @@ impl Settings {
         self
     }
 
-    /// Preloads the cluster sets that select this node, and reads their pull secrets. Without it, the driver does not
-    /// connect to the API server.
+    /// Preloads the cluster sets that select this node, and reads their pull secrets. Without cluster sets and without a
+    /// startup taint, the driver does not connect to the API server.
     #[must_use]
     pub fn with_cluster_sets(mut self, cluster_sets: Option<ClusterSets>) -> Self {
         self.cluster_sets = cluster_sets;

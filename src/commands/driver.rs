@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     seal_keys: Option<PathBuf>,
     /// Preload ClusterArtifactSets that select this node, report their state in the node's NodeArtifacts object, and
     /// read the pull secrets of sets from --namespace. Connects to the API server with the pod's service account or
-    /// KUBECONFIG [default: no connection to the API server].
+    /// KUBECONFIG [default: no connection to the API server, except for --startup-taint].
     #[arg(long, requires = "namespace")]
     cluster_sets: bool,
     /// Remove the taint oras.land/agent-not-ready from the Node object of this node when kubelet has registered the driver,
