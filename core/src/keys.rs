@@ -3,6 +3,8 @@
 
 /// The name of the CSI driver, which is also the prefix of a canonical volume's attributes.
 pub const DRIVER: &str = "csi.oras.land";
+/// The key of the taint that the driver removes from its node when kubelet has registered it.
+pub const STARTUP_TAINT: &str = "oras.land/agent-not-ready";
 /// The prefix of all annotations of oras-csi.
 pub const ANNOTATION_PREFIX: &str = "oras.land/";
 /// The name of the volume that the webhook adds to a pod for its annotations.

@@ -22,6 +22,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod gc_roots;
+pub mod kubelet_pods;
 pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
@@ -37,8 +38,11 @@ mod identity;
 mod node;
 mod registration;
 mod server;
+pub mod startup_taint;
 mod status;
 
 pub use self::gc_roots::NodeRoots;
+pub use self::kubelet_pods::OwnPod;
 pub use self::server::{Bound, RunError, bind, run};
 pub use self::settings::Settings;
+pub use self::startup_taint::StartupTaint;

@@ -306,6 +306,20 @@ impl Mounter {
         Err(MountError::Foreign { path: path.to_owned(), found: "covered by too many mounts" })
     }
 
+    /// Unmounts what kubelet mounted below `folder` from this tree: the `subPath`s of a volume.
+    pub fn unmount_subpaths(&self, tree: &TreeKey, folder: &Path) -> Result<(), MountError> {
+        let text = read_mountinfo()?;
+        // The newest mount is last in the text, and must be unmounted first.
+        let mut subpaths: Vec<_> = mountinfo::all(&text)
+            .filter(|entry| entry.point().starts_with(folder) && entry.is_within(tree))
+            .collect();
+        while let Some(subpath) = subpaths.pop() {
+            unmount(subpath.point(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                .map_err(|errno| MountError::new("unmount", subpath.point(), errno))?;
+        }
+        Ok(())
+    }
+
     /// Returns every mount of a tree in this mount namespace, with its path.
     pub fn mounted(&self) -> Result<Vec<(PathBuf, TreeKey)>, MountError> {
         Ok(mounted()?

@@ -67,6 +67,16 @@ impl MountEntry {
         Some(MountedTree { point: self.point.clone(), tree, quarantined_as })
     }
 
+    /// Reports whether the mount is of a file or directory in this tree, as kubelet mounts a `subPath` of a volume.
+    pub fn is_within(&self, tree: &TreeKey) -> bool {
+        let names: Vec<_> = self.root.components().filter_map(|name| name.as_os_str().to_str()).collect();
+        names.windows(3).any(|names| match names {
+            ["trees", name, "files"] => TreeKey::parse(name).as_ref() == Some(tree),
+            ["set-aside", name, "files"] => quarantined_tree(name).as_ref() == Some(tree),
+            _ => false,
+        })
+    }
+
     /// Returns the flags of the mount, as text.
     pub fn options(&self) -> &str {
         &self.options
@@ -174,6 +184,21 @@ mod tests {
         }
         assert_eq!(tree(&format!("/s/trees/{key}/files/deeper")), None);
         assert_eq!(tree(&format!("/s/other/{key}/files")), None);
+    }
+
+    #[test]
+    fn recognizes_a_subpath_of_a_tree() {
+        let key = TreeKey::parse(&"ab".repeat(32)).unwrap();
+        let is_within = |root: &str| {
+            let line = format!("127 27 254:0 {root} /pods/a ro - ext4 /dev/vda rw");
+            MountEntry::parse(line.as_bytes()).unwrap().is_within(&key)
+        };
+        for root in [format!("/s/trees/{key}/files/a/b"), format!("/s/set-aside/{key}.3/files/a")] {
+            assert!(is_within(&root), "{root}");
+        }
+        for root in [format!("/s/trees/{}/files/a", "cd".repeat(32)), format!("/s/other/{key}/files/a")] {
+            assert!(!is_within(&root), "{root}");
+        }
     }
 
     #[test]

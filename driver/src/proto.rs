@@ -31,3 +31,18 @@ pub mod csi {
 pub mod registration {
     tonic::include_proto!("pluginregistration");
 }
+
+/// Kubelet's list of the pods of the node, version 1.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub,
+    rust_2018_idioms
+)]
+pub mod pod_resources {
+    tonic::include_proto!("v1");
+}

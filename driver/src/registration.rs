@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use oras_csi_core::display::Shown;
 use oras_csi_core::keys::DRIVER;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status};
 
 pub(crate) use self::authority::ValidAuthority;
@@ -20,15 +20,21 @@ use crate::proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, Re
 /// The version of CSI in the answer to kubelet, which supports only this one.
 const VERSION: &str = "1.0.0";
 
-/// Answers kubelet, and forwards a rejection to the server.
+/// Answers kubelet, and forwards its verdict to the server.
 pub(crate) struct RegistrationService {
     endpoint: PathBuf,
+    registered: watch::Sender<u64>,
     rejected: mpsc::Sender<Shown>,
 }
 
 impl RegistrationService {
-    pub(crate) fn new(endpoint: PathBuf, rejected: mpsc::Sender<Shown>) -> Self {
-        Self { endpoint, rejected }
+    /// Creates the service. `registered` counts the registrations.
+    pub(crate) fn new(
+        endpoint: PathBuf,
+        registered: watch::Sender<u64>,
+        rejected: mpsc::Sender<Shown>,
+    ) -> Self {
+        Self { endpoint, registered, rejected }
     }
 }
 
@@ -50,6 +56,7 @@ impl Registration for RegistrationService {
         let status = request.into_inner();
         if status.plugin_registered {
             tracing::info!("kubelet registered the driver");
+            self.registered.send_modify(|count| *count += 1);
         } else {
             let _ = self.rejected.try_send(Shown::new(&status.error));
         }

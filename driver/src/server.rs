@@ -22,7 +22,7 @@ use oras_csi_store::scrub::{self, Schedule};
 use oras_csi_store::{ErrorClass, SelinuxLabel, Store, StoreError, has_labels};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,7 @@ use tonic::transport::server::Connected;
 use crate::endpoint;
 use crate::gc_roots::NodeRoots;
 use crate::identity::IdentityService;
+use crate::kubelet_pods::KubeletPods;
 use crate::metrics::Metrics;
 use crate::mount::{MountError, Mounter};
 use crate::node::NodeService;
@@ -39,10 +40,11 @@ use crate::preload::{self, ClusterSets, Preload};
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
-use crate::publish::{PublishError, Publisher, PublisherOptions};
+use crate::publish::{PublishError, Publisher, PublisherOptions, orphaned_volumes};
 use crate::registration::{RegistrationService, ValidAuthority};
 use crate::settings::Settings;
 use crate::socket::{PrivateSocket, SocketError};
+use crate::startup_taint::{self, StartupTaint};
 
 /// How long calls and pulls in progress can take after the shutdown begins.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +127,8 @@ pub struct Bound {
     watermarks: Watermarks,
     scrubbing: Schedule,
     preload: Option<Preload>,
+    kubelet_pods: Option<KubeletPods>,
+    startup_taint: Option<StartupTaint>,
     metrics: Metrics,
     stop: CancellationToken,
 }
@@ -170,6 +174,8 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         watermarks: *settings.watermarks(),
         scrubbing: *settings.scrubbing(),
         preload,
+        startup_taint: settings.startup_taint().cloned(),
+        kubelet_pods: settings.own_pod().map(|own| KubeletPods::new(settings.kubelet_dir(), own.clone())),
         metrics,
         stop,
     })
@@ -263,13 +269,21 @@ impl Bound {
         // All tasks end when this function returns, whatever the reason.
         let _stop_all = stop.clone().drop_guard();
         let (rejected, mut rejections) = mpsc::channel(1);
+        let (registered, registrations) = watch::channel(0);
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(self.serve_csi());
-        if let Some(task) = self.serve_registration(rejected) {
+        if let Some(task) = self.serve_registration(registered, rejected) {
             tasks.spawn(task);
         }
         self.spawn_endpoints(&mut tasks);
         self.spawn_background_tasks(&mut tasks);
+        if let Some(taint) = self.startup_taint.take() {
+            let removal = startup_taint::run(taint, self.node_id.clone(), registrations, stop.clone());
+            tasks.spawn(async move {
+                Box::pin(removal).await;
+                Ok(())
+            });
+        }
         tracing::info!(socket = %self.socket.path().display(), node = %self.node_id, "the driver is serving calls");
         let result = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -293,8 +307,15 @@ impl Bound {
         result
     }
 
-    /// Starts garbage collection, scrubbing and preloading. All end with `stop`.
+    /// Starts garbage collection, scrubbing, preloading and the search for orphaned volumes. All end with `stop`.
     fn spawn_background_tasks(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
+        if let Some(kubelet) = self.kubelet_pods.take() {
+            let orphans = orphaned_volumes::run(self.publisher.clone(), kubelet, self.stop.clone());
+            tasks.spawn(async move {
+                orphans.await;
+                Ok(())
+            });
+        }
         let (publisher, stop) = (self.publisher.clone(), self.stop.clone());
         let collecting =
             gc::run(self.store.clone(), self.watermarks, move || publisher.forget_stale_volumes(), stop);
@@ -337,11 +358,12 @@ impl Bound {
 
     fn serve_registration(
         &mut self,
+        registered: watch::Sender<u64>,
         rejected: mpsc::Sender<Shown>,
     ) -> Option<impl Future<Output = Result<(), RunError>> + Send + 'static + use<>> {
         let endpoint = self.socket.path().to_owned();
         let socket = self.registration.as_mut()?;
-        let service = RegistrationService::new(endpoint, rejected);
+        let service = RegistrationService::new(endpoint, registered, rejected);
         let router = Server::builder().add_service(RegistrationServer::new(service));
         Some(serve("registration", router, socket.take_listener(), ValidAuthority::new, self.stop.clone()))
     }

@@ -10,8 +10,10 @@ use oras_csi_store::gc::Watermarks;
 use oras_csi_store::scrub::Schedule;
 use oras_csi_store::{Limits, SelinuxLabel};
 
+use crate::kubelet_pods::OwnPod;
 use crate::preload::ClusterSets;
 use crate::publish::{AuthorizationGrace, PublishWait, Seals};
+use crate::startup_taint::StartupTaint;
 
 /// The settings of the driver of one node.
 #[derive(Clone, Debug)]
@@ -31,6 +33,9 @@ pub struct Settings {
     scrubbing: Schedule,
     cluster_sets: Option<ClusterSets>,
     selinux_label: Option<SelinuxLabel>,
+    kubelet_dir: PathBuf,
+    own_pod: Option<OwnPod>,
+    startup_taint: Option<StartupTaint>,
 }
 
 impl Settings {
@@ -62,6 +67,9 @@ impl Settings {
             scrubbing: Schedule::default(),
             cluster_sets: None,
             selinux_label: None,
+            kubelet_dir: kubelet_dir.to_owned(),
+            own_pod: None,
+            startup_taint: None,
         }
     }
 
@@ -158,12 +166,42 @@ impl Settings {
         self
     }
 
-    /// Preloads the cluster sets that select this node, and reads their pull secrets. Without it, the driver does not
-    /// connect to the API server.
+    /// Preloads the cluster sets that select this node, and reads their pull secrets. Without cluster sets and without a
+    /// startup taint, the driver does not connect to the API server.
     #[must_use]
     pub fn with_cluster_sets(mut self, cluster_sets: Option<ClusterSets>) -> Self {
         self.cluster_sets = cluster_sets;
         self
+    }
+
+    /// Sets the pod that the driver runs in. With it, the driver asks kubelet which pods it has, and unmounts volumes that
+    /// kubelet can no longer unpublish.
+    #[must_use]
+    pub fn with_own_pod(mut self, own_pod: Option<OwnPod>) -> Self {
+        self.own_pod = own_pod;
+        self
+    }
+
+    /// Returns the pod that the driver runs in, if it is known.
+    pub fn own_pod(&self) -> Option<&OwnPod> {
+        self.own_pod.as_ref()
+    }
+
+    /// Removes the startup taint of the node when kubelet has registered the driver.
+    #[must_use]
+    pub fn with_startup_taint(mut self, startup_taint: Option<StartupTaint>) -> Self {
+        self.startup_taint = startup_taint;
+        self
+    }
+
+    /// Returns the connection for the removal of the startup taint, if the driver removes it.
+    pub fn startup_taint(&self) -> Option<&StartupTaint> {
+        self.startup_taint.as_ref()
+    }
+
+    /// Returns kubelet's folder.
+    pub fn kubelet_dir(&self) -> &Path {
+        &self.kubelet_dir
     }
 
     /// Returns the connection for cluster sets, if they are preloaded.

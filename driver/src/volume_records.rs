@@ -23,6 +23,9 @@ pub struct Record {
     tree: String,
     id: String,
     namespace: String,
+    /// The name of the pod, so that kubelet can be asked whether it still has the pod. Earlier versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod: Option<String>,
     /// The recipe, so that a damaged tree can be pulled again before a pod requests it. Format 1 did not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     recipe: Option<String>,
@@ -37,8 +40,16 @@ impl Record {
             tree: tree.to_string(),
             id: id.to_owned(),
             namespace: namespace.to_owned(),
+            pod: None,
             recipe: None,
         }
+    }
+
+    /// Adds the name of the pod, if it is known.
+    #[must_use]
+    pub fn with_pod(mut self, pod: Option<&str>) -> Self {
+        self.pod = pod.map(str::to_owned);
+        self
     }
 
     /// Adds the recipe.
@@ -56,6 +67,11 @@ impl Record {
     /// Returns the namespace of the pod.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// Returns the name of the pod, if the record has one.
+    pub fn pod(&self) -> Option<&str> {
+        self.pod.as_deref()
     }
 
     /// Returns the recipe, if the record has one.

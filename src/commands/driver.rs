@@ -8,6 +8,7 @@ use clap::Args;
 use oras_csi_driver::preload::ClusterSets;
 use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
+use oras_csi_driver::{OwnPod, StartupTaint};
 
 use crate::api_client::{self, RetryPolicy};
 use crate::exit_status::{ExitStatus, Failure};
@@ -41,12 +42,21 @@ pub(crate) struct Arguments {
     seal_keys: Option<PathBuf>,
     /// Preload ClusterArtifactSets that select this node, report their state in the node's NodeArtifacts object, and
     /// read the pull secrets of sets from --namespace. Connects to the API server with the pod's service account or
-    /// KUBECONFIG [default: no connection to the API server].
+    /// KUBECONFIG [default: no connection to the API server, except for --startup-taint].
     #[arg(long, requires = "namespace")]
     cluster_sets: bool,
+    /// Remove the taint oras.land/agent-not-ready from the Node object of this node when kubelet has registered the driver,
+    /// and during ten minutes after that. Connects to the API server as --cluster-sets does.
+    #[arg(long)]
+    startup_taint: bool,
     /// Namespace that the driver runs in.
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
     namespace: Option<String>,
+    /// Pod that the driver runs in. With it and --namespace, the driver unmounts volumes of deleted pods that kubelet can
+    /// no longer unpublish, because their vol_data.json was lost. It asks kubelet for its pods at the socket
+    /// pod-resources/kubelet.sock in --kubelet-dir [default: such volumes stay mounted].
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pod_name: Option<String>,
     /// Seconds that a publish waits for a pull. Then it fails with the progress of the pull, the pull continues in the
     /// background, and kubelet retries. Kubelet's own timeout is two minutes.
     #[arg(long, value_name = "SECONDS", default_value_t = Settings::PUBLISH_WAIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=115))]
@@ -93,9 +103,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "stand-alone mode: without --seal-keys the driver mounts any canonical volume for any pod, without a seal"
         );
     }
+    let own_pod = arguments.namespace.clone().zip(arguments.pod_name);
+    let own_pod = own_pod.map(|(namespace, name)| OwnPod::new(namespace, name));
     let cluster_sets = match arguments.namespace.filter(|_| arguments.cluster_sets) {
-        Some(namespace) => Some(connect_cluster_sets(namespace).await?),
+        Some(namespace) => Some(ClusterSets::new(connect("--cluster-sets").await?, namespace)),
         None => None,
+    };
+    let startup_taint = if arguments.startup_taint {
+        Some(StartupTaint::new(connect("--startup-taint").await?))
+    } else {
+        None
     };
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
@@ -114,16 +131,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_watermarks(arguments.storage.watermarks()?)
         .with_scrubbing(arguments.storage.scrub_schedule()?)
         .with_administrator(arguments.registries.service_credentials()?)
-        .with_cluster_sets(cluster_sets);
+        .with_cluster_sets(cluster_sets)
+        .with_startup_taint(startup_taint)
+        .with_own_pod(own_pod);
     let stop = cancelled_by_signal();
     oras_csi_driver::run(settings, transfer_client(&hosts), stop)
         .await
         .map_err(|error| Failure::new(ExitStatus::from(error.class()), error))
 }
 
-/// Configures the client for cluster sets. It sends no request yet, so the driver starts while the API server is down.
-async fn connect_cluster_sets(namespace: String) -> Result<ClusterSets, Failure> {
+/// Configures the client that an option needs. It sends no request yet, so the driver starts while the API server is down.
+async fn connect(option: &'static str) -> Result<kube::Client, Failure> {
     let client = api_client::connect(RetryPolicy::Never).await;
-    let client = client.map_err(|failure| Failure::bad_input(failure).at("--cluster-sets"))?;
-    Ok(ClusterSets::new(client, namespace))
+    client.map_err(|failure| Failure::bad_input(failure).at(option))
 }

@@ -116,13 +116,26 @@ pub fn work() -> PathBuf {
     std::env::var_os("ORAS_CSI_TESTBED_WORK").expect("run `make test-e2e`").into()
 }
 
-/// Does to volumes what a reboot does: kills kubelet and every container, removes the driver's mounts, and starts kubelet.
-pub fn reboot() {
+/// Runs `meanwhile` while kubelet does not run.
+pub fn without_kubelet(meanwhile: impl FnOnce()) {
     // While this file exists, kubelet is not started again.
     let (rests, number) = (work().join("kubelet-rests"), work().join("kubelet.pid"));
     std::fs::write(&rests, "").expect("writes");
     let before = std::fs::read_to_string(&number).expect("kubelet runs");
     signal(before.trim().parse().expect("a process"), "KILL");
+    let runs = || std::fs::read_to_string(&number).is_ok_and(|now| !now.is_empty());
+    until("kubelet has ended", Duration::from_secs(30), || (!runs()).then_some(()));
+    meanwhile();
+    std::fs::remove_file(rests).expect("it was written");
+    until("kubelet starts", Duration::from_secs(30), || runs().then_some(()));
+}
+
+/// Does to volumes what a reboot does: kills kubelet and every container, removes the driver's mounts, and starts kubelet.
+pub fn reboot() {
+    without_kubelet(end_containers_and_mounts);
+}
+
+fn end_containers_and_mounts() {
     let ctr = |words: &[&str]| try_run(Command::new(testbed("ctr")).args(words));
     let tasks = || {
         let words = String::from_utf8_lossy(&ctr(&["tasks", "ls"]).stdout).into_owned();
@@ -141,10 +154,6 @@ pub fn reboot() {
     for path in mounts(&[]).iter().rev().filter_map(|line| ours(line)) {
         run(Command::new("umount").arg(path));
     }
-    std::fs::remove_file(rests).expect("it was written");
-    until("kubelet starts", Duration::from_secs(30), || {
-        std::fs::read_to_string(&number).is_ok_and(|now| !now.is_empty() && now != before).then_some(())
-    });
 }
 
 /// Makes every container of a pod or of a workload's template run on the node's own image.

@@ -127,3 +127,15 @@ port: health
 host: 127.0.0.1
 {{- end }}
 {{- end }}
+
+{{- define "oras-csi.startup-taint" -}}
+oras.land/agent-not-ready
+{{- end }}
+
+{{/* The tolerations of a component, with one for the startup taint: {Values, tolerations}. */}}
+{{- define "oras-csi.tolerations" -}}
+{{- $startup := list (dict "key" (include "oras-csi.startup-taint" .) "operator" "Exists") }}
+{{- with .Values.driver.startupTaint | ternary (concat (.tolerations | default list) $startup) .tolerations }}
+{{- toYaml . }}
+{{- end }}
+{{- end }}

@@ -14,6 +14,7 @@
 
 mod authorization;
 mod fetching;
+pub(crate) mod orphaned_volumes;
 mod recovery;
 mod request;
 mod seal;

@@ -116,7 +116,9 @@ impl PublishRequest {
 
     /// Returns the record of this volume with its tree.
     pub(super) fn record(&self, key: &TreeKey) -> Record {
-        Record::new(self.volume(), self.target(), key, self.id(), self.namespace()).with_recipe(self.recipe())
+        Record::new(self.volume(), self.target(), key, self.id(), self.namespace())
+            .with_pod(self.pod_name.as_deref())
+            .with_recipe(self.recipe())
     }
 
     /// Returns the volume's id, which is safe in file names and messages.

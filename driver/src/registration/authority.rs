@@ -349,7 +349,11 @@ mod tests {
     async fn answers_a_call_whose_authority_is_a_path() {
         use crate::proto::registration::registration_server::RegistrationServer;
         let (rejected, _rejections) = tokio::sync::mpsc::channel(1);
-        let service = super::super::RegistrationService::new("/run/csi.sock".into(), rejected);
+        let service = super::super::RegistrationService::new(
+            "/run/csi.sock".into(),
+            tokio::sync::watch::channel(0).0,
+            rejected,
+        );
         let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
         let incoming = tokio_stream::iter([Ok::<_, io::Error>(ValidAuthority::new(server))]);
         let router = tonic::transport::Server::builder().add_service(RegistrationServer::new(service));

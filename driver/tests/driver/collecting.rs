@@ -4,17 +4,26 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use oras_csi_core::digest::Digest;
+use oras_csi_driver::OwnPod;
 use oras_csi_driver::mount::Target;
+use oras_csi_driver::proto::pod_resources::pod_resources_lister_server::{
+    PodResourcesLister, PodResourcesListerServer,
+};
+use oras_csi_driver::proto::pod_resources::{
+    AllocatableResourcesRequest, AllocatableResourcesResponse, GetPodResourcesRequest,
+    GetPodResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
+};
 use oras_csi_driver::volume_records::{Record, Records};
 use oras_csi_store::Limits;
 use oras_csi_store::gc::{Goal, Watermarks, collect};
 use oras_csi_store::pull::PullErrorKind;
 use oras_csi_store::{Item, Reserve, Tree};
+use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::calls::{Running, mounts, names, request, until};
 use crate::namespace::{entered, entered_once, in_memory};
@@ -218,6 +227,95 @@ async fn forgets_the_volume_of_a_deleted_pod() {
         driver.unpublish(&format!("csi-{number}"), target).await.unwrap();
     }
     driver.stop().await.unwrap();
+}
+
+/// The pods of a kubelet, behind its socket.
+#[derive(Clone, Default)]
+struct Pods(Arc<Mutex<Vec<&'static str>>>);
+
+#[tonic::async_trait]
+impl PodResourcesLister for Pods {
+    async fn list(
+        &self,
+        _: tonic::Request<ListPodResourcesRequest>,
+    ) -> Result<tonic::Response<ListPodResourcesResponse>, tonic::Status> {
+        let pods = self.0.lock().unwrap().clone().into_iter();
+        let pod = |name: &str| PodResources {
+            name: name.to_owned(),
+            namespace: "default".to_owned(),
+            ..Default::default()
+        };
+        Ok(tonic::Response::new(ListPodResourcesResponse { pod_resources: pods.map(pod).collect() }))
+    }
+
+    async fn get_allocatable_resources(
+        &self,
+        _: tonic::Request<AllocatableResourcesRequest>,
+    ) -> Result<tonic::Response<AllocatableResourcesResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not called"))
+    }
+
+    async fn get(
+        &self,
+        _: tonic::Request<GetPodResourcesRequest>,
+    ) -> Result<tonic::Response<GetPodResourcesResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not called"))
+    }
+}
+
+#[tokio::test]
+async fn unmounts_a_volume_that_kubelet_can_no_longer_unpublish() {
+    if !entered("collecting::unmounts_a_volume_that_kubelet_can_no_longer_unpublish") {
+        return;
+    }
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let kubelet = folder.path().join("kubelet");
+    let check = Duration::from_millis(20);
+    let own = OwnPod::new("default", "oras-csi-driver").with_check_interval(check);
+    let driver =
+        Running::start_with(folder.clone(), FakeRegistry::new(), |settings| settings.with_own_pod(Some(own)))
+            .await;
+    let digest = driver.artifact(b"jar");
+    // The request names the pod default/pod-1.
+    let volume = kubelet.join("pods/uid/volumes/kubernetes.io~csi/v");
+    let subpaths = kubelet.join("pods/uid/volume-subpaths/v/app/0");
+    fs::create_dir_all(&volume).unwrap();
+    fs::create_dir_all(&subpaths).unwrap();
+    fs::write(volume.join("vol_data.json"), "{}").unwrap();
+    let target = volume.join("mount");
+    driver.publish(request("csi-1", &target, &digest)).await.unwrap();
+    let mount = |words: &[&std::ffi::OsStr]| {
+        assert!(std::process::Command::new("mount").args(words).status().unwrap().success());
+    };
+    mount(&["--bind".as_ref(), target.join("conf").as_os_str(), subpaths.as_os_str()]);
+    // It is still there after many checks.
+    let stays = async |why: &str| {
+        tokio::time::sleep(check * 15).await;
+        assert_eq!((mounts(&target).len(), mounts(&subpaths).len(), driver.records()), (1, 1, 1), "{why}");
+    };
+
+    fs::remove_file(volume.join("vol_data.json")).unwrap();
+    stays("kubelet does not answer").await;
+    let pods = Pods::default();
+    fs::create_dir(kubelet.join("pod-resources")).unwrap();
+    let listener = tokio::net::UnixListener::bind(kubelet.join("pod-resources/kubelet.sock")).unwrap();
+    let server = tonic::transport::Server::builder().add_service(PodResourcesListerServer::new(pods.clone()));
+    let serving = tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+    stays("kubelet has not read its pods").await;
+    *pods.0.lock().unwrap() = vec!["oras-csi-driver", "pod-1"];
+    stays("kubelet has the pod").await;
+    fs::write(volume.join("vol_data.json"), "{}").unwrap();
+    *pods.0.lock().unwrap() = vec!["oras-csi-driver", "another"];
+    stays("kubelet can unpublish the volume").await;
+
+    fs::remove_file(volume.join("vol_data.json")).unwrap();
+    until("the volume is unmounted", async || driver.records() == 0).await;
+    assert_eq!((mounts(&target).len(), mounts(&subpaths).len()), (0, 0));
+    assert!(!target.exists() && volume.exists(), "kubelet removes its own folders");
+    assert!(driver.metrics_text().await.contains("oras_csi_driver_volumes 0"));
+    driver.unpublish("csi-1", &target).await.unwrap();
+    driver.stop().await.unwrap();
+    serving.abort();
 }
 
 fn files(root: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {

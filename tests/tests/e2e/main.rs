@@ -9,8 +9,11 @@ mod pods;
 mod reboot;
 mod seals;
 mod sets;
+mod startup_taint;
+mod user_namespaces;
 mod workloads;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use oras_csi_tests::cluster::kubectl;
@@ -58,9 +61,13 @@ fn goes_without_a_trace(pod: &str) {
     let uid = &uid(pod);
     delete(pod);
     until("the volume is unmounted", PATIENCE, || mounts(&[uid]).is_empty().then_some(()));
-    let kubelet = std::env::var("ORAS_CSI_KUBELET_DIR").expect("run `make test-e2e`");
-    let folder = std::path::Path::new(&kubelet).join("pods").join(uid);
+    let folder = kubelet_dir().join("pods").join(uid);
     until("kubelet has removed the pod's folder", PATIENCE, || (!folder.exists()).then_some(()));
+}
+
+/// Kubelet's folder.
+fn kubelet_dir() -> PathBuf {
+    std::env::var_os("ORAS_CSI_KUBELET_DIR").expect("run `make test-e2e`").into()
 }
 
 fn restart_every_webhook() {

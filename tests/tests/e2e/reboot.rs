@@ -1,11 +1,16 @@
 //! The node reboots: kubelet publishes volumes again, with their old seals.
 
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
 use oras_csi_tests::cluster::kubectl;
-use oras_csi_tests::node::{Node, apply, mounts, reboot, until};
+use oras_csi_tests::node::{Node, apply, mounts, phase, reboot, until, without_kubelet, work};
 use oras_csi_tests::process::try_run;
 use serde_json::{Value, json};
 
-use super::{PATIENCE, STAYS, SYSTEM, delete, pod, restart_every_webhook, says, uid};
+use super::{
+    PATIENCE, STAYS, SYSTEM, delete, goes_without_a_trace, kubelet_dir, pod, restart_every_webhook, says, uid,
+};
 
 const SEAL: &str = "oras-csi-seal";
 
@@ -46,8 +51,7 @@ fn driver_sees(what: &str, wanted: impl Fn(&[String]) -> bool) {
         says(&["annotate", "pod", "-n", SYSTEM, "-l", driver, "--overwrite", &note]);
         let pod =
             says(&["get", "pod", "-n", SYSTEM, "-l", driver, "-o", "jsonpath={.items[0].metadata.uid}"]);
-        let kubelet = std::env::var("ORAS_CSI_KUBELET_DIR").expect("run `make test-e2e`");
-        let keys = std::fs::read_dir(format!("{kubelet}/pods/{pod}/volumes/{folder}")).ok()?;
+        let keys = std::fs::read_dir(kubelet_dir().join(format!("pods/{pod}/volumes/{folder}"))).ok()?;
         let keys = keys.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         wanted(&keys.filter(|name| name.strip_suffix(".pem").is_some()).collect::<Vec<_>>()).then_some(())
     });
@@ -96,4 +100,64 @@ fn pods_of_an_old_key_are_published_again_after_a_reboot_until_the_key_is_droppe
     assert!(mounts(&[&uid("old"), "kubernetes.io~csi"]).is_empty());
     delete("old");
     delete("new");
+}
+
+/// Returns the volume's folder in kubelet's folder.
+fn volume_folder(uid: &str) -> PathBuf {
+    kubelet_dir().join("pods").join(uid).join("volumes/kubernetes.io~csi/oras-artifacts")
+}
+
+/// Reports whether a record of the store has the pod's volume.
+fn is_recorded(uid: &str) -> bool {
+    let records = std::fs::read_dir(work().join("store/volumes")).expect("the store has records");
+    let texts = records.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    texts.into_iter().any(|text| text.contains(uid))
+}
+
+/// <https://github.com/kubernetes/kubernetes/issues/60987>
+#[test]
+fn a_volume_that_kubelet_can_no_longer_unpublish_is_unmounted_when_its_pod_is_deleted() {
+    let node = Node::get();
+    node.push("reboot:v2", &[("file", "lasting"), ("conf/a", "a")]);
+    // The pod `stays` has lost the same file, and exists. The driver must not touch its volume.
+    for name in ["goes", "stays"] {
+        let annotations = json!({"oras.land/artifact": "kind-registry:5000/reboot:v2",
+            "oras.land/artifact.more": "kind-registry:5000/reboot:v2", "oras.land/mount-path.more": "/more"});
+        apply(&pod(name, &annotations, STAYS));
+        until(&format!("{name} runs"), PATIENCE, || (phase(name) == "Running").then_some(()));
+    }
+    let (goes, stays) = (uid("goes"), uid("stays"));
+    let lose_description = |uid: &str| {
+        std::fs::remove_file(volume_folder(uid).join("vol_data.json")).expect("kubelet has written it");
+    };
+    assert_eq!(mounts(&[&goes, "/volume-subpaths/"]).len(), 1);
+    without_kubelet(|| {
+        lose_description(&goes);
+        says(&["delete", "pod", "goes", "--grace-period=0", "--force"]);
+    });
+    // Kubelet writes the file of a pod that exists again, when it starts.
+    until("kubelet publishes again", PATIENCE, || {
+        volume_folder(&stays).join("vol_data.json").exists().then_some(())
+    });
+    lose_description(&stays);
+
+    let begun = Instant::now();
+    until("the volume is unmounted", 2 * PATIENCE, || mounts(&[&goes]).is_empty().then_some(()));
+    eprintln!("unmounted after {:?}", begun.elapsed());
+    assert!(!is_recorded(&goes));
+    let folder = kubelet_dir().join("pods").join(&goes);
+    until("kubelet has removed the pod's folder", PATIENCE, || (!folder.exists()).then_some(()));
+    // By then, the driver has found the volume of `stays` at least once.
+    std::thread::sleep(Duration::from_secs(90).saturating_sub(begun.elapsed()));
+    assert_eq!(mounts(&[&stays, "kubernetes.io~csi"]).len(), 1);
+    assert!(is_recorded(&stays));
+    assert_eq!(says(&["exec", "stays", "--", "cat", "/more/conf/a"]), "a");
+
+    // At its next start, kubelet repairs what it lost.
+    without_kubelet(|| ());
+    until("kubelet publishes again", PATIENCE, || {
+        volume_folder(&stays).join("vol_data.json").exists().then_some(())
+    });
+    goes_without_a_trace("stays");
+    assert!(!is_recorded(&stays));
 }
