@@ -183,3 +183,41 @@ async fn flux_reconciles_without_drift() {
     assert_eq!(flux.errors(), Vec::<String>::new());
     cluster.webhook.uninstall(&cluster.client).await;
 }
+
+/// The API server lets no client change the source of a volume. The user must read why, and can let Flux recreate the pod.
+#[tokio::test(flavor = "multi_thread")]
+async fn flux_recreates_a_pod_if_it_is_allowed_to() {
+    let test = "flux-force";
+    let cluster = Cluster::start(test, &[]).await;
+    let host = cluster.registry.host();
+    let mut pod =
+        manifests(test).into_iter().find(|object| object["metadata"]["name"] == "inline").expect("it");
+    let folder = tempfile::tempdir().expect("a folder");
+    let push = |pod: &Value| {
+        write(std::slice::from_ref(pod), folder.path());
+        push_manifests(&host, folder.path());
+    };
+    push(&pod);
+    let _flux = Flux::start();
+    for object in objects(test, &host) {
+        apply(&object, &[]);
+        wait_until_ready(object["kind"].as_str().expect("a kind"), test, "True");
+    }
+    let first = stored("pod", test, "inline");
+    let other = "kind-registry:5000/acme/tokenizer:v3";
+    pod["spec"]["volumes"][1]["csi"]["volumeAttributes"]["oras.artifact.reference"] = json!(other);
+    push(&pod);
+    reconcile(test, "changed");
+    let message = ready(&wait_until_ready("Kustomization", test, "False"))["message"].to_string();
+    assert!(message.contains("delete the pod and create it again") && message.contains(other), "{message}");
+    assert_eq!(stored("pod", test, "inline"), first);
+
+    pod["metadata"]["annotations"] = json!({"kustomize.toolkit.fluxcd.io/force": "enabled"});
+    push(&pod);
+    reconcile(test, "forced");
+    wait_until_ready("Kustomization", test, "True");
+    let second = stored("pod", test, "inline");
+    assert_ne!(second["metadata"]["uid"], first["metadata"]["uid"]);
+    assert!(second["spec"]["volumes"].to_string().contains("acme/tokenizer"), "{second}");
+    cluster.webhook.uninstall(&cluster.client).await;
+}

@@ -15,7 +15,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Installs the custom resource definitions that `tests/testbed/build` copied from a Go module.
 pub(crate) fn install_definitions(file: &str) {
     run(kubectl(&["apply", "--server-side", "--force-conflicts", "-f"]).arg(testbed(file)));
-    run(&mut kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]));
+    wait_until_served();
+}
+
+/// Waits until the API server serves all definitions.
+pub(crate) fn wait_until_served() {
+    // `kubectl wait` fails for a definition that has no conditions yet.
+    wait_until("all definitions are served", || {
+        let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
+        let output = try_run(&mut kubectl(&wait));
+        if output.status.success() { Ok(()) } else { Err(text(&output)) }
+    });
 }
 
 /// Runs a command with an object on its standard input.
