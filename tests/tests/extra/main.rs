@@ -6,4 +6,5 @@
 
 mod flux;
 mod manifests;
+mod mutators;
 mod programs;
