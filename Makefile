@@ -3,7 +3,7 @@
 # make test-unit         format, lints, documentation, unused dependencies, and all tests that need no other program
 # make test-integration  against real registries, oras, kube-apiserver and csi-sanity; needs Go
 # make test-e2e          pods on a real node with kubelet and containerd; needs Go and root
-# make test-extra        beside Flux, kyverno and gatekeeper; needs Go (not part of make test)
+# make test-extra        beside Flux, Argo CD, kyverno and gatekeeper; needs Go (not part of make test)
 # make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target
 # make binary            the static binary
 # make image             its container image, built without Docker

@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
+mod argo_cd;
 mod flux;
 mod manifests;
 mod mutators;
