@@ -169,7 +169,7 @@ async fn argo_cd_syncs_the_same_manifests(
     #[values(Mode::Default, Mode::ServerSideDiff, Mode::ServerSideApply)] mode: Mode,
 ) {
     let test = format!("argo-{mode:?}").to_lowercase();
-    let cluster = Cluster::start(&test, &[]).await;
+    let mut cluster = Cluster::start(&test, &[]).await;
     let user = manifests(&test);
     let folder = tempfile::tempdir().expect("a folder");
     write(&user, folder.path());
@@ -197,7 +197,7 @@ async fn argo_cd_syncs_the_same_manifests(
     let first = all_stored(&user);
     assert!(first[0]["spec"]["csi"].to_string().contains(&cluster.digest), "{}", first[0]);
     for round in 1..=ROUNDS {
-        move_tag(&cluster.registry, &format!("moved {round}"));
+        move_tag(&mut cluster, &format!("moved {round}"));
         let application = sync(&test, &round.to_string());
         for (now, before) in all_stored(&user).iter().zip(&first) {
             assert_eq!(now, before, "round {round}");

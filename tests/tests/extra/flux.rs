@@ -124,7 +124,7 @@ fn reconcile(test: &str, round: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn flux_reconciles_without_drift() {
     let test = "flux";
-    let cluster = Cluster::start(test, &[]).await;
+    let mut cluster = Cluster::start(test, &[]).await;
     let host = cluster.registry.host();
     let user = manifests(test);
     let folder = tempfile::tempdir().expect("a folder");
@@ -140,11 +140,9 @@ async fn flux_reconciles_without_drift() {
     let first = all_stored(&user);
     let created = flux.applied();
     assert!(created.iter().any(|output| output[format!("Pod/{test}/inline")] == "created"), "{created:?}");
-    assert_eq!(first[0].pointer("/spec/csi/volumeAttributes/oras.land~1digest"), None);
-    let text = first[0]["spec"]["csi"].to_string();
-    assert!(text.contains(&cluster.digest), "the volume has the digest: {text}");
+    assert!(first[0]["spec"]["csi"].to_string().contains(&cluster.digest), "{}", first[0]);
     for round in 1..=ROUNDS {
-        let moved = move_tag(&cluster.registry, &format!("moved {round}"));
+        move_tag(&mut cluster, &format!("moved {round}"));
         let added = format!("round-{round}");
         if round == ROUNDS {
             // The same manifests in another revision, with one more object.
@@ -165,7 +163,6 @@ async fn flux_reconciles_without_drift() {
         for (now, before) in all_stored(&user).iter().zip(&first) {
             assert_eq!(now, before, "round {round}");
         }
-        assert!(!text.contains(&moved), "the tag has another digest now");
         for output in &flux.applied()[before..] {
             for (object, action) in output.as_object().expect("objects") {
                 let expected = if object.starts_with("ConfigMap/") { "created" } else { "unchanged" };

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use oras_csi_tests::registry::Distribution;
+use oras_csi_tests::admission::Cluster;
+use oras_csi_tests::process::run;
+use oras_csi_tests::registry::Oras;
 use serde_json::{Value, json};
 
-use crate::programs::stored;
+use crate::programs::{stored, text, try_apply, wait_until};
 
 /// The reference in all manifests. The tests move its tag.
 pub(crate) const REFERENCE: &str = "kind-registry:5000/java-app:v1";
@@ -59,9 +61,33 @@ pub(crate) fn all_stored(objects: &[Value]) -> Vec<Value> {
     objects.iter().map(find).collect()
 }
 
-/// Pushes other content to the tag; returns its digest.
-pub(crate) fn move_tag(registry: &Distribution, content: &str) -> String {
+/// Pushes other content to the tag, and checks that a new pod gets it.
+pub(crate) fn move_tag(cluster: &mut Cluster, content: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("f"), content).expect("writes");
-    registry.push("java-app:v1", folder.path(), &["f:text/plain"])
+    let digest = cluster.registry.push("java-app:v1", folder.path(), &["f:text/plain"]);
+    assert_ne!(digest, cluster.digest);
+    wait_until_resolved(cluster, &digest);
+}
+
+/// Moves the tag back to the digest of the cluster.
+pub(crate) fn move_tag_back(cluster: &mut Cluster) {
+    let image = format!("{}/java-app@{}", cluster.registry.host(), cluster.digest);
+    run(&mut Oras::plain_http().command(&["tag", &image, "v1"]));
+    let digest = cluster.digest.clone();
+    wait_until_resolved(cluster, &digest);
+}
+
+/// Starts the webhook again, because it caches the digest of a tag for 30 seconds, and waits until new pods get the digest.
+fn wait_until_resolved(cluster: &mut Cluster, digest: &str) {
+    cluster.webhook.stop();
+    cluster.webhook.start_again();
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "new", "namespace": cluster.webhook.namespace(),
+            "annotations": {"oras.land/artifact": REFERENCE}},
+        "spec": {"containers": [{"name": "app", "image": "none"}]}});
+    wait_until("new pods get the digest", || {
+        let output = try_apply(&pod, &["--dry-run=server", "-o", "json"]);
+        if text(&output).contains(digest) { Ok(()) } else { Err(text(&output)) }
+    });
 }

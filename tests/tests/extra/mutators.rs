@@ -5,7 +5,7 @@ use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use oras_csi_tests::admission::{Cluster, push_examples};
+use oras_csi_tests::admission::Cluster;
 use oras_csi_tests::cluster::kubectl;
 use oras_csi_tests::parts::testbed;
 use oras_csi_tests::process::{Running, free_port, listens, run, try_run};
@@ -13,7 +13,7 @@ use oras_csi_tests::registry::tls::Authority;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::manifests::{manifests, move_tag};
+use crate::manifests::{manifests, move_tag, move_tag_back};
 use crate::programs::{
     PATIENCE, apply, delete, install_definitions, stored, text, try_apply, wait_until, wait_until_served,
 };
@@ -253,8 +253,9 @@ async fn another_controller_changes_the_same_pods(
             if output.status.success() { Ok(()) } else { Err(text(&output)) }
         });
     }
-    for (cluster, alone) in clusters.iter().zip(&alone) {
-        let test = cluster.webhook.namespace();
+    for (cluster, alone) in clusters.iter_mut().zip(&alone) {
+        let test = cluster.webhook.namespace().to_owned();
+        let test = test.as_str();
         run(&mut kubectl(&["label", "namespace", test, &format!("{LABEL}=yes")]));
         let plain = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain", "namespace": test},
             "spec": {"containers": [{"name": "app", "image": "none"}]}});
@@ -279,14 +280,14 @@ async fn another_controller_changes_the_same_pods(
                 let is_shared = kind == "annotation";
                 assert_eq!(mounts(&first, SIDECAR).len(), usize::from(is_shared), "{which}");
 
-                move_tag(&cluster.registry, &name);
+                move_tag(cluster, &name);
                 for round in 0..2 {
                     apply(&pod, flags);
                     assert_eq!(stored("pod", test, &name), first, "{which}, round {round}");
                 }
                 run(&mut kubectl(&["label", "pod", &name, "--namespace", test, "team=ml"]));
                 assert_eq!(ours(&stored("pod", test, &name)), ours(&first), "{which}");
-                push_examples(&cluster.registry);
+                move_tag_back(cluster);
             }
         }
     }

@@ -10,7 +10,7 @@ use oras_csi_tests::process::{run, try_run};
 use serde_json::Value;
 
 /// The time limit for one step of a program.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Installs the custom resource definitions that `tests/testbed/build` copied from a Go module.
 pub(crate) fn install_definitions(file: &str) {
