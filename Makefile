@@ -3,6 +3,7 @@
 # make test-unit         format, lints, documentation, unused dependencies, and all tests that need no other program
 # make test-integration  against real registries, oras, kube-apiserver and csi-sanity; needs Go
 # make test-e2e          pods on a real node with kubelet and containerd; needs Go and root
+# make test-extra        beside Flux, Argo CD, kyverno and gatekeeper; needs Go (not part of make test)
 # make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target
 # make binary            the static binary
 # make image             its container image, built without Docker
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-integration test-e2e fuzz
+.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -29,9 +30,10 @@ RUN_AS :=
 # The tests of each tier, by the names of their targets. Every test target that is not of another tier is a unit test.
 SERIAL := integration_serial e2e
 INTEGRATION := integration integration_demo
+EXTRA := extra
 TEST_TARGETS := $(notdir $(patsubst %/main.rs,%,$(wildcard */tests/*/main.rs)) \
   $(basename $(wildcard */tests/*.rs examples/*/tests/*.rs)))
-UNIT := $(filter-out $(SERIAL) $(INTEGRATION),$(TEST_TARGETS))
+UNIT := $(filter-out $(SERIAL) $(INTEGRATION) $(EXTRA),$(TEST_TARGETS))
 # Integration tests mostly wait for other processes, so more of them run at once than there are cores.
 INTEGRATION_THREADS ?= 4
 # Many unit tests wait for timers, or for threads that write.
@@ -91,6 +93,15 @@ test-e2e: image
 	$(STAGE) "e2e: build" $(CARGO_TEST) --test e2e --no-run
 	IMAGES=$(IMAGE) $(STAGE) "e2e: tests" $(TESTBED)/one-node \
 	  $(CARGO_TEST) --offline --no-fail-fast --test e2e -- --nocapture --test-threads=1
+
+# One test at a time: each of these programs acts on the whole cluster.
+test-extra: binary
+	$(TESTBED)/packages integration
+	$(TESTBED)/packages extra
+	$(STAGE) "extra: Go programs" $(TESTBED)/build integration extra
+	$(STAGE) "extra: build" $(CARGO_TEST) --test extra --no-run
+	$(STAGE) "extra: tests" $(TESTBED)/api-server \
+	  $(CARGO_TEST) --offline --no-fail-fast --test extra -- --test-threads=1
 
 FUZZ_SECONDS ?= 60
 fuzz:

@@ -7,7 +7,7 @@ pub fn testbed(program: &str) -> PathBuf {
     let folder = std::env::var_os("ORAS_CSI_TESTBED_BIN")
         .map_or_else(|| repository().join("target/testbed/bin"), PathBuf::from);
     let path = folder.join(program);
-    assert!(path.exists(), "{} is not built: run `make test-integration` or `make test-e2e`", path.display());
+    assert!(path.exists(), "{} is not built: run the `make test-…` of the tier", path.display());
     path
 }
 

@@ -18,7 +18,7 @@ pub enum Code {
     Forbidden,
     /// The tag, digest, platform or set does not exist.
     NotFound,
-    /// The artifact exists, but nothing in it can be mounted.
+    /// The artifact exists, but nothing in it can be mounted. Or the volume of an object that exists cannot change.
     Unprocessable,
     /// The registry limits the request rate.
     TooManyRequests,

@@ -209,6 +209,23 @@ async fn another_reference_is_denied_with_what_to_do() {
     }
 }
 
+/// `kubectl` recreates an object only if the API server answers `Invalid`.
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_with_force_recreates_a_pod() {
+    let manifests = Manifests::start("apply-force").await;
+    let path = manifests.write("object", &Kind::PodWithInlineVolume.object(manifests.test(), REFERENCE));
+    let created = output(kubectl(&["apply", "-f"]).arg(&path));
+    assert!(created.status.success(), "{}", text(&created));
+    let first = stored(&path);
+    let other = "kind-registry:5000/acme/tokenizer:v3";
+    manifests.write("object", &Kind::PodWithInlineVolume.object(manifests.test(), other));
+    let forced = output(kubectl(&["apply", "--force", "--grace-period=0", "-f"]).arg(&path));
+    assert!(forced.status.success(), "{}", text(&forced));
+    let second = stored(&path);
+    assert_ne!(second["metadata"]["uid"], first["metadata"]["uid"]);
+    assert!(second["spec"]["volumes"].to_string().contains("acme/tokenizer"), "{second}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chart_can_be_upgraded() {
     let manifests = Manifests::start("apply-helm").await;

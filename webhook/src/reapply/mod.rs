@@ -25,7 +25,7 @@ use oras_csi_core::keys::{ANNOTATION_PREFIX, DRIVER, annotation, canonical};
 use serde_json::{Map, Value};
 
 pub(crate) use self::pod::restore_pod;
-use crate::denial::{At, Denial};
+use crate::denial::{At, Code, Denial};
 
 /// The field with the attributes of a volume.
 const ATTRIBUTES: &str = "volumeAttributes";
@@ -85,7 +85,9 @@ impl Changed {
             show(&self.before),
             show(&self.now)
         );
-        Denial::bad_request(at, None, rule, instead)
+        // Kubernetes answers so about a field that cannot change, and clients recreate an object only after that answer:
+        // `kubectl apply --force`, `kubectl replace --force`, Argo CD with Force, Flux with force.
+        Denial::new(Code::Unprocessable, at, None, rule, instead)
     }
 }
 

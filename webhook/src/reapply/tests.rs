@@ -163,6 +163,8 @@ fn a_changed_volume_of_a_pod_is_denied() {
     assert!(denial.message().starts_with("volume inline: "), "{denial}");
     assert!(denial.message().contains("is \"ghcr.io/team/model:v2\" now"), "{denial}");
     assert!(denial.message().ends_with("delete the pod and create it again"), "{denial}");
+    // Clients that recreate objects look for it.
+    assert_eq!(denial.code().reason(), "Invalid");
 }
 
 /// The API server has its own sentence for these.
