@@ -114,10 +114,12 @@ impl From<Denial> for Failure {
         // by a policy, and a digest that does not match is not a network failure.
         let status = match (denial.registry(), denial.code()) {
             (Some(kind), _) => ExitStatus::from(kind),
-            (None, Code::BadRequest) => ExitStatus::BadInput,
+            (None, _) if denial.is_wrong_request() => ExitStatus::BadInput,
+            // A set or a Secret that the manifests do not have.
+            (None, Code::BadRequest | Code::NotFound) => ExitStatus::BadInput,
             (None, Code::Forbidden) => ExitStatus::Denied,
             (None, Code::Unprocessable) => ExitStatus::Refused,
-            (None, Code::NotFound | Code::TooManyRequests | Code::Unavailable) => ExitStatus::Failed,
+            (None, Code::TooManyRequests | Code::Unavailable) => ExitStatus::Failed,
         };
         Self::new(status, denial)
     }
@@ -252,6 +254,22 @@ mod tests {
             exit_status_for(refused, &["--allow-registry", "ghcr.io"]).await?,
             Some(ExitStatus::Denied)
         );
+        Ok(())
+    }
+
+    /// The request must be changed, as for `pull`.
+    #[tokio::test]
+    async fn a_platform_that_an_index_lacks_is_bad_input() -> Result<(), Box<dyn std::error::Error>> {
+        const INDEX: &str = concat!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\nConnection: close\r\n\r\n",
+            r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"#,
+            r#""application/vnd.oci.image.manifest.v1+json","size":2,"digest":"sha256:"#,
+            "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+            r#"","platform":{"os":"windows","architecture":"amd64"}}]}"#
+        );
+        let denial = fixed_answer(INDEX, &[])?.denial(":v1").await.ok_or("it is denied")?;
+        assert!(denial.message().contains("has no manifest for linux/amd64"), "{denial}");
+        assert_eq!(Failure::from(denial).status, ExitStatus::BadInput);
         Ok(())
     }
 

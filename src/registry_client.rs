@@ -11,7 +11,7 @@ use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
 use oras_csi_core::registry::{Access, Keyring, Publisher, Registry};
 
-use crate::exit_status::Failure;
+use crate::exit_status::{ExitStatus, Failure};
 
 /// The longest `Retry-After` of a registry that an interactive client waits for. It is shorter than the time after
 /// which the webhook's resolver counts a registry as stalled, so that the caller gets the registry's 429 and its wait.
@@ -51,7 +51,10 @@ pub(crate) async fn resolve_digest(
     }
     match registry.resolve(reference).await {
         Ok(found) => Ok(found.digest().clone()),
-        Err(error) => Err(Failure::from(error).at(format_args!("cannot resolve {reference}"))),
+        Err(error) => {
+            let status = ExitStatus::from(error.kind());
+            Err(Failure::new(status, error.with_advice()).at(format_args!("cannot resolve {reference}")))
+        }
     }
 }
 

@@ -52,7 +52,7 @@ pub enum Error {
     },
 
     /// The API server refused the request, or cannot be reached.
-    #[error("cannot {verb} {place}: {}; {hint}", message(source))]
+    #[error("cannot {verb} {place}: {}; {}", message(source), advice(source, hint))]
     Api {
         /// The verb of the request.
         verb: Verb,
@@ -183,6 +183,11 @@ pub enum Error {
         #[from]
         source: tokio::task::JoinError,
     },
+}
+
+/// Returns what to do: a permission is no cause of a failure of the API server itself.
+fn advice(error: &kube::Error, hint: &'static str) -> &'static str {
+    if is_transient(error) { "check that the API server runs and can be reached" } else { hint }
 }
 
 impl Error {

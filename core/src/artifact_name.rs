@@ -12,11 +12,22 @@ pub struct ArtifactName(String);
 
 /// The error for a text that is not an [`ArtifactName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "\"{0}\" is not an artifact name: write at most 40 characters of a-z, 0-9, \"-\" and \".\", with a-z or 0-9 at both \
-     ends; upper case is not converted"
-)]
-pub struct ArtifactNameError(Shown);
+#[error("\"{name}\" is not an artifact name: {}", what_to_write(.lower.as_deref()))]
+pub struct ArtifactNameError {
+    name: Shown,
+    /// The name in lower case, where that is a valid one.
+    lower: Option<String>,
+}
+
+fn what_to_write(lower: Option<&str>) -> String {
+    lower.map_or_else(
+        || {
+            "write at most 40 characters of a-z, 0-9, \"-\" and \".\", with a-z or 0-9 at both ends"
+                .to_owned()
+        },
+        |lower| format!("upper-case letters are not allowed, so write {lower}"),
+    )
+}
 
 impl ArtifactName {
     const MAX_LEN: usize = 40;
@@ -31,17 +42,22 @@ impl FromStr for ArtifactName {
     type Err = ArtifactNameError;
 
     fn from_str(text: &str) -> Result<Self, ArtifactNameError> {
+        if Self::is_valid(text) {
+            return Ok(Self(text.to_owned()));
+        }
+        let lower = Some(text.to_ascii_lowercase()).filter(|lower| Self::is_valid(lower));
+        Err(ArtifactNameError { name: text.into(), lower })
+    }
+}
+
+impl ArtifactName {
+    fn is_valid(text: &str) -> bool {
         let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let has_valid_ends = text.bytes().next().is_some_and(is_alphanumeric)
             && text.bytes().next_back().is_some_and(is_alphanumeric);
-        if has_valid_ends
+        has_valid_ends
             && text.len() <= Self::MAX_LEN
             && text.bytes().all(|byte| is_alphanumeric(byte) || matches!(byte, b'-' | b'.'))
-        {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(ArtifactNameError(text.into()))
-        }
     }
 }
 
@@ -66,6 +82,17 @@ mod tests {
         let too_long = "a".repeat(41);
         for name in ["", "A", "Model", "-a", "a-", ".a", "a.", "a_b", "a/b", "a b", "é", too_long.as_str()] {
             assert!(name.parse::<ArtifactName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_error_shows_the_name_in_lower_case() {
+        for (name, instead) in [
+            ("Model", "upper-case letters are not allowed, so write model"),
+            ("My_Model", "write at most 40 characters of a-z"),
+        ] {
+            let error = name.parse::<ArtifactName>().map_err(|error| error.to_string()).unwrap_err();
+            assert!(error.contains(&format!("\"{name}\" is not an artifact name: {instead}")), "{error}");
         }
     }
 }

@@ -63,6 +63,7 @@ impl Shown {
     /// the advice for programmers about other functions of the parser.
     pub fn from_yaml_error(message: &str) -> Self {
         let line = message.lines().next().unwrap_or(message).trim();
+        let line = line.strip_prefix("error: ").unwrap_or(line);
         let end =
             [", set ", "; use from_", "; set "].into_iter().filter_map(|advice| line.find(advice)).min();
         Self::new(&line[..end.unwrap_or(line.len())])

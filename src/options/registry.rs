@@ -1,9 +1,10 @@
 //! Flags for registries and their credentials: hosts.toml files, docker config, credential providers.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use oras_csi_core::credentials::{Administrator, AdministratorSettings, ProviderFiles};
+use oras_csi_core::credentials::{Administrator, AdministratorSettings, DockerConfig, ProviderFiles};
 use oras_csi_core::registry::hosts::HostsConfig;
 
 use crate::exit_status::Failure;
@@ -49,7 +50,11 @@ impl RegistryOptions {
 
     /// Returns the credentials of an interactive command: those that the flags name, or the user's docker config.
     pub(crate) fn user_credentials(&self) -> Result<Option<Administrator>, Failure> {
-        self.credentials(self.docker_config.clone().or_else(user_docker_config))
+        let docker_config = self.docker_config.clone().or_else(user_docker_config);
+        if let Some(file) = &docker_config {
+            check_docker_config(file, self.docker_config.is_some())?;
+        }
+        self.credentials(docker_config)
     }
 
     fn credentials(&self, docker_config: Option<PathBuf>) -> Result<Option<Administrator>, Failure> {
@@ -64,9 +69,64 @@ impl RegistryOptions {
     }
 }
 
+/// Fails if a docker config cannot be used. A command that went on without it would say that the registry requires
+/// credentials. A service does go on, because the file may be corrected while it runs. Without `must_exist`, a file that
+/// does not exist is no error.
+fn check_docker_config(file: &Path, must_exist: bool) -> Result<(), Failure> {
+    let shown = file.display();
+    // Reading a pipe or a device could block without end.
+    let is_special = std::fs::metadata(file).is_ok_and(|found| !found.is_file());
+    let read = if is_special { Err(std::io::Error::other("it is not a file")) } else { std::fs::read(file) };
+    let bytes = match read {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => return Ok(()),
+        Err(error) => {
+            return Err(Failure::bad_input(format!(
+                "cannot read the docker config {shown}: {error}. Set a file that exists and can be read"
+            )));
+        }
+    };
+    DockerConfig::parse(&bytes).map(drop).map_err(|error| {
+        Failure::bad_input(format!(
+            "cannot use the docker config {shown}: {error}. Correct it, or log in again"
+        ))
+    })
+}
+
 /// Returns the path of the user's docker config, by docker's rules.
 fn user_docker_config() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let docker = folder("DOCKER_CONFIG").or_else(|| folder("HOME").map(|home| home.join(".docker")))?;
     Some(docker.join("config.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit_status::ExitStatus;
+
+    #[test]
+    fn a_docker_config_that_cannot_be_used_is_bad_input() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let (broken, good) = (folder.path().join("broken.json"), folder.path().join("good.json"));
+        let missing = folder.path().join("missing.json");
+        std::fs::write(&broken, "{")?;
+        std::fs::write(&good, "{\"auths\":{}}")?;
+        for (file, must_exist, words) in [
+            (&good, true, ""),
+            (&missing, false, ""),
+            (&missing, true, "cannot read the docker config"),
+            (&broken, false, "Correct it, or log in again"),
+            (&folder.path().to_owned(), true, "it is not a file"),
+        ] {
+            match check_docker_config(file, must_exist) {
+                Ok(()) => assert_eq!(words, ""),
+                Err(failure) => {
+                    assert_eq!(failure.status(), ExitStatus::BadInput);
+                    assert!(!words.is_empty() && failure.to_string().contains(words), "{failure}");
+                }
+            }
+        }
+        Ok(())
+    }
 }

@@ -378,7 +378,10 @@ fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, StoreError> {
 
 /// Finds the store in `path` for reading without its lock.
 pub fn locate_store(path: &Path) -> Result<Layout, StoreError> {
-    let path = path.canonicalize().map_err(|error| DiskError::new("resolve the path", path, error))?;
+    let path = path.canonicalize().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => StoreError::Missing(path.to_owned()),
+        _ => DiskError::new("resolve the path", path, error).into(),
+    })?;
     match format::read(&path)? {
         Some(_) => Ok(Layout::new(path)),
         None => Err(StoreError::Missing(path)),

@@ -146,6 +146,7 @@ pub struct Denial {
     message: String,
     retry_after: Option<u32>,
     registry: Option<RegistryErrorKind>,
+    is_wrong_request: bool,
 }
 
 /// The maximum length of a message, in characters. Kubernetes cuts messages of events after 1,024.
@@ -179,7 +180,8 @@ impl Denial {
             message.push_str(": ");
             message.push_str(&instead);
         }
-        Self { code, message: cut(message, MAX_MESSAGE), retry_after: None, registry: None }
+        let message = cut(message, MAX_MESSAGE);
+        Self { code, message, retry_after: None, registry: None, is_wrong_request: code == Code::BadRequest }
     }
 
     /// Makes a denial with [`Code::BadRequest`]: the user must change the object.
@@ -202,6 +204,17 @@ impl Denial {
     pub(crate) fn with_registry_error(mut self, kind: RegistryErrorKind) -> Self {
         self.registry = Some(kind);
         self
+    }
+
+    /// Marks the denial as caused by the request, whatever its code is.
+    pub(crate) fn with_wrong_request(mut self) -> Self {
+        self.is_wrong_request = true;
+        self
+    }
+
+    /// Reports whether only a changed request can succeed.
+    pub fn is_wrong_request(&self) -> bool {
+        self.is_wrong_request
     }
 
     /// Reports whether a registry denied access, or hides what the client may not see.

@@ -81,7 +81,7 @@ impl CaSecret {
 
     async fn get(&self) -> Result<Option<Secret>, Error> {
         self.api.get_opt(&self.name).await.map_err(|error| {
-            let hint = "grant get on this Secret, and check that the API server can be reached";
+            let hint = "grant get on this Secret";
             self.failed(Verb::Get, hint, error)
         })
     }

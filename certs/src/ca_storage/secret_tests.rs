@@ -110,7 +110,13 @@ async fn an_external_certificate_is_not_changed() {
 #[case(Method::GET, 403, None, "cannot get Secret oras/hook-ca: refused with 403; grant get", false)]
 #[case(Method::POST, 403, None, "cannot create Secret oras/hook-ca: refused with 403; grant create", false)]
 #[case(Method::PUT, 403, Some(json!({})), "cannot update Secret oras/hook-ca: refused with 403; grant update", false)]
-#[case(Method::GET, 503, None, "cannot get Secret oras/hook-ca: refused with 503", true)]
+#[case(
+    Method::GET,
+    503,
+    None,
+    "cannot get Secret oras/hook-ca: refused with 503; check that the API server runs",
+    true
+)]
 #[tokio::test]
 async fn errors_say_which_permission_to_grant(
     #[case] method: Method,

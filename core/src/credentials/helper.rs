@@ -75,7 +75,9 @@ impl fmt::Display for HelperName {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelperError {
     /// The program does not exist.
-    #[error("credential helper {name} failed: there is no program docker-credential-{name} in {place}")]
+    #[error(
+        "credential helper {name} failed: there is no program docker-credential-{name} in {place}: install it there, or remove the helper from the docker config"
+    )]
     Missing {
         /// The helper.
         name: HelperName,

@@ -20,9 +20,7 @@ pub enum ManifestError {
     #[error("the manifest is not valid JSON: {0}")]
     Json(Printable),
     /// The media type is neither that of an image nor that of an index.
-    #[error(
-        "the manifest has the media type \"{0}\", which this version does not support: push it as an OCI image manifest"
-    )]
+    #[error("the manifest has the media type \"{0}\", which is not supported")]
     Unsupported(Printable),
     /// The `Content-Type`, `mediaType` and the fields of the manifest contradict each other.
     #[error("the manifest is ambiguous: {0}")]
@@ -49,7 +47,7 @@ pub enum ManifestError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SelectError {
     /// The index has no manifest for the platform.
-    #[error("the index has no manifest for {platform}; it has: {available}")]
+    #[error("has no manifest for {platform}; it has {available}")]
     NoPlatform {
         /// The platform that was requested.
         platform: Platform,
@@ -57,11 +55,27 @@ pub enum SelectError {
         available: Printable,
     },
     /// The index has several manifests, and none of them states a platform.
-    #[error(
-        "the index has {count} manifests that state no platform: write the digest of one of them in the reference"
-    )]
+    #[error("has {count} manifests that state no platform")]
     NoPlatformStated {
         /// The number of manifests without a platform.
         count: usize,
     },
+}
+
+impl SelectError {
+    /// What an index without entries has.
+    pub(super) const NO_MANIFESTS: &'static str = "no manifests";
+
+    /// Returns what to do, as a sentence without its period.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::NoPlatform { available, .. } if available.as_str() == Self::NO_MANIFESTS => {
+                "Push it again with its manifests"
+            }
+            Self::NoPlatform { .. } => {
+                "Request a platform that it has, push a manifest for this platform, or use a node of a platform that it has"
+            }
+            Self::NoPlatformStated { .. } => "Write the digest of one of them in the reference",
+        }
+    }
 }

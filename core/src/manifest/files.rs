@@ -88,13 +88,19 @@ impl LayerFiles {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// No layer is a file or an archive.
-    #[error("it has no files: no layer has a title ({TITLE}) and none is a tar archive; it has {layers}")]
+    #[error(
+        "it has no files: no layer has a title ({TITLE}) and none is a tar archive; it has {layers}. Push files, as \
+         `oras push REFERENCE FILE` does; a patch is mounted with oras.land/patch or a patch step"
+    )]
     NoFiles {
         /// The media types of the layers.
         layers: String,
     },
     /// No layer has one of the media types that the step selects.
-    #[error("no layer has one of the media types {wanted}; it has {layers}")]
+    #[error(
+        "no layer has one of the requested media types ({wanted}); it has {layers}. Request media types that it has: \
+         oras.land/media-types of a pod, mediaTypes of a step, or --media-type"
+    )]
     NoMediaType {
         /// The media types that the step selects.
         wanted: String,
@@ -113,7 +119,9 @@ pub enum PlanError {
         media_type: Shown,
     },
     /// The manifest has more layers than the limit.
-    #[error("the manifest has {found} layers: the limit is {limit}")]
+    #[error(
+        "the manifest has {found} layers: the limit is {limit} (--max-layers). Push a directory as one layer"
+    )]
     TooManyLayers {
         /// The number of layers.
         found: usize,
@@ -121,7 +129,9 @@ pub enum PlanError {
         limit: usize,
     },
     /// A title is not a path within a tree.
-    #[error("the title of layer {layer} is invalid: {source}")]
+    #[error(
+        "the title of layer {layer} is invalid: {source}. Push the artifact again with a title that is a relative path in the volume"
+    )]
     Title {
         /// The position of the layer, counted from 1.
         layer: usize,
@@ -129,7 +139,9 @@ pub enum PlanError {
         source: NameError,
     },
     /// Two layers have the same title.
-    #[error("two layers, {first} and {second}, have the title \"{path}\"")]
+    #[error(
+        "two layers, {first} and {second}, have the title \"{path}\". Push them again with different titles"
+    )]
     SameTitle {
         /// The title.
         path: String,
@@ -139,7 +151,9 @@ pub enum PlanError {
         second: Digest,
     },
     /// A title is a file and also a directory.
-    #[error("the file \"{file}\" of one layer is a directory in another: \"{below}\"")]
+    #[error(
+        "the file \"{file}\" of one layer is a directory in another: \"{below}\". Push them again with different titles"
+    )]
     FileAndDirectory {
         /// The file.
         file: String,
@@ -160,7 +174,9 @@ pub enum PlanError {
         layers: String,
     },
     /// Two descriptors of the same blob have different sizes.
-    #[error("the blob {digest} has {first} bytes in one layer of the manifest and {second} in another")]
+    #[error(
+        "the blob {digest} has {first} bytes in one layer of the manifest and {second} in another. Push the artifact again"
+    )]
     TwoSizes {
         /// The digest of the blob.
         digest: Digest,
@@ -171,7 +187,7 @@ pub enum PlanError {
     },
     /// The annotation is not a digest.
     #[error(
-        "layer {layer} has the annotation {CONTENT_DIGEST} with the value \"{value}\", which is not a digest"
+        "layer {layer} has the annotation {CONTENT_DIGEST} with the value \"{value}\", which is not a digest. Push the artifact again"
     )]
     ContentDigest {
         /// The position of the layer, counted from 1.

@@ -282,7 +282,8 @@ impl Index {
             (None, _) => {
                 let stated = self.entries.iter().filter_map(IndexEntry::platform).map(ToString::to_string);
                 let available = stated.collect::<Vec<_>>().join(", ");
-                let available = if available.is_empty() { "no manifests".to_owned() } else { available };
+                let available =
+                    if available.is_empty() { SelectError::NO_MANIFESTS.to_owned() } else { available };
                 Err(SelectError::NoPlatform { platform: platform.clone(), available: available.into() })
             }
         }

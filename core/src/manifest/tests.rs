@@ -249,5 +249,10 @@ fn selects_the_only_manifest_without_a_platform() {
     assert_eq!(one.select(&platform).unwrap().descriptor().digest().to_string(), digest("any"));
     let two = index(&[("a", None), ("b", None)]);
     assert_eq!(two.select(&platform).unwrap_err(), SelectError::NoPlatformStated { count: 2 });
-    assert!(index(&[]).select(&platform).unwrap_err().to_string().contains("no manifests"));
+    let none = index(&[]).select(&platform).unwrap_err();
+    assert!(none.to_string().contains("it has no manifests"), "{none}");
+    assert_eq!(none.advice(), "Push it again with its manifests");
+    let other = index(&[("arm64", on("linux", "arm64", ""))]).select(&platform).unwrap_err();
+    assert_eq!(other.to_string(), "has no manifest for linux/amd64; it has linux/arm64");
+    assert!(other.advice().starts_with("Request a platform that it has"), "{}", other.advice());
 }

@@ -13,8 +13,8 @@ use crate::reference::ReferenceError;
 pub enum PatchError {
     /// The artifact is an image index.
     #[error(
-        "is an image index, which is neither a patch nor a recipe artifact: to mount it, name it with \
-         oras.land/artifact"
+        "is an image index, which is neither a patch nor a recipe artifact: to mount it, name it as an artifact \
+         (oras.land/artifact, oras.artifact.reference, or an add step)"
     )]
     Index,
     /// The manifest is too large.
@@ -28,8 +28,8 @@ pub enum PatchError {
     },
     /// The artifact has another artifact type.
     #[error(
-        "is an artifact of type \"{kind}\", which is neither a patch nor a recipe artifact: to mount it, name it with \
-         oras.land/artifact"
+        "is an artifact of type \"{kind}\", which is neither a patch nor a recipe artifact: to mount it, name it as an \
+         artifact (oras.land/artifact, oras.artifact.reference, or an add step)"
     )]
     Kind {
         /// The artifact type.

@@ -185,9 +185,9 @@ fn the_artifact_manifest_form_is_accepted_for_patches_only() {
     for (change, words) in [
         (
             &(|manifest: &mut Value| manifest["artifactType"] = json!("a/b")) as &dyn Fn(&mut Value),
-            "does not support",
+            "is not supported",
         ),
-        (&|manifest| _ = manifest.as_object_mut().unwrap().remove("artifactType"), "does not support"),
+        (&|manifest| _ = manifest.as_object_mut().unwrap().remove("artifactType"), "is not supported"),
         (&|manifest| manifest["blobs"] = json!([{"digest": "x"}]), "blobs is not empty"),
         (&|manifest| manifest["blobs"] = json!("x"), "blobs is not empty"),
         (&|manifest| manifest["layers"] = json!([]), "more than one kind"),

@@ -221,7 +221,7 @@ pub enum RecipeError {
         length: usize,
     },
     /// The text is not YAML or JSON, or has not the structure of a recipe. The parser's message has line and column.
-    #[error("cannot parse the recipe: {0}")]
+    #[error("cannot parse the recipe: {0}: write a list of steps, for example - add: ghcr.io/acme/model:v1")]
     Syntax(Shown),
     /// The recipe has no step.
     #[error(
@@ -244,7 +244,7 @@ pub enum RecipeError {
         step: usize,
     },
     /// A step has `level` without `patch`.
-    #[error("step {step} of the recipe: level is allowed only in a step with patch")]
+    #[error("step {step} of the recipe: level is allowed only in a step with patch: remove it")]
     LevelAlone {
         /// The number of the step.
         step: usize,
@@ -265,7 +265,7 @@ pub enum RecipeError {
         step: usize,
     },
     /// A step with `remove` has another key.
-    #[error("step {step} of the recipe: a step with remove cannot have \"{key}\"")]
+    #[error("step {step} of the recipe: a step with remove cannot have \"{key}\": remove this key")]
     BesideRemove {
         /// The number of the step.
         step: usize,

@@ -87,7 +87,10 @@ fn rejects_every_other_form_of_the_json(#[case] template: &str) {
 #[rstest]
 #[case::unknown_key("- add: a\n  paht: x\n", "line 2")]
 #[case::two_verbs("- {add: a, remove: b}", "exactly one")]
-#[case::not_a_list("add: a", "cannot parse the recipe")]
+#[case::not_a_list(
+    "add: a",
+    "cannot parse the recipe: line 1 column 1: expected sequence start: write a list of steps"
+)]
 #[case::ambiguous("- add: team/app", "docker.io/team/app")]
 #[case::bad_path("- {add: a, path: ../x}", "step 1")]
 #[case::nothing("", "")]
@@ -133,7 +136,7 @@ fn rejects_every_other_form_of_the_json(#[case] template: &str) {
 #[case::an_empty_level("- {patch: a, level: }", "is not a level")]
 #[case::a_level_alone(
     "- {add: a, level: minor}",
-    "step 1 of the recipe: level is allowed only in a step with patch"
+    "step 1 of the recipe: level is allowed only in a step with patch: remove it"
 )]
 #[case::an_empty_platform("- {add: a, platform: ''}", "step 1")]
 #[case::twice_the_same(

@@ -111,6 +111,14 @@ pub enum ReferenceError {
         /// The reference with the repository in lower case.
         lower: Shown,
     },
+    /// A digest follows a colon, as a tag does.
+    #[error("\"{reference}\": a digest follows \"@\", not \":\": write {correct}")]
+    DigestAsTag {
+        /// The complete text.
+        reference: Shown,
+        /// The reference with `@`.
+        correct: Shown,
+    },
     /// The tag does not follow the distribution-spec's rule for `<reference>` as a tag.
     #[error(
         "\"{reference}\": \"{tag}\" is not a tag: write at most 128 characters of A-Z a-z 0-9 _ . -, and begin with \
@@ -167,6 +175,10 @@ impl Reference {
         let digest =
             digest.transpose().map_err(|source| ReferenceError::Digest { reference: shown(), source })?;
         let (name, tag) = split_tag(name);
+        if let Some((before, digest)) = tag.and_then(|tag| digest_as_tag(name, tag)) {
+            let correct = Shown::new(&format!("{before}@{digest}"));
+            return Err(ReferenceError::DigestAsTag { reference: shown(), correct });
+        }
         let (registry, repository) = split_registry(text, name, is_registry)?;
         check_repository(text, &repository)?;
         if let Some(tag) = tag.filter(|tag| !is_tag(tag)) {
@@ -225,6 +237,12 @@ fn without_scheme(text: &str) -> &str {
 fn digest_alone(text: &str) -> Option<Digest> {
     let digest = text.strip_prefix('@').unwrap_or(text);
     digest.parse().or_else(|_| format!("{}:{digest}", Algorithm::Sha256.name()).parse()).ok()
+}
+
+/// Splits `NAME:sha256` and `HEX`, in which a colon precedes the digest, into `NAME` and the digest.
+fn digest_as_tag<'a>(name: &'a str, tag: &str) -> Option<(&'a str, Digest)> {
+    let (before, algorithm) = name.rsplit_once(':')?;
+    Some((before, format!("{algorithm}:{tag}").parse().ok()?))
 }
 
 fn split_tag(name: &str) -> (&str, Option<&str>) {
@@ -289,10 +307,11 @@ fn check_repository(text: &str, repository: &str) -> Result<(), ReferenceError> 
         return Ok(());
     }
     Err(if is_repository(&lower) {
-        ReferenceError::UpperCase {
-            reference: text.into(),
-            lower: Shown::new(&text.replacen(repository, &lower, 1)),
-        }
+        // `library/` of Docker Hub may not be written.
+        let written =
+            if text.contains(repository) { repository } else { repository.trim_start_matches("library/") };
+        let lower = text.replacen(written, &written.to_ascii_lowercase(), 1);
+        ReferenceError::UpperCase { reference: text.into(), lower: Shown::new(&lower) }
     } else {
         ReferenceError::Repository { reference: text.into(), repository: repository.into() }
     })

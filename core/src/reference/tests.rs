@@ -150,6 +150,19 @@ fn a_digest_alone_lacks_registry_and_repository(#[case] text: &str) {
 }
 
 #[rstest]
+#[case("ghcr.io/acme/model:SHA", "ghcr.io/acme/model@SHA")]
+#[case("oras://ghcr.io/acme/model:SHA", "ghcr.io/acme/model@SHA")]
+#[case("model:SHA", "model@SHA")]
+fn a_digest_follows_an_at_sign(#[case] text: &str, #[case] correct: &str) {
+    let [text, correct] = [text, correct].map(|text| text.replace("SHA", SHA256));
+    let error = Reference::parse(&text).unwrap_err();
+    assert!(
+        error.to_string().ends_with(&format!("a digest follows \"@\", not \":\": write {correct}")),
+        "{error}"
+    );
+}
+
+#[rstest]
 #[case("sha256:v1")]
 #[case("sha256")]
 #[case("abcdef0123456789")]
@@ -160,6 +173,8 @@ fn short_names_that_are_like_a_digest_stay_names(#[case] text: &str) {
 #[rstest]
 #[case("hf.co/Org/Model", "hf.co/org/model")]
 #[case("oci://hf.co/Org/Model:Q4", "oci://hf.co/org/model:Q4")]
+#[case("Model:v1", "model:v1")]
+#[case("docker.io/Model", "docker.io/model")]
 fn upper_case_keeps_its_hint(#[case] text: &str, #[case] lower: &str) {
     let error = Reference::parse(text).unwrap_err().to_string();
     assert!(

@@ -168,11 +168,12 @@ impl Credentials for Keyring {
 }
 
 /// Reports whether another credential may be accepted after this error. Registries also hide private content with a
-/// 404, and token services answer an expired refresh token with 400 (RFC 6749, 5.2).
+/// 404, token services answer an expired refresh token with 400 (RFC 6749, 5.2), and some answer unknown credentials with
+/// a page.
 pub fn may_depend_on_credential(error: &RegistryError) -> bool {
     match error {
         RegistryError::Refused { status, .. } => matches!(status, 400 | 401 | 403),
-        error => error.kind() == RegistryErrorKind::NotFound,
+        error => matches!(error.kind(), RegistryErrorKind::NotFound | RegistryErrorKind::Authentication),
     }
 }
 

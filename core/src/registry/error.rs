@@ -65,12 +65,13 @@ pub enum RegistryError {
         /// The cause.
         words: Printable,
     },
-    /// The client does not accept the server's TLS certificate, or the server wants another certificate of the client.
+    /// The client does not accept the server's TLS certificate, the server wants another certificate of the client, or it
+    /// does not speak a version of TLS that the client accepts.
     #[error("{at}: {words}")]
     Certificate {
         /// The request.
         at: Printable,
-        /// What is wrong with the certificate, and what to do.
+        /// What is wrong, and what to do.
         words: Printable,
     },
     /// The connection was open, but nothing arrived in time.
@@ -101,7 +102,15 @@ pub enum RegistryError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A manifest, token or header cannot be parsed.
+    /// The registry's challenge or the token service's response cannot be used.
+    #[error("{at}: {words}")]
+    Authentication {
+        /// The request.
+        at: Printable,
+        /// What is wrong with the challenge or the response.
+        words: Printable,
+    },
+    /// A manifest or a list cannot be parsed.
     #[error("{at}: {words}")]
     Invalid {
         /// The request.
@@ -148,6 +157,8 @@ pub enum RegistryErrorKind {
     Untruthful,
     /// [`RegistryError::TooLarge`]
     TooLarge,
+    /// [`RegistryError::Authentication`]
+    Authentication,
     /// [`RegistryError::Invalid`]
     Invalid,
     /// [`RegistryError::Misconfigured`]
@@ -175,6 +186,7 @@ impl RegistryErrorKind {
             Self::Stalled => "stalled",
             Self::Untruthful => "untruthful",
             Self::TooLarge => "too_large",
+            Self::Authentication => "authentication",
             Self::Invalid => "invalid",
             Self::Misconfigured => "misconfigured",
             Self::NotAllowed => "not_allowed",
@@ -195,16 +207,20 @@ impl RegistryError {
             Self::Stalled { .. } => RegistryErrorKind::Stalled,
             Self::Untruthful { .. } => RegistryErrorKind::Untruthful,
             Self::TooLarge { .. } => RegistryErrorKind::TooLarge,
+            Self::Authentication { .. } => RegistryErrorKind::Authentication,
             Self::Invalid { .. } => RegistryErrorKind::Invalid,
             Self::Misconfigured { .. } => RegistryErrorKind::Misconfigured,
             Self::NotAllowed { .. } => RegistryErrorKind::NotAllowed,
         }
     }
 
-    /// Adds a possible reason to a refusal or a 404. Other errors stay as they are.
+    /// Adds a possible reason to a refusal, a 404 or a failed authentication. Other errors stay as they are.
     #[must_use]
     pub fn with_reason(mut self, reason: &str) -> Self {
-        if let Self::Refused { words, .. } | Self::NotFound { words, .. } = &mut self {
+        if let Self::Refused { words, .. }
+        | Self::NotFound { words, .. }
+        | Self::Authentication { words, .. } = &mut self
+        {
             *words = if words.is_empty() { reason.to_owned() } else { format!("{words}; {reason}") }.into();
         }
         self
@@ -230,6 +246,7 @@ impl RegistryError {
             | Self::Unreachable { at, words }
             | Self::Certificate { at, words }
             | Self::Untruthful { at, words }
+            | Self::Authentication { at, words }
             | Self::Invalid { at, words }
             | Self::Misconfigured { at, words }
             | Self::NotAllowed { at, words } => {
@@ -239,6 +256,59 @@ impl RegistryError {
             Self::Stalled { at, .. } | Self::TooLarge { at, .. } => *at = map_request(at.as_str()).into(),
         }
         self
+    }
+
+    /// Converts an error of a request to a token service: that a page of it does not exist, or is too long, says nothing
+    /// about the artifact.
+    pub(super) fn of_token_service(self) -> Self {
+        match self {
+            Self::NotFound { at, words } => {
+                let words = format!("the token service answered 404 (not found){}", suffix(&words)).into();
+                Self::Authentication { at, words }
+            }
+            Self::TooLarge { at, limit, .. } => {
+                let words = format!("the token service's response is longer than {limit} bytes").into();
+                Self::Authentication { at, words }
+            }
+            other => other,
+        }
+    }
+
+    /// Returns what to do, as a sentence without its period. It is empty where a retry can help, and where the message
+    /// itself ends with what to do.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => {
+                "Push the artifact, or correct the reference. If the repository is private, use credentials that can pull it"
+            }
+            Self::Refused { status: 401 | 403, .. } => "Use credentials that can pull from this repository",
+            Self::Refused { .. } => {
+                "Check that the host is an OCI registry, and that no proxy answers in its place"
+            }
+            Self::Untruthful { .. } => "Check the registry, and any mirror or proxy in front of it",
+            Self::Authentication { .. } => {
+                "Check the registry's authentication: the WWW-Authenticate header, and the token service that it names"
+            }
+            Self::TooLarge { .. } => "Push the artifact again with fewer layers or shorter annotations",
+            Self::Invalid { .. } => {
+                "Push the artifact again with a valid manifest within the limits, for example with `oras push`"
+            }
+            Self::RateLimited { .. }
+            | Self::Unavailable { .. }
+            | Self::Unreachable { .. }
+            | Self::Certificate { .. }
+            | Self::Stalled { .. }
+            | Self::Misconfigured { .. }
+            | Self::NotAllowed { .. } => "",
+        }
+    }
+
+    /// Returns the message, followed by [`Self::advice`].
+    pub fn with_advice(&self) -> String {
+        match self.advice() {
+            "" => self.to_string(),
+            advice => format!("{self}. {advice}"),
+        }
     }
 
     /// Reports whether the same request may succeed later.
@@ -281,6 +351,45 @@ mod tests {
             ("\u{1b}[", ""),
         ] {
             assert_eq!(Printable::new(given).as_str(), expected, "{given:?}");
+        }
+    }
+
+    /// Where a retry helps, and where the message says what to do, there is no advice.
+    #[test]
+    fn advice_fits_the_error() {
+        let (at, words) = (|| Printable::new("GET x"), || Printable::new("why"));
+        for (error, advice) in [
+            (
+                RegistryError::NotFound { at: at(), words: words() },
+                "x: not found: why. Push the artifact, or correct",
+            ),
+            (
+                RegistryError::Refused { at: at(), status: 401, words: words() },
+                "with 401: why. Use credentials that",
+            ),
+            (
+                RegistryError::Refused { at: at(), status: 405, words: words() },
+                "Check that the host is an OCI registry",
+            ),
+            (RegistryError::Untruthful { at: at(), words: words() }, "any mirror or proxy in front of it"),
+            (
+                RegistryError::Authentication { at: at(), words: words() },
+                "why. Check the registry's authentication",
+            ),
+            (RegistryError::TooLarge { at: at(), what: "a manifest", limit: 1 }, "with fewer layers"),
+            (
+                RegistryError::Invalid { at: at(), words: words() },
+                "why. Push the artifact again with a valid manifest",
+            ),
+        ] {
+            assert!(error.with_advice().contains(advice), "{}", error.with_advice());
+        }
+        for error in [
+            RegistryError::Unavailable { at: at(), status: 503, words: words() },
+            RegistryError::Certificate { at: at(), words: words() },
+            RegistryError::NotAllowed { at: at(), words: words() },
+        ] {
+            assert_eq!(error.with_advice(), error.to_string());
         }
     }
 

@@ -21,12 +21,23 @@ use super::address::without_brackets;
 /// The error for an address that is not dialled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{host} is {what}, which is not dialled unless an administrator allows it: set server = \
+    "{host} is {what}, which is not dialed unless an administrator allows it: set server = \
      \"http://HOST:PORT\" (or https) in the registry's hosts.toml"
 )]
 pub struct Forbidden {
     host: String,
     what: &'static str,
+}
+
+impl Forbidden {
+    /// Returns the message for an address that the registry named, in a redirect or as its token service.
+    pub(crate) fn named_by_registry(&self) -> String {
+        let Self { host, what } = self;
+        format!(
+            "{host} is {what}, which is not dialed: the registry must name an address that other machines can reach in \
+             its redirects and as its token service"
+        )
+    }
 }
 
 /// Returns what kind of forbidden address this is, or `None` if it is allowed. An IPv6 address that embeds an IPv4

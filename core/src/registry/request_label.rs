@@ -41,6 +41,10 @@ impl RequestLabel {
         RegistryError::Invalid { at: self.text(), words: words.into() }
     }
 
+    pub(super) fn authentication(&self, words: impl Into<Printable>) -> RegistryError {
+        RegistryError::Authentication { at: self.text(), words: words.into() }
+    }
+
     pub(super) fn not_allowed(&self, words: impl Into<Printable>) -> RegistryError {
         RegistryError::NotAllowed { at: self.text(), words: words.into() }
     }

@@ -205,11 +205,15 @@ impl Verification {
 fn is_about_the_issuer(error: &rustls::Error) -> bool {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
-        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => {
-            matches!(other.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
-        }
+        rustls::Error::InvalidCertificate(problem) => is_ca_certificate(problem),
         _ => false,
     }
+}
+
+/// Reports whether the server's certificate is one of an authority, which webpki does not accept from a server.
+pub(super) fn is_ca_certificate(problem: &CertificateError) -> bool {
+    matches!(problem, CertificateError::Other(OtherError(other))
+        if matches!(other.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity)))
 }
 
 impl ServerCertVerifier for Verification {

@@ -41,7 +41,15 @@ pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> Regi
     let Some(tls) = find_cause::<rustls::Error>(error) else { return label.unreachable(causes(error)) };
     match certificate_advice(tls) {
         Some(advice) => label.certificate(causes(error) + advice),
-        None if matches!(tls, rustls::Error::InvalidMessage(_)) => label.unreachable(causes(error) + NO_TLS),
+        // During a handshake, the server speaks no TLS or another version of it. Later, the network changed bytes.
+        None if error.is_connect() => match tls {
+            rustls::Error::InvalidMessage(_) => label.certificate(causes(error) + NO_TLS),
+            rustls::Error::PeerIncompatible(_)
+            | rustls::Error::AlertReceived(
+                rustls::AlertDescription::HandshakeFailure | rustls::AlertDescription::ProtocolVersion,
+            ) => label.certificate(causes(error) + OTHER_TLS),
+            _ => label.unreachable(causes(error)),
+        },
         None => label.unreachable(causes(error)),
     }
 }
@@ -49,6 +57,10 @@ pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> Regi
 /// What to do if the server answers in another protocol than TLS.
 const NO_TLS: &str = " (the server does not speak TLS: for plain http, set server = \"http://HOST:PORT\" in the \
                       registry's hosts.toml)";
+
+/// What to do if the server and the client have no version or cipher suite of TLS in common.
+const OTHER_TLS: &str =
+    " (the server must support TLS 1.2 or 1.3 with a current cipher suite: update it or its configuration)";
 
 /// Returns what to do after an error about a certificate. Returns `None` for other errors of TLS.
 fn certificate_advice(error: &rustls::Error) -> Option<&'static str> {
@@ -65,10 +77,19 @@ fn certificate_advice(error: &rustls::Error) -> Option<&'static str> {
                 " (the server's certificate is for another name: request the registry by a name of the certificate, or \
                  renew the certificate with this name)"
             }
-            _ => {
+            Problem::UnknownIssuer => {
                 " (the certificate authority is unknown: set the server's own certificate, or its authority, as `ca` in \
                  the registry's hosts.toml)"
             }
+            Problem::BadSignature => {
+                " (the certificate was not signed by the authority of this name that the client has: set the present \
+                 authority as `ca` in the registry's hosts.toml)"
+            }
+            problem if tls::is_ca_certificate(problem) => {
+                " (the server's certificate is one of an authority, CA:TRUE, as `openssl req -x509` makes it: set this \
+                 certificate as `ca` in the registry's hosts.toml, or issue one for a server)"
+            }
+            _ => " (the server's certificate cannot be used: issue a new one for a server)",
         }),
         rustls::Error::AlertReceived(
             Alert::CertificateRequired | Alert::BadCertificate | Alert::UnknownCA,
@@ -304,11 +325,13 @@ impl Transport {
             match call.body {
                 None => {}
                 Some(RequestBody::Form(_)) => {
-                    let message = "redirected a request that contains a secret, which is not followed";
+                    let message = "redirected a request that contains a secret, which is not followed: the registry must name the \
+                         final address of its token service";
                     return Err(Failure::permanent(label.not_allowed(message)));
                 }
                 Some(RequestBody::Content(_)) => {
-                    let message = "redirected a write request, which is not followed";
+                    let message =
+                        "redirected a write request, which is not followed: push to the final address";
                     return Err(Failure::permanent(label.not_allowed(message)));
                 }
             }
@@ -316,13 +339,17 @@ impl Transport {
             redirected = redirected || origin(&url) != first_origin;
             if redirected && !call.endpoint.trust().is_redirect_allowed(&url) {
                 let message = format!(
-                    "redirected to {}, which is none of the hosts in `redirects` of the registry's hosts.toml",
+                    "redirected to {}, which is none of the hosts in `redirects` of the registry's hosts.toml: add it there if the \
+                     registry's content is there",
                     origin(&url)
                 );
                 return Err(Failure::permanent(label.not_allowed(message)));
             }
         }
-        let message = format!("more than {} redirects", self.limits.redirects);
+        let message = format!(
+            "more than {} redirects: check the registry, and any proxy in front of it",
+            self.limits.redirects
+        );
         Err(Failure::permanent(RequestLabel::new(&call.method, &url).not_allowed(message)))
     }
 
@@ -335,7 +362,11 @@ impl Transport {
         deadline: Instant,
     ) -> Result<Response, Failure> {
         let checked = self.check(allowed, hop.url);
-        checked.map_err(|forbidden| Failure::permanent(label.not_allowed(forbidden.to_string())))?;
+        let not_allowed = |forbidden: &Forbidden| match hop.role {
+            PeerRole::Endpoint => label.not_allowed(forbidden.to_string()),
+            PeerRole::RedirectTarget => label.not_allowed(forbidden.named_by_registry()),
+        };
+        checked.map_err(|forbidden| Failure::permanent(not_allowed(&forbidden)))?;
         let proxy = self.proxies.proxy_for(hop.url);
         let proxy = proxy.map_err(|message| Failure::permanent(label.misconfigured(message.clone())))?;
         let connect_timeout = endpoint.dial_timeout().unwrap_or(self.limits.connect_timeout);
@@ -371,7 +402,10 @@ impl Transport {
                 Err(Failure::retryable(label.stalled(through_proxy(proxy, "connection"), connect_timeout)))
             }
             Ok(Err(error)) => {
-                let failed = client_error(label, &error);
+                let failed = match find_cause::<Forbidden>(&error) {
+                    Some(forbidden) => not_allowed(forbidden),
+                    None => client_error(label, &error),
+                };
                 let failed = failed.map_text(str::to_owned, |message| through_proxy(proxy, message));
                 Err(if is_permanent(&error) {
                     Failure::permanent(failed)
@@ -465,18 +499,24 @@ fn redirect_target(url: &Url, response: &Response, label: &RequestLabel) -> Resu
         ("https", "http") => {
             let target = origin(&next);
             return Err(
-                label.not_allowed(format!("redirected from https to {target}, which is not followed"))
+                label.not_allowed(format!(
+                    "redirected from https to {target}, which is not followed: the registry must redirect to https"
+                ))
             );
         }
         _ => {
             let scheme = next.scheme();
             return Err(
-                label.not_allowed(format!("redirected to a \"{scheme}\" address, which is not followed"))
+                label.not_allowed(format!(
+                    "redirected to a \"{scheme}\" address, which is not followed: the registry must redirect to https"
+                ))
             );
         }
     }
     if !next.username().is_empty() || next.password().is_some() {
-        return Err(label.not_allowed("redirected to an address with a user in it, which is not followed"));
+        let message = "redirected to an address with a user or a password in it, which is not followed: the registry must \
+                       redirect to an address without them";
+        return Err(label.not_allowed(message));
     }
     Ok(next)
 }

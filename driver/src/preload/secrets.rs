@@ -87,7 +87,9 @@ pub enum SetSecretError {
         secret: Shown,
     },
     /// The data of the Secret is invalid.
-    #[error("cannot use the pull secret {secret} of the ClusterArtifactSet {set}: {source}")]
+    #[error(
+        "cannot use the pull secret {secret} of the ClusterArtifactSet {set}: {source}. Create it again with `kubectl create secret docker-registry`"
+    )]
     Config {
         /// The set.
         set: Shown,

@@ -96,7 +96,7 @@ impl fmt::Display for PodName {
 /// The reason of a failed check. The reference is in the message already, so only the registry's part is repeated.
 fn reason(error: &PullError) -> String {
     match error {
-        PullError::Registry { source, .. } => source.to_string(),
+        PullError::Registry { source, .. } => source.with_advice(),
         other => other.to_string(),
     }
 }
@@ -354,6 +354,16 @@ mod tests {
     }
 
     const ACCEPTED_SECRET: Result<Option<Source>, PullError> = Ok(Some(Source::VolumeSecret));
+
+    #[test]
+    fn a_failed_pull_says_what_to_do() {
+        use crate::publish::PublishError;
+
+        let text = |error: PullError| PublishError::Pull(Arc::new(error)).to_string();
+        assert!(text(unreachable()).ends_with("HEAD x: refused. Retrying."), "{}", text(unreachable()));
+        let denied = text(denied());
+        assert!(denied.ends_with("403: no. Use credentials that can pull from this repository"), "{denied}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_permission_is_cached_for_the_same_credentials_for_ten_minutes() {

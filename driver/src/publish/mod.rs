@@ -50,6 +50,11 @@ pub struct PublishWait(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuthorizationGrace(pub Duration);
 
+/// Says that kubelet repeats the call, where that can help.
+fn retrying(error: &PullError) -> &'static str {
+    if error.kind() == PullErrorKind::Unavailable { ". Retrying." } else { "" }
+}
+
 /// Why a volume could not be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
@@ -104,7 +109,7 @@ pub enum PublishError {
         progress: ProgressSnapshot,
     },
     /// The pull failed.
-    #[error("{0}")]
+    #[error("{}{}", .0, retrying(.0))]
     Pull(Arc<PullError>),
     /// The pull failed without the pull secret of the cluster set, which could not be read.
     #[error("{error}. The pull secret of the cluster set was not used: {secret}")]

@@ -44,7 +44,7 @@ pub enum SecretError {
     #[error("it has no key {DOCKER_CONFIG_JSON}. Create it with `kubectl create secret docker-registry`")]
     Kind,
     /// The Docker config is invalid.
-    #[error("{0}")]
+    #[error("{0}. Create it again with `kubectl create secret docker-registry`")]
     Config(#[from] DockerConfigError),
 }
 

@@ -25,7 +25,7 @@ pub(crate) type Piece = Result<Bytes, RegistryError>;
 #[derive(Debug, thiserror::Error)]
 pub enum StreamFault {
     /// The registry failed during the download.
-    #[error(transparent)]
+    #[error("{}", .0.with_advice())]
     Registry(#[from] RegistryError),
     /// The sender was dropped, because the driver is stopping.
     #[error("the download was canceled because the driver is stopping. The next attempt starts it again")]
@@ -52,7 +52,7 @@ pub enum StreamFault {
     },
     /// The layers of a volume exceed the limit on the unpacked size.
     #[error(
-        "the layers of the volume are too large: they unpack to more than {limit} bytes together, the limit (--max-unpacked)"
+        "the layers of the volume are too large: they unpack to more than {limit} bytes together, the limit (--max-unpacked). Push less, or raise the limit"
     )]
     Unpacked {
         /// The limit.

@@ -68,7 +68,7 @@ pub enum StoreError {
         found: u32,
     },
     /// The folder is not a store.
-    #[error("cannot read the store {}: the folder is not a store of this driver, because it has no file \"format\". Check the path", .0.display())]
+    #[error("cannot read the store {}: the folder does not exist or is not a store of this driver, because it has no file \"format\". Check the path", .0.display())]
     Missing(PathBuf),
     /// The format file is damaged.
     #[error(

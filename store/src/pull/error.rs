@@ -20,7 +20,7 @@ type BoxedReference = Box<PinnedReference>;
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// The registry did not serve the manifest.
-    #[error("cannot pull the manifest of {reference}: {source}")]
+    #[error("cannot pull the manifest of {reference}: {}", .source.with_advice())]
     Registry {
         /// The reference.
         reference: BoxedReference,
@@ -28,7 +28,9 @@ pub enum PullError {
         source: RegistryError,
     },
     /// The manifest is invalid.
-    #[error("cannot mount {reference}: its manifest is rejected: {source}")]
+    #[error(
+        "cannot mount {reference}: its manifest is rejected: {source}. Push the artifact again with a valid manifest"
+    )]
     Manifest {
         /// The reference.
         reference: BoxedReference,
@@ -48,7 +50,7 @@ pub enum PullError {
         found: u64,
     },
     /// The index has no manifest for the platform.
-    #[error("cannot mount {reference}: it is an image index, and {source}")]
+    #[error("cannot mount {reference}: it is an image index that {source}. {}", .source.advice())]
     Platform {
         /// The reference.
         reference: BoxedReference,
@@ -112,7 +114,7 @@ pub enum PullError {
         filters: String,
     },
     /// The archives have no entries.
-    #[error("cannot mount {reference}: its archives are empty")]
+    #[error("cannot mount {reference}: its archives are empty. Push files, or a directory with files")]
     Empty {
         /// The reference.
         reference: BoxedReference,
@@ -234,6 +236,7 @@ fn registry_error_kind(error: &RegistryError) -> PullErrorKind {
         | RegistryError::Unavailable { .. }
         | RegistryError::Unreachable { .. }
         | RegistryError::Certificate { .. }
+        | RegistryError::Authentication { .. }
         | RegistryError::Stalled { .. } => PullErrorKind::Unavailable,
     }
 }

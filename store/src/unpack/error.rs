@@ -35,14 +35,16 @@ pub enum UnpackError {
     #[error(transparent)]
     Stream(#[from] StreamFault),
     /// The volume has too many entries.
-    #[error("the layers of the volume have more than {limit} entries together, the limit (--max-entries)")]
+    #[error(
+        "the layers of the volume have more than {limit} entries together, the limit (--max-entries). Push fewer files, or raise the limit"
+    )]
     TooManyEntries {
         /// The limit.
         limit: u64,
     },
     /// The volume takes too much of the disk.
     #[error(
-        "the layers of the volume are too large: they take more than {limit} bytes of the disk together, the limit (--max-unpacked). Each file, directory and link counts, and each copy of a file with too many hard links"
+        "the layers of the volume are too large: they take more than {limit} bytes of the disk together, the limit (--max-unpacked). Each file, directory and link counts, and each copy of a file with too many hard links. Push less, or raise the limit"
     )]
     TooMuchDisk {
         /// The limit.
@@ -59,11 +61,13 @@ pub enum UnpackError {
         prefix: String,
     },
     /// An entry replaces the root by a file or a link.
-    #[error("the layer replaces the root of the volume by something that is not a directory")]
+    #[error(
+        "the layer replaces the root of the volume by something that is not a directory. Push the directory again, and not a file or a link of its name"
+    )]
     RootIsNoDirectory,
     /// A symbolic link leads out of an ORAS directory.
     #[error(
-        "the symbolic link \"{path}\" leads to \"{target}\", which may lie outside the directory that was pushed. Make it relative, with \"..\" only at the beginning or behind directories"
+        "the symbolic link \"{path}\" leads to \"{target}\", which may lie outside the directory that was pushed. Push a copy in which the links are replaced by their files (`cp -rL`, as for a snapshot of Hugging Face), or push the directory that holds both the link and its target, with relative links"
     )]
     SymlinkEscapes {
         /// The link.
@@ -72,13 +76,17 @@ pub enum UnpackError {
         target: Shown,
     },
     /// The target of a symbolic link is empty or too long.
-    #[error("the symbolic link \"{path}\" has a target that is empty or impossible")]
+    #[error(
+        "the symbolic link \"{path}\" has a target that is empty or impossible. Push the directory again without it"
+    )]
     LinkTarget {
         /// The link.
         path: String,
     },
     /// The target of a hard link does not exist.
-    #[error("the hard link \"{path}\" is to \"{existing}\", which is no earlier file of the same layer")]
+    #[error(
+        "the hard link \"{path}\" is to \"{existing}\", which is no earlier file of the same layer. Pack the file before the link, in the same layer"
+    )]
     HardLink {
         /// The link.
         path: String,
@@ -94,14 +102,16 @@ pub enum UnpackError {
         path: String,
     },
     /// A path leads through more links than the kernel follows, or through links to each other.
-    #[error("\"{path}\" leads through too many symbolic links of the same layer, or through a loop of them")]
+    #[error(
+        "\"{path}\" leads through too many symbolic links of the same layer, or through a loop of them. Push the files again without these links"
+    )]
     TooManyLinks {
         /// The path.
         path: String,
     },
     /// An entry replaces a directory that is not empty.
     #[error(
-        "the layer has \"{path}\" twice: as a directory with something in it, and later as something else"
+        "the layer has \"{path}\" twice: as a directory with something in it, and later as something else. Push it again with each path once"
     )]
     ReplacesDirectory {
         /// The path.

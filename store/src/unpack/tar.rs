@@ -21,10 +21,12 @@ const MAX_EXTENSION: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// The stream ends too early.
-    #[error("the tar archive ends in the middle of {0}")]
+    #[error("the tar archive ends in the middle of {0}. It was damaged before it was pushed; push it again")]
     Truncated(&'static str),
     /// The header at this offset is invalid.
-    #[error("at byte {offset} of the tar archive there is no valid header: {problem}")]
+    #[error(
+        "at byte {offset} of the tar archive there is no valid header: {problem}. It was damaged before it was pushed, or is no tar archive; push it again"
+    )]
     Header {
         /// The offset in the uncompressed stream.
         offset: u64,
@@ -33,7 +35,7 @@ pub enum TarError {
     },
     /// A pax header or a long name is too long.
     #[error(
-        "at byte {offset} the tar archive has an extended header of {size} bytes: the limit is {MAX_EXTENSION}"
+        "at byte {offset} the tar archive has an extended header of {size} bytes: the limit is {MAX_EXTENSION}. Pack it again with shorter names and attributes"
     )]
     Extension {
         /// The offset of the header.
@@ -52,7 +54,9 @@ pub enum TarError {
     )]
     SparseMap(Shown),
     /// An entry of an unknown type, or of a type that needs another archive.
-    #[error("\"{name}\" in the tar archive has the unsupported entry type {kind:?}")]
+    #[error(
+        "\"{name}\" in the tar archive has the unsupported entry type {kind:?}. Pack it again as a plain tar archive"
+    )]
     Kind {
         /// The name of the entry.
         name: Shown,

@@ -54,26 +54,30 @@ pub enum TreeBuildError {
     #[error(transparent)]
     Name(NameError),
     /// A whiteout names no file.
-    #[error("the layer has the whiteout \"{path}\", which names no file")]
+    #[error("the layer has the whiteout \"{path}\", which names no file. Push the layer again without it")]
     InvalidWhiteout {
         /// The path of the whiteout.
         path: EntryPath,
     },
     /// The volume has too many entries.
-    #[error("the volume would have more than {limit} entries in all its layers, the limit (--max-entries)")]
+    #[error(
+        "the volume would have more than {limit} entries in all its layers, the limit (--max-entries). Push fewer files, or raise the limit"
+    )]
     TooManyEntries {
         /// The limit.
         limit: u64,
     },
     /// The volume has too many bytes.
-    #[error("the volume would have more than {limit} bytes in all its layers, the limit (--max-unpacked)")]
+    #[error(
+        "the volume would have more than {limit} bytes in all its layers, the limit (--max-unpacked). Push less, or raise the limit"
+    )]
     TooManyBytes {
         /// The limit.
         limit: u64,
     },
     /// The volume takes too much of the disk.
     #[error(
-        "the volume would take more than {limit} bytes of the disk with all its layers, the limit (--max-unpacked). Each file, directory and link counts, and each copy of a file with too many hard links"
+        "the volume would take more than {limit} bytes of the disk with all its layers, the limit (--max-unpacked). Each file, directory and link counts, and each copy of a file with too many hard links. Push less, or raise the limit"
     )]
     TooMuchDisk {
         /// The limit.

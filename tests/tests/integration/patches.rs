@@ -367,10 +367,10 @@ fn reports_what_cannot_be_patched() {
     }
     let output = bench.render(&json!({"oras.land/patch": base}), &[]);
     let (code, words) = failure(&output);
-    assert!(code == 4 && words.contains("which is neither a patch nor a recipe artifact"), "{code}: {words}");
+    assert!(code == 2 && words.contains("which is neither a patch nor a recipe artifact"), "{code}: {words}");
     let output = bench.render(&json!({"oras.land/artifact": patched}), &[]);
     let (code, words) = failure(&output);
-    assert!(code == 4 && words.contains("apply it with oras.land/patch"), "{code}: {words}");
+    assert!(code == 2 && words.contains("apply it with oras.land/patch"), "{code}: {words}");
     // A mistake in what is named beside it.
     let volume = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "app"}, "spec": {
         "containers": [{"name": "app", "volumeMounts": [{"name": "in", "mountPath": "/data"}]}],

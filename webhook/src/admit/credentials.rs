@@ -11,7 +11,7 @@ use super::context::Context;
 use super::locate::{Located, LocatedVolume};
 use super::policy::PolicyChecks;
 use super::services::Services;
-use crate::credentials::{Secret, Secrets};
+use crate::credentials::{Secret, SecretError, Secrets};
 use crate::denial::{At, Code, Denial};
 use crate::intent::VolumeTarget;
 
@@ -138,13 +138,24 @@ async fn with_secret(
         Ok(Ok(Secret::Known(config))) => Ok(keyring.with_secret(source, config)),
         Ok(Ok(Secret::Unknown)) => Ok(keyring.with_substitute_for(source)),
         Ok(Ok(Secret::Missing)) => {
-            refuse(Code::NotFound, &"it does not exist", "create it: kubectl create secret docker-registry")
+            let instead =
+                format!("create it: kubectl create secret docker-registry {name} --namespace {namespace}");
+            refuse(Code::NotFound, &"it does not exist", &instead)
         }
-        Ok(Err(error)) => refuse(
-            Code::Forbidden,
-            &error,
-            "name it in the chart's values: clusterSets.pullSecrets for cluster sets, webhook.pullSecrets for others",
-        ),
+        Ok(Err(error)) => {
+            let (code, instead) = match &error {
+                SecretError::Forbidden(_) => (
+                    Code::Forbidden,
+                    "name it in the chart's values: clusterSets.pullSecrets for cluster sets, webhook.pullSecrets for others",
+                ),
+                SecretError::Unavailable(_) => (Code::Unavailable, "try again later"),
+                SecretError::Name(_) => (Code::BadRequest, "write the name of a Secret"),
+                SecretError::Kind | SecretError::Config(_) => {
+                    (Code::Forbidden, "create it again with kubectl create secret docker-registry")
+                }
+            };
+            refuse(code, &error, instead)
+        }
         Err(_) => refuse(Code::Unavailable, &"the API server did not answer in time", "try again later"),
     }
 }

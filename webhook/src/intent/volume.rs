@@ -115,7 +115,14 @@ impl SetRequest {
         if let Ok(name) = name.parse() {
             return Ok(Self { name, origin, earlier: None });
         }
-        let instead = "write the name of an ArtifactSet of the namespace, or of a ClusterArtifactSet";
+        let lower = name.to_ascii_lowercase();
+        let instead = if lower.parse::<ObjectName>().is_ok() {
+            format!("upper-case letters are not allowed, did you mean {lower}?")
+        } else if name.contains(['/', ':', '@']) {
+            "write the name of an ArtifactSet or a ClusterArtifactSet; an artifact is named with oras.land/artifact".to_owned()
+        } else {
+            "write the name of an ArtifactSet of the namespace, or of a ClusterArtifactSet".to_owned()
+        };
         Err(Denial::bad_request(origin.at(), Some(name), "is not the name of a set", instead))
     }
 }

@@ -164,7 +164,7 @@ impl ArtifactPolicySpec {
         match unknown {
             None => Ok(read),
             Some(path) => {
-                let problem = "is not a field of an ArtifactPolicy that this version of oras-csi knows";
+                let problem = "is not a field of an ArtifactPolicy that this version of oras-csi knows: remove it, or correct its name";
                 Err(SpecError::new(format!("spec.{}", Shown::new(&path)), problem))
             }
         }

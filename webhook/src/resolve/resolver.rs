@@ -293,6 +293,9 @@ impl CredentialView {
                 Err(Failure::NothingToMount(NothingToMount::NestedIndex))
             }
             Contents::Index(index) => match search.requirements.platform {
+                Some(_) if index.entries().is_empty() => {
+                    Err(Failure::NothingToMount(NothingToMount::EmptyIndex))
+                }
                 Some(platform) => {
                     let entry = index.select(platform).map_err(Failure::Platform)?;
                     let chosen = pinned.with_digest(entry.descriptor().digest().clone());
@@ -455,7 +458,7 @@ impl Shared {
         }
         // Thousands of layers take milliseconds, which other reviews must not wait for.
         let read = tokio::task::spawn_blocking(move || Contents::of(document.manifest(), length));
-        let contents = read.await.map_err(|error| RegistryError::Invalid {
+        let contents = read.await.map_err(|error| RegistryError::Unreachable {
             at: Printable::new(&pinned.to_string()),
             words: Printable::new(&format!("reading the manifest stopped: {error}")),
         })?;

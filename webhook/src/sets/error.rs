@@ -159,7 +159,7 @@ pub enum SetError {
     #[error("cannot be looked up: the webhook has no permission ({0})")]
     Forbidden(Printable),
     /// The API server fails or does not answer.
-    #[error("cannot be looked up: the API server did not answer ({0})")]
+    #[error("cannot be looked up: the API server failed or did not answer ({0})")]
     Unavailable(Printable),
     /// The webhook runs without sets.
     #[error("names a set, but sets are disabled in this webhook: it runs without --sets")]

@@ -253,7 +253,7 @@ async fn an_artifact_that_is_no_patch_is_denied() {
         (
             "r.io/jar:1",
             422,
-            "which is neither a patch nor a recipe artifact: to mount it, name it with oras.land/artifact",
+            "which is neither a patch nor a recipe artifact: to mount it, name it as an artifact",
         ),
         ("r.io/index:1", 422, "is an image index, which is neither"),
         ("r.io/app:nothing", 422, "names no base"),

@@ -109,7 +109,7 @@ async fn the_pod_chooses_mount_path_and_containers() {
 #[case(pod(&[("artifact-set", "model"), ("artifact", "r.io/a")]), 400, "oras.land/artifact:", "cannot be combined with")]
 #[case(pod(&[("artifact-set", "model"), ("recipe", "- add: r.io/a")]), 400, "oras.land/artifact-set", "cannot be combined with")]
 #[case(pod(&[("artifact-set", "model"), ("patch", "r.io/a:p")]), 400, "oras.land/artifact-set", "one of the two")]
-#[case(pod(&[("artifact-set", "Model")]), 400, "\"Model\" is not the name of a set", "write the name")]
+#[case(pod(&[("artifact-set", "Model")]), 400, "\"Model\" is not the name of a set", "did you mean model?")]
 #[case(inline(&json!({"oras-csi.name": "model", "oras.options.pullalways": "true"})), 400,
     "oras.options.pullalways", "names a set")]
 #[case(by_annotation("modle"), 404, "\"modle\" is not a set that namespace team", "did you mean model?")]

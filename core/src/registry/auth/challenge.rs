@@ -7,6 +7,7 @@ use url::Url;
 
 use crate::credentials::Credential;
 use crate::display::Printable;
+use crate::registry::address::origin;
 
 /// The maximum length of a realm, service or scope, which are sent to the token service.
 const MAX_FIELD_LEN: usize = 2048;
@@ -42,7 +43,7 @@ pub(in crate::registry) enum ChallengeProblem {
     /// It cannot be parsed.
     Unreadable(Printable),
     /// Its realm is not an address to which the client sends a request.
-    NotAllowed(&'static str),
+    NotAllowed(Printable),
 }
 
 impl Challenges {
@@ -101,6 +102,14 @@ impl Challenges {
         parsed.schemes = schemes.join(", ").into();
         parsed
     }
+
+    /// Explains that the registry accepts neither a password nor a token, if that is so.
+    pub(in crate::registry) fn unsupported_schemes(&self) -> Option<String> {
+        let is_supported = self.basic || !self.bearer.is_empty() || self.schemes.is_empty();
+        let (schemes, supported) = (&self.schemes, "only Basic and Bearer are supported");
+        (!is_supported)
+            .then(|| format!("the registry asks for the authentication scheme {schemes}, and {supported}"))
+    }
 }
 
 /// Removes the blanks beside `=` and `,`, and all but one between other words. Recipients must accept those around `=`
@@ -151,14 +160,25 @@ impl Challenge {
         match self.realm.scheme() {
             "https" => {}
             "http" if is_plain_http => {}
-            _ => {
-                return Err(ChallengeProblem::NotAllowed(
-                    "the registry names a token realm that is not https",
-                ));
+            "http" => {
+                let message = format!(
+                    "the registry is at an https address, but names the token realm {}, which is not https: set the \
+                     external https URL in the configuration of the registry, or the header X-Forwarded-Proto in the proxy \
+                     in front of it",
+                    origin(&self.realm)
+                );
+                return Err(ChallengeProblem::NotAllowed(message.into()));
+            }
+            scheme => {
+                let message = format!(
+                    "the registry names a token realm with the scheme \"{scheme}\", which is not https"
+                );
+                return Err(ChallengeProblem::NotAllowed(message.into()));
             }
         }
         if !self.realm.username().is_empty() || self.realm.password().is_some() {
-            return Err(ChallengeProblem::NotAllowed("the registry names a token realm with a user in it"));
+            let message = "the registry names a token realm with a user or a password in it";
+            return Err(ChallengeProblem::NotAllowed(message.into()));
         }
         Ok(self)
     }

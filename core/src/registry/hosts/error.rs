@@ -19,7 +19,7 @@ pub enum HostsError {
         reason: String,
     },
     /// A file cannot be read.
-    #[error("cannot read {}: {reason}", .path.display())]
+    #[error("cannot read {}: {reason}. Correct the file, its mode, or the key in hosts.toml that names it", .path.display())]
     File {
         /// The file.
         path: PathBuf,

@@ -200,7 +200,7 @@ impl File<'_> {
         let absolute = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
         let mut url = Url::parse(&absolute).map_err(|error| invalid(&format!("is not a URL ({error})")))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-            return Err(invalid("is not an http or https address"));
+            return Err(invalid("is not an http or https address: write https://HOST:PORT"));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(self.key_error(

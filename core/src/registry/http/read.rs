@@ -242,6 +242,8 @@ impl Inner {
     ) -> Result<VerifiedManifest, RegistryError> {
         let UnverifiedManifest { label, media_type, encoding_note: note, digest, bytes } = unverified;
         let size = bytes.len();
+        // A login page of a proxy, or a host that is no registry.
+        let is_page = bytes.trim_ascii_start().first() == Some(&b'<');
         let verify = move || {
             let digest = digest.unwrap_or_else(|| Digest::sha256_of(&bytes));
             VerifiedManifest::verify(&digest, media_type.as_deref(), bytes)
@@ -249,7 +251,10 @@ impl Inner {
         let verified = if size > MAX_PARSED_INLINE { self.parse(verify).await } else { Ok(verify()) };
         verified.map_err(|stopped| label.unreachable(stopped))?.map_err(|error| match error {
             ManifestError::Digest { .. } => label.untruthful(format!("{error}{note}")),
-            _ => label.invalid(format!("{error}{note}")),
+            ManifestError::Json(_) if is_page => label.untruthful("it is an HTML page, and no manifest"),
+            // The encoding is the likely reason, and not the artifact.
+            _ if !note.is_empty() => label.untruthful(format!("{error}{note}")),
+            _ => label.invalid(error.to_string()),
         })
     }
 

@@ -37,7 +37,9 @@ impl Inner {
         let endpoints = if self.hosts.reads_files() {
             let (hosts, registry) = (self.hosts.clone(), registry.clone());
             let read = tokio::task::spawn_blocking(move || hosts.endpoints(&registry)).await;
-            read.map_err(|error| label.not_allowed(error.to_string()))?
+            read.map_err(|error| {
+                label.unreachable(format!("reading the registry configuration stopped: {error}"))
+            })?
         } else {
             self.hosts.endpoints(registry)
         };
@@ -176,6 +178,7 @@ impl Inner {
         }
         let password = basic(&requester.credential)
             .filter(|password| challenges.basic && known.as_ref() != Some(password));
+        let unsupported = challenges.unsupported_schemes();
         let mut realm = challenges.bearer.first().map(|challenge| &challenge.realm);
         let authorization = if challenges.bearer.is_empty() {
             match (&password, challenges.problem) {
@@ -184,13 +187,16 @@ impl Inner {
                     password.clone()
                 }
                 (None, Some(problem)) => {
-                    let error = match problem {
-                        ChallengeProblem::Unreadable(message) => answer.label.invalid(message),
-                        ChallengeProblem::NotAllowed(message) => answer.label.not_allowed(message),
-                    };
-                    return Err((Failure::permanent(error), None));
+                    let (ChallengeProblem::Unreadable(message) | ChallengeProblem::NotAllowed(message)) =
+                        problem;
+                    return Err((Failure::permanent(answer.label.authentication(message)), None));
                 }
-                (None, None) => return self.check_status(answer, has_range, attempt).await,
+                (None, None) => {
+                    let Some(message) = unsupported else {
+                        return self.check_status(answer, has_range, attempt).await;
+                    };
+                    return Err((Failure::permanent(answer.label.authentication(message)), None));
+                }
             }
         } else {
             // The token service may be the same host. With the permit held, the token request could wait without end.
@@ -247,7 +253,7 @@ impl Inner {
                 first = Some(failed);
             }
         }
-        let no_challenge = || attempt.route.label().invalid("no challenge to get a token for");
+        let no_challenge = || attempt.route.label().authentication("no challenge to get a token for");
         Err(first.unwrap_or_else(|| (Failure::permanent(no_challenge()), None)))
     }
 
@@ -279,14 +285,21 @@ impl Inner {
                 }
             }
         };
+        let answer = answer.map_err(|(failure, wait)| {
+            (Failure { error: failure.error.of_token_service(), ..failure }, wait)
+        });
         let Answer { response, label, permit: _permit, .. } = answer?;
         let (limit, note) = (self.settings.limits.token(), body::encoding_note(response.headers()));
         let body = body::read(response, &label, "a token", limit, self.read_timeouts(attempt.deadline)).await;
         let body = body.map_err(|error| {
-            if body::is_interrupted(&error) { (Failure::retryable(error), None) } else { permanent(error) }
+            if body::is_interrupted(&error) {
+                (Failure::retryable(error), None)
+            } else {
+                permanent(error.of_token_service())
+            }
         })?;
         let token = Token::from_response(&body, std::time::Instant::now());
-        let token = token.map_err(|message| permanent(label.invalid(format!("{message}{note}"))))?;
+        let token = token.map_err(|message| permanent(label.authentication(format!("{message}{note}"))))?;
         self.tokens.insert(requester, challenge, &token);
         Ok(token)
     }
@@ -361,8 +374,15 @@ impl Inner {
             429 => RegistryError::RateLimited { at, retry_after: wait, words },
             408 | 500..=599 => RegistryError::Unavailable { at, status, words },
             401 if words.is_empty() && *attempt.credential() == Credential::Anonymous => {
-                let words = "the registry requires credentials, and none were given".into();
+                let words = "the registry requires credentials".into();
                 RegistryError::Refused { at, status, words }
+            }
+            // Go programs and nginx answer plain HTTP at a port for TLS with 400.
+            400 if attempt.endpoint.is_plain_http()
+                && (words.is_empty() || words.as_str().contains("HTTPS server")) =>
+            {
+                const OTHER_PROTOCOL: &str = "if this port speaks TLS, set server = \"https://HOST:PORT\" in the registry's hosts.toml";
+                RegistryError::Refused { at, status, words }.with_reason(OTHER_PROTOCOL)
             }
             300..=399 => {
                 let error = answer.label.untruthful(format!("unexpected status {status}"));

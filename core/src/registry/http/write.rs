@@ -153,7 +153,7 @@ impl Inner {
         let location = location.ok_or_else(|| label.untruthful("the upload has no Location header"))?;
         let url = attempt.same_origin_url(&attempt.repository_url("blobs/uploads/"), location);
         let mut url: Url = url.ok_or_else(|| {
-            label.not_allowed("the upload leads to another host or from https to http, which is not followed")
+            label.not_allowed("the upload leads to another host or from https to http, which is not followed: the registry must name its own address")
         })?;
         url.query_pairs_mut().append_pair("digest", &digest.to_string());
         drop((response, permit));

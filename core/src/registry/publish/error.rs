@@ -9,11 +9,22 @@ use crate::registry::error::RegistryError;
 /// How often the index under a referrers tag is written while other clients write it as well.
 pub(super) const MAX_INDEX_WRITES: u32 = 8;
 
+/// Returns what to do after a failed request of a push.
+fn advice(error: &RegistryError) -> &'static str {
+    match error {
+        RegistryError::Refused { status: 401 | 403, .. } => {
+            ". Use credentials that can push to this repository"
+        }
+        RegistryError::NotFound { .. } => ". Create the repository first, if the registry does not create it",
+        _ => "",
+    }
+}
+
 /// Why an artifact was not pushed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// A request to the registry failed.
-    #[error("cannot push {what} to {to}: {source}")]
+    #[error("cannot push {what} to {to}: {source}{}", advice(.source))]
     Registry {
         /// The blob or manifest.
         what: Printable,
@@ -52,4 +63,28 @@ pub enum PublishError {
          them first"
     )]
     TooMany(Printable),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_push_says_what_to_do() {
+        let (at, words) = (|| Printable::new("PUT x"), || Printable::new("no"));
+        for (source, end) in [
+            (
+                RegistryError::Refused { at: at(), status: 403, words: words() },
+                "no. Use credentials that can push to this repository",
+            ),
+            (
+                RegistryError::NotFound { at: at(), words: words() },
+                "no. Create the repository first, if the registry does not create it",
+            ),
+            (RegistryError::Unavailable { at: at(), status: 500, words: words() }, "failed with 500: no"),
+        ] {
+            let error = PublishError::Registry { what: "the manifest".into(), to: "r.io/a".into(), source };
+            assert!(error.to_string().ends_with(end), "{error}");
+        }
+    }
 }

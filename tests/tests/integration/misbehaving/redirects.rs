@@ -74,7 +74,7 @@ fn redirects() {
                 Script::default().on("/blobs/", redirect_to_host(storage))
             })
             .storage(Script::default().on("/", redirect("http://0.0.0.0:1/")))
-            .says("not dialled"),
+            .says("not dialed"),
             refused("to a file", "file:///etc/passwd"),
             refused("to ftp", "ftp://192.0.2.1/blob"),
             refused("to gopher", "gopher://192.0.2.1/blob"),

@@ -7,13 +7,13 @@ use oras_csi_testkit::scripted::tricks::{
     answer, challenge, cut, redirect, status, status_with, www_authenticate,
 };
 
-use super::{DONE, FAILED, FEW, REFUSED, Tls, always, check, once, row};
+use super::{DONE, FAILED, FEW, Tls, always, check, once, row};
 
 #[test]
 fn tokens() {
     let realm = |name, realm: &'static str| always(name, FAILED, "/v2/", challenge(realm)).at_most_asked(4);
     let given = |name, body: String| {
-        always(name, REFUSED, "/token", answer(move |_, answer| answer.body(body.clone()))).private()
+        always(name, FAILED, "/token", answer(move |_, answer| answer.body(body.clone()))).private()
     };
     let challenged =
         |name, status, value: String| always(name, status, "/v2/", www_authenticate(value)).at_most_asked(8);
@@ -81,18 +81,18 @@ fn tokens() {
             always("401 without a challenge", FAILED, "/v2/", status(401, "")).at_most_asked(8),
             challenged("a challenge for a password", FAILED, "Basic realm=\"x\"".to_owned()),
             challenged("a thousand challenges", FAILED, vec!["Basic realm=\"x\""; 1_000].join(", ")),
-            challenged("a challenge without a realm", REFUSED, "Bearer service=\"x\"".to_owned()),
-            challenged("a realm that is no address", REFUSED, "Bearer realm=\"/token\"".to_owned()),
-            challenged("a challenge without an end", REFUSED, "Bearer realm=\"http".to_owned()),
-            challenged("a challenge of signs", REFUSED, "=,=\"".to_owned()),
+            challenged("a challenge without a realm", FAILED, "Bearer service=\"x\"".to_owned()),
+            challenged("a realm that is no address", FAILED, "Bearer realm=\"/token\"".to_owned()),
+            challenged("a challenge without an end", FAILED, "Bearer realm=\"http".to_owned()),
+            challenged("a challenge of signs", FAILED, "=,=\"".to_owned()),
             challenged(
                 "a challenge with terminal codes",
-                REFUSED,
+                FAILED,
                 "Bearer realm=\"\u{9b}31m\u{202e}\"".to_owned(),
             ),
             challenged(
                 "a challenge of 60 KB",
-                REFUSED,
+                FAILED,
                 format!("Bearer realm=\"http://x/{}\"", "y".repeat(60_000)),
             ),
         ],

@@ -96,7 +96,7 @@ async fn a_refusal_names_the_tried_credentials() {
     let server = basic_only().await;
     let anonymous = client(&server).resolve(&reference(&server)).await.unwrap_err();
     assert!(
-        anonymous.to_string().contains("the registry requires credentials, and none were given"),
+        anonymous.to_string().contains("refused with 401: the registry requires credentials"),
         "{anonymous}"
     );
     let access = Access::new(Arc::new(client(&server)), Arc::new(Both));

@@ -166,6 +166,34 @@ async fn a_manifest_is_fetched_and_verified() {
     assert_eq!(error.kind(), Kind::Invalid, "{error}");
 }
 
+/// A login page of a proxy, or a body that a proxy encoded, says nothing about the artifact.
+#[rstest]
+#[case(&[], b"\n<html>login</html>", "it is an HTML page, and no manifest")]
+#[case(&[("Content-Encoding", "br")], b"not json", "the body is encoded as \"br\"")]
+#[tokio::test]
+async fn a_body_that_the_registry_did_not_store_is_no_invalid_manifest(
+    #[case] headers: &'static [(&'static str, &'static str)],
+    #[case] body: &'static [u8],
+    #[case] words: &str,
+) {
+    let server = Server::start(move |_| answer(200, headers, body)).await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert!(error.kind() == Kind::Untruthful && error.to_string().contains(words), "{error}");
+}
+
+/// Go programs answer so at a port for TLS.
+#[rstest]
+#[case(b"Client sent an HTTP request to an HTTPS server.\n", true)]
+#[case(b"", true)]
+#[case(b"bad scope", false)]
+#[tokio::test]
+async fn a_refused_plain_request_suggests_https(#[case] body: &'static [u8], #[case] is_suggested: bool) {
+    let server = Server::start(move |_| answer(400, &[], body)).await;
+    let error = client(&server).resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    assert_eq!(error.to_string().contains("set server = \"https://HOST:PORT\""), is_suggested, "{error}");
+}
+
 fn endless(request: &Request) -> Vec<Part> {
     match request.method.as_str() {
         "HEAD" => vec![head(200, &[("Content-Type", media::OCI_MANIFEST)])],

@@ -103,6 +103,9 @@ async fn redirects_to_forbidden_addresses_are_rejected(#[case] location: &'stati
     let error = blob(&registry, &server).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
+    // `server` of hosts.toml is not where a redirect leads.
+    assert!(!error.to_string().contains("set server"), "{error}");
+    assert!(error.to_string().contains("the registry must"), "{error}");
     let error = registry.resolve(&reference(&server)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
 }

@@ -134,7 +134,9 @@ async fn https_never_becomes_http() {
     let error = client.resolve(&reference(&server)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
     let error = client.manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::NotAllowed, "{error}");
+    assert_eq!(error.kind(), Kind::Authentication, "{error}");
+    let words = format!("names the token realm http://{}, which is not https", plain.host());
+    assert!(error.to_string().contains(&words) && error.to_string().contains("X-Forwarded-Proto"), "{error}");
     assert_eq!(plain.lines().len(), 0);
 }
 
@@ -162,7 +164,7 @@ async fn an_error_suggests_plain_http_for_a_server_without_tls() {
     let server = Server::start(|_| manifest_answer()).await;
     let (client, _folder) = client_of(&server, "skip_verify = true", &[]);
     let error = client.resolve(&reference(&server)).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+    assert_eq!(error.kind(), Kind::Certificate, "{error}");
     assert!(error.to_string().contains("plain http"), "{error}");
 }
 
@@ -200,14 +202,20 @@ async fn a_certificate_that_is_named_as_ca_is_accepted_from_a_server() {
 #[tokio::test]
 async fn a_certificate_error_says_what_to_do() {
     let [right, other] = [2999, 2999].map(|year| self_signed("127.0.0.1", year));
+    let (authority, renewed, stranger) = (Authority::new(), Authority::new(), Authority::named("a stranger"));
+    let of_server = authority.issue(ExtendedKeyUsagePurpose::ServerAuth);
+    let of_client = authority.issue(ExtendedKeyUsagePurpose::ClientAuth);
     let (named, past) = (self_signed("registry.example", 2999), self_signed("127.0.0.1", 2001));
     for (served, ca, words) in [
-        (&named, &named, "not valid for name"),
-        (&past, &past, "has expired"),
-        (&right, &other, "set the server's own certificate, or its authority, as `ca`"),
+        (&named, named.0.pem(), "not valid for name"),
+        (&past, past.0.pem(), "has expired"),
+        (&right, other.0.pem(), "is one of an authority, CA:TRUE"),
+        (&of_server, stranger.0.pem(), "set the server's own certificate, or its authority, as `ca`"),
+        (&of_server, renewed.0.pem(), "set the present authority as `ca`"),
+        (&of_client, authority.0.pem(), "issue a new one for a server"),
     ] {
         let server = Server::start_tls(server_config(served), |_| manifest_answer()).await;
-        let (client, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", &ca.0.pem())]);
+        let (client, _folder) = client_of(&server, "ca = \"ca.crt\"", &[("ca.crt", &ca)]);
         let error = client.resolve(&reference(&server)).await.unwrap_err();
         assert!(error.kind() == Kind::Certificate && !error.is_transient(), "{error}");
         assert!(error.to_string().contains(words), "{error}");

@@ -84,11 +84,12 @@ fn endless() -> Vec<Part> {
 }
 
 #[rstest]
-#[case::new_line(answer(200, &[], br#"{"token":"good\r\nX-Evil: 1"}"#), Kind::Invalid)]
-#[case::none(answer(200, &[], b"{}"), Kind::Invalid)]
-#[case::page(answer(200, &[], b"<html>"), Kind::Invalid)]
-#[case::endless(endless(), Kind::TooLarge)]
-#[case::announced(vec![head(200, &[("Content-Length", "99999999")])], Kind::TooLarge)]
+#[case::new_line(answer(200, &[], br#"{"token":"good\r\nX-Evil: 1"}"#), Kind::Authentication)]
+#[case::none(answer(200, &[], b"{}"), Kind::Authentication)]
+#[case::page(answer(200, &[], b"<html>"), Kind::Authentication)]
+#[case::missing(answer(404, &[], b""), Kind::Authentication)]
+#[case::endless(endless(), Kind::Authentication)]
+#[case::announced(vec![head(200, &[("Content-Length", "99999999")])], Kind::Authentication)]
 #[case::stall(vec![head(200, &[("Content-Length", "9")]), Part::Hang], Kind::Stalled)]
 #[case::refused(answer(403, &[], b"\x1b[31mnot you"), Kind::Refused)]
 #[case::metadata(answer(302, &[("Location", "http://169.254.169.254/")], b""), Kind::NotAllowed)]
@@ -116,11 +117,12 @@ async fn a_token_request_is_retried() {
 #[case("Bearer realm=\"http://169.254.169.254/token\"", Kind::NotAllowed)]
 #[case("Bearer realm=\"http://[::ffff:7f00:2]/token\"", Kind::NotAllowed)]
 #[case("Bearer realm=\"http://localhost:1/token\"", Kind::NotAllowed)]
-#[case("Bearer realm=\"file:///etc/passwd\"", Kind::NotAllowed)]
-#[case("Bearer realm=\"http://u:hunter2@10.0.0.1/token\"", Kind::NotAllowed)]
-#[case("Bearer realm=\"/token\"", Kind::Invalid)]
-#[case("Bearer service=\"x\"", Kind::Invalid)]
+#[case("Bearer realm=\"file:///etc/passwd\"", Kind::Authentication)]
+#[case("Bearer realm=\"http://u:hunter2@10.0.0.1/token\"", Kind::Authentication)]
+#[case("Bearer realm=\"/token\"", Kind::Authentication)]
+#[case("Bearer service=\"x\"", Kind::Authentication)]
 #[case("Basic realm=\"x\"", Kind::Refused)]
+#[case("Negotiate", Kind::Authentication)]
 #[case("", Kind::Refused)]
 #[tokio::test]
 async fn a_realm_at_a_forbidden_address_is_rejected(#[case] challenge: &'static str, #[case] kind: Kind) {
@@ -128,6 +130,9 @@ async fn a_realm_at_a_forbidden_address_is_rejected(#[case] challenge: &'static 
     let error = client(&server).manifest(&pinned(&server, &Digest::sha256_of(b""))).await.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
+    let is_unsupported =
+        error.to_string().contains("scheme Negotiate, and only Basic and Bearer are supported");
+    assert_eq!(is_unsupported, challenge == "Negotiate", "{error}");
 }
 
 /// More requests at once than the host may have in progress, each of which needs a token from that host.
