@@ -120,10 +120,9 @@ fn is_permanent(error: &reqwest::Error) -> bool {
     find_cause::<Forbidden>(error).is_some() || find_cause::<rustls::Error>(error).is_some()
 }
 
-/// Timeouts of a connection and of response headers, and the maximum number of redirects.
+/// The timeout of response headers, and the maximum number of redirects.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TransportLimits {
-    pub(super) connect_timeout: Duration,
     pub(super) header_timeout: Duration,
     pub(super) redirects: u8,
 }
@@ -150,6 +149,8 @@ pub(super) struct Call<'a> {
     pub(super) endpoint: &'a Endpoint,
     /// Addresses that may be dialled although the guard forbids them.
     pub(super) allowed: &'a AllowedAddresses,
+    /// The time for a connection, unless the endpoint has a `dial_timeout`.
+    pub(super) connect_timeout: Duration,
     pub(super) deadline: Instant,
 }
 
@@ -296,7 +297,15 @@ impl Transport {
                 headers.insert(header::AUTHORIZATION, authorization.clone());
             }
             let permit = self.acquire_permit(&url, &label, call.deadline).await?;
-            let hop = Hop { method: &call.method, url: &url, headers, body: call.body.as_ref(), role };
+            let connect_timeout = call.endpoint.dial_timeout().unwrap_or(call.connect_timeout);
+            let hop = Hop {
+                method: &call.method,
+                url: &url,
+                headers,
+                body: call.body.as_ref(),
+                role,
+                connect_timeout,
+            };
             let response = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline).await?;
             if !is_redirect(response.status()) {
                 return Ok(Answer { response, label, redirected, permit });
@@ -338,7 +347,7 @@ impl Transport {
         checked.map_err(|forbidden| Failure::permanent(label.not_allowed(forbidden.to_string())))?;
         let proxy = self.proxies.proxy_for(hop.url);
         let proxy = proxy.map_err(|message| Failure::permanent(label.misconfigured(message.clone())))?;
-        let connect_timeout = endpoint.dial_timeout().unwrap_or(self.limits.connect_timeout);
+        let connect_timeout = hop.connect_timeout;
         let key = ClientKey {
             tls: endpoint.tls().clone(),
             role: hop.role,
@@ -441,6 +450,7 @@ struct Hop<'a> {
     headers: HeaderMap,
     body: Option<&'a RequestBody>,
     role: PeerRole,
+    connect_timeout: Duration,
 }
 
 fn is_redirect(status: StatusCode) -> bool {

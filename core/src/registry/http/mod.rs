@@ -4,7 +4,9 @@
 //! tokens and errors without a limit, follows redirects by reqwest's default (to any address, and from https to http),
 //! and has no deadlines, retries or mirrors. Pushing uses oci-client; see the module `oci_push`.
 
+mod attempts;
 mod client;
+mod failed_endpoints;
 mod links;
 mod oci_push;
 mod read;

@@ -1,6 +1,6 @@
 //! Sends a request to one endpoint: with a token if the endpoint requires one, and again if that may help.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -32,7 +32,8 @@ impl Inner {
         repository: &str,
         credential: &Credential,
     ) -> Result<Route, RegistryError> {
-        let deadline = Instant::now() + self.settings.metadata_timeout;
+        let started = Instant::now();
+        let deadline = started + self.settings.metadata_timeout;
         let label = RequestLabel::from_name(&format!("{registry}/{repository}"));
         let endpoints = if self.hosts.reads_files() {
             let (hosts, registry) = (self.hosts.clone(), registry.clone());
@@ -46,8 +47,20 @@ impl Inner {
         let allowed = AllowedAddresses::new(named.map(Endpoint::base));
         let (registry, repository, credential) =
             (registry.clone(), repository.to_owned(), credential.clone());
-        let sent = Mutex::default();
-        Ok(Route { registry, repository, endpoints, allowed, credential, sent, deadline })
+        let (sent, failed) = (Mutex::default(), Arc::clone(&self.failed));
+        let timeouts = self.settings.endpoint_timeouts();
+        Ok(Route {
+            registry,
+            repository,
+            endpoints,
+            allowed,
+            credential,
+            sent,
+            failed,
+            timeouts,
+            started,
+            deadline,
+        })
     }
 
     /// Sends a request without a body to a path below the repository, such as `manifests/v1`.
@@ -79,6 +92,7 @@ impl Inner {
         let (mut tries, mut total_wait) = (0, Duration::ZERO);
         loop {
             tries += 1;
+            let started = Instant::now();
             let (failure, requested_wait) = match self.try_once(attempt, operation).await {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
@@ -93,7 +107,10 @@ impl Inner {
                 // A mirror may redirect to an address that has expired, so it is tried again as well.
                 RetryAdvice::RetryForNewAddress => self.settings.tries,
             };
-            if tries >= max_tries || !self.wait(attempt, tries, requested_wait, &failure.error).await {
+            if tries >= max_tries
+                || !attempt.can_repeat(started.elapsed())
+                || !self.wait(attempt, tries, requested_wait, &failure.error).await
+            {
                 return Err((failure, requested_wait));
             }
         }
@@ -154,6 +171,7 @@ impl Inner {
                 body: operation.content.clone().map(RequestBody::Content),
                 endpoint: attempt.endpoint,
                 allowed: &attempt.route.allowed,
+                connect_timeout: attempt.connect_timeout,
                 deadline: attempt.deadline,
             };
             self.transport.send(call).await.map_err(|failure| (failure, None))
@@ -308,6 +326,7 @@ impl Inner {
             body: form.map(RequestBody::Form),
             endpoint: attempt.endpoint,
             allowed: &allowed,
+            connect_timeout: attempt.connect_timeout,
             deadline: attempt.deadline,
         };
         let answer = self.transport.send(call).await.map_err(|failure| (failure, None))?;
@@ -329,6 +348,7 @@ impl Inner {
             body: None,
             endpoint: attempt.endpoint,
             allowed: &attempt.route.allowed,
+            connect_timeout: attempt.connect_timeout,
             deadline: attempt.deadline,
         };
         let has_range = headers.contains_key(header::RANGE);

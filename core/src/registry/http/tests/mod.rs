@@ -4,6 +4,7 @@ mod blob;
 mod credentials;
 mod echo;
 mod manifest;
+mod mirror;
 mod push;
 mod redirect;
 mod referrers;
