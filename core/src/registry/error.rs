@@ -210,6 +210,48 @@ impl RegistryError {
         self
     }
 
+    /// Returns the request that failed, or what was asked for.
+    pub(super) fn request(&self) -> &str {
+        match self {
+            Self::NotFound { at, .. }
+            | Self::Refused { at, .. }
+            | Self::RateLimited { at, .. }
+            | Self::Unavailable { at, .. }
+            | Self::Unreachable { at, .. }
+            | Self::Certificate { at, .. }
+            | Self::Stalled { at, .. }
+            | Self::Untruthful { at, .. }
+            | Self::TooLarge { at, .. }
+            | Self::Invalid { at, .. }
+            | Self::Misconfigured { at, .. }
+            | Self::NotAllowed { at, .. } => at.as_str(),
+        }
+    }
+
+    /// Adds a note to the message, and cuts the rest of the message where both together are too long. An error without
+    /// words has the note beside its request.
+    #[must_use]
+    pub(super) fn with_note(self, note: &str) -> Self {
+        let room = Printable::MAX_CHARS.saturating_sub(note.chars().count() + "; ".len());
+        let joined = |words: &str| match (words.is_empty(), words.chars().count() <= room) {
+            (true, _) => note.to_owned(),
+            (_, true) => format!("{words}; {note}"),
+            _ => {
+                let kept: String = words.chars().take(room.saturating_sub(1)).collect();
+                format!("{kept}…; {note}")
+            }
+        };
+        match self {
+            Self::Stalled { at, what, after } => {
+                Self::Stalled { at: format!("{at} ({note})").into(), what, after }
+            }
+            Self::TooLarge { at, what, limit } => {
+                Self::TooLarge { at: format!("{at} ({note})").into(), what, limit }
+            }
+            other => other.map_text(str::to_owned, joined),
+        }
+    }
+
     /// Adds the credentials that were tried, because they may be the reason of the refusal.
     #[must_use]
     pub fn with_tried_credentials(self, sources: &str) -> Self {

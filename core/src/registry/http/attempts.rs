@@ -19,6 +19,10 @@ use crate::registry::hosts::Endpoint;
 /// A connection that fails after this time costs as much as one that does not answer. A connection that is refused costs
 /// nothing, so the endpoint stays in its place.
 const SLOW_FAILURE: Duration = Duration::from_secs(1);
+/// How many failures of mirrors an error names.
+const MAX_NAMED_MIRRORS: usize = 2;
+/// How many characters of the failures of mirrors an error has, without their names.
+const MAX_MIRROR_CHARS: usize = 120;
 
 /// The time that the endpoints of a registry get.
 #[derive(Clone, Copy, Debug)]
@@ -168,8 +172,9 @@ impl<'a> Attempts<'a> {
         None
     }
 
-    /// Returns the error of the operation after all endpoints failed: that of the last endpoint in the order of the file.
-    /// The others are logged.
+    /// Returns the error of the operation after all endpoints failed: that of the last endpoint in the order of the file,
+    /// with what the mirrors answered. The kind of the last endpoint counts: while the registry itself cannot be reached,
+    /// a mirror that refuses does not say whether the registry would.
     pub(super) fn into_error(self) -> RegistryError {
         let route = self.route;
         let redactor = route.redactor();
@@ -185,11 +190,26 @@ impl<'a> Attempts<'a> {
                 "the registry's hosts.toml has no host with the capability to {needed}: add it to `capabilities`"
             ));
         };
-        for failed in failures {
-            let error = redactor.redact(failed.error);
+        let last = redactor.redact(last.error);
+        let mut mirrors = Vec::new();
+        for Failed { position, error, .. } in failures {
+            let error = redactor.redact(error);
             tracing::warn!(registry = %route.registry, %error, "a mirror failed; trying the next endpoint");
+            if error.kind() != RegistryErrorKind::NotFound || last.kind() != RegistryErrorKind::NotFound {
+                mirrors.push((origin(route.endpoints[position].base()), error));
+            }
         }
-        redactor.redact(last.error)
+        let more = mirrors.len().saturating_sub(MAX_NAMED_MIRRORS);
+        mirrors.truncate(MAX_NAMED_MIRRORS);
+        let max_chars = MAX_MIRROR_CHARS / mirrors.len().max(1);
+        let named = |(host, error): &(String, RegistryError)| {
+            format!("mirror {host}: {}", shortened(error, max_chars))
+        };
+        let mut mirrors: Vec<String> = mirrors.iter().map(named).collect();
+        if more > 0 {
+            mirrors.push(format!("and {more} more"));
+        }
+        if mirrors.is_empty() { last } else { last.with_note(&mirrors.join("; ")) }
     }
 
     /// Reports whether an endpoint answered, whatever the answer was.
@@ -209,4 +229,14 @@ fn is_silent(error: &RegistryError) -> bool {
 
 fn key(route: &Route, position: usize) -> EndpointKey {
     (route.registry.clone(), origin(route.endpoints[position].base()))
+}
+
+/// Returns the text of an error without its request, cut to `max_chars` characters.
+fn shortened(error: &RegistryError, max_chars: usize) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix(error.request()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text);
+    if text.chars().count() <= max_chars {
+        return text.to_owned();
+    }
+    text.chars().take(max_chars).chain(['…']).collect()
 }

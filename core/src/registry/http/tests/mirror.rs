@@ -132,3 +132,97 @@ async fn a_slow_mirror_is_tried_again_if_the_registry_cannot_be_reached() {
     client.resolve(&any_reference()).await.unwrap();
     assert_eq!(mirror.lines().len(), 2);
 }
+
+/// The error names the mirror as well, whatever the registry answered.
+#[rstest]
+#[case::it_failed(500, Kind::Unavailable)]
+#[case::it_lacks_the_artifact(404, Kind::NotFound)]
+#[tokio::test]
+async fn the_error_names_a_mirror_that_did_not_answer(#[case] status: u16, #[case] kind: Kind) {
+    let stalled = Server::start(|_| vec![Part::Hang]).await;
+    let failing = Server::start(move |_| answer(status, &[], b"the cause")).await;
+    let toml = with_mirrors(&failing.host(), &[&stalled.host()]);
+    let (client, _folder) = client_with_settings(&toml, patient().with_caller_deadline(SHORT));
+    let error = client.manifest(&any_pinned()).await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    let expected = format!("the cause; mirror http://{}: no answer within 0.", stalled.host());
+    assert!(error.to_string().contains(&expected), "{error}");
+}
+
+/// Neither answers: the error is that of the registry, at once for the caller, and has the mirror beside its request.
+#[tokio::test]
+async fn the_error_names_all_endpoints_that_did_not_answer() {
+    let stalled = Server::start(|_| vec![Part::Hang]).await;
+    let toml = with_mirrors("registry.example", &[&stalled.host()]);
+    let settings = patient().with_caller_deadline(Duration::from_secs(1)).with_connect_timeout(SHORT);
+    let (client, _folder) = client_with_settings(&toml, settings);
+    let started = Instant::now();
+    let error = client.manifest(&any_pinned()).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_mins(1), "{:?}", started.elapsed());
+    assert_eq!(error.kind(), Kind::Stalled, "{error}");
+    let text = error.to_string();
+    assert!(text.contains(&format!("mirror http://{}: no answer within", stalled.host())), "{text}");
+    assert!(text.starts_with("GET http://registry.example/"), "{text}");
+    assert!(text.ends_with("no connection within 0.3 s"), "{text}");
+}
+
+/// In an air gap, the last endpoint is the registry, which is never reached. Only the mirror says what is wrong.
+#[rstest]
+#[case(401, "refused with 401: UNAUTHORIZED: log in")]
+#[case(403, "refused with 403: UNAUTHORIZED: log in")]
+#[case(404, "not found: UNAUTHORIZED: log in")]
+#[case(500, "the registry failed with 500: UNAUTHORIZED: log in")]
+#[tokio::test]
+async fn the_error_has_the_words_of_the_mirror_if_the_registry_cannot_be_reached(
+    #[case] status: u16,
+    #[case] words: &str,
+    #[values(true, false)] is_refused: bool,
+) {
+    let body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"log in"}]}"#;
+    let mirror = Server::start(move |_| answer(status, &[], body)).await;
+    let registry = if is_refused { closed().await } else { "registry.example".to_owned() };
+    let toml = with_mirrors(&registry, &[&mirror.host()]);
+    // The time for a connection to the registry is short, because the mirror has answered.
+    let (client, _folder) = client_with_settings(&toml, patient());
+    let started = Instant::now();
+    let error = client.resolve(&any_reference()).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_mins(1), "{:?}", started.elapsed());
+    let kind = if is_refused { Kind::Unreachable } else { Kind::Stalled };
+    assert_eq!(error.kind(), kind, "the registry itself did not refuse: {error}");
+    assert!(error.to_string().contains(&format!("mirror http://{}: {words}", mirror.host())), "{error}");
+    assert!(
+        error.to_string().contains(&format!("HEAD http://{registry}/v2/team/app/manifests/v1")),
+        "{error}"
+    );
+}
+
+/// Long messages are cut, so that each endpoint is named. Secrets of the mirror are not in them.
+#[tokio::test]
+async fn a_long_message_leaves_room_for_the_mirrors() {
+    let long = |request: &Request| {
+        answer(500, &[], format!("{} {}", request.header("x-key"), "x".repeat(400)).as_bytes())
+    };
+    let servers = [
+        Server::start(long).await,
+        Server::start(long).await,
+        Server::start(long).await,
+        Server::start(long).await,
+    ];
+    let [registry, mirrors @ ..] = servers.each_ref().map(Server::host);
+    let mut toml = format!("server = \"http://{registry}\"\n");
+    toml.extend(
+        mirrors
+            .iter()
+            .map(|mirror| format!("[host.\"http://{mirror}\"]\nheader = {{x-key = \"hunter2-hunter2\"}}\n")),
+    );
+    let (client, _folder) = client_with(&toml);
+    let error = client.manifest(&any_pinned()).await.unwrap_err().to_string();
+    assert!(error.contains("the registry failed with 500: … x"), "{error}");
+    for mirror in &mirrors[..2] {
+        assert!(
+            error.contains(&format!("…; mirror http://{mirror}: the registry failed with 500: … x")),
+            "{error}"
+        );
+    }
+    assert!(error.ends_with("; and 1 more") && !error.contains("hunter2"), "{error}");
+}
