@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use reqwest::Response;
 
 use crate::digest::Digest;
@@ -52,21 +52,21 @@ pub(super) fn descriptor_from_headers(
 
 /// Parses `Docker-Content-Digest` (distribution-spec, "Pulling manifests"). Fails if a digest of the same algorithm was
 /// requested and this is another one.
+///
+/// Some registries and proxies send a header that is no digest (in quotes, in upper case, another hash). It is treated as
+/// missing, because the digest is computed from the bytes.
 pub(super) fn reported_digest(
     response: &Response,
     label: &RequestLabel,
     requested: Option<&Digest>,
 ) -> Result<Option<Digest>, RegistryError> {
     let values = response.headers().get_all("docker-content-digest").iter();
-    let mut values = values.filter(|value| !value.as_bytes().trim_ascii().is_empty());
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.any(|other| other != value) {
+    let parse = |value: &HeaderValue| value.to_str().ok()?.trim().parse::<Digest>().ok();
+    let mut digests = values.filter_map(parse);
+    let Some(reported) = digests.next() else { return Ok(None) };
+    if digests.any(|other| other != reported) {
         return Err(label.untruthful("two different Docker-Content-Digest headers"));
     }
-    let text = String::from_utf8_lossy(value.as_bytes());
-    let reported = text.parse::<Digest>();
-    let reported =
-        reported.map_err(|error| label.untruthful(format!("invalid Docker-Content-Digest: {error}")))?;
     match requested {
         Some(requested) if requested.algorithm() == reported.algorithm() && *requested != reported => {
             Err(label.untruthful(format!("the registry returned the digest {reported}")))
