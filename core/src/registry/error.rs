@@ -201,10 +201,12 @@ impl RegistryError {
         }
     }
 
-    /// Adds a possible reason to a refusal or a 404. Other errors stay as they are.
+    /// Adds a possible reason to a refusal, a 404 or a 429. Other errors stay as they are.
     #[must_use]
     pub fn with_reason(mut self, reason: &str) -> Self {
-        if let Self::Refused { words, .. } | Self::NotFound { words, .. } = &mut self {
+        if let Self::Refused { words, .. } | Self::NotFound { words, .. } | Self::RateLimited { words, .. } =
+            &mut self
+        {
             *words = if words.is_empty() { reason.to_owned() } else { format!("{words}; {reason}") }.into();
         }
         self
@@ -252,7 +254,8 @@ impl RegistryError {
         }
     }
 
-    /// Adds the credentials that were tried, because they may be the reason of the refusal.
+    /// Adds the credentials that were tried, because they may be the reason of the refusal. Registries also have other rate
+    /// limits for anonymous clients.
     #[must_use]
     pub fn with_tried_credentials(self, sources: &str) -> Self {
         self.with_reason(&format!("asked with {sources}"))

@@ -253,6 +253,7 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 #[case(RegistryError::Misconfigured { at: "r.io/a".into(), words: "r.io/hosts.toml: server: write a URL in quotes".into() }, 503, "cannot be pulled with the current registry configuration (r.io/a: r.io/hosts.toml: server: write a URL", None)]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: Some(Duration::from_secs(7)), words: "".into() }, 429, "asks to wait 7 s", Some(7))]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits the request rate", None)]
+#[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "the limit".into() }, 429, "too many requests: the limit; asked with no credentials", None)]
 #[case(RegistryError::Unavailable { at: "GET x".into(), status: 503, words: "gone fishing".into() }, 503, "gone fishing", None)]
 #[case(RegistryError::Unreachable { at: "GET x".into(), words: "no such host".into() }, 503, "no such host", None)]
 #[case(RegistryError::Stalled { at: "GET x".into(), what: "answer".into(), after: Duration::from_secs(3) }, 503, "within 3 s", None)]

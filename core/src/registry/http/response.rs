@@ -152,6 +152,8 @@ pub(super) fn is_get_worth_trying(error: &RegistryError) -> bool {
 pub(super) fn is_one_get_worth_trying(error: &RegistryError, digest: Option<&Digest>) -> bool {
     match error {
         RegistryError::NotFound { .. } => digest.is_none(),
+        // The words say which limit it is. A request that is refused does not count for it.
+        RegistryError::RateLimited { .. } => true,
         error => matches!(error, RegistryError::Unavailable { status: 500 | 503, .. }),
     }
 }

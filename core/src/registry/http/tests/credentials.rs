@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use rstest::rstest;
 
 use super::*;
-use crate::credentials::{Administrator, AdministratorSettings, Credential};
+use crate::credentials::{Administrator, AdministratorSettings, Credential, DockerConfig};
 use crate::reference::RegistryHost;
 use crate::registry::guard::HostResolver;
 use crate::registry::{Access, Candidate, Credentials, Keyring, Source};
@@ -406,4 +407,29 @@ async fn a_running_client_uses_changed_configuration_files() {
 
     std::fs::remove_file(&config).unwrap();
     assert_eq!(refused(resolve().await), Kind::Refused);
+}
+
+/// Docker Hub has another limit for anonymous clients, so the error says which credentials were tried.
+#[rstest]
+#[case::anonymous(false, "pull rate limit; asked with no credentials")]
+#[case::a_user(true, "pull rate limit; asked with secret regcred")]
+#[tokio::test]
+async fn a_rate_limit_has_the_words_of_the_registry_and_the_credentials(
+    #[case] has_secret: bool,
+    #[case] expected: &str,
+) {
+    let server = Server::start(|_| {
+        answer(429, &[], br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"pull rate limit"}]}"#)
+    })
+    .await;
+    let mut keyring = Keyring::new(None);
+    if has_secret {
+        let config = format!(r#"{{"auths":{{"{}":{{"username":"alice","password":"x"}}}}}}"#, server.host());
+        let config = DockerConfig::parse(config.as_bytes()).unwrap();
+        keyring = keyring.with_secret(Source::Secret("regcred".into()), Arc::new(config));
+    }
+    let access = Access::new(Arc::new(client(&server)), Arc::new(keyring));
+    let error = access.resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::RateLimited);
+    assert!(error.to_string().ends_with(expected), "{error}");
 }

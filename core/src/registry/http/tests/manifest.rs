@@ -67,6 +67,7 @@ async fn a_tag_that_head_does_not_find_is_asked_for_with_get(#[case] status: u16
 /// An answer to HEAD has no body. The error has the words that the registry sends for GET, which is sent once.
 #[rstest]
 #[case(404, Kind::NotFound)]
+#[case(429, Kind::RateLimited)]
 #[case(500, Kind::Unavailable)]
 #[case(503, Kind::Unavailable)]
 #[tokio::test]
