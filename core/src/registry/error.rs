@@ -37,6 +37,17 @@ pub enum RegistryError {
         /// The registry's message.
         words: Printable,
     },
+    /// The registry redirected to another host, usually a storage service, which refused. The client sends no credentials
+    /// there, so others would not help.
+    #[error("{at}: the registry redirected to this host, which answered {status}{}", suffix(.words))]
+    Redirected {
+        /// The request to the other host.
+        at: Printable,
+        /// The HTTP status.
+        status: u16,
+        /// The message of the other host.
+        words: Printable,
+    },
     /// Status 429, also after waiting as long as the deadline allows.
     #[error("{at}: too many requests{}{}", wait_suffix(.retry_after.as_ref()), suffix(.words))]
     RateLimited {
@@ -186,8 +197,8 @@ impl RegistryError {
     /// Returns the kind of the error.
     pub fn kind(&self) -> RegistryErrorKind {
         match self {
-            Self::NotFound { .. } => RegistryErrorKind::NotFound,
-            Self::Refused { .. } => RegistryErrorKind::Refused,
+            Self::NotFound { .. } | Self::Redirected { status: 404, .. } => RegistryErrorKind::NotFound,
+            Self::Refused { .. } | Self::Redirected { .. } => RegistryErrorKind::Refused,
             Self::RateLimited { .. } => RegistryErrorKind::RateLimited,
             Self::Unavailable { .. } => RegistryErrorKind::Unavailable,
             Self::Unreachable { .. } => RegistryErrorKind::Unreachable,
@@ -198,6 +209,14 @@ impl RegistryError {
             Self::Invalid { .. } => RegistryErrorKind::Invalid,
             Self::Misconfigured { .. } => RegistryErrorKind::Misconfigured,
             Self::NotAllowed { .. } => RegistryErrorKind::NotAllowed,
+        }
+    }
+
+    /// Returns the status of a refusal, by the registry or by the host that it redirected to.
+    pub(super) fn refusal(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } | Self::Redirected { status, .. } => Some(*status),
+            _ => None,
         }
     }
 
@@ -217,6 +236,7 @@ impl RegistryError {
         match self {
             Self::NotFound { at, .. }
             | Self::Refused { at, .. }
+            | Self::Redirected { at, .. }
             | Self::RateLimited { at, .. }
             | Self::Unavailable { at, .. }
             | Self::Unreachable { at, .. }
@@ -270,6 +290,7 @@ impl RegistryError {
         match &mut self {
             Self::NotFound { at, words }
             | Self::Refused { at, words, .. }
+            | Self::Redirected { at, words, .. }
             | Self::RateLimited { at, words, .. }
             | Self::Unavailable { at, words, .. }
             | Self::Unreachable { at, words }

@@ -235,8 +235,11 @@ pub fn registry_reason(error: &RegistryError) -> String {
 
 fn registry_error_kind(error: &RegistryError) -> PullErrorKind {
     match error {
-        RegistryError::NotFound { .. } => PullErrorKind::NotFound,
+        RegistryError::NotFound { .. } | RegistryError::Redirected { status: 404, .. } => {
+            PullErrorKind::NotFound
+        }
         RegistryError::Refused { .. }
+        | RegistryError::Redirected { .. }
         | RegistryError::Misconfigured { .. }
         | RegistryError::NotAllowed { .. } => PullErrorKind::Denied,
         RegistryError::Untruthful { .. } => PullErrorKind::Corrupt,

@@ -71,6 +71,11 @@ const MAX_RETRY_AFTER_SECONDS: u32 = 60;
 
 fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
     let (code, rule, instead) = match error.kind() {
+        RegistryErrorKind::Refused if matches!(error, RegistryError::Redirected { .. }) => (
+            Code::Unavailable,
+            "cannot be pulled: the host that the registry redirected to refused",
+            "ask the operator of the registry to check its storage, or try again later",
+        ),
         RegistryErrorKind::NotFound => {
             (Code::NotFound, "does not exist", "push it, or write a tag or digest that exists")
         }

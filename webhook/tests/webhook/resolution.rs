@@ -251,6 +251,7 @@ async fn a_panic_in_a_lookup_is_a_denial() {
 #[case(RegistryError::Refused { at: "GET x".into(), status: 401, words: "denied".into() }, 403, "cannot be pulled: the registry denied access (GET x: refused with 401: denied; asked with no credentials)", None)]
 #[case(RegistryError::NotAllowed { at: "GET x".into(), words: "a loopback address".into() }, 403, "a loopback address", None)]
 #[case(RegistryError::Misconfigured { at: "r.io/a".into(), words: "r.io/hosts.toml: server: write a URL in quotes".into() }, 503, "cannot be pulled with the current registry configuration (r.io/a: r.io/hosts.toml: server: write a URL", None)]
+#[case(RegistryError::Redirected { at: "GET x".into(), status: 403, words: "AccessDenied".into() }, 503, "the host that the registry redirected to refused (GET x: the registry redirected to this host, which answered 403: AccessDenied)", None)]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: Some(Duration::from_secs(7)), words: "".into() }, 429, "asks to wait 7 s", Some(7))]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "".into() }, 429, "limits the request rate", None)]
 #[case(RegistryError::RateLimited { at: "GET x".into(), retry_after: None, words: "the limit".into() }, 429, "too many requests: the limit; asked with no credentials", None)]

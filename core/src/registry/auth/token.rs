@@ -255,8 +255,11 @@ mod tests {
             repository: "a".into(),
             credential: Credential::Anonymous,
         };
-        let challenge =
-            |scope: &str| Challenge { realm: "https://x/t".parse().unwrap(), service: None, scope: scope.into() };
+        let challenge = |scope: &str| Challenge {
+            realm: "https://x/t".parse().unwrap(),
+            service: None,
+            scope: scope.into(),
+        };
         let body = format!("{{\"token\":\"{}\"}}", "a".repeat(60 << 10));
         let token = Token::from_response(body.as_bytes(), Instant::now()).unwrap();
         let tokens = Tokens::default();

@@ -14,7 +14,7 @@ use crate::credentials::Credential;
 use crate::reference::RegistryHost;
 use crate::registry::auth::{Challenge, ChallengeProblem, Challenges, Requester, Token, basic};
 use crate::registry::body::{self, ReadTimeouts};
-use crate::registry::error::RegistryError;
+use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::guard::AllowedAddresses;
 use crate::registry::hosts::{Endpoint, HostsError};
 use crate::registry::request_label::RequestLabel;
@@ -377,6 +377,9 @@ impl Inner {
         let words = body::error_message(answer.response, self.settings.limits.error(), timeouts).await;
         let status = status.as_u16();
         let error = match status {
+            400..=499 if redirected && !matches!(status, 408 | 429) => {
+                RegistryError::Redirected { at, status, words }
+            }
             404 => RegistryError::NotFound { at, words },
             429 => RegistryError::RateLimited { at, retry_after: wait, words },
             408 | 500..=599 => RegistryError::Unavailable { at, status, words },
@@ -409,5 +412,5 @@ fn bearer(token: &str) -> Option<HeaderValue> {
 
 /// Reports whether a token service does not support GET.
 fn is_get_unsupported(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::NotFound { .. } | RegistryError::Refused { status: 405, .. })
+    error.kind() == RegistryErrorKind::NotFound || error.refusal() == Some(405)
 }

@@ -8,7 +8,7 @@ use reqwest::Response;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, media};
 use crate::registry::body;
-use crate::registry::error::RegistryError;
+use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::limits::Limits;
 use crate::registry::request_label::RequestLabel;
 use crate::registry::transport::Answer;
@@ -143,18 +143,19 @@ fn wrong_size(response: &Response, label: &RequestLabel, reported: u64, size: u6
 /// Reports whether GET may succeed or explain more after HEAD failed: some registries and proxies do not support HEAD,
 /// and its errors have no body.
 pub(super) fn is_get_worth_trying(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Refused { status: 400 | 401 | 403 | 405 | 406, .. })
+    // A presigned address of a storage service can be for GET only.
+    matches!(error.refusal(), Some(400 | 401 | 403 | 405 | 406))
         || matches!(error, RegistryError::Unavailable { status: 501, .. })
 }
 
 /// Reports whether one GET is sent after HEAD failed. A registry that fetches tags from another one may do so only for GET,
 /// and only GET has the registry's message. A digest that HEAD does not find is not there.
 pub(super) fn is_one_get_worth_trying(error: &RegistryError, digest: Option<&Digest>) -> bool {
-    match error {
-        RegistryError::NotFound { .. } => digest.is_none(),
+    match error.kind() {
+        RegistryErrorKind::NotFound => digest.is_none(),
         // The words say which limit it is. A request that is refused does not count for it.
-        RegistryError::RateLimited { .. } => true,
-        error => matches!(error, RegistryError::Unavailable { status: 500 | 503, .. }),
+        RegistryErrorKind::RateLimited => true,
+        _ => matches!(error, RegistryError::Unavailable { status: 500 | 503, .. }),
     }
 }
 

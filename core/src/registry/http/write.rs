@@ -183,8 +183,7 @@ impl Inner {
 
 /// Reports whether the blob may be missing: it is not found, or the credential has no permission to read.
 fn is_possibly_missing(error: &RegistryError) -> bool {
-    error.kind() == RegistryErrorKind::NotFound
-        || matches!(error, RegistryError::Refused { status: 401 | 403 | 405, .. })
+    error.kind() == RegistryErrorKind::NotFound || matches!(error.refusal(), Some(401 | 403 | 405))
 }
 
 fn content_type_header(media_type: &'static str) -> HeaderMap {

@@ -301,7 +301,7 @@ async fn a_storage_host_that_requires_a_password_gets_none() {
     let may = format!("[host.\"http://{}\"]\ncapabilities = [\"push\"]\n", storage.host());
     let (client, _folder) = named_client(&server, &may);
     let error = as_alice(&client).resolve(&named()).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Refused { status: 401, .. }), "{error}");
+    assert!(matches!(error, RegistryError::Redirected { status: 401, .. }), "{error}");
     assert!(storage.requests().iter().all(|request| request.header("authorization").is_empty()));
 }
 
