@@ -14,7 +14,7 @@ use super::response::{
     MANIFEST_TYPES, bytes_to_skip, check_range, content_type, descriptor_from_headers, expect_ok,
     is_get_worth_trying, is_one_get_worth_trying, more_informative, reported_digest,
 };
-use super::route::{Attempt, Capability, Operation, Redactor};
+use super::route::{Attempt, Capability, Operation, Redactor, foreign_note};
 use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, IndexEntry, ManifestError, VerifiedManifest};
@@ -95,20 +95,22 @@ impl Registry for HttpRegistry {
         }
         let last = attempts.last();
         let error = attempts.into_error();
-        if error.kind() == RegistryErrorKind::NotFound
-            && let Some(attempt) = last
-        {
-            for url in attempt.foreign_urls(blob) {
-                match self.inner.get_foreign_blob(&attempt, url, blob, offset).await {
-                    Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
-                    Err(error) => {
-                        let error = route.redactor().redact(error);
-                        tracing::warn!(%error, "cannot fetch a foreign layer");
-                    }
+        let (RegistryErrorKind::NotFound, Some(attempt)) = (error.kind(), last) else { return Err(error) };
+        let mut note = foreign_note(blob);
+        for url in attempt.foreign_urls(blob) {
+            match self.inner.get_foreign_blob(&attempt, url, blob, offset).await {
+                Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
+                Err(error) => {
+                    let error = route.redactor().redact(error);
+                    tracing::warn!(%error, "cannot fetch a foreign layer");
+                    note = Some(format!("it is a foreign layer, and its URL failed as well: {error}"));
                 }
             }
         }
-        Err(error)
+        Err(match note {
+            Some(note) => error.with_note(&note),
+            None => error,
+        })
     }
 
     async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {

@@ -11,6 +11,7 @@ use url::Url;
 use super::attempts::{Attempts, EndpointTimeouts};
 use super::failed_endpoints::FailedEndpoints;
 use crate::credentials::Credential;
+use crate::display::Shown;
 use crate::manifest::Descriptor;
 use crate::reference::RegistryHost;
 use crate::registry::address::{authority, origin};
@@ -257,4 +258,18 @@ impl Attempt<'_> {
             credential: self.credential().clone(),
         }
     }
+}
+
+/// Explains that a blob is a foreign layer, if its descriptor names URLs.
+pub(super) fn foreign_note(blob: &Descriptor) -> Option<String> {
+    let first = blob.urls().first()?;
+    let host = Url::parse(first).ok().filter(Url::has_host).map(|url| authority(&url));
+    Some(match host {
+        Some(host) => format!(
+            "it is a foreign layer, which its descriptor offers at {}: an administrator can allow that host in \
+             foreign_layers under [oras-csi] in hosts.toml, or push the layer to the registry",
+            Shown::new(&host)
+        ),
+        None => "it is a foreign layer, and the URLs of its descriptor are not valid".to_owned(),
+    })
 }

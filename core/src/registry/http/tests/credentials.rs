@@ -361,12 +361,26 @@ async fn a_foreign_layer_is_fetched_only_from_allowed_hosts() {
     let pinned = named().pin(Digest::sha256_of(b"manifest"));
     let may = format!("[host.\"http://{}\"]\ncapabilities = [\"push\"]\n", elsewhere.host());
     let (client, _folder) = named_client(&server, &may);
-    assert_eq!(client.blob(&pinned, &blob, 0).await.err().unwrap().kind(), Kind::NotFound);
+    let error = client.blob(&pinned, &blob, 0).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::NotFound);
+    let named =
+        format!("foreign layer, which its descriptor offers at {}: an administrator", elsewhere.host());
+    assert!(error.to_string().contains(&named) && error.to_string().contains("foreign_layers"), "{error}");
     assert!(elsewhere.requests().is_empty());
     let allowed = format!("{may}[oras-csi]\nforeign_layers = [\"{}\"]\n", elsewhere.host());
     let (client, _folder) = named_client(&server, &allowed);
     let (read, error) = collect(client.blob(&pinned, &blob, 0).await.unwrap()).await;
     assert_eq!((read.as_slice(), error), (bytes.as_slice(), None));
+    let dead = Descriptor::new("a/b", Digest::sha256_of(b"other"), 5)
+        .with_urls(vec![format!("http://{}/layer", elsewhere.host())]);
+    drop(elsewhere);
+    let error = client.blob(&pinned, &dead, 0).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.to_string().contains("its URL failed as well: GET http://127.0.0.1:"), "{error}");
+    let invalid =
+        Descriptor::new("a/b", Digest::sha256_of(bytes), 13).with_urls(vec!["\u{1b}[31m".to_owned()]);
+    let error = client.blob(&pinned, &invalid, 0).await.err().unwrap();
+    assert!(error.to_string().ends_with("the URLs of its descriptor are not valid"), "{error}");
 }
 
 /// The administrator changes the files while a client runs.
