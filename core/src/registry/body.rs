@@ -101,8 +101,16 @@ pub(super) async fn read(
     }
 }
 
+/// The message of an error response.
+#[derive(Debug, Default)]
+pub(super) struct ErrorMessage {
+    pub(super) words: Printable,
+    /// Whether it has the error codes of the OCI distribution-spec, which only a registry sends.
+    pub(super) has_codes: bool,
+}
+
 /// Reads the message of an error response. Reads for at most two seconds, and a failure to read is not an error.
-pub(super) async fn error_message(response: Response, limit: u64, timeouts: ReadTimeouts) -> Printable {
+pub(super) async fn error_message(response: Response, limit: u64, timeouts: ReadTimeouts) -> ErrorMessage {
     let deadline = timeouts.deadline.min(Instant::now() + Duration::from_secs(2));
     let mut chunks = response.bytes_stream();
     let mut body = BytesMut::new();
@@ -118,7 +126,7 @@ pub(super) async fn error_message(response: Response, limit: u64, timeouts: Read
 
 /// Converts the error formats of the OCI distribution-spec ("Error Codes") and of storage services (`<Error>` with `<Code>`
 /// and `<Message>`, as S3, Google Cloud Storage and Azure send it) to `CODE: message`. Returns any other text unchanged.
-fn parse_error_message(body: &[u8]) -> Printable {
+fn parse_error_message(body: &[u8]) -> ErrorMessage {
     #[derive(serde::Deserialize)]
     struct Envelope {
         errors: Vec<Entry>,
@@ -136,8 +144,12 @@ fn parse_error_message(body: &[u8]) -> Printable {
             (code, "") => code.to_owned(),
             (code, message) => format!("{code}: {message}"),
         });
-        return entries.collect::<Vec<_>>().join("; ").into();
+        return ErrorMessage { words: entries.collect::<Vec<_>>().join("; ").into(), has_codes: true };
     }
+    ErrorMessage { words: parse_other_message(body), has_codes: false }
+}
+
+fn parse_other_message(body: &[u8]) -> Printable {
     let text = String::from_utf8_lossy(body);
     let text = text.trim_start_matches('\u{feff}').trim_start();
     if !text.starts_with('<') {
@@ -347,9 +359,9 @@ mod tests {
     fn error_bodies_become_messages() {
         let envelope =
             br#"{"errors":[{"code":"DENIED","message":"\u001b[31mno\u001b[0m","detail":{}},{"code":"X"}]}"#;
-        assert_eq!(parse_error_message(envelope).as_str(), "DENIED: no; X");
-        assert_eq!(parse_error_message(b"plain \x1b[2Jwords\n").as_str(), "plain words");
-        assert_eq!(parse_error_message(b"<html>long page</html>").as_str(), "");
+        assert_eq!(parse_error_message(envelope).words.as_str(), "DENIED: no; X");
+        assert_eq!(parse_error_message(b"plain \x1b[2Jwords\n").words.as_str(), "plain words");
+        assert_eq!(parse_error_message(b"<html>long page</html>").words.as_str(), "");
         for (xml, message) in [
             (
                 "\u{feff}<?xml version=\"1.0\"?>\n<Error><Code>AccessDenied</Code><Message>Request has \
@@ -360,8 +372,8 @@ mod tests {
             ("<Error><Code>NoSuchKey</Code><Message/></Error>", "NoSuchKey"),
             ("<Error><Code></Code><Message>open", ""),
         ] {
-            assert_eq!(parse_error_message(xml.as_bytes()).as_str(), message, "{xml}");
+            assert_eq!(parse_error_message(xml.as_bytes()).words.as_str(), message, "{xml}");
         }
-        assert_eq!(parse_error_message(b"\xff\xfe").as_str(), "\u{fffd}\u{fffd}");
+        assert_eq!(parse_error_message(b"\xff\xfe").words.as_str(), "\u{fffd}\u{fffd}");
     }
 }

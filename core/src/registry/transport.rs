@@ -160,6 +160,8 @@ pub(super) struct Answer {
     pub(super) label: RequestLabel,
     /// Whether the response comes from another origin than the one that was asked.
     pub(super) redirected: bool,
+    /// The proxy through which the answer came and which could read and replace it. `None` for https, which is tunneled.
+    pub(super) proxy: Option<String>,
     /// The permit for one of the requests that the origin may have in progress.
     pub(super) permit: OwnedSemaphorePermit,
 }
@@ -237,6 +239,12 @@ impl Transport {
         matches!(self.proxies.proxy_for(url), Ok(None))
     }
 
+    /// Returns the proxy that sees a request, without its user and password.
+    fn visible_proxy(&self, url: &Url) -> Option<String> {
+        let proxy = self.proxies.proxy_for(url).ok().flatten()?;
+        (url.scheme() == "http").then(|| proxy.shown())
+    }
+
     /// Returns the resolver for the host of a direct connection.
     pub(super) fn guarded_resolver(&self, is_named: bool) -> GuardedResolver {
         GuardedResolver::new(Arc::clone(&self.resolver), is_named, ProxyHosts::default())
@@ -308,7 +316,8 @@ impl Transport {
             };
             let response = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline).await?;
             if !is_redirect(response.status()) {
-                return Ok(Answer { response, label, redirected, permit });
+                let proxy = self.visible_proxy(&url);
+                return Ok(Answer { response, label, redirected, proxy, permit });
             }
             match call.body {
                 None => {}

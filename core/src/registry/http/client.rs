@@ -48,11 +48,15 @@ impl HttpRegistry {
     /// Creates an anonymous client. [`Registry::with_credential`](crate::registry::Registry::with_credential) returns
     /// one with a credential.
     pub fn new(hosts: HostsConfig, settings: Settings) -> Self {
+        let proxies = if settings.uses_proxies { Proxies::from_environment() } else { Proxies::default() };
+        Self::with_proxies(hosts, settings, proxies)
+    }
+
+    pub(super) fn with_proxies(hosts: HostsConfig, settings: Settings, proxies: Proxies) -> Self {
         let limits = TransportLimits {
             header_timeout: settings.header_timeout,
             redirects: settings.limits.redirects(),
         };
-        let proxies = if settings.uses_proxies { Proxies::from_environment() } else { Proxies::default() };
         let transport = Transport::new(limits, proxies, Arc::clone(&settings.resolver));
         let (tokens, parsing) = (Tokens::default(), Semaphore::new(MAX_PARSING));
         let failed = Arc::default();

@@ -13,7 +13,7 @@ use super::route::{Attempt, Operation, Route, Target};
 use crate::credentials::Credential;
 use crate::reference::RegistryHost;
 use crate::registry::auth::{Challenge, ChallengeProblem, Challenges, Requester, Token, basic};
-use crate::registry::body::{self, ReadTimeouts};
+use crate::registry::body::{self, ErrorMessage, ReadTimeouts};
 use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::guard::AllowedAddresses;
 use crate::registry::hosts::{Endpoint, HostsError};
@@ -372,11 +372,27 @@ impl Inner {
             return Ok(answer);
         }
         let wait = retry::retry_after(answer.response.headers(), SystemTime::now());
-        let (at, redirected) = (answer.label.text(), answer.redirected);
+        let (label, redirected, proxy) = (answer.label, answer.redirected, answer.proxy);
+        let at = label.text();
+        let is_registrys = is_answer_of_registry(answer.response.headers());
         let timeouts = self.read_timeouts(attempt.deadline);
-        let words = body::error_message(answer.response, self.settings.limits.error(), timeouts).await;
+        let message = body::error_message(answer.response, self.settings.limits.error(), timeouts).await;
+        let ErrorMessage { words, has_codes } = message;
         let status = status.as_u16();
         let error = match status {
+            // Only a proxy sends this status (RFC 9110, 15.5.8).
+            407 => label.misconfigured(match proxy {
+                Some(proxy) => format!(
+                    "the proxy {proxy} requires a user and a password that it accepts: set them in HTTP_PROXY, or add \
+                     the host to NO_PROXY"
+                ),
+                None => "a proxy before the registry requires a user and a password".to_owned(),
+            }),
+            403 if proxy.is_some() && !is_registrys && !has_codes => label.misconfigured(format!(
+                "the proxy {} answered 403, and not the registry: allow the host at the proxy, or add it to NO_PROXY{}",
+                proxy.unwrap_or_default(),
+                if words.is_empty() { String::new() } else { format!(" ({words})") }
+            )),
             400..=499 if redirected && !matches!(status, 408 | 429) => {
                 RegistryError::Redirected { at, status, words }
             }
@@ -388,7 +404,7 @@ impl Inner {
                 RegistryError::Refused { at, status, words }
             }
             300..=399 => {
-                let error = answer.label.untruthful(format!("unexpected status {status}"));
+                let error = label.untruthful(format!("unexpected status {status}"));
                 return Err((Failure::permanent(error), None));
             }
             _ => RegistryError::Refused { at, status, words },
@@ -408,6 +424,11 @@ fn bearer(token: &str) -> Option<HeaderValue> {
     let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
     header.set_sensitive(true);
     Some(header)
+}
+
+/// Reports whether an answer has a header that only a registry or its token service sends, and not a proxy before it.
+fn is_answer_of_registry(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::WWW_AUTHENTICATE) || headers.contains_key("docker-distribution-api-version")
 }
 
 /// Reports whether a token service does not support GET.

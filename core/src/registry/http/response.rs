@@ -145,6 +145,8 @@ fn wrong_size(response: &Response, label: &RequestLabel, reported: u64, size: u6
 pub(super) fn is_get_worth_trying(error: &RegistryError) -> bool {
     // A presigned address of a storage service can be for GET only.
     matches!(error.refusal(), Some(400 | 401 | 403 | 405 | 406))
+        // Only the body of an answer tells a proxy from the registry behind it.
+        || error.kind() == RegistryErrorKind::Misconfigured
         || matches!(error, RegistryError::Unavailable { status: 501, .. })
 }
 
