@@ -7,17 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use reqwest::{Body, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::address::origin;
+use super::connection::{ConnectTimeout, Connector};
 use super::error::RegistryError;
 use super::guard::{AllowedAddresses, Forbidden, GuardedResolver, HostResolver, ProxyHosts};
 use super::hosts::{Endpoint, TlsFiles};
+use super::interim::TooManyInterimAnswers;
 use super::proxy::{Proxies, Proxy};
 use super::request_label::RequestLabel;
 use super::tls::{self, PeerRole};
@@ -25,6 +28,8 @@ use super::tls::{self, PeerRole};
 /// The value of `User-Agent`.
 pub(super) const USER_AGENT: &str = concat!("oras-csi/", env!("CARGO_PKG_VERSION"));
 
+/// How long a connection without a request stays open.
+const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 /// How many client configurations keep their connections.
 const MAX_CLIENTS: usize = 64;
 /// How many requests to one origin may be in progress, including their response bodies. Registries accept this many,
@@ -34,7 +39,10 @@ const MAX_REQUESTS_PER_ORIGIN: usize = 64;
 const MAX_ORIGINS: usize = 1_024;
 
 /// Converts an error of the HTTP client into a [`RegistryError`] with its cause and, where known, the fix.
-pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> RegistryError {
+pub(super) fn client_error(label: &RequestLabel, error: &(dyn StdError + 'static)) -> RegistryError {
+    if let Some(too_many) = find_cause::<TooManyInterimAnswers>(error) {
+        return label.untruthful(too_many.to_string());
+    }
     if let Some(forbidden) = find_cause::<Forbidden>(error) {
         return label.not_allowed(forbidden.to_string());
     }
@@ -115,9 +123,12 @@ fn find_cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) ->
     None
 }
 
-/// Reports whether a retry cannot help: a forbidden address or a certificate stays as it is.
-fn is_permanent(error: &reqwest::Error) -> bool {
-    find_cause::<Forbidden>(error).is_some() || find_cause::<rustls::Error>(error).is_some()
+/// Reports whether a retry cannot help: a forbidden address, a certificate or a server that breaks the rules of HTTP stays
+/// as it is.
+fn is_permanent(error: &(dyn StdError + 'static)) -> bool {
+    find_cause::<Forbidden>(error).is_some()
+        || find_cause::<rustls::Error>(error).is_some()
+        || find_cause::<TooManyInterimAnswers>(error).is_some()
 }
 
 /// The timeout of response headers, and the maximum number of redirects.
@@ -206,7 +217,8 @@ struct ClientKey {
 
 #[derive(Clone)]
 struct PooledClient {
-    client: Client,
+    client: Client<Connector, Body>,
+    connector: Connector,
     can_verify: bool,
 }
 
@@ -372,20 +384,33 @@ impl Transport {
                            the system's CA certificates, or set `ca` in the registry's hosts.toml";
             return Err(Failure::permanent(label.certificate(message)));
         }
-        let request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
-        let request = match hop.body {
-            None => request,
+        let uri = hop.url.as_str().parse::<Uri>().map_err(|error| {
+            Failure::permanent(label.untruthful(format!("the address is not valid in a request: {error}")))
+        })?;
+        let mut headers = hop.headers;
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        if let Some(authorization) = pooled.connector.proxy_authorization(&uri) {
+            headers.insert(header::PROXY_AUTHORIZATION, authorization);
+        }
+        let body = match hop.body {
+            None => Body::default(),
             Some(RequestBody::Form(form)) => {
                 let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
-                request.header(header::CONTENT_TYPE, form_type).body(form.clone())
+                headers.insert(header::CONTENT_TYPE, form_type);
+                Body::from(form.clone())
             }
-            Some(RequestBody::Content(content)) => request.body(content.clone()),
+            Some(RequestBody::Content(content)) => Body::from(content.clone()),
         };
+        let mut request = Request::new(body);
+        *request.method_mut() = hop.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
         let started = Instant::now();
         let until = deadline.min(started + self.limits.header_timeout);
-        match timeout_at(until, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_connect() && error.is_timeout() => {
+        match timeout_at(until, pooled.client.request(request)).await {
+            Ok(Ok(response)) => Ok(Response::from(response.map(Body::wrap))),
+            Ok(Err(error)) if is_connect_timeout(&error) => {
                 Err(Failure::retryable(label.stalled(through_proxy(proxy, "connection"), connect_timeout)))
             }
             Ok(Err(error)) => {
@@ -426,22 +451,20 @@ impl Transport {
 
 fn build_client(key: &ClientKey, resolver: GuardedResolver) -> Result<PooledClient, String> {
     let tls = tls::configure(&key.tls, key.role).map_err(|error| error.to_string())?;
-    let mut builder = Client::builder()
-        .user_agent(USER_AGENT)
-        .tls_backend_preconfigured(tls.config)
-        .http1_only()
-        .redirect(Policy::none())
-        .retry(reqwest::retry::never())
-        .connect_timeout(key.connect_timeout)
-        .tcp_nodelay(true)
-        .dns_resolver(resolver)
-        .no_proxy();
-    if let Some(proxy) = &key.proxy {
-        let invalid = |error| format!("cannot use the proxy {}: {}", proxy.shown(), causes(&error));
-        builder = builder.proxy(reqwest::Proxy::all(proxy.url().clone()).map_err(invalid)?);
-    }
-    let client = builder.build().map_err(|error| format!("cannot set up the HTTP client: {error}"))?;
-    Ok(PooledClient { client, can_verify: tls.can_verify })
+    let connector = Connector::new(resolver, tls.config, key.proxy.as_ref(), USER_AGENT, key.connect_timeout);
+    let client = Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_CONNECTION)
+        .build(connector.clone());
+    Ok(PooledClient { client, connector, can_verify: tls.can_verify })
+}
+
+/// Reports whether a connection took too long: by the time for the whole connection, or for one address of it.
+fn is_connect_timeout(error: &hyper_util::client::legacy::Error) -> bool {
+    let is_timeout =
+        || find_cause::<io::Error>(error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
+    error.is_connect() && (find_cause::<ConnectTimeout>(error).is_some() || is_timeout())
 }
 
 /// Adds the proxy, if there is one, to a description of what failed.
