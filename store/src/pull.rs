@@ -24,7 +24,7 @@ mod tenant;
 mod tenant_turns;
 
 pub use self::directory::{DirectoryError, pull_into_directory};
-pub use self::error::PullError;
+pub use self::error::{PullError, registry_reason};
 pub use self::fetch::Fetcher;
 pub use self::progress::{NoProgress, Planned, Progress, ProgressCounter, ProgressSnapshot};
 pub use self::single_flight::{BackgroundPull, PullResult, PullStatus, Pulls};

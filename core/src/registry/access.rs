@@ -189,6 +189,16 @@ pub fn combine_refusals(mut tried: Vec<(Source, RegistryError)>) -> Option<Regis
     Some(error.with_tried_credentials(&sources))
 }
 
+/// Returns an error that ends the search for a credential. A 429 gets the sources of the credentials that were tried,
+/// because an anonymous client has another limit than a user.
+pub fn with_sources(error: RegistryError, tried: &[(Source, RegistryError)], last: &Source) -> RegistryError {
+    if error.kind() != RegistryErrorKind::RateLimited {
+        return error;
+    }
+    let sources = tried.iter().map(|(source, _)| source).chain([last]);
+    error.with_tried_credentials(&sources.map(ToString::to_string).collect::<Vec<_>>().join(", "))
+}
+
 /// A [`Registry`] that tries credentials in order until one is accepted, and then uses that one for the repository.
 pub struct Access {
     registry: Arc<dyn Registry>,
@@ -237,7 +247,7 @@ impl Access {
                     return Ok(found);
                 }
                 Err(error) if may_depend_on_credential(&error) => tried.push((candidate.source, error)),
-                Err(error) => return Err(error),
+                Err(error) => return Err(with_sources(error, &tried, &candidate.source)),
             }
         }
         Err(combine_refusals(tried).unwrap_or_else(|| RegistryError::NotAllowed {

@@ -101,8 +101,16 @@ pub(super) async fn read(
     }
 }
 
+/// The message of an error response.
+#[derive(Debug, Default)]
+pub(super) struct ErrorMessage {
+    pub(super) words: Printable,
+    /// Whether it has the error codes of the OCI distribution-spec, which only a registry sends.
+    pub(super) has_codes: bool,
+}
+
 /// Reads the message of an error response. Reads for at most two seconds, and a failure to read is not an error.
-pub(super) async fn error_message(response: Response, limit: u64, timeouts: ReadTimeouts) -> Printable {
+pub(super) async fn error_message(response: Response, limit: u64, timeouts: ReadTimeouts) -> ErrorMessage {
     let deadline = timeouts.deadline.min(Instant::now() + Duration::from_secs(2));
     let mut chunks = response.bytes_stream();
     let mut body = BytesMut::new();
@@ -116,9 +124,9 @@ pub(super) async fn error_message(response: Response, limit: u64, timeouts: Read
     parse_error_message(&body)
 }
 
-/// Converts the error format of the OCI distribution-spec ("Error Codes") to `CODE: message`. Returns any other text
-/// unchanged.
-fn parse_error_message(body: &[u8]) -> Printable {
+/// Converts the error formats of the OCI distribution-spec ("Error Codes") and of storage services (`<Error>` with `<Code>`
+/// and `<Message>`, as S3, Google Cloud Storage and Azure send it) to `CODE: message`. Returns any other text unchanged.
+fn parse_error_message(body: &[u8]) -> ErrorMessage {
     #[derive(serde::Deserialize)]
     struct Envelope {
         errors: Vec<Entry>,
@@ -136,11 +144,31 @@ fn parse_error_message(body: &[u8]) -> Printable {
             (code, "") => code.to_owned(),
             (code, message) => format!("{code}: {message}"),
         });
-        return entries.collect::<Vec<_>>().join("; ").into();
+        return ErrorMessage { words: entries.collect::<Vec<_>>().join("; ").into(), has_codes: true };
     }
+    ErrorMessage { words: parse_other_message(body), has_codes: false }
+}
+
+fn parse_other_message(body: &[u8]) -> Printable {
     let text = String::from_utf8_lossy(body);
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    if !text.starts_with('<') {
+        return Printable::new(text);
+    }
     // An HTML page makes no useful message.
-    if text.trim_start().starts_with('<') { Printable::default() } else { Printable::new(&text) }
+    match (xml_element(text, "Code"), xml_element(text, "Message")) {
+        (Some(code), Some(message)) => Printable::new(&format!("{code}: {message}")),
+        (Some(one), None) | (None, Some(one)) => Printable::new(&one),
+        (None, None) => Printable::default(),
+    }
+}
+
+/// Returns the text of the first element with this name. This is no XML parser: the text only becomes part of a message.
+fn xml_element(xml: &str, name: &str) -> Option<String> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    let (text, _) = rest.split_once(&format!("</{name}>"))?;
+    let text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
+    Some(text.replace("&amp;", "&").trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// The state of a blob's stream.
@@ -331,9 +359,21 @@ mod tests {
     fn error_bodies_become_messages() {
         let envelope =
             br#"{"errors":[{"code":"DENIED","message":"\u001b[31mno\u001b[0m","detail":{}},{"code":"X"}]}"#;
-        assert_eq!(parse_error_message(envelope).as_str(), "DENIED: no; X");
-        assert_eq!(parse_error_message(b"plain \x1b[2Jwords\n").as_str(), "plain words");
-        assert_eq!(parse_error_message(b"<html>long page</html>").as_str(), "");
-        assert_eq!(parse_error_message(b"\xff\xfe").as_str(), "\u{fffd}\u{fffd}");
+        assert_eq!(parse_error_message(envelope).words.as_str(), "DENIED: no; X");
+        assert_eq!(parse_error_message(b"plain \x1b[2Jwords\n").words.as_str(), "plain words");
+        assert_eq!(parse_error_message(b"<html>long page</html>").words.as_str(), "");
+        for (xml, message) in [
+            (
+                "\u{feff}<?xml version=\"1.0\"?>\n<Error><Code>AccessDenied</Code><Message>Request has \
+                 expired</Message><AWSAccessKeyId>AKIA</AWSAccessKeyId></Error>",
+                "AccessDenied: Request has expired",
+            ),
+            ("<Error><Message>a &amp;lt; b\nRequestId:1</Message></Error>", "a &lt; b RequestId:1"),
+            ("<Error><Code>NoSuchKey</Code><Message/></Error>", "NoSuchKey"),
+            ("<Error><Code></Code><Message>open", ""),
+        ] {
+            assert_eq!(parse_error_message(xml.as_bytes()).words.as_str(), message, "{xml}");
+        }
+        assert_eq!(parse_error_message(b"\xff\xfe").words.as_str(), "\u{fffd}\u{fffd}");
     }
 }

@@ -37,6 +37,17 @@ pub enum RegistryError {
         /// The registry's message.
         words: Printable,
     },
+    /// The registry redirected to another host, usually a storage service, which refused. The client sends no credentials
+    /// there, so others would not help.
+    #[error("{at}: the registry redirected to this host, which answered {status}{}", suffix(.words))]
+    Redirected {
+        /// The request to the other host.
+        at: Printable,
+        /// The HTTP status.
+        status: u16,
+        /// The message of the other host.
+        words: Printable,
+    },
     /// Status 429, also after waiting as long as the deadline allows.
     #[error("{at}: too many requests{}{}", wait_suffix(.retry_after.as_ref()), suffix(.words))]
     RateLimited {
@@ -198,8 +209,8 @@ impl RegistryError {
     /// Returns the kind of the error.
     pub fn kind(&self) -> RegistryErrorKind {
         match self {
-            Self::NotFound { .. } => RegistryErrorKind::NotFound,
-            Self::Refused { .. } => RegistryErrorKind::Refused,
+            Self::NotFound { .. } | Self::Redirected { status: 404, .. } => RegistryErrorKind::NotFound,
+            Self::Refused { .. } | Self::Redirected { .. } => RegistryErrorKind::Refused,
             Self::RateLimited { .. } => RegistryErrorKind::RateLimited,
             Self::Unavailable { .. } => RegistryErrorKind::Unavailable,
             Self::Unreachable { .. } => RegistryErrorKind::Unreachable,
@@ -214,11 +225,20 @@ impl RegistryError {
         }
     }
 
-    /// Adds a possible reason to a refusal, a 404 or a failed authentication. Other errors stay as they are.
+    /// Returns the status of a refusal, by the registry or by the host that it redirected to.
+    pub(super) fn refusal(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } | Self::Redirected { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Adds a possible reason to a refusal, a 404, a 429 or a failed authentication. Other errors stay as they are.
     #[must_use]
     pub fn with_reason(mut self, reason: &str) -> Self {
         if let Self::Refused { words, .. }
         | Self::NotFound { words, .. }
+        | Self::RateLimited { words, .. }
         | Self::Authentication { words, .. } = &mut self
         {
             *words = if words.is_empty() { reason.to_owned() } else { format!("{words}; {reason}") }.into();
@@ -226,7 +246,52 @@ impl RegistryError {
         self
     }
 
-    /// Adds the credentials that were tried, because they may be the reason of the refusal.
+    /// Returns the request that failed, or what was asked for.
+    pub(super) fn request(&self) -> &str {
+        match self {
+            Self::NotFound { at, .. }
+            | Self::Refused { at, .. }
+            | Self::Redirected { at, .. }
+            | Self::RateLimited { at, .. }
+            | Self::Unavailable { at, .. }
+            | Self::Unreachable { at, .. }
+            | Self::Certificate { at, .. }
+            | Self::Stalled { at, .. }
+            | Self::Untruthful { at, .. }
+            | Self::Authentication { at, .. }
+            | Self::TooLarge { at, .. }
+            | Self::Invalid { at, .. }
+            | Self::Misconfigured { at, .. }
+            | Self::NotAllowed { at, .. } => at.as_str(),
+        }
+    }
+
+    /// Adds a note to the message, and cuts the rest of the message where both together are too long. An error without
+    /// words has the note beside its request.
+    #[must_use]
+    pub(super) fn with_note(self, note: &str) -> Self {
+        let room = Printable::MAX_CHARS.saturating_sub(note.chars().count() + "; ".len());
+        let joined = |words: &str| match (words.is_empty(), words.chars().count() <= room) {
+            (true, _) => note.to_owned(),
+            (_, true) => format!("{words}; {note}"),
+            _ => {
+                let kept: String = words.chars().take(room.saturating_sub(1)).collect();
+                format!("{kept}…; {note}")
+            }
+        };
+        match self {
+            Self::Stalled { at, what, after } => {
+                Self::Stalled { at: format!("{at} ({note})").into(), what, after }
+            }
+            Self::TooLarge { at, what, limit } => {
+                Self::TooLarge { at: format!("{at} ({note})").into(), what, limit }
+            }
+            other => other.map_text(str::to_owned, joined),
+        }
+    }
+
+    /// Adds the credentials that were tried, because they may be the reason of the refusal. Registries also have other rate
+    /// limits for anonymous clients.
     #[must_use]
     pub fn with_tried_credentials(self, sources: &str) -> Self {
         self.with_reason(&format!("asked with {sources}"))
@@ -241,6 +306,7 @@ impl RegistryError {
         match &mut self {
             Self::NotFound { at, words }
             | Self::Refused { at, words, .. }
+            | Self::Redirected { at, words, .. }
             | Self::RateLimited { at, words, .. }
             | Self::Unavailable { at, words, .. }
             | Self::Unreachable { at, words }
@@ -285,6 +351,7 @@ impl RegistryError {
             Self::Refused { .. } => {
                 "Check that the host is an OCI registry, and that no proxy answers in its place"
             }
+            Self::Redirected { .. } => "Check the storage that the registry redirects to",
             Self::Untruthful { .. } => "Check the registry, and any mirror or proxy in front of it",
             Self::Authentication { .. } => {
                 "Check the registry's authentication: the WWW-Authenticate header, and the token service that it names"

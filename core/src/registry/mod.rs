@@ -23,6 +23,8 @@ pub mod publish;
 mod address;
 mod auth;
 mod body;
+mod connection;
+mod interim;
 mod proxy;
 mod request_label;
 mod retry;

@@ -7,17 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use reqwest::{Body, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::address::origin;
+use super::connection::{ConnectTimeout, Connector};
 use super::error::RegistryError;
 use super::guard::{AllowedAddresses, Forbidden, GuardedResolver, HostResolver, ProxyHosts};
 use super::hosts::{Endpoint, TlsFiles};
+use super::interim::TooManyInterimAnswers;
 use super::proxy::{Proxies, Proxy};
 use super::request_label::RequestLabel;
 use super::tls::{self, PeerRole};
@@ -25,6 +28,8 @@ use super::tls::{self, PeerRole};
 /// The value of `User-Agent`.
 pub(super) const USER_AGENT: &str = concat!("oras-csi/", env!("CARGO_PKG_VERSION"));
 
+/// How long a connection without a request stays open.
+const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 /// How many client configurations keep their connections.
 const MAX_CLIENTS: usize = 64;
 /// How many requests to one origin may be in progress, including their response bodies. Registries accept this many,
@@ -34,7 +39,10 @@ const MAX_REQUESTS_PER_ORIGIN: usize = 64;
 const MAX_ORIGINS: usize = 1_024;
 
 /// Converts an error of the HTTP client into a [`RegistryError`] with its cause and, where known, the fix.
-pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> RegistryError {
+pub(super) fn client_error(label: &RequestLabel, error: &(dyn StdError + 'static)) -> RegistryError {
+    if let Some(too_many) = find_cause::<TooManyInterimAnswers>(error) {
+        return label.untruthful(too_many.to_string());
+    }
     if let Some(forbidden) = find_cause::<Forbidden>(error) {
         return label.not_allowed(forbidden.to_string());
     }
@@ -42,7 +50,7 @@ pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> Regi
     match certificate_advice(tls) {
         Some(advice) => label.certificate(causes(error) + advice),
         // During a handshake, the server speaks no TLS or another version of it. Later, the network changed bytes.
-        None if error.is_connect() => match tls {
+        None if is_connecting(error) => match tls {
             rustls::Error::InvalidMessage(_) => label.certificate(causes(error) + NO_TLS),
             rustls::Error::PeerIncompatible(_)
             | rustls::Error::AlertReceived(
@@ -52,6 +60,12 @@ pub(super) fn client_error(label: &RequestLabel, error: &reqwest::Error) -> Regi
         },
         None => label.unreachable(causes(error)),
     }
+}
+
+/// Reports whether the connection failed, and not a request on it.
+fn is_connecting(error: &(dyn StdError + 'static)) -> bool {
+    find_cause::<hyper_util::client::legacy::Error>(error)
+        .is_some_and(hyper_util::client::legacy::Error::is_connect)
 }
 
 /// What to do if the server answers in another protocol than TLS.
@@ -136,15 +150,17 @@ fn find_cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) ->
     None
 }
 
-/// Reports whether a retry cannot help: a forbidden address or a certificate stays as it is.
-fn is_permanent(error: &reqwest::Error) -> bool {
-    find_cause::<Forbidden>(error).is_some() || find_cause::<rustls::Error>(error).is_some()
+/// Reports whether a retry cannot help: a forbidden address, a certificate or a server that breaks the rules of HTTP stays
+/// as it is.
+fn is_permanent(error: &(dyn StdError + 'static)) -> bool {
+    find_cause::<Forbidden>(error).is_some()
+        || find_cause::<rustls::Error>(error).is_some()
+        || find_cause::<TooManyInterimAnswers>(error).is_some()
 }
 
-/// Timeouts of a connection and of response headers, and the maximum number of redirects.
+/// The timeout of response headers, and the maximum number of redirects.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TransportLimits {
-    pub(super) connect_timeout: Duration,
     pub(super) header_timeout: Duration,
     pub(super) redirects: u8,
 }
@@ -171,6 +187,8 @@ pub(super) struct Call<'a> {
     pub(super) endpoint: &'a Endpoint,
     /// Addresses that may be dialled although the guard forbids them.
     pub(super) allowed: &'a AllowedAddresses,
+    /// The time for a connection, unless the endpoint has a `dial_timeout`.
+    pub(super) connect_timeout: Duration,
     pub(super) deadline: Instant,
 }
 
@@ -180,6 +198,8 @@ pub(super) struct Answer {
     pub(super) label: RequestLabel,
     /// Whether the response comes from another origin than the one that was asked.
     pub(super) redirected: bool,
+    /// The proxy through which the answer came and which could read and replace it. `None` for https, which is tunneled.
+    pub(super) proxy: Option<String>,
     /// The permit for one of the requests that the origin may have in progress.
     pub(super) permit: OwnedSemaphorePermit,
 }
@@ -224,7 +244,8 @@ struct ClientKey {
 
 #[derive(Clone)]
 struct PooledClient {
-    client: Client,
+    client: Client<Connector, Body>,
+    connector: Connector,
     can_verify: bool,
 }
 
@@ -255,6 +276,12 @@ impl Transport {
     /// Reports whether requests to `url` go directly to its host, without a proxy of the environment.
     pub(super) fn is_direct(&self, url: &Url) -> bool {
         matches!(self.proxies.proxy_for(url), Ok(None))
+    }
+
+    /// Returns the proxy that sees a request, without its user and password.
+    fn visible_proxy(&self, url: &Url) -> Option<String> {
+        let proxy = self.proxies.proxy_for(url).ok().flatten()?;
+        (url.scheme() == "http").then(|| proxy.shown())
     }
 
     /// Returns the resolver for the host of a direct connection.
@@ -317,10 +344,19 @@ impl Transport {
                 headers.insert(header::AUTHORIZATION, authorization.clone());
             }
             let permit = self.acquire_permit(&url, &label, call.deadline).await?;
-            let hop = Hop { method: &call.method, url: &url, headers, body: call.body.as_ref(), role };
+            let connect_timeout = call.endpoint.dial_timeout().unwrap_or(call.connect_timeout);
+            let hop = Hop {
+                method: &call.method,
+                url: &url,
+                headers,
+                body: call.body.as_ref(),
+                role,
+                connect_timeout,
+            };
             let response = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline).await?;
             if !is_redirect(response.status()) {
-                return Ok(Answer { response, label, redirected, permit });
+                let proxy = self.visible_proxy(&url);
+                return Ok(Answer { response, label, redirected, proxy, permit });
             }
             match call.body {
                 None => {}
@@ -369,7 +405,7 @@ impl Transport {
         checked.map_err(|forbidden| Failure::permanent(not_allowed(&forbidden)))?;
         let proxy = self.proxies.proxy_for(hop.url);
         let proxy = proxy.map_err(|message| Failure::permanent(label.misconfigured(message.clone())))?;
-        let connect_timeout = endpoint.dial_timeout().unwrap_or(self.limits.connect_timeout);
+        let connect_timeout = hop.connect_timeout;
         let key = ClientKey {
             tls: endpoint.tls().clone(),
             role: hop.role,
@@ -385,20 +421,33 @@ impl Transport {
                            the system's CA certificates, or set `ca` in the registry's hosts.toml";
             return Err(Failure::permanent(label.certificate(message)));
         }
-        let request = pooled.client.request(hop.method.clone(), hop.url.clone()).headers(hop.headers);
-        let request = match hop.body {
-            None => request,
+        let uri = hop.url.as_str().parse::<Uri>().map_err(|error| {
+            Failure::permanent(label.untruthful(format!("the address is not valid in a request: {error}")))
+        })?;
+        let mut headers = hop.headers;
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        if let Some(authorization) = pooled.connector.proxy_authorization(&uri) {
+            headers.insert(header::PROXY_AUTHORIZATION, authorization);
+        }
+        let body = match hop.body {
+            None => Body::default(),
             Some(RequestBody::Form(form)) => {
                 let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
-                request.header(header::CONTENT_TYPE, form_type).body(form.clone())
+                headers.insert(header::CONTENT_TYPE, form_type);
+                Body::from(form.clone())
             }
-            Some(RequestBody::Content(content)) => request.body(content.clone()),
+            Some(RequestBody::Content(content)) => Body::from(content.clone()),
         };
+        let mut request = Request::new(body);
+        *request.method_mut() = hop.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
         let started = Instant::now();
         let until = deadline.min(started + self.limits.header_timeout);
-        match timeout_at(until, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_connect() && error.is_timeout() => {
+        match timeout_at(until, pooled.client.request(request)).await {
+            Ok(Ok(response)) => Ok(Response::from(response.map(Body::wrap))),
+            Ok(Err(error)) if is_connect_timeout(&error) => {
                 Err(Failure::retryable(label.stalled(through_proxy(proxy, "connection"), connect_timeout)))
             }
             Ok(Err(error)) => {
@@ -442,22 +491,20 @@ impl Transport {
 
 fn build_client(key: &ClientKey, resolver: GuardedResolver) -> Result<PooledClient, String> {
     let tls = tls::configure(&key.tls, key.role).map_err(|error| error.to_string())?;
-    let mut builder = Client::builder()
-        .user_agent(USER_AGENT)
-        .tls_backend_preconfigured(tls.config)
-        .http1_only()
-        .redirect(Policy::none())
-        .retry(reqwest::retry::never())
-        .connect_timeout(key.connect_timeout)
-        .tcp_nodelay(true)
-        .dns_resolver(resolver)
-        .no_proxy();
-    if let Some(proxy) = &key.proxy {
-        let invalid = |error| format!("cannot use the proxy {}: {}", proxy.shown(), causes(&error));
-        builder = builder.proxy(reqwest::Proxy::all(proxy.url().clone()).map_err(invalid)?);
-    }
-    let client = builder.build().map_err(|error| format!("cannot set up the HTTP client: {error}"))?;
-    Ok(PooledClient { client, can_verify: tls.can_verify })
+    let connector = Connector::new(resolver, tls.config, key.proxy.as_ref(), USER_AGENT, key.connect_timeout);
+    let client = Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_CONNECTION)
+        .build(connector.clone());
+    Ok(PooledClient { client, connector, can_verify: tls.can_verify })
+}
+
+/// Reports whether a connection took too long: by the time for the whole connection, or for one address of it.
+fn is_connect_timeout(error: &hyper_util::client::legacy::Error) -> bool {
+    let is_timeout =
+        || find_cause::<io::Error>(error).is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
+    error.is_connect() && (find_cause::<ConnectTimeout>(error).is_some() || is_timeout())
 }
 
 /// Adds the proxy, if there is one, to a description of what failed.
@@ -475,6 +522,7 @@ struct Hop<'a> {
     headers: HeaderMap,
     body: Option<&'a RequestBody>,
     role: PeerRole,
+    connect_timeout: Duration,
 }
 
 fn is_redirect(status: StatusCode) -> bool {

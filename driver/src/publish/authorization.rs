@@ -22,7 +22,7 @@ use oras_csi_core::display::Shown;
 use oras_csi_core::reference::PinnedReference;
 use oras_csi_core::registry::Source;
 use oras_csi_store::PullErrorKind;
-use oras_csi_store::pull::{Fetcher, PullError};
+use oras_csi_store::pull::{Fetcher, PullError, registry_reason};
 use tokio::time::{Instant, timeout};
 
 use super::{AuthorizationGrace, PublishRequest};
@@ -96,7 +96,7 @@ impl fmt::Display for PodName {
 /// The reason of a failed check. The reference is in the message already, so only the registry's part is repeated.
 fn reason(error: &PullError) -> String {
     match error {
-        PullError::Registry { source, .. } => source.with_advice(),
+        PullError::Registry { source, .. } => registry_reason(source),
         other => other.to_string(),
     }
 }
@@ -346,6 +346,19 @@ mod tests {
     fn denied() -> PullError {
         let source = RegistryError::Refused { at: "HEAD x".into(), status: 403, words: "no".into() };
         PullError::Registry { reference: reference("x").into(), source }
+    }
+
+    /// The tag was resolved at admission, so the event must say why the digest can be missing at the node.
+    #[tokio::test]
+    async fn a_digest_that_no_host_has_is_explained() {
+        let authorizer = Authorizer::new(AuthorizationGrace(Duration::from_hours(1)));
+        let source = RegistryError::NotFound { at: "HEAD x".into(), words: "".into() };
+        let missing = PullError::Registry { reference: reference("x").into(), source };
+        let error =
+            authorizer.authorize(&check("a", &reference("x")), async { Err(missing) }).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("pull-through cache imports it only when its tag is requested"), "{text}");
+        assert!(text.contains("pod team/web cannot pull registry.example/x@sha256:"), "{text}");
     }
 
     async fn no_query() -> Result<Option<Source>, PullError> {

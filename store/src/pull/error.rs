@@ -4,7 +4,7 @@ use oras_csi_core::digest::Digest;
 use oras_csi_core::manifest::{Index, ManifestError, SelectError};
 use oras_csi_core::path::Glob;
 use oras_csi_core::reference::PinnedReference;
-use oras_csi_core::registry::RegistryError;
+use oras_csi_core::registry::{RegistryError, RegistryErrorKind};
 
 use crate::content::blob_reader::StreamFault;
 use crate::disk::DiskError;
@@ -20,7 +20,7 @@ type BoxedReference = Box<PinnedReference>;
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// The registry did not serve the manifest.
-    #[error("cannot pull the manifest of {reference}: {}", .source.with_advice())]
+    #[error("cannot pull the manifest of {reference}: {}", registry_reason(.source))]
     Registry {
         /// The reference.
         reference: BoxedReference,
@@ -224,10 +224,26 @@ impl PullError {
     }
 }
 
+/// Returns the error of a registry that did not serve a manifest, with the possible causes if no host has the digest. A
+/// pinned digest was there when its tag was resolved, so "not found" alone does not say what happened.
+pub fn registry_reason(error: &RegistryError) -> String {
+    match error.kind() {
+        RegistryErrorKind::NotFound => format!(
+            "{error}. No host of the registry has this digest. Either it was deleted or garbage-collected, or a \
+             pull-through cache imports it only when its tag is requested, or these credentials cannot see it. Pull the \
+             tag through the cache, or push the artifact again; if the tag has moved, create the pod again"
+        ),
+        _ => error.with_advice(),
+    }
+}
+
 fn registry_error_kind(error: &RegistryError) -> PullErrorKind {
     match error {
-        RegistryError::NotFound { .. } => PullErrorKind::NotFound,
+        RegistryError::NotFound { .. } | RegistryError::Redirected { status: 404, .. } => {
+            PullErrorKind::NotFound
+        }
         RegistryError::Refused { .. }
+        | RegistryError::Redirected { .. }
         | RegistryError::Misconfigured { .. }
         | RegistryError::NotAllowed { .. } => PullErrorKind::Denied,
         RegistryError::Untruthful { .. } => PullErrorKind::Corrupt,
@@ -243,4 +259,26 @@ fn registry_error_kind(error: &RegistryError) -> PullErrorKind {
 
 fn disk_error_kind(error: &DiskError) -> PullErrorKind {
     if error.is_full() { PullErrorKind::DiskFull } else { PullErrorKind::Internal }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_that_no_host_has_is_explained() {
+        let reference: PinnedReference =
+            format!("registry.example/app@sha256:{}", "ab".repeat(32)).parse().unwrap();
+        let message =
+            |source| PullError::Registry { reference: reference.clone().into(), source }.to_string();
+        let missing =
+            message(RegistryError::NotFound { at: "GET x".into(), words: "MANIFEST_UNKNOWN".into() });
+        for part in
+            ["not found: MANIFEST_UNKNOWN", "garbage-collected", "pull-through cache", "create the pod again"]
+        {
+            assert!(missing.contains(part), "{missing}");
+        }
+        let denied = message(RegistryError::Refused { at: "GET x".into(), status: 403, words: "no".into() });
+        assert!(denied.ends_with("GET x: refused with 403: no"), "{denied}");
+    }
 }

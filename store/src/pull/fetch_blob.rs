@@ -285,7 +285,9 @@ fn can_resume(error: &UnpackError) -> bool {
         UnpackError::Stream(StreamFault::Disk(error)) | UnpackError::Disk(error) => error.is_full(),
         UnpackError::Stream(StreamFault::Registry(error)) => match error {
             // Another credential or certificate, or the same one later, may be accepted.
-            RegistryError::Refused { .. } | RegistryError::Certificate { .. } => true,
+            RegistryError::Refused { .. }
+            | RegistryError::Redirected { .. }
+            | RegistryError::Certificate { .. } => true,
             error => error.is_transient(),
         },
         _ => false,

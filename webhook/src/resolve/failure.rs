@@ -183,6 +183,16 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
             format!("push it, or write a tag or digest that exists; if it is private, {}", credentials_advice(at))
                 .into(),
         ),
+        RegistryError::Redirected { status: 404, .. } => (
+            Code::NotFound,
+            "cannot be pulled: the host that the registry redirected to does not have it",
+            "push it again, or ask the operator of the registry to check its storage".into(),
+        ),
+        RegistryError::Redirected { .. } => (
+            Code::Unavailable,
+            "cannot be pulled: the host that the registry redirected to refused",
+            "ask the operator of the registry to check its storage, or try again later".into(),
+        ),
         RegistryError::Refused { status: 401 | 403, .. } => (
             Code::Forbidden,
             "cannot be pulled: the registry denied access",

@@ -16,7 +16,7 @@ use oras_csi_core::manifest::{Index, IndexEntry};
 use oras_csi_core::platform::Platform;
 use oras_csi_core::policy::ArtifactContents;
 use oras_csi_core::reference::{PinnedReference, Reference, RegistryHost};
-use oras_csi_core::registry::access::{combine_refusals, may_depend_on_credential};
+use oras_csi_core::registry::access::{combine_refusals, may_depend_on_credential, with_sources};
 use oras_csi_core::registry::{
     Credentials as _, Keyring, Registry, RegistryError, RegistryErrorKind, Source,
 };
@@ -174,6 +174,10 @@ impl Resolver {
                 Ok(found) => return Ok((found, candidate.source().clone())),
                 Err(Failure::Registry(error)) if may_depend_on_credential(&error) => {
                     tried.push((candidate.source().clone(), (*error).clone()));
+                }
+                Err(Failure::Registry(error)) => {
+                    let error = with_sources((*error).clone(), &tried, candidate.source());
+                    return Err(Failure::Registry(Arc::new(error)));
                 }
                 Err(other) => return Err(other),
             }

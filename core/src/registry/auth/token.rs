@@ -9,8 +9,11 @@ use http::HeaderValue;
 use super::challenge::Challenge;
 use crate::credentials::Credential;
 
-/// The maximum length of a token. Servers do not accept longer headers.
-const MAX_TOKEN_LEN: usize = 16 << 10;
+/// The maximum length of a token: that of the answer of a token service
+/// ([`Limits::token`](crate::registry::Limits::token)). A token with the groups of a user can have tens of kilobytes.
+const MAX_TOKEN_LEN: usize = 64 << 10;
+/// The maximum length of all cached tokens together. A cache with more is cleared.
+const MAX_CACHED_LEN: usize = 16 << 20;
 /// The lifetime of a token without `expires_in` (distribution, "Token Authentication Specification").
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 /// The maximum lifetime of a cached token, because permissions change.
@@ -70,7 +73,7 @@ impl Token {
         let token = token.ok_or("the token service's response has no token")?;
         let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
         if token.len() > MAX_TOKEN_LEN {
-            return Err("the token service's token is longer than 16 KiB");
+            return Err("the token service's token is longer than 64 KiB");
         }
         if !token.bytes().all(is_token_byte) {
             return Err("the token service's token has characters that are not allowed (RFC 6750, 2.1)");
@@ -171,6 +174,10 @@ impl Tokens {
     pub(in crate::registry) fn insert(&self, requester: &Requester, challenge: &Challenge, token: &Token) {
         let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         clear_if_full(&mut cache.tokens);
+        let length = cache.tokens.values().map(|token| token.header.len()).sum::<usize>();
+        if length + token.header.len() > MAX_CACHED_LEN {
+            cache.tokens.clear();
+        }
         cache.tokens.insert(TokenKey::new(requester, challenge), token.clone());
     }
 }
@@ -239,5 +246,29 @@ mod tests {
             "it was refused"
         );
         assert!(!format!("{tokens:?}{token:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn the_length_of_all_tokens_together_is_limited() {
+        let requester = Requester {
+            origin: "https://x".into(),
+            repository: "a".into(),
+            credential: Credential::Anonymous,
+        };
+        let challenge = |scope: &str| Challenge {
+            realm: "https://x/t".parse().unwrap(),
+            service: None,
+            scope: scope.into(),
+        };
+        let body = format!("{{\"token\":\"{}\"}}", "a".repeat(60 << 10));
+        let token = Token::from_response(body.as_bytes(), Instant::now()).unwrap();
+        let tokens = Tokens::default();
+        for number in 0..400 {
+            tokens.insert(&requester, &challenge(&number.to_string()), &token);
+            let cache = tokens.0.lock().unwrap();
+            let length: usize = cache.tokens.values().map(|token| token.header.len()).sum();
+            assert!(length <= MAX_CACHED_LEN, "{length} after {number}");
+        }
+        assert!(tokens.for_challenge(&requester, &challenge("399"), None).is_some());
     }
 }

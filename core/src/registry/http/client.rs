@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::failed_endpoints::FailedEndpoints;
 use super::settings::Settings;
 use crate::credentials::Credential;
 use crate::registry::auth::Tokens;
@@ -37,6 +38,8 @@ pub(super) struct Inner {
     pub(super) settings: Settings,
     pub(super) tokens: Tokens,
     pub(super) transport: Transport,
+    /// The endpoints that did not answer.
+    pub(super) failed: Arc<FailedEndpoints>,
     /// Permits to parse a large manifest.
     pub(super) parsing: Semaphore,
 }
@@ -45,15 +48,19 @@ impl HttpRegistry {
     /// Creates an anonymous client. [`Registry::with_credential`](crate::registry::Registry::with_credential) returns
     /// one with a credential.
     pub fn new(hosts: HostsConfig, settings: Settings) -> Self {
+        let proxies = if settings.uses_proxies { Proxies::from_environment() } else { Proxies::default() };
+        Self::with_proxies(hosts, settings, proxies)
+    }
+
+    pub(super) fn with_proxies(hosts: HostsConfig, settings: Settings, proxies: Proxies) -> Self {
         let limits = TransportLimits {
-            connect_timeout: settings.connect_timeout,
             header_timeout: settings.header_timeout,
             redirects: settings.limits.redirects(),
         };
-        let proxies = if settings.uses_proxies { Proxies::from_environment() } else { Proxies::default() };
         let transport = Transport::new(limits, proxies, Arc::clone(&settings.resolver));
         let (tokens, parsing) = (Tokens::default(), Semaphore::new(MAX_PARSING));
-        let inner = Arc::new(Inner { hosts, settings, tokens, transport, parsing });
+        let failed = Arc::default();
+        let inner = Arc::new(Inner { hosts, settings, tokens, transport, failed, parsing });
         Self { inner, credential: Credential::Anonymous }
     }
 

@@ -14,7 +14,7 @@ use super::response::{
     MANIFEST_TYPES, bytes_to_skip, check_range, content_type, descriptor_from_headers, expect_ok,
     is_get_worth_trying, is_one_get_worth_trying, more_informative, reported_digest,
 };
-use super::route::{Attempt, Capability, Operation, Redactor};
+use super::route::{Attempt, Capability, Operation, Redactor, foreign_note};
 use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, IndexEntry, ManifestError, VerifiedManifest};
@@ -48,27 +48,27 @@ impl Registry for HttpRegistry {
             (None, tag) => (tag.unwrap_or("latest").to_owned(), Capability::Resolve),
         };
         let path = format!("manifests/{name}");
-        let mut errors = Vec::new();
-        for attempt in route.attempts(capability) {
-            match self.inner.resolve(&attempt, &path, reference.digest()).await {
-                Ok(descriptor) => return Ok(descriptor),
-                Err(error) => errors.push(error),
+        let mut attempts = route.attempts(capability);
+        while let Some(attempt) = attempts.next() {
+            let result = self.inner.resolve(&attempt, &path, reference.digest()).await;
+            if let Some(found) = attempts.record(&attempt, result) {
+                return Ok(found);
             }
         }
-        Err(route.combined_error(errors, capability))
+        Err(attempts.into_error())
     }
 
     async fn manifest(&self, reference: &PinnedReference) -> Result<VerifiedManifest, RegistryError> {
         let route = self.inner.route(reference.registry(), reference.repository(), &self.credential).await?;
         let path = format!("manifests/{}", reference.digest());
-        let mut errors = Vec::new();
-        for attempt in route.attempts(Capability::Pull) {
-            match self.inner.get_manifest(&attempt, &path, Some(reference.digest())).await {
-                Ok(document) => return Ok(document),
-                Err(error) => errors.push(error),
+        let mut attempts = route.attempts(Capability::Pull);
+        while let Some(attempt) = attempts.next() {
+            let result = self.inner.get_manifest(&attempt, &path, Some(reference.digest())).await;
+            if let Some(found) = attempts.record(&attempt, result) {
+                return Ok(found);
             }
         }
-        Err(route.combined_error(errors, Capability::Pull))
+        Err(attempts.into_error())
     }
 
     async fn blob(
@@ -86,40 +86,43 @@ impl Registry for HttpRegistry {
                 return Err(route.label().invalid(message));
             }
         }
-        let mut errors = Vec::new();
-        for attempt in route.attempts(Capability::Pull) {
-            match self.inner.get_blob(&attempt, blob, offset).await {
-                Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
-                Err(error) => errors.push(error),
+        let mut attempts = route.attempts(Capability::Pull);
+        while let Some(attempt) = attempts.next() {
+            let result = self.inner.get_blob(&attempt, blob, offset).await;
+            if let Some(stream) = attempts.record(&attempt, result) {
+                return Ok(redact_errors(stream, route.redactor()));
             }
         }
-        let error = route.combined_error(errors, Capability::Pull);
-        if error.kind() == RegistryErrorKind::NotFound
-            && let Some(attempt) = route.attempts(Capability::Pull).last()
-        {
-            for url in attempt.foreign_urls(blob) {
-                match self.inner.get_foreign_blob(&attempt, url, blob, offset).await {
-                    Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
-                    Err(error) => {
-                        let error = route.redactor().redact(error);
-                        tracing::warn!(%error, "cannot fetch a foreign layer");
-                    }
+        let last = attempts.last();
+        let error = attempts.into_error();
+        let (RegistryErrorKind::NotFound, Some(attempt)) = (error.kind(), last) else { return Err(error) };
+        let mut note = foreign_note(blob);
+        for url in attempt.foreign_urls(blob) {
+            match self.inner.get_foreign_blob(&attempt, url, blob, offset).await {
+                Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
+                Err(error) => {
+                    let error = route.redactor().redact(error);
+                    tracing::warn!(%error, "cannot fetch a foreign layer");
+                    note = Some(format!("it is a foreign layer, and its URL failed as well: {error}"));
                 }
             }
         }
-        Err(error)
+        Err(match note {
+            Some(note) => error.with_note(&note),
+            None => error,
+        })
     }
 
     async fn referrers(&self, subject: &PinnedReference) -> Result<Vec<IndexEntry>, RegistryError> {
         let route = self.inner.route(subject.registry(), subject.repository(), &self.credential).await?;
-        let mut errors = Vec::new();
-        for attempt in route.attempts(Capability::Resolve) {
-            match self.inner.referrers(&attempt, subject.digest()).await {
-                Ok(entries) => return Ok(entries),
-                Err(error) => errors.push(error),
+        let mut attempts = route.attempts(Capability::Resolve);
+        while let Some(attempt) = attempts.next() {
+            let result = self.inner.referrers(&attempt, subject.digest()).await;
+            if let Some(found) = attempts.record(&attempt, result) {
+                return Ok(found);
             }
         }
-        Err(route.combined_error(errors, Capability::Resolve))
+        Err(attempts.into_error())
     }
 
     async fn part(
@@ -136,14 +139,14 @@ impl Registry for HttpRegistry {
             let message = format!("there is no byte {} in a blob of {} bytes", range.end - 1, blob.size());
             return Err(route.label().invalid(message));
         }
-        let mut errors = Vec::new();
-        for attempt in route.attempts(Capability::Pull) {
-            match self.inner.get_part(&attempt, blob, &range).await {
-                Ok(stream) => return Ok(stream.map(|stream| redact_errors(stream, route.redactor()))),
-                Err(error) => errors.push(error),
+        let mut attempts = route.attempts(Capability::Pull);
+        while let Some(attempt) = attempts.next() {
+            let result = self.inner.get_part(&attempt, blob, &range).await;
+            if let Some(stream) = attempts.record(&attempt, result) {
+                return Ok(stream.map(|stream| redact_errors(stream, route.redactor())));
             }
         }
-        Err(route.combined_error(errors, Capability::Pull))
+        Err(attempts.into_error())
     }
 
     fn with_credential(self: Arc<Self>, credential: Credential) -> Arc<dyn Registry> {

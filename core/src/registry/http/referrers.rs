@@ -136,10 +136,8 @@ impl Inner {
 /// Reports whether a registry answers so because it does not have the referrers API.
 fn is_without_api(error: &RegistryError) -> bool {
     error.kind() == RegistryErrorKind::NotFound
-        || matches!(
-            error,
-            RegistryError::Refused { status: 400 | 405, .. } | RegistryError::Unavailable { status: 501, .. }
-        )
+        || matches!(error.refusal(), Some(400 | 405))
+        || matches!(error, RegistryError::Unavailable { status: 501, .. })
 }
 
 fn accept_index() -> HeaderMap {

@@ -1,6 +1,6 @@
 //! Sends a request to one endpoint: with a token if the endpoint requires one, and again if that may help.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,8 +13,8 @@ use super::route::{Attempt, Operation, Route, Target};
 use crate::credentials::Credential;
 use crate::reference::RegistryHost;
 use crate::registry::auth::{Challenge, ChallengeProblem, Challenges, Requester, Token, basic};
-use crate::registry::body::{self, ReadTimeouts};
-use crate::registry::error::RegistryError;
+use crate::registry::body::{self, ErrorMessage, ReadTimeouts};
+use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::guard::AllowedAddresses;
 use crate::registry::hosts::{Endpoint, HostsError};
 use crate::registry::request_label::RequestLabel;
@@ -32,7 +32,8 @@ impl Inner {
         repository: &str,
         credential: &Credential,
     ) -> Result<Route, RegistryError> {
-        let deadline = Instant::now() + self.settings.metadata_timeout;
+        let started = Instant::now();
+        let deadline = started + self.settings.metadata_timeout;
         let label = RequestLabel::from_name(&format!("{registry}/{repository}"));
         let endpoints = if self.hosts.reads_files() {
             let (hosts, registry) = (self.hosts.clone(), registry.clone());
@@ -48,8 +49,20 @@ impl Inner {
         let allowed = AllowedAddresses::new(named.map(Endpoint::base));
         let (registry, repository, credential) =
             (registry.clone(), repository.to_owned(), credential.clone());
-        let sent = Mutex::default();
-        Ok(Route { registry, repository, endpoints, allowed, credential, sent, deadline })
+        let (sent, failed) = (Mutex::default(), Arc::clone(&self.failed));
+        let timeouts = self.settings.endpoint_timeouts();
+        Ok(Route {
+            registry,
+            repository,
+            endpoints,
+            allowed,
+            credential,
+            sent,
+            failed,
+            timeouts,
+            started,
+            deadline,
+        })
     }
 
     /// Sends a request without a body to a path below the repository, such as `manifests/v1`.
@@ -81,6 +94,7 @@ impl Inner {
         let (mut tries, mut total_wait) = (0, Duration::ZERO);
         loop {
             tries += 1;
+            let started = Instant::now();
             let (failure, requested_wait) = match self.try_once(attempt, operation).await {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
@@ -95,7 +109,10 @@ impl Inner {
                 // A mirror may redirect to an address that has expired, so it is tried again as well.
                 RetryAdvice::RetryForNewAddress => self.settings.tries,
             };
-            if tries >= max_tries || !self.wait(attempt, tries, requested_wait, &failure.error).await {
+            if tries >= max_tries
+                || !attempt.can_repeat(started.elapsed())
+                || !self.wait(attempt, tries, requested_wait, &failure.error).await
+            {
                 return Err((failure, requested_wait));
             }
         }
@@ -156,6 +173,7 @@ impl Inner {
                 body: operation.content.clone().map(RequestBody::Content),
                 endpoint: attempt.endpoint,
                 allowed: &attempt.route.allowed,
+                connect_timeout: attempt.connect_timeout,
                 deadline: attempt.deadline,
             };
             self.transport.send(call).await.map_err(|failure| (failure, None))
@@ -321,6 +339,7 @@ impl Inner {
             body: form.map(RequestBody::Form),
             endpoint: attempt.endpoint,
             allowed: &allowed,
+            connect_timeout: attempt.connect_timeout,
             deadline: attempt.deadline,
         };
         let answer = self.transport.send(call).await.map_err(|failure| (failure, None))?;
@@ -342,6 +361,7 @@ impl Inner {
             body: None,
             endpoint: attempt.endpoint,
             allowed: &attempt.route.allowed,
+            connect_timeout: attempt.connect_timeout,
             deadline: attempt.deadline,
         };
         let has_range = headers.contains_key(header::RANGE);
@@ -365,11 +385,30 @@ impl Inner {
             return Ok(answer);
         }
         let wait = retry::retry_after(answer.response.headers(), SystemTime::now());
-        let (at, redirected) = (answer.label.text(), answer.redirected);
+        let (label, redirected, proxy) = (answer.label, answer.redirected, answer.proxy);
+        let at = label.text();
+        let is_registrys = is_answer_of_registry(answer.response.headers());
         let timeouts = self.read_timeouts(attempt.deadline);
-        let words = body::error_message(answer.response, self.settings.limits.error(), timeouts).await;
+        let message = body::error_message(answer.response, self.settings.limits.error(), timeouts).await;
+        let ErrorMessage { words, has_codes } = message;
         let status = status.as_u16();
         let error = match status {
+            // Only a proxy sends this status (RFC 9110, 15.5.8).
+            407 => label.misconfigured(match proxy {
+                Some(proxy) => format!(
+                    "the proxy {proxy} requires a user and a password that it accepts: set them in HTTP_PROXY, or add \
+                     the host to NO_PROXY"
+                ),
+                None => "a proxy before the registry requires a user and a password".to_owned(),
+            }),
+            403 if proxy.is_some() && !is_registrys && !has_codes => label.misconfigured(format!(
+                "the proxy {} answered 403, and not the registry: allow the host at the proxy, or add it to NO_PROXY{}",
+                proxy.unwrap_or_default(),
+                if words.is_empty() { String::new() } else { format!(" ({words})") }
+            )),
+            400..=499 if redirected && !matches!(status, 408 | 429) => {
+                RegistryError::Redirected { at, status, words }
+            }
             404 => RegistryError::NotFound { at, words },
             429 => RegistryError::RateLimited { at, retry_after: wait, words },
             408 | 500..=599 => RegistryError::Unavailable { at, status, words },
@@ -385,7 +424,7 @@ impl Inner {
                 RegistryError::Refused { at, status, words }.with_reason(OTHER_PROTOCOL)
             }
             300..=399 => {
-                let error = answer.label.untruthful(format!("unexpected status {status}"));
+                let error = label.untruthful(format!("unexpected status {status}"));
                 return Err((Failure::permanent(error), None));
             }
             _ => RegistryError::Refused { at, status, words },
@@ -407,7 +446,12 @@ fn bearer(token: &str) -> Option<HeaderValue> {
     Some(header)
 }
 
+/// Reports whether an answer has a header that only a registry or its token service sends, and not a proxy before it.
+fn is_answer_of_registry(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::WWW_AUTHENTICATE) || headers.contains_key("docker-distribution-api-version")
+}
+
 /// Reports whether a token service does not support GET.
 fn is_get_unsupported(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::NotFound { .. } | RegistryError::Refused { status: 405, .. })
+    error.kind() == RegistryErrorKind::NotFound || error.refusal() == Some(405)
 }

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use reqwest::Response;
 
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, media};
 use crate::registry::body;
-use crate::registry::error::RegistryError;
+use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::limits::Limits;
 use crate::registry::request_label::RequestLabel;
 use crate::registry::transport::Answer;
@@ -52,21 +52,21 @@ pub(super) fn descriptor_from_headers(
 
 /// Parses `Docker-Content-Digest` (distribution-spec, "Pulling manifests"). Fails if a digest of the same algorithm was
 /// requested and this is another one.
+///
+/// Some registries and proxies send a header that is no digest (in quotes, in upper case, another hash). It is treated as
+/// missing, because the digest is computed from the bytes.
 pub(super) fn reported_digest(
     response: &Response,
     label: &RequestLabel,
     requested: Option<&Digest>,
 ) -> Result<Option<Digest>, RegistryError> {
     let values = response.headers().get_all("docker-content-digest").iter();
-    let mut values = values.filter(|value| !value.as_bytes().trim_ascii().is_empty());
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.any(|other| other != value) {
+    let parse = |value: &HeaderValue| value.to_str().ok()?.trim().parse::<Digest>().ok();
+    let mut digests = values.filter_map(parse);
+    let Some(reported) = digests.next() else { return Ok(None) };
+    if digests.any(|other| other != reported) {
         return Err(label.untruthful("two different Docker-Content-Digest headers"));
     }
-    let text = String::from_utf8_lossy(value.as_bytes());
-    let reported = text.parse::<Digest>();
-    let reported =
-        reported.map_err(|error| label.untruthful(format!("invalid Docker-Content-Digest: {error}")))?;
     match requested {
         Some(requested) if requested.algorithm() == reported.algorithm() && *requested != reported => {
             Err(label.untruthful(format!("the registry returned the digest {reported}")))
@@ -143,16 +143,21 @@ fn wrong_size(response: &Response, label: &RequestLabel, reported: u64, size: u6
 /// Reports whether GET may succeed or explain more after HEAD failed: some registries and proxies do not support HEAD,
 /// and its errors have no body.
 pub(super) fn is_get_worth_trying(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Refused { status: 400 | 401 | 403 | 405 | 406, .. })
+    // A presigned address of a storage service can be for GET only.
+    matches!(error.refusal(), Some(400 | 401 | 403 | 405 | 406))
+        // Only the body of an answer tells a proxy from the registry behind it.
+        || error.kind() == RegistryErrorKind::Misconfigured
         || matches!(error, RegistryError::Unavailable { status: 501, .. })
 }
 
 /// Reports whether one GET is sent after HEAD failed. A registry that fetches tags from another one may do so only for GET,
 /// and only GET has the registry's message. A digest that HEAD does not find is not there.
 pub(super) fn is_one_get_worth_trying(error: &RegistryError, digest: Option<&Digest>) -> bool {
-    match error {
-        RegistryError::NotFound { .. } => digest.is_none(),
-        error => matches!(error, RegistryError::Unavailable { status: 500 | 503, .. }),
+    match error.kind() {
+        RegistryErrorKind::NotFound => digest.is_none(),
+        // The words say which limit it is. A request that is refused does not count for it.
+        RegistryErrorKind::RateLimited => true,
+        _ => matches!(error, RegistryError::Unavailable { status: 500 | 503, .. }),
     }
 }
 

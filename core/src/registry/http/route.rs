@@ -1,13 +1,17 @@
 //! The endpoints of a registry for one operation.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use tokio::time::Instant;
 use url::Url;
 
+use super::attempts::{Attempts, EndpointTimeouts};
+use super::failed_endpoints::FailedEndpoints;
 use crate::credentials::Credential;
+use crate::display::Shown;
 use crate::manifest::Descriptor;
 use crate::reference::RegistryHost;
 use crate::registry::address::{authority, origin};
@@ -75,6 +79,10 @@ pub(super) struct Route {
     pub(super) credential: Credential,
     /// The tokens and passwords that were sent during the operation.
     pub(super) sent: Mutex<Vec<HeaderValue>>,
+    /// The endpoints that did not answer, of all operations.
+    pub(super) failed: Arc<FailedEndpoints>,
+    pub(super) timeouts: EndpointTimeouts,
+    pub(super) started: Instant,
     pub(super) deadline: Instant,
 }
 
@@ -89,7 +97,13 @@ pub(super) struct Redactor {
 pub(super) struct Attempt<'a> {
     pub(super) route: &'a Route,
     pub(super) endpoint: &'a Endpoint,
+    /// The position of the endpoint in the order of the file.
+    pub(super) position: usize,
+    /// Whether no other endpoint is expected to answer, so that failed requests are repeated.
     pub(super) is_last: bool,
+    /// The time for a connection, unless the endpoint has a `dial_timeout`.
+    pub(super) connect_timeout: Duration,
+    pub(super) started: Instant,
     pub(super) deadline: Instant,
 }
 
@@ -121,45 +135,14 @@ impl Route {
         }
     }
 
-    /// Returns the endpoints with a capability, in order. An endpoint that is not the last may use half of the
-    /// remaining time, so that a mirror that stalls leaves time for the next endpoint.
-    pub(super) fn attempts(&self, capability: Capability) -> impl Iterator<Item = Attempt<'_>> {
-        let is_capable = move |endpoint: &&Endpoint| match capability {
-            Capability::Pull => endpoint.pulls(),
-            Capability::Resolve => endpoint.pulls() && endpoint.resolves(),
-            Capability::Push => endpoint.pushes(),
-        };
-        let count = self.endpoints.iter().filter(is_capable).count();
-        self.endpoints.iter().filter(is_capable).enumerate().map(move |(position, endpoint)| {
-            let is_last = position + 1 == count;
-            let now = Instant::now();
-            let remaining = self.deadline.saturating_duration_since(now);
-            let deadline = if is_last { self.deadline } else { now + remaining / 2 };
-            Attempt { route: self, endpoint, is_last, deadline }
-        })
+    /// Returns the endpoints with a capability, in the order in which they are tried.
+    pub(super) fn attempts(&self, capability: Capability) -> Attempts<'_> {
+        Attempts::new(self, capability)
     }
 
-    /// Returns the error of the operation after all endpoints failed.
-    ///
-    /// Any failure of a mirror leads to the next endpoint, as in containerd: a mirror may lack the content, require
-    /// credentials or send wrong data. The error of the last endpoint is returned, the others are logged.
-    pub(super) fn combined_error(&self, errors: Vec<RegistryError>, capability: Capability) -> RegistryError {
-        let redactor = self.redactor();
-        let mut errors = errors.into_iter().map(|error| redactor.redact(error)).rev();
-        let last = errors.next();
-        for error in errors.rev() {
-            tracing::warn!(registry = %self.registry, %error, "a mirror failed; trying the next endpoint");
-        }
-        last.unwrap_or_else(|| {
-            let needed = match capability {
-                Capability::Pull => "pull",
-                Capability::Resolve => "pull and resolve",
-                Capability::Push => "push",
-            };
-            self.label().not_allowed(format!(
-                "the registry's hosts.toml has no host with the capability to {needed}: add it to `capabilities`"
-            ))
-        })
+    /// Returns until when the caller waits, if that is shorter than the operation may take.
+    pub(super) fn callers_deadline(&self) -> Option<Instant> {
+        self.timeouts.caller.map(|caller| (self.started + caller).min(self.deadline))
     }
 }
 
@@ -213,6 +196,12 @@ impl Attempt<'_> {
         let remaining = self.deadline.saturating_duration_since(now);
         let share = remaining / u32::try_from(parts.max(1)).unwrap_or(u32::MAX);
         Attempt { deadline: now + share, ..*self }
+    }
+
+    /// Reports whether a request that took `time` can be repeated while the caller waits. Without this rule, the caller
+    /// would only learn that the registry did not answer in time.
+    pub(super) fn can_repeat(&self, time: Duration) -> bool {
+        self.route.callers_deadline().is_none_or(|deadline| Instant::now() + time < deadline)
     }
 
     /// Returns the same attempt without retries.
@@ -269,4 +258,18 @@ impl Attempt<'_> {
             credential: self.credential().clone(),
         }
     }
+}
+
+/// Explains that a blob is a foreign layer, if its descriptor names URLs.
+pub(super) fn foreign_note(blob: &Descriptor) -> Option<String> {
+    let first = blob.urls().first()?;
+    let host = Url::parse(first).ok().filter(Url::has_host).map(|url| authority(&url));
+    Some(match host {
+        Some(host) => format!(
+            "it is a foreign layer, which its descriptor offers at {}: an administrator can allow that host in \
+             foreign_layers under [oras-csi] in hosts.toml, or push the layer to the registry",
+            Shown::new(&host)
+        ),
+        None => "it is a foreign layer, and the URLs of its descriptor are not valid".to_owned(),
+    })
 }

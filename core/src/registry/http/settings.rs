@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attempts::EndpointTimeouts;
 use crate::registry::guard::{HostResolver, SystemResolver};
 use crate::registry::limits::Limits;
 use crate::registry::retry;
@@ -20,9 +21,11 @@ use crate::registry::retry;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(super) connect_timeout: Duration,
+    pub(super) mirror_connect_timeout: Duration,
     pub(super) header_timeout: Duration,
     pub(super) idle_timeout: Duration,
     pub(super) metadata_timeout: Duration,
+    pub(super) caller_timeout: Option<Duration>,
     pub(super) max_retry_wait: Duration,
     pub(super) tries: u32,
     pub(super) limits: Limits,
@@ -34,9 +37,11 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(10),
+            mirror_connect_timeout: Duration::from_secs(2),
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
             metadata_timeout: Duration::from_mins(1),
+            caller_timeout: None,
             max_retry_wait: retry::MAX_DELAY,
             tries: 3,
             limits: Limits::default(),
@@ -51,6 +56,14 @@ impl Settings {
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets how long the same may take for an endpoint after which another one is tried (default 2 s). `dial_timeout` in
+    /// `hosts.toml` takes precedence.
+    #[must_use]
+    pub fn with_mirror_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.mirror_connect_timeout = timeout;
         self
     }
 
@@ -75,6 +88,15 @@ impl Settings {
     #[must_use]
     pub fn with_metadata_deadline(mut self, deadline: Duration) -> Self {
         self.metadata_timeout = deadline;
+        self
+    }
+
+    /// Sets how long the callers wait, if that is shorter than the time for an operation. An endpoint after which another
+    /// one is tried gets half of what remains of this time, and a request is repeated only if as much time remains as it
+    /// took. The last endpoint may still use the time for the operation, whose result may be cached.
+    #[must_use]
+    pub fn with_caller_deadline(mut self, deadline: Duration) -> Self {
+        self.caller_timeout = Some(deadline);
         self
     }
 
@@ -113,5 +135,13 @@ impl Settings {
     pub fn with_resolver(mut self, resolver: Arc<dyn HostResolver>) -> Self {
         self.resolver = resolver;
         self
+    }
+
+    pub(super) fn endpoint_timeouts(&self) -> EndpointTimeouts {
+        EndpointTimeouts {
+            connect: self.connect_timeout,
+            mirror_connect: self.mirror_connect_timeout.min(self.connect_timeout),
+            caller: self.caller_timeout,
+        }
     }
 }

@@ -58,11 +58,11 @@ impl HttpRegistry {
         blob: &Blob,
     ) -> Result<(), RegistryError> {
         let route = self.push_route(to).await?;
-        let pushed = match push_attempt(&route) {
-            Some(attempt) => self.inner.put_blob(&attempt, blob).await,
-            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
-        };
-        pushed.map_err(|error| route.combined_error(vec![error], Capability::Push))
+        // The first endpoint with the capability is pushed to, as in containerd.
+        let mut attempts = route.attempts(Capability::Push);
+        let Some(attempt) = attempts.next() else { return Err(attempts.into_error()) };
+        let result = self.inner.put_blob(&attempt, blob).await;
+        attempts.record(&attempt, result).ok_or_else(|| attempts.into_error())
     }
 
     /// Pushes a manifest. `name` is a tag or a digest.
@@ -74,11 +74,11 @@ impl HttpRegistry {
         bytes: &Bytes,
     ) -> Result<(), RegistryError> {
         let route = self.push_route(to).await?;
-        let pushed = match push_attempt(&route) {
-            Some(attempt) => self.inner.put_manifest(&attempt, name, media_type, bytes).await,
-            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
-        };
-        pushed.map_err(|error| route.combined_error(vec![error], Capability::Push))
+        // The first endpoint with the capability is pushed to, as in containerd.
+        let mut attempts = route.attempts(Capability::Push);
+        let Some(attempt) = attempts.next() else { return Err(attempts.into_error()) };
+        let result = self.inner.put_manifest(&attempt, name, media_type, bytes).await;
+        attempts.record(&attempt, result).ok_or_else(|| attempts.into_error())
     }
 
     /// Lists referrers with the referrers API of the endpoint that accepts pushes. Returns `None` if it has no such API.
@@ -88,11 +88,11 @@ impl HttpRegistry {
         subject: &Digest,
     ) -> Result<Option<Vec<IndexEntry>>, RegistryError> {
         let route = self.push_route(to).await?;
-        let found = match push_attempt(&route) {
-            Some(attempt) => self.inner.referrers_of_api(&attempt, subject).await,
-            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
-        };
-        found.map_err(|error| route.combined_error(vec![error], Capability::Push))
+        // The first endpoint with the capability is pushed to, as in containerd.
+        let mut attempts = route.attempts(Capability::Push);
+        let Some(attempt) = attempts.next() else { return Err(attempts.into_error()) };
+        let result = self.inner.referrers_of_api(&attempt, subject).await;
+        attempts.record(&attempt, result).ok_or_else(|| attempts.into_error())
     }
 
     /// Lists referrers from the referrers tag of the endpoint that accepts pushes.
@@ -102,21 +102,16 @@ impl HttpRegistry {
         subject: &Digest,
     ) -> Result<Vec<IndexEntry>, RegistryError> {
         let route = self.push_route(to).await?;
-        let found = match push_attempt(&route) {
-            Some(attempt) => self.inner.referrers_of_tag(&attempt, subject).await,
-            None => return Err(route.combined_error(Vec::new(), Capability::Push)),
-        };
-        found.map_err(|error| route.combined_error(vec![error], Capability::Push))
+        // The first endpoint with the capability is pushed to, as in containerd.
+        let mut attempts = route.attempts(Capability::Push);
+        let Some(attempt) = attempts.next() else { return Err(attempts.into_error()) };
+        let result = self.inner.referrers_of_tag(&attempt, subject).await;
+        attempts.record(&attempt, result).ok_or_else(|| attempts.into_error())
     }
 
     async fn push_route(&self, to: &Reference) -> Result<Route, RegistryError> {
         self.inner.route(to.registry(), to.repository(), &self.credential).await
     }
-}
-
-/// Returns the endpoint that is pushed to: the first with the capability, as in containerd.
-fn push_attempt(route: &Route) -> Option<Attempt<'_>> {
-    route.attempts(Capability::Push).next()
 }
 
 impl Inner {
@@ -188,8 +183,7 @@ impl Inner {
 
 /// Reports whether the blob may be missing: it is not found, or the credential has no permission to read.
 fn is_possibly_missing(error: &RegistryError) -> bool {
-    error.kind() == RegistryErrorKind::NotFound
-        || matches!(error, RegistryError::Refused { status: 401 | 403 | 405, .. })
+    error.kind() == RegistryErrorKind::NotFound || matches!(error.refusal(), Some(401 | 403 | 405))
 }
 
 fn content_type_header(media_type: &'static str) -> HeaderMap {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use oras_csi_testkit::scripted::tricks::{only, parts, then};
 use oras_csi_testkit::scripted::{Part, Script, Trick};
 
-use super::{DONE, FAILED, Tls, always, check, once, row};
+use super::{DONE, FAILED, REFUSED, Tls, always, check, once, row};
 
 /// Rows that wait for a timeout run all at once.
 #[test]
@@ -44,8 +44,8 @@ fn stalls() {
         always("the blob comes a byte a second", FAILED, "/blobs/", byte_a_second()).bound(75),
         always("the token comes a byte a second", FAILED, "/token", long_token).private().bound(70),
         always("headers come a byte a second", FAILED, "HEAD /manifests/", slow_start()).bound(70),
-        always("endless 1xx answers", FAILED, "HEAD /manifests/", only(provisional.clone())).bound(70),
-        always("endless 1xx answers to a blob", FAILED, "/blobs/", only(provisional)).bound(70),
+        always("endless 1xx answers", REFUSED, "HEAD /manifests/", only(provisional.clone())).bound(70),
+        always("endless 1xx answers to a blob", REFUSED, "/blobs/", only(provisional)).bound(70),
         row("no TLS handshake", FAILED, |_| Script::default()).tls(Tls::Client).bound(45),
     ];
     check(rows.len(), rows);

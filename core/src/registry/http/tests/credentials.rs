@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use rstest::rstest;
 
 use super::*;
-use crate::credentials::{Administrator, AdministratorSettings, Credential};
+use crate::credentials::{Administrator, AdministratorSettings, Credential, DockerConfig};
 use crate::reference::RegistryHost;
 use crate::registry::guard::HostResolver;
 use crate::registry::{Access, Candidate, Credentials, Keyring, Source};
@@ -300,7 +301,7 @@ async fn a_storage_host_that_requires_a_password_gets_none() {
     let may = format!("[host.\"http://{}\"]\ncapabilities = [\"push\"]\n", storage.host());
     let (client, _folder) = named_client(&server, &may);
     let error = as_alice(&client).resolve(&named()).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Refused { status: 401, .. }), "{error}");
+    assert!(matches!(error, RegistryError::Redirected { status: 401, .. }), "{error}");
     assert!(storage.requests().iter().all(|request| request.header("authorization").is_empty()));
 }
 
@@ -360,12 +361,26 @@ async fn a_foreign_layer_is_fetched_only_from_allowed_hosts() {
     let pinned = named().pin(Digest::sha256_of(b"manifest"));
     let may = format!("[host.\"http://{}\"]\ncapabilities = [\"push\"]\n", elsewhere.host());
     let (client, _folder) = named_client(&server, &may);
-    assert_eq!(client.blob(&pinned, &blob, 0).await.err().unwrap().kind(), Kind::NotFound);
+    let error = client.blob(&pinned, &blob, 0).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::NotFound);
+    let named =
+        format!("foreign layer, which its descriptor offers at {}: an administrator", elsewhere.host());
+    assert!(error.to_string().contains(&named) && error.to_string().contains("foreign_layers"), "{error}");
     assert!(elsewhere.requests().is_empty());
     let allowed = format!("{may}[oras-csi]\nforeign_layers = [\"{}\"]\n", elsewhere.host());
     let (client, _folder) = named_client(&server, &allowed);
     let (read, error) = collect(client.blob(&pinned, &blob, 0).await.unwrap()).await;
     assert_eq!((read.as_slice(), error), (bytes.as_slice(), None));
+    let dead = Descriptor::new("a/b", Digest::sha256_of(b"other"), 5)
+        .with_urls(vec![format!("http://{}/layer", elsewhere.host())]);
+    drop(elsewhere);
+    let error = client.blob(&pinned, &dead, 0).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.to_string().contains("its URL failed as well: GET http://127.0.0.1:"), "{error}");
+    let invalid =
+        Descriptor::new("a/b", Digest::sha256_of(bytes), 13).with_urls(vec!["\u{1b}[31m".to_owned()]);
+    let error = client.blob(&pinned, &invalid, 0).await.err().unwrap();
+    assert!(error.to_string().ends_with("the URLs of its descriptor are not valid"), "{error}");
 }
 
 /// The administrator changes the files while a client runs.
@@ -406,4 +421,29 @@ async fn a_running_client_uses_changed_configuration_files() {
 
     std::fs::remove_file(&config).unwrap();
     assert_eq!(refused(resolve().await), Kind::Refused);
+}
+
+/// Docker Hub has another limit for anonymous clients, so the error says which credentials were tried.
+#[rstest]
+#[case::anonymous(false, "pull rate limit; asked with no credentials")]
+#[case::a_user(true, "pull rate limit; asked with secret regcred")]
+#[tokio::test]
+async fn a_rate_limit_has_the_words_of_the_registry_and_the_credentials(
+    #[case] has_secret: bool,
+    #[case] expected: &str,
+) {
+    let server = Server::start(|_| {
+        answer(429, &[], br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"pull rate limit"}]}"#)
+    })
+    .await;
+    let mut keyring = Keyring::new(None);
+    if has_secret {
+        let config = format!(r#"{{"auths":{{"{}":{{"username":"alice","password":"x"}}}}}}"#, server.host());
+        let config = DockerConfig::parse(config.as_bytes()).unwrap();
+        keyring = keyring.with_secret(Source::Secret("regcred".into()), Arc::new(config));
+    }
+    let access = Access::new(Arc::new(client(&server)), Arc::new(keyring));
+    let error = access.resolve(&reference(&server)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::RateLimited);
+    assert!(error.to_string().ends_with(expected), "{error}");
 }

@@ -4,6 +4,8 @@ mod blob;
 mod credentials;
 mod echo;
 mod manifest;
+mod mirror;
+mod proxy;
 mod push;
 mod redirect;
 mod referrers;

@@ -186,3 +186,36 @@ async fn a_token_realm_allows_its_own_port_only() {
     assert!(!tokens.lines().is_empty());
     assert_eq!(secret.lines(), [""; 0]);
 }
+
+/// A storage service gets no credentials, so the error has its own message and nothing on credentials.
+#[rstest]
+#[case(403, "AccessDenied", Kind::Refused)]
+#[case(404, "NoSuchKey", Kind::NotFound)]
+#[tokio::test]
+async fn the_error_of_a_storage_service_has_its_words(
+    #[case] status: u16,
+    #[case] code: &'static str,
+    #[case] kind: Kind,
+) {
+    use crate::registry::{Access, Keyring};
+    let storage = Server::start(move |_| {
+        let xml =
+            format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>the cause</Message></Error>");
+        answer(status, &[("Content-Type", "application/xml")], xml.as_bytes())
+    })
+    .await;
+    let location = format!("http://{}/bucket/abc?X-Signature=secret", storage.host());
+    let server = Server::start(move |_| to(&location)).await;
+    let may = push_only(&format!("http://{}", storage.host()));
+    let (client, _folder) = client_with(&format!("server = \"http://{}\"\n{may}", server.host()));
+    let access = Access::new(std::sync::Arc::new(client), std::sync::Arc::new(Keyring::default()));
+    let blob = Descriptor::new("text/plain", Digest::sha256_of(b"abc"), 3);
+    let error = access.blob(&pinned(&server, &Digest::sha256_of(b"manifest")), &blob, 0).await.err().unwrap();
+    assert_eq!(error.kind(), kind);
+    let expected = format!(
+        "GET http://{}/bucket/abc: the registry redirected to this host, which answered {status}: {code}: the \
+         cause",
+        storage.host()
+    );
+    assert_eq!(error.to_string(), expected);
+}

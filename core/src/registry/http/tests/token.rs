@@ -230,3 +230,26 @@ async fn the_token_services_of_one_answer_are_limited() {
     assert!(error.to_string().contains("/token0"), "{error}");
     assert_eq!(server.lines().iter().filter(|line| line.contains("/token")).count(), 4);
 }
+
+/// A token with the groups of a user is long. The limit is that of the answer of the token service.
+#[rstest]
+#[case(20 << 10, true)]
+#[case(63 << 10, true)]
+#[case(65 << 10, false)]
+#[tokio::test]
+async fn a_long_token_is_used(#[case] length: usize, #[case] is_accepted: bool) {
+    let token = "a".repeat(length);
+    let server = Server::start(move |request| match request.header("authorization") {
+        _ if request.target.starts_with("/token") => {
+            answer(200, &[], format!("{{\"token\":\"{token}\"}}").as_bytes())
+        }
+        given if given.strip_prefix("Bearer ") == Some(&token) => manifest_answer(),
+        _ => {
+            let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host"));
+            answer(401, &[("WWW-Authenticate", &realm)], b"")
+        }
+    })
+    .await;
+    let result = client(&server).resolve(&reference(&server)).await;
+    assert_eq!(result.is_ok(), is_accepted, "{result:?}");
+}
