@@ -306,6 +306,13 @@ impl Mounter {
         Err(MountError::Foreign { path: path.to_owned(), found: "covered by too many mounts" })
     }
 
+    /// Reports whether something else than a tree is mounted below `folder`, which is the folder of the volumes of a pod. Kubelet
+    /// unmounts them, for example the token of the service account, only when the containers of the pod have ended.
+    pub fn has_other_mounts_below(&self, folder: &Path) -> Result<bool, MountError> {
+        let text = read_mountinfo()?;
+        Ok(mountinfo::all(&text).any(|entry| entry.point().starts_with(folder) && entry.tree().is_none()))
+    }
+
     /// Unmounts what kubelet mounted below `folder` from this tree: the `subPath`s of a volume.
     pub fn unmount_subpaths(&self, tree: &TreeKey, folder: &Path) -> Result<(), MountError> {
         let text = read_mountinfo()?;

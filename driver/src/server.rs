@@ -148,7 +148,8 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     if !(1..=256).contains(&settings.node_id().len()) {
         return Err(RunError::NodeId(settings.node_id().into()));
     }
-    if settings.cluster_sets().is_some() && !is_subdomain(settings.node_id()) {
+    let needs_node = settings.cluster_sets().is_some() || settings.startup_taint().is_some();
+    if needs_node && !is_subdomain(settings.node_id()) {
         return Err(RunError::NodeName(settings.node_id().into()));
     }
     let metrics = Metrics::default();

@@ -7,8 +7,9 @@
 //! The patch names each taint by its place in the list and tests its key. If another component changes the list at the same
 //! time, the API server refuses the patch, and the driver reads the node again. So no other taint is ever removed.
 //!
-//! Some providers add the taint after the node has joined, and by then the driver may run already. So the driver looks for the
-//! taint again during ten minutes after each registration.
+//! Some providers add the taint after the node has joined, and by then the driver may run already. Some set it again later, as
+//! a change of a node group does. So the driver looks for the taint every 10 s during ten minutes after each registration, and
+//! every five minutes after that.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,10 +31,12 @@ use tokio_util::sync::CancellationToken;
 const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-driver");
 /// How long the driver waits for an answer of the API server.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long after a registration the driver looks for the taint.
+/// How long after a registration, or after a failure, the driver looks for the taint often.
 const WATCH_TIME: Duration = Duration::from_mins(10);
-/// How often it looks.
+/// How often it looks during that time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it looks later.
+const SLOW_INTERVAL: Duration = Duration::from_mins(5);
 /// The delays before a retry.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_mins(1);
@@ -66,6 +69,8 @@ pub(crate) async fn run(
 ) {
     let removal = Removal { nodes: Api::all(taint.client), node, failures: RepeatedFailure::default() };
     stop.run_until_cancelled(removal.run(&mut registrations)).await;
+    // Without a registration socket there are no registrations. That is no reason to stop the driver.
+    stop.cancelled().await;
 }
 
 /// Why the taint was not removed.
@@ -90,42 +95,41 @@ struct Removal {
 
 impl Removal {
     async fn run(mut self, registrations: &mut watch::Receiver<u64>) {
-        while registrations.changed().await.is_ok() {
-            let mut until = Instant::now() + WATCH_TIME;
-            let mut retry = FIRST_RETRY;
-            loop {
-                let (wait, is_done) = match self.remove().await {
-                    Ok(()) => {
-                        retry = FIRST_RETRY;
-                        self.failures.clear();
-                        (CHECK_INTERVAL, Instant::now() >= until)
-                    }
-                    Err(error) => {
-                        let error = error.to_string();
-                        if self.failures.is_new(&error) {
-                            tracing::warn!(
-                                node = self.node,
-                                taint = STARTUP_TAINT,
-                                error,
-                                "cannot remove the startup taint of the node; no pod without a toleration starts there until it is removed; retrying"
-                            );
-                        }
-                        let wait = retry;
-                        retry = LAST_RETRY.min(retry * 2);
-                        // A node must not keep the taint, however long the API server fails.
-                        (wait, false)
-                    }
-                };
-                if is_done {
-                    break;
+        if registrations.changed().await.is_err() {
+            return;
+        }
+        let mut until = Instant::now() + WATCH_TIME;
+        let mut retry = FIRST_RETRY;
+        loop {
+            let wait = match self.remove().await {
+                Ok(()) => {
+                    retry = FIRST_RETRY;
+                    self.failures.clear();
+                    if Instant::now() < until { CHECK_INTERVAL } else { SLOW_INTERVAL }
                 }
-                let wait = wait.saturating_sub(jitter::up_to(wait / 4));
-                if let Ok(changed) = tokio::time::timeout(wait, registrations.changed()).await {
-                    if changed.is_err() {
-                        return;
+                Err(error) => {
+                    let error = error.to_string();
+                    if self.failures.is_new(&error) {
+                        tracing::warn!(
+                            node = self.node,
+                            taint = STARTUP_TAINT,
+                            error,
+                            "cannot remove the startup taint of the node; no pod without a toleration starts there until it is removed; retrying"
+                        );
                     }
+                    let wait = retry;
+                    retry = LAST_RETRY.min(retry * 2);
+                    // A provider may have waited for the API server as well.
                     until = Instant::now() + WATCH_TIME;
+                    wait
                 }
+            };
+            let wait = wait.saturating_sub(jitter::up_to(wait / 4));
+            if let Ok(changed) = tokio::time::timeout(wait, registrations.changed()).await {
+                if changed.is_err() {
+                    return;
+                }
+                until = Instant::now() + WATCH_TIME;
             }
         }
     }
@@ -241,11 +245,13 @@ mod tests {
         server.put(NODE, node(&[first, (STARTUP_TAINT, "NoExecute")]));
         pass(Duration::from_secs(15)).await;
         assert_eq!(taints(&server), pairs(&[first]));
-        // The node is not read forever.
+        // Later, the node is read rarely, and a taint that comes then is removed as well.
         pass(WATCH_TIME * 2).await;
         let requests = server.log().len();
+        server.put(NODE, node(&[first, (STARTUP_TAINT, "NoExecute")]));
         pass(WATCH_TIME).await;
-        assert_eq!(server.log().len(), requests);
+        assert!(server.log().len() - requests <= 4, "{:?}", server.log());
+        assert_eq!(taints(&server), pairs(&[first]));
         // Kubelet registers the driver again, as after its restart.
         server.put(NODE, node(&[(STARTUP_TAINT, "NoExecute")]));
         registered.send_modify(|count| *count += 1);

@@ -185,7 +185,9 @@ impl Image {
         match &self.refused {
             Some(PlanError::NoFiles { .. }) | None => Ok(()),
             // The problem may be in layers that are not selected. The node looks at those that are.
-            Some(error) if selection.media_types.is_empty() => Err(NothingToMount::Refused(error.clone())),
+            Some(error) if selection.media_types.is_empty() && selection.name.is_none() => {
+                Err(NothingToMount::Refused(error.clone()))
+            }
             Some(_) => Ok(()),
         }
     }

@@ -27,7 +27,9 @@ pub struct StreamError(Shown);
 /// 64 MiB; the expansion of aliases has the parser's own, smaller budget.
 pub fn read_stream(text: &str) -> Result<Stream, StreamError> {
     match read_yaml(text) {
-        Err(error) if text.trim_start().starts_with('{') => read_json_objects(text).ok_or(error),
+        Err(error) if text.trim_start_matches('\u{feff}').trim_start().starts_with('{') => {
+            read_json_objects(text.trim_start_matches('\u{feff}')).ok_or(error)
+        }
         read => read,
     }
 }

@@ -185,7 +185,12 @@ fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
 fn parse_proxy(name: &str, text: &str) -> Setting {
     let absolute = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     match Url::parse(&absolute) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => {
+        // The HTTP client would go past a proxy whose address it cannot parse, such as http://${PROXY_HOST}:3128.
+        Ok(url)
+            if matches!(url.scheme(), "http" | "https")
+                && url.host_str().is_some()
+                && url.as_str().parse::<http::Uri>().is_ok() =>
+        {
             Setting::Proxy(Proxy(url))
         }
         _ => {

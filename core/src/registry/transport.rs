@@ -28,6 +28,9 @@ use super::tls::{self, PeerRole};
 /// The value of `User-Agent`.
 pub(super) const USER_AGENT: &str = concat!("oras-csi/", env!("CARGO_PKG_VERSION"));
 
+/// What a request waits for in vain: a connection, or one of the requests that may be in progress.
+pub(super) const NO_CONNECTION: &str = "connection";
+pub(super) const NO_SLOT: &str = "free request slot";
 /// How long a connection without a request stays open.
 const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 /// How many client configurations keep their connections.
@@ -314,7 +317,7 @@ impl Transport {
         if let Ok(Ok(permit)) = timeout_at(deadline, semaphore.acquire_owned()).await {
             return Ok(permit);
         }
-        let what = "free request slot (too many requests to that host are in progress)";
+        let what = format!("{NO_SLOT} (too many requests to that host are in progress)");
         Err(Failure::retryable(label.stalled(what, started.elapsed())))
     }
 
@@ -448,7 +451,7 @@ impl Transport {
         match timeout_at(until, pooled.client.request(request)).await {
             Ok(Ok(response)) => Ok(Response::from(response.map(Body::wrap))),
             Ok(Err(error)) if is_connect_timeout(&error) => {
-                Err(Failure::retryable(label.stalled(through_proxy(proxy, "connection"), connect_timeout)))
+                Err(Failure::retryable(label.stalled(through_proxy(proxy, NO_CONNECTION), connect_timeout)))
             }
             Ok(Err(error)) => {
                 let failed = match find_cause::<Forbidden>(&error) {

@@ -4,11 +4,13 @@
 //! lost and kubelet restarts after the pod was deleted, kubelet tries once and never calls NodeUnpublishVolume
 //! (kubernetes/kubernetes#60987). The mount, its record and the pod's folder would stay until the node is replaced.
 //!
-//! A wrong unmount is worse than such a leak, so the driver unmounts only if all of this holds at two checks in a row:
+//! A wrong unmount is worse than such a leak, so the driver unmounts only if all of this holds at three checks in a row:
 //!
 //! * the volume has a record, and its target is in the folder of this kubelet: `…/pods/UID/volumes/kubernetes.io~csi/NAME/mount`;
 //! * `vol_data.json` certainly does not exist. While it exists, kubelet unpublishes the volume itself;
-//! * kubelet answers, its list of pods is complete, and no pod in it has the namespace and name of the volume's pod.
+//! * kubelet answers, its list of pods has the driver's own pod, and no pod in it has the namespace and name of the volume's pod;
+//! * nothing else is mounted in the folder of the pod's volumes. Kubelet removes a deleted pod from its list before the containers
+//!   have ended, but it unmounts their other volumes, such as the token of the service account, only after that.
 //!
 //! `stale_volumes` has the other case, in which the pod's folder no longer exists.
 
@@ -43,8 +45,8 @@ pub(crate) async fn run(publisher: Arc<Publisher>, kubelet: KubeletPods, stop: C
 }
 
 struct Search {
-    /// At how many checks in a row each target was found.
-    found: HashMap<PathBuf, u32>,
+    /// At how many checks in a row each target was found, and why it was not unmounted.
+    found: HashMap<PathBuf, (u32, RepeatedFailure)>,
     failures: RepeatedFailure,
 }
 
@@ -67,15 +69,19 @@ impl Search {
         let mut found = HashMap::new();
         for record in records {
             let Some(pod) = pod_of(&record).filter(|pod| !pods.contains(pod)) else { continue };
-            let checks = self.found.get(record.target()).unwrap_or(&0) + 1;
+            let (checks, mut failures) = self.found.remove(record.target()).unwrap_or_default();
+            let checks = checks.saturating_add(1);
             if checks < CHECKS {
-                found.insert(record.target().to_owned(), checks);
+                found.insert(record.target().to_owned(), (checks, failures));
                 continue;
             }
             let folder = kubelet.folder();
             if let Err(error) = publisher.unmount_orphan(record.clone(), pod, folder).await {
-                tracing::warn!(volume = record.volume(), target = %record.target().display(), %error, "cannot unmount a volume that kubelet can no longer unpublish; retrying");
-                found.insert(record.target().to_owned(), checks);
+                let error = error.to_string();
+                if failures.is_new(&error) {
+                    tracing::warn!(volume = record.volume(), target = %record.target().display(), error, "cannot unmount a volume that kubelet can no longer unpublish; retrying");
+                }
+                found.insert(record.target().to_owned(), (checks, failures));
             }
         }
         self.found = found;
@@ -120,6 +126,11 @@ impl Disk {
         // Between the check and the lock, kubelet may have published the volume again, or another one.
         if self.records.get(&target)?.as_ref() != Some(record) || !has_lost_description(target.path(), folder)
         {
+            return Ok(());
+        }
+        // The third folder above …/UID/volumes/kubernetes.io~csi/NAME/mount.
+        let Some(volumes) = target.path().ancestors().nth(3) else { return Ok(()) };
+        if self.mounter.has_other_mounts_below(volumes)? {
             return Ok(());
         }
         if let (Some(tree), Some(subpaths)) = (record.tree(), subpaths_of(target.path())) {

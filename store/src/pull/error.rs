@@ -279,6 +279,10 @@ mod tests {
             assert!(missing.contains(part), "{missing}");
         }
         let denied = message(RegistryError::Refused { at: "GET x".into(), status: 403, words: "no".into() });
-        assert!(denied.ends_with("GET x: refused with 403: no"), "{denied}");
+        assert!(
+            denied
+                .ends_with("GET x: refused with 403: no. Use credentials that can pull from this repository"),
+            "{denied}"
+        );
     }
 }

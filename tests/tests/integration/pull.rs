@@ -177,7 +177,7 @@ fn a_layer_without_a_name_is_named_by_a_recipe() {
     let step =
         format!("- add: {reference}\n  mediaTypes: [application/vnd.acme.weights]\n  as: weights.bin\n");
     fs::write(&recipe, step).expect("writes");
-    let output = try_run(bench.command(&["pull", "-f"]).arg(&recipe).arg(out.path().join("named")));
+    let output = try_run(bench.command(&["pull"]).arg("-f").arg(&recipe).arg(out.path().join("named")));
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !words.contains("not written"), "{words}");
     assert_eq!(fs::read_to_string(out.path().join("named/weights.bin")).expect("the file"), "weights");

@@ -141,7 +141,10 @@ fn needs_mount(pod: &Pod<'_>, container: &Container<'_>, target: &MountTarget) -
             return Err(refuse("a mount at", mount.path, mount.volume));
         }
     }
-    if !is_there && let Some(above) = read_only_mount_above(pod, container, target.path.as_str()) {
+    if !is_there
+        && let Some(above) = read_only_mount_above(pod, container, target.path.as_str())
+        && pod.volumes().iter().any(|volume| volume.name == above.volume && volume.is_generated)
+    {
         let name = Shown::new(container.name);
         return Err(Denial::bad_request(
             At::Annotation(&target.key),
@@ -182,7 +185,7 @@ fn normal(path: &str) -> String {
     format!("/{}", segments.join("/"))
 }
 
-/// Returns the read-only mount of a container that is above a path.
+/// Returns the mount that a path of a container is in, if it is read-only: of several mounts above the path, the nearest.
 fn read_only_mount_above<'c, 'a>(
     pod: &Pod<'_>,
     container: &'c Container<'a>,
@@ -196,18 +199,22 @@ fn read_only_mount_above<'c, 'a>(
         let above = normal(mount.path);
         above != path && above.parse::<MountPath>().is_ok_and(|above| above.covers(path))
     };
-    container.mounts.iter().find(|mount| is_above(mount) && is_read_only(mount))
+    let above = container.mounts.iter().filter(|mount| is_above(mount));
+    above.max_by_key(|mount| normal(mount.path).len()).filter(|mount| is_read_only(mount))
 }
 
-/// Returns a warning for each mount of an inline volume below a read-only mount. That volume may contain the directory, so
+/// Returns a warning for each mount of our volumes below a read-only mount. The volume above may contain the directory, so
 /// this is no reason for a denial.
 pub(super) fn warnings_of_mounts_above(pod: &Pod<'_>, volumes: &[RequestedVolume]) -> Vec<String> {
     let mut warnings = Vec::new();
     let is_requested =
         |name: &str| volumes.iter().any(|volume| volume.target.index.is_some() && volume.target.name == name);
-    for container in pod.containers() {
-        for lower in container.mounts.iter().filter(|mount| is_requested(mount.volume)) {
-            if let Some(upper) = read_only_mount_above(pod, container, &normal(lower.path))
+    for (position, container) in pod.containers().iter().enumerate() {
+        let written = container.mounts.iter().filter(|mount| is_requested(mount.volume));
+        let added = volumes.iter().flat_map(|volume| &volume.target.mounts);
+        let added = added.filter(|mount| mount.container == position).map(|mount| mount.path.as_str());
+        for lower in written.map(|mount| mount.path).chain(added) {
+            if let Some(upper) = read_only_mount_above(pod, container, &normal(lower))
                 // Warned of as a mount below a volume of the driver.
                 .filter(|upper| !is_requested(upper.volume))
             {
@@ -215,7 +222,7 @@ pub(super) fn warnings_of_mounts_above(pod: &Pod<'_>, volumes: &[RequestedVolume
                     "container {}: mount path {} is below the mount {} of volume {}, which is read-only, so that volume must \
                      contain the directory",
                     Shown::new(container.name),
-                    Shown::new(lower.path),
+                    Shown::new(lower),
                     Shown::new(upper.path),
                     Shown::new(upper.volume)
                 ));

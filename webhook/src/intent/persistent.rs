@@ -51,6 +51,6 @@ pub(crate) fn read<'a>(
         let instead = format!("write {} in spec.csi.volumeAttributes", attribute::REFERENCE);
         return Err(Denial::bad_request(At::Annotation(key), None, rule, instead));
     }
-    let place = Volume { index: 0, name: volume.name, csi: None, read_only: true };
+    let place = Volume { index: 0, name: volume.name, csi: None, read_only: true, is_generated: false };
     Ok((inline::read(&place, &volume.csi, registries, warnings)?, namespace))
 }

@@ -504,57 +504,79 @@ fn a_mount_below_an_inline_volume_gives_a_warning() {
     assert!(intent.warnings[0].contains("/data/x is below the read-only volume in"), "{:?}", intent.warnings);
 }
 
-/// The container runtime cannot create the directory for the mount.
+/// What a read-only mount above a mount of ours leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Above {
+    /// The container runtime can create the directory.
+    Nothing,
+    /// The volume may have the directory.
+    Warning,
+    /// The volume cannot have the directory.
+    Denial,
+}
+
 #[rstest]
-#[case::read_only_mount(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), true, true)]
-#[case::writable_mount(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), false, false)]
-#[case::read_only_claim(json!({"name": "v", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}), false, true)]
-#[case::config_map(json!({"name": "v", "configMap": {"name": "c"}}), false, true)]
-#[case::secret(json!({"name": "v", "secret": {"secretName": "s"}}), false, true)]
-#[case::image(json!({"name": "v", "image": {"reference": "i"}}), false, true)]
-#[case::read_only_csi(json!({"name": "v", "csi": {"driver": "d.example", "readOnly": true}}), false, true)]
-#[case::writable_csi(json!({"name": "v", "csi": {"driver": "d.example"}}), false, false)]
-#[case::empty_dir(json!({"name": "v", "emptyDir": {}}), false, false)]
+#[case::read_only_mount(json!({"persistentVolumeClaim": {"claimName": "c"}}), true, Above::Warning)]
+#[case::writable_mount(json!({"persistentVolumeClaim": {"claimName": "c"}}), false, Above::Nothing)]
+#[case::read_only_claim(json!({"persistentVolumeClaim": {"claimName": "c", "readOnly": true}}), false, Above::Warning)]
+#[case::config_map(json!({"configMap": {"name": "c"}}), false, Above::Denial)]
+#[case::secret(json!({"secret": {"secretName": "s"}}), false, Above::Denial)]
+#[case::image(json!({"image": {"reference": "i"}}), false, Above::Warning)]
+#[case::read_only_csi(json!({"csi": {"driver": "d.example", "readOnly": true}}), false, Above::Warning)]
+#[case::writable_csi(json!({"csi": {"driver": "d.example"}}), false, Above::Nothing)]
+#[case::empty_dir(json!({"emptyDir": {}}), false, Above::Nothing)]
 fn a_read_only_mount_above_is_found(
-    #[case] volume: Value,
+    #[case] source: Value,
     #[case] read_only: bool,
-    #[case] is_found: bool,
+    #[case] expected: Above,
     #[values("/mnt", "/mnt/", "/mnt/./x/..", "/")] above: &str,
 ) {
+    let mut volume = source;
+    volume["name"] = json!("v");
     let mut pod = annotated(&json!({"artifact": "r.io/a"}));
     pod["spec"]["volumes"] = json!([volume]);
     pod["spec"]["containers"][1]["volumeMounts"] =
         json!([{"name": "v", "mountPath": above, "readOnly": read_only}]);
     // The root is no mount path that Kubernetes accepts.
-    let is_found = is_found && above != "/";
+    let expected = if above == "/" { Above::Nothing } else { expected };
+    let warned = |warnings: &[String], path: &str| {
+        let words = format!("mount path {path} is below the mount /mnt");
+        warnings.iter().any(|warning| warning.contains(&words) && warning.contains("container side"))
+    };
     match read_pod(&pod) {
-        Ok(_) => assert!(!is_found),
+        Ok(intent) => {
+            assert_eq!(
+                warned(&intent.warnings, "/mnt/oras"),
+                expected == Above::Warning,
+                "{:?}",
+                intent.warnings
+            );
+            assert_ne!(expected, Above::Denial);
+        }
         Err(denial) => {
             let words = "\"/mnt/oras\" is below the mount";
-            assert!(
-                is_found && denial.message().contains(words) && denial.message().contains("container side"),
-                "{denial}"
-            );
+            assert!(expected == Above::Denial && denial.message().contains(words), "{denial}");
         }
     }
+    // A writable mount between both has the directory.
+    let mounts = pod["spec"]["containers"][1]["volumeMounts"].as_array_mut().unwrap();
+    mounts.push(json!({"name": "tmp", "mountPath": "/mnt/between"}));
+    pod["metadata"]["annotations"]["oras.land/mount-path"] = json!("/mnt/between/x");
+    assert_eq!(read_pod(&pod).unwrap().warnings, [""; 0]);
+    pod["metadata"]["annotations"]["oras.land/mount-path"] = json!("/mnt/x");
     pod["metadata"]["annotations"]["oras.land/containers"] = json!("app");
-    assert!(read_pod(&pod).is_ok());
+    assert_eq!(read_pod(&pod).unwrap().warnings, [""; 0]);
+    // Of an inline volume.
     pod["metadata"] = json!({});
     pod["spec"]["volumes"]
         .as_array_mut()
         .unwrap()
         .push(json!({"name": "in", "csi": {"driver": "csi.oras.land",
         "volumeAttributes": {"oras.artifact.reference": "r.io/a"}}}));
-    pod["spec"]["containers"][1]["volumeMounts"]
-        .as_array_mut()
-        .unwrap()
-        .push(json!({"name": "in", "mountPath": "/mnt/x"}));
+    let mounts = pod["spec"]["containers"][1]["volumeMounts"].as_array_mut().unwrap();
+    mounts.push(json!({"name": "in", "mountPath": "/mnt/x"}));
     let warnings = read_pod(&pod).unwrap().warnings;
-    assert_eq!(warnings.len(), usize::from(is_found), "{warnings:?}");
-    assert!(
-        warnings.iter().all(|warning| warning.contains("mount path /mnt/x is below the mount /mnt")),
-        "{warnings:?}"
-    );
+    assert_eq!(warned(&warnings, "/mnt/x"), expected != Above::Nothing, "{warnings:?}");
 }
 
 #[rstest]

@@ -50,6 +50,8 @@ pub(crate) struct Volume<'a> {
     pub(crate) csi: Option<Csi<'a>>,
     /// Whether kubelet mounts it read-only, whatever the mounts say.
     pub(crate) read_only: bool,
+    /// Whether Kubernetes writes its files, so that it has no directory for another mount.
+    pub(crate) is_generated: bool,
 }
 
 /// The list of the pod that a container is in.
@@ -110,8 +112,8 @@ pub(crate) struct Mount<'a> {
 
 /// The annotation that kubelet gives the API server's copy of a static pod.
 const MIRROR_POD: &str = "kubernetes.io/config.mirror";
-/// The volume sources that kubelet always mounts read-only.
-const READ_ONLY_SOURCES: [&str; 5] = ["configMap", "downwardAPI", "image", "projected", "secret"];
+/// The volume sources whose files Kubernetes writes. Kubelet always mounts them read-only.
+const GENERATED_SOURCES: [&str; 4] = ["configMap", "downwardAPI", "projected", "secret"];
 const WINDOWS: &str = "windows";
 const NODE_OS_LABEL: &str = "kubernetes.io/os";
 /// The labels with a pod's revision; the first one that is present counts. A StatefulSet and a DaemonSet have a revision
@@ -261,10 +263,13 @@ impl<'a> Volume<'a> {
         let is_claim_read_only = node.child("persistentVolumeClaim")?.child("readOnly")?.flag()?;
         let mut read_only =
             is_claim_read_only || csi.as_ref().is_some_and(|csi| csi.read_only || csi.driver == DRIVER);
-        for source in READ_ONLY_SOURCES {
-            read_only |= node.child(source)?.value.is_some();
+        let mut is_generated = false;
+        for source in GENERATED_SOURCES {
+            is_generated |= node.child(source)?.value.is_some();
         }
-        Ok(Self { index, name: node.child("name")?.text()?.unwrap_or_default(), csi, read_only })
+        read_only |= is_generated || node.child("image")?.value.is_some();
+        let name = node.child("name")?.text()?.unwrap_or_default();
+        Ok(Self { index, name, csi, read_only, is_generated })
     }
 }
 

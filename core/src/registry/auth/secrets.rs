@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, header};
+use serde_json::Value;
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -12,6 +13,8 @@ use crate::display::Printable;
 
 /// The replacement of a secret. [`Printable`] ends with the same character if it cuts a text.
 const HIDDEN: char = '…';
+/// How many lines of a secret count on their own. A key file has about 40 with its private key.
+const MAX_LINES: usize = 64;
 /// The lines of a secret of many lines count as secrets from this length on.
 const MIN_LINE_LEN: usize = 16;
 /// The values of configured headers count as secrets from this length on.
@@ -31,8 +34,8 @@ impl Secrets {
                 let (username, password) = (username.expose(), password.expose());
                 secrets.add(if password.is_empty() { username } else { password });
                 // A service may repeat one line of a key file, for example that of the private key.
-                for line in password.lines().map(str::trim).filter(|line| line.len() >= MIN_LINE_LEN) {
-                    secrets.add(line);
+                if password.contains('\n') || password.starts_with('{') {
+                    secrets.add_lines(password);
                 }
                 secrets.add_encoded(&Zeroizing::new(format!("{username}:{password}")));
             }
@@ -41,6 +44,22 @@ impl Secrets {
             }
         }
         secrets
+    }
+
+    /// Adds the lines of a secret of many lines, and those of the private key in the key file of a Google service account.
+    fn add_lines(&mut self, secret: &str) {
+        let mut lines: Vec<Zeroizing<String>> = Vec::new();
+        if let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(secret) {
+            for key in ["private_key", "private_key_id"] {
+                if let Some(Value::String(text)) = fields.remove(key) {
+                    lines.extend(long_lines(&Zeroizing::new(text)));
+                }
+            }
+        }
+        lines.extend(long_lines(secret));
+        for line in lines.into_iter().take(MAX_LINES) {
+            self.insert(&line);
+        }
     }
 
     /// Adds the value of an `Authorization` header.
@@ -118,6 +137,11 @@ impl Secrets {
     }
 }
 
+fn long_lines(text: &str) -> Vec<Zeroizing<String>> {
+    let lines = text.lines().map(str::trim).filter(|line| line.len() >= MIN_LINE_LEN).take(MAX_LINES);
+    lines.map(|line| Zeroizing::new(line.to_owned())).collect()
+}
+
 /// Returns how many bytes of a secret the text begins with: all, or the part before the place where the text was cut.
 fn matched_len(secret: &str, text: &str) -> usize {
     if text.starts_with(secret) {
@@ -160,6 +184,19 @@ mod tests {
         let words = r#"cannot read "private_key": "0123456789abcdef""#;
         assert_eq!(secrets.redact(words), "cannot read …");
         assert_eq!(secrets.redact(&format!("no: {key}")), "no: …");
+        // The key in the file has escaped line breaks; a service that parsed it may repeat a line of the key.
+        let key = r#"{"type":"service_account","private_key":"-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG\nabc\n"}"#;
+        let credential = Credential::basic("_json_key".to_owned(), key.to_owned()).unwrap();
+        let secrets = Secrets::from_credential(&credential);
+        assert_eq!(secrets.redact("bad key MIIEvQIBADANBgkqhkiG!"), "bad key …!");
+    }
+
+    /// The secrets of a client are collected for each of its requests.
+    #[test]
+    fn a_password_of_many_lines_has_a_limited_number_of_secrets() {
+        let password = format!("{{{}\n}}", "\n0123456789abcdef".repeat(900));
+        let credential = Credential::basic("user".to_owned(), password).unwrap();
+        assert!(Secrets::from_credential(&credential).0.len() < 4 * MAX_LINES);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::route::{Attempt, Capability, Route};
 use crate::registry::address::origin;
 use crate::registry::error::{RegistryError, RegistryErrorKind};
 use crate::registry::hosts::Endpoint;
+use crate::registry::transport::{NO_CONNECTION, NO_SLOT};
 
 /// A connection that fails after this time costs as much as one that does not answer. A connection that is refused costs
 /// nothing, so the endpoint stays in its place.
@@ -69,7 +70,10 @@ impl<'a> Attempts<'a> {
         let last = capable.last().copied();
         let now = Instant::now();
         let has_order = capable.len() > 1 && capability != Capability::Push;
-        let is_avoided = |position: &usize| has_order && route.failed.is_avoided(&key(route, *position), now);
+        let is_avoided = |position: &usize| {
+            let keys = [key(route, *position, true), key(route, *position, false)];
+            has_order && keys.iter().any(|key| route.failed.is_avoided(key, now))
+        };
         let avoided: Vec<usize> = capable.iter().copied().filter(is_avoided).collect();
         if avoided.len() < capable.len() {
             // The sort is stable, so the order of the file remains within both parts.
@@ -142,20 +146,24 @@ impl<'a> Attempts<'a> {
     pub(super) fn record<T>(&mut self, attempt: &Attempt<'_>, result: Result<T, RegistryError>) -> Option<T> {
         let error = match result {
             Ok(found) => {
-                self.route.failed.forget(&key(self.route, attempt.position));
+                self.forget(attempt.position);
                 return Some(found);
             }
             Err(error) => error,
         };
         let now = Instant::now();
-        let is_slow = match error.kind() {
-            RegistryErrorKind::Stalled => true,
-            RegistryErrorKind::Unreachable => now.saturating_duration_since(attempt.started) >= SLOW_FAILURE,
+        let is_slow = match &error {
+            // The client itself had too many requests in progress.
+            RegistryError::Stalled { what, .. } => !what.as_str().starts_with(NO_SLOT),
+            RegistryError::Unreachable { .. } => {
+                now.saturating_duration_since(attempt.started) >= SLOW_FAILURE
+            }
             _ => false,
         };
+        let is_connected = matches!(&error, RegistryError::Stalled { what, .. } if !what.as_str().starts_with(NO_CONNECTION));
         let failed = &self.route.failed;
         if is_slow && self.capability != Capability::Push && self.route.endpoints.len() > 1 {
-            if failed.record(key(self.route, attempt.position), now) {
+            if failed.record(key(self.route, attempt.position, !is_connected), now) {
                 let (endpoint, error) =
                     (origin(attempt.endpoint.base()), self.route.redactor().redact(error.clone()));
                 let seconds = AVOIDED_FOR.as_secs();
@@ -163,7 +171,7 @@ impl<'a> Attempts<'a> {
                     "an endpoint does not answer: it is tried after the others for {seconds} s");
             }
         } else if !is_silent(&error) {
-            failed.forget(&key(self.route, attempt.position));
+            self.forget(attempt.position);
         }
         let was_hurried = error.kind() == RegistryErrorKind::Stalled
             && (!attempt.is_last || attempt.connect_timeout < self.route.timeouts.connect);
@@ -212,6 +220,13 @@ impl<'a> Attempts<'a> {
         if mirrors.is_empty() { last } else { last.with_note(&mirrors.join("; ")) }
     }
 
+    /// Records that an endpoint answered.
+    fn forget(&self, position: usize) {
+        for is_whole in [true, false] {
+            self.route.failed.forget(&key(self.route, position, is_whole));
+        }
+    }
+
     /// Reports whether an endpoint answered, whatever the answer was.
     fn has_answer(&self) -> bool {
         self.failures.iter().any(|failed| !is_silent(&failed.error))
@@ -227,8 +242,13 @@ fn is_silent(error: &RegistryError) -> bool {
     matches!(error.kind(), RegistryErrorKind::Stalled | RegistryErrorKind::Unreachable)
 }
 
-fn key(route: &Route, position: usize) -> EndpointKey {
-    (route.registry.clone(), origin(route.endpoints[position].base()))
+/// Returns the key of an endpoint: for all repositories, or for the one of this operation.
+fn key(route: &Route, position: usize, is_whole: bool) -> EndpointKey {
+    EndpointKey {
+        registry: route.registry.clone(),
+        base: route.endpoints[position].base().to_string(),
+        repository: (!is_whole).then(|| route.repository.clone()),
+    }
 }
 
 /// Returns the text of an error without its request, cut to `max_chars` characters.

@@ -10,12 +10,21 @@ use crate::reference::RegistryHost;
 
 /// How long an endpoint that did not answer is tried after the others.
 pub(super) const AVOIDED_FOR: Duration = Duration::from_secs(30);
-/// How many endpoints are remembered. Further ones cost each request the time of a timeout.
+/// How many endpoints are remembered. The one whose time ends first makes room for another one.
 const MAX_ENDPOINTS: usize = 1_024;
 
-/// A registry and the origin of one of its endpoints. The registry is part of the key, because a mirror of several
-/// registries can be slow for one of them only.
-pub(super) type EndpointKey = (RegistryHost, String);
+/// An endpoint of a registry that did not answer.
+///
+/// The registry is part of the key, because a mirror of several registries can be slow for one of them only. So can a mirror
+/// that fills itself be slow for one repository: only a connection that fails speaks for all repositories.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EndpointKey {
+    pub(super) registry: RegistryHost,
+    /// The address of the endpoint, with its path.
+    pub(super) base: String,
+    /// The repository that did not get an answer. `None` if there was no connection.
+    pub(super) repository: Option<String>,
+}
 
 /// The endpoints that did not answer in time, and until when they are tried after the others.
 #[derive(Debug, Default)]
@@ -41,7 +50,8 @@ impl FailedEndpoints {
             failed.retain(|_, until| now < *until);
         }
         if failed.len() >= MAX_ENDPOINTS && !failed.contains_key(&endpoint) {
-            return false;
+            let first = failed.iter().min_by_key(|(_, until)| **until).map(|(key, _)| key.clone());
+            first.map(|first| failed.remove(&first));
         }
         failed.insert(endpoint, now + AVOIDED_FOR).is_none()
     }
@@ -57,7 +67,11 @@ mod tests {
     use super::*;
 
     fn key(origin: &str) -> EndpointKey {
-        ("registry.example".parse().unwrap(), origin.to_owned())
+        EndpointKey {
+            registry: "registry.example".parse().unwrap(),
+            base: origin.to_owned(),
+            repository: None,
+        }
     }
 
     #[test]

@@ -402,9 +402,9 @@ impl Inner {
                 None => "a proxy before the registry requires a user and a password".to_owned(),
             }),
             403 if proxy.is_some() && !is_registrys && !has_codes => label.misconfigured(format!(
-                "the proxy {} answered 403, and not the registry: allow the host at the proxy, or add it to NO_PROXY{}",
-                proxy.unwrap_or_default(),
-                if words.is_empty() { String::new() } else { format!(" ({words})") }
+                // Its words may repeat its own password, which the administrator configured and the pod's owner must not see.
+                "the proxy {} answered 403, and not the registry: allow the host at the proxy, or add it to NO_PROXY",
+                proxy.unwrap_or_default()
             )),
             400..=499 if redirected && !matches!(status, 408 | 429) => {
                 RegistryError::Redirected { at, status, words }

@@ -571,7 +571,7 @@ fn manifests() -> Vec<Case> {
                 let entry = json!({"mediaType": INDEX, "digest": Digest::sha256_of(&middle).to_string(), "size": middle.len()});
                 pushed(&index(json!([entry])), INDEX)
             }),
-            end: End::Refused(&["an index again"]),
+            end: End::Files(&[("f", Some("x"))]),
         },
         Case {
             name: "an index that lies about a size",

@@ -92,6 +92,27 @@ async fn a_mirror_that_does_not_answer_is_waited_for_once(#[case] is_connected: 
     assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
 }
 
+/// A mirror that fills one repository slowly is not avoided for another one, nor is another mirror at the same address.
+#[tokio::test]
+async fn a_mirror_that_is_slow_for_one_repository_is_used_for_others() {
+    let mirror =
+        Server::start(
+            |request| {
+                if request.target.contains("team/app") { vec![Part::Hang] } else { manifest_answer() }
+            },
+        )
+        .await;
+    let good = Server::start(manifest_or_blob).await;
+    let (client, _folder) = client_with_settings(&with_mirrors(&good.host(), &[&mirror.host()]), patient());
+    client.resolve(&any_reference()).await.unwrap();
+    let other: Reference = any_reference().to_string().replace("team/app", "team/other").parse().unwrap();
+    client.resolve(&other).await.unwrap();
+    let asked = mirror.lines();
+    assert!(asked.iter().any(|line| line.contains("team/other")), "{asked:?}");
+    let asked = good.lines();
+    assert!(asked.iter().all(|line| !line.contains("team/other")), "{asked:?}");
+}
+
 /// Only the order changes: what the other endpoints lack is still requested from the mirror.
 #[tokio::test]
 async fn a_mirror_that_did_not_answer_is_tried_last() {
