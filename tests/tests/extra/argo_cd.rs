@@ -141,11 +141,18 @@ fn sync(name: &str, round: &str) -> Value {
     let operation = json!({"operation": {"info": info, "initiatedBy": {"username": "test"},
         "sync": {"syncOptions": stored("application", NAMESPACE, name)["spec"]["syncPolicy"]["syncOptions"]}}});
     let patch = ["patch", "application", name, "--namespace", NAMESPACE, "--type=merge", "-p"];
-    run(kubectl(&patch).arg(operation.to_string()));
+    let begin = || run(kubectl(&patch).arg(operation.to_string()));
+    begin();
     wait_until("the manifests were applied", || {
         let application = stored("application", NAMESPACE, name);
         let state = &application["status"]["operationState"];
         let is_meant = state["operation"]["info"] == info;
+        // A controller that has just started does not know its projects yet.
+        let message = state["message"].as_str().unwrap_or_default();
+        if is_meant && message.contains("project default which does not exist") {
+            begin();
+            return Err(message.to_owned());
+        }
         assert!(!is_meant || state["phase"] != "Failed" && state["phase"] != "Error", "{state}");
         if is_meant && state["phase"] == "Succeeded" {
             Ok(())
