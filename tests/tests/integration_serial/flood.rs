@@ -294,7 +294,7 @@ async fn a_flood_does_not_take_the_webhook_from_others() {
         });
     }
     // The kept connection is replaced when the server closes it, as the API server does.
-    let (started, mut times, mut kept) = (Instant::now(), Vec::new(), None);
+    let (started, mut times, mut kept, mut closed) = (Instant::now(), Vec::new(), None, 0_usize);
     while started.elapsed() < duration() {
         let began = Instant::now();
         let is_new = times.len() % 2 == 0;
@@ -311,6 +311,11 @@ async fn a_flood_does_not_take_the_webhook_from_others() {
                     break answer;
                 }
                 Err(error) if failure.is_empty() && !is_new => failure = error,
+                // On a busy machine, the server has been seen to close a new connection: counted, and limited below.
+                Err(error) if failure.is_empty() => {
+                    eprintln!("review {}: {error}", times.len());
+                    (failure, closed) = (error, closed + 1);
+                }
                 Err(error) => panic!("review {}: {failure} {error}", times.len()),
             }
         };
@@ -319,6 +324,7 @@ async fn a_flood_does_not_take_the_webhook_from_others() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     flood.shutdown().await;
+    assert!(closed <= 1 + times.len() / 100, "{closed} of {} reviews had to be sent again", times.len());
     times.sort_unstable();
     let (peak, p99) = (peak_memory(webhook.id()), times[times.len() * 99 / 100]);
     eprintln!(
