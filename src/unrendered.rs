@@ -28,8 +28,8 @@ pub(crate) fn warnings(object: &Value) -> Vec<String> {
     let mut seen = BTreeSet::new();
     templates.retain(|path| seen.insert(path.clone()));
     let mut warnings = Vec::new();
-    let own = templates.iter().position(String::is_empty).map(|position| templates.remove(position));
-    if own.is_some() {
+    if seen.remove("") {
+        templates.retain(|path| !path.is_empty());
         warnings.push(
             "its own annotations request artifacts. They have an effect only if its controller copies them to its pods; \
              else write them in the annotations of the pod template"

@@ -1,7 +1,8 @@
 //! Asks kubelet which pods it has, over the socket of its `PodResources` service.
 //!
 //! The service is in every supported version of Kubernetes and needs no permission at the API server. Its list names pods by
-//! namespace and name. It has every pod that kubelet may still run, static pods included.
+//! namespace and name, static pods included. It has the pods that kubelet is to run. A pod that was deleted by force leaves it
+//! before its containers have ended, and a kubelet that has just started adds its pods one by one.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -91,8 +92,8 @@ impl KubeletPods {
         self.own.check_interval
     }
 
-    /// Returns the pods of kubelet. The list is complete: a kubelet that starts knows its pods only after it has read them
-    /// from the API server, and then it has the pod of this driver as well.
+    /// Returns the pods of kubelet, if they have the pod of this driver: a kubelet that has just started knows no pods before it
+    /// has read them from the API server. Younger pods, and static ones, can still be missing, so one answer proves nothing.
     pub(crate) async fn list(&self) -> Result<HashSet<PodKey>, KubeletPodsError> {
         let socket = self.kubelet_dir.join("pod-resources/kubelet.sock");
         let listed = tokio::time::timeout(TIMEOUT, list(&socket)).await;

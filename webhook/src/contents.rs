@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use oras_csi_core::manifest::media::EMPTY;
 use oras_csi_core::manifest::{FileLimits, LayerKind, LayerSelection, PlanError, known_files};
 use oras_csi_core::manifest::{Index, IndexEntry, Manifest};
 use oras_csi_core::media_type::{MediaType, essence};
@@ -197,7 +196,7 @@ impl Image {
         if selection.name.is_some() {
             return Vec::new();
         }
-        let unnamed = self.selected(selection).filter(|kind| !kind.has_files && kind.media_type != EMPTY);
+        let unnamed = self.selected(selection).filter(|kind| !kind.has_files && kind.nameable > 0);
         unnamed.map(|kind| kind.media_type.clone()).collect()
     }
 

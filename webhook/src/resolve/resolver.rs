@@ -331,8 +331,8 @@ impl CredentialView {
         let candidates = index.candidates(NODES_OS).take(MAX_PLATFORMS);
         for entry in likeliest.ok().into_iter().chain(candidates) {
             let candidate = pinned.with_digest(entry.descriptor().digest().clone());
-            // Only the first index can be looked at for each of its platforms: the number of manifests is bounded, however
-            // many indexes an index names.
+            // The outermost index has a limit of its own. All others share one, so that the work does not multiply with each
+            // level.
             if depth > 0 && !search.may_look_at_one_more() {
                 break;
             }

@@ -138,7 +138,7 @@ impl Secrets {
 }
 
 fn long_lines(text: &str) -> Vec<Zeroizing<String>> {
-    let lines = text.lines().map(str::trim).filter(|line| line.len() >= MIN_LINE_LEN).take(MAX_LINES);
+    let lines = text.lines().map(str::trim).filter(|line| line.len() >= MIN_LINE_LEN);
     lines.map(|line| Zeroizing::new(line.to_owned())).collect()
 }
 
