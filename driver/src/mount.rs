@@ -12,6 +12,11 @@
 //!                                       /var/lib/kubelet/pods/…/mount
 //! ```
 //!
+//! A tree of many small files is an EROFS image (`trees/KEY/image`), mounted from the file (Linux 6.12 or later). Its volume
+//! is a clone of one directory of the mounted image. Volumes of one tree are clones of the same mount, so they share the
+//! cache of the kernel. The path of that directory in the image is that of a tree, `trees/KEY/files`, so mountinfo shows
+//! what is mounted in the same way for both.
+//!
 //! Flags that a mount inherited in a user namespace are locked: the kernel denies a remount without them
 //! (mount_namespaces(7)). So a remount keeps the existing flags and adds to them.
 //!
@@ -19,25 +24,30 @@
 //! the target itself (kubelet creates only its parent). It accepts an existing directory only if that is empty, and never
 //! touches a file, a symbolic link, or a mount that is not of a tree.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use oras_csi_store::{Store, TreeKey, tree_files};
+use oras_csi_store::{Layout, Store, Tree, TreeKey, tree_files};
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, StatVfsMountFlags, Statx, StatxAttributes, StatxFlags,
 };
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change,
-    mount_remount, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    mount_bind, mount_change, mount_remount, move_mount, open_tree, unmount,
 };
 
 use crate::mountinfo::{self, MountEntry, MountedTree};
 
 /// The flags that every volume must have.
 const FLAGS: [&str; 3] = ["ro", "nosuid", "nodev"];
+/// How many mounts of images are remembered. Without an entry, an image is mounted once more.
+const MAX_REMEMBERED: usize = 4_096;
 /// How many mounts on top of each other at one path are unmounted.
 const MAX_STACKED: usize = 64;
 
@@ -176,8 +186,19 @@ pub enum Found {
 /// The read-only view of the trees in the store, from which volumes are cloned.
 #[derive(Debug)]
 pub struct Mounter {
+    layout: Layout,
     readonly: PathBuf,
     view: OwnedFd,
+    /// A volume of each tree that is an image, from which the next ones are cloned.
+    images: Mutex<HashMap<TreeKey, MountedImage>>,
+}
+
+/// A volume that is a clone of a mounted image.
+#[derive(Clone, Debug)]
+struct MountedImage {
+    target: PathBuf,
+    /// Device and inode of its root.
+    root: (u64, u64),
 }
 
 impl Mounter {
@@ -188,7 +209,7 @@ impl Mounter {
         mount_bind(&trees, &readonly)
             .map_err(|errno| MountError::new("mount the store's trees at", &readonly, errno))?;
         match Self::restrict(&trees, &readonly) {
-            Ok(view) => Ok(Self { readonly, view }),
+            Ok(view) => Ok(Self { layout: store.layout().clone(), readonly, view, images: Mutex::default() }),
             Err(error) => {
                 let _ = unmount(&readonly, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
                 Err(error)
@@ -227,27 +248,118 @@ impl Mounter {
     /// Mounts a tree at a target. The target must not exist, or must be an empty directory.
     ///
     /// After an error, the target is in the same state as before.
-    pub fn publish(&self, tree: &TreeKey, target: &Target) -> Result<(), MountError> {
-        let path = target.path();
+    pub fn publish(&self, tree: &Tree, target: &Target) -> Result<(), MountError> {
         let parent = target.open_parent()?.ok_or_else(|| target.no_parent())?;
-        let clone = open_tree(
-            &self.view,
-            tree_files(tree),
-            OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_SYMLINK_NOFOLLOW
-                | OpenTreeFlags::AT_NO_AUTOMOUNT,
-        )
-        .map_err(|errno| {
+        if !tree.is_image() {
+            let clone = self.clone_from_view(tree.key(), &tree_files(tree.key()))?;
+            return Self::attach_new(&clone, &parent, target);
+        }
+        // Held until the volume is mounted, so that the next one finds it.
+        let mut images = self.images();
+        let clone = match Self::clone_volume(&images, tree.key()) {
+            Some(clone) => clone,
+            None => self.mount_image(tree.key())?,
+        };
+        Self::attach_new(&clone, &parent, target)?;
+        let root = device_and_inode(&clone)
+            .map_err(|errno| MountError::new("read the state of", target.path(), errno))?;
+        if images.len() >= MAX_REMEMBERED {
+            images.clear();
+        }
+        images.retain(|_, image| image.target != target.path());
+        images.insert(tree.key().clone(), MountedImage { target: target.path().to_owned(), root });
+        Ok(())
+    }
+
+    /// Reports whether this kernel can mount an image of the store, by mounting a small one.
+    pub fn can_mount_images(&self, store: &Store) -> bool {
+        const CONTENT: &[u8] = b"oras-csi";
+        let path = store.tmp_path();
+        let read = || -> io::Result<bool> {
+            let file = store.write_test_image(&path, CONTENT)?;
+            let mounted = self.open_image(&path)?;
+            let file = rustix::fs::openat(&mounted, &file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let mut found = Vec::new();
+            io::Read::read_to_end(&mut std::fs::File::from(file), &mut found)?;
+            Ok(found == CONTENT)
+        };
+        let result = read();
+        let _ = std::fs::remove_file(&path);
+        match result {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::warn!(
+                    "the kernel returns wrong content from an EROFS image; archives are unpacked into files"
+                );
+                false
+            }
+            Err(error) => {
+                tracing::info!(%error, "the kernel cannot mount EROFS images from files; archives are unpacked into files");
+                false
+            }
+        }
+    }
+
+    fn images(&self) -> MutexGuard<'_, HashMap<TreeKey, MountedImage>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Clones a volume of the same tree, if there is one.
+    fn clone_volume(images: &HashMap<TreeKey, MountedImage>, tree: &TreeKey) -> Option<OwnedFd> {
+        let image = images.get(tree)?;
+        let clone = open_tree(CWD, &image.target, clone_flags()).ok()?;
+        // Something else may be mounted there now.
+        (device_and_inode(&clone) == Ok(image.root)).then_some(clone)
+    }
+
+    /// Mounts the image of a tree, and returns a clone of the directory with its files.
+    fn mount_image(&self, tree: &TreeKey) -> Result<OwnedFd, MountError> {
+        let image = self.layout.tree_image(tree);
+        let failed = |errno| MountError::new("mount the image", &image, errno);
+        let mounted = self.open_image(&image).map_err(failed)?;
+        // A directory of a mount can be cloned only while the mount is attached. The view is private, so no other mount
+        // namespace sees it.
+        let place = tree_files(tree);
+        move_mount(&mounted, "", &self.view, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(failed)?;
+        let clone = self.clone_from_view(tree, &place.join("trees").join(tree_files(tree)));
+        let attached = through(&self.view, place.as_os_str());
+        unmount(attached, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(failed)?;
+        clone
+    }
+
+    /// Mounts an image without attaching it to a path.
+    fn open_image(&self, image: &Path) -> Result<OwnedFd, Errno> {
+        let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&context, "source", image)?;
+        fsconfig_set_flag(&context, "ro")?;
+        fsconfig_create(&context)?;
+        let mut flags = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV;
+        // As for the other trees: if the store's disk forbids programs, so do its volumes.
+        if rustix::fs::fstatvfs(&self.view)?.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+            flags |= MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        }
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
+    }
+
+    fn clone_from_view(&self, tree: &TreeKey, place: &Path) -> Result<OwnedFd, MountError> {
+        open_tree(&self.view, place, clone_flags()).map_err(|errno| {
             MountError::new("clone for a volume the mount of", self.readonly.join(tree.as_str()), errno)
-        })?;
-        let is_created = match rustix::fs::mkdirat(&parent, &target.name, Mode::from_raw_mode(0o750)) {
+        })
+    }
+
+    /// Attaches a clone to a target that does not exist, or is an empty directory.
+    fn attach_new(clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(), MountError> {
+        let path = target.path();
+        let is_created = match rustix::fs::mkdirat(parent, &target.name, Mode::from_raw_mode(0o750)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(MountError::new("create the directory", path, errno)),
         };
-        let mounted = match target_state(&parent, target)? {
-            Found::Empty => Self::attach(&clone, &parent, target),
+        let mounted = match target_state(parent, target)? {
+            Found::Empty => Self::attach(clone, parent, target),
             Found::Other(found) => Err(MountError::Foreign { path: path.to_owned(), found }),
             Found::Mounted { .. } | Found::ForeignMount => {
                 Err(MountError::Foreign { path: path.to_owned(), found: "a mount point" })
@@ -255,7 +367,7 @@ impl Mounter {
             Found::Nothing | Found::NoParent => Err(MountError::new("find", path, Errno::NOENT)),
         };
         if mounted.is_err() && is_created {
-            let _ = rustix::fs::unlinkat(&parent, &target.name, AtFlags::REMOVEDIR);
+            let _ = rustix::fs::unlinkat(parent, &target.name, AtFlags::REMOVEDIR);
         }
         mounted
     }
@@ -275,6 +387,7 @@ impl Mounter {
     /// Unmounts every tree at the target, and removes its directory. A target that does not exist is not an error.
     pub fn unpublish(&self, target: &Target) -> Result<(), MountError> {
         let path = target.path();
+        self.images().retain(|_, image| image.target != path);
         let Some(parent) = target.open_parent()? else { return Ok(()) };
         for _ in 0..=MAX_STACKED {
             match target_state(&parent, target)? {
@@ -349,9 +462,8 @@ fn check_mounted(clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(
     let failed = |step| move |errno| MountError::new(step, path, errno);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = rustix::fs::openat(parent, &target.name, flags, Mode::empty()).map_err(failed("open"))?;
-    let number = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|found| (found.st_dev, found.st_ino));
-    if number(&found).map_err(failed("read the state of"))?
-        != number(clone).map_err(failed("read the state of"))?
+    if device_and_inode(&found).map_err(failed("read the state of"))?
+        != device_and_inode(clone).map_err(failed("read the state of"))?
     {
         return Err(MountError::Foreign {
             path: path.to_owned(),
@@ -389,6 +501,17 @@ impl Drop for Mounter {
             tracing::warn!(path = %self.readonly.display(), error = %io::Error::from(errno), "cannot unmount the read-only view; the next start of the driver unmounts it");
         }
     }
+}
+
+fn clone_flags() -> OpenTreeFlags {
+    OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW
+        | OpenTreeFlags::AT_NO_AUTOMOUNT
+}
+
+fn device_and_inode(file: &OwnedFd) -> Result<(u64, u64), Errno> {
+    rustix::fs::fstat(file).map(|found| (found.st_dev, found.st_ino))
 }
 
 /// Returns a path to `name` in an open folder, for system calls that take no descriptor.

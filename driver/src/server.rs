@@ -217,8 +217,10 @@ fn prepare(
     let store = labelled(Store::open(settings.store(), *settings.limits())?, settings)?
         .with_observer(Arc::new(metrics.clone()))
         .with_garbage_collection(Arc::new(NodeRoots));
-    let store = Arc::new(store);
     let mounter = Mounter::prepare(&store)?;
+    // The files of an image have no SELinux labels.
+    let has_images = !store.has_selinux_label() && mounter.can_mount_images(&store);
+    let store = Arc::new(if has_images { store.with_images() } else { store });
     let fetcher = Arc::new(Fetcher::new(store.clone(), registry));
     let pulls = Arc::new(Pulls::new(fetcher, stop));
     let keyring = Keyring::new(settings.administrator().cloned());

@@ -1,9 +1,11 @@
 //! Content of a store on the disk: verification of incoming blobs, descriptions, checksums and the inventory.
 
 pub(crate) mod blob_reader;
+pub(crate) mod blob_sink;
 pub(crate) mod checksums;
 pub(crate) mod description;
 pub(crate) mod inventory;
+pub(crate) mod spool;
 pub(crate) mod verify;
 
 pub use self::blob_reader::{BlobReader, StreamFault};

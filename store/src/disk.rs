@@ -8,6 +8,7 @@ pub(crate) mod entry_path;
 mod error;
 pub(crate) mod files;
 pub(crate) mod folders;
+pub(crate) mod ranges;
 pub(crate) mod reader;
 pub(crate) mod reservations;
 pub(crate) mod selinux;

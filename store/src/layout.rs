@@ -15,6 +15,8 @@ pub use self::shape::LayerShape;
 
 /// The folder with the files of a layer or a tree.
 pub(crate) const FILES: &str = "files";
+/// The EROFS image of a layer or a tree, in place of files.
+pub(crate) const IMAGE: &str = "image";
 /// The description of a tree: its size and its parts.
 pub(crate) const TREE: &str = "tree.json";
 /// The description of a layer: its size.
@@ -70,6 +72,11 @@ impl Layout {
     /// Returns the folder of a tree.
     pub fn tree(&self, key: &TreeKey) -> PathBuf {
         self.trees().join(key.as_str())
+    }
+
+    /// Returns the EROFS image of a tree that has one.
+    pub fn tree_image(&self, key: &TreeKey) -> PathBuf {
+        self.tree(key).join(IMAGE)
     }
 
     /// Returns the folder with the records of published volumes.

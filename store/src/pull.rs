@@ -12,6 +12,7 @@ mod error;
 mod fetch;
 mod fetch_blob;
 mod keyed_lock;
+mod parked;
 mod presence;
 mod priority;
 mod progress;

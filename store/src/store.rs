@@ -5,7 +5,7 @@
 //! ```text
 //! STORE/                    0700, accessible to its owner only
 //! ├── lock                  flock, exclusive, held while a process has the store open
-//! ├── format                "oras-csi store 2": written first; a newer format is refused (see `layout::format`)
+//! ├── format                "oras-csi store 3": written first; a newer format is refused (see `layout::format`)
 //! ├── tmp/NUMBER…           unfinished work, and items being deleted; emptied at startup, under the lock
 //! ├── partial/              large blobs being downloaded (see `partial_blobs`); removed after a day without progress
 //! ├── set-aside/NAME.N      quarantine for damaged items: KEY.N is a tree, also layer-KEY.N and sha256-HEX.N;
@@ -14,11 +14,13 @@
 //! ├── blobs/sha512/HEX
 //! ├── layers/KEY/           a tar layer, unpacked once
 //! │   ├── files/            its files
+//! │   ├── image             an EROFS image with the files in place of `files/` and `sums`, if there are many small ones
 //! │   ├── sums              checksums of its files (see `content::checksums`)
 //! │   ├── served-by         which registry and repository served it (see `state::provenance`); optional
 //! │   └── layer.json        its size, and what the disk is charged for it
 //! ├── trees/KEY/            the tree of a recipe: hard links to blobs and to files of layers
 //! │   ├── files/            the files that a pod sees
+//! │   ├── image             another link to the image of the only layer, in place of `files/` and `sums`
 //! │   ├── sums              checksums of the files that belong to the tree alone: copies, where linking failed
 //! │   ├── served-by         from which repositories all of it came; optional
 //! │   └── tree.json         its size and its parts; the mtime is the time of the last use
@@ -117,6 +119,8 @@ pub struct Store {
     root: OwnedFd,
     limits: Limits,
     is_persistent: bool,
+    /// Whether the process can mount EROFS images.
+    has_images: bool,
     tmp: TmpNames,
     layout: Layout,
     leases: Leases,
@@ -155,6 +159,7 @@ impl Store {
             root,
             limits,
             is_persistent: true,
+            has_images: false,
             leases: Leases::default(),
             gc_lock: Mutex::default(),
             quarantine_lock: Mutex::default(),
@@ -223,6 +228,28 @@ impl Store {
     /// Reports whether the content must survive this process. An ephemeral store's content need not.
     pub(crate) fn is_persistent(&self) -> bool {
         self.is_persistent
+    }
+
+    /// Returns the store for a process that can mount EROFS images. Archives with many small files become images then.
+    #[must_use]
+    pub fn with_images(mut self) -> Self {
+        self.has_images = true;
+        self
+    }
+
+    /// Reports whether each file gets an SELinux label.
+    pub fn has_selinux_label(&self) -> bool {
+        self.label.is_some()
+    }
+
+    /// Writes an image with one file to `path`, and returns the path of the file in it.
+    pub fn write_test_image(&self, path: &Path, content: &[u8]) -> std::io::Result<PathBuf> {
+        crate::unpack::image::write_test_image(&self.root, path, content).map_err(std::io::Error::other)
+    }
+
+    /// Reports whether the process can mount EROFS images.
+    pub(crate) fn has_images(&self) -> bool {
+        self.has_images
     }
 
     /// Returns the folder of the store.

@@ -34,6 +34,7 @@ pub(crate) mod entries;
 pub(crate) mod error;
 pub(crate) mod filter;
 mod gzip;
+pub(crate) mod image;
 pub(crate) mod layer;
 mod links;
 mod metered;

@@ -30,7 +30,7 @@ use oras_csi_core::registry::Keyring;
 use oras_csi_core::volume::VolumeError;
 use oras_csi_store::gc::double_free_space;
 use oras_csi_store::pull::{Fetcher, ProgressSnapshot, PullError, PullStatus, Pulls, Tenant};
-use oras_csi_store::{DiskError, Item, PullErrorKind, Store, TreeKey, Usage};
+use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Tree, TreeKey, Usage};
 
 use self::authorization::Authorizer;
 pub use self::authorization::{AuthorizationError, PodName};
@@ -289,24 +289,26 @@ impl Publisher {
         }
         // A tree in the store counts for this pod only if the registries of its recipe served the content to this node.
         // The seal of a cluster set is no exception: the set grants what its own registries serve.
-        let is_stored = {
+        let stored = {
             let (request, key) = (request.clone(), key.clone());
             self.run_on_disk(move |disk| {
                 let may_use_store = state == TargetState::Recorded
                     || disk.store.provenance().has_tree(&key, request.recipe());
-                Ok(may_use_store && disk.store.tree(&key)?.is_some())
+                Ok(if may_use_store { disk.store.tree(&key)? } else { None })
             })
             .await?
         };
-        self.disk.metrics.looked_up(if is_stored { TreeLookup::Hit } else { TreeLookup::Miss });
-        if !is_stored {
+        self.disk.metrics.looked_up(if stored.is_some() { TreeLookup::Hit } else { TreeLookup::Miss });
+        let tree = if let Some(tree) = stored {
+            tree
+        } else {
             let wait = self.wait.0.saturating_sub(began.elapsed());
-            self.pull(&request, &key, fetcher, wait).await?;
-        }
+            self.pull(&request, &key, fetcher, wait).await?
+        };
         // The lock moves into the work: if the caller hangs up, no other call can start before the work ends.
         self.run_on_disk(move |disk| {
             let _held = (target_lock, lease);
-            disk.mount(&request, &key)
+            disk.mount(&request, &tree)
         })
         .await?;
         Ok(Effect::Changed)
@@ -335,10 +337,10 @@ impl Publisher {
         key: &TreeKey,
         fetcher: Arc<Fetcher>,
         wait: Duration,
-    ) -> Result<(), PublishError> {
+    ) -> Result<Tree, PublishError> {
         let (fetcher, secret_error) = self.with_credentials_of_its_set(request, fetcher).await;
         let error = match self.pull_into_store(request, key, &fetcher, wait).await? {
-            PullStatus::Ready(_) => return Ok(()),
+            PullStatus::Ready(tree) => return Ok(tree),
             PullStatus::Pulling(progress) => {
                 return Err(PublishError::Pulling { id: request.id().to_owned(), progress });
             }
@@ -447,11 +449,11 @@ impl Disk {
     }
 
     /// Writes the record of the volume, then mounts it.
-    fn mount(&self, request: &PublishRequest, key: &TreeKey) -> Result<(), PublishError> {
-        let target = request.target();
+    fn mount(&self, request: &PublishRequest, tree: &Tree) -> Result<(), PublishError> {
+        let (target, key) = (request.target(), tree.key());
         let is_known = self.records.get(target)?.is_some();
         self.records.put(target, &request.record(key))?;
-        if let Err(error) = self.mounter.publish(key, target) {
+        if let Err(error) = self.mounter.publish(tree, target) {
             self.records.remove(target)?;
             return Err(error.into());
         }

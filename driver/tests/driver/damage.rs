@@ -215,7 +215,7 @@ async fn a_store_of_format_one_is_taken_over() {
     // Stored content is mounted without a download.
     registry.is_down.store(true, Ordering::SeqCst);
     let driver = Running::start_in(folder.clone(), registry.clone(), Duration::from_secs(20)).await;
-    assert_eq!(fs::read_to_string(store.join("format")).unwrap(), "oras-csi store 2\n");
+    assert_eq!(fs::read_to_string(store.join("format")).unwrap(), "oras-csi store 3\n");
     assert_eq!(driver.records(), 1);
     driver.publish(request("csi-a", &first, &digest)).await.unwrap();
     registry.is_down.store(false, Ordering::SeqCst);

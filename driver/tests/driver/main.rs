@@ -18,6 +18,7 @@ mod disk_usage;
 mod disks;
 mod endpoints;
 mod hanging_disk;
+mod images;
 mod kills;
 mod kubelet;
 mod many;

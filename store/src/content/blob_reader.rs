@@ -1,10 +1,11 @@
 //! Passes a blob from the network to a blocking thread, bounds the buffered bytes, and verifies size and
 //! digest.
 //!
-//! An async task sends pieces into a bounded channel. [`BlobReader`] receives them in the thread that
-//! decompresses and writes. The channel bounds memory use, independent of the blob's size.
+//! An async task sends pieces into a bounded channel, or a download writes them to a [`Spool`]. [`BlobReader`] receives
+//! them in the thread that decompresses and writes. Both bound memory use, independent of the blob's size.
 
 use std::io::{self, BufRead, Read};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use oras_csi_core::digest::{Digest, Hasher};
@@ -12,11 +13,13 @@ use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::registry::RegistryError;
 use tokio::sync::mpsc;
 
+use super::blob_sink::Next;
+use super::spool::Spool;
 use crate::disk::DiskError;
 use crate::error_class::ErrorClass;
 
 /// The number of pieces that are buffered between network and disk.
-pub(crate) const PIECES: usize = 16;
+pub(crate) const PIECES: usize = 8;
 
 /// An item in the channel: the next bytes of a blob, or the error that ended the download.
 pub(crate) type Piece = Result<Bytes, RegistryError>;
@@ -73,9 +76,30 @@ impl StreamFault {
     }
 }
 
+/// Where the pieces of a blob come from.
+enum Source {
+    Channel(mpsc::Receiver<Piece>),
+    Spool(Arc<Spool>),
+}
+
+impl Source {
+    /// Returns the next piece, or `None` if there is none any more. Blocks.
+    fn next(&mut self) -> Option<Result<Bytes, StreamFault>> {
+        match self {
+            Self::Channel(pieces) => pieces.blocking_recv().map(|piece| piece.map_err(Into::into)),
+            Self::Spool(spool) => match spool.next() {
+                Ok(Next::Bytes(piece)) if piece.is_empty() => None,
+                Ok(Next::Bytes(piece)) => Some(Ok(piece)),
+                Ok(Next::Closed) => None,
+                Err(error) => Some(Err(error.into())),
+            },
+        }
+    }
+}
+
 /// Reads the bytes of a blob and hashes them.
 pub struct BlobReader {
-    pieces: mpsc::Receiver<Piece>,
+    source: Source,
     current: Bytes,
     descriptor: Descriptor,
     hasher: Hasher,
@@ -85,8 +109,17 @@ pub struct BlobReader {
 
 impl BlobReader {
     pub(crate) fn new(descriptor: Descriptor, pieces: mpsc::Receiver<Piece>) -> Self {
+        Self::of_source(descriptor, Source::Channel(pieces))
+    }
+
+    /// Reads a blob from a spool of its size.
+    pub(crate) fn of_spool(descriptor: Descriptor, spool: Arc<Spool>) -> Self {
+        Self::of_source(descriptor, Source::Spool(spool))
+    }
+
+    fn of_source(descriptor: Descriptor, source: Source) -> Self {
         let hasher = Hasher::new(descriptor.digest().algorithm());
-        Self { pieces, current: Bytes::new(), descriptor, hasher, seen: 0, ended: false }
+        Self { source, current: Bytes::new(), descriptor, hasher, seen: 0, ended: false }
     }
 
     /// Returns a reader of `bytes`, with their own digest and size.
@@ -114,7 +147,7 @@ impl BlobReader {
                 wanted: self.descriptor.size(),
                 found,
             };
-            match self.pieces.blocking_recv() {
+            match self.source.next() {
                 Some(Ok(piece)) if piece.is_empty() => {}
                 Some(Ok(piece)) => {
                     self.seen += piece.len() as u64;
@@ -124,7 +157,7 @@ impl BlobReader {
                     self.hasher.update(&piece);
                     return Ok(piece);
                 }
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(error)) => return Err(error),
                 None if self.seen < self.descriptor.size() => return Err(StreamFault::Stopped),
                 None => self.ended = true,
             }

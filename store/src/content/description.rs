@@ -20,6 +20,15 @@ pub(crate) struct TreeUsage {
     pub(crate) with_parts: Usage,
 }
 
+/// The EROFS image of a layer or a tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageDescription {
+    /// The size of the image.
+    pub(crate) bytes: u64,
+    /// The XXH3 of all bytes, 128 bits in hexadecimal.
+    pub(crate) xxh3: String,
+}
+
 /// The size and the parts of a tree, for its `tree.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,6 +40,9 @@ pub struct TreeContent {
     /// Earlier versions did not write this field.
     #[serde(default)]
     pub(crate) disk: Option<TreeUsage>,
+    /// The image of the tree, a link to that of its only layer. Only trees of many small files have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<ImageDescription>,
 }
 
 /// The size of a layer, for its `layer.json`.
@@ -40,6 +52,9 @@ pub(crate) struct LayerDescription {
     /// What the disk is charged for the layer and the records beside it. Earlier versions did not write this field.
     #[serde(default)]
     pub(crate) disk: Option<Usage>,
+    /// The image of the layer. Only layers of many small files have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<ImageDescription>,
 }
 
 impl LayerDescription {

@@ -2,18 +2,20 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use oras_csi_core::digest::{Digest, Hasher};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::checksums::{self, Compared};
-use super::description::{self, TreeDescription};
+use super::description::{self, ImageDescription, LayerDescription, TreeDescription};
 use super::inventory::HeldTree;
 use crate::disk::reader::{Pace, ReadError, Reader};
 use crate::disk::walk::walk;
 use crate::disk::{DiskError, Totals};
-use crate::layout::{CHECKSUMS, FILES, LayerKey, Layout, TREE};
+use crate::layout::{CHECKSUMS, FILES, IMAGE, LAYER, LayerKey, Layout, TREE};
 
 /// The result of verifying an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,8 +54,41 @@ pub fn verify_blob(layout: &Layout, digest: &Digest, pace: &mut dyn Pace) -> Ver
     }
 }
 
+/// Reads an image and returns its size and checksum.
+pub(crate) fn describe_image(path: &Path, pace: &mut dyn Pace) -> Result<ImageDescription, Errno> {
+    match read_image(&mut Reader::from_memory(), path, pace) {
+        Ok(image) => Ok(image),
+        Err(ReadError::Stopped) => Err(Errno::CANCELED),
+        Err(ReadError::Disk(errno)) => Err(errno),
+    }
+}
+
+fn read_image(reader: &mut Reader, path: &Path, pace: &mut dyn Pace) -> Result<ImageDescription, ReadError> {
+    let mut hasher = Xxh3::new();
+    let bytes = reader.read(CWD, path.as_os_str(), pace, &mut |piece| hasher.update(piece))?;
+    Ok(ImageDescription { bytes, xxh3: format!("{:032x}", hasher.digest128()) })
+}
+
+fn verify_image(folder: &Path, wanted: &ImageDescription, pace: &mut dyn Pace) -> Verdict {
+    match read_image(&mut Reader::from_disk(), &folder.join(IMAGE), pace) {
+        Ok(found) if found == *wanted => Verdict::Good,
+        Ok(_) => Verdict::Damaged("its image has other content than when it was written".to_owned()),
+        Err(ReadError::Stopped) => Verdict::Stopped,
+        Err(ReadError::Disk(_)) if !folder.exists() => Verdict::Gone,
+        Err(ReadError::Disk(errno)) => {
+            Verdict::Damaged(format!("its image cannot be read: {}", io::Error::from(errno)))
+        }
+    }
+}
+
 /// Verifies a layer against its checksums.
 pub fn verify_layer(layout: &Layout, key: &LayerKey, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
+    let folder = layout.layer(key);
+    let description = std::fs::read(folder.join(LAYER)).ok();
+    let description = description.and_then(|text| description::parse::<LayerDescription>(&text));
+    if let Some(image) = description.and_then(|description| description.image) {
+        return Ok(verify_image(&folder, &image, pace));
+    }
     compared(&layout.layer(key), pace)
 }
 
@@ -67,9 +102,14 @@ pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Res
     // The description in the inventory can be out of date if the tree was removed and built again meanwhile.
     let description =
         std::fs::read(folder.join(TREE)).ok().and_then(|text| description::parse::<TreeDescription>(&text));
-    let Some(totals) = description.map(|description| description.totals()) else {
+    let Some(description) = description else {
         return Ok(Verdict::Damaged("its description (tree.json) is damaged".to_owned()));
     };
+    // The image is a link to that of its layer, and is verified there.
+    if description.content.image.is_some() {
+        return Ok(Verdict::Good);
+    }
+    let totals = description.totals();
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(&folder)) };
     match count(&root) {
         Ok(found) if found == totals => {}

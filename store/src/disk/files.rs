@@ -29,9 +29,14 @@ impl Times {
         }
     }
 
-    /// Sets the times beneath `root`, last directory first.
+    /// Returns the directories with their times, in the order in which they were remembered.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&EntryPath, i64)> {
+        self.paths.iter().map(|(path, mtime)| (path, *mtime))
+    }
+
+    /// Sets the times beneath `root`. If a directory was remembered twice, the last time counts.
     pub(crate) fn set(&self, root: &OwnedFd) {
-        for (path, mtime) in self.paths.iter().rev() {
+        for (path, mtime) in &self.paths {
             if let Ok(folder) = open_beneath(root, path) {
                 set_time(&folder, *mtime);
             }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 1 | blobs, layers, trees, volumes |
 //! | 2 | `set-aside`, `partial`, `state.json`, `sums` beside layers; damaged items are no longer moved to `tmp` |
+//! | 3 | layers and trees that are EROFS images |
 //!
 //! To upgrade an older store, this module creates the missing folders and then writes the version. A crash in
 //! between leaves an old store with a few empty folders. The content is used unchanged. Layers of format 1
@@ -31,7 +32,7 @@ const FOLDERS: [&str; 10] = [
 ];
 
 /// The version that this driver writes.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 const PREFIX: &str = "oras-csi store ";
 /// Entries that a folder can contain before it becomes a store.
 const ALLOWED_BEFORE_FORMAT: [&str; 3] = ["lock", "format.new", "lost+found"];

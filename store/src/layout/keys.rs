@@ -76,6 +76,11 @@ impl TreeKey {
         Self(hash(&json!([TREES, steps.collect::<Vec<_>>()])))
     }
 
+    /// Returns the key of no recipe, for a test of the kernel.
+    pub(crate) fn test() -> Self {
+        Self(hash(&json!([TREES, "test"])))
+    }
+
     /// Parses a stored key; `None` if the text is not a key.
     pub fn parse(text: &str) -> Option<Self> {
         is_key(text).then(|| Self(text.to_owned()))
@@ -108,6 +113,11 @@ impl LayerKey {
             ]),
         };
         Self(hash(&value))
+    }
+
+    /// Returns the key of the same layer as the image of a tree.
+    pub(crate) fn of_image(&self, tree: &TreeKey) -> Self {
+        Self(hash(&json!([LAYERS, "erofs", self.0, tree.as_str()])))
     }
 
     /// Returns the key as text.

@@ -12,12 +12,13 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::error::PullError;
-use super::steps::{ArtifactStep, ResolvedStep};
+use super::steps::{ArtifactStep, ImageSource, ResolvedStep};
 use crate::content::description::{TreeContent, TreeUsage};
 use crate::disk::beneath::open_beneath;
 use crate::disk::{DiskError, EntryPath, Usage};
 use crate::layout::{LayerKey, LayerShape, TreeKey};
 use crate::store::Store;
+use crate::store::trees::Layer;
 use crate::unpack::budget::Budget;
 use crate::unpack::plan::{LayerContent, PlannedLayer};
 use crate::unpack::tree_builder::{MergeMode, TreeBuildError, TreeBuilder};
@@ -30,6 +31,12 @@ pub(super) fn assemble(
     steps: &[ResolvedStep],
     budget: &Budget,
 ) -> Result<(), PullError> {
+    if let Some(source) = ImageSource::of(key, steps)
+        && store.has_images()
+        && let Some(layer) = store.layer(&source.image_key())?
+    {
+        return commit_image(store, key, steps, &source.image_key(), &layer);
+    }
     let staging = store.stage()?;
     let mut tree = TreeBuilder::new(staging.files(), store.limits(), budget).map_err(assemble_error)?;
     for (position, step) in steps.iter().enumerate() {
@@ -60,10 +67,37 @@ pub(super) fn assemble(
         blobs: artifacts().flat_map(blobs).collect(),
         layers: artifacts().flat_map(layers).collect(),
         disk: None,
+        image: None,
     };
     let own = tree.usage();
     let with_parts = own.plus(usage_of_parts(store, steps)?);
     Ok(staging.commit_tree(key, &content, TreeUsage { own, with_parts })?)
+}
+
+/// Makes the image of the only layer the tree.
+fn commit_image(
+    store: &Store,
+    key: &TreeKey,
+    steps: &[ResolvedStep],
+    layer_key: &LayerKey,
+    layer: &Layer,
+) -> Result<(), PullError> {
+    let staging = store.stage()?;
+    staging.link_image(layer_key)?;
+    let artifacts = steps.iter().filter_map(ResolvedStep::artifact);
+    let content = TreeContent {
+        totals: layer.totals(),
+        manifests: artifacts.flat_map(|artifact| artifact.manifests().iter().cloned()).collect(),
+        blobs: Vec::new(),
+        layers: vec![layer_key.clone()],
+        disk: None,
+        image: layer.image().cloned(),
+    };
+    Ok(staging.commit_tree(
+        key,
+        &content,
+        TreeUsage { own: Usage::directory(), with_parts: layer.usage() },
+    )?)
 }
 
 /// Returns what the disk is charged for the blobs and layers of a tree, each once.

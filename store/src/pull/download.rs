@@ -2,9 +2,11 @@
 //! earlier run stopped. The blob is hashed or unpacked while it arrives.
 //!
 //! ```text
-//! registry ═╤═ worker ─┐                      ┌─ hasher            (a file)
-//!           ╞═ worker ─┼─ channel ─ writer ─► partial ─ reader ─ unpack (an archive)
-//!           ╘═ worker ─┘                      └─ fdatasync, a step behind
+//!                                              partial (a file of the store)
+//! registry ═╤═ worker ─┐                      ┌──────────────► hasher
+//!           ╞═ worker ─┼─ channel ─ writer ─► ┤  └─ fdatasync, a step behind
+//!           ╘═ worker ─┘                      └──────────────► unpacking
+//!                                              spool (memory, for an archive)
 //! ```
 //!
 //! Memory is bounded by the channel, whatever the size of the blob. The lead worker has its download slot in turns and
@@ -30,11 +32,11 @@ use super::priority::Priority;
 use super::progress::Progress;
 use super::scheduler::{DownloadSlot, Ended, RateMonitor, Scheduler, TooSlow, WaitFor};
 use crate::content::blob_reader::{PIECES, StreamFault};
+use crate::content::blob_sink::BlobSink;
 use crate::disk::DiskError;
 use crate::limits::Limits;
-use crate::store::partial_blobs::Partial;
 
-/// Blobs of at least this size are kept in `partial/` while they are downloaded.
+/// Blobs of at least this size can be resumed: a file from `partial/`, an archive by another pull of the process.
 pub(super) const PARTIAL_FROM: u64 = 16 << 20;
 /// Blobs of at least this size are requested in ranges.
 const RANGES_FROM: u64 = 64 << 20;
@@ -199,27 +201,27 @@ impl Queue {
 }
 
 impl Download<'_> {
-    /// Downloads the bytes that `partial` does not have yet.
+    /// Downloads the bytes that `sink` does not have yet.
     pub(super) async fn run(
         &self,
-        partial: &Arc<Partial>,
+        sink: &Arc<dyn BlobSink>,
         slot: &mut DownloadSlot,
     ) -> Result<(), StreamFault> {
         let (sender, mut receiver) = mpsc::channel::<Chunk>(PIECES);
         let writer = {
-            let partial = partial.clone();
+            let sink = sink.clone();
             tokio::task::spawn_blocking(move || -> Result<(), DiskError> {
                 while let Some((offset, bytes)) = receiver.blocking_recv() {
-                    partial.write(offset, bytes)?;
+                    sink.write(offset, bytes)?;
                 }
                 Ok(())
             })
         };
         {
-            let partial = partial.clone();
-            tokio::task::spawn_blocking(move || partial.sync_at_intervals());
+            let sink = sink.clone();
+            tokio::task::spawn_blocking(move || sink.sync_at_intervals());
         }
-        let downloaded = self.feed_writer(partial, slot, &sender).await;
+        let downloaded = self.feed_writer(sink, slot, &sender).await;
         drop(sender);
         // If the disk failed, the workers saw only a closed channel.
         writer.await.map_err(|_| StreamFault::Stopped)??;
@@ -239,12 +241,12 @@ impl Download<'_> {
 
     async fn feed_writer(
         &self,
-        partial: &Arc<Partial>,
+        sink: &Arc<dyn BlobSink>,
         slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Chunk>,
     ) -> Result<(), Interruption> {
         if !self.ranges_refused.load(Ordering::Relaxed) {
-            match self.download_missing(partial, slot, sender).await {
+            match self.download_missing(sink, slot, sender).await {
                 Err(Interruption::RangeRefused(error)) => {
                     tracing::info!(digest = %self.blob.digest(), %error, "the registry refused a range; requesting the whole blob");
                     self.ranges_refused.store(true, Ordering::Relaxed);
@@ -252,18 +254,18 @@ impl Download<'_> {
                 ended => return ended,
             }
         }
-        self.download_whole(partial, slot, sender).await
+        self.download_whole(sink, slot, sender).await
     }
 
     /// Downloads the whole blob with one request, because the registry refuses ranges. The bytes that were written
     /// already are skipped. A failure is final: each further attempt would download all of it again.
     async fn download_whole(
         &self,
-        partial: &Arc<Partial>,
+        sink: &Arc<dyn BlobSink>,
         slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Chunk>,
     ) -> Result<(), Interruption> {
-        let Some(mut rest) = partial.missing().first().map(|first| first.start..self.blob.size()) else {
+        let Some(mut rest) = sink.missing().first().map(|first| first.start..self.blob.size()) else {
             return Ok(());
         };
         let mut worker = Worker::new(self.limits, slot, sender);
@@ -278,16 +280,16 @@ impl Download<'_> {
     /// Downloads the missing bytes, with ranges.
     async fn download_missing(
         &self,
-        partial: &Arc<Partial>,
+        sink: &Arc<dyn BlobSink>,
         slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Chunk>,
     ) -> Result<(), Interruption> {
-        let missing = partial.missing();
+        let missing = sink.missing();
         let Some(start) = missing.first().map(|range| range.start) else { return Ok(()) };
         if self.blob.size() >= RANGES_FROM {
             let queue = Queue::default();
             queue.get().extend(missing.into_iter().flat_map(split_into_ranges));
-            match self.download_in_ranges(&queue, slot, sender).await {
+            match self.download_in_ranges(sink, &queue, slot, sender).await {
                 Err(Interruption::NoRanges) => {
                     tracing::debug!(digest = %self.blob.digest(), "the registry does not serve ranges; downloading in one stream");
                     // Ranges are started in order, so the first of the queue is the first that is missing.
@@ -315,6 +317,7 @@ impl Download<'_> {
     /// Downloads the ranges of the queue, several at a time.
     async fn download_in_ranges(
         &self,
+        sink: &Arc<dyn BlobSink>,
         queue: &Queue,
         slot: &mut DownloadSlot,
         sender: &mpsc::Sender<Chunk>,
@@ -343,10 +346,10 @@ impl Download<'_> {
                     }
                     Some(has_failed) = helpers.next(), if !helpers.is_empty() => failed += u32::from(has_failed),
                     _ = helper_check.tick() => {
-                        let is_slow = sender.capacity() > PIECES / 2;
+                        let is_slow = sender.capacity() > PIECES / 2 && !sink.is_far_ahead();
                         while is_slow && helpers.len() < max_helpers && failed < MAX_FAILED_HELPERS && !queue.is_empty() {
                             let Some(spare) = self.scheduler.try_acquire_spare(self.reference.registry(), self.priority) else { break };
-                            helpers.push(self.help(queue, spare, sender));
+                            helpers.push(self.help(sink, queue, spare, sender));
                         }
                     }
                 }
@@ -370,9 +373,17 @@ impl Download<'_> {
     }
 
     /// A helper, which works while no other download waits for its slot. Returns whether it failed.
-    async fn help(&self, queue: &Queue, mut slot: DownloadSlot, sender: &mpsc::Sender<Chunk>) -> bool {
+    async fn help(
+        &self,
+        sink: &Arc<dyn BlobSink>,
+        queue: &Queue,
+        mut slot: DownloadSlot,
+        sender: &mpsc::Sender<Chunk>,
+    ) -> bool {
         let mut worker = Worker::new(self.limits, &mut slot, sender);
-        while let Some(part) = queue.next() {
+        while !sink.is_far_ahead()
+            && let Some(part) = queue.next()
+        {
             let mut rest = PutBack { queue, rest: part };
             if worker.slot.has_waiters() {
                 return false;

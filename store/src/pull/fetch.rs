@@ -16,10 +16,11 @@ use super::assemble::assemble;
 use super::error::PullError;
 use super::fetch_blob::{Destination, FetchBlob};
 use super::keyed_lock::{KeyedLocks, LockKey};
+use super::parked::ParkedLayers;
 use super::priority::Priority;
 use super::progress::{Planned, Progress};
 use super::scheduler::Scheduler;
-use super::steps::{ArtifactStep, ResolvedStep};
+use super::steps::{ArtifactStep, ImageSource, ResolvedStep};
 use super::tenant::Tenant;
 use super::tenant_turns::{DecoderMemory, TenantLimits};
 use crate::content::description::TreeContent;
@@ -30,6 +31,7 @@ use crate::state::provenance::ServedBy;
 use crate::store::Store;
 use crate::store::trees::Tree;
 use crate::unpack::budget::Budget;
+use crate::unpack::error::UnpackError;
 use crate::unpack::layer::UnpackOptions;
 use crate::unpack::plan::LayerContent;
 
@@ -48,6 +50,7 @@ pub struct Fetcher {
 pub(super) struct Shared {
     locks: KeyedLocks,
     scheduler: Arc<Scheduler>,
+    parked: Arc<ParkedLayers>,
     pub(super) tenant_limits: Arc<TenantLimits>,
 }
 
@@ -65,7 +68,7 @@ impl Fetcher {
     pub fn new(store: Arc<Store>, registry: Arc<dyn Registry>) -> Self {
         let scheduler = Arc::new(Scheduler::new(store.limits().download_slots()));
         let (locks, tenant_limits) = (KeyedLocks::default(), Arc::new(TenantLimits::default()));
-        let shared = Arc::new(Shared { locks, scheduler, tenant_limits });
+        let shared = Arc::new(Shared { locks, scheduler, parked: Arc::default(), tenant_limits });
         Self { store, registry, access: None, node: Platform::node(), priority: Priority::default(), shared }
     }
 
@@ -153,11 +156,12 @@ impl Fetcher {
                 items.push(Item::Layer(LayerKey::of(digest, shape)));
             }
         }
+        items.extend(ImageSource::of(&key, &steps).map(|source| Item::Layer(source.image_key())));
         lease.add(items).await;
         let (fetches, budget) = {
             let _turn = self.shared.tenant_limits.disk.acquire(guard.priority()).await;
-            let steps = Arc::clone(&steps);
-            self.blocking(move |store| list_missing(store, &steps)).await?
+            let (key, steps) = (key.clone(), Arc::clone(&steps));
+            self.blocking(move |store| list_missing(store, &key, &steps)).await?
         };
         let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&planned);
@@ -177,7 +181,7 @@ impl Fetcher {
             }
         })?;
         let mut unsynced = vec![Item::Tree(key.clone())];
-        unsynced.extend(fetches.iter().map(|(fetch, _)| fetch.item()));
+        unsynced.extend(fetches.iter().flat_map(|(fetch, _)| fetch.items()));
         // The mark on disk is kept until the tree is complete. From then on the store manages it.
         let unsynced_marks = self.blocking(move |store| store.mark_unsynced(&unsynced)).await?;
         let concurrency = self.store.limits().download_slots_per_artifact().max(1);
@@ -228,8 +232,11 @@ impl Fetcher {
         let bytes = LockKey::Bytes(digest.clone(), fetch.reference.name());
         let guard = self.shared.locks.lock(bytes, guard.priority()).await;
         let probe = fetch.clone();
-        let look_up =
-            move |store: &Store| Ok::<_, DiskError>((probe.is_stored(store)?, probe.served_by(store)));
+        let look_up = move |store: &Store| {
+            let stored = probe.stored(store)?;
+            let served_by = stored.as_ref().map(|item| probe.served_by(store, item));
+            Ok::<_, DiskError>((stored.is_some(), served_by.unwrap_or(ServedBy::Unknown)))
+        };
         let (is_stored, served_by) = self.blocking(look_up).await?;
         if is_stored && served_by == ServedBy::ThisRepository {
             progress.found(digest, fetch.descriptor.size());
@@ -244,12 +251,13 @@ impl Fetcher {
         let slot = self.shared.scheduler.acquire(host, fetch.descriptor.size(), guard.priority()).await;
         let memory = DecoderMemory::new(&self.shared.tenant_limits, guard.priority());
         let destination = fetch.destination.clone().with_memory(memory);
-        let fetch_blob = FetchBlob {
+        let fetch_blob = |destination| FetchBlob {
             store: &self.store,
             registry: self.registry.as_ref(),
             scheduler: &self.shared.scheduler,
+            parked: &self.shared.parked,
             priority: guard.priority(),
-            destination: &destination,
+            destination,
             only_verify: is_stored,
             blob: &fetch.descriptor,
             reference: &fetch.reference,
@@ -257,15 +265,26 @@ impl Fetcher {
             progress,
         };
         if is_stored && served_by == ServedBy::ThisHost {
-            fetch_blob.check_readable(slot).await.map_err(failed)?;
+            fetch_blob(&destination).check_readable(slot).await.map_err(failed)?;
             progress.found(digest, fetch.descriptor.size());
         } else {
-            fetch_blob.run(slot).await.map_err(failed)?;
+            let mut ended = fetch_blob(&destination).run(slot).await;
+            if matches!(ended, Err(UnpackError::NotForImage)) {
+                tracing::info!(%digest, "the archive has entries that an image cannot represent; downloading it again to unpack it into files");
+                let slot =
+                    self.shared.scheduler.acquire(host, fetch.descriptor.size(), guard.priority()).await;
+                ended = fetch_blob(&destination.without_image()).run(slot).await;
+            }
+            if ended.as_ref().is_err_and(UnpackError::is_disk_full) {
+                self.shared.parked.clear();
+            }
+            ended.map_err(failed)?;
         }
         let recorded = fetch.clone();
         self.blocking(move |store| {
             let Fetch { reference, descriptor, .. } = &recorded;
-            store.provenance().record(reference, descriptor.digest(), &recorded.item());
+            let item = recorded.stored(store)?.unwrap_or_else(|| recorded.item());
+            store.provenance().record(reference, descriptor.digest(), &item);
             Ok::<_, DiskError>(())
         })
         .await?;
@@ -298,15 +317,27 @@ impl Fetch {
         }
     }
 
-    fn served_by(&self, store: &Store) -> ServedBy {
-        store.provenance().of(&self.reference, self.descriptor.digest(), &self.item())
+    /// Returns what the fetch can create: a layer becomes files or an image.
+    fn items(&self) -> impl Iterator<Item = Item> {
+        self.destination.image_key().map(Item::Layer).into_iter().chain([self.item()])
     }
 
-    fn is_stored(&self, store: &Store) -> Result<bool, DiskError> {
-        match &self.destination {
-            Destination::Blob => store.has_blob(&self.descriptor),
-            Destination::Layer(key, _) => Ok(store.layer(key)?.is_some()),
+    fn served_by(&self, store: &Store, item: &Item) -> ServedBy {
+        store.provenance().of(&self.reference, self.descriptor.digest(), item)
+    }
+
+    /// Returns what the store has of it, as an image or as files.
+    fn stored(&self, store: &Store) -> Result<Option<Item>, DiskError> {
+        for item in self.items() {
+            let is_stored = match &item {
+                Item::Layer(key) => store.layer(key)?.is_some(),
+                _ => store.has_blob(&self.descriptor)?,
+            };
+            if is_stored {
+                return Ok(Some(item));
+            }
         }
+        Ok(None)
     }
 }
 
@@ -314,7 +345,12 @@ impl Fetch {
 /// Also returns the limits of the volume, of which blobs and stored layers have used their part.
 ///
 /// Filters with many globs take seconds for thousands of layers, so this runs on a thread that may block.
-fn list_missing(store: &Store, steps: &[ResolvedStep]) -> Result<(Vec<(Fetch, Planned)>, Budget), PullError> {
+fn list_missing(
+    store: &Store,
+    tree: &TreeKey,
+    steps: &[ResolvedStep],
+) -> Result<(Vec<(Fetch, Planned)>, Budget), PullError> {
+    let image = ImageSource::of(tree, steps).filter(|_| store.has_images());
     let mut wanted = BTreeMap::new();
     // The compressed bytes of archives are on the disk only until they are unpacked, but they arrive first.
     let mut compressed = 0_u64;
@@ -327,7 +363,10 @@ fn list_missing(store: &Store, steps: &[ResolvedStep]) -> Result<(Vec<(Fetch, Pl
                 LayerContent::File(path) => (Item::Blob(digest.clone()), Destination::Blob, path),
                 LayerContent::Archive { at, shape } => {
                     let key = LayerKey::of(digest, shape);
-                    let options = UnpackOptions::new(shape.clone(), budget.clone());
+                    let mut options = UnpackOptions::new(shape.clone(), budget.clone());
+                    if let Some(image) = image.as_ref().filter(|image| image.layer == key) {
+                        options = options.with_image(image.plan.clone());
+                    }
                     (Item::Layer(key.clone()), Destination::Layer(key, options), at)
                 }
             };
@@ -363,17 +402,20 @@ fn list_missing(store: &Store, steps: &[ResolvedStep]) -> Result<(Vec<(Fetch, Pl
     };
     for (fetch, planned) in wanted.into_values() {
         // Stored content may have been damaged on the disk since, so it is verified before it is used again.
-        if !fetch.is_stored(store)? || !store.is_intact(&fetch.item())? {
-            missing.push((with_space(fetch), planned));
-            continue;
-        }
-        let served_by = fetch.served_by(store);
+        let stored = match fetch.stored(store)? {
+            Some(item) if store.is_intact(&item)? => item,
+            _ => {
+                missing.push((with_space(fetch), planned));
+                continue;
+            }
+        };
+        let served_by = fetch.served_by(store, &stored);
         if served_by == ServedBy::Unknown {
             // Downloaded and unpacked as if it were not stored, which counts its files.
             missing.push((with_space(fetch), planned));
             continue;
         }
-        if let Destination::Layer(key, _) = &fetch.destination
+        if let Item::Layer(key) = &stored
             && let Some(layer) = store.layer(key)?
         {
             budget.charge(layer.totals(), layer.usage());

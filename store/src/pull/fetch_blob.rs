@@ -1,9 +1,10 @@
 //! Downloads one blob and writes it to a file of the store, or unpacks it into a layer while it arrives.
 //!
-//! Small blobs are streamed from the network to the thread that hashes and writes. Large blobs are kept in `partial/`
-//! while they are downloaded ([`super::download`]), so that the download can be resumed. Large archives are kept as
-//! well: writing the compressed bytes once costs less than downloading them again, which may take an hour for 10 GB.
-//! They are deleted when the layer is complete.
+//! | blob | while it is downloaded | resumed |
+//! |---|---|---|
+//! | below 16 MiB, or an archive of an ephemeral store | streamed to the thread that hashes and writes | within the pull |
+//! | a file | kept in `partial/` ([`crate::store::partial_blobs`]) | by any later pull, also after a crash |
+//! | an archive | unpacked; only bytes ahead of missing ones are kept ([`crate::content::spool`]) | by a later pull of this process ([`super::parked`]) |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,17 +17,20 @@ use oras_csi_core::registry::{Registry, RegistryError};
 use tokio::sync::mpsc;
 
 use super::download::{Download, Interruption, PARTIAL_FROM, RetryBudget, skip_bytes, too_slow};
+use super::parked::{ParkOnDrop, ParkedKey, ParkedLayers, UnpackingLayer};
 use super::priority::Priority;
 use super::progress::Progress;
 use super::scheduler::{DownloadSlot, Ended, RateMonitor, Scheduler, WaitFor};
 use crate::content::blob_reader::{BlobReader, PIECES, Piece, StreamFault};
-use crate::disk::DiskError;
+use crate::content::blob_sink::{BlobSink, Next};
+use crate::content::spool::Spool;
 use crate::disk::reservations::Reservation;
 use crate::layout::LayerKey;
 use crate::store::Store;
-use crate::store::partial_blobs::{Next, Partial};
+use crate::store::partial_blobs::Partial;
 use crate::unpack::error::UnpackError;
-use crate::unpack::layer::{UnpackOptions, unpack_layer};
+use crate::unpack::image::ImageTarget;
+use crate::unpack::layer::{UnpackOptions, UnpackSummary, unpack_layer_or_image};
 use crate::unpack::zstd_windows::WindowMemory;
 
 /// What a blob becomes in the store.
@@ -37,6 +41,22 @@ pub(super) enum Destination {
 }
 
 impl Destination {
+    /// Returns the key of the layer if it becomes an image.
+    pub(super) fn image_key(&self) -> Option<LayerKey> {
+        match self {
+            Self::Blob => None,
+            Self::Layer(key, options) => options.image().map(|plan| key.of_image(&plan.tree)),
+        }
+    }
+
+    /// Returns the destination of a layer that becomes files.
+    pub(super) fn without_image(&self) -> Self {
+        match self {
+            Self::Blob => Self::Blob,
+            Self::Layer(key, options) => Self::Layer(key.clone(), options.without_image()),
+        }
+    }
+
     /// Limits the memory of the decoder of a layer.
     pub(super) fn with_memory(self, memory: impl WindowMemory + 'static) -> Self {
         match self {
@@ -52,6 +72,7 @@ pub(super) struct FetchBlob<'a> {
     pub(super) store: &'a Arc<Store>,
     pub(super) registry: &'a dyn Registry,
     pub(super) scheduler: &'a Arc<Scheduler>,
+    pub(super) parked: &'a Arc<ParkedLayers>,
     pub(super) priority: &'a Priority,
     pub(super) destination: &'a Destination,
     /// The content is in the store already. It is downloaded and processed as if it were not, to check that this registry
@@ -82,22 +103,36 @@ impl FetchBlob<'_> {
             return self.stream_without_partial(slot).await;
         }
         let ranges_refused = AtomicBool::new(false);
-        match self.download_through_partial(&mut slot, &ranges_refused).await {
-            // The partial blob of an earlier run was damaged, for example by a power failure. Or the registry serves
+        match self.download_resumable(&mut slot, &ranges_refused).await {
+            // The bytes of an earlier pull were damaged, for example by a power failure. Or the registry serves
             // no ranges, and sent wrong bytes before it refused one.
             Err((error, resumed))
                 if is_content_error(&error) && (resumed > 0 || ranges_refused.load(Ordering::Relaxed)) =>
             {
-                tracing::warn!(digest = %self.blob.digest(), "the partial blob is damaged; downloading the blob again from the start");
+                tracing::warn!(digest = %self.blob.digest(), "the bytes of an earlier download are damaged; downloading the blob again from the start");
                 slot.request_again();
-                let again = self.download_through_partial(&mut slot, &ranges_refused).await;
+                let again = self.download_resumable(&mut slot, &ranges_refused).await;
                 again.map_err(|(error, _)| error)
             }
             ended => ended.map_err(|(error, _)| error),
         }
     }
 
-    /// Downloads through a partial blob. On failure also returns how many bytes an earlier run had left.
+    /// Downloads a large blob. On failure also returns how many bytes an earlier pull had left.
+    async fn download_resumable(
+        self,
+        slot: &mut DownloadSlot,
+        ranges_refused: &AtomicBool,
+    ) -> Result<(), (UnpackError, u64)> {
+        match self.destination {
+            Destination::Blob => self.download_through_partial(slot, ranges_refused).await,
+            Destination::Layer(key, options) => {
+                self.download_through_spool(key, options, slot, ranges_refused).await
+            }
+        }
+    }
+
+    /// Downloads a file through a partial blob.
     async fn download_through_partial(
         self,
         slot: &mut DownloadSlot,
@@ -112,33 +147,26 @@ impl FetchBlob<'_> {
         let partial = open.await.map_err(|_| fault(StreamFault::Stopped))?;
         let partial = Arc::new(partial.map_err(|error| fault(error.into()))?);
         let resumed = partial.resumed();
-        if resumed > 0 {
-            tracing::info!(digest = %self.blob.digest(), bytes = resumed, "resuming the download of an earlier run");
-            self.progress.found(self.blob.digest(), resumed);
-        }
+        self.report_resumed(resumed);
         let close_on_drop = CloseOnDrop(partial.clone());
         let mut processing = {
             let (store, partial) = (self.store.clone(), partial.clone());
-            let (destination, blob, only_verify) =
-                (self.destination.clone(), self.blob.clone(), self.only_verify);
-            tokio::task::spawn_blocking(move || process(&store, &partial, &destination, &blob, only_verify))
+            let (blob, only_verify) = (self.blob.clone(), self.only_verify);
+            tokio::task::spawn_blocking(move || {
+                let committed = commit_verified(&store, &partial, &blob, only_verify);
+                // The writer waits for the reader, which has ended.
+                partial.close();
+                committed
+            })
         };
-        let download = Download {
-            registry: self.registry,
-            reference: self.reference,
-            blob: self.blob,
-            scheduler: self.scheduler,
-            priority: self.priority,
-            limits: self.store.limits(),
-            progress: self.progress,
-            ranges_refused,
-        };
+        let sink: Arc<dyn BlobSink> = partial.clone();
+        let download = self.download(ranges_refused);
         let downloaded = tokio::select! {
             // Ends before the download only if it fails.
             processed = &mut processing => Err(processed),
-            downloaded = download.run(&partial, slot) => Ok(downloaded),
+            downloaded = download.run(&sink, slot) => Ok(downloaded),
         };
-        // Unpacking may take long, and needs no slot.
+        // Verifying may take long, and needs no slot.
         slot.release();
         let processed = match downloaded {
             Err(processed) => processed,
@@ -154,6 +182,118 @@ impl FetchBlob<'_> {
             partial.discard_and_reserve();
         }
         processed.map_err(|error| (error, resumed))
+    }
+
+    /// Downloads an archive and unpacks it meanwhile. Takes over from an earlier pull if there is one.
+    async fn download_through_spool(
+        self,
+        key: &LayerKey,
+        options: &UnpackOptions,
+        slot: &mut DownloadSlot,
+        ranges_refused: &AtomicBool,
+    ) -> Result<(), (UnpackError, u64)> {
+        let parked_key = ParkedKey {
+            layer: key.clone(),
+            image: self.destination.image_key(),
+            repository: self.reference.name(),
+            only_verify: self.only_verify,
+        };
+        let found = self.parked.take(&parked_key);
+        let resumed = found.as_ref().map_or(0, |layer| layer.spool.received());
+        self.report_resumed(resumed);
+        let is_taken_over = found.is_some();
+        let layer = match found {
+            Some(layer) => {
+                layer.spool.resume(self.space.clone());
+                layer
+            }
+            None => self.start_unpacking(key, options),
+        };
+        let spool = layer.spool.clone();
+        let sink: Arc<dyn BlobSink> = spool.clone();
+        let download = self.download(ranges_refused);
+        let tenants = self.priority.watch().tenants();
+        let mut layer = ParkOnDrop::new(self.parked, parked_key, tenants, layer);
+        let downloaded = tokio::select! {
+            // Ends before the download only if it fails.
+            unpacked = layer.unpacked() => Err(unpacked),
+            downloaded = download.run(&sink, slot) => Ok(downloaded),
+        };
+        // Unpacking may take long, and needs no slot.
+        slot.release();
+        let unpacked = match downloaded {
+            Err(unpacked) => unpacked,
+            Ok(Ok(())) => layer.unpacked().await,
+            Ok(Err(fault)) => {
+                let error = UnpackError::from(fault);
+                if can_resume(&error) {
+                    drop(layer);
+                    return Err((error, resumed));
+                }
+                Some(Err(error))
+            }
+        };
+        layer.end();
+        let unpacked = unpacked.unwrap_or(Err(StreamFault::Stopped.into()));
+        if unpacked.as_ref().is_err_and(|error| !can_resume(error)) {
+            spool.reserve_again();
+        }
+        if unpacked.is_ok() && is_taken_over {
+            self.charge(key, options).await;
+        }
+        unpacked.map_err(|error| (error, resumed))
+    }
+
+    /// Starts a thread that unpacks what arrives in its spool.
+    fn start_unpacking(&self, key: &LayerKey, options: &UnpackOptions) -> UnpackingLayer {
+        let spool = Arc::new(Spool::new(self.blob.size(), self.store.tmp_path(), self.space.clone()));
+        let (store, blob, only_verify) = (self.store.clone(), self.blob.clone(), self.only_verify);
+        let (key, options, reader) = (key.clone(), options.clone(), spool.clone());
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let unpacked = {
+                let reader = BlobReader::of_spool(blob.clone(), reader.clone());
+                unpack(&store, &key, &options, &blob, reader, only_verify)
+            };
+            // If the content was rejected, the download must stop.
+            reader.close();
+            unpacked
+        });
+        UnpackingLayer { spool, unpacking }
+    }
+
+    /// Counts a layer for this pull that was unpacked with the limits of an earlier one.
+    async fn charge(&self, key: &LayerKey, options: &UnpackOptions) {
+        let (store, key, budget) = (self.store.clone(), key.clone(), options.budget().clone());
+        let image = options.image().map(|plan| key.of_image(&plan.tree));
+        let charge = move || {
+            for key in image.iter().chain([&key]) {
+                if let Ok(Some(layer)) = store.layer(key) {
+                    budget.charge(layer.totals(), layer.usage());
+                    return;
+                }
+            }
+        };
+        let _ = tokio::task::spawn_blocking(charge).await;
+    }
+
+    fn download<'b>(&'b self, ranges_refused: &'b AtomicBool) -> Download<'b> {
+        Download {
+            registry: self.registry,
+            reference: self.reference,
+            blob: self.blob,
+            scheduler: self.scheduler,
+            priority: self.priority,
+            limits: self.store.limits(),
+            progress: self.progress,
+            ranges_refused,
+        }
+    }
+
+    fn report_resumed(&self, resumed: u64) {
+        if resumed > 0 {
+            tracing::info!(digest = %self.blob.digest(), bytes = resumed, "resuming the download of an earlier pull");
+            self.progress.found(self.blob.digest(), resumed);
+        }
     }
 
     /// Streams the blob from the network to the thread that writes.
@@ -301,7 +441,7 @@ fn is_content_error(error: &UnpackError) -> bool {
     };
     match error {
         UnpackError::Stream(fault) => !is_other(fault),
-        UnpackError::Disk(_) => false,
+        UnpackError::Disk(_) | UnpackError::NotForImage => false,
         _ => true,
     }
 }
@@ -312,44 +452,19 @@ fn verify_only(mut reader: BlobReader) -> Result<(), UnpackError> {
     Ok(reader.finish()?)
 }
 
-/// Hashes or unpacks a blob while it arrives. Blocks.
-fn process(
+/// Hashes a file while it arrives, and commits it. Blocks.
+fn commit_verified(
     store: &Store,
-    partial: &Arc<Partial>,
-    destination: &Destination,
+    partial: &Partial,
     blob: &Descriptor,
     only_verify: bool,
 ) -> Result<(), UnpackError> {
-    match destination {
-        Destination::Blob => {
-            verify_digest(partial, blob)?;
-            if only_verify {
-                partial.discard();
-                return Ok(());
-            }
-            Ok(store.commit_partial(partial, blob.digest())?)
-        }
-        Destination::Layer(key, options) => {
-            let (sender, receiver) = mpsc::channel(PIECES);
-            let reader = BlobReader::new(blob.clone(), receiver);
-            let processed = std::thread::scope(|scope| {
-                let reading = scope.spawn(move || forward(partial, &sender));
-                let unpacked = unpack(store, key, options, blob, reader, only_verify);
-                // If the content was rejected, the download must stop.
-                partial.close();
-                (unpacked, reading.join())
-            });
-            match processed {
-                (Ok(()), _) => {
-                    partial.discard();
-                    Ok(())
-                }
-                // The unpacking saw only the end of the stream. The error of the reader is the cause.
-                (Err(_), Ok(Err(error))) => Err(error.into()),
-                (Err(error), _) => Err(error),
-            }
-        }
+    verify_digest(partial, blob)?;
+    if only_verify {
+        partial.discard();
+        return Ok(());
     }
+    Ok(store.commit_partial(partial, blob.digest())?)
 }
 
 fn verify_digest(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault> {
@@ -373,23 +488,6 @@ fn verify_digest(partial: &Partial, blob: &Descriptor) -> Result<(), StreamFault
     }
 }
 
-/// Forwards the bytes of a partial blob in order, until its end or until the receiver stops.
-fn forward(partial: &Partial, sender: &mpsc::Sender<Piece>) -> Result<(), DiskError> {
-    let mut at = 0;
-    loop {
-        match partial.next(at)? {
-            Next::Closed => return Ok(()),
-            Next::Bytes(piece) if piece.is_empty() => return Ok(()),
-            Next::Bytes(piece) => {
-                at += piece.len() as u64;
-                if sender.blocking_send(Ok(piece)).is_err() {
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
-
 /// Unpacks a layer into the store. If it is only verified, its files are deleted again.
 fn unpack(
     store: &Store,
@@ -400,7 +498,8 @@ fn unpack(
     only_verify: bool,
 ) -> Result<(), UnpackError> {
     let staging = store.stage()?;
-    let unpacked = unpack_layer(reader, options, staging.files(), store.limits())?;
+    let target = options.image().map(|plan| ImageTarget { plan, path: staging.image_path() });
+    let unpacked = unpack_layer_or_image(reader, options, staging.files(), target.as_ref(), store.limits())?;
     if unpacked.skipped > 0 {
         tracing::warn!(
             digest = %blob.digest(),
@@ -411,5 +510,11 @@ fn unpack(
     if only_verify {
         return Ok(());
     }
-    Ok(staging.commit_layer(key, unpacked.totals, unpacked.usage)?)
+    let UnpackSummary { totals, usage, .. } = unpacked;
+    match target {
+        Some(target) if unpacked.is_image => {
+            Ok(staging.commit_image(&key.of_image(&target.plan.tree), totals, usage)?)
+        }
+        _ => Ok(staging.commit_layer(key, totals, usage)?),
+    }
 }

@@ -19,8 +19,9 @@ use oras_csi_core::reference::PinnedReference;
 
 use super::error::PullError;
 use crate::disk::EntryPath;
-use crate::layout::LayerShape;
+use crate::layout::{LayerKey, LayerShape, TreeKey};
 use crate::unpack::filter::Filter;
+use crate::unpack::image::ImagePlan;
 use crate::unpack::plan::{LayerContent, PlannedLayer};
 use crate::unpack::tree_builder::{MergeMode, TreeBuildError, is_whiteout};
 
@@ -128,6 +129,36 @@ impl ArtifactStep {
             | TreeBuildError::Name(_)) => PullError::LimitExceeded { reference: reference(), source },
             source => PullError::Layers { reference: reference(), source },
         }
+    }
+}
+
+/// The image that the tree of these steps can be, and the layer that it is made from.
+pub(super) struct ImageSource {
+    pub(super) plan: ImagePlan,
+    /// The key of the layer if it is unpacked into files.
+    pub(super) layer: LayerKey,
+}
+
+impl ImageSource {
+    /// Returns the image of a tree that consists of one ORAS directory and nothing else. Other trees are composed of hard
+    /// links, which cannot lead into an image.
+    pub(super) fn of(tree: &TreeKey, steps: &[ResolvedStep]) -> Option<Self> {
+        let [ResolvedStep::Artifact(artifact)] = steps else { return None };
+        let [layer] = artifact.layers() else { return None };
+        let LayerContent::Archive { at, shape: shape @ LayerShape::Directory { .. } } = layer.content()
+        else {
+            return None;
+        };
+        if artifact.mode() != MergeMode::Add || !artifact.filter().is_empty() {
+            return None;
+        }
+        let plan = ImagePlan { tree: tree.clone(), at: artifact.path().join(at) };
+        Some(Self { plan, layer: LayerKey::of(layer.descriptor().digest(), shape) })
+    }
+
+    /// Returns the key of the layer if it is the image of the tree.
+    pub(super) fn image_key(&self) -> LayerKey {
+        self.layer.of_image(&self.plan.tree)
     }
 }
 

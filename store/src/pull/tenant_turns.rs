@@ -26,6 +26,10 @@ pub(super) const MAX_PLANNED_LAYERS: u32 = 16_384;
 /// MiB for the large windows of zstd decoders: two of the largest.
 const MAX_DECODER_MEMORY: u32 = 256;
 
+/// How many images are written at a time: by the node, and by one namespace. Each keeps up to 128 MiB of names in memory.
+const MAX_IMAGES: usize = 4;
+const MAX_IMAGES_OF_TENANT: u32 = 2;
+
 /// What the pulls of one namespace, and all preloads together, do or keep at a time.
 #[derive(Debug)]
 pub(super) struct TenantLimits {
@@ -40,6 +44,10 @@ pub(super) struct TenantLimits {
     pub(super) parsing: TenantTurns,
     /// MiB of memory for the large windows of zstd decoders.
     pub(super) decoder_memory: TenantTurns,
+    /// Archives that are written into images.
+    images: TenantTurns,
+    /// The same for the node.
+    all_images: Arc<Semaphore>,
     /// The layers of all pulls in progress. Each needs some 2 KiB of memory.
     pub(super) plans: TenantTurns,
 }
@@ -52,6 +60,8 @@ impl Default for TenantLimits {
             manifests: TenantTurns::new(12),
             parsing: TenantTurns::new(2),
             decoder_memory: TenantTurns::new(MAX_DECODER_MEMORY),
+            images: TenantTurns::new(MAX_IMAGES_OF_TENANT),
+            all_images: Arc::new(Semaphore::new(MAX_IMAGES)),
             plans: TenantTurns::new(MAX_PLANNED_LAYERS),
         }
     }
@@ -84,6 +94,12 @@ impl WindowMemory for DecoderMemory {
         let acquire = self.limits.decoder_memory.acquire_many("", mebibytes, &self.priority);
         Box::new(self.runtime.block_on(acquire))
     }
+
+    fn try_image(&self) -> Option<Box<dyn Send>> {
+        let of_tenant = self.limits.images.try_acquire(&self.priority)?;
+        let of_node = self.limits.all_images.clone().try_acquire_owned().ok()?;
+        Some(Box::new((of_tenant, of_node)))
+    }
 }
 
 /// A namespace, or the preloads, and a part of the resource that has permits of its own.
@@ -106,6 +122,16 @@ impl TenantTurns {
     /// which never happens.
     pub(super) async fn acquire(&self, priority: &Priority) -> Option<OwnedSemaphorePermit> {
         self.acquire_many("", 1, priority).await
+    }
+
+    /// Returns a permit of one of the namespaces that wait for a pull, if one is free.
+    fn try_acquire(&self, priority: &Priority) -> Option<OwnedSemaphorePermit> {
+        let tenants = priority.watch().tenants();
+        let keys = if tenants.is_empty() { vec![None] } else { tenants.into_iter().map(Some).collect() };
+        keys.into_iter().find_map(|key| {
+            let create = || Semaphore::new(self.permits as usize);
+            self.semaphores.get_or_create((key, "".into()), create).try_acquire_owned().ok()
+        })
     }
 
     /// Waits for `count` permits, at most all that a namespace has. Each `part` of the resource has its own.
@@ -158,6 +184,19 @@ mod tests {
         assert!(!waits.is_finished());
         held.pop();
         waits.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_namespace_writes_two_images_at_a_time_and_the_node_four() {
+        let limits = Arc::new(TenantLimits::default());
+        let memory = |name| DecoderMemory::new(&limits, &Priority::of_tenant(&Tenant::of_namespace(name)));
+        let mut held: Vec<_> = (0..3).map(|_| memory("flood").try_image()).collect();
+        assert_eq!(held.iter().filter(|permit| permit.is_some()).count(), 2);
+        held.extend([memory("team").try_image(), memory("other").try_image()]);
+        assert_eq!(held.iter().filter(|permit| permit.is_some()).count(), 4);
+        assert!(memory("last").try_image().is_none());
+        held.clear();
+        assert!(memory("last").try_image().is_some());
     }
 
     #[tokio::test]

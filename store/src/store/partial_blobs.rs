@@ -1,4 +1,5 @@
-//! Partially downloaded blobs, which survive a crash so that the download can resume.
+//! Partially downloaded blobs, which survive a crash so that the download can resume. Archives are not kept here: see
+//! [`crate::content::spool`].
 //!
 //! ```text
 //! STORE/partial/
@@ -19,7 +20,6 @@
 //! **Locks.** The writer holds a `flock` on the file, so that [`Store::delete_partials`] does not delete it.
 //! The journal does not replace verification: all bytes are hashed before the blob is committed.
 
-mod ranges;
 mod recent_chunks;
 
 use std::fmt::Write as _;
@@ -37,10 +37,11 @@ use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::reference::PinnedReference;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use self::ranges::Ranges;
 use self::recent_chunks::RecentChunks;
 use super::Store;
+use crate::content::blob_sink::{BlobSink, Next};
 use crate::disk::folders::make_private_folder;
+use crate::disk::ranges::Ranges;
 use crate::disk::reservations::Reservation;
 use crate::disk::{DiskError, Usage, boot_id};
 
@@ -66,8 +67,8 @@ pub(crate) struct Partial {
     space: Arc<Reservation>,
     resumed: u64,
     state: Mutex<State>,
-    /// Wakes the reader: more bytes were written, or the writer has finished.
-    data_written: Condvar,
+    /// Wakes the reader after bytes were written, and the writer after the reader has read.
+    changed: Condvar,
     /// Wakes the thread that syncs the file, only when a sync is due.
     sync_due: Condvar,
 }
@@ -79,16 +80,9 @@ struct State {
     unsynced: u64,
     log: Option<File>,
     is_closed: bool,
+    /// Where the reader continues.
+    read_to: u64,
     recent: RecentChunks,
-}
-
-/// The result of a read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// The next bytes; empty at the end of the blob.
-    Bytes(Bytes),
-    /// The writer has finished, and these bytes were not written.
-    Closed,
 }
 
 impl Store {
@@ -136,9 +130,16 @@ impl Store {
             .transpose()?;
         let resumed = written.bytes();
         let recent = RecentChunks::default();
-        let state =
-            State { written, unjournaled: Ranges::default(), unsynced: 0, log, is_closed: false, recent };
-        let (state, data_written, sync_due) = (Mutex::new(state), Condvar::new(), Condvar::new());
+        let state = State {
+            written,
+            unjournaled: Ranges::default(),
+            unsynced: 0,
+            log,
+            is_closed: false,
+            read_to: 0,
+            recent,
+        };
+        let (state, changed, sync_due) = (Mutex::new(state), Condvar::new(), Condvar::new());
         Ok(Partial {
             path,
             journal,
@@ -148,7 +149,7 @@ impl Store {
             space,
             resumed,
             state,
-            data_written,
+            changed,
             sync_due,
         })
     }
@@ -208,41 +209,13 @@ impl Partial {
         self.resumed
     }
 
-    /// Returns the ranges that are still missing.
-    pub(crate) fn missing(&self) -> Vec<Range<u64>> {
-        self.state().written.missing(self.size)
-    }
-
-    /// Writes bytes at `offset`.
-    pub(crate) fn write(&self, offset: u64, bytes: Bytes) -> Result<(), DiskError> {
-        let written = self.file.write_all_at(&bytes, offset);
-        written.map_err(|error| DiskError::new("write", &self.path, error))?;
-        self.space.spend(Usage { bytes: bytes.len() as u64, inodes: 0 });
-        let range = offset..offset + bytes.len() as u64;
-        let mut state = self.state();
-        state.written.add(&range);
-        state.unjournaled.add(&range);
-        state.unsynced += bytes.len() as u64;
-        state.recent.push(offset, bytes);
-        if state.unjournaled.bytes() >= JOURNAL_EVERY_BYTES {
-            state.write_journal(&self.journal);
-        }
-        let is_due = state.unsynced >= SYNC_EVERY_BYTES || state.written.bytes() == self.size;
-        drop(state);
-        self.data_written.notify_all();
-        if is_due {
-            self.sync_due.notify_all();
-        }
-        Ok(())
-    }
-
     /// Ends writing in this run, and wakes the reader.
     pub(crate) fn close(&self) {
         let mut state = self.state();
         state.write_journal(&self.journal);
         state.is_closed = true;
         drop(state);
-        self.data_written.notify_all();
+        self.changed.notify_all();
         self.sync_due.notify_all();
     }
 
@@ -253,11 +226,13 @@ impl Partial {
             return Ok(Next::Bytes(Bytes::new()));
         }
         let mut state = self.state();
+        state.read_to = at;
+        self.changed.notify_all();
         let end = loop {
             match state.written.end_from(at) {
                 end if end > at => break end,
                 _ if state.is_closed => return Ok(Next::Closed),
-                _ => state = self.data_written.wait(state).unwrap_or_else(PoisonError::into_inner),
+                _ => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         };
         if let Some(piece) = state.recent.take(at) {
@@ -270,8 +245,61 @@ impl Partial {
         Ok(Next::Bytes(piece.freeze()))
     }
 
-    /// Syncs written bytes to the disk at intervals, until writing has finished.
-    pub(crate) fn sync_at_intervals(&self) {
+    /// Deletes the partial blob and its journal. Reserves the space of its bytes, because the blob can be downloaded again
+    /// from the start with the same reservation.
+    pub(crate) fn discard_and_reserve(&self) {
+        self.space.restore(Usage { bytes: self.state().written.bytes(), inodes: 0 });
+        self.discard();
+    }
+
+    /// Deletes the partial blob and its journal.
+    pub(crate) fn discard(&self) {
+        let _ = std::fs::remove_file(&self.journal);
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BlobSink for Partial {
+    fn missing(&self) -> Vec<Range<u64>> {
+        self.state().written.missing(0..self.size)
+    }
+
+    fn write(&self, offset: u64, bytes: Bytes) -> Result<(), DiskError> {
+        let written = self.file.write_all_at(&bytes, offset);
+        written.map_err(|error| DiskError::new("write", &self.path, error))?;
+        self.space.spend(Usage { bytes: bytes.len() as u64, inodes: 0 });
+        let range = offset..offset + bytes.len() as u64;
+        let mut state = self.state();
+        // A reader that is a little behind gets the bytes from memory. Without the pause it would fall further behind, and
+        // read all of them from the file again.
+        while state.must_wait_for_reader(bytes.len()) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.written.add(&range);
+        state.unjournaled.add(&range);
+        state.unsynced += bytes.len() as u64;
+        state.recent.push(offset, bytes);
+        if state.unjournaled.bytes() >= JOURNAL_EVERY_BYTES {
+            state.write_journal(&self.journal);
+        }
+        let is_due = state.unsynced >= SYNC_EVERY_BYTES || state.written.bytes() == self.size;
+        drop(state);
+        self.changed.notify_all();
+        if is_due {
+            self.sync_due.notify_all();
+        }
+        Ok(())
+    }
+
+    fn is_far_ahead(&self) -> bool {
+        false
+    }
+
+    fn sync_at_intervals(&self) {
         if !self.is_persistent {
             return;
         }
@@ -294,26 +322,17 @@ impl Partial {
             self.state().log_lines(&self.journal, 's', &written);
         }
     }
-
-    /// Deletes the partial blob and its journal. Reserves the space of its bytes, because the blob can be downloaded again
-    /// from the start with the same reservation.
-    pub(crate) fn discard_and_reserve(&self) {
-        self.space.restore(Usage { bytes: self.state().written.bytes(), inodes: 0 });
-        self.discard();
-    }
-
-    /// Deletes the partial blob and its journal.
-    pub(crate) fn discard(&self) {
-        let _ = std::fs::remove_file(&self.journal);
-        let _ = std::fs::remove_file(&self.path);
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl State {
+    /// Reports whether there is no room for so many bytes in memory, and the reader makes room without any others.
+    fn must_wait_for_reader(&self, length: usize) -> bool {
+        !self.is_closed
+            && self.recent.oldest_if_full(length).is_some_and(|oldest| {
+                oldest.end > self.read_to && self.written.end_from(self.read_to) >= oldest.end
+            })
+    }
+
     fn write_journal(&mut self, path: &Path) {
         let unjournaled = std::mem::take(&mut self.unjournaled);
         self.log_lines(path, 'w', &unjournaled);

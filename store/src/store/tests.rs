@@ -55,9 +55,9 @@ fn refuses_a_newer_or_damaged_format() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
     let format = folder.path().join("format");
-    assert_eq!(fs::read_to_string(&format).unwrap(), "oras-csi store 2\n");
+    assert_eq!(fs::read_to_string(&format).unwrap(), "oras-csi store 3\n");
     for (text, words) in
-        [("oras-csi store 3\n", "format 3"), ("", "the file is damaged"), ("garbage", "the file is damaged")]
+        [("oras-csi store 4\n", "format 4"), ("", "the file is damaged"), ("garbage", "the file is damaged")]
     {
         fs::write(&format, text).unwrap();
         let error = Store::open(folder.path(), Limits::default()).unwrap_err().to_string();

@@ -18,14 +18,15 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use crate::content::checksums::{self, Which};
 use crate::content::description::{
-    self, LargeFile, LayerDescription, TreeContent, TreeDescription, TreeUsage,
+    self, ImageDescription, LargeFile, LayerDescription, TreeContent, TreeDescription, TreeUsage,
 };
+use crate::content::verify;
 use crate::disk::files::DIRECTORY_MODE;
 use crate::disk::folders::{make_new_folder, open_folder};
 use crate::disk::reader::Reader;
 use crate::disk::walk::Entry;
-use crate::disk::{DiskError, Totals, Usage};
-use crate::layout::{CHECKSUMS, FILES, Item, LAYER, LayerKey, TREE, TreeKey};
+use crate::disk::{DiskError, Totals, Unpaced, Usage};
+use crate::layout::{CHECKSUMS, FILES, IMAGE, Item, LAYER, LayerKey, TREE, TreeKey};
 
 /// How many files of a tree, the largest ones, are checked before it is mounted.
 const MAX_LARGEST_FILES: usize = 16;
@@ -36,12 +37,18 @@ pub struct Layer {
     files: OwnedFd,
     totals: Totals,
     usage: Usage,
+    image: Option<ImageDescription>,
 }
 
 impl Layer {
     /// Returns the open root folder of the layer's files.
     pub fn files(&self) -> &OwnedFd {
         &self.files
+    }
+
+    /// Returns the image that has the files, if the layer is one. Its folder of files is empty then.
+    pub(crate) fn image(&self) -> Option<&ImageDescription> {
+        self.image.as_ref()
     }
 
     /// Returns the size of the layer.
@@ -61,12 +68,18 @@ pub struct Tree {
     key: TreeKey,
     totals: Totals,
     usage: Usage,
+    is_image: bool,
 }
 
 impl Tree {
     /// Returns the key of the tree.
     pub fn key(&self) -> &TreeKey {
         &self.key
+    }
+
+    /// Reports whether the files are in an EROFS image ([`crate::Layout::tree_image`]).
+    pub fn is_image(&self) -> bool {
+        self.is_image
     }
 
     /// Returns the size of the tree.
@@ -107,10 +120,13 @@ impl Store {
                 Lookup::Absent => return Ok(Lookup::Absent),
                 Lookup::Damaged(found) => return Ok(Lookup::Damaged(found)),
             };
+            if let Err(found) = check_image(&path, description.image.as_ref()) {
+                return Ok(Lookup::Damaged(found));
+            }
             match open_folder(&path.join(FILES)) {
                 Ok(files) => {
-                    let usage = description.usage();
-                    Ok(Lookup::Found(Layer { files, totals: description.totals, usage }))
+                    let (totals, usage) = (description.totals, description.usage());
+                    Ok(Lookup::Found(Layer { files, totals, usage, image: description.image }))
                 }
                 Err(error) if error.is_damage() => Ok(Lookup::Damaged(error.to_string())),
                 Err(error) => Err(error),
@@ -128,11 +144,18 @@ impl Store {
                 Lookup::Absent => return Ok(Lookup::Absent),
                 Lookup::Damaged(found) => return Ok(Lookup::Damaged(found)),
             };
-            Ok(match check_largest_files(&path.join(FILES), &description.largest) {
+            let image = description.content.image.as_ref();
+            if image.is_some() && !self.has_images {
+                let found = "it is an EROFS image, which this process cannot mount".to_owned();
+                return Ok(Lookup::Damaged(found));
+            }
+            let checked = check_largest_files(&path.join(FILES), &description.largest);
+            Ok(match checked.and_then(|()| check_image(&path, image)) {
                 Ok(()) => Lookup::Found(Tree {
                     key: key.clone(),
                     totals: description.totals(),
                     usage: description.usage().with_parts,
+                    is_image: image.is_some(),
                 }),
                 Err(found) => Lookup::Damaged(found),
             })
@@ -238,6 +261,16 @@ fn check_largest_files(files: &Path, largest: &[LargeFile]) -> Result<(), String
     Ok(())
 }
 
+/// Checks that the image of a layer or a tree exists with the right size, without reading it.
+fn check_image(folder: &Path, image: Option<&ImageDescription>) -> Result<(), String> {
+    let Some(image) = image else { return Ok(()) };
+    match std::fs::symlink_metadata(folder.join(IMAGE)) {
+        Ok(found) if found.len() == image.bytes => Ok(()),
+        Ok(found) => Err(format!("its image has {} bytes instead of {}", found.len(), image.bytes)),
+        Err(error) => Err(format!("its image: {error}")),
+    }
+}
+
 /// Collects the largest files of a tree.
 #[derive(Default)]
 struct Largest(Vec<LargeFile>);
@@ -264,17 +297,47 @@ impl Staging<'_> {
         &self.files
     }
 
+    /// Returns the path of the image, for a layer that becomes one.
+    pub(crate) fn image_path(&self) -> PathBuf {
+        self.folder.path.join(IMAGE)
+    }
+
+    /// Makes the image of a layer the image of this tree, without a copy.
+    pub(crate) fn link_image(&self, layer: &LayerKey) -> Result<(), DiskError> {
+        let source = self.store.layout.layer(layer).join(IMAGE);
+        std::fs::hard_link(&source, self.image_path())
+            .map_err(|error| DiskError::new("link the image", source, error))
+    }
+
+    /// Commits it as the layer `key`, an image. `usage` is what the disk is charged for it.
+    pub(crate) fn commit_image(self, key: &LayerKey, totals: Totals, usage: Usage) -> Result<(), DiskError> {
+        let path = self.image_path();
+        let image = verify::describe_image(&path, &mut Unpaced)
+            .map_err(|errno| DiskError::new("read the image", &path, errno))?;
+        self.commit_described_layer(key, totals, usage, Some(image))
+    }
+
     /// Commits it as the layer `key`, with checksums of its files. `usage` is what the disk is charged for its files.
     pub(crate) fn commit_layer(self, key: &LayerKey, totals: Totals, usage: Usage) -> Result<(), DiskError> {
         if self.store.is_persistent {
             let path = self.folder.path.join(CHECKSUMS);
             checksums::write(&self.files, &path, Which::All, &mut Reader::from_memory(), |_| {})?;
         }
+        self.commit_described_layer(key, totals, usage, None)
+    }
+
+    fn commit_described_layer(
+        self,
+        key: &LayerKey,
+        totals: Totals,
+        usage: Usage,
+        image: Option<ImageDescription>,
+    ) -> Result<(), DiskError> {
         let name = self.store.layout.layer(key);
         let store = self.store;
         let item = Item::Layer(key.clone());
         let usage = usage.plus(self.record_usage()).plus(Usage::file(0));
-        self.commit(&item, &name, LAYER, &LayerDescription { totals, disk: Some(usage) }, [])?;
+        self.commit(&item, &name, LAYER, &LayerDescription { totals, disk: Some(usage), image }, [])?;
         store.mark_verified(item);
         Ok(())
     }

@@ -16,6 +16,9 @@ use crate::error_class::ErrorClass;
 /// Why a layer cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
+    /// The archive has something that only files can represent. It is unpacked into files then.
+    #[error("the archive cannot be written into one image")]
+    NotForImage,
     /// A name is invalid or leads out of the tree.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -160,6 +163,14 @@ impl From<CompressionError> for UnpackError {
 }
 
 impl UnpackError {
+    /// Reports whether the disk was full.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Stream(StreamFault::Disk(error)) | Self::Disk(error) => error.is_full(),
+            _ => false,
+        }
+    }
+
     /// Converts an error of the chain of readers: one of this crate, or one of the decompressor.
     pub(crate) fn from_stream(error: io::Error) -> Self {
         let error = match error.downcast::<StreamFault>() {

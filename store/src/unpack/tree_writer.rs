@@ -108,6 +108,21 @@ impl<'a> TreeWriter<'a> {
         })
     }
 
+    /// Returns what was written so far.
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Returns the directories whose times are set at the end.
+    pub(crate) fn times(&self) -> impl Iterator<Item = (&EntryPath, i64)> {
+        self.times.iter()
+    }
+
+    /// Reports whether an image can contain everything that was written: it has no holes.
+    pub(crate) fn can_become_image(&self) -> bool {
+        self.links == LinkRule::Reject && self.sparse.is_empty()
+    }
+
     /// Returns the path without symbolic links above its last name.
     fn without_links(&mut self, path: &EntryPath) -> Result<EntryPath, UnpackError> {
         let Some((parent, name)) = path.split() else { return Ok(path.clone()) };

@@ -36,6 +36,11 @@ impl UpwardLinks {
         Ok(())
     }
 
+    /// Reports whether there is nothing to check.
+    pub(super) fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
     /// Checks the links against the directories beneath `root`.
     pub(super) fn check(&self, root: &OwnedFd) -> Result<(), UnpackError> {
         for (path, target) in &self.links {

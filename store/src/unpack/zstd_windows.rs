@@ -23,6 +23,10 @@ const RLE: u32 = 1;
 pub(crate) trait WindowMemory: fmt::Debug + Send + Sync {
     /// Waits until a window of this size may be allocated. Dropping the result releases the memory. Blocks.
     fn reserve(&self, bytes: u64) -> Box<dyn Send>;
+
+    /// Returns a permission to keep the names of one image in memory, unless too many images are being written. Does not
+    /// wait: without an image, the archive is unpacked into files. Dropping the result ends it.
+    fn try_image(&self) -> Option<Box<dyn Send>>;
 }
 
 /// The compressed stream of a layer.
@@ -248,6 +252,10 @@ mod tests {
         fn reserve(&self, bytes: u64) -> Box<dyn Send> {
             self.0.lock().unwrap().push(bytes);
             Box::new(())
+        }
+
+        fn try_image(&self) -> Option<Box<dyn Send>> {
+            None
         }
     }
 

@@ -1,11 +1,12 @@
 //! A buffer of recently written chunks, so that a reader that keeps up does not read them from the disk.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use bytes::Bytes;
 
 /// The maximum number of buffered bytes.
-const MAX_BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = 2 << 20;
 /// The maximum number of chunks. Lookups scan all chunks, and a registry can send single bytes.
 const MAX_CHUNKS: usize = 64;
 
@@ -24,6 +25,13 @@ impl RecentChunks {
         while self.bytes > MAX_BYTES || self.chunks.len() > MAX_CHUNKS {
             self.pop();
         }
+    }
+
+    /// Returns the range of the oldest chunk if it would be dropped for a chunk of this length.
+    pub(super) fn oldest_if_full(&self, length: usize) -> Option<Range<u64>> {
+        let is_full = self.bytes + length > MAX_BYTES || self.chunks.len() >= MAX_CHUNKS;
+        let (start, oldest) = self.chunks.front().filter(|_| is_full)?;
+        Some(*start..start + oldest.len() as u64)
     }
 
     /// Returns buffered bytes that start at `at`. Drops chunks before `at`, because the reader only moves

@@ -97,6 +97,8 @@ fn a_damaged_journal_or_one_of_another_boot_lists_fewer_bytes() {
         let partial = store.partial(&blob, &of("a:5000/app"), space()).unwrap();
         for at in 0..3 {
             write(&partial, at * part, &content[at * part..(at + 1) * part]).unwrap();
+            // The writer waits for a reader that is too far behind.
+            partial.next((at * part) as u64).unwrap();
         }
         partial.journal.clone()
     };
@@ -173,4 +175,40 @@ fn deletes_stale_partial_blobs_except_one_that_is_being_written() {
     left.sort();
     let name = partial.path.file_name().unwrap().to_str().unwrap();
     assert_eq!(left, [name.to_owned(), format!("{name}{JOURNAL_SUFFIX}")]);
+}
+
+/// A reader that is not far behind never reads from the file, because the writer waits for it.
+#[test]
+fn the_writer_waits_for_a_reader_that_is_a_little_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, content) = (store(folder.path()), content());
+    let partial = Arc::new(store.partial(&blob(), &of("a:5000/app"), space()).unwrap());
+    let writing = std::thread::spawn({
+        let (partial, content) = (partial.clone(), content.clone());
+        move || {
+            for at in (0..content.len()).step_by(256 << 10) {
+                write(&partial, at, &content[at..at + (256 << 10)]).unwrap();
+            }
+        }
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!writing.is_finished(), "it is ahead of the reader by more than memory has room for");
+    assert!(missing(&partial) != [], "nor does it write on");
+    // What is in the file is not what the reader gets.
+    partial.file.write_all_at(&vec![0xee; 1 << 20], 0).unwrap();
+    assert!(read_all(&partial) == content);
+    writing.join().unwrap();
+}
+
+/// Ranges that arrive ahead of missing bytes are kept in the file only, so that no range waits for another one.
+#[test]
+fn the_writer_does_not_wait_for_a_reader_behind_missing_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, content) = (store(folder.path()), content());
+    let partial = store.partial(&blob(), &of("a:5000/app"), space()).unwrap();
+    for at in (256 << 10..content.len()).step_by(256 << 10) {
+        write(&partial, at, &content[at..at + (256 << 10)]).unwrap();
+    }
+    write(&partial, 0, &content[..256 << 10]).unwrap();
+    assert!(read_all(&partial) == content);
 }
