@@ -219,7 +219,7 @@ fn prepare(
         .with_garbage_collection(Arc::new(NodeRoots));
     let mounter = Mounter::prepare(&store)?;
     // The files of an image have no SELinux labels.
-    let has_images = !store.has_selinux_label() && mounter.can_mount_images(&store);
+    let has_images = settings.has_images() && !store.has_selinux_label() && mounter.can_mount_images(&store);
     let store = Arc::new(if has_images { store.with_images() } else { store });
     let fetcher = Arc::new(Fetcher::new(store.clone(), registry));
     let pulls = Arc::new(Pulls::new(fetcher, stop));

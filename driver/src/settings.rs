@@ -33,6 +33,7 @@ pub struct Settings {
     scrubbing: Schedule,
     cluster_sets: Option<ClusterSets>,
     selinux_label: Option<SelinuxLabel>,
+    has_images: bool,
     kubelet_dir: PathBuf,
     own_pod: Option<OwnPod>,
     startup_taint: Option<StartupTaint>,
@@ -67,6 +68,7 @@ impl Settings {
             scrubbing: Schedule::default(),
             cluster_sets: None,
             selinux_label: None,
+            has_images: true,
             kubelet_dir: kubelet_dir.to_owned(),
             own_pod: None,
             startup_taint: None,
@@ -100,6 +102,18 @@ impl Settings {
     pub fn with_selinux_label(mut self, label: Option<SelinuxLabel>) -> Self {
         self.selinux_label = label;
         self
+    }
+
+    /// Sets whether archives with many small files become EROFS images, if the kernel can mount them.
+    #[must_use]
+    pub fn with_images(mut self, has_images: bool) -> Self {
+        self.has_images = has_images;
+        self
+    }
+
+    /// Reports whether archives with many small files may become EROFS images.
+    pub(crate) fn has_images(&self) -> bool {
+        self.has_images
     }
 
     /// Returns the SELinux label of the store, if one was set.

@@ -66,6 +66,10 @@ pub(crate) struct Arguments {
     /// permission is checked again after ten minutes at the earliest.
     #[arg(long, value_name = "SECONDS", default_value_t = Settings::AUTHORIZATION_GRACE.as_secs(), value_parser = clap::value_parser!(u64).range(..=2_592_000))]
     rights_grace: u64,
+    /// Unpack every archive into files. Otherwise volumes of many small files are EROFS images, if the kernel can mount
+    /// these from a file (Linux 6.12 or later).
+    #[arg(long)]
+    no_images: bool,
     /// Serve /metrics and /healthz at this address over plain HTTP [default: disabled].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -127,6 +131,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
                 .with_inode_reserve(arguments.storage.inode_reserve()),
         )
         .with_authorization_grace(Duration::from_secs(arguments.rights_grace))
+        .with_images(!arguments.no_images)
         .with_selinux_label(arguments.storage.selinux_label())
         .with_watermarks(arguments.storage.watermarks()?)
         .with_scrubbing(arguments.storage.scrub_schedule()?)

@@ -57,6 +57,9 @@ async fn a_large_blob_is_downloaded_in_parts_if_the_registry_supports_ranges(#[c
     let bytes = noise(NOISE_SEED, 100 * MIB + 17);
     let digest = Artifact::new(&registry).file("f", &bytes).push();
     registry.supports_ranges.store(in_parts, Ordering::SeqCst);
+    // Slower than the disk and the hasher, so that spare slots are used.
+    let slow = (256 << 10, Duration::from_millis(10));
+    registry.slow_hosts.lock().unwrap().insert("kind-registry".to_owned(), slow);
     let tree = pull(&open(folder.path(), &registry), &recipe([add(&digest)])).await.unwrap();
     assert!(file(folder.path(), &tree, "f") == bytes);
     // One short request, and three of at most 32 MiB.

@@ -64,6 +64,9 @@ struct State {
     /// From where the blocks of the file were not freed yet.
     freed_to: u64,
     is_closed: bool,
+    /// Whether a thread waits. A notification is a system call, also if no thread waits.
+    is_reader_waiting: bool,
+    is_writer_waiting: bool,
 }
 
 impl Spool {
@@ -78,6 +81,8 @@ impl Spool {
             on_disk: Ranges::default(),
             freed_to: 0,
             is_closed: false,
+            is_reader_waiting: false,
+            is_writer_waiting: false,
         };
         Self { size, path, file: OnceLock::new(), state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -123,8 +128,7 @@ impl Spool {
             if let Some(piece) = state.memory.remove(&at) {
                 state.bytes_in_memory -= piece.len();
                 state.next += piece.len() as u64;
-                drop(state);
-                self.changed.notify_all();
+                self.wake(state.is_writer_waiting);
                 return Ok(Next::Bytes(piece));
             }
             let end = state.on_disk.end_from(at);
@@ -134,7 +138,16 @@ impl Spool {
             if state.is_closed {
                 return Ok(Next::Closed);
             }
+            state.is_reader_waiting = true;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.is_reader_waiting = false;
+        }
+    }
+
+    /// Wakes the other side, if it waits.
+    fn wake(&self, is_waiting: bool) {
+        if is_waiting {
+            self.changed.notify_all();
         }
     }
 
@@ -148,6 +161,8 @@ impl Spool {
         state.next += length as u64;
         let free = (state.next - state.freed_to >= FREE_EVERY_BYTES || state.next == range.end)
             .then(|| std::mem::replace(&mut state.freed_to, range.start + length as u64));
+        // The writer waits while the reader is far behind.
+        self.wake(state.is_writer_waiting);
         drop(state);
         let mut piece = BytesMut::zeroed(length);
         let file = self.file()?;
@@ -157,8 +172,6 @@ impl Spool {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             let _ = rustix::fs::fallocate(file, flags, from, range.start + length as u64 - from);
         }
-        // The writer waits while the reader is far behind.
-        self.changed.notify_all();
         Ok(piece.freeze())
     }
 
@@ -175,15 +188,16 @@ impl Spool {
             let is_full = state.bytes_in_memory + piece.len() > MAX_BYTES || state.memory.len() >= MAX_PIECES;
             // All pieces in memory are in order, so the reader frees memory without any other bytes.
             if is_full && !state.memory.is_empty() {
+                state.is_writer_waiting = true;
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.is_writer_waiting = false;
                 continue;
             }
             state.space.spend(bytes(piece.len() as u64));
             state.received.add(range);
             state.bytes_in_memory += piece.len();
             state.memory.insert(range.start, piece);
-            drop(state);
-            self.changed.notify_all();
+            self.wake(state.is_reader_waiting);
             return Ok(());
         }
         drop(state);
@@ -192,8 +206,7 @@ impl Spool {
         state.space.spend(bytes(piece.len() as u64));
         state.received.add(range);
         state.on_disk.add(range);
-        drop(state);
-        self.changed.notify_all();
+        self.wake(state.is_reader_waiting);
         Ok(())
     }
 

@@ -52,7 +52,7 @@ const JOURNAL_EVERY_BYTES: u64 = 1 << 20;
 /// How many written bytes can be unsynced. They are lost in a power cut.
 const SYNC_EVERY_BYTES: u64 = 64 << 20;
 /// The size of one read of bytes that are no longer buffered in memory.
-const READ_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 256 << 10;
 /// After this time without progress a partial blob is deleted.
 const STALE_AFTER: Duration = Duration::from_hours(24);
 
@@ -82,6 +82,9 @@ struct State {
     is_closed: bool,
     /// Where the reader continues.
     read_to: u64,
+    /// Whether a thread waits. A notification is a system call, also if no thread waits.
+    is_reader_waiting: bool,
+    is_writer_waiting: bool,
     recent: RecentChunks,
 }
 
@@ -137,6 +140,8 @@ impl Store {
             log,
             is_closed: false,
             read_to: 0,
+            is_reader_waiting: false,
+            is_writer_waiting: false,
             recent,
         };
         let (state, changed, sync_due) = (Mutex::new(state), Condvar::new(), Condvar::new());
@@ -227,12 +232,18 @@ impl Partial {
         }
         let mut state = self.state();
         state.read_to = at;
-        self.changed.notify_all();
+        if state.is_writer_waiting {
+            self.changed.notify_all();
+        }
         let end = loop {
             match state.written.end_from(at) {
                 end if end > at => break end,
                 _ if state.is_closed => return Ok(Next::Closed),
-                _ => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                _ => {
+                    state.is_reader_waiting = true;
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state.is_reader_waiting = false;
+                }
             }
         };
         if let Some(piece) = state.recent.take(at) {
@@ -274,21 +285,30 @@ impl BlobSink for Partial {
         self.space.spend(Usage { bytes: bytes.len() as u64, inodes: 0 });
         let range = offset..offset + bytes.len() as u64;
         let mut state = self.state();
+        // A chunk ahead of missing bytes would only displace those that the reader needs next.
+        let is_in_order = state.written.end_from(state.read_to) == offset;
         // A reader that is a little behind gets the bytes from memory. Without the pause it would fall further behind, and
         // read all of them from the file again.
-        while state.must_wait_for_reader(bytes.len()) {
+        while is_in_order && state.must_wait_for_reader(bytes.len()) {
+            state.is_writer_waiting = true;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.is_writer_waiting = false;
         }
         state.written.add(&range);
         state.unjournaled.add(&range);
         state.unsynced += bytes.len() as u64;
-        state.recent.push(offset, bytes);
+        if is_in_order {
+            state.recent.push(offset, bytes);
+        }
         if state.unjournaled.bytes() >= JOURNAL_EVERY_BYTES {
             state.write_journal(&self.journal);
         }
         let is_due = state.unsynced >= SYNC_EVERY_BYTES || state.written.bytes() == self.size;
+        let must_wake = state.is_reader_waiting;
         drop(state);
-        self.changed.notify_all();
+        if must_wake {
+            self.changed.notify_all();
+        }
         if is_due {
             self.sync_due.notify_all();
         }
