@@ -124,8 +124,7 @@ async fn delete(api: &mut Connection, name: &str) -> Result<()> {
 async fn ready(results: &mut Results, registry: &Registry, api: &mut Connection, scale: Scale) -> Result<()> {
     let bytes: u64 = scale.pick(256 << 20, 32 << 20);
     let size = scale::bytes(bytes);
-    let (mut cold, mut warm, mut cold_image, mut warm_image, mut nothing) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut times: [Vec<f64>; 6] = Default::default();
     for round in 0..scale.pick(5, 2) {
         let repository = format!("round-{round}");
         push(registry, &repository, 1 + round, bytes)?;
@@ -134,24 +133,26 @@ async fn ready(results: &mut Results, registry: &Registry, api: &mut Connection,
         let ours = |name: &str| pod(name, "default-scheduler", &annotations, &json!([]));
         let theirs = |name: &str| pod(name, "default-scheduler", &json!({}), &image);
         let plain = |name: &str| pod(name, "default-scheduler", &json!({}), &json!([]));
-        nothing.push(until_ready(api, &plain(&format!("nothing-{round}"))).await?);
-        cold.push(until_ready(api, &ours(&format!("cold-{round}"))).await?);
-        cold_image.push(until_ready(api, &theirs(&format!("cold-image-{round}"))).await?);
-        warm.push(until_ready(api, &ours(&format!("warm-{round}"))).await?);
-        warm_image.push(until_ready(api, &theirs(&format!("warm-image-{round}"))).await?);
-        for name in ["nothing", "cold", "cold-image", "warm", "warm-image"] {
-            delete(api, &format!("{name}-{round}")).await?;
+        let name = |what: &str| format!("{what}-{round}");
+        let pods = [
+            plain(&name("nothing")),
+            ours(&name("first")),
+            theirs(&name("first-image")),
+            plain(&name("nothing-again")),
+            ours(&name("further")),
+            theirs(&name("further-image")),
+        ];
+        for (pod, times) in pods.iter().zip(&mut times) {
+            times.push(until_ready(api, pod).await?);
+        }
+        for pod in &pods {
+            delete(api, pod["metadata"]["name"].as_str().unwrap_or_default()).await?;
         }
     }
     let (first, second) = (format!("first pod, {size} tar+gzip"), format!("further pod, {size} tar+gzip"));
-    for (case, program, values) in [
-        (&first, OURS, cold),
-        (&first, "image volume", cold_image),
-        (&first, "limit: no volume", nothing.clone()),
-        (&second, OURS, warm),
-        (&second, "image volume", warm_image),
-        (&second, "limit: no volume", nothing),
-    ] {
+    let programs = [("limit: no volume", &first), (OURS, &first), ("image volume", &first)];
+    let programs = programs.into_iter().chain(programs.map(|(program, _)| (program, &second)));
+    for ((program, case), values) in programs.zip(times) {
         results.add(&series(case, program, "s", values))?;
     }
     Ok(())

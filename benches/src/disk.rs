@@ -65,11 +65,14 @@ impl Disk {
                 make.args(["-E", ext4]);
             }
             run(make.arg("-q").arg(&image))?;
-            let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&image))?;
-            mount.arg(&device);
-            disk.device = Some(device);
+            // The kernel frees the loop device with the mount.
+            mount.args(["-o", "loop"]).arg(&image);
         }
         run(mount.arg(disk.path()))?;
+        if kind != Kind::Memory {
+            let device = run(Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(disk.path()))?;
+            disk.device = Some(device);
+        }
         Ok(disk)
     }
 
@@ -127,9 +130,6 @@ impl Drop for Disk {
         }
         if let Err(error) = run(Command::new("umount").arg(self.path())) {
             eprintln!("{error:#}");
-        }
-        if let Some(device) = &self.device {
-            let _ = run(Command::new("losetup").arg("--detach").arg(device));
         }
     }
 }

@@ -190,12 +190,11 @@ impl Drop for Driver {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // Lazily: the mounts of a driver that ended are not used by any process.
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let paths = mounts.lines().filter_map(|line| line.split(' ').nth(4).map(Path::new));
         let ours: Vec<_> = paths.filter(|path| path.starts_with(&self.folder)).collect();
-        for paths in ours.chunks(500) {
-            let _ = Command::new("umount").arg("-l").args(paths.iter().rev()).stderr(Stdio::null()).status();
+        for path in ours.iter().rev() {
+            let _ = rustix::mount::unmount(*path, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }

@@ -94,7 +94,10 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
         warm.get_or_insert(volume);
     }
     let volume = warm.context("a tree was pushed")?;
+    let (published, unpublished) = publish_and_unpublish(&driver, &volume, calls).await?;
+    record.add("publish", OURS, "ms", milliseconds(&published))?;
     empty_calls(&mut record, &driver, &disk, calls).await?;
+    record.add("unpublish", OURS, "ms", milliseconds(&unpublished))?;
     at_once(&mut record, &driver, &volume).await?;
     many_volumes(&mut record, &driver, &volume, scale).await?;
     let peak = usage_of(driver.id())?.peak;
