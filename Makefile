@@ -4,6 +4,8 @@
 # make test-integration  against real registries, oras, kube-apiserver and csi-sanity; needs Go
 # make test-e2e          pods on a real node with kubelet and containerd; needs Go and root
 # make test-extra        beside Flux, Argo CD, kyverno and gatekeeper; needs Go (not part of make test)
+# make bench             measures beside other programs, writes benches/RESULTS.md; needs Go, some parts root
+# make bench-quick       the same with smaller cases, in less than 5 minutes after the build; writes target/bench/RESULTS.md
 # make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target
 # make binary            the static binary
 # make image             its container image, built without Docker
@@ -13,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz
+.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -102,6 +104,15 @@ test-extra: binary
 	$(STAGE) "extra: build" $(CARGO_TEST) --test extra --no-run
 	$(STAGE) "extra: tests" $(TESTBED)/api-server \
 	  $(CARGO_TEST) --offline --no-fail-fast --test extra -- --test-threads=1
+
+# Built first, and run offline. TMPDIR selects the disk below the loop devices. BENCH="pulls warm" measures only these
+# sections. The section of the cluster needs the programs of a node, which a quick run does not build.
+bench: BENCH_PROGRAMS := $(if $(filter 0,$(shell id -u)),e2e)
+bench bench-quick: binary
+	$(foreach tier,bench $(BENCH_PROGRAMS),$(TESTBED)/packages $(tier);)
+	$(STAGE) "bench: Go programs" $(TESTBED)/build bench $(BENCH_PROGRAMS)
+	$(STAGE) "bench: build" cargo build $(LOCKED) --profile bench --package oras-csi-benches
+	$(STAGE) "$@" benches/run $(if $(filter bench-quick,$@),quick,full) $(TARGET) $(BENCH)
 
 FUZZ_SECONDS ?= 60
 fuzz:

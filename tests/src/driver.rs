@@ -89,6 +89,11 @@ impl Driver {
         }
     }
 
+    /// Returns the process id.
+    pub fn id(&self) -> u32 {
+        self.running.as_ref().expect("it runs").id()
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("kubelet/plugins/csi.oras.land/csi.sock")
     }

@@ -9,6 +9,7 @@ mod admission;
 mod apply;
 mod backstop;
 mod backstop_beside;
+mod counts;
 mod credentials;
 mod driver;
 mod hostile;
