@@ -175,6 +175,11 @@ pub(crate) fn append_files(archive: &mut Archive<'_>, seed: u64, size: u64, coun
     Ok(())
 }
 
+/// Appends the file `data/large`, which does not compress.
+pub(crate) fn append_large_file(archive: &mut Archive<'_>, size: u64) -> Result<()> {
+    append(archive, "data/large", size, Noise::new(7))
+}
+
 /// Appends many small files below `data/`, a thousand in a directory.
 pub(crate) fn append_small_files(archive: &mut Archive<'_>, count: u64) -> Result<()> {
     for number in 0..count {

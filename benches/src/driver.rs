@@ -98,6 +98,11 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 impl Driver {
     /// Starts one whose store and mounts are in a new folder below `disk`.
     pub(crate) async fn start(disk: &Path, name: &str, certs: &Path) -> Result<Self> {
+        Self::start_with(disk, name, certs, &[]).await
+    }
+
+    /// Starts one with more options.
+    pub(crate) async fn start_with(disk: &Path, name: &str, certs: &Path, options: &[&str]) -> Result<Self> {
         let folder = disk.join(name);
         std::fs::create_dir_all(&folder)?;
         let log = File::options().create(true).append(true).open(folder.join("driver.log"))?;
@@ -105,7 +110,7 @@ impl Driver {
         let mut command = Command::new(tools::ours()?);
         command.args(["driver", "--node-id=node1", "--keep-free=0"]);
         command.args([at("kubelet-dir", "kubelet"), at("store", "store")]);
-        command.arg(format!("--certs-dir={}", certs.display())).args(tools::unlimited());
+        command.arg(format!("--certs-dir={}", certs.display())).args(tools::unlimited()).args(options);
         command.env_remove("KUBECONFIG").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn().context("cannot start the driver")?;
         let socket = folder.join("kubelet/plugins/csi.oras.land/csi.sock");

@@ -22,6 +22,7 @@ mod disk;
 mod driver;
 mod growth;
 mod http;
+mod images;
 mod measure;
 mod plot;
 mod pulls;
@@ -58,11 +59,12 @@ async fn main() -> Result<()> {
         match section.to_str() {
             Some("pulls") => pulls::run(&mut results, scale).await?,
             Some("throttled") => throttled::run(&mut results, scale).await?,
+            Some("images") => images::run(&mut results, scale).await?,
             Some("warm") => warm::run(&mut results, scale).await?,
             Some("growth") => growth::run(&mut results, scale).await?,
             Some("cluster") => cluster::run(&mut results, scale).await?,
             _ => bail!(
-                "unknown section {}: the sections are pulls, throttled, warm, growth and cluster",
+                "unknown section {}: the sections are pulls, throttled, images, warm, growth and cluster",
                 section.display()
             ),
         }

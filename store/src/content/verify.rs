@@ -105,9 +105,16 @@ pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Res
     let Some(description) = description else {
         return Ok(Verdict::Damaged("its description (tree.json) is damaged".to_owned()));
     };
-    // The image is a link to that of its layer, and is verified there.
-    if description.content.image.is_some() {
-        return Ok(Verdict::Good);
+    // The image is a link to that of its layer, and its content is verified there.
+    if let Some(image) = &description.content.image {
+        return Ok(match std::fs::symlink_metadata(folder.join(IMAGE)) {
+            Ok(found) if found.len() == image.bytes => Verdict::Good,
+            _ if !folder.exists() => Verdict::Gone,
+            Ok(found) => {
+                Verdict::Damaged(format!("its image has {} bytes instead of {}", found.len(), image.bytes))
+            }
+            Err(error) => Verdict::Damaged(format!("its image: {error}")),
+        });
     }
     let totals = description.totals();
     let Some(root) = open(&folder.join(FILES))? else { return Ok(missing(&folder)) };

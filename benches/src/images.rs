@@ -1,0 +1,168 @@
+//! Trees of many small files as EROFS images and as hard links: what they cost until they are mounted, on the disk, while
+//! they are read, and when they are deleted (docs/decisions/erofs-images.md).
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use crate::content::{self, Packing};
+use crate::disk::{Disk, Kind, run as run_command, sync};
+use crate::driver::{Driver, Volume};
+use crate::measure::usage_of;
+use crate::registry::Registry;
+use crate::results::{OURS, Results, Series};
+use crate::scale::{Scale, bytes, number};
+
+const SECTION: &str = "many small files: images and hard links";
+const FILES: &str = "files in the tree";
+const HARD_LINKS: &str = "oras-csi --no-images";
+/// The small files beside the large one, so that the archive becomes an image.
+const BESIDE: u64 = 20_000;
+
+struct Recorder<'a>(&'a mut Results);
+
+impl Recorder<'_> {
+    fn add(&mut self, case: &str, program: &str, unit: &str, value: f64, x: Option<u64>) -> Result<()> {
+        self.0.add(&Series {
+            section: SECTION.to_owned(),
+            case: case.to_owned(),
+            program: program.to_owned(),
+            unit: unit.to_owned(),
+            values: vec![value],
+            x: x.map(|x| x as f64),
+            axis: x.map(|_| FILES.to_owned()),
+        })
+    }
+}
+
+/// Measures all of it.
+pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
+    let registry = Registry::start()?;
+    let mut record = Recorder(results);
+    for files in scale.up_to(10_000, &[10, 1_000, 10_000, 100_000, 1_000_000]) {
+        let volume = push(&registry, &format!("tree-{files}"), |to| content::append_small_files(to, files))?;
+        for program in [OURS, HARD_LINKS] {
+            small_files(&mut record, &registry, &volume, files, program).await?;
+        }
+    }
+    let size = scale.pick(1 << 30, 256 << 20);
+    let volume = push(&registry, "large", |to| {
+        content::append_small_files(to, BESIDE)?;
+        content::append_large_file(to, size)
+    })?;
+    for program in [OURS, HARD_LINKS] {
+        large_file(&mut record, &registry, &volume, size, program).await?;
+    }
+    Ok(())
+}
+
+fn push(
+    registry: &Registry,
+    repository: &str,
+    add: impl FnOnce(&mut content::Archive<'_>) -> Result<()>,
+) -> Result<Volume> {
+    let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
+    let file = folder.path().join("archive");
+    let diff = content::write_archive(&file, Packing::Gzip, add)?;
+    let pushed = registry.push_archive(repository, &file, Packing::Gzip, &diff)?;
+    Ok(Volume::of(&pushed.repository, &pushed.digest))
+}
+
+async fn start(disk: &Disk, registry: &Registry, program: &str) -> Result<Driver> {
+    let options: &[&str] = if program == HARD_LINKS { &["--no-images"] } else { &[] };
+    Driver::start_with(&disk.path(), "driver", &registry.certs(), options).await
+}
+
+async fn small_files(
+    record: &mut Recorder<'_>,
+    registry: &Registry,
+    volume: &Volume,
+    files: u64,
+    program: &str,
+) -> Result<()> {
+    let at = Some(files);
+    let disk = Disk::new(Kind::Ext4, 16 << 30)?;
+    let driver = start(&disk, registry, program).await?;
+    let (inodes, written) = (used_inodes(&disk)?, disk.written()?.unwrap_or_default());
+    let mounted = driver.publish("first", volume).await?;
+    record.add("until mounted", program, "s", mounted.as_secs_f64(), at)?;
+    disk.sync()?;
+    let written = disk.written()?.unwrap_or_default() - written;
+    record.add("written to the device", program, "MiB", written / f64::from(1 << 20), at)?;
+    record.add("inodes", program, "inodes", used_inodes(&disk)? - inodes, at)?;
+    record.add("largest memory of the driver", program, "MiB", usage_of(driver.id())?.peak, at)?;
+    drop_caches()?;
+    let begun = Instant::now();
+    read_all(&driver.target("first")?)?;
+    record.add("read all files, from the disk", program, "s", begun.elapsed().as_secs_f64(), at)?;
+    let begun = Instant::now();
+    read_all(&driver.target("first")?)?;
+    record.add("read all files, from memory", program, "s", begun.elapsed().as_secs_f64(), at)?;
+    driver.unpublish("first").await?;
+    let store = disk.path().join("driver/store");
+    drop(driver);
+    let begun = Instant::now();
+    for folder in ["trees", "layers"] {
+        std::fs::remove_dir_all(store.join(folder))?;
+    }
+    record.add("delete", program, "s", begun.elapsed().as_secs_f64(), at)
+}
+
+/// Reads one large file of a volume with many small ones.
+async fn large_file(
+    record: &mut Recorder<'_>,
+    registry: &Registry,
+    volume: &Volume,
+    size: u64,
+    program: &str,
+) -> Result<()> {
+    let disk = Disk::new(Kind::Ext4, 3 * size + (4 << 30))?;
+    let driver = start(&disk, registry, program).await?;
+    driver.publish("first", volume).await?;
+    disk.sync()?;
+    let case = format!("one file of {} beside {} small ones", bytes(size), number(BESIDE));
+    let file = driver.target("first")?.join("data/large");
+    for (name, flag) in [("read", None), ("read with O_DIRECT", Some("iflag=direct"))] {
+        drop_caches()?;
+        let begun = Instant::now();
+        let mut dd = Command::new("dd");
+        dd.arg(format!("if={}", file.display())).args(["of=/dev/null", "bs=1M", "status=none"]).args(flag);
+        run_command(&mut dd)?;
+        let rate = size as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64();
+        record.add(&format!("{case}: {name}"), program, "MiB/s", rate, None)?;
+    }
+    driver.unpublish("first").await?;
+    Ok(())
+}
+
+fn used_inodes(disk: &Disk) -> Result<f64> {
+    let found = rustix::fs::statvfs(disk.path())?;
+    Ok((found.f_files - found.f_ffree) as f64)
+}
+
+fn drop_caches() -> Result<()> {
+    sync(Path::new("/"))?;
+    std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the caches of the kernel")
+}
+
+/// Reads every file beneath a folder.
+fn read_all(folder: &Path) -> Result<()> {
+    let mut content = Vec::new();
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                waiting.push(entry.path());
+            } else {
+                content.clear();
+                File::open(entry.path())?.read_to_end(&mut content)?;
+            }
+        }
+    }
+    Ok(())
+}
