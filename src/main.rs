@@ -26,6 +26,10 @@ mod yaml_documents;
 
 use clap::Parser as _;
 
+/// Most of the time of an admission was the allocator of a static glibc: docs/performance.md has the measurement.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
