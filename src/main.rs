@@ -26,7 +26,7 @@ mod yaml_documents;
 
 use clap::Parser as _;
 
-/// Most of the time of an admission was the allocator of a static glibc: docs/performance.md has the measurement.
+/// The allocator of a static glibc took a fifth of the instructions of an admission: docs/performance.md has the counts.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
