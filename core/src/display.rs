@@ -42,6 +42,10 @@ impl Shown {
 
     /// Escapes `text` and cuts it to 160 characters and an ellipsis.
     pub fn new(text: &str) -> Self {
+        // Most values are short, and each of their bytes is a character that prints.
+        if text.len() <= Self::MAX_CHARS && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return Self(text.to_owned());
+        }
         let mut shown = String::new();
         for (count, character) in text.chars().enumerate() {
             if count == Self::MAX_CHARS {

@@ -41,10 +41,12 @@ const DEFAULT_SLUG: &str = "artifact";
 impl VolumeId {
     /// Returns the id of `recipe`. The slug comes from `name`, or else from the last segment of the first repository.
     pub fn new(name: Option<&str>, recipe: &PinnedRecipe) -> Self {
-        let repository =
-            recipe.steps().iter().find_map(Step::layer).map(|layer| layer.reference().repository());
-        let source = name.or_else(|| repository.and_then(|repository| repository.rsplit('/').next()));
-        Self(format!("{}-{}", slug(source.unwrap_or_default()), hash(recipe)))
+        Self(format!("{}-{}", slug_of(name, recipe), hash(recipe)))
+    }
+
+    /// Returns how many bytes the id of `recipe` has, without its hash.
+    pub(crate) fn length_for(name: Option<&str>, recipe: &PinnedRecipe) -> usize {
+        slug_of(name, recipe).len() + "-".len() + HASH_LENGTH
     }
 
     /// Parses `text` as the id of `recipe`. Its characters and its hash must be right; the slug can be any text.
@@ -73,6 +75,12 @@ impl VolumeId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+fn slug_of(name: Option<&str>, recipe: &PinnedRecipe) -> String {
+    let repository = recipe.steps().iter().find_map(Step::layer).map(|layer| layer.reference().repository());
+    let source = name.or_else(|| repository.and_then(|repository| repository.rsplit('/').next()));
+    slug(source.unwrap_or_default())
 }
 
 fn hash(recipe: &PinnedRecipe) -> String {
@@ -168,6 +176,7 @@ mod tests {
             prop_assert!(text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'));
             prop_assert!(!text.starts_with('-') && !text.ends_with('-'));
             prop_assert_eq!(VolumeId::parse_for(text, &recipe), Ok(id.clone()));
+            prop_assert_eq!(VolumeId::length_for(name.as_deref(), &recipe), text.len());
         }
 
         #[test]

@@ -54,6 +54,18 @@ impl Running {
         }
     }
 
+    /// Waits until the program has ended by itself, or by a signal.
+    pub fn wait_until_ended(mut self, patience: Duration) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it was started") {
+                return status;
+            }
+            assert!(started.elapsed() < patience, "{} has not ended in {patience:?}", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Sends SIGTERM, as kubelet does, and waits.
     pub fn terminate(mut self) -> ExitStatus {
         signal(self.child.id(), "TERM");

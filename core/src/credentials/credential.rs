@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -164,6 +164,12 @@ impl Credential {
 
     /// Returns a value that is equal only for equal credentials, as part of a cache key.
     pub fn fingerprint(&self) -> Fingerprint {
+        static ANONYMOUS: LazyLock<Fingerprint> =
+            LazyLock::new(|| Credential::Anonymous.compute_fingerprint());
+        if matches!(self, Self::Anonymous) { *ANONYMOUS } else { self.compute_fingerprint() }
+    }
+
+    fn compute_fingerprint(&self) -> Fingerprint {
         let mut hasher = Sha256::new();
         hasher.update(b"csi.oras.land/credential/v1\0");
         // Each field is hashed with its length, so that different credentials never hash the same bytes.

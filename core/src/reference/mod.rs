@@ -236,12 +236,16 @@ fn without_scheme(text: &str) -> &str {
 /// hexadecimal characters, which are the id of an image there.
 fn digest_alone(text: &str) -> Option<Digest> {
     let digest = text.strip_prefix('@').unwrap_or(text);
+    // A reference with a repository is not a digest.
+    if digest.contains('/') {
+        return None;
+    }
     digest.parse().or_else(|_| format!("{}:{digest}", Algorithm::Sha256.name()).parse()).ok()
 }
 
 /// Splits `NAME:sha256` and `HEX`, in which a colon precedes the digest, into `NAME` and the digest.
 fn digest_as_tag<'a>(name: &'a str, tag: &str) -> Option<(&'a str, Digest)> {
-    let (before, algorithm) = name.rsplit_once(':')?;
+    let (before, algorithm) = name.rsplit_once(':').filter(|(_, algorithm)| !algorithm.contains('/'))?;
     Some((before, format!("{algorithm}:{tag}").parse().ok()?))
 }
 

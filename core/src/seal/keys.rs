@@ -1,13 +1,14 @@
 //! The Ed25519 keys that sign and verify seals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use zeroize::Zeroizing;
 
-use super::{Holder, Seal, SealError, SealedContent};
+use super::{Holder, SIGNATURE_LENGTH, Seal, SealError, SealedContent};
 use crate::digest::Digest;
 
 const PUBLIC_KEY_LENGTH: usize = 32;
@@ -68,10 +69,16 @@ pub enum KeyError {
     Random,
 }
 
+/// How many signatures a key keeps. A message is at most a few KiB: see `CanonicalVolume::MAX_BYTES`.
+const MAX_SIGNATURES: usize = 256;
+
 /// The private key that signs volumes. Its `Debug` output has only the key id.
 pub struct SealKey {
     pair: Ed25519KeyPair,
     public: PublicKey,
+    /// The signatures of recent messages. All pods of a workload get the same seal, and signing is deterministic, so a
+    /// message is signed once. They belong to this key: another key starts without any.
+    signatures: Mutex<HashMap<Vec<u8>, [u8; SIGNATURE_LENGTH]>>,
 }
 
 impl fmt::Debug for SealKey {
@@ -88,7 +95,7 @@ impl SealKey {
 
     fn new(pair: Ed25519KeyPair) -> Result<Self, KeyError> {
         let bytes = pair.public_key().as_ref().try_into().map_err(|_| KeyError::Kind)?;
-        Ok(Self { pair, public: PublicKey::new(bytes) })
+        Ok(Self { pair, public: PublicKey::new(bytes), signatures: Mutex::default() })
     }
 
     /// Parses a PKCS#8 key in PEM (RFC 5958, RFC 7468), with or without the public key in it.
@@ -111,11 +118,29 @@ impl SealKey {
 
     /// Signs `content` for `holder`.
     pub fn sign(&self, content: SealedContent<'_>, holder: Holder<'_>) -> Seal {
-        let signature = self.pair.sign(&content.payload(holder));
-        let signature = signature.as_ref().try_into();
+        let message = content.payload(holder);
+        let known = self.signatures.lock().unwrap_or_else(PoisonError::into_inner).get(&message).copied();
+        let signature = known.unwrap_or_else(|| self.sign_message(message));
+        Seal { key: self.public.id.clone(), signature }
+    }
+
+    /// Signs a message, and keeps the signature.
+    fn sign_message(&self, message: Vec<u8>) -> [u8; SIGNATURE_LENGTH] {
+        let signature = self.pair.sign(&message).as_ref().try_into();
         let signature =
             signature.unwrap_or_else(|_| unreachable!("an Ed25519 signature has 64 bytes (RFC 8032)"));
-        Seal { key: self.public.id.clone(), signature }
+        let mut signatures = self.signatures.lock().unwrap_or_else(PoisonError::into_inner);
+        // Starting again costs one signature for each message, which is less than keeping the order of use.
+        if signatures.len() >= MAX_SIGNATURES {
+            signatures.clear();
+        }
+        signatures.insert(message, signature);
+        signature
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept_signatures(&self) -> usize {
+        self.signatures.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 

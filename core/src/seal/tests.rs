@@ -49,6 +49,31 @@ fn a_seal_with_the_key_id_of_another_key_is_invalid() {
     assert!(matches!(keys.verify(&wrong_id, CONTENT, holder), Err(SealError::Invalid { .. })));
 }
 
+/// A kept signature is the one that the key makes, for this message and this key alone, and their number is limited.
+#[test]
+fn signatures_are_kept_for_their_message_and_key() {
+    let (key, again) = (SealKey::from_pem(KEY).unwrap(), SealKey::from_pem(KEY).unwrap());
+    let (other, team) = (SealKey::generate().unwrap(), Holder::pod("team"));
+    let first = key.sign(CONTENT, team);
+    assert_eq!(key.kept_signatures(), 1);
+    assert_eq!(key.sign(CONTENT, team), first);
+    assert_eq!(key.kept_signatures(), 1);
+    assert_eq!(again.sign(CONTENT, team), first);
+    assert_ne!(other.sign(CONTENT, team), first);
+    for content in [SealedContent { id: "a-1", ..CONTENT }, SealedContent { set: "", ..CONTENT }] {
+        let seal = key.sign(content, team);
+        assert_ne!(seal, first);
+        let keys = PublicKeys::from_iter([key.public().clone()]);
+        assert_eq!(keys.verify(&seal, content, team), Ok(()));
+    }
+    for number in 0..1_000 {
+        let namespace = format!("team-{number}");
+        let (kept, fresh) = (Holder::pod(&namespace), SealKey::from_pem(KEY).unwrap());
+        assert_eq!(key.sign(CONTENT, kept), fresh.sign(CONTENT, kept));
+    }
+    assert!(key.kept_signatures() <= 256);
+}
+
 #[rstest]
 #[case("")]
 #[case("v1")]

@@ -99,6 +99,11 @@ impl CanonicalVolume {
         Self { id: VolumeId::new(name, &recipe), recipe, set: None, seal: None }.check_length()
     }
 
+    /// Fails where [`Self::new`] does, without computing the id.
+    pub fn check_fits(name: Option<&str>, recipe: &PinnedRecipe) -> Result<(), VolumeError> {
+        check_length(VolumeId::length_for(name, recipe), recipe, None)
+    }
+
     /// Sets the name of the ClusterArtifactSet that the recipe comes from. This removes the seal, which is for another
     /// set.
     pub fn with_set(self, set: &str) -> Result<Self, VolumeError> {
@@ -198,12 +203,16 @@ impl CanonicalVolume {
 
     /// Fails when the attributes are too long together with a seal, so a volume that is accepted can always be signed.
     fn check_length(self) -> Result<Self, VolumeError> {
-        let mut attributes = self.to_attributes();
-        attributes.remove(canonical::SEAL);
-        let length = attributes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-        let length = length + canonical::SEAL.len() + Seal::LENGTH;
-        if length > Self::MAX_BYTES { Err(VolumeError::TooLong { length }) } else { Ok(self) }
+        check_length(self.id.as_str().len(), &self.recipe, self.set.as_deref())?;
+        Ok(self)
     }
+}
+
+fn check_length(id: usize, recipe: &PinnedRecipe, set: Option<&str>) -> Result<(), VolumeError> {
+    let set = set.map_or(0, |set| canonical::SET.len() + set.len());
+    let seal = canonical::SEAL.len() + Seal::LENGTH;
+    let length = canonical::ID.len() + id + canonical::RECIPE.len() + recipe.to_json().len() + set + seal;
+    if length > CanonicalVolume::MAX_BYTES { Err(VolumeError::TooLong { length }) } else { Ok(()) }
 }
 
 fn parse_set_name(set: &str) -> Result<String, VolumeError> {

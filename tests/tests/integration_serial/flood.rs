@@ -37,17 +37,21 @@ const HONEST: &str = "registry.example:5000";
 const STALLING: &str = "stalling.example:5000";
 
 #[derive(Clone)]
-struct Client {
+pub(crate) struct Client {
     port: u16,
     tls: TlsConnector,
 }
 
 impl Client {
+    pub(crate) fn new(port: u16, tls: TlsConnector) -> Self {
+        Self { port, tls }
+    }
+
     async fn tcp(&self) -> Option<TcpStream> {
         TcpStream::connect(("127.0.0.1", self.port)).await.ok()
     }
 
-    async fn connect(&self) -> Option<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self) -> Option<TlsStream<TcpStream>> {
         let name = ServerName::try_from("localhost").unwrap();
         self.tls.connect(name, self.tcp().await?).await.ok()
     }
@@ -157,7 +161,7 @@ async fn misbehave(client: Client, shape: usize, large: [Arc<str>; 2]) -> Option
 }
 
 /// Sends a review, and returns the body of the answer.
-async fn ask(stream: &mut TlsStream<TcpStream>, body: &str) -> Result<Value, String> {
+pub(crate) async fn ask(stream: &mut TlsStream<TcpStream>, body: &str) -> Result<Value, String> {
     let written = async {
         stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).await?;
         stream.flush().await
@@ -191,7 +195,7 @@ fn start_webhook(folder: &Path, port: u16) -> Running {
     Running::start(&mut command, "webhook", folder)
 }
 
-fn connector(folder: &Path) -> TlsConnector {
+pub(crate) fn connector(folder: &Path) -> TlsConnector {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(folder.join("tls/ca.crt")).expect("the CA") {
         roots.add(certificate.expect("a certificate")).expect("a root");
@@ -277,7 +281,7 @@ async fn a_flood_does_not_take_the_webhook_from_others() {
     webhook.wait_until("listening", Duration::from_secs(20), || {
         folder.path().join("tls/ca.crt").exists() && std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
-    let client = Client { port, tls: connector(folder.path()) };
+    let client = Client::new(port, connector(folder.path()));
     let honest = review(&pod(&format!("{HONEST}/a:1")));
 
     let connected = Arc::new(AtomicU64::new(0));

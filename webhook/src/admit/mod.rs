@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use json_patch::Patch;
+use oras_csi_core::keys::DRIVER;
 use oras_csi_core::registry::Registry;
 use oras_csi_core::seal::Holder;
 use serde_json::Value;
@@ -58,7 +59,7 @@ use crate::resolve::{Resolver, ResolverSettings};
 use crate::review::{Review, ReviewResponse, Subject};
 use crate::seal::Sealer;
 use crate::sets::{MemorySets, Resolved, SetCatalog, SetResolver, SetToResolve};
-use crate::view::{PersistentVolume, Pod};
+use crate::view::{Json, PersistentVolume, Pod, Volume};
 
 pub use self::outcome::Outcome;
 pub use self::preview::{Preview, ReferencePreview, VolumePreview};
@@ -193,7 +194,7 @@ impl Admission {
 
     async fn pod(
         &self,
-        object: &Value,
+        object: &impl Json,
         namespace: &str,
         writes: Writes,
         deadline: Deadline,
@@ -218,7 +219,10 @@ impl Admission {
         let (pinned, patch) = (sealed.pinned(), sealed.pinned_patch());
         let annotations = PlannedAnnotations { pinned: pinned.as_deref(), patch: patch.as_deref() };
         let mut patch = patch::plan(&pod, &sealed.planned(), annotations);
-        written::record_pod(object, &mut patch);
+        let is_of_driver = |volume: &Volume<'_>| volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER);
+        if pod.volumes().iter().any(is_of_driver) {
+            written::record_pod(&object.to_value(), &mut patch);
+        }
         Ok(Outcome::new(patch, warnings, pinned, sealed))
     }
 

@@ -3,6 +3,8 @@
 //! Container runtimes create a missing mount point in the mount above it. Below a read-only mount they cannot, and the
 //! container fails to start with an error that does not name the cause. The webhook therefore denies such a pod.
 
+use std::borrow::Cow;
+
 use oras_csi_core::display::Shown;
 use oras_csi_core::keys::{VOLUME_NAME, annotation};
 use oras_csi_core::path::MountPath;
@@ -171,7 +173,13 @@ fn needs_mount(pod: &Pod<'_>, container: &Container<'_>, target: &MountTarget) -
 }
 
 /// Normalizes a path as the container runtime does: absolute, without empty, `.` and `..` segments.
-fn normal(path: &str) -> String {
+fn normal(path: &str) -> Cow<'_, str> {
+    let bytes = path.as_bytes();
+    // Most paths are normal. A segment that begins with a dot may be a name.
+    let is_doubtful = |pair: &[u8]| pair[0] == b'/' && matches!(pair[1], b'/' | b'.');
+    if bytes.len() > 1 && bytes[0] == b'/' && !path.ends_with('/') && !bytes.windows(2).any(is_doubtful) {
+        return Cow::Borrowed(path);
+    }
     let mut segments = Vec::new();
     for segment in path.split('/') {
         match segment {
@@ -182,7 +190,7 @@ fn normal(path: &str) -> String {
             other => segments.push(other),
         }
     }
-    format!("/{}", segments.join("/"))
+    Cow::Owned(format!("/{}", segments.join("/")))
 }
 
 /// Returns the mount that a path of a container is in, if it is read-only: of several mounts above the path, the nearest.
@@ -197,7 +205,8 @@ fn read_only_mount_above<'c, 'a>(
     };
     let is_above = |mount: &Mount<'_>| {
         let above = normal(mount.path);
-        above != path && above.parse::<MountPath>().is_ok_and(|above| above.covers(path))
+        let is_upper = path.len() > above.len() && path.starts_with(&*above);
+        is_upper && above.parse::<MountPath>().is_ok_and(|above| above.covers(path))
     };
     let above = container.mounts.iter().filter(|mount| is_above(mount));
     above.max_by_key(|mount| normal(mount.path).len()).filter(|mount| is_read_only(mount))
@@ -241,12 +250,15 @@ pub(super) fn warnings_of_mounts_below(pod: &Pod<'_>, volumes: &[RequestedVolume
             let is_of_driver = volumes
                 .iter()
                 .any(|volume| volume.target.index.is_some() && volume.target.name == upper.volume);
+            if !is_of_driver {
+                continue;
+            }
             let Ok(path) = normal(upper.path).parse::<MountPath>() else { continue };
             let below = container.mounts.iter().find(|lower| {
                 let lower_path = normal(lower.path);
                 lower_path != path.as_str() && path.covers(&lower_path)
             });
-            if let Some(lower) = below.filter(|_| is_of_driver) {
+            if let Some(lower) = below {
                 warnings.push(format!(
                     "container {}: mount path {} is below the read-only volume {}, so the artifact must contain that directory",
                     Shown::new(container.name),
@@ -271,6 +283,11 @@ mod tests {
     #[case("/mnt//oras/", "/mnt/oras")]
     #[case("/mnt/./x/../oras", "/mnt/oras")]
     #[case("/../..", "/")]
+    #[case("/mnt/.hidden", "/mnt/.hidden")]
+    #[case("/mnt/a.b/c..d", "/mnt/a.b/c..d")]
+    #[case("/mnt/..", "/")]
+    #[case(".", "/")]
+    #[case("/é/./x", "/é/x")]
     fn paths_are_normalized_as_by_the_runtime(#[case] path: &str, #[case] wanted: &str) {
         assert_eq!(normal(path), wanted);
     }

@@ -1,5 +1,7 @@
 //! A recipe whose references are known and whose tags have no digests yet. Pure.
 
+use std::sync::LazyLock;
+
 use oras_csi_core::digest::Digest;
 use oras_csi_core::keys::canonical;
 use oras_csi_core::patch::Patch;
@@ -130,18 +132,16 @@ impl UnpinnedRecipe {
 
     /// Refuses, before any network access, a recipe that would be too long once it is pinned.
     pub(super) fn check_length(&self, at: At<'_>) -> Result<(), Denial> {
-        let stand_in = Digest::sha256_of(b"");
+        static STAND_IN: LazyLock<Digest> = LazyLock::new(|| Digest::sha256_of(b""));
         let digest_of = |reference: &Reference| {
-            Ok::<_, std::convert::Infallible>(reference.digest().cloned().unwrap_or_else(|| stand_in.clone()))
+            Ok::<_, std::convert::Infallible>(reference.digest().unwrap_or(&STAND_IN).clone())
         };
         let pinned = match self.recipe.recipe.pin(digest_of) {
             Ok(pinned) => pinned,
             Err(never) => match never {},
         };
-        match CanonicalVolume::new(self.options.label.as_deref(), pinned) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Denial::bad_request(at, None, error, "")),
-        }
+        CanonicalVolume::check_fits(self.options.label.as_deref(), &pinned)
+            .map_err(|error| Denial::bad_request(at, None, error, ""))
     }
 }
 

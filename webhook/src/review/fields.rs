@@ -4,11 +4,15 @@
 //! text is read once, a field that is not in the tables below is skipped without being stored, and what is stored is
 //! counted. Items of a list keep their positions, because patches name them by position.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+
+use crate::view::{Json, Members as TreeMembers, Tree};
 
 /// How much memory the fields of one object may take, estimated. A pod that a node can run takes a hundredth of it.
 pub(crate) const MAX_BYTES: usize = 4 << 20;
@@ -16,7 +20,7 @@ pub(crate) const MAX_BYTES: usize = 4 << 20;
 /// refuses more, but only after admission.
 const MAX_ANNOTATION_BYTES: usize = 256 << 10;
 /// The estimated memory of a value or of a member of an object, besides its text.
-const NODE_BYTES: usize = 112;
+pub(super) const NODE_BYTES: usize = 112;
 
 /// Which parts of a value are stored. What has another JSON type than expected is stored without its content, so that it
 /// can be reported.
@@ -30,6 +34,33 @@ pub(crate) enum Fields {
 }
 
 use Fields::{All, Items, Members};
+
+impl Fields {
+    /// Returns the fields of a member, with its name as the table has it where there is a table; `None` where the member is
+    /// skipped.
+    pub(super) fn member<'n>(
+        &'static self,
+        name: &'n str,
+    ) -> Option<(Result<&'static str, &'n str>, &'static Self)> {
+        match self {
+            All => Some((Err(name), self)),
+            Members(members) => {
+                let found = members.iter().find(|(member, _)| *member == name);
+                found.map(|(member, fields)| (Ok(*member), fields))
+            }
+            Items(_) => None,
+        }
+    }
+
+    /// Returns the fields of an item, or `None` where items are skipped.
+    pub(super) fn item(&'static self) -> Option<&'static Self> {
+        match self {
+            All => Some(self),
+            Items(fields) => Some(fields),
+            Members(_) => None,
+        }
+    }
+}
 
 const METADATA: Fields = Members(&[
     ("name", All),
@@ -136,16 +167,95 @@ pub(crate) enum FieldsError {
 
 /// Some fields of an object, and the memory that they take.
 #[derive(Debug)]
-pub(crate) struct Object {
-    pub(crate) value: Value,
+pub(crate) struct Object<J> {
+    pub(crate) value: J,
     pub(crate) bytes: usize,
 }
 
+/// What the fields become.
+pub(crate) trait Build: Json {
+    /// The members of an object that is being read.
+    type Members: Default;
+
+    fn new_null() -> Self;
+    fn new_flag(flag: bool) -> Self;
+    fn new_number(number: Number) -> Self;
+    fn new_text(text: &str) -> Self;
+    fn new_list(items: Vec<Self>) -> Self;
+    /// Adds a member. As in Go's decoder, the last of several members with the same name counts.
+    fn add_member(members: &mut Self::Members, name: Cow<'static, str>, value: Self);
+    fn new_object(members: Self::Members) -> Self;
+}
+
+impl Build for Value {
+    type Members = Map<String, Value>;
+
+    fn new_null() -> Self {
+        Self::Null
+    }
+
+    fn new_flag(flag: bool) -> Self {
+        Self::Bool(flag)
+    }
+
+    fn new_number(number: Number) -> Self {
+        Self::Number(number)
+    }
+
+    fn new_text(text: &str) -> Self {
+        Self::String(text.to_owned())
+    }
+
+    fn new_list(items: Vec<Self>) -> Self {
+        Self::Array(items)
+    }
+
+    fn add_member(members: &mut Self::Members, name: Cow<'static, str>, value: Self) {
+        members.insert(name.into_owned(), value);
+    }
+
+    fn new_object(members: Self::Members) -> Self {
+        Self::Object(members)
+    }
+}
+
+impl Build for Tree {
+    type Members = Vec<(Cow<'static, str>, Tree)>;
+
+    fn new_null() -> Self {
+        Self::Null
+    }
+
+    fn new_flag(flag: bool) -> Self {
+        Self::Flag(flag)
+    }
+
+    fn new_number(number: Number) -> Self {
+        Self::Number(number)
+    }
+
+    fn new_text(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+
+    fn new_list(items: Vec<Self>) -> Self {
+        Self::List(items)
+    }
+
+    fn add_member(members: &mut Self::Members, name: Cow<'static, str>, value: Self) {
+        members.push((name, value));
+    }
+
+    fn new_object(members: Self::Members) -> Self {
+        Self::Object(TreeMembers::new(members))
+    }
+}
+
 /// Reads the fields of an object from its JSON.
-pub(crate) fn read(json: &str, fields: &'static Fields) -> Result<Object, FieldsError> {
+pub(crate) fn read<J: Build>(json: &str, fields: &'static Fields) -> Result<Object<J>, FieldsError> {
     let budget = Budget { left: Cell::new(MAX_BYTES), is_exceeded: Cell::new(false) };
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let value = Reader { fields, budget: &budget }.deserialize(&mut deserializer);
+    let value = Reader::<J> { fields, budget: &budget, built: PhantomData }.deserialize(&mut deserializer);
     if budget.is_exceeded.get() {
         return Err(FieldsError::TooLarge);
     }
@@ -158,11 +268,16 @@ pub(crate) fn read(json: &str, fields: &'static Fields) -> Result<Object, Fields
     Ok(Object { value, bytes: MAX_BYTES - budget.left.get() })
 }
 
+/// Reports whether the annotations are within the limit of Kubernetes.
+pub(super) fn has_allowed_annotations(object: &impl Json) -> bool {
+    annotation_bytes(object) <= MAX_ANNOTATION_BYTES
+}
+
 /// Adds up the keys and values of the annotations.
-fn annotation_bytes(object: &Value) -> usize {
-    let annotations = object["metadata"]["annotations"].as_object();
-    let bytes = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
-    annotations.into_iter().flatten().map(bytes).sum()
+fn annotation_bytes(object: &impl Json) -> usize {
+    let annotations = object.member("metadata").and_then(|metadata| metadata.member("annotations"));
+    let members = annotations.and_then(Json::members).into_iter().flatten();
+    members.map(|(key, value)| key.len() + value.text().map_or(0, str::len)).sum()
 }
 
 /// The memory that may still be used.
@@ -180,117 +295,117 @@ impl Budget {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Reader<'a> {
+struct Reader<'a, J> {
     fields: &'static Fields,
     budget: &'a Budget,
+    built: PhantomData<J>,
 }
 
-impl<'de> DeserializeSeed<'de> for Reader<'_> {
-    type Value = Value;
+impl<J> Reader<'_, J> {
+    /// Reads a part of the value.
+    fn part(&self, fields: &'static Fields) -> Self {
+        Self { fields, budget: self.budget, built: PhantomData }
+    }
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+impl<'de, J: Build> DeserializeSeed<'de> for Reader<'_, J> {
+    type Value = J;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<J, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Reader<'_> {
-    type Value = Value;
+impl<'de, J: Build> Visitor<'de> for Reader<'_, J> {
+    type Value = J;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("any JSON value")
     }
 
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+    fn visit_bool<E: Error>(self, value: bool) -> Result<J, E> {
         self.budget.charge(0)?;
-        Ok(Value::Bool(value))
+        Ok(J::new_flag(value))
     }
 
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+    fn visit_i64<E: Error>(self, value: i64) -> Result<J, E> {
         self.budget.charge(0)?;
-        Ok(Value::Number(value.into()))
+        Ok(J::new_number(value.into()))
     }
 
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+    fn visit_u64<E: Error>(self, value: u64) -> Result<J, E> {
         self.budget.charge(0)?;
-        Ok(Value::Number(value.into()))
+        Ok(J::new_number(value.into()))
     }
 
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+    fn visit_f64<E: Error>(self, value: f64) -> Result<J, E> {
         self.budget.charge(0)?;
-        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+        Ok(Number::from_f64(value).map_or_else(J::new_null, J::new_number))
     }
 
-    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<J, E> {
         self.budget.charge(value.len())?;
-        Ok(Value::String(value.to_owned()))
+        Ok(J::new_text(value))
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+    fn visit_unit<E: Error>(self) -> Result<J, E> {
         self.budget.charge(0)?;
-        Ok(Value::Null)
+        Ok(J::new_null())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<J, A::Error> {
         self.budget.charge(0)?;
-        let fields = match self.fields {
-            All => self.fields,
-            Items(fields) => fields,
-            Members(_) => {
-                while list.next_element::<IgnoredAny>()?.is_some() {}
-                return Ok(Value::Array(Vec::new()));
-            }
+        let Some(fields) = self.fields.item() else {
+            while list.next_element::<IgnoredAny>()?.is_some() {}
+            return Ok(J::new_list(Vec::new()));
         };
         let mut items = Vec::new();
-        while let Some(item) = list.next_element_seed(Reader { fields, ..self })? {
+        while let Some(item) = list.next_element_seed(self.part(fields))? {
             items.push(item);
         }
-        Ok(Value::Array(items))
+        Ok(J::new_list(items))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<J, A::Error> {
         self.budget.charge(0)?;
-        let mut members = Map::new();
-        while let Some(key) = map.next_key_seed(Key(self))? {
-            match key {
+        let mut members = J::Members::default();
+        while let Some(name) = map.next_key_seed(Name { fields: self.fields, budget: self.budget })? {
+            match name {
                 None => drop(map.next_value::<IgnoredAny>()?),
-                Some((key, fields)) => {
-                    // As in Go's decoder, the last of several members with the same name counts.
-                    members.insert(key, map.next_value_seed(Reader { fields, ..self })?);
+                Some((name, fields)) => {
+                    J::add_member(&mut members, name, map.next_value_seed(self.part(fields))?);
                 }
             }
         }
-        Ok(Value::Object(members))
+        Ok(J::new_object(members))
     }
 }
 
 /// Reads the name of a member; `None` where the member is skipped.
-struct Key<'a>(Reader<'a>);
+struct Name<'a> {
+    fields: &'static Fields,
+    budget: &'a Budget,
+}
 
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = Option<(String, &'static Fields)>;
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = Option<(Cow<'static, str>, &'static Fields)>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Key<'_> {
-    type Value = Option<(String, &'static Fields)>;
+impl Visitor<'_> for Name<'_> {
+    type Value = Option<(Cow<'static, str>, &'static Fields)>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("the name of a member")
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        let fields = match self.0.fields {
-            All => Some(self.0.fields),
-            Members(members) => members.iter().find(|(member, _)| *member == name).map(|(_, fields)| fields),
-            Items(_) => None,
-        };
-        let Some(fields) = fields else { return Ok(None) };
-        self.0.budget.charge(name.len())?;
-        Ok(Some((name.to_owned(), fields)))
+        let Some((name, fields)) = self.fields.member(name) else { return Ok(None) };
+        self.budget.charge(name.map_or_else(str::len, str::len))?;
+        Ok(Some((name.map_or_else(|name| Cow::Owned(name.to_owned()), Cow::Borrowed), fields)))
     }
 }
 
@@ -301,7 +416,11 @@ mod tests {
     use serde_json::json;
 
     fn pod(value: &Value) -> Value {
-        read(&value.to_string(), &POD).unwrap().value
+        let text = value.to_string();
+        let (tree, value): (Object<Tree>, Object<Value>) =
+            (read(&text, &POD).unwrap(), read(&text, &POD).unwrap());
+        assert_eq!((tree.value.to_value().as_ref(), tree.bytes), (&value.value, value.bytes));
+        value.value
     }
 
     #[test]
@@ -334,7 +453,7 @@ mod tests {
     #[test]
     fn skipped_fields_take_no_memory() {
         let object = json!({"spec": {"tolerations": vec![json!({"key": "k"}); 260_000]}});
-        assert!(read(&object.to_string(), &POD).unwrap().bytes < 2_000);
+        assert!(read::<Tree>(&object.to_string(), &POD).unwrap().bytes < 2_000);
     }
 
     #[rstest]
@@ -344,7 +463,7 @@ mod tests {
     #[case(json!({"metadata": {"annotations": (0..100_000).map(|n| (n.to_string(), json!(""))).collect::<Map<_, _>>()}}))]
     #[case(json!({"metadata": {"annotations": {"a": vec![vec![0; 10]; 10_000]}}}))]
     fn fields_that_are_read_are_limited(#[case] object: Value) {
-        let error = read(&object.to_string(), &POD).unwrap_err();
+        let error = read::<Tree>(&object.to_string(), &POD).unwrap_err();
         assert!(matches!(error, FieldsError::TooLarge), "{error}");
     }
 
@@ -352,17 +471,17 @@ mod tests {
     fn annotations_have_the_limit_of_kubernetes() {
         let pod =
             |bytes| json!({"metadata": {"annotations": {"a": "", "key": "v".repeat(bytes - 4)}}}).to_string();
-        assert!(read(&pod(MAX_ANNOTATION_BYTES), &POD).is_ok());
-        let error = read(&pod(MAX_ANNOTATION_BYTES + 1), &POD).unwrap_err();
+        assert!(read::<Tree>(&pod(MAX_ANNOTATION_BYTES), &POD).is_ok());
+        let error = read::<Tree>(&pod(MAX_ANNOTATION_BYTES + 1), &POD).unwrap_err();
         assert_eq!(error.to_string(), "has 262145 bytes of annotations: Kubernetes allows 262144");
     }
 
     #[test]
     fn refuses_text_after_the_object_and_deep_nesting() {
-        assert!(matches!(read("{} x", &POD), Err(FieldsError::Syntax(_))));
+        assert!(matches!(read::<Tree>("{} x", &POD), Err(FieldsError::Syntax(_))));
         let deep = format!("{{\"metadata\":{{\"annotations\":{}", "[".repeat(1_000_000));
-        assert!(matches!(read(&deep, &POD), Err(FieldsError::Syntax(_))));
+        assert!(matches!(read::<Tree>(&deep, &POD), Err(FieldsError::Syntax(_))));
         let skipped = format!("{{\"x\":{}{}}}", "[".repeat(1_000_000), "]".repeat(1_000_000));
-        assert!(read(&skipped, &POD).is_ok());
+        assert!(read::<Tree>(&skipped, &POD).is_ok());
     }
 }

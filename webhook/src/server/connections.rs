@@ -173,6 +173,9 @@ where
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let Self { inner, silent, open } = self.clone();
         Box::pin(async move {
+            // Otherwise the first answer waits for the acknowledgement of the session tickets (RFC 896), which the client
+            // delays by 40 ms.
+            stream.set_nodelay(true)?;
             wait_for_first_byte(&stream, &silent.open()).await?;
             let connection = open.open();
             let counted = Counted::new(stream, Arc::clone(&connection));

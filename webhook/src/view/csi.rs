@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::json::Json;
 use super::node::Node;
 use crate::denial::Denial;
 
@@ -19,15 +20,15 @@ pub(crate) struct Csi<'a> {
 }
 
 impl<'a> Csi<'a> {
-    pub(super) fn read(source: &Node<'a>) -> Result<Option<Self>, Denial> {
+    pub(super) fn read(source: &Node<'_, 'a, impl Json>) -> Result<Option<Self>, Denial> {
         if source.value.is_none() {
             return Ok(None);
         }
-        let secret = source.child("nodePublishSecretRef")?.child("name")?;
+        let secret = source.child("nodePublishSecretRef")?.child("name")?.text()?;
         Ok(Some(Self {
             driver: source.child("driver")?.text()?.unwrap_or_default(),
             read_only: source.child("readOnly")?.flag()?,
-            secret: secret.text()?.filter(|name| !name.is_empty()),
+            secret: secret.filter(|name| !name.is_empty()),
             attributes: source.child("volumeAttributes")?.texts()?.unwrap_or_default(),
         }))
     }

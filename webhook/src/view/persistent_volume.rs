@@ -29,13 +29,14 @@ pub(crate) struct PersistentVolume<'a> {
 impl<'a> PersistentVolume<'a> {
     /// Reads the fields; `None` for a volume of another driver.
     pub(crate) fn read(object: &'a Value) -> Result<Option<Self>, Denial> {
-        let root = Node { value: Some(object), path: "persistentvolume".into() };
-        root.object()?;
+        let root = Node::root("persistentvolume", object);
+        root.check_object()?;
         let (metadata, spec) = (root.child("metadata")?, root.child("spec")?);
         let source = spec.child("csi")?;
         let Some(csi) = Csi::read(&source)?.filter(|csi| csi.driver == DRIVER) else { return Ok(None) };
-        let text =
-            |node: &Node<'a>, key| Ok::<_, Denial>(node.child(key)?.text()?.filter(|it| !it.is_empty()));
+        let text = |node: &Node<'_, 'a, Value>, key| {
+            Ok::<_, Denial>(node.child(key)?.text()?.filter(|it| !it.is_empty()))
+        };
         let name = text(&metadata, "name")?.or(text(&metadata, "generateName")?);
         let annotations = metadata.child("annotations")?.texts()?.unwrap_or_default();
         Ok(Some(Self {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use oras_csi_core::keys::DRIVER;
-use serde_json::Value;
 
 use super::csi::Csi;
+use super::json::Json;
 use super::node::Node;
 use crate::denial::Denial;
 
@@ -122,9 +122,9 @@ const REVISION_LABELS: [&str; 2] = ["controller-revision-hash", "pod-template-ha
 
 impl<'a> Pod<'a> {
     /// Reads the fields.
-    pub(crate) fn read(pod: &'a Value) -> Result<Self, Denial> {
-        let root = Node { value: Some(pod), path: "pod".into() };
-        root.object()?;
+    pub(crate) fn read(pod: &'a impl Json) -> Result<Self, Denial> {
+        let root = Node::root("pod", pod);
+        root.check_object()?;
         let metadata = root.child("metadata")?;
         let spec = root.child("spec")?;
         let os = spec.child("os")?.child("name")?.text()?;
@@ -242,7 +242,7 @@ impl<'a> Pod<'a> {
 impl<'a> Owner<'a> {
     /// Reads an owner that is the controller. An owner without all fields is ignored: the API server refuses it after the
     /// webhook.
-    fn read(node: &Node<'a>) -> Result<Option<Self>, Denial> {
+    fn read(node: &Node<'_, 'a, impl Json>) -> Result<Option<Self>, Denial> {
         let part = |key| node.child(key)?.text().map(Option::unwrap_or_default);
         let owner = Self {
             api_version: part("apiVersion")?,
@@ -258,7 +258,7 @@ impl<'a> Owner<'a> {
 }
 
 impl<'a> Volume<'a> {
-    fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
+    fn read(index: usize, node: &Node<'_, 'a, impl Json>) -> Result<Self, Denial> {
         let csi = Csi::read(&node.child("csi")?)?;
         let is_claim_read_only = node.child("persistentVolumeClaim")?.child("readOnly")?.flag()?;
         let mut read_only =
@@ -274,7 +274,7 @@ impl<'a> Volume<'a> {
 }
 
 impl<'a> Container<'a> {
-    fn read(list: ContainerList, index: usize, node: &Node<'a>) -> Result<Self, Denial> {
+    fn read(list: ContainerList, index: usize, node: &Node<'_, 'a, impl Json>) -> Result<Self, Denial> {
         let mounts = node.child("volumeMounts")?;
         let has_mount_list = mounts.value.is_some();
         let mounts =
@@ -290,7 +290,7 @@ impl<'a> Container<'a> {
 }
 
 impl<'a> Mount<'a> {
-    fn read(index: usize, node: &Node<'a>) -> Result<Self, Denial> {
+    fn read(index: usize, node: &Node<'_, 'a, impl Json>) -> Result<Self, Denial> {
         Ok(Self {
             index,
             volume: node.child("name")?.text()?.unwrap_or_default(),
@@ -306,7 +306,7 @@ impl<'a> Mount<'a> {
 mod tests {
     use super::*;
     use rstest::rstest;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[rstest]
     #[case(json!({}))]

@@ -204,13 +204,13 @@ impl<'a> ImageWriter<'a> {
         } else {
             size.div_ceil(BLOCK as u64)
         };
-        let in_blocks = size.min(whole * BLOCK as u64);
+        let whole_bytes = size.min(whole * BLOCK as u64);
         // It fits: a tail is shorter than a block.
-        let tail = usize::try_from(size - in_blocks).unwrap_or(MAX_INLINE);
+        let tail = usize::try_from(size - whole_bytes).unwrap_or(MAX_INLINE);
         let blocks = whole * BLOCK as u64;
-        self.meter.charge_file(usage(blocks.saturating_add((INODE + tail) as u64)), in_blocks)?;
+        self.meter.charge_file(usage(blocks.saturating_add((INODE + tail) as u64)), whole_bytes)?;
         let first = self.allocate_blocks(whole)?;
-        self.write_data(first, in_blocks, data)?;
+        self.write_data(first, whole_bytes, data)?;
         let mut bytes = vec![0; INODE + tail];
         data.read_exact(&mut bytes[INODE..]).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => UnpackError::Tar(TarError::Truncated("a file")),
