@@ -20,9 +20,11 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const BYTES: u32 = 32 << 20;
 /// The most bytes that a raw layer causes to be written, for each byte of its file.
 const WRITTEN_RAW: f64 = 1.01;
-/// The same for archives. The goal is 1.05. 2.01 is the known figure while the store keeps the compressed bytes of an archive
-/// beside its files: the files here do not compress. Lower it when the store does not write them any more.
-const WRITTEN_ARCHIVE: f64 = 2.01;
+/// The same for archives, in bytes of the unpacked files.
+const WRITTEN_ARCHIVE: f64 = 1.05;
+/// The share of the compressed bytes of an archive that the store also writes. The goal is 0.0. 1.0 is the known figure
+/// while the store keeps the compressed archive beside its files: lower it when the store does not any more.
+const KEPT_COMPRESSED: f64 = 1.0;
 
 fn noise() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -89,12 +91,16 @@ async fn a_cold_pull_writes_the_bytes_of_the_files_once() {
     }
     let noise = noise();
     let tar = archive(&[entry("file", b'0', "", &noise)]);
-    let cases = [
-        ("raw", push_file(&registry, "raw", &noise), WRITTEN_RAW),
-        ("tar", push_archive(&registry, "tar", "tar", &tar), WRITTEN_ARCHIVE),
-        ("gzip", push_archive(&registry, "gzip", "tar+gzip", &gzip(&tar)), WRITTEN_ARCHIVE),
-        ("zstd", push_archive(&registry, "zstd", "tar+zstd", &zstd_of(&[&tar], 0)), WRITTEN_ARCHIVE),
-    ];
+    let mut cases = vec![("raw", push_file(&registry, "raw", &noise), WRITTEN_RAW)];
+    for (name, packing, bytes) in [
+        ("tar", "tar", tar.clone()),
+        ("gzip", "tar+gzip", gzip(&tar)),
+        ("zstd", "tar+zstd", zstd_of(&[&tar], 0)),
+    ] {
+        let compressed = f64::from(u32::try_from(bytes.len()).expect("it is short")) / f64::from(BYTES);
+        let most = WRITTEN_ARCHIVE + KEPT_COMPRESSED * compressed;
+        cases.push((name, push_archive(&registry, name, packing, &bytes), most));
+    }
     let mut too_many = Vec::new();
     for (name, recipe, most) in &cases {
         let before = written(driver.id());
