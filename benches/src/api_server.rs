@@ -1,5 +1,5 @@
-//! A Kubernetes API server with a script: it serves the objects that it is given, accepts every change, and never
-//! reports one to a watch.
+//! A Kubernetes API server with a script: it serves the objects that it is given and accepts every change. Watches report
+//! changes of a status, and nothing else.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,6 +15,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// The server. It ends with the runtime.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,8 @@ struct State {
     objects: HashMap<String, Value>,
     /// The paths of objects by the path of their list in all namespaces.
     lists: HashMap<String, Vec<String>>,
+    /// The watches by the path of their list.
+    watches: Vec<(String, UnboundedSender<Bytes>)>,
     /// How many changes it has accepted.
     changes: usize,
 }
@@ -89,22 +92,19 @@ impl ApiServer {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         if head.uri.query().unwrap_or_default().contains("watch=true") {
-            let silent = stream::pending::<Result<Frame<Bytes>, Infallible>>();
-            return Response::new(StreamBody::new(silent).boxed());
+            let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.watches.push((path.to_owned(), sender));
+            let events = stream::unfold(receiver, async |mut receiver| {
+                receiver.recv().await.map(|event| (Ok::<_, Infallible>(Frame::data(event)), receiver))
+            });
+            return Response::new(StreamBody::new(events).boxed());
         }
         let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if head.method != Method::GET {
-            state.changes += 1;
-            let object = path.strip_suffix("/status").unwrap_or(path);
-            let mut value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-            if let Some(known) = state.objects.get(object) {
-                value = known.clone();
-            } else {
-                value["metadata"]["uid"] = json!("new");
-                value["metadata"]["resourceVersion"] = json!("1");
-            }
-            return json_answer(200, &value);
+            let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            return json_answer(200, &state.change(path, body));
         }
         if let Some(object) = state.objects.get(path) {
             return json_answer(200, object);
@@ -121,6 +121,33 @@ impl ApiServer {
         let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "NotFound",
             "code": 404, "message": message});
         json_answer(404, &status)
+    }
+}
+
+impl State {
+    /// Accepts a change; returns the object.
+    fn change(&mut self, path: &str, mut body: Value) -> Value {
+        self.changes += 1;
+        let version = json!((1 + self.changes).to_string());
+        let Some((path, object)) =
+            path.strip_suffix("/status").and_then(|path| Some((path, self.objects.get_mut(path)?)))
+        else {
+            body["metadata"]["uid"] = json!("new");
+            body["metadata"]["resourceVersion"] = version;
+            return body;
+        };
+        // The webhook replaces a status with a JSON patch.
+        let operations = body.as_array().into_iter().flatten();
+        if let Some(operation) = operations.into_iter().find(|operation| operation["path"] == "/status") {
+            object["status"] = operation["value"].clone();
+        }
+        object["metadata"]["resourceVersion"] = version;
+        let event = Bytes::from(format!("{}\n", json!({"type": "MODIFIED", "object": object})));
+        let object = object.clone();
+        let lists = self.lists.iter().filter(|(_, paths)| paths.iter().any(|other| other == path));
+        let lists: Vec<&String> = lists.map(|(list, _)| list).collect();
+        self.watches.retain(|(list, watch)| !lists.contains(&list) || watch.send(event.clone()).is_ok());
+        object
     }
 }
 

@@ -78,7 +78,7 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
 
 /// Pushes an archive of files, half of them text.
 fn push(registry: &Registry, repository: &str, seed: u64, bytes: u64) -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
+    let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
     let file = folder.path().join("archive");
     let add = |to: &mut content::Archive<'_>| content::append_files(to, seed, bytes / 16, 16);
     let diff = content::write_archive(&file, Packing::Gzip, add)?;

@@ -49,8 +49,8 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
 impl Disk {
     /// Makes one. The file behind a loop device is sparse, in `TMPDIR`.
     pub(crate) fn new(kind: Kind, bytes: u64) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
-        std::fs::create_dir(folder.path().join("disk"))?;
+        let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
+        std::fs::create_dir(folder.path().join("d"))?;
         let mut disk = Self { folder, device: None };
         let mut mount = Command::new("mount");
         if kind == Kind::Memory {
@@ -78,7 +78,7 @@ impl Disk {
 
     /// Where it is mounted.
     pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join("disk")
+        self.folder.path().join("d")
     }
 
     /// Waits until all data is on the device.

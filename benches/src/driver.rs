@@ -109,11 +109,11 @@ impl Driver {
         let at = |option: &str, name: &str| format!("--{option}={}", folder.join(name).display());
         let mut command = Command::new(tools::ours()?);
         command.args(["driver", "--node-id=node1", "--keep-free=0"]);
-        command.args([at("kubelet-dir", "kubelet"), at("store", "store")]);
+        command.args([at("kubelet-dir", "k"), at("store", "store")]);
         command.arg(format!("--certs-dir={}", certs.display())).args(tools::unlimited()).args(options);
         command.env_remove("KUBECONFIG").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn().context("cannot start the driver")?;
-        let socket = folder.join("kubelet/plugins/csi.oras.land/csi.sock");
+        let socket = folder.join("k/plugins/csi.oras.land/csi.sock");
         let begun = Instant::now();
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             if child.try_wait()?.is_some() || begun.elapsed() > Duration::from_mins(1) {
@@ -134,7 +134,7 @@ impl Driver {
 
     /// Where a pod's volume is mounted; makes the folder above it, as kubelet does.
     pub(crate) fn target(&self, pod: &str) -> Result<PathBuf> {
-        let parent = self.folder.join(format!("kubelet/pods/{pod}/volumes/kubernetes.io~csi/v"));
+        let parent = self.folder.join(format!("k/pods/{pod}/volumes/kubernetes.io~csi/v"));
         std::fs::create_dir_all(&parent)?;
         Ok(parent.join("mount"))
     }

@@ -43,7 +43,7 @@ fn point(axis: &str, x: u64, case: &str, unit: &str, values: Vec<f64>) -> Series
 /// Measures all axes. The files of a tree and the volumes of a node are in the section of the warm driver.
 pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
     let registry = Registry::start()?;
-    let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
+    let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
     let mut artifacts = Vec::new();
     for number in 0..ARTIFACTS {
         content::write_noise(&folder.path().join("file"), number as u64, 4 << 10)?;
@@ -100,7 +100,7 @@ async fn bytes(results: &mut Results, scale: Scale) -> Result<()> {
     for bytes in scale.up_to(64 << 20, &[1 << 10, 1 << 20, 64 << 20, 1 << 30, 10 << 30]) {
         // A registry of its own, so that the largest file is deleted with it.
         let registry = Registry::start()?;
-        let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
+        let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
         content::write_noise(&folder.path().join("file"), 7, bytes)?;
         let pushed = registry.push("bytes", folder.path(), &["file".to_owned()])?;
         drop(folder);
@@ -259,7 +259,7 @@ struct Webhook {
 
 impl Webhook {
     async fn start(registry: &Registry, server: &ApiServer) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
+        let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
         let at = |name: &str| folder.path().join(name);
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut command = Command::new(tools::ours()?);

@@ -190,7 +190,7 @@ impl Case {
 }
 
 fn folder() -> Result<tempfile::TempDir> {
-    Ok(tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?)
+    Ok(tempfile::Builder::new().prefix("b-").tempdir()?)
 }
 
 /// Measures all cases on all disks.

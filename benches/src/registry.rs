@@ -31,7 +31,7 @@ impl Registry {
 
     /// Starts one that is reached at an address of this machine, also from pods.
     pub(crate) fn start_at(address: &str) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
+        let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let storage = folder.path().join("storage");
         let configuration = format!(

@@ -36,7 +36,13 @@ pub(crate) struct Series {
 impl Series {
     /// The median; 0 without values.
     pub(crate) fn median(&self) -> f64 {
-        percentile(&self.values, 50)
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.get(middle) {
+            Some(value) if sorted.len().is_multiple_of(2) => f64::midpoint(sorted[middle - 1], *value),
+            value => value.copied().unwrap_or_default(),
+        }
     }
 
     /// The smallest and the largest value.

@@ -17,7 +17,7 @@ impl Scale {
 
     /// The disks of cold pulls, and how often each program runs on them.
     pub(crate) fn disks(self) -> &'static [(Kind, usize)] {
-        if self.quick { &[(Kind::Ext4, 2)] } else { &[(Kind::Memory, 3), (Kind::Ext4, 3), (Kind::Xfs, 2)] }
+        if self.quick { &[(Kind::Ext4, 2)] } else { &[(Kind::Memory, 3), (Kind::Ext4, 2), (Kind::Xfs, 1)] }
     }
 
     /// One of two values.

@@ -19,7 +19,7 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
         return Ok(());
     }
     let registry = Registry::start()?;
-    let bytes = scale.pick(1 << 30, 128 << 20);
+    let bytes = scale.pick(512 << 20, 128 << 20);
     let cases = [
         Case::blob(&registry, bytes)?,
         Case::archive(&registry, bytes, Packing::Plain)?,

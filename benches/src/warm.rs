@@ -105,7 +105,7 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
 }
 
 fn push_tree(registry: &Registry, files: u64) -> Result<Volume> {
-    let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
+    let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
     let file = folder.path().join("archive");
     let add = |to: &mut content::Archive<'_>| content::append_small_files(to, files);
     let diff = content::write_archive(&file, Packing::Gzip, add)?;
