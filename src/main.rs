@@ -26,10 +26,6 @@ mod yaml_documents;
 
 use clap::Parser as _;
 
-/// The allocator of a static glibc took a fifth of the instructions of an admission: docs/performance.md has the counts.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> std::process::ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
