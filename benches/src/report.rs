@@ -298,7 +298,7 @@ fn introduction(scale: Scale) -> Result<String> {
         ("curl", version(Path::new("curl"), &["--version"])),
         ("openssl", version(Path::new("openssl"), &["version"])),
         ("gzip", version(Path::new("gzip"), &["--version"])),
-        ("zstd", version(Path::new("zstd"), &["--version"])),
+        ("zstd", version(Path::new("zstd"), &["-qV"])),
     ];
     let mut text = String::from(INTRODUCTION);
     for (key, value) in rows {
