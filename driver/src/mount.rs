@@ -33,7 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oras_csi_store::{Layout, Store, Tree, TreeKey, tree_files};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, StatVfsMountFlags, Statx, StatxAttributes, StatxFlags,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, StatVfsMountFlags, Statx, StatxAttributes, StatxFlags, makedev,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -46,6 +46,9 @@ use crate::mountinfo::{self, MountEntry, MountedTree};
 
 /// The flags that every volume must have.
 const FLAGS: [&str; 3] = ["ro", "nosuid", "nodev"];
+/// The same, as statvfs(3) reports them.
+const WANTED_FLAGS: StatVfsMountFlags =
+    StatVfsMountFlags::RDONLY.union(StatVfsMountFlags::NOSUID).union(StatVfsMountFlags::NODEV);
 /// How many mounts of images are remembered. Without an entry, an image is mounted once more.
 const MAX_REMEMBERED: usize = 4_096;
 /// How many mounts on top of each other at one path are unmounted.
@@ -239,10 +242,49 @@ impl Mounter {
         Ok(view)
     }
 
-    /// Returns the state of a target.
-    pub fn look(&self, target: &Target) -> Result<Found, MountError> {
+    /// Returns the state of a target. `expected` is the tree of its record: where it is mounted, mountinfo is not read,
+    /// whose size grows with the volumes of the node.
+    pub fn look(&self, target: &Target, expected: Option<&TreeKey>) -> Result<Found, MountError> {
         let Some(parent) = target.open_parent()? else { return Ok(Found::NoParent) };
-        target_state(&parent, target)
+        self.state_of(&parent, target, expected)
+    }
+
+    fn state_of(
+        &self,
+        parent: &OwnedFd,
+        target: &Target,
+        expected: Option<&TreeKey>,
+    ) -> Result<Found, MountError> {
+        match expected {
+            Some(tree) if self.is_mounted(tree, parent, target)? => {
+                Ok(Found::Mounted { tree: tree.clone(), flags: Ok(()) })
+            }
+            _ => target_state(parent, target),
+        }
+    }
+
+    /// Reports whether this tree is mounted at the target with the required flags. A tree in quarantine or of another
+    /// store is not recognized.
+    fn is_mounted(&self, tree: &TreeKey, parent: &OwnedFd, target: &Target) -> Result<bool, MountError> {
+        let is_root = |found: &Statx| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        let Some(found) = statx(parent, &target.name, target.path())?.filter(is_root) else {
+            return Ok(false);
+        };
+        let number = |found: &Statx| (makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino);
+        let files = statx(&self.view, tree_files(tree).as_os_str(), &self.readonly)?;
+        let is_tree = files.is_some_and(|files| number(&files) == number(&found))
+            || self
+                .images()
+                .get(tree)
+                .is_some_and(|image| image.target == target.path() && image.root == number(&found));
+        if !is_tree {
+            return Ok(false);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let state = rustix::fs::openat(parent, &target.name, flags, Mode::empty())
+            .and_then(rustix::fs::fstatvfs)
+            .map_err(|errno| MountError::new("read the state of", target.path(), errno))?;
+        Ok(state.f_flag.contains(WANTED_FLAGS))
     }
 
     /// Mounts a tree at a target. The target must not exist, or must be an empty directory.
@@ -384,15 +426,18 @@ impl Mounter {
         checked
     }
 
-    /// Unmounts every tree at the target, and removes its directory. A target that does not exist is not an error.
-    pub fn unpublish(&self, target: &Target) -> Result<(), MountError> {
+    /// Unmounts every tree at the target, of which the record says `expected`, and removes its directory. A target that does not exist is not an error.
+    pub fn unpublish(&self, target: &Target, expected: Option<&TreeKey>) -> Result<(), MountError> {
         let path = target.path();
-        self.images().retain(|_, image| image.target != path);
-        let Some(parent) = target.open_parent()? else { return Ok(()) };
+        let parent = target.open_parent()?;
+        let mut expected = expected;
         for _ in 0..=MAX_STACKED {
-            match target_state(&parent, target)? {
+            let Some(parent) = &parent else { break };
+            let found = self.state_of(parent, target, expected.take())?;
+            self.images().retain(|_, image| image.target != path);
+            match found {
                 Found::Mounted { .. } => {
-                    let name = through(&parent, &target.name);
+                    let name = through(parent, &target.name);
                     match unmount(&name, UnmountFlags::NOFOLLOW) {
                         // A process still reads the volume. A lazy unmount loses nothing: the mount ends with its last user.
                         Err(Errno::BUSY) => unmount(&name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW),
@@ -402,7 +447,7 @@ impl Mounter {
                 }
                 Found::NoParent | Found::Nothing => return Ok(()),
                 Found::Empty => {
-                    return match rustix::fs::unlinkat(&parent, &target.name, AtFlags::REMOVEDIR) {
+                    return match rustix::fs::unlinkat(parent, &target.name, AtFlags::REMOVEDIR) {
                         Ok(()) | Err(Errno::NOENT) => Ok(()),
                         Err(errno) => Err(MountError::new("remove the directory", path, errno)),
                     };
@@ -415,6 +460,9 @@ impl Mounter {
                     });
                 }
             }
+        }
+        if parent.is_none() {
+            return Ok(());
         }
         Err(MountError::Foreign { path: path.to_owned(), found: "covered by too many mounts" })
     }
@@ -471,8 +519,7 @@ fn check_mounted(clone: &OwnedFd, parent: &OwnedFd, target: &Target) -> Result<(
         });
     }
     let flags = rustix::fs::fstatvfs(&found).map_err(failed("read the state of"))?.f_flag;
-    let wanted = StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
-    if flags.contains(wanted) {
+    if flags.contains(WANTED_FLAGS) {
         return Ok(());
     }
     Err(MountError::Flags { path: path.to_owned(), found: format!("{flags:?}") })

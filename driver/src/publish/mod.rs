@@ -414,13 +414,13 @@ impl Disk {
     fn target_state(&self, request: &PublishRequest, key: &TreeKey) -> Result<TargetState, PublishError> {
         let target = request.target();
         let conflict = |found| PublishError::Conflict { target: target.path().to_owned(), found };
-        match self.mounter.look(target)? {
+        match self.mounter.look(target, Some(key))? {
             Found::Mounted { tree, .. } if tree != *key => {
                 return Err(conflict("a volume of another recipe".to_owned()));
             }
             Found::Mounted { flags: Err(found), .. } => {
                 tracing::warn!(target = %target.path().display(), %found, "a mounted volume has lost its read-only, nosuid or nodev flag; mounting it again");
-                self.mounter.unpublish(target)?;
+                self.mounter.unpublish(target, None)?;
             }
             Found::Mounted { .. } => {
                 return match self.records.get(target)? {
@@ -469,7 +469,7 @@ impl Disk {
     /// final error and kubelet may never unpublish.
     fn forget_failed(&self, target: &Target) -> Result<(), PublishError> {
         if self.records.get(target)?.is_some() {
-            self.mounter.unpublish(target)?;
+            self.mounter.unpublish(target, None)?;
             self.records.remove(target)?;
             self.metrics.volumes().dec();
         }
@@ -484,10 +484,13 @@ impl Disk {
             let found = Shown::new(record.volume());
             return Err(UnpublishError::OtherVolume { target: target.path().to_owned(), found });
         }
-        self.mounter.unpublish(target)?;
-        let Some(record) = record else { return Ok(Effect::Unchanged) };
+        let tree = record.as_ref().and_then(Record::tree);
+        self.mounter.unpublish(target, tree.as_ref())?;
+        if record.is_none() {
+            return Ok(Effect::Unchanged);
+        }
         // The age of an unused tree starts when its volume is unmounted.
-        if let Some(key) = record.tree() {
+        if let Some(key) = tree {
             self.store.mark_used(&key);
         }
         self.records.remove(target)?;
@@ -501,7 +504,7 @@ impl Disk {
         let target = Target::parse(path).map_err(|_| missing())?;
         let record = self.records.get(&target)?.filter(|record| record.volume() == volume);
         let tree = record.and_then(|record| record.tree()).ok_or_else(missing)?;
-        match self.mounter.look(&target)? {
+        match self.mounter.look(&target, Some(&tree))? {
             Found::Mounted { tree: mounted, .. } if mounted == tree => {}
             _ => return Err(missing()),
         }

@@ -136,7 +136,7 @@ impl Disk {
         if let (Some(tree), Some(subpaths)) = (record.tree(), subpaths_of(target.path())) {
             self.mounter.unmount_subpaths(&tree, &subpaths)?;
         }
-        self.mounter.unpublish(&target)?;
+        self.mounter.unpublish(&target, None)?;
         if let Some(tree) = record.tree() {
             self.store.mark_used(&tree);
         }

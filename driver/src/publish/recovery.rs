@@ -17,7 +17,7 @@ impl Publisher {
     /// Reads the records of earlier runs, compares them with the mounts, and forgets volumes whose pods no longer exist.
     pub fn take_over(&self) -> Result<(), PublishError> {
         let disk = &self.disk;
-        let forgotten = forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target))?;
+        let forgotten = forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target, None))?;
         let records = disk.records.all()?;
         let mounted = disk.mounter.mounted()?;
         let points: HashSet<&Path> = mounted.iter().map(|(path, _)| path.as_path()).collect();
@@ -38,7 +38,7 @@ impl Publisher {
     /// Forgets volumes whose pods no longer exist. Blocks the thread.
     pub(crate) fn forget_stale_volumes(&self) {
         let disk = &self.disk;
-        match forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target)) {
+        match forget_stale_volumes(&disk.records, |target| disk.mounter.unpublish(target, None)) {
             Ok(forgotten) => drop(disk.metrics.volumes().dec_by(i64::try_from(forgotten).unwrap_or(0))),
             Err(error) => {
                 tracing::warn!(%error, "cannot look for volumes whose pods no longer exist; retrying at the next garbage collection");
