@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::digest::Digest;
 use oras_csi_core::path::Glob;
-use oras_csi_store::{Inventory, Layout, Unpaced, Verdict, verify_layer, verify_tree};
+use oras_csi_store::{Inventory, Layout, Limits, Reserve, Unpaced, Verdict, verify_layer, verify_tree};
 
 use crate::calls::{Running, mounts, request, request_for};
 use crate::namespace::entered_as_root;
@@ -332,6 +332,41 @@ async fn a_damaged_image_is_found_and_replaced() {
     assert_eq!(fs::read(target.join("d/many/0/2499")).unwrap(), b"file 2499");
     assert!(!driver.names("set-aside").is_empty());
     driver.unpublish("csi-a", &target).await.unwrap();
+    driver.stop().await.unwrap();
+}
+
+/// Entries that were unpacked into files before they were written into an image count once, and so do those of an archive
+/// that is unpacked again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_limit_on_entries_counts_each_entry_once() {
+    if !entered_as_root("images::the_limit_on_entries_counts_each_entry_once") || !has_erofs() {
+        return;
+    }
+    let (folder, registry) = (Arc::new(tempfile::tempdir().unwrap()), FakeRegistry::new());
+    let limits = Limits::default().with_reserve(Reserve::bytes(0)).with_entries(2_520);
+    let driver = Running::start_with(folder, registry, |settings| {
+        settings.with_publish_wait(Duration::from_mins(5)).with_limits(limits)
+    })
+    .await;
+    let (mut fits, mut replaced, mut too_many) = (Tar::new(), Tar::new(), Tar::new());
+    for tar in [&mut fits, &mut replaced, &mut too_many] {
+        add_many(tar);
+    }
+    replaced.file("many/3/3", 0o644, b"again");
+    for number in 0..30 {
+        too_many.file(&format!("more/{number}"), 0o644, b"x");
+    }
+    for (name, tar, is_allowed) in
+        [("fits", fits, true), ("replaced", replaced, true), ("more", too_many, false)]
+    {
+        let digest = tar.push(&driver.registry);
+        let target = driver.target(name);
+        let published = driver.publish(request(name, &target, &digest)).await;
+        assert_eq!(published.is_ok(), is_allowed, "{name}: {published:?}");
+        if is_allowed {
+            driver.unpublish(name, &target).await.unwrap();
+        }
+    }
     driver.stop().await.unwrap();
 }
 

@@ -268,9 +268,13 @@ impl Fetcher {
             fetch_blob(&destination).check_readable(slot).await.map_err(failed)?;
             progress.found(digest, fetch.descriptor.size());
         } else {
+            let before = destination.budget().map(Budget::used);
             let mut ended = fetch_blob(&destination).run(slot).await;
             if matches!(ended, Err(UnpackError::NotForImage)) {
                 tracing::info!(%digest, "the archive has entries that an image cannot represent; downloading it again to unpack it into files");
+                if let (Some(budget), Some(before)) = (destination.budget(), before) {
+                    budget.reset_to(before);
+                }
                 let slot =
                     self.shared.scheduler.acquire(host, fetch.descriptor.size(), guard.priority()).await;
                 ended = fetch_blob(&destination.without_image()).run(slot).await;

@@ -28,6 +28,7 @@ use crate::disk::reservations::Reservation;
 use crate::layout::LayerKey;
 use crate::store::Store;
 use crate::store::partial_blobs::Partial;
+use crate::unpack::budget::Budget;
 use crate::unpack::error::UnpackError;
 use crate::unpack::image::ImageTarget;
 use crate::unpack::layer::{UnpackOptions, UnpackSummary, unpack_layer_or_image};
@@ -46,6 +47,14 @@ impl Destination {
         match self {
             Self::Blob => None,
             Self::Layer(key, options) => options.image().map(|plan| key.of_image(&plan.tree)),
+        }
+    }
+
+    /// Returns the limits of the volume that a layer is counted for.
+    pub(super) fn budget(&self) -> Option<&Budget> {
+        match self {
+            Self::Blob => None,
+            Self::Layer(_, options) => Some(options.budget()),
         }
     }
 

@@ -56,6 +56,25 @@ impl Budget {
         add(&self.used.disk, usage.bytes);
     }
 
+    /// Returns what has been used: entries, bytes of streams, and bytes of the disk.
+    pub(crate) fn used(&self) -> [u64; 3] {
+        [&self.used.entries, &self.used.bytes, &self.used.disk].map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Forgets what was used since [`Self::used`] returned `before`: the only layer of a volume is unpacked again.
+    pub(crate) fn reset_to(&self, before: [u64; 3]) {
+        let counters = [&self.used.entries, &self.used.bytes, &self.used.disk];
+        for (counter, before) in counters.into_iter().zip(before) {
+            counter.store(before, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets bytes of the disk: files that are written again, into an image, and then deleted.
+    pub(super) fn release_disk(&self, bytes: u64) {
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        let _ = self.used.disk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
     /// Returns the order in which the pull of the volume began.
     pub(super) fn pull(&self) -> PullNumber {
         self.pull

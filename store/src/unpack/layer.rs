@@ -163,6 +163,7 @@ fn unpack_archive(
             && should_become_image(files.totals())
             && let Some(permit) = image_permit.get_or_insert_with(|| options.try_image()).take()
         {
+            budget.release_disk(files.usage().bytes);
             let mut image = ImageWriter::create(target, root, limits, budget, permit)?;
             image.take_over(root)?;
             image.set_times(files.times());

@@ -113,6 +113,11 @@ impl<'a> TreeWriter<'a> {
         self.totals
     }
 
+    /// Returns what the disk is charged for what was written so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.meter.usage()
+    }
+
     /// Returns the directories whose times are set at the end.
     pub(crate) fn times(&self) -> impl Iterator<Item = (&EntryPath, i64)> {
         self.times.iter()

@@ -67,6 +67,7 @@ pub(crate) struct ImageWriter<'a> {
     meter: DiskMeter<'a>,
     /// The memory that the names take.
     named: u64,
+    is_taking_over: bool,
     /// The end of the image, a multiple of the block size.
     end: u64,
     open: Option<OpenBlock>,
@@ -103,6 +104,7 @@ impl<'a> ImageWriter<'a> {
             budget,
             meter: DiskMeter::new(disk, limits, budget),
             named: 0,
+            is_taking_over: false,
             _permit: permit,
             end: BLOCK as u64,
             open: None,
@@ -125,8 +127,14 @@ impl<'a> ImageWriter<'a> {
         Ok(writer)
     }
 
+    /// Counts an entry, unless it was counted when it was unpacked into files.
+    fn count_entry(&self) -> Result<(), UnpackError> {
+        if self.is_taking_over { Ok(()) } else { self.budget.count_entry(self.limits) }
+    }
+
     /// Copies what is beneath `files` into the image, and deletes it there.
     pub(crate) fn take_over(&mut self, files: &OwnedFd) -> Result<(), UnpackError> {
+        self.is_taking_over = true;
         let mut known = HashMap::new();
         let mtime = |stat: &rustix::fs::Stat| stat.st_mtime;
         walk::<UnpackError>(files, |entry| {
@@ -157,6 +165,7 @@ impl<'a> ImageWriter<'a> {
                 }
             }
         })?;
+        self.is_taking_over = false;
         let failed = |errno: rustix::io::Errno| self.error("delete the unpacked files", errno.into());
         for entry in entries::list(files).map_err(failed)? {
             entries::remove(files, &entry.name).map_err(failed)?;
@@ -369,7 +378,7 @@ impl<'a> ImageWriter<'a> {
                 Some(Child::Directory(below)) => *below,
                 Some(Child::Written { .. }) => return Err(UnpackError::NotForImage),
                 None => {
-                    self.budget.count_entry(self.limits)?;
+                    self.count_entry()?;
                     let mtime = self.directories[0].mtime;
                     self.add_directory(at, segment, mtime)?
                 }
@@ -381,7 +390,7 @@ impl<'a> ImageWriter<'a> {
 
     /// Returns the directory of a path, and the last name, which must be new in it.
     fn new_name(&mut self, path: &EntryPath) -> Result<(usize, Box<[u8]>), UnpackError> {
-        self.budget.count_entry(self.limits)?;
+        self.count_entry()?;
         let (parent, name) = path.split().ok_or(UnpackError::RootIsNoDirectory)?;
         let directory = self.enter(&parent)?;
         if self.directories[directory].children.contains_key(name) {
