@@ -207,7 +207,7 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
     ];
     for make in makes {
         let case = make()?;
-        for &(kind, rounds) in scale.disks() {
+        for (kind, rounds) in scale.disks() {
             // A thousand processes of each program say enough on one disk.
             if case.artifacts.len() == 1 || kind == Kind::Ext4 {
                 compare(results, &registry, &case, kind, rounds).await?;

@@ -279,7 +279,7 @@ fn introduction(scale: Scale) -> Result<String> {
     let rows = [
         ("commit", git(&["rev-parse", "--short=12", "HEAD"]) + changed),
         ("date", run(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))?),
-        ("extent", scale.pick("full (`make bench`)", "quick (`make bench-quick`): smaller cases").to_owned()),
+        ("extent", scale.extent()),
         ("processor", format!("{}, {cores} cores", line(&read("/proc/cpuinfo"), "model name"))),
         ("memory", format!("{} GiB", memory >> 20)),
         (

@@ -7,17 +7,40 @@ use crate::disk::Kind;
 pub(crate) struct Scale {
     /// Everything is smaller.
     pub(crate) quick: bool,
+    /// The most rounds of each comparison.
+    rounds: usize,
 }
 
 impl Scale {
-    /// Reads `ORAS_CSI_BENCH_QUICK`.
+    /// Reads `ORAS_CSI_BENCH_QUICK` and `ORAS_CSI_BENCH_ROUNDS`.
     pub(crate) fn from_environment() -> Self {
-        Self { quick: std::env::var_os("ORAS_CSI_BENCH_QUICK").is_some_and(|value| value == "1") }
+        let quick = std::env::var_os("ORAS_CSI_BENCH_QUICK").is_some_and(|value| value == "1");
+        let rounds = std::env::var("ORAS_CSI_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+        Self { quick, rounds: rounds.unwrap_or(usize::MAX).max(1) }
+    }
+
+    /// The number of rounds of a comparison.
+    pub(crate) fn rounds(self, full: usize, quick: usize) -> usize {
+        self.pick(full, quick).min(self.rounds)
+    }
+
+    /// What was measured, for the report.
+    pub(crate) fn extent(self) -> String {
+        let extent = self.pick("full (`make bench`)", "quick (`make bench-quick`): smaller cases");
+        match self.rounds {
+            usize::MAX => extent.to_owned(),
+            1 => format!("{extent}, one round of each comparison"),
+            rounds => format!("{extent}, at most {rounds} rounds of each comparison"),
+        }
     }
 
     /// The disks of cold pulls, and how often each program runs on them.
-    pub(crate) fn disks(self) -> &'static [(Kind, usize)] {
-        if self.quick { &[(Kind::Ext4, 2)] } else { &[(Kind::Memory, 3), (Kind::Ext4, 2), (Kind::Xfs, 1)] }
+    pub(crate) fn disks(self) -> Vec<(Kind, usize)> {
+        if self.quick {
+            vec![(Kind::Ext4, self.rounds(2, 2))]
+        } else {
+            vec![(Kind::Memory, self.rounds(3, 3)), (Kind::Ext4, self.rounds(2, 2)), (Kind::Xfs, 1)]
+        }
     }
 
     /// One of two values.

@@ -29,7 +29,7 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
     for case in &cases {
         let programs = [Program::OursMounted, case.oras(), Program::Write];
         let mut pulls = vec![Vec::new(); programs.len()];
-        for _ in 0..scale.pick(2, 1) {
+        for _ in 0..scale.rounds(2, 1) {
             for (program, pulls) in programs.iter().zip(&mut pulls) {
                 let disk = Disk::new(Kind::Ext4, 3 * bytes + (2 << 30))?;
                 disk.throttle(RATE)?;
