@@ -22,7 +22,7 @@ const FILES: &str = "files in the tree";
 const HARD_LINKS: &str = "oras-csi --no-images";
 /// The most files for which hard links are measured.
 const MOST_LINKED: u64 = 100_000;
-/// The small files beside the large one, so that the archive becomes an image.
+/// The small files beside the large one, for which the archive would become an image.
 const BESIDE: u64 = 20_000;
 
 struct Recorder<'a>(&'a mut Results);
@@ -117,7 +117,7 @@ async fn small_files(
     record.add("delete", program, "s", begun.elapsed().as_secs_f64(), at)
 }
 
-/// Reads one large file of a volume with many small ones.
+/// Reads one large file of a volume with many small ones, which becomes no image.
 async fn large_file(
     record: &mut Recorder<'_>,
     registry: &Registry,

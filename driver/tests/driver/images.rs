@@ -245,14 +245,18 @@ async fn an_archive_that_an_image_cannot_represent_is_unpacked_into_files() {
         return;
     }
     let driver = start().await;
-    let (mut replaced, mut upward) = (Tar::new(), Tar::new());
+    let (mut replaced, mut upward, mut large) = (Tar::new(), Tar::new(), Tar::new());
     add_many(&mut replaced);
     replaced.file("many/3/3", 0o644, b"the last entry of a name counts");
     add_many(&mut upward);
     upward.link(tar::EntryType::Symlink, "link", "many/../many");
-    for (name, tar, content) in
-        [("replaced", replaced, &b"the last entry of a name counts"[..]), ("upward", upward, b"file 3")]
-    {
+    add_many(&mut large);
+    large.file("large", 0o644, &vec![7; (16 << 20) + 1]);
+    for (name, tar, content) in [
+        ("large", large, &b"file 3"[..]),
+        ("replaced", replaced, b"the last entry of a name counts"),
+        ("upward", upward, b"file 3"),
+    ] {
         let digest = tar.push(&driver.registry);
         let target = driver.target(name);
         driver.publish(request(name, &target, &digest)).await.unwrap();

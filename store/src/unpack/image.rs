@@ -15,7 +15,7 @@
 //! measurements.
 //!
 //! The writer knows the simple cases only: new files, directories, symbolic links, and hard links to files. Everything else
-//! (an entry that replaces another one, a path through a link, a sparse file) ends it with
+//! (an entry that replaces another one, a path through a link, a sparse or a large file) ends it with
 //! [`UnpackError::NotForImage`], and the caller unpacks the archive into files again. So there is one place that decides
 //! what such entries mean.
 //!
@@ -38,8 +38,12 @@ use crate::limits::{Limits, Reserve};
 /// How many entries an archive must have had.
 const MIN_ENTRIES: u64 = 2_048;
 /// How many bytes an entry may have had on average. Files are faster for large reads: a read through an image passes two
-/// page caches, and O_DIRECT has no effect.
+/// page caches.
 const MAX_AVERAGE_BYTES: u64 = 128 << 10;
+
+/// The largest file in an image. O_DIRECT, which programs use to read large files, fails in an image that is mounted from a
+/// file.
+const MAX_FILE: u64 = 16 << 20;
 
 /// The image that an archive can become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +75,7 @@ pub(crate) fn write_test_image(disk: &OwnedFd, path: &Path, content: &[u8]) -> R
     Ok(Path::new("trees").join(crate::layout::tree_files(&tree)).join("file"))
 }
 
-/// Reports whether an archive that has had these entries should become an image.
-pub(super) fn should_become_image(totals: Totals) -> bool {
-    totals.inodes >= MIN_ENTRIES && totals.bytes / MAX_AVERAGE_BYTES <= totals.inodes
+/// Reports whether an archive that has had these entries, with a largest file of this size, should become an image.
+pub(super) fn should_become_image(totals: Totals, largest: u64) -> bool {
+    largest <= MAX_FILE && totals.inodes >= MIN_ENTRIES && totals.bytes / MAX_AVERAGE_BYTES <= totals.inodes
 }

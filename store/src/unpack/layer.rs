@@ -160,7 +160,7 @@ fn unpack_archive(
         if let (Output::Files(files), Some(target)) = (&output, image)
             && upward_links.is_empty()
             && files.can_become_image()
-            && should_become_image(files.totals())
+            && should_become_image(files.totals(), files.largest())
             && let Some(permit) = image_permit.get_or_insert_with(|| options.try_image()).take()
         {
             budget.release_disk(files.usage().bytes);

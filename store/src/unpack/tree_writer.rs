@@ -67,6 +67,7 @@ pub(crate) struct TreeWriter<'a> {
     current: Option<(EntryPath, OwnedFd)>,
     times: Times,
     totals: Totals,
+    largest: u64,
     meter: DiskMeter<'a>,
     /// What the disk is charged for the files with holes, by their inodes.
     sparse: HashMap<u64, Usage>,
@@ -103,6 +104,7 @@ impl<'a> TreeWriter<'a> {
             current: None,
             times: Times::default(),
             totals,
+            largest: 0,
             meter,
             sparse: HashMap::new(),
         })
@@ -111,6 +113,11 @@ impl<'a> TreeWriter<'a> {
     /// Returns what was written so far.
     pub(crate) fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// Returns the size of the largest file that was written.
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest
     }
 
     /// Returns what the disk is charged for what was written so far.
@@ -203,6 +210,7 @@ impl<'a> TreeWriter<'a> {
         self.write_range(&file, path, 0..size, data)?;
         set_time(&file, mtime);
         self.totals.bytes += size;
+        self.largest = self.largest.max(size);
         Ok(())
     }
 

@@ -15,11 +15,11 @@ use super::super::disk_meter::DiskMeter;
 use super::super::entries;
 use super::super::error::UnpackError;
 use super::super::tar::TarError;
-use super::ImageTarget;
 use super::format::{
     BLOCK, Data, Dirent, INODE, Inode, Kind, LINKS_AT, MAX_INLINE, ROOT_AT, SLOT, SUPERBLOCK_AT,
     directory_size, number_at, superblock,
 };
+use super::{ImageTarget, MAX_FILE};
 use crate::disk::files::{DIRECTORY_MODE, file_mode};
 use crate::disk::walk::walk;
 use crate::disk::{DiskError, EntryPath, Totals, Usage};
@@ -205,6 +205,9 @@ impl<'a> ImageWriter<'a> {
         size: u64,
         data: &mut impl BufRead,
     ) -> Result<(), UnpackError> {
+        if size > MAX_FILE {
+            return Err(UnpackError::NotForImage);
+        }
         let (directory, name) = self.new_name(path)?;
         let whole = if size <= MAX_INLINE as u64 {
             0
