@@ -8,7 +8,7 @@
 //!
 //! The image is written once and sequentially, apart from the blocks in which inodes are collected. Only names stay in
 //! memory until the end. The format is EROFS without compression (Linux Documentation/filesystems/erofs.rst,
-//! fs/erofs/erofs_fs.h); [`format`] encodes it.
+//! fs/erofs/erofs_fs.h); [`mod@format`] encodes it.
 //!
 //! An archive is unpacked into files first. It becomes an image when it has had many entries with little content
 //! ([`should_become_image`]), so archives of few or large files are not affected. docs/decisions/erofs-images.md has the
