@@ -107,7 +107,7 @@ test-extra: binary
 
 # Built first, and run offline. TMPDIR selects the disk below the loop devices. BENCH="pulls warm" measures only these
 # sections. The section of the cluster needs the programs of a node, which a quick run does not build.
-# The most rounds of each comparison.
+# ROUNDS=1 limits the rounds of each comparison.
 ROUNDS ?=
 bench bench-quick: export ORAS_CSI_BENCH_ROUNDS := $(ROUNDS)
 bench: BENCH_PROGRAMS := $(if $(filter 0,$(shell id -u)),e2e)

@@ -81,6 +81,16 @@ fn verify_image(folder: &Path, wanted: &ImageDescription, pace: &mut dyn Pace) -
     }
 }
 
+/// Checks that the image of a layer or a tree exists with the right size, without reading it.
+pub(crate) fn check_image(folder: &Path, image: Option<&ImageDescription>) -> Result<(), String> {
+    let Some(image) = image else { return Ok(()) };
+    match std::fs::symlink_metadata(folder.join(IMAGE)) {
+        Ok(found) if found.len() == image.bytes => Ok(()),
+        Ok(found) => Err(format!("its image has {} bytes instead of {}", found.len(), image.bytes)),
+        Err(error) => Err(format!("its image: {error}")),
+    }
+}
+
 /// Verifies a layer against its checksums.
 pub fn verify_layer(layout: &Layout, key: &LayerKey, pace: &mut dyn Pace) -> Result<Verdict, DiskError> {
     let folder = layout.layer(key);
@@ -106,14 +116,11 @@ pub fn verify_tree(layout: &Layout, tree: &HeldTree, pace: &mut dyn Pace) -> Res
         return Ok(Verdict::Damaged("its description (tree.json) is damaged".to_owned()));
     };
     // The image is a link to that of its layer, and its content is verified there.
-    if let Some(image) = &description.content.image {
-        return Ok(match std::fs::symlink_metadata(folder.join(IMAGE)) {
-            Ok(found) if found.len() == image.bytes => Verdict::Good,
-            _ if !folder.exists() => Verdict::Gone,
-            Ok(found) => {
-                Verdict::Damaged(format!("its image has {} bytes instead of {}", found.len(), image.bytes))
-            }
-            Err(error) => Verdict::Damaged(format!("its image: {error}")),
+    if description.content.image.is_some() {
+        return Ok(match check_image(&folder, description.content.image.as_ref()) {
+            Ok(()) => Verdict::Good,
+            Err(_) if !folder.exists() => Verdict::Gone,
+            Err(found) => Verdict::Damaged(found),
         });
     }
     let totals = description.totals();

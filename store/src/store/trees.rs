@@ -120,7 +120,7 @@ impl Store {
                 Lookup::Absent => return Ok(Lookup::Absent),
                 Lookup::Damaged(found) => return Ok(Lookup::Damaged(found)),
             };
-            if let Err(found) = check_image(&path, description.image.as_ref()) {
+            if let Err(found) = verify::check_image(&path, description.image.as_ref()) {
                 return Ok(Lookup::Damaged(found));
             }
             match open_folder(&path.join(FILES)) {
@@ -150,7 +150,7 @@ impl Store {
                 return Ok(Lookup::Damaged(found));
             }
             let checked = check_largest_files(&path.join(FILES), &description.largest);
-            Ok(match checked.and_then(|()| check_image(&path, image)) {
+            Ok(match checked.and_then(|()| verify::check_image(&path, image)) {
                 Ok(()) => Lookup::Found(Tree {
                     key: key.clone(),
                     totals: description.totals(),
@@ -259,16 +259,6 @@ fn check_largest_files(files: &Path, largest: &[LargeFile]) -> Result<(), String
         }
     }
     Ok(())
-}
-
-/// Checks that the image of a layer or a tree exists with the right size, without reading it.
-fn check_image(folder: &Path, image: Option<&ImageDescription>) -> Result<(), String> {
-    let Some(image) = image else { return Ok(()) };
-    match std::fs::symlink_metadata(folder.join(IMAGE)) {
-        Ok(found) if found.len() == image.bytes => Ok(()),
-        Ok(found) => Err(format!("its image has {} bytes instead of {}", found.len(), image.bytes)),
-        Err(error) => Err(format!("its image: {error}")),
-    }
 }
 
 /// Collects the largest files of a tree.

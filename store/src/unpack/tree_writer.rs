@@ -275,24 +275,7 @@ impl<'a> TreeWriter<'a> {
         range: Range<u64>,
         data: &mut impl BufRead,
     ) -> Result<(), UnpackError> {
-        let mut at = range.start;
-        while at < range.end {
-            let piece = data.fill_buf().map_err(UnpackError::from_stream)?;
-            if piece.is_empty() {
-                return Err(UnpackError::Tar(TarError::Truncated("a file")));
-            }
-            let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(piece.len());
-            match rustix::io::pwrite(file, &piece[..length], at) {
-                Ok(count) => {
-                    data.consume(count);
-                    at += count as u64;
-                    self.meter.wrote(count as u64)?;
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(disk("write", path, errno)),
-            }
-        }
-        Ok(())
+        write_data(file, range, data, &mut self.meter, |errno| disk("write", path, errno))
     }
 
     /// Creates a symbolic link. Its target is only data: it is never followed here.
@@ -507,6 +490,34 @@ impl<'a> TreeWriter<'a> {
         replaced.refund = replaced.refund.plus(usage);
         replaced.inodes.push(found.st_ino);
     }
+}
+
+/// Writes a range of a file from `data`, which must have all of it.
+pub(super) fn write_data(
+    file: impl AsFd,
+    range: Range<u64>,
+    data: &mut impl BufRead,
+    meter: &mut DiskMeter<'_>,
+    failed: impl Fn(Errno) -> UnpackError,
+) -> Result<(), UnpackError> {
+    let mut at = range.start;
+    while at < range.end {
+        let piece = data.fill_buf().map_err(UnpackError::from_stream)?;
+        if piece.is_empty() {
+            return Err(UnpackError::Tar(TarError::Truncated("a file")));
+        }
+        let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(piece.len());
+        match rustix::io::pwrite(&file, &piece[..length], at) {
+            Ok(count) => {
+                data.consume(count);
+                at += count as u64;
+                meter.wrote(count as u64)?;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    Ok(())
 }
 
 fn open_error(path: &EntryPath, errno: Errno) -> UnpackError {

@@ -15,6 +15,7 @@ use super::super::disk_meter::DiskMeter;
 use super::super::entries;
 use super::super::error::UnpackError;
 use super::super::tar::TarError;
+use super::super::tree_writer::write_data;
 use super::format::{
     BLOCK, Data, Dirent, INODE, Inode, Kind, LINKS_AT, MAX_INLINE, ROOT_AT, SLOT, SUPERBLOCK_AT,
     directory_size, number_at, superblock,
@@ -176,14 +177,7 @@ impl<'a> ImageWriter<'a> {
     /// Sets the times of directories that were taken over, and that the archive names.
     pub(crate) fn set_times<'t>(&mut self, times: impl Iterator<Item = (&'t EntryPath, i64)>) {
         for (path, mtime) in times {
-            let mut directory = Some(self.root);
-            for segment in path.segments() {
-                directory = directory.and_then(|at| match self.directories[at].children.get(segment) {
-                    Some(Child::Directory(below)) => Some(*below),
-                    _ => None,
-                });
-            }
-            if let Some(directory) = directory {
+            if let Some(directory) = self.find(path) {
                 self.directories[directory].mtime = mtime;
             }
         }
@@ -222,7 +216,8 @@ impl<'a> ImageWriter<'a> {
         let blocks = whole * BLOCK as u64;
         self.meter.charge_file(usage(blocks.saturating_add((INODE + tail) as u64)), whole_bytes)?;
         let first = self.allocate_blocks(whole)?;
-        self.write_data(first, whole_bytes, data)?;
+        let failed = |errno: rustix::io::Errno| UnpackError::Disk(DiskError::new("write", &self.path, errno));
+        write_data(&self.file, first..first + whole_bytes, data, &mut self.meter, failed)?;
         let mut bytes = vec![0; INODE + tail];
         data.read_exact(&mut bytes[INODE..]).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => UnpackError::Tar(TarError::Truncated("a file")),
@@ -444,29 +439,6 @@ impl<'a> ImageWriter<'a> {
             count.checked_mul(BLOCK as u64).and_then(|bytes| first.checked_add(bytes)).unwrap_or(u64::MAX);
         block_number(self.end)?;
         Ok(first)
-    }
-
-    /// Writes the data of a file to its blocks.
-    fn write_data(&mut self, first: u64, size: u64, data: &mut impl BufRead) -> Result<(), UnpackError> {
-        let mut at = 0;
-        while at < size {
-            let piece = data.fill_buf().map_err(UnpackError::from_stream)?;
-            if piece.is_empty() {
-                return Err(UnpackError::Tar(TarError::Truncated("a file")));
-            }
-            let length = usize::try_from(size - at).unwrap_or(usize::MAX).min(piece.len());
-            let written = self.file.write_at(&piece[..length], first + at);
-            match written {
-                Ok(count) => {
-                    data.consume(count);
-                    at += count as u64;
-                    self.meter.wrote(count as u64)?;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.error("write", error)),
-            }
-        }
-        Ok(())
     }
 
     /// Writes an inode, for which `bytes` has room at its start, with the data behind it. Returns its offset.
