@@ -15,7 +15,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 use tonic_prost::ProstCodec;
 
-use crate::registry::NAME;
+use crate::content::{self, Packing};
+use crate::registry::{NAME, Registry};
 use crate::tools;
 
 /// A driver in stand-alone mode, in which no volume needs a seal.
@@ -68,6 +69,19 @@ struct Empty {}
 /// The content of a volume: its attributes.
 #[derive(Clone, Debug)]
 pub(crate) struct Volume(HashMap<String, String>);
+
+/// Pushes an archive, packed with gzip, whose entries `add` writes. Returns the volume that has its files.
+pub(crate) fn push_archive(
+    registry: &Registry,
+    repository: &str,
+    add: impl FnOnce(&mut content::Archive<'_>) -> Result<()>,
+) -> Result<Volume> {
+    let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
+    let file = folder.path().join("archive");
+    let diff = content::write_archive(&file, Packing::Gzip, add)?;
+    let pushed = registry.push_archive(repository, &file, Packing::Gzip, &diff)?;
+    Ok(Volume::of(&pushed.repository, &pushed.digest))
+}
 
 impl Volume {
     /// The files of artifacts: each is a repository of the registry, a digest and the path in the volume.

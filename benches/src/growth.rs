@@ -18,7 +18,7 @@ use crate::driver::{Driver, Volume};
 use crate::http::Connection;
 use crate::measure::{cpu_seconds, resident, usage_of};
 use crate::registry::{NAME, Registry};
-use crate::results::{OURS, Results, Series, percentile};
+use crate::results::{OURS, Results, Section, percentile};
 use crate::scale::Scale;
 use crate::tools;
 
@@ -27,16 +27,22 @@ const API: &str = "/apis/oras.land/v1alpha1";
 /// How many artifacts of one small file there are.
 const ARTIFACTS: usize = 25;
 
-/// A point of a curve.
-fn point(axis: &str, x: u64, case: &str, unit: &str, values: Vec<f64>) -> Series {
-    Series {
-        section: SECTION.to_owned(),
-        case: case.to_owned(),
-        program: OURS.to_owned(),
-        unit: unit.to_owned(),
-        values,
-        x: Some(x as f64),
-        axis: Some(axis.to_owned()),
+/// One curve for each thing that is measured along an axis.
+struct Axis<'a>(&'a mut Results, &'static str);
+
+impl Axis<'_> {
+    fn add(&mut self, x: u64, case: &str, unit: &str, value: f64) -> Result<()> {
+        Section::new(self.0, SECTION).add_at(case, OURS, unit, vec![value], Some((self.1, x)))
+    }
+
+    /// Adds the median and the CPU of reviews, whose case is named `review`, and the memory of the webhook after them.
+    fn add_reviews(&mut self, x: u64, review: &str, (times, cpu): &(Vec<f64>, f64)) -> Result<()> {
+        self.add(x, &format!("{review}, p50"), "ms", percentile(times, 50))?;
+        self.add(x, &format!("CPU of a {review}"), "ms", *cpu)
+    }
+
+    fn add_memory(&mut self, x: u64, webhook: &Webhook) -> Result<()> {
+        self.add(x, "memory of the webhook", "MiB", resident(webhook.child.id())?)
     }
 }
 
@@ -64,7 +70,7 @@ async fn references(
     registry: &Registry,
     artifacts: &[(String, String, Option<String>)],
 ) -> Result<()> {
-    const AXIS: &str = "references of a pod";
+    let mut axis = Axis(results, "references of a pod");
     let disk = Disk::new(Kind::Ext4, 4 << 30)?;
     let server = ApiServer::default();
     server.add("/api/v1", None, "namespaces", "team", json!({}));
@@ -77,26 +83,24 @@ async fn references(
             .into();
         let review = review("team", &annotations, &[]);
         webhook.review(&review).await?;
-        let (times, cpu) = webhook.reviews(&[review], 300).await?;
-        results.add(&point(AXIS, x, "review, p50", "ms", vec![percentile(&times, 50)]))?;
-        results.add(&point(AXIS, x, "CPU of a review", "ms", vec![cpu]))?;
+        axis.add_reviews(x, "review", &webhook.reviews(&[review], 300).await?)?;
 
         let driver = Driver::start(&disk.path(), &format!("driver-{count}"), &registry.certs()).await?;
         let volume = Volume::new(&artifacts[..count]);
         let cold = driver.publish("cold", &volume).await?;
-        results.add(&point(AXIS, x, "first publish", "ms", vec![1_000.0 * cold.as_secs_f64()]))?;
+        axis.add(x, "first publish", "ms", 1_000.0 * cold.as_secs_f64())?;
         let mut warm = Vec::new();
         for number in 0..50 {
             warm.push(1_000.0 * driver.publish(&format!("warm-{number}"), &volume).await?.as_secs_f64());
         }
-        results.add(&point(AXIS, x, "further publish", "ms", vec![percentile(&warm, 50)]))?;
+        axis.add(x, "further publish", "ms", percentile(&warm, 50))?;
     }
     Ok(())
 }
 
 /// The bytes of one file: the first publish, and the memory of the driver.
 async fn bytes(results: &mut Results, scale: Scale) -> Result<()> {
-    const AXIS: &str = "bytes of the file";
+    let mut axis = Axis(results, "bytes of the file");
     for bytes in scale.up_to(64 << 20, &[1 << 10, 1 << 20, 64 << 20, 1 << 30, 10 << 30]) {
         // A registry of its own, so that the largest file is deleted with it.
         let registry = Registry::start()?;
@@ -110,16 +114,16 @@ async fn bytes(results: &mut Results, scale: Scale) -> Result<()> {
         let before = usage_of(driver.id())?;
         let time = driver.publish("cold", &Volume::of(&pushed.repository, &pushed.digest)).await?;
         let after = usage_of(driver.id())?;
-        results.add(&point(AXIS, bytes, "from nothing to mounted", "s", vec![time.as_secs_f64()]))?;
-        results.add(&point(AXIS, bytes, "CPU of the driver", "s", vec![after.cpu() - before.cpu()]))?;
-        results.add(&point(AXIS, bytes, "largest memory of the driver", "MiB", vec![after.peak]))?;
+        axis.add(bytes, "from nothing to mounted", "s", time.as_secs_f64())?;
+        axis.add(bytes, "CPU of the driver", "s", after.cpu() - before.cpu())?;
+        axis.add(bytes, "largest memory of the driver", "MiB", after.peak)?;
     }
     Ok(())
 }
 
 /// Policies that all select the namespace of the pod.
 async fn policies(results: &mut Results, registry: &Registry, scale: Scale) -> Result<()> {
-    const AXIS: &str = "policies";
+    let mut axis = Axis(results, "policies");
     for count in scale.up_to(100, &[1, 10, 100, 500]) {
         let server = ApiServer::default();
         server.add("/api/v1", None, "namespaces", "team", json!({}));
@@ -132,23 +136,15 @@ async fn policies(results: &mut Results, registry: &Registry, scale: Scale) -> R
         let mut webhook = Webhook::start(registry, &server).await?;
         let review = review("team", &json!({"oras.land/artifact": format!("{NAME}/s/0:v1")}), &[]);
         webhook.review(&review).await?;
-        let (times, cpu) = webhook.reviews(&[review], 500).await?;
-        results.add(&point(AXIS, count, "review, p50", "ms", vec![percentile(&times, 50)]))?;
-        results.add(&point(AXIS, count, "CPU of a review", "ms", vec![cpu]))?;
-        results.add(&point(
-            AXIS,
-            count,
-            "memory of the webhook",
-            "MiB",
-            vec![resident(webhook.child.id())?],
-        ))?;
+        axis.add_reviews(count, "review", &webhook.reviews(&[review], 500).await?)?;
+        axis.add_memory(count, &webhook)?;
     }
     Ok(())
 }
 
 /// Sets of one namespace: until all of them are resolved after a start, and a review that names one.
 async fn sets(results: &mut Results, registry: &Registry, scale: Scale) -> Result<()> {
-    const AXIS: &str = "sets";
+    let mut axis = Axis(results, "sets");
     for count in scale.up_to(100, &[1, 10, 100, 1_000]) {
         let server = ApiServer::default();
         server.add("/api/v1", None, "namespaces", "team", json!({}));
@@ -167,33 +163,19 @@ async fn sets(results: &mut Results, registry: &Registry, scale: Scale) -> Resul
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let (time, used) = (begun.elapsed(), cpu_seconds(webhook.child.id())?);
-        results.add(&point(
-            AXIS,
-            count,
-            "start, until all sets are resolved",
-            "s",
-            vec![time.as_secs_f64()],
-        ))?;
-        results.add(&point(AXIS, count, "CPU of that", "s", vec![used]))?;
+        axis.add(count, "start, until all sets are resolved", "s", time.as_secs_f64())?;
+        axis.add(count, "CPU of that", "s", used)?;
         let review = review("team", &json!({"oras.land/artifact-set": "set-0"}), &[]);
         webhook.review(&review).await?;
-        let (times, cpu) = webhook.reviews(&[review], 300).await?;
-        results.add(&point(AXIS, count, "review, p50", "ms", vec![percentile(&times, 50)]))?;
-        results.add(&point(AXIS, count, "CPU of a review", "ms", vec![cpu]))?;
-        results.add(&point(
-            AXIS,
-            count,
-            "memory of the webhook",
-            "MiB",
-            vec![resident(webhook.child.id())?],
-        ))?;
+        axis.add_reviews(count, "review", &webhook.reviews(&[review], 300).await?)?;
+        axis.add_memory(count, &webhook)?;
     }
     Ok(())
 }
 
 /// Namespaces, each with a pull secret of its own, that create pods in turn.
 async fn namespaces(results: &mut Results, registry: &Registry, scale: Scale) -> Result<()> {
-    const AXIS: &str = "namespaces with credentials";
+    let mut axis = Axis(results, "namespaces with credentials");
     for count in scale.up_to(1_000, &[1, 10, 100, 1_000, 10_000]) {
         let server = ApiServer::default();
         let mut reviews = Vec::new();
@@ -211,25 +193,17 @@ async fn namespaces(results: &mut Results, registry: &Registry, scale: Scale) ->
             reviews.push(review(&namespace, &annotations, &["pull"]));
         }
         let mut webhook = Webhook::start(registry, &server).await?;
-        let (times, cpu) = webhook.reviews(&reviews, reviews.len()).await?;
-        results.add(&point(
-            AXIS,
+        axis.add_reviews(
             count,
-            "first review of each namespace, p50",
-            "ms",
-            vec![percentile(&times, 50)],
-        ))?;
-        results.add(&point(AXIS, count, "CPU of a first review", "ms", vec![cpu]))?;
-        let (times, cpu) = webhook.reviews(&reviews, 500.max(reviews.len()).min(2_000)).await?;
-        results.add(&point(AXIS, count, "further review, p50", "ms", vec![percentile(&times, 50)]))?;
-        results.add(&point(AXIS, count, "CPU of a further review", "ms", vec![cpu]))?;
-        results.add(&point(
-            AXIS,
+            "first review of each namespace",
+            &webhook.reviews(&reviews, reviews.len()).await?,
+        )?;
+        axis.add_reviews(
             count,
-            "memory of the webhook",
-            "MiB",
-            vec![resident(webhook.child.id())?],
-        ))?;
+            "further review",
+            &webhook.reviews(&reviews, 500.max(reviews.len()).min(2_000)).await?,
+        )?;
+        axis.add_memory(count, &webhook)?;
     }
     Ok(())
 }

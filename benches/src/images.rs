@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::content::{self, Packing};
+use crate::content;
 use crate::disk::{Disk, Kind, run as run_command, sync};
-use crate::driver::{Driver, Volume};
+use crate::driver::{Driver, Volume, push_archive};
 use crate::measure::usage_of;
 use crate::registry::Registry;
-use crate::results::{OURS, Results, Series};
+use crate::results::{OURS, Results, Section};
 use crate::scale::{Scale, bytes, number};
 
 const SECTION: &str = "many small files: images and hard links";
@@ -25,28 +25,13 @@ const MOST_LINKED: u64 = 100_000;
 /// The small files beside the large one, for which the archive would become an image.
 const BESIDE: u64 = 20_000;
 
-struct Recorder<'a>(&'a mut Results);
-
-impl Recorder<'_> {
-    fn add(&mut self, case: &str, program: &str, unit: &str, value: f64, x: Option<u64>) -> Result<()> {
-        self.0.add(&Series {
-            section: SECTION.to_owned(),
-            case: case.to_owned(),
-            program: program.to_owned(),
-            unit: unit.to_owned(),
-            values: vec![value],
-            x: x.map(|x| x as f64),
-            axis: x.map(|_| FILES.to_owned()),
-        })
-    }
-}
-
 /// Measures all of it.
 pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
     let registry = Registry::start()?;
-    let mut record = Recorder(results);
+    let mut record = Section::new(results, SECTION);
     for files in scale.up_to(10_000, &[10, 1_000, 10_000, 100_000, 1_000_000]) {
-        let volume = push(&registry, &format!("tree-{files}"), |to| content::append_small_files(to, files))?;
+        let volume =
+            push_archive(&registry, &format!("tree-{files}"), |to| content::append_small_files(to, files))?;
         // Hard links to a million files take minutes, and more inodes than most disks have free.
         let programs = if files > MOST_LINKED { &[OURS][..] } else { &[OURS, HARD_LINKS] };
         for &program in programs {
@@ -54,7 +39,7 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
         }
     }
     let size = scale.pick(1 << 30, 256 << 20);
-    let volume = push(&registry, "large", |to| {
+    let volume = push_archive(&registry, "large", |to| {
         content::append_small_files(to, BESIDE)?;
         content::append_large_file(to, size)
     })?;
@@ -64,49 +49,37 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
     Ok(())
 }
 
-fn push(
-    registry: &Registry,
-    repository: &str,
-    add: impl FnOnce(&mut content::Archive<'_>) -> Result<()>,
-) -> Result<Volume> {
-    let folder = tempfile::Builder::new().prefix("oras-csi-bench-").tempdir()?;
-    let file = folder.path().join("archive");
-    let diff = content::write_archive(&file, Packing::Gzip, add)?;
-    let pushed = registry.push_archive(repository, &file, Packing::Gzip, &diff)?;
-    Ok(Volume::of(&pushed.repository, &pushed.digest))
-}
-
 async fn start(disk: &Disk, registry: &Registry, program: &str) -> Result<Driver> {
     let options: &[&str] = if program == HARD_LINKS { &["--no-images"] } else { &[] };
     Driver::start_with(&disk.path(), "driver", &registry.certs(), options).await
 }
 
 async fn small_files(
-    record: &mut Recorder<'_>,
+    record: &mut Section<'_>,
     registry: &Registry,
     volume: &Volume,
     files: u64,
     program: &str,
 ) -> Result<()> {
-    let at = Some(files);
+    let at = Some((FILES, files));
     // ext4 has an inode for each 16 KiB, and the driver leaves a part of them free.
     let disk = Disk::new(Kind::Ext4, (8 << 30) + files * (40 << 10))?;
     let driver = start(&disk, registry, program).await?;
     let (inodes, written) = (used_inodes(&disk)?, disk.written()?.unwrap_or_default());
     let mounted = driver.publish("first", volume).await?;
-    record.add("until mounted", program, "s", mounted.as_secs_f64(), at)?;
+    record.add_at("until mounted", program, "s", vec![mounted.as_secs_f64()], at)?;
     disk.sync()?;
     let written = disk.written()?.unwrap_or_default() - written;
-    record.add("written to the device", program, "MiB", written / f64::from(1 << 20), at)?;
-    record.add("inodes", program, "inodes", used_inodes(&disk)? - inodes, at)?;
-    record.add("largest memory of the driver", program, "MiB", usage_of(driver.id())?.peak, at)?;
+    record.add_at("written to the device", program, "MiB", vec![written / f64::from(1 << 20)], at)?;
+    record.add_at("inodes", program, "inodes", vec![used_inodes(&disk)? - inodes], at)?;
+    record.add_at("largest memory of the driver", program, "MiB", vec![usage_of(driver.id())?.peak], at)?;
     drop_caches()?;
     let begun = Instant::now();
     read_all(&driver.target("first")?)?;
-    record.add("read all files, from the disk", program, "s", begun.elapsed().as_secs_f64(), at)?;
+    record.add_at("read all files, from the disk", program, "s", vec![begun.elapsed().as_secs_f64()], at)?;
     let begun = Instant::now();
     read_all(&driver.target("first")?)?;
-    record.add("read all files, from memory", program, "s", begun.elapsed().as_secs_f64(), at)?;
+    record.add_at("read all files, from memory", program, "s", vec![begun.elapsed().as_secs_f64()], at)?;
     driver.unpublish("first").await?;
     let store = disk.path().join("driver/store");
     drop(driver);
@@ -114,12 +87,12 @@ async fn small_files(
     for folder in ["trees", "layers"] {
         std::fs::remove_dir_all(store.join(folder))?;
     }
-    record.add("delete", program, "s", begun.elapsed().as_secs_f64(), at)
+    record.add_at("delete", program, "s", vec![begun.elapsed().as_secs_f64()], at)
 }
 
 /// Reads one large file of a volume with many small ones, which becomes no image.
 async fn large_file(
-    record: &mut Recorder<'_>,
+    record: &mut Section<'_>,
     registry: &Registry,
     volume: &Volume,
     size: u64,
@@ -131,14 +104,24 @@ async fn large_file(
     disk.sync()?;
     let case = format!("one file of {} beside {} small ones", bytes(size), number(BESIDE));
     let file = driver.target("first")?.join("data/large");
-    for (name, flag) in [("read", None), ("read with O_DIRECT", Some("iflag=direct"))] {
+    let dd = |flag: Option<&str>| {
+        let mut command = Command::new("dd");
+        command
+            .arg(format!("if={}", file.display()))
+            .args(["of=/dev/null", "bs=1M", "status=none"])
+            .args(flag);
+        command
+    };
+    // Loaders of models map their files.
+    let mut map = Command::new("xfs_io");
+    map.args(["-r", "-c", &format!("mmap -r 0 {size}"), "-c", &format!("mread 0 {size}")]).arg(&file);
+    let ways = [("read", dd(None)), ("read with O_DIRECT", dd(Some("iflag=direct"))), ("read by mmap", map)];
+    for (name, mut command) in ways {
         drop_caches()?;
         let begun = Instant::now();
-        let mut dd = Command::new("dd");
-        dd.arg(format!("if={}", file.display())).args(["of=/dev/null", "bs=1M", "status=none"]).args(flag);
-        run_command(&mut dd)?;
+        run_command(&mut command)?;
         let rate = size as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64();
-        record.add(&format!("{case}: {name}"), program, "MiB/s", rate, None)?;
+        record.add(&format!("{case}: {name}"), program, "MiB/s", vec![rate])?;
     }
     driver.unpublish("first").await?;
     Ok(())

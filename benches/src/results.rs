@@ -87,3 +87,41 @@ impl Results {
         self.0.write_all(line.as_bytes()).context("cannot write to the results")
     }
 }
+
+/// Appends series of one section.
+pub(crate) struct Section<'a> {
+    results: &'a mut Results,
+    name: &'static str,
+}
+
+impl<'a> Section<'a> {
+    /// Adds to the section of this name.
+    pub(crate) fn new(results: &'a mut Results, name: &'static str) -> Self {
+        Self { results, name }
+    }
+
+    /// Adds the values of a program in a case.
+    pub(crate) fn add(&mut self, case: &str, program: &str, unit: &str, values: Vec<f64>) -> Result<()> {
+        self.add_at(case, program, unit, values, None)
+    }
+
+    /// The same for a point of a plot: the name of the axis and the position.
+    pub(crate) fn add_at(
+        &mut self,
+        case: &str,
+        program: &str,
+        unit: &str,
+        values: Vec<f64>,
+        at: Option<(&str, u64)>,
+    ) -> Result<()> {
+        self.results.add(&Series {
+            section: self.name.to_owned(),
+            case: case.to_owned(),
+            program: program.to_owned(),
+            unit: unit.to_owned(),
+            values,
+            x: at.map(|(_, x)| x as f64),
+            axis: at.map(|(axis, _)| axis.to_owned()),
+        })
+    }
+}

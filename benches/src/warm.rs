@@ -5,53 +5,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::content::{self, Packing};
+use crate::content;
 use crate::disk::{Disk, Kind, run as run_command};
-use crate::driver::{Driver, Volume};
+use crate::driver::{Driver, Volume, push_archive};
 use crate::measure::{resident, usage_of};
 use crate::registry::Registry;
-use crate::results::{OURS, Results, Series, percentile};
+use crate::results::{OURS, Results, Section, percentile};
 use crate::scale::{Scale, number};
 
 const SECTION: &str = "the driver, warm";
 const FILES: &str = "files in the tree";
 const VOLUMES: &str = "volumes on the node";
 
-/// Series with the same section.
-struct Recorder<'a>(&'a mut Results);
-
-impl Recorder<'_> {
-    fn add(&mut self, case: &str, program: &str, unit: &str, values: Vec<f64>) -> Result<()> {
-        self.add_at(case, program, unit, values, None)
-    }
-
-    fn add_at(
-        &mut self,
-        case: &str,
-        program: &str,
-        unit: &str,
-        values: Vec<f64>,
-        at: Option<(&str, u64)>,
-    ) -> Result<()> {
-        self.0.add(&Series {
-            section: SECTION.to_owned(),
-            case: case.to_owned(),
-            program: program.to_owned(),
-            unit: unit.to_owned(),
-            values,
-            x: at.map(|(_, x)| x as f64),
-            axis: at.map(|(axis, _)| axis.to_owned()),
-        })
-    }
-
-    /// Adds the median and the 99th percentile of times.
-    fn add_times(&mut self, case: &str, times: &[Duration], at: Option<(&str, u64)>) -> Result<()> {
-        let values = milliseconds(times);
-        let tail = percentile(&values, 99);
-        let median = percentile(&values, 50);
-        self.add_at(&format!("{case}, median"), OURS, "ms", vec![median], at)?;
-        self.add_at(&format!("{case}, p99"), OURS, "ms", vec![tail], at)
-    }
+/// Adds the median and the 99th percentile of times.
+fn add_times(
+    record: &mut Section<'_>,
+    case: &str,
+    times: &[Duration],
+    at: Option<(&str, u64)>,
+) -> Result<()> {
+    let values = milliseconds(times);
+    record.add_at(&format!("{case}, median"), OURS, "ms", vec![percentile(&values, 50)], at)?;
+    record.add_at(&format!("{case}, p99"), OURS, "ms", vec![percentile(&values, 99)], at)
 }
 
 fn milliseconds(times: &[Duration]) -> Vec<f64> {
@@ -76,20 +51,21 @@ async fn publish_and_unpublish(
 /// Measures all of it.
 pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
     let registry = Registry::start()?;
-    let mut record = Recorder(results);
+    let mut record = Section::new(results, SECTION);
     // A tree of 1,000,000 files needs 2,000,000 inodes: the blob's layer and the tree have hard links to one of them.
     let disk = Disk::new(Kind::Ext4, 40 << 30)?;
     let driver = Driver::start(&disk.path(), "driver", &registry.certs()).await?;
     let calls = scale.pick(300, 100);
     let mut warm = None;
     for files in scale.up_to(10_000, &[1, 1_000, 10_000, 100_000, 1_000_000]) {
-        let volume = push_tree(&registry, files)?;
+        let volume =
+            push_archive(&registry, &format!("tree-{files}"), |to| content::append_small_files(to, files))?;
         let cold = driver.publish(&format!("cold-{files}"), &volume).await?;
         let at = Some((FILES, files));
         record.add_at("from nothing to mounted", OURS, "s", vec![cold.as_secs_f64()], at)?;
         let (published, unpublished) = publish_and_unpublish(&driver, &volume, calls).await?;
-        record.add_times("publish", &published, at)?;
-        record.add_times("unpublish", &unpublished, at)?;
+        add_times(&mut record, "publish", &published, at)?;
+        add_times(&mut record, "unpublish", &unpublished, at)?;
         record.add_at("memory of the driver", OURS, "MiB", vec![resident(driver.id())?], at)?;
         warm.get_or_insert(volume);
     }
@@ -104,17 +80,8 @@ pub(crate) async fn run(results: &mut Results, scale: Scale) -> Result<()> {
     record.add("largest memory of all of this", OURS, "MiB", vec![peak])
 }
 
-fn push_tree(registry: &Registry, files: u64) -> Result<Volume> {
-    let folder = tempfile::Builder::new().prefix("b-").tempdir()?;
-    let file = folder.path().join("archive");
-    let add = |to: &mut content::Archive<'_>| content::append_small_files(to, files);
-    let diff = content::write_archive(&file, Packing::Gzip, add)?;
-    let pushed = registry.push_archive(&format!("tree-{files}"), &file, Packing::Gzip, &diff)?;
-    Ok(Volume::of(&pushed.repository, &pushed.digest))
-}
-
 /// What a call costs that does nothing, and what the programs cost that another driver would start.
-async fn empty_calls(record: &mut Recorder<'_>, driver: &Driver, disk: &Disk, calls: usize) -> Result<()> {
+async fn empty_calls(record: &mut Section<'_>, driver: &Driver, disk: &Disk, calls: usize) -> Result<()> {
     let mut times = Vec::new();
     for _ in 0..calls {
         times.push(driver.probe().await?);
@@ -135,7 +102,7 @@ async fn empty_calls(record: &mut Recorder<'_>, driver: &Driver, disk: &Disk, ca
 }
 
 /// A hundred calls at the same time.
-async fn at_once(record: &mut Recorder<'_>, driver: &Driver, volume: &Volume) -> Result<()> {
+async fn at_once(record: &mut Section<'_>, driver: &Driver, volume: &Volume) -> Result<()> {
     const CALLS: usize = 100;
     let pods: Vec<String> = (0..CALLS).map(|number| format!("at-once-{number}")).collect();
     let (mut published, mut totals) = (Vec::new(), Vec::new());
@@ -152,12 +119,12 @@ async fn at_once(record: &mut Recorder<'_>, driver: &Driver, volume: &Volume) ->
     }
     let each: Vec<f64> = milliseconds(&totals).iter().map(|total| total / CALLS as f64).collect();
     record.add("100 publishes at the same time, all of them / 100", OURS, "ms", each)?;
-    record.add_times("100 publishes at the same time, each", &published, None)
+    add_times(record, "100 publishes at the same time, each", &published, None)
 }
 
 /// Each call while more and more volumes are mounted.
 async fn many_volumes(
-    record: &mut Recorder<'_>,
+    record: &mut Section<'_>,
     driver: &Driver,
     volume: &Volume,
     scale: Scale,
@@ -170,8 +137,8 @@ async fn many_volumes(
         }
         let (published, unpublished) = publish_and_unpublish(driver, volume, 100).await?;
         let at = Some((VOLUMES, volumes));
-        record.add_times("publish", &published, at)?;
-        record.add_times("unpublish", &unpublished, at)?;
+        add_times(record, "publish", &published, at)?;
+        add_times(record, "unpublish", &unpublished, at)?;
         record.add_at("memory of the driver", OURS, "MiB", vec![resident(driver.id())?], at)?;
     }
     let program = format!("memory with {} volumes mounted", number(mounted));
