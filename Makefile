@@ -90,6 +90,7 @@ test-integration: binary
 	$(STAGE) "integration: Go programs" $(TESTBED)/build integration
 	$(STAGE) "integration: build" $(CARGO_TEST) --test 'integration*' --no-run
 	$(STAGE) "integration: chart" $(TESTBED)/api-server $(TESTBED)/check-chart
+	$(STAGE) "integration: permissions" $(TESTBED)/api-server $(TESTBED)/check-permissions
 	$(STAGE) "integration: tests" $(TESTBED)/api-server bash -c '\
 	  status=0; \
 	  $(CARGO_TEST) --offline --no-fail-fast $(addprefix --test ,$(INTEGRATION)) \
@@ -134,6 +135,7 @@ chart:
 	$(TESTBED)/packages integration
 	$(TESTBED)/build helm kubectl etcd kube-apiserver
 	$(TESTBED)/api-server $(TESTBED)/check-chart
+	$(TESTBED)/api-server $(TESTBED)/check-permissions
 
 # BUILDS=1 skips the second build, which shows that the image is reproducible.
 release-dry-run: image
@@ -144,5 +146,5 @@ COMMIT :=
 skew: binary
 	$(TESTBED)/packages integration
 	$(TESTBED)/build integration
-	$(CARGO_TEST) --test integration --no-run
-	$(STAGE) "skew" $(TESTBED)/skew "$(COMMIT)" $(CARGO_TEST) --offline --test integration skew:: -- --test-threads=1
+	$(CARGO_TEST) --test integration_serial --no-run
+	$(STAGE) "skew" $(TESTBED)/skew "$(COMMIT)" $(CARGO_TEST) --offline --test integration_serial skew:: -- --test-threads=1
