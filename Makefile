@@ -78,6 +78,7 @@ test:
 test-unit:
 	cargo fmt --all --check
 	$(STAGE) "unit: lints" cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(STAGE) "unit: lints of the command without a node" cargo clippy $(LOCKED) --workspace --no-default-features --bin oras-csi -- -D warnings
 	$(STAGE) "unit: unused dependencies" $(TESTBED)/machete
 	RUSTDOCFLAGS="-D warnings" $(STAGE) "unit: documentation" cargo doc $(LOCKED) --workspace --no-deps --document-private-items
 	$(STAGE) "unit: build" $(CARGO_TEST) --no-run --lib --bins $(addprefix --test ,$(UNIT))
