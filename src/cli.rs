@@ -2,9 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{explain, patch, recipe, render, webhook};
 #[cfg(feature = "node")]
 use crate::commands::{driver, pull, store};
+use crate::commands::{explain, patch, recipe, render, webhook};
 use crate::exit_status::Failure;
 use crate::logging::start_logging;
 use crate::runtime::block_on;

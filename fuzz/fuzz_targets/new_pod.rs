@@ -28,7 +28,8 @@ fuzz_mutator!(|data: &mut [u8], size: usize, longest: usize, seed: u32| {
 /// Fails unless both decoders give the same; reports whether the one of one pass reads the body.
 fn compare(body: &[u8]) -> bool {
     let Some(one_pass) = Review::decode_new_pod(body) else { return false };
-    let general = Review::decode_any(Hook::Volumes, body).expect("the general decoder reads what the other one reads");
+    let general =
+        Review::decode_any(Hook::Volumes, body).expect("the general decoder reads what the other one reads");
     // The text of a value has every field of it, and tells -0 from 0.
     assert_eq!(format!("{one_pass:?}"), format!("{general:?}"));
     let chosen = Review::decode(Hook::Volumes, body).expect("it is read");

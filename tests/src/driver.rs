@@ -71,8 +71,14 @@ impl Driver {
         let names_node = arguments.iter().any(|argument| argument.starts_with("--node-id="));
         let own = own.into_iter().filter(|argument| !names_node || !argument.starts_with("--node-id="));
         let arguments = own.chain(arguments.iter().map(|&one| one.to_owned())).collect();
-        let mut driver =
-            Self { binary, folder, arguments, kubeconfig: kubeconfig.map(Path::to_owned), metrics, running: None };
+        let mut driver = Self {
+            binary,
+            folder,
+            arguments,
+            kubeconfig: kubeconfig.map(Path::to_owned),
+            metrics,
+            running: None,
+        };
         driver.start_again();
         driver
     }

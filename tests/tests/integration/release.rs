@@ -13,7 +13,9 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 fn deploy(script: &str) -> Command {
     let mut command = Command::new(repository().join("deploy").join(script));
     let bin = testbed("oras");
-    command.env("ORAS_CSI_TESTBED_BIN", bin.parent().expect("its folder")).env("DOCKER_CONFIG", "/nonexistent");
+    command
+        .env("ORAS_CSI_TESTBED_BIN", bin.parent().expect("its folder"))
+        .env("DOCKER_CONFIG", "/nonexistent");
     command
 }
 
@@ -88,10 +90,18 @@ fn a_registry_with_a_login_needs_the_docker_config() {
 
 #[test]
 fn an_unusable_name_is_refused_before_a_push() {
-    for to in ["registry.example.com/oras-csi", "oras-csi:dev", "registry.example.com:5000/oras-csi", "r.io/a:b@sha256:c"] {
+    for to in [
+        "registry.example.com/oras-csi",
+        "oras-csi:dev",
+        "registry.example.com:5000/oras-csi",
+        "r.io/a:b@sha256:c",
+    ] {
         let output = try_run(deploy("release/push-image").arg("/nonexistent").arg(to));
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(2) && said.contains("is not REGISTRY/REPOSITORY:TAG"), "{to}: {said}");
+        assert!(
+            output.status.code() == Some(2) && said.contains("is not REGISTRY/REPOSITORY:TAG"),
+            "{to}: {said}"
+        );
     }
 }
 
@@ -107,8 +117,17 @@ fn a_release_is_an_index_of_both_architectures_and_a_chart_that_names_its_digest
         run(&mut command).trim().to_owned()
     };
     let digest = index("image.tar", ["image-arm64.tar", "image-amd64.tar"]);
-    assert_eq!(index("again.tar", ["image-amd64.tar", "image-arm64.tar"]), digest, "the order does not matter");
-    let twice = try_run(deploy("oci-index").arg("a:b").arg(at("twice.tar")).args([at("image-arm64.tar"), at("image-arm64.tar")]));
+    assert_eq!(
+        index("again.tar", ["image-amd64.tar", "image-arm64.tar"]),
+        digest,
+        "the order does not matter"
+    );
+    let twice = try_run(
+        deploy("oci-index")
+            .arg("a:b")
+            .arg(at("twice.tar"))
+            .args([at("image-arm64.tar"), at("image-arm64.tar")]),
+    );
     assert!(!twice.status.success(), "one architecture twice");
 
     let registry = Distribution::start();
@@ -150,9 +169,9 @@ fn a_release_is_an_index_of_both_architectures_and_a_chart_that_names_its_digest
     let of = format!("oci://{parent}/charts/oras-csi");
     let from_registry = ["--version", VERSION, "--plain-http"];
     let rendered = run(helm().args(["template", "oras-csi", &of]).args(from_registry));
-    let images: Vec<&str> =
-        rendered.lines().filter_map(|line| line.trim().strip_prefix("image: ")).collect();
-    assert_eq!(images, [format!("{parent}/oras-csi@{digest}"); 2]);
+    let images: Vec<&str> = rendered.lines().filter_map(|line| line.trim().strip_prefix("image: ")).collect();
+    let expected = format!("{parent}/oras-csi@{digest}");
+    assert_eq!(images, [expected.as_str(); 2]);
     let shown: Value =
         serde_saphyr::from_str(&run(helm().args(["show", "chart", &of]).args(from_registry))).expect("YAML");
     assert_eq!(shown["home"], "https://forge.example.com/acme/oras-csi");
@@ -160,7 +179,8 @@ fn a_release_is_an_index_of_both_architectures_and_a_chart_that_names_its_digest
     // Artifact Hub reads these as YAML in a text.
     for list in ["images", "changes", "links", "crds"] {
         let text = annotations[format!("artifacthub.io/{list}")].as_str().expect("a text");
-        let items: Value = serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{list}: {error}: {text}"));
+        let items: Value =
+            serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{list}: {error}: {text}"));
         assert!(!items.as_array().expect("a list").is_empty(), "{list}");
     }
 }

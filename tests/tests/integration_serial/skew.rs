@@ -117,7 +117,9 @@ async fn each_driver_mounts_what_the_webhook_of_the_other_version_admits() {
         return;
     }
     let (this, other) = (oras_csi(), other());
-    for (namespace, webhook, driver) in [("skew-upgrade", &other.path, &this), ("skew-rollback", &this, &other.path)] {
+    for (namespace, webhook, driver) in
+        [("skew-upgrade", &other.path, &this), ("skew-rollback", &this, &other.path)]
+    {
         let flag = format!("--seal-secret={namespace}/{SEAL}");
         let mut cluster = Cluster::start(namespace, &[&flag, "--keep-pins"]).await;
         // The first version makes key and pins.
@@ -160,12 +162,16 @@ async fn each_driver_mounts_what_the_webhook_of_the_other_version_admits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_version_reads_the_sets_of_the_other() {
     let (this, other) = (oras_csi(), other());
-    for (namespace, first, second) in [("skew-sets-up", &other.path, &this), ("skew-sets-down", &this, &other.path)] {
+    for (namespace, first, second) in
+        [("skew-sets-up", &other.path, &this), ("skew-sets-down", &this, &other.path)]
+    {
         let flags = [format!("--seal-secret={namespace}/{SEAL}"), format!("--sets={namespace}")];
         let mut cluster = Cluster::start(namespace, &[&flags[0], &flags[1], "--keep-pins"]).await;
         cluster.webhook.replace(first);
-        let resource =
-            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("oras.land", "v1alpha1", "ArtifactSet"), "artifactsets");
+        let resource = ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk("oras.land", "v1alpha1", "ArtifactSet"),
+            "artifactsets",
+        );
         let sets = Api::<DynamicObject>::namespaced_with(cluster.client.clone(), namespace, &resource);
         let set = json!({"apiVersion": "oras.land/v1alpha1", "kind": "ArtifactSet", "metadata": {"name": "app"},
             "spec": {"recipe": [{"add": format!("{NAME}/java-app:v1")}]}});
@@ -194,7 +200,8 @@ fn volume(repository: &str, digest: &str) -> HashMap<String, String> {
 
 /// Blobs that the registry has sent.
 fn sent(registry: &Distribution) -> usize {
-    let is_blob = |line: &String| line.starts_with("GET ") && line.contains("/blobs/") && !line.ends_with(" 401");
+    let is_blob =
+        |line: &String| line.starts_with("GET ") && line.contains("/blobs/") && !line.ends_with(" 401");
     registry.requests().into_iter().filter(is_blob).count()
 }
 
@@ -227,16 +234,21 @@ async fn a_store_and_its_volumes_survive_an_upgrade_and_a_rollback() {
     driver.unpublish("goes").await.expect("this version unpublishes what the other has published");
     driver.publish_attributes("again", "team", kept.clone(), None).await.expect("it is mounted");
     assert_eq!(content(&driver, "again", "d/199"), "content 199");
-    assert_eq!(sent(&registry), downloaded, "the content of the other version is used: {:?}", registry.requests());
+    assert_eq!(
+        sent(&registry),
+        downloaded,
+        "the content of the other version is used: {:?}",
+        registry.requests()
+    );
     driver.publish_attributes("later", "team", later, None).await.expect("it is mounted");
 
-    if format(&driver) != before {
+    if format(&driver) == before {
+        driver.replace(&other.path);
+    } else {
         let said = driver.refusal(&other.path);
         assert!(said.contains("format"), "{said}");
         assert_eq!(content(&driver, "stays", "d/7"), "content 7", "the volumes stay");
         driver.replace(&this);
-    } else {
-        driver.replace(&other.path);
     }
     assert_eq!(content(&driver, "later", "file"), "later");
     let downloaded = sent(&registry);

@@ -43,7 +43,8 @@ fn unpinned(line: &str) -> Option<&'static str> {
     if let Some(action) = line.strip_prefix("uses: ") {
         let (action, comment) = action.split_once(" # v").unwrap_or((action, ""));
         let is_commit = action.split_once('@').is_some_and(|(_, commit)| is_hex(commit, 40));
-        return (!is_commit || comment.is_empty()).then_some("an action needs a commit, and its version as a comment");
+        return (!is_commit || comment.is_empty())
+            .then_some("an action needs a commit, and its version as a comment");
     }
     let image = ["container: ", "image: ", "FROM "].iter().find_map(|word| line.strip_prefix(word))?;
     let image = image.split(' ').next().unwrap_or_default();
@@ -59,7 +60,7 @@ fn actions_and_images_are_pinned_by_digest() {
     let (mut checked, mut found) = (0, Vec::new());
     for (name, text) in &texts {
         for (line, number) in text.lines().zip(1..) {
-            checked += usize::from(line.contains("@"));
+            checked += usize::from(line.contains('@'));
             if let Some(why) = unpinned(line) {
                 found.push(format!("{name}:{number}: {why}: {}", line.trim()));
             }
@@ -85,7 +86,9 @@ fn tokens_of_workflows_can_only_read_except_where_a_job_needs_more() {
     for (name, text) in workflows() {
         let workflow: Value = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
         let read_only = |permissions: &Value| {
-            permissions.as_object().is_some_and(|map| map.values().all(|value| value == "read" || value == "none"))
+            permissions
+                .as_object()
+                .is_some_and(|map| map.values().all(|value| value == "read" || value == "none"))
         };
         assert!(read_only(&workflow["permissions"]), "{name}: {}", workflow["permissions"]);
         for (job, settings) in workflow["jobs"].as_object().expect("jobs") {
