@@ -37,7 +37,7 @@ fn for_arm64(folder: &Path) -> PathBuf {
 }
 
 fn fetch(what: &str, reference: &str) -> Value {
-    let text = run(oras().args([what, "fetch", "--plain-http", reference]));
+    let text = run(oras().args([what, "fetch", "--plain-http", "--output", "-", reference]));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{reference}: {error}: {text}"))
 }
 
