@@ -242,7 +242,9 @@ async fn a_store_and_its_volumes_survive_an_upgrade_and_a_rollback() {
     );
     driver.publish_attributes("later", "team", later, None).await.expect("it is mounted");
 
-    if format(&driver) == before {
+    let after = format(&driver);
+    eprintln!("{:?} becomes {:?}", before.trim(), after.trim());
+    if after == before {
         driver.replace(&other.path);
     } else {
         let said = driver.refusal(&other.path);
