@@ -8,14 +8,17 @@
 # make bench-quick       the same with smaller cases, in less than 5 minutes after the build; writes target/bench/RESULTS.md
 # make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target
 # make binary            the static binary
-# make image             its container image, built without Docker
+# make image             its container image, built without Docker; PUSH=REGISTRY/oras-csi:TAG also pushes it, with PLAIN_HTTP=1
+#                        to a registry without TLS
 # make chart             checks the Helm chart against a real API server
+# make skew COMMIT=…     runs the driver of an earlier commit with this webhook, and the other way round; needs Go and root
+# make release-dry-run   makes all that a release publishes, and publishes it to a registry of this machine; needs Go
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick
+.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick skew release-dry-run
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -54,14 +57,20 @@ demo:
 	@$(STAGE) "demo: build" cargo build $(LOCKED) --workspace --bins
 	@$(STAGE) "demo: run" $(RUN_AS) $(TARGET)/debug/oras-csi-demo --oras-csi $(TARGET)/debug/oras-csi
 
+# The same source gives the same bytes in every folder: the names of these folders are replaced, in Rust and in C.
+FOLDERS := $(CURDIR)=/source $(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo $(TARGET)=/target
 # Static: the same file runs on a node, in an empty image and on a laptop. Cargo applies RUSTFLAGS to build scripts and
 # procedural macros, which must be dynamic, unless a target is named.
+binary: export RUSTFLAGS := -C target-feature=+crt-static $(addprefix --remap-path-prefix=,$(FOLDERS))
+binary: export CFLAGS := $(CFLAGS) $(addprefix -ffile-prefix-map=,$(FOLDERS))
 binary:
-	RUSTFLAGS="-C target-feature=+crt-static" $(STAGE) "release build" cargo build $(LOCKED) --release --target $(TRIPLE) --bin oras-csi
+	$(STAGE) "release build" cargo build $(LOCKED) --release --target $(TRIPLE) --bin oras-csi
 	$(if $(BINARY_COPY),install -D -m 755 $(BINARY) $(BINARY_COPY))
 
+PUSH :=
 image: binary
 	deploy/image $(BINARY) $(IMAGE)
+	$(if $(PUSH),PLAIN_HTTP=$(PLAIN_HTTP) deploy/release/push-image $(IMAGE) $(PUSH))
 
 test:
 	@$(TESTBED)/tiers unit integration e2e
@@ -69,6 +78,7 @@ test:
 test-unit:
 	cargo fmt --all --check
 	$(STAGE) "unit: lints" cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(STAGE) "unit: lints of the command without a node" cargo clippy $(LOCKED) --workspace --no-default-features --bin oras-csi -- -D warnings
 	$(STAGE) "unit: unused dependencies" $(TESTBED)/machete
 	RUSTDOCFLAGS="-D warnings" $(STAGE) "unit: documentation" cargo doc $(LOCKED) --workspace --no-deps --document-private-items
 	$(STAGE) "unit: build" $(CARGO_TEST) --no-run --lib --bins $(addprefix --test ,$(UNIT))
@@ -81,6 +91,7 @@ test-integration: binary
 	$(STAGE) "integration: Go programs" $(TESTBED)/build integration
 	$(STAGE) "integration: build" $(CARGO_TEST) --test 'integration*' --no-run
 	$(STAGE) "integration: chart" $(TESTBED)/api-server $(TESTBED)/check-chart
+	$(STAGE) "integration: permissions" $(TESTBED)/api-server $(TESTBED)/check-permissions
 	$(STAGE) "integration: tests" $(TESTBED)/api-server bash -c '\
 	  status=0; \
 	  $(CARGO_TEST) --offline --no-fail-fast $(addprefix --test ,$(INTEGRATION)) \
@@ -125,3 +136,16 @@ chart:
 	$(TESTBED)/packages integration
 	$(TESTBED)/build helm kubectl etcd kube-apiserver
 	$(TESTBED)/api-server $(TESTBED)/check-chart
+	$(TESTBED)/api-server $(TESTBED)/check-permissions
+
+# BUILDS=1 skips the second build, which shows that the image is reproducible.
+release-dry-run: image
+	$(TESTBED)/packages build
+	$(STAGE) "release: dry run" deploy/release/dry-run $(BINARY) $(IMAGE)
+
+COMMIT :=
+skew: binary
+	$(TESTBED)/packages integration
+	$(TESTBED)/build integration
+	$(CARGO_TEST) --test integration_serial --no-run
+	$(STAGE) "skew" $(TESTBED)/skew "$(COMMIT)" $(CARGO_TEST) --offline --test integration_serial skew:: -- --test-threads=1

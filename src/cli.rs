@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{driver, explain, patch, pull, recipe, render, store, webhook};
+#[cfg(feature = "node")]
+use crate::commands::{driver, pull, store};
+use crate::commands::{explain, patch, recipe, render, webhook};
 use crate::exit_status::Failure;
 use crate::logging::start_logging;
 use crate::runtime::block_on;
@@ -30,6 +32,22 @@ Exit status:
 
 const EXIT_STATUS: &str = exit_status!();
 
+#[cfg(feature = "node")]
+macro_rules! pull_example {
+    () => {
+        "
+  # Download an artifact into a directory
+  oras-csi pull ghcr.io/acme/model:v1 ./model
+"
+    };
+}
+#[cfg(not(feature = "node"))]
+macro_rules! pull_example {
+    () => {
+        ""
+    };
+}
+
 const EXAMPLES: &str = concat!(
     exit_status!(),
     "
@@ -40,10 +58,9 @@ Examples:
 
   # Show what the webhook makes of a pod
   oras-csi render -f pod.yaml
-
-  # Download an artifact into a directory
-  oras-csi pull ghcr.io/acme/model:v1 ./model
-
+",
+    pull_example!(),
+    "
   # Show the examples of a subcommand
   oras-csi render --help"
 );
@@ -51,12 +68,15 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Webhook(webhook::Arguments),
+    #[cfg(feature = "node")]
     Driver(driver::Arguments),
     Render(render::Arguments),
     Explain(explain::Arguments),
+    #[cfg(feature = "node")]
     Pull(pull::Arguments),
     Patch(patch::Arguments),
     Recipe(recipe::Arguments),
+    #[cfg(feature = "node")]
     Store(store::Arguments),
 }
 
@@ -68,6 +88,7 @@ impl Cli {
                 start_logging("info");
                 block_on(webhook::run(arguments))
             }
+            #[cfg(feature = "node")]
             Command::Driver(arguments) => {
                 start_logging("info");
                 block_on(driver::run(arguments))
@@ -80,6 +101,7 @@ impl Cli {
                 start_logging("error");
                 block_on(explain::run(arguments))
             }
+            #[cfg(feature = "node")]
             Command::Pull(arguments) => {
                 start_logging("error");
                 block_on(pull::run(arguments))
@@ -92,6 +114,7 @@ impl Cli {
                 start_logging("error");
                 block_on(recipe::run(arguments))
             }
+            #[cfg(feature = "node")]
             Command::Store(arguments) => {
                 start_logging("warn");
                 store::run(arguments)

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use oras_csi_core::patch::PatchError;
 use oras_csi_core::registry::{PublishError, RegistryError, RegistryErrorKind};
+#[cfg(feature = "node")]
 use oras_csi_store::ErrorClass;
 use oras_csi_webhook::denial::{Code, Denial};
 
@@ -125,6 +126,7 @@ impl From<Denial> for Failure {
     }
 }
 
+#[cfg(feature = "node")]
 impl From<ErrorClass> for ExitStatus {
     fn from(class: ErrorClass) -> Self {
         match class {

@@ -1,9 +1,11 @@
 //! Flags that several subcommands share.
 
 pub(crate) mod admission;
+#[cfg(feature = "node")]
 pub(crate) mod limits;
 pub(crate) mod output;
 pub(crate) mod plain_http;
 pub(crate) mod policy;
 pub(crate) mod registry;
+#[cfg(feature = "node")]
 pub(crate) mod storage;

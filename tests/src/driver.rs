@@ -20,6 +20,7 @@ use crate::process::{Running, free_port};
 /// A driver in stand-alone mode, in which no volume needs a seal, with its own kubelet folder and store.
 #[derive(Debug)]
 pub struct Driver {
+    binary: PathBuf,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
     kubeconfig: Option<PathBuf>,
@@ -45,8 +46,17 @@ impl Driver {
         Self::start_in_cluster(certs, arguments, None)
     }
 
+    /// Starts a driver of another build.
+    pub fn start_binary(binary: &Path, certs: &Path, arguments: &[&str]) -> Self {
+        Self::start_from(binary.to_owned(), certs, arguments, None)
+    }
+
     /// Starts a driver with the permissions of a kubeconfig.
     pub fn start_in_cluster(certs: &Path, arguments: &[&str], kubeconfig: Option<&Path>) -> Self {
+        Self::start_from(oras_csi(), certs, arguments, kubeconfig)
+    }
+
+    fn start_from(binary: PathBuf, certs: &Path, arguments: &[&str], kubeconfig: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let metrics = free_port();
         let at = |name: &str| folder.path().join(name).display().to_string();
@@ -61,25 +71,58 @@ impl Driver {
         let names_node = arguments.iter().any(|argument| argument.starts_with("--node-id="));
         let own = own.into_iter().filter(|argument| !names_node || !argument.starts_with("--node-id="));
         let arguments = own.chain(arguments.iter().map(|&one| one.to_owned())).collect();
-        let mut driver =
-            Self { folder, arguments, kubeconfig: kubeconfig.map(Path::to_owned), metrics, running: None };
+        let mut driver = Self {
+            binary,
+            folder,
+            arguments,
+            kubeconfig: kubeconfig.map(Path::to_owned),
+            metrics,
+            running: None,
+        };
         driver.start_again();
         driver
     }
 
     /// Starts it again, with the store that it had.
     pub fn start_again(&mut self) {
-        let mut command = Command::new(oras_csi());
-        match &self.kubeconfig {
-            Some(path) => command.env("KUBECONFIG", path),
-            None => command.env_remove("KUBECONFIG"),
-        };
-        let mut running = Running::start(command.args(&self.arguments), "driver", self.folder.path());
+        let mut running = self.spawn();
         let socket = self.socket();
         running.wait_until("listening", Duration::from_mins(1), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
         self.running = Some(running);
+    }
+
+    /// Ends it as kubelet does, and starts another build with its store and its volumes.
+    pub fn replace(&mut self, binary: &Path) {
+        self.terminate();
+        binary.clone_into(&mut self.binary);
+        self.start_again();
+    }
+
+    /// Ends it, starts another build, which must end by itself, and returns what that has printed.
+    pub fn refusal(&mut self, binary: &Path) -> String {
+        self.terminate();
+        binary.clone_into(&mut self.binary);
+        let before = self.log().len();
+        let status = self.spawn().wait_until_ended(Duration::from_mins(1));
+        assert!(!status.success(), "it must refuse: {}", self.log());
+        self.log().split_off(before)
+    }
+
+    fn spawn(&self) -> Running {
+        let mut command = Command::new(&self.binary);
+        match &self.kubeconfig {
+            Some(path) => command.env("KUBECONFIG", path),
+            None => command.env_remove("KUBECONFIG"),
+        };
+        Running::start(command.args(&self.arguments), "driver", self.folder.path())
+    }
+
+    fn terminate(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.terminate();
+        }
     }
 
     /// Kills it.
@@ -144,8 +187,19 @@ impl Driver {
         secret: Option<&Value>,
     ) -> Result<(), Status> {
         let ours = volume.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value));
+        self.publish_attributes(pod, "team", ours.collect(), secret).await
+    }
+
+    /// Publishes the volume attributes of a pod of a namespace, which may have been written by another build.
+    pub async fn publish_attributes(
+        &self,
+        pod: &str,
+        namespace: &str,
+        ours: HashMap<String, String>,
+        secret: Option<&Value>,
+    ) -> Result<(), Status> {
         let kubelets =
-            [("pod.namespace", "team"), ("pod.uid", pod), ("pod.name", pod), ("ephemeral", "true")]
+            [("pod.namespace", namespace), ("pod.uid", pod), ("pod.name", pod), ("ephemeral", "true")]
                 .map(|(key, value)| (format!("csi.storage.k8s.io/{key}"), value.to_owned()));
         let secrets = secret.map(|config| (".dockerconfigjson".to_owned(), config.to_string()));
         let request = NodePublishVolumeRequest {
@@ -155,7 +209,7 @@ impl Driver {
                 access_mode: Some(AccessMode { mode: access_mode::Mode::SingleNodeWriter.into() }),
                 access_type: Some(AccessType::Mount(MountVolume::default())),
             }),
-            volume_context: ours.chain(kubelets).collect::<HashMap<_, _>>(),
+            volume_context: ours.into_iter().chain(kubelets).collect::<HashMap<_, _>>(),
             secrets: secrets.into_iter().collect(),
             ..NodePublishVolumeRequest::default()
         };

@@ -1,6 +1,6 @@
 //! The webhook as a process beside the API server, with the configuration that the chart installs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::process::{Running, free_port, run};
 /// A webhook for one namespace of the API server.
 #[derive(Debug)]
 pub struct Webhook {
+    binary: PathBuf,
     running: Option<Running>,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
@@ -87,7 +88,8 @@ impl Webhook {
         let arguments =
             own.into_iter().chain(arguments.iter().map(|&argument| argument.to_owned())).collect();
         let (namespace, configuration) = (namespace.to_owned(), name.to_owned());
-        let mut webhook = Self { running: None, folder, arguments, namespace, configuration };
+        let binary = oras_csi();
+        let mut webhook = Self { binary, running: None, folder, arguments, namespace, configuration };
         webhook.start_again();
         eventually("the caBundle", Duration::from_secs(30), async || {
             let found = api.get(name).await.map_err(|error| error.to_string())?;
@@ -130,9 +132,20 @@ impl Webhook {
         }
     }
 
+    /// Ends it as kubelet does, and starts another build with its certificates.
+    pub fn replace(&mut self, binary: &Path) {
+        if let Some(running) = self.running.take() {
+            running.terminate();
+        }
+        binary.clone_into(&mut self.binary);
+        // Otherwise the line of the process before would count.
+        std::fs::write(self.folder.path().join("webhook.log"), "").expect("its log");
+        self.start_again();
+    }
+
     /// Starts it again with its certificates.
     pub fn start_again(&mut self) {
-        let mut command = Command::new(oras_csi());
+        let mut command = Command::new(&self.binary);
         command.args(&self.arguments).env("RUST_LOG", "debug");
         let mut running = Running::start(&mut command, "webhook", self.folder.path());
         let id = running.id();

@@ -16,7 +16,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if not .Values.image.repository }}
 {{- fail "image.repository is not set: build the image with 'make image', push it to a registry that your nodes can reach, and set image.repository and image.tag to it (the chart has no default image)" }}
 {{- end -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ .Values.image.repository }}
+{{- if and .Values.image.digest (not .Values.image.tag) -}}
+@{{ .Values.image.digest }}
+{{- else -}}
+:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
 {{- end }}
 
 {{- define "oras-csi.certs-dir" -}}

@@ -19,6 +19,7 @@ mod pins;
 mod policy;
 mod pull;
 mod registries;
+mod release;
 mod rights;
 mod sanity;
 mod sets;

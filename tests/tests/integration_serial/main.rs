@@ -7,3 +7,4 @@ mod counts;
 mod flood;
 mod preload;
 mod resume;
+mod skew;

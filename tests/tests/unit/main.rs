@@ -6,3 +6,4 @@ mod crds;
 mod dependencies;
 mod documentation;
 mod language;
+mod release;
