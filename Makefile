@@ -10,12 +10,13 @@
 # make binary            the static binary
 # make image             its container image, built without Docker
 # make chart             checks the Helm chart against a real API server
+# make docs              builds the documentation as a site: target/docs/book/index.html
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick
+.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick docs
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -125,3 +126,6 @@ chart:
 	$(TESTBED)/packages integration
 	$(TESTBED)/build helm kubectl etcd kube-apiserver
 	$(TESTBED)/api-server $(TESTBED)/check-chart
+
+docs:
+	$(STAGE) "documentation" docs/build $(TARGET)/docs/book

@@ -6,3 +6,6 @@ mod crds;
 mod dependencies;
 mod documentation;
 mod language;
+mod messages;
+mod reference;
+mod site;
