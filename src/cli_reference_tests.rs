@@ -8,6 +8,9 @@ use clap::{Arg, Command, CommandFactory as _};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/cli.md");
 
+/// For the test that runs the commands of the documentation.
+const NOT_RUN: &str = "<!-- not run: examples of the help, with names of a cluster -->";
+
 /// A text in a cell of a table.
 fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
@@ -78,7 +81,7 @@ fn write_command(path: &str, command: &Command, page: &mut String) {
         let examples = examples.to_string();
         let examples = examples.split_once("Examples:\n").map_or(examples.as_str(), |(_, examples)| examples);
         let lines = examples.lines().map(|line| line.strip_prefix("  ").unwrap_or(line)).collect::<Vec<_>>();
-        write!(page, "\n```sh\n{}\n```\n", lines.join("\n").trim_end()).unwrap();
+        write!(page, "\n{NOT_RUN}\n```sh\n{}\n```\n", lines.join("\n").trim_end()).unwrap();
     }
     for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
         write_command(&format!("{path} {}", subcommand.get_name()), subcommand, page);

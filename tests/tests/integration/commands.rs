@@ -16,8 +16,8 @@ use oras_csi_tests::registry::Distribution;
 
 /// Programs in blocks that other tests or a reader runs, with what they need.
 const OTHER_PROGRAMS: &[(&str, &str)] = &[
-    ("kubectl", "a cluster: the e2e tier"),
-    ("helm", "a cluster: the e2e tier"),
+    ("kubectl", "a cluster"),
+    ("helm", "a cluster"),
     ("kind", "Docker"),
     ("docker", "Docker"),
     ("gcloud", "a cloud"),
@@ -142,6 +142,7 @@ fn prepare(registry: &Distribution, folder: &Path) {
     }
     for (reference, files) in [
         ("java-app:v1", &["HelloWorldServer.jar:application/java-archive", "notes.txt:text/plain"][..]),
+        ("acme/config:v1", &["notes.txt:text/plain"]),
         ("acme/model:v1", &["HelloWorldServer.jar:application/vnd.acme.weights", "notes.txt:text/plain"]),
     ] {
         registry.push(reference, folder, files);
@@ -150,8 +151,10 @@ fn prepare(registry: &Distribution, folder: &Path) {
     let examples = repository().join("examples");
     fs::copy(examples.join("pod.yaml"), folder.join("pod.yaml")).expect("a manifest");
     fs::copy(examples.join("deployment.yaml"), folder.join("manifests.yaml")).expect("a manifest");
+    let policy = "{apiVersion: oras.land/v1alpha1, kind: ArtifactPolicy, metadata: {name: registries}, \
+                  spec: {registries: {allow: [\"kind-registry:5000/**\"]}}}\n";
     fs::create_dir(folder.join("policies")).expect("a folder");
-    fs::copy(examples.join("policy-warn.yaml"), folder.join("policies/policy.yaml")).expect("a manifest");
+    fs::write(folder.join("policies/policy.yaml"), policy).expect("a policy");
     for host in ["ghcr.io", "kind-registry_5000_"] {
         let hosts = folder.join("hosts").join(host);
         fs::create_dir_all(&hosts).expect("a folder");
