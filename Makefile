@@ -13,12 +13,13 @@
 # make chart             checks the Helm chart against a real API server
 # make skew COMMIT=…     runs the driver of an earlier commit with this webhook, and the other way round; needs Go and root
 # make release-dry-run   makes all that a release publishes, and publishes it to a registry of this machine; needs Go
+# make docs              builds the documentation as a site: target/docs/book/index.html
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick skew release-dry-run
+.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick skew release-dry-run docs
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -149,3 +150,6 @@ skew: binary
 	$(TESTBED)/build integration
 	$(CARGO_TEST) --test integration_serial --no-run
 	$(STAGE) "skew" $(TESTBED)/skew "$(COMMIT)" $(CARGO_TEST) --offline --test integration_serial skew:: -- --test-threads=1
+
+docs:
+	$(STAGE) "documentation" docs/build $(TARGET)/docs/book

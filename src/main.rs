@@ -10,6 +10,8 @@ mod admission;
 mod admission_object;
 mod api_client;
 mod cli;
+#[cfg(test)]
+mod cli_reference_tests;
 mod commands;
 mod exit_status;
 mod lock_file;

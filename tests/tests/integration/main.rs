@@ -9,6 +9,7 @@ mod admission;
 mod apply;
 mod backstop;
 mod backstop_beside;
+mod commands;
 mod counts;
 mod credentials;
 mod driver;

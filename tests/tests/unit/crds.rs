@@ -12,7 +12,7 @@ const REMEDY: &str = "differs from the code: run `UPDATE_CRDS=1 cargo test -p or
 
 /// Returns the definitions and the source files of their types. Line breaks of descriptions are removed, because `kubectl
 /// explain` wraps lines itself and keeps existing breaks.
-fn crds() -> [(Value, &'static str); 5] {
+pub(crate) fn crds() -> [(Value, &'static str); 5] {
     fn unfold(value: &mut Value) {
         match value {
             Value::Array(items) => items.iter_mut().for_each(unfold),

@@ -6,4 +6,7 @@ mod crds;
 mod dependencies;
 mod documentation;
 mod language;
+mod messages;
+mod reference;
 mod release;
+mod site;
