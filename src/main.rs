@@ -9,6 +9,7 @@ mod admission;
 mod admission_object;
 mod api_client;
 mod cli;
+mod cluster;
 mod commands;
 mod exit_status;
 mod lock_file;
@@ -24,10 +25,8 @@ mod standard_output;
 mod unrendered;
 mod yaml_documents;
 
-use clap::Parser as _;
-
 fn main() -> std::process::ExitCode {
-    match cli::Cli::parse().run() {
+    match cli::Cli::from_command_line().run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("oras-csi: {failure}");

@@ -1,6 +1,7 @@
 //! Flags that several subcommands share.
 
 pub(crate) mod admission;
+pub(crate) mod cluster;
 pub(crate) mod limits;
 pub(crate) mod output;
 pub(crate) mod plain_http;
