@@ -1,14 +1,31 @@
 //! The command line: parses the arguments, starts logging and the runtime, and calls the subcommand.
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsStr;
+use std::path::Path;
 
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::commands::{completion, explain, patch, recipe, render, status, webhook, why};
 #[cfg(feature = "node")]
 use crate::commands::{driver, pull, store};
-use crate::commands::{explain, patch, recipe, render, webhook};
 use crate::exit_status::Failure;
 use crate::logging::start_logging;
 use crate::runtime::block_on;
 use crate::standard_output::exit_quietly_on_broken_pipe;
+
+/// The name of the binary as a plugin of kubectl, which finds it as `kubectl oras-csi` (Kubernetes, "Extend kubectl with
+/// plugins").
+const PLUGIN: &str = "kubectl-oras_csi";
+
+/// Returns how this program was called: `oras-csi`, or `kubectl oras-csi`.
+pub(crate) fn program() -> &'static str {
+    program_of(std::env::args_os().next().as_deref())
+}
+
+fn program_of(first: Option<&OsStr>) -> &'static str {
+    let name = first.map(Path::new).and_then(Path::file_stem);
+    if name.is_some_and(|name| name == PLUGIN) { "kubectl oras-csi" } else { "oras-csi" }
+}
 
 /// Mounts OCI artifacts as read-only volumes in Kubernetes pods, with an admission webhook and a CSI driver.
 #[derive(Debug, Parser)]
@@ -61,6 +78,9 @@ Examples:
 ",
     pull_example!(),
     "
+  # Show nodes, sets and pods with volumes of a cluster
+  oras-csi status
+
   # Show the examples of a subcommand
   oras-csi render --help"
 );
@@ -78,9 +98,18 @@ enum Command {
     Recipe(recipe::Arguments),
     #[cfg(feature = "node")]
     Store(store::Arguments),
+    Status(status::Arguments),
+    Why(why::Arguments),
+    Completion(completion::Arguments),
 }
 
 impl Cli {
+    /// Parses the arguments of the process. Wrong arguments end it with exit status 2.
+    pub(crate) fn from_command_line() -> Self {
+        let matches = Self::command().bin_name(program()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     pub(crate) fn run(self) -> Result<(), Failure> {
         exit_quietly_on_broken_pipe();
         match self.command {
@@ -119,19 +148,41 @@ impl Cli {
                 start_logging("warn");
                 store::run(arguments)
             }
+            Command::Status(arguments) => {
+                start_logging("error");
+                block_on(status::run(arguments))
+            }
+            Command::Why(arguments) => {
+                start_logging("error");
+                block_on(why::run(arguments))
+            }
+            Command::Completion(arguments) => completion::run(&arguments),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn options_do_not_contradict_each_other() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_binary_is_a_plugin_of_kubectl_under_its_other_name() {
+        for (first, program) in [
+            (Some("/usr/bin/oras-csi"), "oras-csi"),
+            (Some("/home/user/.krew/bin/kubectl-oras_csi"), "kubectl oras-csi"),
+            (Some("kubectl-oras_csi"), "kubectl oras-csi"),
+            (None, "oras-csi"),
+        ] {
+            assert_eq!(program_of(first.map(OsStr::new)), program);
+        }
+        let help = Cli::command().bin_name("kubectl oras-csi").try_get_matches_from(["x", "why", "--help"]);
+        let help = help.err().map(|help| help.to_string()).unwrap_or_default();
+        assert!(help.contains("Usage: kubectl oras-csi why [OPTIONS] <POD>"), "{help}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod api_client;
 mod cli;
 #[cfg(test)]
 mod cli_reference_tests;
+mod cluster;
 mod commands;
 mod exit_status;
 mod lock_file;
@@ -27,10 +28,8 @@ mod standard_output;
 mod unrendered;
 mod yaml_documents;
 
-use clap::Parser as _;
-
 fn main() -> std::process::ExitCode {
-    match cli::Cli::parse().run() {
+    match cli::Cli::from_command_line().run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("oras-csi: {failure}");

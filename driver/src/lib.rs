@@ -4,7 +4,7 @@
 //! kubelet ── NodePublishVolume ──► node ──► publish ──► oras_csi_store ◄── preload ◄── cluster sets
 //!    │                              │          ├──► volume_records
 //!    │                           status        └──► mount ──► /var/lib/kubelet/pods/…/mount
-//!    └── plugin registration ──► registration
+//!    └── plugin registration ──► registration  └──► pod_events ──► API server
 //! ```
 //!
 //! [`run`] runs the whole driver. The crate `oras-csi-store` pulls, stores and deletes the content.
@@ -26,6 +26,7 @@ pub mod kubelet_pods;
 pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
+pub mod pod_events;
 pub mod preload;
 pub mod proto;
 pub mod publish;
@@ -43,6 +44,7 @@ mod status;
 
 pub use self::gc_roots::NodeRoots;
 pub use self::kubelet_pods::OwnPod;
+pub use self::pod_events::PodEvents;
 pub use self::server::{Bound, RunError, bind, run};
 pub use self::settings::Settings;
 pub use self::startup_taint::StartupTaint;

@@ -36,6 +36,7 @@ use crate::kubelet_pods::KubeletPods;
 use crate::metrics::Metrics;
 use crate::mount::{MountError, Mounter};
 use crate::node::NodeService;
+use crate::pod_events::PodEventWriter;
 use crate::preload::{self, ClusterSets, Preload};
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
@@ -129,6 +130,7 @@ pub struct Bound {
     preload: Option<Preload>,
     kubelet_pods: Option<KubeletPods>,
     startup_taint: Option<StartupTaint>,
+    pod_events: Option<PodEventWriter>,
     metrics: Metrics,
     stop: CancellationToken,
 }
@@ -159,7 +161,7 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         let prepare = move || prepare(&settings, registry, metrics, stop);
         tokio::task::spawn_blocking(prepare).await.map_err(|_| RunError::Interrupted)??
     };
-    let Prepared { publisher, store, preload } = prepared;
+    let Prepared { publisher, store, preload, pod_events } = prepared;
     let metrics_listener = listen(settings.metrics(), "--metrics-listen").await?;
     let health_listener = listen(settings.health(), "--health-listen").await?;
     let socket = PrivateSocket::bind(settings.socket())?;
@@ -176,6 +178,7 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
         scrubbing: *settings.scrubbing(),
         preload,
         startup_taint: settings.startup_taint().cloned(),
+        pod_events,
         kubelet_pods: settings.own_pod().map(|own| KubeletPods::new(settings.kubelet_dir(), own.clone())),
         metrics,
         stop,
@@ -193,6 +196,7 @@ struct Prepared {
     publisher: Publisher,
     store: Arc<Store>,
     preload: Option<Preload>,
+    pod_events: Option<PodEventWriter>,
 }
 
 /// Gives the store its SELinux label: the one that was set, or where the files of the node have labels, the one that
@@ -231,6 +235,9 @@ fn prepare(
         // Without preloading, nothing would ever release the content that cluster sets requested in an earlier run.
         store.write_preload_index(&[]).map_err(StoreError::from)?;
     }
+    let events = settings.pod_events().cloned().map(|events| events.start(settings.node_id()));
+    let (events, pod_events) =
+        events.map_or_else(Default::default, |(sender, writer)| (sender, Some(writer)));
     let options = PublisherOptions {
         seals: settings.seals().clone(),
         keyring,
@@ -238,10 +245,11 @@ fn prepare(
         wait: settings.publish_wait(),
         authorization_grace: settings.authorization_grace(),
         metrics,
+        events,
     };
     let publisher = Publisher::new(pulls, mounter, options);
     publisher.take_over().map_err(RunError::TakeOver)?;
-    Ok(Prepared { publisher, store, preload })
+    Ok(Prepared { publisher, store, preload, pod_events })
 }
 
 impl Bound {
@@ -310,8 +318,16 @@ impl Bound {
         result
     }
 
-    /// Starts garbage collection, scrubbing, preloading and the search for orphaned volumes. All end with `stop`.
+    /// Starts garbage collection, scrubbing, preloading, events of pods and the search for orphaned volumes. All end with
+    /// `stop`.
     fn spawn_background_tasks(&mut self, tasks: &mut tokio::task::JoinSet<Result<(), RunError>>) {
+        if let Some(events) = self.pod_events.take() {
+            let writing = events.run(self.stop.clone());
+            tasks.spawn(async move {
+                writing.await;
+                Ok(())
+            });
+        }
         if let Some(kubelet) = self.kubelet_pods.take() {
             let orphans = orphaned_volumes::run(self.publisher.clone(), kubelet, self.stop.clone());
             tasks.spawn(async move {

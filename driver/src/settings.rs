@@ -11,6 +11,7 @@ use oras_csi_store::scrub::Schedule;
 use oras_csi_store::{Limits, SelinuxLabel};
 
 use crate::kubelet_pods::OwnPod;
+use crate::pod_events::PodEvents;
 use crate::preload::ClusterSets;
 use crate::publish::{AuthorizationGrace, PublishWait, Seals};
 use crate::startup_taint::StartupTaint;
@@ -37,6 +38,7 @@ pub struct Settings {
     kubelet_dir: PathBuf,
     own_pod: Option<OwnPod>,
     startup_taint: Option<StartupTaint>,
+    pod_events: Option<PodEvents>,
 }
 
 impl Settings {
@@ -72,6 +74,7 @@ impl Settings {
             kubelet_dir: kubelet_dir.to_owned(),
             own_pod: None,
             startup_taint: None,
+            pod_events: None,
         }
     }
 
@@ -206,6 +209,18 @@ impl Settings {
     pub fn with_startup_taint(mut self, startup_taint: Option<StartupTaint>) -> Self {
         self.startup_taint = startup_taint;
         self
+    }
+
+    /// Writes events about the volumes of pods.
+    #[must_use]
+    pub fn with_pod_events(mut self, pod_events: Option<PodEvents>) -> Self {
+        self.pod_events = pod_events;
+        self
+    }
+
+    /// Returns the connection for events of pods, if the driver writes them.
+    pub fn pod_events(&self) -> Option<&PodEvents> {
+        self.pod_events.as_ref()
     }
 
     /// Returns the connection for the removal of the startup taint, if the driver removes it.

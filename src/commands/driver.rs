@@ -8,7 +8,7 @@ use clap::Args;
 use oras_csi_driver::preload::ClusterSets;
 use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
-use oras_csi_driver::{OwnPod, StartupTaint};
+use oras_csi_driver::{OwnPod, PodEvents, StartupTaint};
 
 use crate::api_client::{self, RetryPolicy};
 use crate::exit_status::{ExitStatus, Failure};
@@ -42,13 +42,17 @@ pub(crate) struct Arguments {
     seal_keys: Option<PathBuf>,
     /// Preload ClusterArtifactSets that select this node, report their state in the node's NodeArtifacts object, and
     /// read the pull secrets of sets from --namespace. Connects to the API server with the pod's service account or
-    /// KUBECONFIG [default: no connection to the API server, except for --startup-taint].
+    /// KUBECONFIG [default: no connection to the API server, except for --startup-taint and --pod-events].
     #[arg(long, requires = "namespace")]
     cluster_sets: bool,
     /// Remove the taint oras.land/agent-not-ready from the Node object of this node when kubelet has registered the driver,
     /// and during ten minutes after that. Connects to the API server as --cluster-sets does.
     #[arg(long)]
     startup_taint: bool,
+    /// Write events about the volumes of a pod (Pulling, Pulled, Mounted, RateLimited), as kubectl describe pod shows them, at
+    /// most five a second. Connects to the API server as --cluster-sets does.
+    #[arg(long)]
+    pod_events: bool,
     /// Namespace that the driver runs in.
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
     namespace: Option<String>,
@@ -118,6 +122,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     } else {
         None
     };
+    let pod_events =
+        if arguments.pod_events { Some(PodEvents::new(connect("--pod-events").await?)) } else { None };
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
         .with_health(arguments.health_listen)
@@ -138,6 +144,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_administrator(arguments.registries.service_credentials()?)
         .with_cluster_sets(cluster_sets)
         .with_startup_taint(startup_taint)
+        .with_pod_events(pod_events)
         .with_own_pod(own_pod);
     let stop = cancelled_by_signal();
     oras_csi_driver::run(settings, transfer_client(&hosts), stop)

@@ -1,6 +1,7 @@
 //! Flags that several subcommands share.
 
 pub(crate) mod admission;
+pub(crate) mod cluster;
 #[cfg(feature = "node")]
 pub(crate) mod limits;
 pub(crate) mod output;

@@ -330,6 +330,13 @@ impl Store {
         &self.reservations
     }
 
+    /// Returns the size of the file system of the store, and how much of it an unprivileged process can still write, in
+    /// bytes.
+    pub fn capacity_and_free_space(&self) -> Result<(u64, u64), DiskError> {
+        let space = DiskSpace::measure(&self.root)?;
+        Ok((space.capacity(), space.free()))
+    }
+
     /// Reserves `wanted` bytes and inodes, which are free without the reserves and without the reservations of others.
     /// Runs garbage collection if there is not enough.
     pub(crate) fn reserve(&self, wanted: Usage) -> Result<Reservation, DiskError> {

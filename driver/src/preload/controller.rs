@@ -67,7 +67,8 @@ pub(crate) async fn run(preload: Preload, stop: CancellationToken) {
     let store = preload.context.pulls.fetcher().store().clone();
     let before = read_index(&store).await;
     let (states, changes) = watch::channel(None);
-    let reporter = Reporter::new(&preload.cluster, &preload.node, store);
+    let (pulls, metrics) = (preload.context.pulls.clone(), preload.context.metrics.clone());
+    let reporter = Reporter::new(&preload.cluster, &preload.node, store, pulls, metrics);
     let nodes: Api<Node> = Api::all(preload.cluster.client.clone());
     let controller = Controller {
         context: preload.context,

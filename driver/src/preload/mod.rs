@@ -6,7 +6,7 @@
 //! labels of the node ─ read ──────────┼─► desired ─► to keep ─┤
 //! preload.json, until these are known ┘                       └─► one task for each set ─► pulls at low priority
 //!                                                                     │ state
-//!                                                    NodeArtifacts ◄──┘ at most every five seconds
+//!                            NodeArtifacts ◄── pulls of pods ──────────┘ at most every five seconds
 //! ```
 //!
 //! Preloading is off unless the driver has [`ClusterSets`]: a stand-alone driver does not connect to an API server. While
@@ -23,7 +23,6 @@ mod cluster_set;
 mod controller;
 mod desired;
 mod events;
-pub mod object;
 mod report;
 mod secrets;
 mod task;
@@ -36,6 +35,7 @@ use oras_csi_kube_support::field_manager::FieldManager;
 
 pub(crate) use self::controller::{Preload, run};
 pub use self::secrets::{SetSecretError, SetSecrets};
+pub use oras_csi_node_artifacts as object;
 
 /// The name under which the API server records the writes of the driver.
 const FIELD_MANAGER: FieldManager = FieldManager::new("oras-csi-driver");
@@ -84,9 +84,20 @@ impl Intervals {
         self.0
     }
 
-    /// The shortest time between two writes that report only progress in bytes.
+    /// The shortest time between two writes that report only the progress of sets in bytes, or the number of volumes.
     fn progress(self) -> Duration {
         self.0 * 6
+    }
+
+    /// The shortest time between two writes because of pulls that pods wait for: ten seconds, which is how often kubelet
+    /// renews the Lease of its node.
+    fn pulls(self) -> Duration {
+        self.0 * 2
+    }
+
+    /// How long a pull has run at least when it is reported. Most pulls are shorter, and cause no write.
+    fn reported_pull(self) -> Duration {
+        self.0
     }
 
     /// How often the driver checks whether preloaded content is still in the store, which labels the node has, and

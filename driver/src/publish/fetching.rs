@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oras_csi_core::registry::{Keyring, Source};
 use oras_csi_store::TreeKey;
-use oras_csi_store::pull::{Fetcher, PullStatus, Tenant, Waiter};
+use oras_csi_store::pull::{Fetcher, ProgressSnapshot, PullStatus, Tenant, Waiter};
 
 use super::{PublishError, PublishRequest, Publisher};
 use crate::preload::SetSecretError;
@@ -42,14 +42,15 @@ impl Publisher {
         key: &TreeKey,
         fetcher: &Arc<Fetcher>,
         wait: Duration,
-    ) -> Result<PullStatus, PublishError> {
+    ) -> Result<(PullStatus, ProgressSnapshot), PublishError> {
         let tenant = Tenant::of_namespace(request.namespace());
-        let waiter = Waiter::new(tenant, request.target().path().to_string_lossy());
-        let result = self.pulls.wait_for(request.recipe(), fetcher, &waiter, wait).await;
-        if matches!(result, PullStatus::Ready(_)) {
+        let waiter =
+            Waiter::new(tenant, request.target().path().to_string_lossy()).with_id(request.id().to_owned());
+        let result = self.pulls.wait_with_progress(request.recipe(), fetcher, &waiter, wait).await;
+        if matches!(result.0, PullStatus::Ready(_)) {
             let key = key.clone();
             if !self.run_on_disk(move |disk| Ok(disk.store.tree(&key)?.is_some())).await? {
-                return Ok(self.pulls.wait_for(request.recipe(), fetcher, &waiter, wait).await);
+                return Ok(self.pulls.wait_with_progress(request.recipe(), fetcher, &waiter, wait).await);
             }
         }
         Ok(result)

@@ -39,6 +39,7 @@ pub use self::seal::{SealRejection, Seals};
 pub use self::target_lock::TargetLocks;
 use crate::metrics::{Metrics, TreeLookup};
 use crate::mount::{Found, MountError, Mounter, Target};
+use crate::pod_events::{PodEventSender, Pulled};
 use crate::preload::{SetSecretError, SetSecrets};
 use crate::volume_records::{Record, Records};
 
@@ -138,6 +139,19 @@ pub enum PublishError {
     Interrupted,
 }
 
+impl PublishError {
+    /// Reports whether the registry limits the rate of requests.
+    fn is_rate_limited(&self) -> bool {
+        match self {
+            Self::Pull(error) | Self::PullWithoutSecret { error, .. } => error.is_rate_limited(),
+            Self::Authorization(
+                AuthorizationError::Rejected { source, .. } | AuthorizationError::Unreachable { source, .. },
+            ) => source.is_rate_limited(),
+            _ => false,
+        }
+    }
+}
+
 /// Why a volume could not be unpublished.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpublishError {
@@ -211,6 +225,7 @@ pub struct Publisher {
     authorizer: Authorizer,
     set_secrets: Option<SetSecrets>,
     wait: PublishWait,
+    events: PodEventSender,
 }
 
 /// The settings of a [`Publisher`].
@@ -227,6 +242,8 @@ pub struct PublisherOptions {
     pub authorization_grace: AuthorizationGrace,
     /// The counters of the driver.
     pub metrics: Metrics,
+    /// Receives what happens to the volumes of pods.
+    pub events: PodEventSender,
 }
 
 /// The parts of the publisher that block on the disk or the kernel. Used only on threads that may block.
@@ -252,17 +269,29 @@ enum TargetState {
 impl Publisher {
     /// Creates a publisher that mounts trees from the store of `pulls`.
     pub fn new(pulls: Arc<Pulls>, mounter: Mounter, options: PublisherOptions) -> Self {
-        let PublisherOptions { seals, keyring, set_secrets, wait, authorization_grace, metrics } = options;
+        let PublisherOptions { seals, keyring, set_secrets, wait, authorization_grace, metrics, events } =
+            options;
         let store = pulls.fetcher().store().clone();
         let records = Records::new(store.clone());
         let disk = Arc::new(Disk { store, records, mounter, seals, metrics });
         let (target_locks, authorizer) = (TargetLocks::default(), Authorizer::new(authorization_grace));
-        Self { disk, pulls, target_locks, keyring, authorizer, set_secrets, wait }
+        Self { disk, pulls, target_locks, keyring, authorizer, set_secrets, wait, events }
     }
 
     /// Mounts the volume at its target. A second call for the same volume changes nothing.
     pub async fn publish(&self, request: PublishRequest) -> Result<Effect, PublishError> {
         let request = Arc::new(request);
+        let published = self.publish_volume(&request).await;
+        match &published {
+            Ok(Effect::Changed) => self.events.mounted(&request),
+            Err(error) if error.is_rate_limited() => self.events.rate_limited(&request, error),
+            _ => {}
+        }
+        published
+    }
+
+    async fn publish_volume(&self, request: &Arc<PublishRequest>) -> Result<Effect, PublishError> {
+        let request = request.clone();
         {
             let request = request.clone();
             self.run_on_disk(move |disk| Ok(disk.seals.check(&request)?)).await?;
@@ -300,6 +329,7 @@ impl Publisher {
         };
         self.disk.metrics.looked_up(if stored.is_some() { TreeLookup::Hit } else { TreeLookup::Miss });
         let tree = if let Some(tree) = stored {
+            self.events.found(&request, tree.totals().bytes);
             tree
         } else {
             let wait = self.wait.0.saturating_sub(began.elapsed());
@@ -339,8 +369,14 @@ impl Publisher {
         wait: Duration,
     ) -> Result<Tree, PublishError> {
         let (fetcher, secret_error) = self.with_credentials_of_its_set(request, fetcher).await;
-        let error = match self.pull_into_store(request, key, &fetcher, wait).await? {
-            PullStatus::Ready(tree) => return Ok(tree),
+        self.events.pulling(request);
+        let (status, progress) = self.pull_into_store(request, key, &fetcher, wait).await?;
+        let error = match status {
+            PullStatus::Ready(tree) => {
+                let unpacked = tree.totals().bytes;
+                self.events.pulled(request, Pulled { downloaded: progress.downloaded(), unpacked });
+                return Ok(tree);
+            }
             PullStatus::Pulling(progress) => {
                 return Err(PublishError::Pulling { id: request.id().to_owned(), progress });
             }

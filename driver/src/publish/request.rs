@@ -99,8 +99,13 @@ impl PublishRequest {
         PodName::new(&self.namespace, self.pod_name.as_deref())
     }
 
+    /// Returns the pod's name, if kubelet's attributes have it.
+    pub(crate) fn pod_name(&self) -> Option<&str> {
+        self.pod_name.as_deref()
+    }
+
     /// Returns the pod's uid in kubelet's attributes; empty if there is none.
-    pub(super) fn pod_uid(&self) -> &str {
+    pub(crate) fn pod_uid(&self) -> &str {
         &self.pod_uid
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use oras_csi_driver::PodEvents;
 use oras_csi_driver::preload::ClusterSets;
 use oras_csi_testkit::api_server::{ApiServer, Recorded};
 use serde_json::{Value, json};
@@ -47,6 +48,11 @@ impl Cluster {
     /// Returns the driver's connection to it, whose intervals are a tenth of the usual ones.
     pub fn sets(&self) -> ClusterSets {
         ClusterSets::new(self.0.client(), "oras-csi-system").with_report_interval(Duration::from_millis(500))
+    }
+
+    /// Returns the driver's connection to it for events of pods.
+    pub fn pod_events(&self) -> PodEvents {
+        PodEvents::new(self.0.client())
     }
 
     pub fn put_set(&self, name: &str, generation: i64, spec: &Value, status: &Value) {

@@ -176,8 +176,18 @@ async fn kept_content_follows_the_set_and_the_labels_of_the_node() {
     let (first, second) = (scene.artifact("first"), scene.artifact("second"));
     let spec = json!({"preload": true, "nodeSelector": {"gpu": "a100"}});
     scene.put("models", &spec, &first);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!((scene.trees(), cluster.artifacts()), (0, None), "a node that no set selects reports nothing");
+    until("a node that no set selects reports its driver", async || {
+        cluster
+            .artifacts()
+            .is_some_and(|artifacts| artifacts["status"]["version"] == env!("CARGO_PKG_VERSION"))
+    })
+    .await;
+    let told = cluster.artifacts().unwrap()["status"].clone();
+    assert_eq!((&told["sets"], &told["ready"], &told["volumes"]), (&json!([]), &json!("0/0"), &json!(0)));
+    let store = |key: &str| told["store"][key].as_i64().unwrap();
+    assert!(store("freeBytes") > 0 && store("capacityBytes") >= store("freeBytes"), "{told}");
+    assert!(told["reported"].is_string() && told.get("pulls").is_none(), "{told}");
+    assert_eq!(scene.trees(), 0);
     cluster.label("gpu", "a100");
     until("the set is ready", async || cluster.has_told("models", "Ready")).await;
 
@@ -393,6 +403,85 @@ async fn a_preload_that_is_not_needed_any_more_is_cancelled() {
     // A pod that requests it now starts a new pull, and gets no error of the old one.
     let waited = pulls.wait_for(dropped.recipe(), &bench.fetcher, &waiter(), Duration::from_mins(1)).await;
     assert!(matches!(waited, PullStatus::Ready(_)), "{waited:?}");
+}
+
+/// Kubelet's call ends before the pull, and the report and the events say how far it is.
+#[tokio::test]
+async fn a_pull_of_a_pod_is_reported_and_its_events_are_written_once() {
+    if !entered_once("preload::a_pull_of_a_pod_is_reported_and_its_events_are_written_once") {
+        return;
+    }
+    let (cluster, key) = (Cluster::default(), SealKey::generate().unwrap());
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    fs::create_dir(folder.path().join("keys")).unwrap();
+    fs::write(folder.path().join("keys/key.pem"), key.public().to_pem()).unwrap();
+    let at = folder.clone();
+    let driver = Running::start_with(folder, FakeRegistry::new(), |before| {
+        settings(before, &cluster, &at)
+            .with_publish_wait(Duration::from_millis(500))
+            .with_pod_events(Some(cluster.pod_events()))
+    })
+    .await;
+    let scene = Scene { cluster: cluster.clone(), key, driver };
+    let content = vec![b'x'; 300_000];
+    let digest = Artifact::new(&scene.driver.registry).file("app.jar", &content).push();
+    let own = volume(&digest).sign(&scene.key, Holder::pod("default"));
+    let mut request = request_for("csi-own", &scene.target("own"), own.recipe().clone());
+    request
+        .volume_context
+        .extend(own.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value)));
+    let gate = scene.driver.registry.close_gate();
+    let began = std::time::Instant::now();
+    let status = scene.driver.publish(request.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    let writes = cluster.writes();
+    until("the pull is reported", async || {
+        let pulls =
+            cluster.artifacts().map(|artifacts| artifacts["status"]["pulls"].clone()).unwrap_or_default();
+        pulls[0]["id"] == own.id().as_str()
+            && pulls[0]["totalBytes"].as_i64().is_some_and(|total| total >= 300_000)
+    })
+    .await;
+    // A pull that does not progress causes no more writes than its interval allows: one each two intervals of a report.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let allowed = 2 + began.elapsed().as_millis() / 1_000;
+    assert!(
+        u128::try_from(cluster.writes() - writes).unwrap() <= allowed,
+        "{} writes",
+        cluster.writes() - writes
+    );
+
+    // Kubelet calls again and again.
+    for _ in 0..2 {
+        let status = scene.driver.publish(request.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::Aborted, "{status}");
+    }
+    gate.add_permits(1_000);
+    until("the volume is published", async || scene.driver.publish(request.clone()).await.is_ok()).await;
+    scene.driver.publish(request).await.unwrap();
+    until("the report has the volume and no pull", async || {
+        let status = cluster.artifacts().map(|artifacts| artifacts["status"].clone()).unwrap_or_default();
+        status["volumes"] == json!(1) && status.get("pulls").is_none()
+    })
+    .await;
+    until("the events are written", async || cluster.events().len() == 3).await;
+    let reasons: Vec<_> = cluster.events().iter().map(|event| event["reason"].clone()).collect();
+    assert_eq!(reasons, [json!("Pulling"), json!("Pulled"), json!("Mounted")]);
+    let pulled = cluster.events()[1]["note"].as_str().unwrap().to_owned();
+    assert!(pulled.contains(&digest.to_string()) && pulled.contains("from the network"), "{pulled}");
+    assert_eq!(cluster.events()[2]["regarding"]["uid"], "c0ffee");
+
+    // The content is in the cache now.
+    let mut again = request_for("csi-again", &scene.target("again"), own.recipe().clone());
+    again.volume_context.extend(own.to_attributes().into_iter().map(|(key, value)| (key.to_owned(), value)));
+    scene.driver.publish(again).await.unwrap();
+    until("the events are written", async || cluster.events().len() == 5).await;
+    let found = cluster.events()[3]["note"].as_str().unwrap().to_owned();
+    assert!(
+        found.ends_with("in the cache of the node: 292.9 KiB of files, nothing from the network"),
+        "{found}"
+    );
+    scene.driver.stop().await.unwrap();
 }
 
 #[tokio::test]

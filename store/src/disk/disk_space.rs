@@ -71,6 +71,11 @@ impl DiskSpace {
         self.bytes.free
     }
 
+    /// Returns the size of the file system: what is used and what an unprivileged process can still write.
+    pub(crate) fn capacity(self) -> u64 {
+        self.bytes.total()
+    }
+
     /// Returns how many inodes an unprivileged process can still use; `None` if they are not limited.
     pub(crate) fn free_inodes(self) -> Option<u64> {
         self.inodes.map(|inodes| inodes.free)

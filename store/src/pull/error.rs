@@ -206,6 +206,16 @@ impl PullError {
         }
     }
 
+    /// Reports whether the registry limits the rate of requests.
+    pub fn is_rate_limited(&self) -> bool {
+        let source = match self {
+            Self::Registry { source, .. }
+            | Self::Layer { source: UnpackError::Stream(StreamFault::Registry(source)), .. } => source,
+            _ => return false,
+        };
+        source.kind() == RegistryErrorKind::RateLimited
+    }
+
     /// Returns the class of the failure, for exit codes.
     pub fn class(&self) -> ErrorClass {
         match self {

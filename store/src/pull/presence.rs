@@ -4,7 +4,7 @@
 //! two minutes. So a volume waits from its first call until [`RETRY_WAIT`] after its last one. When kubelet unpublishes
 //! the volume, its pod was deleted, and it waits for [`WITHDRAWN_WAIT`] only: the same pod may have been created again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ struct Volume {
     calls: usize,
     /// When it stops to wait, if no call waits.
     until: Instant,
+    /// The name for reports; empty if there is none.
+    id: String,
     _waiting: Waiting,
 }
 
@@ -62,12 +64,19 @@ impl Presence {
         let mut state = self.state();
         let entry = state.volumes.entry(volume.clone()).or_insert_with(|| {
             let waiting = self.waiters.add(vec![waiter.tenant().clone()]);
-            Volume { calls: 0, until: Instant::now(), _waiting: waiting }
+            Volume { calls: 0, until: Instant::now(), id: waiter.id().to_owned(), _waiting: waiting }
         });
         entry.calls += 1;
         drop(state);
         self.changed.notify_waiters();
         Call { presence: self.clone(), volume }
+    }
+
+    /// Returns the names of the volumes that wait, each once.
+    pub(super) fn ids(&self) -> BTreeSet<String> {
+        let state = self.state();
+        let named = state.volumes.values().filter(|volume| !volume.id.is_empty());
+        named.map(|volume| volume.id.clone()).collect()
     }
 
     /// Records that the pod of a volume was deleted.

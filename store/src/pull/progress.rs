@@ -124,9 +124,19 @@ impl ProgressSnapshot {
         self.total
     }
 
+    /// Returns how many bytes this pull has downloaded: without what was on the disk already.
+    pub fn downloaded(&self) -> u64 {
+        self.done.saturating_sub(self.found)
+    }
+
+    /// Returns how long the pull has run.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
     fn time_left(&self) -> Option<Duration> {
         let (rest, elapsed) = (self.total.saturating_sub(self.done), self.elapsed.as_millis());
-        let downloaded = self.done.saturating_sub(self.found);
+        let downloaded = self.downloaded();
         if downloaded == 0 || elapsed < 1_000 {
             return None;
         }

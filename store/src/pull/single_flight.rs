@@ -57,6 +57,15 @@ pub enum PullStatus {
     Pulling(ProgressSnapshot),
 }
 
+/// A pull that a volume waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullInProgress {
+    /// The name of the volume ([`Waiter::with_id`]).
+    pub id: String,
+    /// How far the pull is.
+    pub progress: ProgressSnapshot,
+}
+
 /// A preload. Dropping it stops the pull, unless a pod waits for it.
 pub struct BackgroundPull<'a> {
     pulls: &'a Pulls,
@@ -96,6 +105,17 @@ impl Pulls {
         waiter: &Waiter,
         wait: Duration,
     ) -> PullStatus {
+        self.wait_with_progress(recipe, fetcher, waiter, wait).await.0
+    }
+
+    /// Does the same as [`Self::wait_for`], and also returns how far the pull is, or was at its end.
+    pub async fn wait_with_progress(
+        &self,
+        recipe: &PinnedRecipe,
+        fetcher: &Arc<Fetcher>,
+        waiter: &Waiter,
+        wait: Duration,
+    ) -> (PullStatus, ProgressSnapshot) {
         let until = Instant::now() + wait;
         let (shared, is_new, _call) = self.join(recipe, fetcher, Some(waiter));
         let ended = self.wait_until(recipe, &shared, until).await;
@@ -104,10 +124,27 @@ impl Pulls {
             // this call were accepted a moment ago.
             PullStatus::Failed(error) if !is_new && is_permission_error(error.kind()) => {
                 let (shared, _, _call) = self.join(recipe, fetcher, Some(waiter));
-                self.wait_until(recipe, &shared, until).await
+                let ended = self.wait_until(recipe, &shared, until).await;
+                (ended, shared.counter.snapshot())
             }
-            _ => ended,
+            _ => (ended, shared.counter.snapshot()),
         }
+    }
+
+    /// Returns the pulls that run and that volumes with a name wait for, the longest first.
+    pub fn in_progress(&self) -> Vec<PullInProgress> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_running = |shared: &&Arc<SharedPull>| shared.outcome.borrow().is_none();
+        let pulls = running.values().filter(is_running).flat_map(|shared| {
+            let progress = shared.counter.snapshot();
+            shared.presence.ids().into_iter().map(move |id| PullInProgress { id, progress })
+        });
+        let mut pulls: Vec<_> = pulls.collect();
+        drop(running);
+        pulls.sort_by(|one, other| {
+            other.progress.elapsed().cmp(&one.progress.elapsed()).then_with(|| one.id.cmp(&other.id))
+        });
+        pulls
     }
 
     /// Starts a pull that no call waits for, or joins one that is running.

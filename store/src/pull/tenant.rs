@@ -31,13 +31,24 @@ impl fmt::Display for Tenant {
 pub struct Waiter {
     tenant: Tenant,
     volume: String,
+    id: String,
 }
 
 impl Waiter {
     /// Creates a waiter for a volume. `volume` must be the same in each call for it, and different for each volume of
     /// the node: the driver uses the target path.
     pub fn new(tenant: Tenant, volume: impl Into<String>) -> Self {
-        Self { tenant, volume: volume.into() }
+        Self { tenant, volume: volume.into(), id: String::new() }
+    }
+
+    /// Sets the name under which [`super::Pulls::in_progress`] lists the pull. Without one, it is not listed for this volume.
+    #[must_use]
+    pub fn with_id(self, id: impl Into<String>) -> Self {
+        Self { id: id.into(), ..self }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 
     pub(super) fn tenant(&self) -> &Tenant {

@@ -1,6 +1,6 @@
 //! A Kubernetes API server in memory, for clients of the crate `kube`.
 //!
-//! It stores objects by their path and serves GET, list, watch (with the events since a resource version), POST, PUT,
+//! It stores objects by their path and serves GET, list (in pages), watch (with the events since a resource version), POST, PUT,
 //! PATCH (JSON patch, merge patch, apply), DELETE and the subresource `status`, with conflicts as a real server has them.
 //! A test can change objects just before a request is answered, answer a request itself, or stop the server.
 
@@ -67,6 +67,7 @@ struct State {
     hooks: Vec<(String, Method, Hook)>,
     requests: Vec<Recorded>,
     permission: Option<Box<Permission>>,
+    forbidden: Vec<String>,
     rewrite: Option<fn(&str) -> String>,
     is_down: bool,
     is_silent: bool,
@@ -293,6 +294,11 @@ impl ApiServer {
         self.requests().into_iter().map(|request| request.body).filter(|body| !body.is_null()).collect()
     }
 
+    /// Refuses all requests whose path begins with `prefix` from now on, as RBAC does.
+    pub fn forbid(&self, prefix: &str) {
+        self.state().forbidden.push(prefix.to_owned());
+    }
+
     async fn serve(&self, request: Request<kube::client::Body>) -> Result<Response<Body>, std::io::Error> {
         let (head, body) = request.into_parts();
         let body = body.collect_bytes().await.expect("the client sends a body");
@@ -320,6 +326,11 @@ impl ApiServer {
             assert!(is_allowed(&recorded), "the client is not allowed to send {}", recorded.line());
         }
         let target = Target::parse(&recorded.path);
+        if state.forbidden.iter().any(|prefix| recorded.path.starts_with(prefix)) {
+            let verb = if target.name.is_none() { "list" } else { "get" };
+            let message = format!("{} is forbidden: User \"user\" cannot {verb} it", target.plural);
+            return Ok(answer(403, &failure(403, "Forbidden", &message, &Value::Null).to_string()));
+        }
         if is_watch {
             return Ok(state.watch(Selection::new(target, &recorded.query), &recorded.query));
         }
@@ -400,7 +411,7 @@ impl State {
     ) -> Response<Body> {
         let Some(name) = &target.name else {
             return match *method {
-                Method::GET => self.list(&Selection::new(target.clone(), &request.query)),
+                Method::GET => self.list(&Selection::new(target.clone(), &request.query), &request.query),
                 Method::POST => self.create(target, request),
                 _ => panic!("{} is not served", request.line()),
             };
@@ -434,12 +445,22 @@ impl State {
         }
     }
 
-    fn list(&self, selection: &Selection) -> Response<Body> {
+    /// Answers with the objects of one page. The token of the next page is the number of objects before it.
+    fn list(&self, selection: &Selection, query: &str) -> Response<Body> {
+        let number = |key: &str| {
+            let pair = query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+            pair.and_then(|number| number.parse::<usize>().ok())
+        };
         let items = self.objects.iter().filter(|(path, _)| selection.contains(path));
         let items: Vec<&Value> = items.map(|(_, object)| object).collect();
+        let start = number("continue").unwrap_or_default().min(items.len());
+        let end = number("limit").map_or(items.len(), |limit| (start + limit).min(items.len()));
         let version = self.version.max(1).to_string();
-        let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version},
-            "items": items});
+        let mut list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version},
+            "items": items[start..end]});
+        if end < items.len() {
+            list["metadata"]["continue"] = json!(end.to_string());
+        }
         answer(200, &list.to_string())
     }
 

@@ -32,7 +32,7 @@ pub(crate) fn crds() -> [(Value, &'static str); 5] {
         (ArtifactPin::crd(), "webhook/src/pins/object.rs"),
         (ArtifactSet::crd(), "webhook/src/sets/object.rs"),
         (ClusterArtifactSet::crd(), "webhook/src/sets/object.rs"),
-        (NodeArtifacts::crd(), "driver/src/preload/object.rs"),
+        (NodeArtifacts::crd(), "node-artifacts/src/lib.rs"),
     ];
     crds.map(|(crd, source)| {
         let mut crd = serde_json::to_value(crd).unwrap();

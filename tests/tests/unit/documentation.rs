@@ -17,6 +17,7 @@ const FOLDERS: &[&str] = &[
     "examples/",
     "fuzz/",
     "kube-support/",
+    "node-artifacts/",
     "public-suffix/",
     "src/",
     "store/",

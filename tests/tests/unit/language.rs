@@ -75,6 +75,7 @@ const CHECKED: &[&str] = &[
     "webhook/",
     "certs/",
     "kube-support/",
+    "node-artifacts/",
     "public-suffix/",
     "src/",
     "deploy/",
