@@ -6,3 +6,5 @@ mod crds;
 mod dependencies;
 mod documentation;
 mod language;
+mod logs;
+mod metrics;
