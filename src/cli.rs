@@ -114,12 +114,12 @@ impl Cli {
         exit_quietly_on_broken_pipe();
         match self.command {
             Command::Webhook(arguments) => {
-                start_logging("info");
+                arguments.log().start();
                 block_on(webhook::run(arguments))
             }
             #[cfg(feature = "node")]
             Command::Driver(arguments) => {
-                start_logging("info");
+                arguments.log().start();
                 block_on(driver::run(arguments))
             }
             Command::Render(arguments) => {

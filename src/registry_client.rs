@@ -9,7 +9,8 @@ use oras_csi_core::recipe::{PinnedRecipe, Recipe};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::hosts::HostsConfig;
 use oras_csi_core::registry::http::{HttpRegistry, Settings};
-use oras_csi_core::registry::{Access, Keyring, Publisher, Registry};
+use oras_csi_core::registry::observer::NoRequestObserver;
+use oras_csi_core::registry::{Access, Keyring, Publisher, Registry, RequestObserver};
 
 use crate::exit_status::{ExitStatus, Failure};
 
@@ -26,16 +27,33 @@ const INTERACTIVE_CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Returns an anonymous client for requests that a caller waits for: admission, `render`, `explain`.
 pub(crate) fn interactive_client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
+    observed_interactive_client(hosts, Arc::new(NoRequestObserver))
+}
+
+/// Returns the same client with an observer.
+pub(crate) fn observed_interactive_client(
+    hosts: &HostsConfig,
+    observer: Arc<dyn RequestObserver>,
+) -> Arc<HttpRegistry> {
     let settings = Settings::default()
         .with_max_retry_wait(MAX_INTERACTIVE_RETRY_WAIT)
         .with_caller_deadline(CALLER_DEADLINE)
-        .with_connect_timeout(INTERACTIVE_CONNECT_TIMEOUT);
+        .with_connect_timeout(INTERACTIVE_CONNECT_TIMEOUT)
+        .with_observer(observer);
     Arc::new(HttpRegistry::new(hosts.clone(), settings))
 }
 
 /// Returns an anonymous client for pulls and pushes, which take long and wait as long as the registry demands.
 pub(crate) fn transfer_client(hosts: &HostsConfig) -> Arc<HttpRegistry> {
-    Arc::new(HttpRegistry::new(hosts.clone(), Settings::default()))
+    observed_transfer_client(hosts, Arc::new(NoRequestObserver))
+}
+
+/// Returns the same client with an observer.
+pub(crate) fn observed_transfer_client(
+    hosts: &HostsConfig,
+    observer: Arc<dyn RequestObserver>,
+) -> Arc<HttpRegistry> {
+    Arc::new(HttpRegistry::new(hosts.clone(), Settings::default().with_observer(observer)))
 }
 
 /// Returns the client with these credentials.

@@ -154,7 +154,7 @@ pub async fn bind(settings: Settings, registry: Arc<dyn Registry>) -> Result<Bou
     if needs_node && !is_subdomain(settings.node_id()) {
         return Err(RunError::NodeName(settings.node_id().into()));
     }
-    let metrics = Metrics::default();
+    let metrics = settings.counters().clone();
     let stop = CancellationToken::new();
     let prepared = {
         let (settings, metrics, stop) = (settings.clone(), metrics.clone(), stop.clone());
@@ -407,8 +407,7 @@ impl Bound {
 }
 
 async fn metrics_text(State(metrics): State<Metrics>) -> impl IntoResponse {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], metrics.encode())
+    ([(header::CONTENT_TYPE, oras_csi_metrics::CONTENT_TYPE)], metrics.encode())
 }
 
 async fn serve<S>(

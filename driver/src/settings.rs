@@ -12,6 +12,7 @@ use oras_csi_store::{Limits, SelinuxLabel};
 
 use crate::kubelet_pods::OwnPod;
 use crate::pod_events::PodEvents;
+use crate::metrics::Metrics;
 use crate::preload::ClusterSets;
 use crate::publish::{AuthorizationGrace, PublishWait, Seals};
 use crate::startup_taint::StartupTaint;
@@ -27,6 +28,7 @@ pub struct Settings {
     publish_wait: PublishWait,
     authorization_grace: AuthorizationGrace,
     metrics: Option<SocketAddr>,
+    counters: Metrics,
     health: Option<SocketAddr>,
     administrator: Option<Administrator>,
     seals: Seals,
@@ -63,6 +65,7 @@ impl Settings {
             publish_wait: PublishWait(Self::PUBLISH_WAIT),
             authorization_grace: AuthorizationGrace(Self::AUTHORIZATION_GRACE),
             metrics: None,
+            counters: Metrics::default(),
             health: None,
             administrator: None,
             seals: Seals::NotNeeded,
@@ -143,6 +146,13 @@ impl Settings {
     #[must_use]
     pub fn with_metrics(mut self, listen: Option<SocketAddr>) -> Self {
         self.metrics = listen;
+        self
+    }
+
+    /// Sets the metrics that the driver counts in, for example those that the client of registries counts in as well.
+    #[must_use]
+    pub fn with_counters(mut self, counters: Metrics) -> Self {
+        self.counters = counters;
         self
     }
 
@@ -296,6 +306,11 @@ impl Settings {
     /// Returns the address of `/healthz` alone.
     pub fn health(&self) -> Option<SocketAddr> {
         self.health
+    }
+
+    /// Returns the metrics that the driver counts in.
+    pub(crate) fn counters(&self) -> &Metrics {
+        &self.counters
     }
 
     /// Returns the address of the metrics.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use oras_csi_driver::metrics::Metrics;
 use oras_csi_driver::preload::ClusterSets;
 use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
@@ -12,10 +13,11 @@ use oras_csi_driver::{OwnPod, PodEvents, StartupTaint};
 
 use crate::api_client::{self, RetryPolicy};
 use crate::exit_status::{ExitStatus, Failure};
+use crate::logging::LogOptions;
 use crate::options::limits::LimitOptions;
 use crate::options::registry::RegistryOptions;
 use crate::options::storage::StorageOptions;
-use crate::registry_client::transfer_client;
+use crate::registry_client::observed_transfer_client;
 use crate::runtime::{cancelled_by_signal, raise_file_limit};
 
 /// Run the CSI driver of a node.
@@ -86,7 +88,16 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     storage: StorageOptions,
     #[command(flatten)]
+    log: LogOptions,
+    #[command(flatten)]
     registries: RegistryOptions,
+}
+
+impl Arguments {
+    /// Returns the options for the log.
+    pub(crate) fn log(&self) -> &LogOptions {
+        &self.log
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -124,8 +135,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let pod_events =
         if arguments.pod_events { Some(PodEvents::new(connect("--pod-events").await?)) } else { None };
+    let metrics = Metrics::default();
     let settings = Settings::new(arguments.node_id, &arguments.kubelet_dir, arguments.store)
         .with_metrics(arguments.metrics_listen)
+        .with_counters(metrics.clone())
         .with_health(arguments.health_listen)
         .with_seals(seals)
         .with_publish_wait(Duration::from_secs(arguments.publish_wait))
@@ -147,7 +160,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_pod_events(pod_events)
         .with_own_pod(own_pod);
     let stop = cancelled_by_signal();
-    oras_csi_driver::run(settings, transfer_client(&hosts), stop)
+    let registry = observed_transfer_client(&hosts, metrics.registry_requests());
+    oras_csi_driver::run(settings, registry, stop)
         .await
         .map_err(|error| Failure::new(ExitStatus::from(error.class()), error))
 }

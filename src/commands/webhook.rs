@@ -20,9 +20,10 @@ use tokio_util::task::TaskTracker;
 use crate::admission::admission;
 use crate::api_client::{self, RetryPolicy};
 use crate::exit_status::Failure;
+use crate::logging::LogOptions;
 use crate::options::policy::PolicyOptions;
 use crate::options::registry::RegistryOptions;
-use crate::registry_client::interactive_client;
+use crate::registry_client::observed_interactive_client;
 use crate::runtime::{cancelled_by_signal, raise_file_limit};
 
 /// Run the admission webhook.
@@ -86,9 +87,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     lame_duck: u64,
     #[command(flatten)]
+    log: LogOptions,
+    #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
     policies: PolicyOptions,
+}
+
+impl Arguments {
+    /// Returns the options for the log.
+    pub(crate) fn log(&self) -> &LogOptions {
+        &self.log
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -142,8 +152,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let credentials =
         CredentialSources { secrets, administrator: arguments.registries.service_credentials()? };
     let sealer = sealer(&arguments, cluster.as_ref(), &stop, &tasks)?;
-    let admission =
-        admission(interactive_client(&hosts), &hosts, policies, credentials, &metrics).with_sealer(sealer);
+    let registry = observed_interactive_client(&hosts, metrics.registry_requests());
+    let admission = admission(registry, &hosts, policies, credentials, &metrics).with_sealer(sealer);
     let pins =
         cluster.as_ref().filter(|_| arguments.keep_pins).map(|client| ClusterPins::new(client.clone()));
     let admission = match pins {

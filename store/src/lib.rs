@@ -43,7 +43,7 @@ pub use self::layout::{Item, LayerKey, LayerShape, Layout, TreeKey, quarantined_
 pub use self::limits::{Limits, Percent, PercentError, Reserve};
 pub use self::state::{
     CollectionReport, Damage, GcRoots, Lease, Leases, NoObserver, NodeRecord, Provenance, RootsError,
-    ScrubReport, StoreObserver, TreesInUse,
+    ScrubReport, StoreObserver, TreesInUse, Work,
 };
 pub use self::store::preload_index::{PreloadEntry, read_preload_index};
 pub use self::store::trees::{Layer, Staging, Tree};

@@ -16,6 +16,7 @@ mod parked;
 mod presence;
 mod priority;
 mod progress;
+mod queued;
 mod read_manifests;
 mod scheduler;
 mod shared_map;

@@ -11,5 +11,5 @@ pub(crate) mod verified_items;
 pub use self::gc_roots::{GcRoots, RootsError, TreesInUse};
 pub use self::leases::{Lease, Leases};
 pub use self::node_record::{CollectionReport, Damage, NodeRecord, ScrubReport};
-pub use self::observer::{NoObserver, StoreObserver};
+pub use self::observer::{NoObserver, StoreObserver, Work};
 pub use self::provenance::Provenance;

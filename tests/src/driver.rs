@@ -15,7 +15,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::parts::oras_csi;
-use crate::process::{Running, free_port};
+use crate::process::{Running, free_port, http_get};
 
 /// A driver in stand-alone mode, in which no volume needs a seal, with its own kubelet folder and store.
 #[derive(Debug)]
@@ -151,10 +151,19 @@ impl Driver {
         std::fs::read_to_string(self.folder.path().join("driver.log")).unwrap_or_default()
     }
 
+    /// Returns the address of its metrics.
+    pub fn metrics_address(&self) -> String {
+        format!("127.0.0.1:{}", self.metrics)
+    }
+
+    /// Returns what it answers at `/metrics`.
+    pub fn metrics(&self) -> String {
+        get(&self.metrics_address(), "/metrics")
+    }
+
     /// Returns the sum of all series of a metric, or 0.
     pub fn metric(&self, name: &str) -> f64 {
-        let url = format!("127.0.0.1:{}", self.metrics);
-        let text = get(&url, "/metrics");
+        let text = self.metrics();
         let lines = text.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{'))
         });
@@ -244,11 +253,6 @@ impl Drop for Driver {
 }
 
 fn get(host: &str, path: &str) -> String {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect(host).expect("it listens");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("it reads");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("it answers");
-    text
+    let stream = std::net::TcpStream::connect(host).expect("it listens");
+    http_get(stream, host, path)
 }

@@ -1,6 +1,7 @@
 //! Starts programs beside a test, and runs programs to their end.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -124,6 +125,20 @@ pub fn run(command: &mut Command) -> String {
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").port()
+}
+
+/// Sends GET over a connection, and returns the body of the answer. HTTP/1.0, so that no answer is chunked.
+pub fn http_get(mut stream: impl Read + Write, host: &str, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = Vec::new();
+    // Some servers end TLS without a close_notify.
+    let read = stream.read_to_end(&mut answer);
+    assert!(read.is_ok() || !answer.is_empty(), "{path}: {read:?}");
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{path}: {answer}"));
+    assert!(head.contains(" 200 "), "{path}: {answer}");
+    body.to_owned()
 }
 
 /// Reports whether a program listens on a port of 127.0.0.1.

@@ -1,7 +1,9 @@
 //! The webhook as a process beside the API server, with the configuration that the chart installs.
 
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::{
@@ -11,11 +13,14 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
 use crate::cluster::eventually;
 use crate::parts::{oras_csi, repository, testbed};
-use crate::process::{Running, free_port, run};
+use crate::process::{Running, free_port, http_get, run};
 
 /// A webhook for one namespace of the API server.
 #[derive(Debug)]
@@ -26,6 +31,7 @@ pub struct Webhook {
     arguments: Vec<String>,
     namespace: String,
     configuration: String,
+    port: u16,
 }
 
 /// The label of pods for the other replica: see [`Webhook::start_other`].
@@ -89,7 +95,7 @@ impl Webhook {
             own.into_iter().chain(arguments.iter().map(|&argument| argument.to_owned())).collect();
         let (namespace, configuration) = (namespace.to_owned(), name.to_owned());
         let binary = oras_csi();
-        let mut webhook = Self { binary, running: None, folder, arguments, namespace, configuration };
+        let mut webhook = Self { binary, running: None, folder, arguments, namespace, configuration, port };
         webhook.start_again();
         eventually("the caBundle", Duration::from_secs(30), async || {
             let found = api.get(name).await.map_err(|error| error.to_string())?;
@@ -154,6 +160,36 @@ impl Webhook {
             log.contains("listening") && id > 0
         });
         self.running = Some(running);
+    }
+
+    /// Returns the address at which it listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Returns the file with the CA of its certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.path().join("tls/ca.crt")
+    }
+
+    /// Returns all that it has printed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("webhook.log")).unwrap_or_default()
+    }
+
+    /// Returns what it answers at `/metrics`.
+    pub fn metrics(&self) -> String {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(self.ca()).expect("the CA") {
+            roots.add(certificate.expect("a certificate")).expect("a root");
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
+        let name = "127.0.0.1".try_into().expect("a name");
+        let connection = ClientConnection::new(Arc::new(config), name).expect("a connection");
+        let stream = TcpStream::connect(self.address()).expect("it listens");
+        http_get(StreamOwned::new(connection, stream), &self.address(), "/metrics")
     }
 
     /// Returns its namespace.

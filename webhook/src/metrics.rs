@@ -1,48 +1,30 @@
-//! The metrics of the webhook. Every label has a small, fixed set of values: no label holds the name of an object, a
-//! namespace or a registry.
+//! The metrics of the webhook. The names of policies and registries are labels with a bounded number of values
+//! ([`oras_csi_metrics::Bounded`]); every other label has a small, fixed set of them. No label holds a namespace, the name
+//! of a pod or a path.
 
-use std::sync::atomic::AtomicU64;
+mod pins;
+mod policies;
+mod requests;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use oras_csi_core::policy::{Mode, Rule};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use oras_csi_certs::Expiry;
+use oras_csi_metrics::RegistryRequests;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::denial::Code;
+pub(crate) use self::pins::PinWrite;
+use self::policies::PolicyMetrics;
+pub(crate) use self::policies::Verdict;
+pub(crate) use self::requests::RequestOutcome;
+use self::requests::Requests;
 
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum RequestOutcome {
-    /// Allowed without a change: the object requests no artifact.
-    Untouched,
-    /// Allowed with a patch.
-    Patched,
-    /// Allowed without a change: the object is complete already.
-    Unchanged,
-    /// Allowed with a warning: the pods of a workload will be denied.
-    Warned,
-    /// Denied, with the code of the denial.
-    Denied(Code),
-    /// Answered with an HTTP error: the request is not a valid AdmissionReview.
-    Unreadable,
-    /// Rejected because too many requests were in progress.
-    Overload,
-    /// The handler panicked: a bug.
-    Crashed,
-}
-
-/// The result of a policy for an artifact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Verdict {
-    /// No rule is broken.
-    Passed,
-    /// A rule of a policy in that mode is broken.
-    Broken(Mode, Rule),
-}
+/// Labels whose values are words of the program.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// Where the digest of a tag came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,63 +39,27 @@ pub(crate) enum CacheOutcome {
     Bypass,
 }
 
-impl EncodeLabelValue for RequestOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let word = match self {
-            Self::Untouched => "untouched",
-            Self::Patched => "patched",
-            Self::Unchanged => "unchanged",
-            Self::Warned => "warned",
-            Self::Denied(code) => {
-                return EncodeLabelValue::encode(&format!("denied_{}", code.number()), encoder);
-            }
-            Self::Unreadable => "unreadable",
-            Self::Overload => "overload",
-            Self::Crashed => "crashed",
-        };
-        EncodeLabelValue::encode(&word, encoder)
-    }
-}
-
-impl EncodeLabelValue for CacheOutcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let word = match self {
-            Self::Hit => "hit",
-            Self::Negative => "negative",
-            Self::Miss => "miss",
-            Self::Bypass => "bypass",
-        };
-        EncodeLabelValue::encode(&word, encoder)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    outcome: RequestOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CacheLabels {
-    cache: CacheOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct VerdictLabels {
-    verdict: &'static str,
-    rule: &'static str,
+/// The series of each [`CacheOutcome`].
+#[derive(Debug)]
+struct Resolutions {
+    hit: Histogram,
+    negative: Histogram,
+    miss: Histogram,
+    bypass: Histogram,
 }
 
 /// The metrics of the webhook.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    requests: Family<RequestLabels, Counter>,
-    resolve: Family<CacheLabels, Histogram, fn() -> Histogram>,
-    verdicts: Family<VerdictLabels, Counter>,
+    requests: Requests,
+    resolutions: Resolutions,
+    policies: PolicyMetrics,
     slack: Histogram,
-    policies: Gauge,
-    unreadable_policies: Gauge,
-    certificate_not_after: Gauge<f64, AtomicU64>,
+    pin_writes: Family<Labels<1>, Counter>,
+    seal_failures: Counter,
+    certificate_expiry: Family<Labels<1>, Gauge>,
+    registry_requests: Arc<RegistryRequests>,
 }
 
 /// The buckets of durations, from a lookup in memory to the longest timeout of the API server.
@@ -126,33 +72,24 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers all metrics, with the value 0.
+    /// Registers all metrics. Those whose labels have fixed values have the value 0.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("oras_csi_webhook");
-        let requests = Family::default();
-        registry.register("requests", "Admission requests, by outcome", requests.clone());
-        let resolve: Family<CacheLabels, Histogram, fn() -> Histogram> =
-            Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
+        let mut registry = oras_csi_metrics::with_build_info("oras_csi_webhook");
+        let requests = Requests::register(&mut registry);
+        let resolve = Family::<Labels<1>, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(DURATION_BUCKETS)
+        });
         registry.register_with_unit(
             "resolve_duration",
             "Time to resolve a tag to a digest, by use of the cache",
             Unit::Seconds,
             resolve.clone(),
         );
-        let verdicts = Family::default();
-        registry.register(
-            "policy_verdicts",
-            "Results of policies for artifacts, one for each policy and artifact",
-            verdicts.clone(),
-        );
-        let policies = Gauge::default();
-        registry.register("policies", "Number of policies", policies.clone());
-        let unreadable_policies = Gauge::default();
-        registry.register(
-            "unreadable_policies",
-            "Policies whose last generation is invalid: an earlier generation is in force, or no artifact is allowed",
-            unreadable_policies.clone(),
-        );
+        let resolutions = {
+            let of = |cache| resolve.get_or_create_owned(&[("cache", cache)]);
+            Resolutions { hit: of("hit"), negative: of("negative"), miss: of("miss"), bypass: of("bypass") }
+        };
+        let policies = PolicyMetrics::register(&mut registry);
         let slack = Histogram::new(DURATION_BUCKETS);
         registry.register_with_unit(
             "deadline_slack",
@@ -160,62 +97,90 @@ impl Metrics {
             Unit::Seconds,
             slack.clone(),
         );
-        let certificate_not_after = Gauge::default();
-        registry.register_with_unit(
-            "certificate_not_after",
-            "Expiry of the serving certificate, in seconds since 1970",
-            Unit::Seconds,
-            certificate_not_after.clone(),
+        let pin_writes = Family::<Labels<1>, Counter>::default();
+        registry.register("pin_writes", "Attempts to store an ArtifactPin, by outcome", pin_writes.clone());
+        for outcome in PinWrite::OUTCOMES {
+            drop(pin_writes.get_or_create(&[("outcome", outcome)]));
+        }
+        let seal_failures = Counter::default();
+        registry.register(
+            "seal_failures",
+            "Volumes that could not be sealed, because the webhook has no key",
+            seal_failures.clone(),
         );
+        let certificate_expiry = Family::<Labels<1>, Gauge>::default();
+        registry.register_with_unit(
+            "certificate_expiry_timestamp",
+            "When a certificate expires, in seconds since 1970: the serving certificate and, if it is known, its CA",
+            Unit::Seconds,
+            certificate_expiry.clone(),
+        );
+        let registry_requests = Arc::new(RegistryRequests::register(&mut registry));
         Self {
             registry,
             requests,
-            resolve,
-            verdicts,
-            slack,
+            resolutions,
             policies,
-            unreadable_policies,
-            certificate_not_after,
+            slack,
+            pin_writes,
+            seal_failures,
+            certificate_expiry,
+            registry_requests,
         }
     }
 
-    pub(crate) fn verdict(&self, verdict: Verdict) {
-        let (verdict, rule) = match verdict {
-            Verdict::Passed => ("passed", ""),
-            Verdict::Broken(Mode::Enforce, rule) => ("denied", rule.as_str()),
-            Verdict::Broken(Mode::Warn, rule) => ("warned", rule.as_str()),
-            Verdict::Broken(Mode::Audit, rule) => ("audited", rule.as_str()),
-        };
-        self.verdicts.get_or_create(&VerdictLabels { verdict, rule }).inc();
+    /// Returns the observer for the client of registries.
+    pub fn registry_requests(&self) -> Arc<RegistryRequests> {
+        Arc::clone(&self.registry_requests)
+    }
+
+    pub(crate) fn verdict(&self, policy: &str, verdict: Verdict) {
+        self.policies.verdict(policy, verdict);
     }
 
     pub(crate) fn set_policies(&self, all: usize, unreadable: usize) {
-        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.policies.set(number(all));
-        self.unreadable_policies.set(number(unreadable));
+        self.policies.set_counts(all, unreadable);
     }
 
     pub(crate) fn request(&self, outcome: RequestOutcome) {
-        self.requests.get_or_create(&RequestLabels { outcome }).inc();
+        self.requests.count(outcome);
     }
 
     pub(crate) fn resolved(&self, cache: CacheOutcome, took: Duration) {
-        self.resolve.get_or_create(&CacheLabels { cache }).observe(took.as_secs_f64());
+        let series = match cache {
+            CacheOutcome::Hit => &self.resolutions.hit,
+            CacheOutcome::Negative => &self.resolutions.negative,
+            CacheOutcome::Miss => &self.resolutions.miss,
+            CacheOutcome::Bypass => &self.resolutions.bypass,
+        };
+        series.observe(took.as_secs_f64());
     }
 
     pub(crate) fn slack(&self, left: Duration) {
         self.slack.observe(left.as_secs_f64());
     }
 
-    /// Sets the expiry of the serving certificate, in seconds since 1970.
-    pub fn set_certificate_not_after(&self, seconds: f64) {
-        self.certificate_not_after.set(seconds);
+    pub(crate) fn pin_written(&self, write: PinWrite<'_>) {
+        self.pin_writes.get_or_create(&[("outcome", write.outcome())]).inc();
+    }
+
+    pub(crate) fn seal_failed(&self) {
+        self.seal_failures.inc();
+    }
+
+    /// Sets when the certificates expire. A certificate that is not known has no series.
+    pub fn set_certificate_expiry(&self, expiry: Expiry) {
+        for (kind, at) in [("serving", expiry.leaf), ("ca", expiry.authority)] {
+            let labels = [("kind", kind)];
+            match at {
+                Some(seconds) => drop(self.certificate_expiry.get_or_create(&labels).set(seconds)),
+                None => drop(self.certificate_expiry.remove(&labels)),
+            }
+        }
     }
 
     /// Returns the metrics in the OpenMetrics text format.
-    pub fn encode(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+    pub fn encode(&self) -> String {
+        oras_csi_metrics::encode(&self.registry)
     }
 }

@@ -179,6 +179,23 @@ pub enum RegistryErrorKind {
 }
 
 impl RegistryErrorKind {
+    /// All kinds.
+    pub const ALL: [Self; 13] = [
+        Self::NotFound,
+        Self::Refused,
+        Self::RateLimited,
+        Self::Unavailable,
+        Self::Unreachable,
+        Self::Certificate,
+        Self::Stalled,
+        Self::Untruthful,
+        Self::TooLarge,
+        Self::Authentication,
+        Self::Invalid,
+        Self::Misconfigured,
+        Self::NotAllowed,
+    ];
+
     /// Returns a short, stable name for a metric's label.
     ///
     /// ```

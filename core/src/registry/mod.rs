@@ -18,6 +18,7 @@ pub mod guard;
 pub mod hosts;
 pub mod http;
 pub mod limits;
+pub mod observer;
 pub mod publish;
 
 mod address;
@@ -38,4 +39,5 @@ pub use self::error::{RegistryError, RegistryErrorKind};
 pub use self::hosts::{Endpoint, HostsConfig, HostsError};
 pub use self::http::{HttpRegistry, Settings};
 pub use self::limits::Limits;
+pub use self::observer::RequestObserver;
 pub use self::publish::{Artifact, Content, Layer, Publication, PublishError, Published, Publisher};

@@ -6,18 +6,20 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Metrics, Pull, PullOutcome};
+use super::pulls::{PULL_OUTCOMES, pull_outcome};
+use super::{Labels, Metrics, counters};
 
 #[derive(Clone, Debug)]
 pub(super) struct Preloads {
-    attempts: Family<Pull, Counter>,
+    attempts: Family<Labels<1>, Counter>,
     wanted: Gauge,
     ready: Gauge,
 }
 
 impl Preloads {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let new = Self { attempts: Family::default(), wanted: Gauge::default(), ready: Gauge::default() };
+        let attempts = counters("outcome", &PULL_OUTCOMES);
+        let new = Self { attempts, wanted: Gauge::default(), ready: Gauge::default() };
         let metrics = new.clone();
         registry.register("preloads", "Attempts to preload a cluster set, by outcome", metrics.attempts);
         registry.register(
@@ -36,8 +38,7 @@ impl Preloads {
 
 impl Metrics {
     pub(crate) fn preloaded(&self, failure: Option<PullErrorKind>) {
-        let outcome = failure.map_or(PullOutcome::Done, PullOutcome::from);
-        self.0.preloads.attempts.get_or_create(&Pull { outcome }).inc();
+        self.0.preloads.attempts.get_or_create(&[("outcome", pull_outcome(failure))]).inc();
     }
 
     pub(crate) fn sets(&self, wanted: usize, ready: usize) {

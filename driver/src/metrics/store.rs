@@ -1,38 +1,33 @@
 //! The metrics of the store: its content, evictions, scrubs and damage. Label values come from closed sets.
 
-use std::sync::atomic::AtomicU64;
-
-use oras_csi_store::{CollectionReport, Inventory, Item, PullErrorKind, StoreObserver, Verdict};
+use oras_csi_store::{CollectionReport, Inventory, Item, PullErrorKind, State, StoreObserver, Verdict, Work};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
-use super::{Metrics, Pull, PullOutcome};
+use super::{Labels, Metrics, counters};
 
-type Label = [(&'static str, &'static str); 1];
-type Labels = [(&'static str, &'static str); 2];
+/// The kinds of items that are verified, and those that are counted.
+const ITEMS: [&str; 3] = ["tree", "layer", "blob"];
+const EVICTED: [&str; 4] = ["tree", "layer", "blob", "set_aside"];
+const OBJECTS: [&str; 5] = ["tree", "layer", "blob", "set_aside", "partial"];
+const RESULTS: [&str; 4] = ["good", "damaged", "gone", "no_sums"];
 
 #[derive(Clone, Debug)]
 pub(super) struct StoreMetrics {
-    bytes: Family<Label, Gauge>,
-    inodes: Family<Label, Gauge>,
-    objects: Family<Label, Gauge>,
+    bytes: Family<Labels<1>, Gauge>,
+    inodes: Family<Labels<1>, Gauge>,
+    objects: Family<Labels<1>, Gauge>,
     free: Gauge,
-    free_inodes: Gauge,
-    evictions: Family<Label, Counter>,
-    evicted_bytes: Counter<u64, AtomicU64>,
-    scrubbed: Family<Labels, Counter>,
-    damaged: Family<Label, Counter>,
+    free_inodes: Family<Labels<0>, Gauge>,
+    evictions: Family<Labels<1>, Counter>,
+    evicted: Counter,
+    scrubbed: Family<Labels<2>, Counter>,
+    damaged: Family<Labels<1>, Counter>,
     leases: Gauge,
     mounts: Gauge,
-    lookups: Family<Label, Counter>,
-    pull_seconds: Family<Label, Histogram, fn() -> Histogram>,
-}
-
-fn pull_seconds() -> Histogram {
-    Histogram::new([0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3_600.0])
+    lookups: Family<Labels<1>, Counter>,
 }
 
 impl StoreMetrics {
@@ -42,28 +37,48 @@ impl StoreMetrics {
             inodes: Family::default(),
             objects: Family::default(),
             free: Gauge::default(),
-            free_inodes: Gauge::default(),
-            evictions: Family::default(),
-            evicted_bytes: Counter::default(),
+            free_inodes: Family::default(),
+            evictions: counters("kind", &EVICTED),
+            evicted: Counter::default(),
             scrubbed: Family::default(),
-            damaged: Family::default(),
+            damaged: counters("kind", &ITEMS),
             leases: Gauge::default(),
             mounts: Gauge::default(),
-            lookups: Family::default(),
-            pull_seconds: Family::new_with_constructor(pull_seconds),
+            lookups: counters("result", &["hit", "miss"]),
         };
+        for state in State::ALL {
+            drop(new.bytes.get_or_create(&[("state", state.name())]));
+            drop(new.inodes.get_or_create(&[("state", state.name())]));
+        }
+        for kind in OBJECTS {
+            drop(new.objects.get_or_create(&[("kind", kind)]));
+        }
+        for (kind, result) in ITEMS.iter().flat_map(|kind| RESULTS.map(|result| (*kind, result))) {
+            drop(new.scrubbed.get_or_create(&[("kind", kind), ("result", result)]));
+        }
+        drop(new.free_inodes.get_or_create(&[]));
         let metrics = new.clone();
-        registry.register("store_bytes", "Disk space of the store in bytes, by state", metrics.bytes);
+        registry.register_with_unit("store", "Disk space of the store, by state", Unit::Bytes, metrics.bytes);
         registry.register("store_inodes", "Inodes of the store, by state", metrics.inodes);
         registry.register("store_objects", "Objects in the store, by kind", metrics.objects);
-        registry.register("store_free_bytes", "Free bytes on the file system of the store", metrics.free);
+        registry.register_with_unit(
+            "store_free",
+            "Free bytes on the file system of the store",
+            Unit::Bytes,
+            metrics.free,
+        );
         registry.register(
             "store_free_inodes",
-            "Free inodes on the file system of the store; the largest number if they are not limited",
+            "Free inodes on the file system of the store; absent if the file system does not limit them",
             metrics.free_inodes,
         );
         registry.register("evictions", "Objects that garbage collection deleted, by kind", metrics.evictions);
-        registry.register("evicted_bytes", "Bytes that garbage collection deleted", metrics.evicted_bytes);
+        registry.register_with_unit(
+            "evicted",
+            "Bytes that garbage collection deleted",
+            Unit::Bytes,
+            metrics.evicted,
+        );
         registry.register(
             "scrubbed",
             "Stored objects that the scrubber verified, by kind and result",
@@ -73,11 +88,6 @@ impl StoreMetrics {
         registry.register("leases", "Leased objects: in use by a call or a pull in progress", metrics.leases);
         registry.register("mounts", "Mounts of trees on this node", metrics.mounts);
         registry.register("tree_lookups", "Publishes, by whether the tree was in the store", metrics.lookups);
-        registry.register(
-            "pull_seconds",
-            "Duration of pulls in seconds, by size of the tree",
-            metrics.pull_seconds,
-        );
         new
     }
 }
@@ -97,14 +107,22 @@ fn amount(number: impl TryInto<i64>) -> i64 {
 /// Whether a publish found its tree in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TreeLookup {
-    Hit,
+    /// The tree is in the store, with files of this size.
+    Hit {
+        /// The size of all files.
+        bytes: u64,
+    },
+    /// The tree must be pulled, or the pod must show that it can pull it.
     Miss,
 }
 
 impl Metrics {
     pub(crate) fn looked_up(&self, result: TreeLookup) {
         let result = match result {
-            TreeLookup::Hit => "hit",
+            TreeLookup::Hit { bytes } => {
+                self.content("store", bytes);
+                "hit"
+            }
             TreeLookup::Miss => "miss",
         };
         self.0.store.lookups.get_or_create(&[("result", result)]).inc();
@@ -129,7 +147,10 @@ impl StoreObserver for Metrics {
             store.objects.get_or_create(&[("kind", name)]).set(amount(count));
         }
         store.free.set(amount(free_bytes));
-        store.free_inodes.set(free_inodes.map_or(i64::MAX, amount));
+        match free_inodes {
+            Some(free) => drop(store.free_inodes.get_or_create(&[]).set(amount(free))),
+            None => drop(store.free_inodes.remove(&[])),
+        }
     }
 
     fn collected(&self, done: &CollectionReport) {
@@ -142,7 +163,7 @@ impl StoreObserver for Metrics {
         for (name, count) in counts {
             self.0.store.evictions.get_or_create(&[("kind", name)]).inc_by(count);
         }
-        self.0.store.evicted_bytes.inc_by(done.bytes);
+        self.0.store.evicted.inc_by(done.bytes);
     }
 
     fn scrubbed(&self, item: &Item, verdict: &Verdict) {
@@ -169,22 +190,26 @@ impl StoreObserver for Metrics {
     }
 
     fn received(&self, bytes: u64) {
-        self.0.bytes.inc_by(bytes);
+        self.content("registry", bytes);
+    }
+
+    fn reused(&self, bytes: u64) {
+        self.content("store", bytes);
     }
 
     fn pulled(&self, failure: Option<PullErrorKind>) {
-        let outcome = failure.map_or(PullOutcome::Done, PullOutcome::from);
-        self.0.pulls.get_or_create(&Pull { outcome }).inc();
+        self.pull_ended(failure);
     }
 
     fn pull_took(&self, bytes: u64, seconds: f64) {
-        let size = match bytes {
-            0..0x10_0000 => "below 1 MiB",
-            0x10_0000..0x400_0000 => "below 64 MiB",
-            0x400_0000..0x4000_0000 => "below 1 GiB",
-            0x4000_0000..0x4_0000_0000 => "below 16 GiB",
-            _ => "16 GiB and more",
-        };
-        self.0.store.pull_seconds.get_or_create(&[("size", size)]).observe(seconds);
+        self.pull_lasted(bytes, seconds);
+    }
+
+    fn queued(&self, work: Work) {
+        self.download_queued(work);
+    }
+
+    fn left_queue(&self, work: Work, waited: Option<f64>) {
+        self.download_left_queue(work, waited);
     }
 }

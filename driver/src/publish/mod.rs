@@ -294,7 +294,11 @@ impl Publisher {
         let request = request.clone();
         {
             let request = request.clone();
-            self.run_on_disk(move |disk| Ok(disk.seals.check(&request)?)).await?;
+            self.run_on_disk(move |disk| {
+                let checked = disk.seals.check(&request);
+                Ok(checked.inspect_err(|rejection| disk.metrics.seal_rejected(rejection))?)
+            })
+            .await?;
         }
         let busy = || PublishError::Busy(request.target().path().to_owned());
         let target_lock = self.target_locks.try_lock(request.target().path()).ok_or_else(busy)?;
@@ -327,7 +331,8 @@ impl Publisher {
             })
             .await?
         };
-        self.disk.metrics.looked_up(if stored.is_some() { TreeLookup::Hit } else { TreeLookup::Miss });
+        let hit = |tree: &Tree| TreeLookup::Hit { bytes: tree.totals().bytes };
+        self.disk.metrics.looked_up(stored.as_ref().map_or(TreeLookup::Miss, hit));
         let tree = if let Some(tree) = stored {
             self.events.found(&request, tree.totals().bytes);
             tree

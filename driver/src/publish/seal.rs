@@ -54,6 +54,23 @@ pub enum SealRejection {
     },
 }
 
+impl SealRejection {
+    /// All values of [`Self::reason`].
+    pub(crate) const REASONS: [&'static str; 5] =
+        ["missing", "unknown_key", "invalid", "no_keys", "other_pod"];
+
+    /// Returns a short, stable name for a metric's label.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Seal(SealError::Missing) => "missing",
+            Self::Seal(SealError::UnknownKey { .. }) => "unknown_key",
+            Self::Seal(SealError::Invalid { .. }) => "invalid",
+            Self::Keys { .. } => "no_keys",
+            Self::Forged { .. } => "other_pod",
+        }
+    }
+}
+
 impl Seals {
     /// Verifies that the volume was admitted for the pod of the request.
     pub(super) fn check(&self, request: &PublishRequest) -> Result<(), SealRejection> {

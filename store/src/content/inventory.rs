@@ -262,6 +262,10 @@ pub enum State {
 }
 
 impl State {
+    /// All states.
+    pub const ALL: [Self; 6] =
+        [Self::Blobs, Self::Layers, Self::Trees, Self::Quarantined, Self::Partial, Self::Unfinished];
+
     /// Returns the name of the state, for a metric label.
     pub fn name(self) -> &'static str {
         match self {

@@ -9,7 +9,7 @@ use futures_util::{TryStreamExt, stream};
 use oras_csi_core::manifest::Descriptor;
 use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_core::reference::PinnedReference;
+use oras_csi_core::reference::{PinnedReference, RegistryHost};
 use oras_csi_core::registry::{Access, Credentials, Registry, Source as CredentialSource};
 
 use super::assemble::assemble;
@@ -19,7 +19,8 @@ use super::keyed_lock::{KeyedLocks, LockKey};
 use super::parked::ParkedLayers;
 use super::priority::Priority;
 use super::progress::{Planned, Progress};
-use super::scheduler::Scheduler;
+use super::queued::Queued;
+use super::scheduler::{DownloadSlot, Scheduler};
 use super::steps::{ArtifactStep, ImageSource, ResolvedStep};
 use super::tenant::Tenant;
 use super::tenant_turns::{DecoderMemory, TenantLimits};
@@ -158,11 +159,12 @@ impl Fetcher {
         }
         items.extend(ImageSource::of(&key, &steps).map(|source| Item::Layer(source.image_key())));
         lease.add(items).await;
-        let (fetches, budget) = {
+        let Missing { fetches, budget, reused } = {
             let _turn = self.shared.tenant_limits.disk.acquire(guard.priority()).await;
             let (key, steps) = (key.clone(), Arc::clone(&steps));
             self.blocking(move |store| list_missing(store, &key, &steps)).await?
         };
+        self.store.observer().reused(reused);
         let planned = fetches.iter().map(|(_, planned)| planned.clone()).collect::<Vec<_>>();
         progress.planned(&planned);
         for artifact in steps.iter().filter_map(ResolvedStep::artifact) {
@@ -248,7 +250,7 @@ impl Fetcher {
             layer: digest.clone(),
             source,
         };
-        let slot = self.shared.scheduler.acquire(host, fetch.descriptor.size(), guard.priority()).await;
+        let slot = self.acquire_slot(host, fetch.descriptor.size(), guard.priority()).await;
         let memory = DecoderMemory::new(&self.shared.tenant_limits, guard.priority());
         let destination = fetch.destination.clone().with_memory(memory);
         let fetch_blob = |destination| FetchBlob {
@@ -275,8 +277,7 @@ impl Fetcher {
                 if let (Some(budget), Some(before)) = (destination.budget(), before) {
                     budget.reset_to(before);
                 }
-                let slot =
-                    self.shared.scheduler.acquire(host, fetch.descriptor.size(), guard.priority()).await;
+                let slot = self.acquire_slot(host, fetch.descriptor.size(), guard.priority()).await;
                 ended = fetch_blob(&destination.without_image()).run(slot).await;
             }
             if ended.as_ref().is_err_and(UnpackError::is_disk_full) {
@@ -294,6 +295,14 @@ impl Fetcher {
         .await?;
         progress.finished(digest);
         Ok(())
+    }
+
+    /// Waits for the first turn of a download, and reports the wait to the observer.
+    async fn acquire_slot(&self, host: &RegistryHost, size: u64, priority: &Priority) -> DownloadSlot {
+        let queued = Queued::enter(self.store.observer(), priority);
+        let slot = self.shared.scheduler.acquire(host, size, priority).await;
+        queued.start();
+        slot
     }
 
     /// Runs `work` on a thread that may block on the disk.
@@ -345,15 +354,19 @@ impl Fetch {
     }
 }
 
+/// What a pull still has to fetch.
+struct Missing {
+    fetches: Vec<(Fetch, Planned)>,
+    /// The limits of the volume, of which blobs and stored layers have used their part.
+    budget: Budget,
+    /// The size of the blobs whose content is in the store and needs no request.
+    reused: u64,
+}
+
 /// Lists the blobs and layers that are not in the store, or that their registry has not served yet. Each is listed once.
-/// Also returns the limits of the volume, of which blobs and stored layers have used their part.
 ///
 /// Filters with many globs take seconds for thousands of layers, so this runs on a thread that may block.
-fn list_missing(
-    store: &Store,
-    tree: &TreeKey,
-    steps: &[ResolvedStep],
-) -> Result<(Vec<(Fetch, Planned)>, Budget), PullError> {
+fn list_missing(store: &Store, tree: &TreeKey, steps: &[ResolvedStep]) -> Result<Missing, PullError> {
     let image = ImageSource::of(tree, steps).filter(|_| store.has_images());
     let mut wanted = BTreeMap::new();
     // The compressed bytes of archives are on the disk only until they are unpacked, but they arrive first.
@@ -397,7 +410,7 @@ fn list_missing(
             }
         }
     }
-    let mut missing = Vec::new();
+    let (mut missing, mut reused) = (Vec::new(), 0_u64);
     let with_space = |fetch: Fetch| {
         // A partial blob has its space on the disk already.
         let bytes = store.allocated_bytes(&fetch.descriptor, &fetch.reference);
@@ -427,7 +440,9 @@ fn list_missing(
         if served_by == ServedBy::ThisHost {
             // It is enough that the body begins, and nothing is written.
             missing.push((fetch, planned));
+        } else {
+            reused = reused.saturating_add(fetch.descriptor.size());
         }
     }
-    Ok((missing, budget))
+    Ok(Missing { fetches: missing, budget, reused })
 }

@@ -336,6 +336,7 @@ impl Progress for CountingProgress {
 
     fn found(&self, blob: &oras_csi_core::digest::Digest, bytes: u64) {
         self.counter.found(blob, bytes);
+        self.observer.reused(bytes);
     }
 
     fn finished(&self, blob: &oras_csi_core::digest::Digest) {

@@ -14,6 +14,7 @@ mod counts;
 mod credentials;
 mod driver;
 mod hostile;
+mod metrics;
 mod misbehaving;
 mod patches;
 mod pins;

@@ -209,7 +209,7 @@ impl Admission {
         } else {
             let scope = Scope::new(POD_NAMESPACE, namespace, Holder::pod(namespace), deadline)?;
             let revision = match self.services.pins.as_deref() {
-                Some(pins) => Revision::of(pins, &pod, writes, scope)?,
+                Some(pins) => Revision::of(pins, &self.services.metrics, &pod, writes, scope)?,
                 None => None,
             };
             let pinned_annotation = PinnedAnnotation::read(&pod);

@@ -11,6 +11,7 @@ use super::context::Scope;
 use super::set_volume::SetVolume;
 use crate::denial::{At, Denial};
 use crate::intent::Origin;
+use crate::metrics::{Metrics, PinWrite};
 use crate::pins::{PinError, PinKey, PinOwner, PinPlace, Pins};
 use crate::view::Pod;
 
@@ -40,6 +41,7 @@ pub(super) type TagPins = BTreeMap<Reference, Digest>;
 /// The revision of a controller that a pod belongs to.
 pub(super) struct Revision<'a> {
     pins: &'a dyn Pins,
+    metrics: &'a Metrics,
     owner: PinOwner,
     label: Option<&'a str>,
     writes: Writes,
@@ -50,6 +52,7 @@ impl<'a> Revision<'a> {
     /// Returns the revision of a pod that a controller creates; `None` for any other pod, which needs no pins.
     pub(super) fn of(
         pins: &'a dyn Pins,
+        metrics: &'a Metrics,
         pod: &Pod<'a>,
         writes: Writes,
         scope: Scope<'a>,
@@ -59,7 +62,7 @@ impl<'a> Revision<'a> {
             let instead = "write the apiVersion, kind, name and uid of the object that created the pod, or remove the entry";
             Denial::bad_request(At::Field("metadata.ownerReferences"), None, error, instead)
         })?;
-        Ok(Some(Self { pins, owner, label: pod.revision(), writes, scope }))
+        Ok(Some(Self { pins, metrics, owner, label: pod.revision(), writes, scope }))
     }
 
     /// Finds the pins of references.
@@ -130,7 +133,13 @@ impl<'a> Revision<'a> {
         let recorded =
             timeout_at(self.scope.deadline, self.pins.get_or_create(self.scope.namespace(), key, digest))
                 .await;
-        recorded.unwrap_or(Err(PinError::TooLate))
+        let recorded = recorded.unwrap_or(Err(PinError::TooLate));
+        self.metrics.pin_written(match &recorded {
+            Ok(stored) if stored == digest => PinWrite::Stored,
+            Ok(_) => PinWrite::Superseded,
+            Err(error) => PinWrite::Failed(error),
+        });
+        recorded
     }
 
     fn key(&self, reference: &Reference) -> Option<PinKey> {

@@ -41,7 +41,8 @@ pub(super) fn seal_volumes(
     let seal = |PinnedVolume { expanded, pinned }| {
         let Pinned { canonical, secret, lines, warnings, new_pins: _ } = pinned;
         let at = At::Volume(&expanded.target.name);
-        let canonical = services.sealer.seal(at, canonical, scope.holder)?;
+        let sealed = services.sealer.seal(at, canonical, scope.holder);
+        let canonical = sealed.inspect_err(|_| services.metrics.seal_failed())?;
         Ok(SealedVolume { expanded, canonical, secret, lines, warnings })
     };
     volumes.into_iter().map(seal).collect()

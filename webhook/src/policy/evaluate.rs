@@ -164,10 +164,11 @@ impl Findings {
         let mut others = 0_usize;
         for policy in policies.policies() {
             let Err(violation) = check(policy) else {
-                metrics.verdict(Verdict::Passed);
+                metrics.verdict(policy.author().name(), Verdict::Passed);
                 continue;
             };
-            metrics.verdict(Verdict::Broken(policy.mode(), violation.rule()));
+            let verdict = Verdict::Broken(policy.mode(), violation.rule());
+            metrics.verdict(policy.author().name(), verdict);
             match policy.mode() {
                 Mode::Enforce => match &denied {
                     Some((_, first)) => {

@@ -18,7 +18,7 @@ use std::net::TcpListener;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -30,6 +30,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use futures_util::FutureExt as _;
 use http::{HeaderValue, StatusCode, Version, header};
+use oras_csi_certs::Expiry;
 use tokio_util::sync::CancellationToken;
 
 use self::connections::{Connection, CountingAcceptor};
@@ -57,8 +58,8 @@ const HTTP_2_STREAMS: u32 = 16;
 pub trait Health: Send + Sync + 'static {
     /// Returns whether the server is ready, and the reasons, one per line.
     fn report(&self) -> (bool, String);
-    /// Returns when the serving certificate expires.
-    fn certificate_not_after(&self) -> Option<SystemTime>;
+    /// Returns when the serving certificate and its CA expire.
+    fn certificate_expiry(&self) -> Expiry;
 }
 
 impl Health for oras_csi_certs::Certificates {
@@ -67,8 +68,8 @@ impl Health for oras_csi_certs::Certificates {
         (readiness.is_ready(), readiness.to_string())
     }
 
-    fn certificate_not_after(&self) -> Option<SystemTime> {
-        self.readiness().not_after()
+    fn certificate_expiry(&self) -> Expiry {
+        self.expiry()
     }
 }
 
@@ -225,15 +226,9 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let not_after = app.health.certificate_not_after().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    app.metrics.set_certificate_not_after(not_after.map_or(0.0, |since| since.as_secs_f64()));
+    app.metrics.set_certificate_expiry(app.health.certificate_expiry());
     let (policies, unreadable) = app.admission.policies().counts();
     app.metrics.set_policies(policies, unreadable);
-    match app.metrics.encode() {
-        Ok(text) => {
-            let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-            (kind, Body::from(text)).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-    }
+    ([(header::CONTENT_TYPE, oras_csi_metrics::CONTENT_TYPE)], Body::from(app.metrics.encode()))
+        .into_response()
 }

@@ -184,7 +184,7 @@ async fn a_review_makes_room_for_another() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "it needs more than there is");
     assert_eq!(get(&routes, "/healthz").await.0, StatusCode::OK, "others are not touched");
     let (_, metrics) = get(&routes, "/metrics").await;
-    assert!(metrics.contains(r#"outcome="overload"} 2"#), "{metrics}");
+    assert!(metrics.contains(r#"outcome="overload",code="503"} 2"#), "{metrics}");
 }
 
 /// A review that waits for a registry takes as much memory as its pod has in fields that are read.
@@ -293,12 +293,12 @@ async fn health_readiness_and_metrics() {
     let (status, text) = get(&routes, "/metrics").await;
     assert_eq!(status, StatusCode::OK);
     for line in [
-        r#"oras_csi_webhook_requests_total{outcome="patched"} 2"#,
-        r#"oras_csi_webhook_requests_total{outcome="denied_400"} 1"#,
-        r#"oras_csi_webhook_requests_total{outcome="unreadable"} 1"#,
+        r#"oras_csi_webhook_requests_total{outcome="patched",code="200"} 2"#,
+        r#"oras_csi_webhook_requests_total{outcome="denied",code="400"} 1"#,
+        r#"oras_csi_webhook_requests_total{outcome="unreadable",code="400"} 1"#,
         r#"oras_csi_webhook_resolve_duration_seconds_count{cache="hit"} 1"#,
         r#"oras_csi_webhook_resolve_duration_seconds_count{cache="miss"} 1"#,
-        "oras_csi_webhook_certificate_not_after_seconds 1234.0",
+        r#"oras_csi_webhook_certificate_expiry_timestamp_seconds{kind="serving"} 1234"#,
         "oras_csi_webhook_deadline_slack_seconds_count 3",
         "# EOF",
     ] {
@@ -335,8 +335,8 @@ impl server::Health for Broken {
         panic!("told to")
     }
 
-    fn certificate_not_after(&self) -> Option<std::time::SystemTime> {
-        None
+    fn certificate_expiry(&self) -> oras_csi_certs::Expiry {
+        oras_csi_certs::Expiry::default()
     }
 }
 
@@ -345,7 +345,7 @@ async fn a_panic_is_answered_with_500() {
     let routes = router(Bench::new().app(Broken, ServerSettings::default()));
     assert_eq!(get(&routes, "/readyz").await.0, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(get(&routes, "/healthz").await.0, StatusCode::OK);
-    assert!(get(&routes, "/metrics").await.1.contains(r#"outcome="crashed"} 1"#));
+    assert!(get(&routes, "/metrics").await.1.contains(r#"outcome="crashed",code="500"} 1"#));
 }
 
 /// Sends one request over TLS on a new connection. Returns everything until the server closes it, or `None` where the

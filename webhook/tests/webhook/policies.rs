@@ -316,12 +316,13 @@ async fn verdicts_are_counted_with_a_bounded_set_of_labels() {
     ]);
     bench.admit(&one("r.io/a")).await.unwrap();
     bench.admit(&one("evil.example/a:1")).await.unwrap_err();
-    let text = bench.metrics.encode().unwrap();
+    let text = bench.metrics.encode();
     for line in [
-        r#"oras_csi_webhook_policy_verdicts_total{verdict="warned",rule="deniedTags"} 1"#,
-        r#"oras_csi_webhook_policy_verdicts_total{verdict="audited",rule="requireDigest"} 2"#,
-        r#"oras_csi_webhook_policy_verdicts_total{verdict="denied",rule="registries.deny"} 1"#,
-        r#"oras_csi_webhook_policy_verdicts_total{verdict="passed",rule=""} 2"#,
+        r#"oras_csi_webhook_policy_verdicts_total{policy="p0",verdict="warned",rule="deniedTags"} 1"#,
+        r#"oras_csi_webhook_policy_verdicts_total{policy="p1",verdict="audited",rule="requireDigest"} 2"#,
+        r#"oras_csi_webhook_policy_verdicts_total{policy="p2",verdict="denied",rule="registries.deny"} 1"#,
+        r#"oras_csi_webhook_policy_verdicts_total{policy="p0",verdict="passed",rule=""} 1"#,
+        r#"oras_csi_webhook_policy_verdicts_total{policy="p2",verdict="passed",rule=""} 1"#,
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }

@@ -14,7 +14,7 @@ use super::response::{
     MANIFEST_TYPES, bytes_to_skip, check_range, content_type, descriptor_from_headers, expect_ok,
     is_get_worth_trying, is_one_get_worth_trying, more_informative, reported_digest,
 };
-use super::route::{Attempt, Capability, Operation, Redactor, foreign_note};
+use super::route::{Attempt, Capability, Operation, Route, foreign_note};
 use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, IndexEntry, ManifestError, VerifiedManifest};
@@ -90,7 +90,7 @@ impl Registry for HttpRegistry {
         while let Some(attempt) = attempts.next() {
             let result = self.inner.get_blob(&attempt, blob, offset).await;
             if let Some(stream) = attempts.record(&attempt, result) {
-                return Ok(redact_errors(stream, route.redactor()));
+                return Ok(self.inner.with_reports(stream, &route));
             }
         }
         let last = attempts.last();
@@ -99,7 +99,7 @@ impl Registry for HttpRegistry {
         let mut note = foreign_note(blob);
         for url in attempt.foreign_urls(blob) {
             match self.inner.get_foreign_blob(&attempt, url, blob, offset).await {
-                Ok(stream) => return Ok(redact_errors(stream, route.redactor())),
+                Ok(stream) => return Ok(self.inner.with_reports(stream, &route)),
                 Err(error) => {
                     let error = route.redactor().redact(error);
                     tracing::warn!(%error, "cannot fetch a foreign layer");
@@ -143,7 +143,7 @@ impl Registry for HttpRegistry {
         while let Some(attempt) = attempts.next() {
             let result = self.inner.get_part(&attempt, blob, &range).await;
             if let Some(stream) = attempts.record(&attempt, result) {
-                return Ok(stream.map(|stream| redact_errors(stream, route.redactor())));
+                return Ok(stream.map(|stream| self.inner.with_reports(stream, &route)));
             }
         }
         Err(attempts.into_error())
@@ -193,7 +193,8 @@ impl Inner {
         digest: Option<&Digest>,
     ) -> Result<VerifiedManifest, RegistryError> {
         let unverified = self.get_unverified_manifest(attempt, path, digest).await?;
-        self.verify_manifest(unverified).await
+        let verified = self.verify_manifest(unverified).await;
+        verified.inspect_err(|error| self.report_failure(attempt.route, error))
     }
 
     /// Fetches the bytes of a manifest. Tries again if the body breaks off.
@@ -229,7 +230,8 @@ impl Inner {
         let reported = reported_digest(&response, &label, digest)?;
         let (media_type, encoding_note) = (content_type(&response), body::encoding_note(response.headers()));
         let (limit, timeouts) = (self.settings.limits.manifest(), self.read_timeouts(attempt.deadline));
-        let bytes = body::read(response, &label, "a manifest", limit, timeouts).await?;
+        let bytes = body::read(response, &label, "a manifest", limit, timeouts).await;
+        let bytes = bytes.inspect_err(|error| self.report_failure(attempt.route, error))?;
         Ok(UnverifiedManifest {
             label,
             media_type,
@@ -304,6 +306,17 @@ impl Inner {
         Ok(Some(body::blob(answer, 0, range.end - range.start, self.settings.idle_timeout)))
     }
 
+    /// Reports the errors of a stream, and removes the client's secrets from them. They name the address to which a redirect
+    /// led.
+    fn with_reports(&self, stream: BlobStream, route: &Route) -> BlobStream {
+        let (redactor, registry) = (route.redactor(), route.registry.clone());
+        let observer = Arc::clone(&self.settings.observer);
+        Box::pin(stream.map_err(move |error| {
+            observer.failed(&registry, error.kind());
+            redactor.redact(error)
+        }))
+    }
+
     /// Fetches a blob from one of the `urls` of its descriptor, without credentials.
     async fn get_foreign_blob(
         &self,
@@ -317,11 +330,6 @@ impl Inner {
         let skip = bytes_to_skip(&answer.response, &answer.label, size, offset)?;
         Ok(body::blob(answer, skip, size - offset, self.settings.idle_timeout))
     }
-}
-
-/// Removes the client's secrets from the errors of a stream. They name the address to which a redirect led.
-fn redact_errors(stream: BlobStream, redactor: Redactor) -> BlobStream {
-    Box::pin(stream.map_err(move |error| redactor.redact(error)))
 }
 
 /// Returns the headers to request a blob from its beginning, or from an offset on.

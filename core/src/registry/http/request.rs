@@ -99,6 +99,7 @@ impl Inner {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
+            self.report_failure(attempt.route, &failure.error);
             total_wait = total_wait.saturating_add(requested_wait.unwrap_or_default());
             if total_wait > self.settings.max_retry_wait {
                 return Err((failure, requested_wait));
@@ -176,7 +177,7 @@ impl Inner {
                 connect_timeout: attempt.connect_timeout,
                 deadline: attempt.deadline,
             };
-            self.transport.send(call).await.map_err(|failure| (failure, None))
+            self.send(attempt, call).await.map_err(|failure| (failure, None))
         };
         let has_range = operation.headers.contains_key(header::RANGE);
         let answer = send(known.clone()).await?;
@@ -342,7 +343,7 @@ impl Inner {
             connect_timeout: attempt.connect_timeout,
             deadline: attempt.deadline,
         };
-        let answer = self.transport.send(call).await.map_err(|failure| (failure, None))?;
+        let answer = self.send(attempt, call).await.map_err(|failure| (failure, None))?;
         self.check_status(answer, false, attempt).await
     }
 
@@ -365,8 +366,24 @@ impl Inner {
             deadline: attempt.deadline,
         };
         let has_range = headers.contains_key(header::RANGE);
-        let answer = self.transport.send(call).await.map_err(|failure| failure.error)?;
-        self.check_status(answer, has_range, attempt).await.map_err(|(failure, _)| failure.error)
+        let answer = match self.send(attempt, call).await {
+            Ok(answer) => self.check_status(answer, has_range, attempt).await.map_err(|(failure, _)| failure),
+            Err(failure) => Err(failure),
+        };
+        answer.map_err(|failure| failure.error).inspect_err(|error| self.report_failure(attempt.route, error))
+    }
+
+    /// Sends a request, and reports how long it took.
+    async fn send(&self, attempt: &Attempt<'_>, call: Call<'_>) -> Result<Answer, Failure> {
+        let started = Instant::now();
+        let answer = self.transport.send(call).await;
+        self.settings.observer.requested(&attempt.route.registry, started.elapsed());
+        answer
+    }
+
+    /// Reports a failed request, or content that cannot be used.
+    pub(super) fn report_failure(&self, route: &Route, error: &RegistryError) {
+        self.settings.observer.failed(&route.registry, error.kind());
     }
 
     pub(super) fn read_timeouts(&self, deadline: Instant) -> ReadTimeouts {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::attempts::EndpointTimeouts;
 use crate::registry::guard::{HostResolver, SystemResolver};
 use crate::registry::limits::Limits;
+use crate::registry::observer::{NoRequestObserver, RequestObserver};
 use crate::registry::retry;
 
 /// Timeouts, retries and limits of the HTTP client.
@@ -31,6 +32,7 @@ pub struct Settings {
     pub(super) limits: Limits,
     pub(super) uses_proxies: bool,
     pub(super) resolver: Arc<dyn HostResolver>,
+    pub(super) observer: Arc<dyn RequestObserver>,
 }
 
 impl Default for Settings {
@@ -47,6 +49,7 @@ impl Default for Settings {
             limits: Limits::default(),
             uses_proxies: true,
             resolver: Arc::new(SystemResolver),
+            observer: Arc::new(NoRequestObserver),
         }
     }
 }
@@ -134,6 +137,13 @@ impl Settings {
     #[must_use]
     pub fn with_resolver(mut self, resolver: Arc<dyn HostResolver>) -> Self {
         self.resolver = resolver;
+        self
+    }
+
+    /// Sets the observer, which receives each request that reads.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn RequestObserver>) -> Self {
+        self.observer = observer;
         self
     }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use oras_csi_certs::Expiry;
 use oras_csi_core::credentials::Credential;
 use oras_csi_core::digest::Digest;
 use oras_csi_core::display::Printable;
@@ -306,8 +307,8 @@ impl Health for FixedHealth {
         (self.0, if self.0 { "certificate: ok".to_owned() } else { "certificate: not ready".to_owned() })
     }
 
-    fn certificate_not_after(&self) -> Option<SystemTime> {
-        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_234))
+    fn certificate_expiry(&self) -> Expiry {
+        Expiry { leaf: Some(1_234), authority: None }
     }
 }
 

@@ -5,6 +5,7 @@ mod credentials;
 mod echo;
 mod manifest;
 mod mirror;
+mod observer;
 mod proxy;
 mod push;
 mod redirect;
