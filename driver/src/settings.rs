@@ -11,8 +11,8 @@ use oras_csi_store::scrub::Schedule;
 use oras_csi_store::{Limits, SelinuxLabel};
 
 use crate::kubelet_pods::OwnPod;
-use crate::pod_events::PodEvents;
 use crate::metrics::Metrics;
+use crate::pod_events::PodEvents;
 use crate::preload::ClusterSets;
 use crate::publish::{AuthorizationGrace, PublishWait, Seals};
 use crate::startup_taint::StartupTaint;

@@ -36,8 +36,8 @@ pub(super) struct PolicyMetrics {
     unreadable: Gauge,
 }
 
-fn labels(policy: &Cow<'static, str>, verdict: &'static str, rule: &'static str) -> OfVerdict {
-    [("policy", policy.clone()), ("verdict", Cow::Borrowed(verdict)), ("rule", Cow::Borrowed(rule))]
+fn labels(policy: Cow<'static, str>, verdict: &'static str, rule: &'static str) -> OfVerdict {
+    [("policy", policy), ("verdict", Cow::Borrowed(verdict)), ("rule", Cow::Borrowed(rule))]
 }
 
 impl PolicyMetrics {
@@ -58,7 +58,7 @@ impl PolicyMetrics {
         let family = verdicts.clone();
         let by_policy = Bounded::new(move |name| {
             let name: Cow<'static, str> = Cow::Owned(name.to_owned());
-            let passed = family.get_or_create_owned(&labels(&name, "passed", ""));
+            let passed = family.get_or_create_owned(&labels(name.clone(), "passed", ""));
             Series { name, passed }
         });
         Self { verdicts, by_policy, policies, unreadable }
@@ -75,7 +75,7 @@ impl PolicyMetrics {
                 Verdict::Broken(Mode::Warn, rule) => ("warned", rule),
                 Verdict::Broken(Mode::Audit, rule) => ("audited", rule),
             };
-            self.verdicts.get_or_create(&labels(&series.name, verdict, rule.as_str())).inc();
+            self.verdicts.get_or_create(&labels(series.name.clone(), verdict, rule.as_str())).inc();
         });
     }
 
