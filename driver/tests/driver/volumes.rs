@@ -419,15 +419,18 @@ async fn metrics_are_served() {
         "oras_csi_driver_publishes_total{outcome=\"refused\"} 1",
         "oras_csi_driver_pulls_total{outcome=\"done\"} 1",
         "oras_csi_driver_volumes 2",
-        // The first volume is downloaded, and the second one is in the store.
-        "oras_csi_driver_content_bytes_total{source=\"registry\"} 3",
-        "oras_csi_driver_content_bytes_total{source=\"store\"} 3",
-        "oras_csi_driver_download_wait_seconds_count{priority=\"pods\"} 1",
+        // The first volume is downloaded, as two blobs. The second one has its files, `jar` and `yaml`, in the store.
+        "oras_csi_driver_content_bytes_total{source=\"store\"} 7\n",
+        "oras_csi_driver_download_wait_seconds_count{priority=\"pods\"} 2",
         "oras_csi_driver_downloads_waiting{priority=\"pods\"} 0",
         "oras_csi_driver_pull_duration_seconds_count{max_bytes=\"1048576\"} 1",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
+    let received = text
+        .lines()
+        .find_map(|line| line.strip_prefix("oras_csi_driver_content_bytes_total{source=\"registry\"} "));
+    assert!(received.is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 7), "{text}");
     driver.stop().await.unwrap();
 }
 

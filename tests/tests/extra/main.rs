@@ -8,4 +8,6 @@ mod argo_cd;
 mod flux;
 mod manifests;
 mod mutators;
+mod picture;
 mod programs;
+mod prometheus;
