@@ -208,10 +208,10 @@ impl PullError {
 
     /// Reports whether the registry limits the rate of requests.
     pub fn is_rate_limited(&self) -> bool {
-        let source = match self {
-            Self::Registry { source, .. }
-            | Self::Layer { source: UnpackError::Stream(StreamFault::Registry(source)), .. } => source,
-            _ => return false,
+        let (Self::Registry { source, .. }
+        | Self::Layer { source: UnpackError::Stream(StreamFault::Registry(source)), .. }) = self
+        else {
+            return false;
         };
         source.kind() == RegistryErrorKind::RateLimited
     }

@@ -22,5 +22,6 @@ mod registries;
 mod rights;
 mod sanity;
 mod sets;
+mod status;
 mod tenants;
 mod unpack;
