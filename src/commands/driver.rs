@@ -26,6 +26,7 @@ use crate::runtime::{cancelled_by_signal, raise_file_limit};
 /// canonical volumes read-only, and pulls the artifacts that its store does not hold.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each flag is one")]
 pub(crate) struct Arguments {
     /// Name of this node.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]

@@ -224,7 +224,10 @@ fn volume_name(target: &Path) -> Shown {
 }
 
 fn in_seconds(time: Option<Duration>) -> String {
-    time.map_or_else(String::new, |time| format!(" in {:.1} s", time.as_secs_f64()))
+    time.map_or_else(String::new, |time| match time.as_millis() {
+        milliseconds @ 0..1_000 => format!(" in {milliseconds} ms"),
+        _ => format!(" in {:.1} s", time.as_secs_f64()),
+    })
 }
 
 fn size(bytes: u64) -> String {

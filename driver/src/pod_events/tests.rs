@@ -87,7 +87,7 @@ async fn each_event_is_written_once_about_the_pod() {
         assert!(notes.contains(&note), "{notes:#?}");
     }
     let pulled = notes.iter().find(|note| note.starts_with("Pulled ")).unwrap();
-    assert!(pulled.ends_with(" s: 3.0 GiB from the network, 4.0 KiB of files"), "{pulled}");
+    assert!(pulled.ends_with("ms: 3.0 GiB from the network, 4.0 KiB of files"), "{pulled}");
     for event in &written {
         let regarding = &event["regarding"];
         assert_eq!(
@@ -113,7 +113,7 @@ async fn content_of_the_node_differs_from_a_pull_that_ended_between_two_calls() 
     let notes = notes(&server);
     let has = |part: &str| notes.iter().filter(|note| note.contains(part)).count();
     assert_eq!(has("in the cache of the node: 1.0 MiB of files, nothing from the network"), 1, "{notes:#?}");
-    assert_eq!(has(" s from the network: 1.0 MiB of files"), 1, "{notes:#?}");
+    assert_eq!(has("ms from the network: 1.0 MiB of files"), 1, "{notes:#?}");
     assert_eq!(has("too many requests"), 1);
     let throttled = written(&server).into_iter().find(|event| event["reason"] == "RateLimited").unwrap();
     assert_eq!(throttled["type"], "Warning");

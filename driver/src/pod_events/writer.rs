@@ -98,8 +98,8 @@ impl PodEventWriter {
             Ok(_) => {
                 self.failures.clear();
             }
-            // The namespace was deleted meanwhile.
-            Err(CallError::Api(error)) if is_not_found(&error) => {}
+            // The namespace was deleted, or is being deleted.
+            Err(CallError::Api(error)) if is_not_found(&error) || is_terminating(&error) => {}
             Err(error) => {
                 let error = described(&error);
                 if self.failures.is_new(&error) {
@@ -111,6 +111,11 @@ impl PodEventWriter {
             }
         }
     }
+}
+
+/// Reports whether the API server refused because the namespace is being deleted (NamespaceLifecycle).
+fn is_terminating(error: &kube::Error) -> bool {
+    forbidden_message(error).is_some_and(|message| message.contains("being terminated"))
 }
 
 /// Returns the message of a failure, without the names of objects, so that the same failure is logged once.

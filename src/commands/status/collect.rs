@@ -63,7 +63,7 @@ impl Collector {
         let mut hidden = Vec::new();
         let mut pods: Vec<PodView> = pods.or_note(&mut hidden);
         let claimed: BTreeMap<ClaimName, PodVolume> =
-            self.claimed_of(&pods, claimed, &mut hidden).into_iter().collect();
+            claimed_of(&pods, claimed, &mut hidden).into_iter().collect();
         for pod in &mut pods {
             pod.add_claimed(&claimed);
         }
@@ -87,22 +87,6 @@ impl Collector {
             pods,
             hidden,
         })
-    }
-
-    /// Without claims in the pods, it does not matter that PersistentVolumes cannot be read.
-    fn claimed_of(
-        &self,
-        pods: &[PodView],
-        claimed: Seen<Vec<(ClaimName, PodVolume)>>,
-        hidden: &mut Vec<Hidden>,
-    ) -> Vec<(ClaimName, PodVolume)> {
-        let has_claims = pods.iter().any(|pod| !pod.claims.is_empty());
-        let mut reasons = Vec::new();
-        let claimed = claimed.or_note(&mut reasons);
-        if has_claims {
-            hidden.append(&mut reasons);
-        }
-        claimed
     }
 
     async fn reports(&self) -> Result<Seen<Vec<(String, NodeArtifactsStatus)>>, Failure> {
@@ -162,15 +146,26 @@ impl Collector {
             + serde::de::DeserializeOwned
             + std::fmt::Debug,
     {
-        match &self.namespace {
-            Some(namespace) => {
-                let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-                list(&api, params, &format!("{resource} in the namespace {namespace}"), keep).await
-            }
-            None => {
-                let api: Api<K> = Api::all(self.client.clone());
-                list(&api, params, &format!("{resource} in all namespaces"), keep).await
-            }
-        }
+        let client = self.client.clone();
+        let (api, place): (Api<K>, _) = match self.namespace.as_deref() {
+            Some(namespace) => (Api::namespaced(client, namespace), format!("the namespace {namespace}")),
+            None => (Api::all(client), "all namespaces".to_owned()),
+        };
+        list(&api, params, &format!("{resource} in {place}"), keep).await
     }
+}
+
+/// Without claims in the pods, it does not matter that PersistentVolumes cannot be read.
+fn claimed_of(
+    pods: &[PodView],
+    claimed: Seen<Vec<(ClaimName, PodVolume)>>,
+    hidden: &mut Vec<Hidden>,
+) -> Vec<(ClaimName, PodVolume)> {
+    let has_claims = pods.iter().any(|pod| !pod.claims.is_empty());
+    let mut reasons = Vec::new();
+    let claimed = claimed.or_note(&mut reasons);
+    if has_claims {
+        hidden.append(&mut reasons);
+    }
+    claimed
 }

@@ -87,9 +87,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let reader = Reader { collector: Collector::new(connection.client, namespace), tags };
     if arguments.watch {
         let interval = Duration::from_secs(arguments.interval);
-        return watch::run(&reader, arguments.output, interval).await;
+        return Box::pin(watch::run(&reader, arguments.output, interval)).await;
     }
-    let status = reader.read().await?;
+    let status = Box::pin(reader.read()).await?;
     write_stdout(&print(&status, arguments.output))
 }
 
@@ -101,8 +101,8 @@ struct Reader {
 
 impl Reader {
     async fn read(&self) -> Result<Status, Failure> {
-        let collected = self.collector.read().await?;
-        let mut status = Status::new(collected, Timestamp::now());
+        let collected = Box::pin(self.collector.read()).await?;
+        let mut status = Status::new(&collected, Timestamp::now());
         if let Some(tags) = &self.tags {
             tags.check(&mut status).await;
         }

@@ -143,8 +143,8 @@ pub(super) struct PinRow {
 
 impl Status {
     /// Makes the status of what was read at `now`.
-    pub(super) fn new(collected: Collected, now: Timestamp) -> Self {
-        let volumes = collected.pods.iter().flat_map(|pod| volume_rows(pod, &collected, now));
+    pub(super) fn new(collected: &Collected, now: Timestamp) -> Self {
+        let volumes = collected.pods.iter().flat_map(|pod| volume_rows(pod, collected, now));
         let mut volumes: Vec<VolumeRow> = volumes.collect();
         volumes.sort_by(|one, other| {
             (&one.namespace, &one.pod, &one.volume).cmp(&(&other.namespace, &other.pod, &other.volume))
@@ -155,7 +155,7 @@ impl Status {
             at: now,
             namespace: collected.namespace.clone(),
             nodes: node_rows(&collected.reports, &collected.registered),
-            sets: set_rows(&collected),
+            sets: set_rows(collected),
             volumes,
             pins,
             hidden: collected.hidden.iter().map(Hidden::line).collect(),

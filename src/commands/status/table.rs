@@ -66,23 +66,37 @@ pub(super) fn render(status: &Status, width: Width) -> String {
         None => "any namespace".to_owned(),
     };
     let is_all = status.namespace.is_none();
+    // A list that the user is not allowed to read is not empty.
+    let none = |resources: &[&str], otherwise: String| {
+        let hidden =
+            status.hidden.iter().find(|line| resources.iter().any(|resource| line.contains(resource)));
+        if hidden.is_some() {
+            format!("{} are not shown: see the notes below", resources[0])
+        } else {
+            otherwise
+        }
+    };
     let sections = [
         section(
             !status.nodes.is_empty(),
             || nodes(status, width),
-            "no node has the driver csi.oras.land".to_owned(),
+            &none(&["nodes", "nodeartifacts"], "no node has the driver csi.oras.land".to_owned()),
         ),
         section(
             !status.sets.is_empty(),
             || sets(status, width),
-            format!("no sets in the cluster and in {place}"),
+            &none(&["sets", "artifactsets"], format!("no sets in the cluster and in {place}")),
         ),
         section(
             !status.volumes.is_empty(),
             || volumes(status, width, is_all),
-            format!("no pods with volumes of csi.oras.land in {place}"),
+            &none(&["pods"], format!("no pods with volumes of csi.oras.land in {place}")),
         ),
-        section(!status.pins.is_empty(), || pins(status, width, is_all), format!("no pins in {place}")),
+        section(
+            !status.pins.is_empty(),
+            || pins(status, width, is_all),
+            &none(&["pins", "artifactpins"], format!("no pins in {place}")),
+        ),
     ];
     let mut text = sections.join("\n");
     if !status.hidden.is_empty() {
@@ -94,7 +108,7 @@ pub(super) fn render(status: &Status, width: Width) -> String {
     text
 }
 
-fn section(has_rows: bool, table: impl FnOnce() -> Table, otherwise: String) -> String {
+fn section(has_rows: bool, table: impl FnOnce() -> Table, otherwise: &str) -> String {
     if has_rows { table().render() } else { format!("{otherwise}\n") }
 }
 

@@ -109,8 +109,8 @@ fn cluster() -> ApiServer {
 
 async fn read(server: &ApiServer, namespace: Option<&str>) -> Result<Status, Box<dyn Error>> {
     let collector = Collector::new(server.client(), namespace.map(str::to_owned));
-    let collected = collector.read().await.map_err(|failure| failure.to_string())?;
-    Ok(Status::new(collected, Timestamp::now()))
+    let collected = Box::pin(collector.read()).await.map_err(|failure| failure.to_string())?;
+    Ok(Status::new(&collected, Timestamp::now()))
 }
 
 /// Returns the cells of the line that begins with a word.
@@ -205,7 +205,7 @@ async fn what_is_forbidden_has_a_line_each_and_the_rest_is_shown() -> Result<(),
         "{text}"
     );
     assert_eq!(cells(&text, "running").last().copied(), Some("mounted"), "{text}");
-    assert!(text.contains("no node has the driver"), "{text}");
+    assert!(text.contains("nodes are not shown: see the notes below"), "{text}");
     // A pod with a claim cannot be judged without PersistentVolumes.
     let mut claiming = admitted("claiming", &json!({"phase": "Pending"}));
     claiming["spec"]["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);

@@ -24,7 +24,7 @@ pub(super) async fn run(reader: &Reader, format: Format, interval: Duration) -> 
         let mut view = View::new(format);
         let mut failures = 0;
         loop {
-            match reader.read().await {
+            match Box::pin(reader.read()).await {
                 Ok(status) => {
                     failures = 0;
                     view.show(&status)?;

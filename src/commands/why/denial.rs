@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn a_long_message_is_whole_and_has_no_control_characters() {
         let words = "word ".repeat(150);
-        assert_eq!(long(&format!("{words}\u{1b}[2J end")), format!("{}end", words));
+        assert_eq!(long(&format!("{words}\u{1b}[2J end")), format!("{words}end"));
         assert!(long(&"x".repeat(100_000)).chars().count() <= MAX_CHARS + 200);
         assert!(!long(&"\u{202e}\u{0}\n".repeat(1_000)).contains(char::is_control));
     }

@@ -20,7 +20,7 @@ use self::verdict::Steps;
 pub(crate) use self::verdict::{Mark, StepName, Verdict};
 use super::denial::{Place, Refusal, long};
 use super::facts::{Decision, Facts, PolicyView};
-use crate::cluster::events::latest_failure;
+use crate::cluster::events::{EventView, latest_failure};
 use crate::cluster::format::{seconds_since, short_digest, shown, span};
 use crate::cluster::list::Seen;
 use crate::cluster::pod::{PodView, PodVolume};
@@ -81,21 +81,13 @@ fn walk(facts: &Facts, steps: &mut Steps<'_>) {
 
 /// The pod does not exist, and neither does a workload of its name.
 fn not_found(facts: &Facts, refusal: Option<&Refusal>, steps: &mut Steps<'_>) {
-    match refusal {
-        Some(refusal) => {
-            steps.fail(StepName::Admission, &refusal.message, refusal.status);
-            steps.next("correct what the message names", events_command(facts));
-        }
-        None => {
-            let what =
-                format!("{} does not exist in the namespace {}", facts.target, shown(&facts.namespace));
-            steps.fail(StepName::Annotation, &what, ExitStatus::BadInput);
-            steps.next(
-                "list the pods of the namespace",
-                format!("kubectl get pods -n {}", shown(&facts.namespace)),
-            );
-        }
+    if let Some(refusal) = refusal {
+        steps.fail(StepName::Admission, &refusal.message, refusal.status);
+        return steps.next("correct what the message names", events_command(facts));
     }
+    let what = format!("{} does not exist in the namespace {}", facts.target, shown(&facts.namespace));
+    steps.fail(StepName::Annotation, &what, ExitStatus::BadInput);
+    steps.next("list the pods of the namespace", format!("kubectl get pods -n {}", shown(&facts.namespace)));
 }
 
 /// Checks that the pod requests an artifact.
@@ -246,8 +238,8 @@ fn mount(facts: &Facts, pod: &PodView, steps: &mut Steps<'_>) {
         return steps.wait(StepName::Pull, "the pod is being deleted");
     }
     let report = facts.node.as_ref().and_then(|node| node.report.known()).and_then(Option::as_ref);
-    let ids = pod.volumes.iter().filter_map(|volume| volume.id.as_deref());
-    if let Some(progress) = ids.filter_map(|id| pull_of(report, id, facts.now)).next() {
+    let mut ids = pod.volumes.iter().filter_map(|volume| volume.id.as_deref());
+    if let Some(progress) = ids.find_map(|id| pull_of(report, id, facts.now)) {
         steps.wait(StepName::Pull, &format!("the driver downloads {}", progress.text()));
         return steps.next("wait, and follow the download", follow(facts));
     }
@@ -276,7 +268,7 @@ fn mount(facts: &Facts, pod: &PodView, steps: &mut Steps<'_>) {
 
 /// Returns the volume that does not make progress, and why.
 fn first_stop(facts: &Facts, pod: &PodView) -> Option<(String, Stop)> {
-    let failures: Vec<_> = facts.events.known()?.iter().filter_map(|event| event.mount_failure()).collect();
+    let failures: Vec<_> = facts.events.known()?.iter().filter_map(EventView::mount_failure).collect();
     let stops = pod.volumes.iter().filter_map(|volume| {
         let failure = latest_failure(&failures, &volume.kubelet_name)?;
         Some((shown(&volume.name), stop_of(failure)))

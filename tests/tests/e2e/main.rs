@@ -10,6 +10,7 @@ mod reboot;
 mod seals;
 mod sets;
 mod startup_taint;
+mod status;
 mod user_namespaces;
 mod workloads;
 

@@ -25,5 +25,6 @@ mod release;
 mod rights;
 mod sanity;
 mod sets;
+mod status;
 mod tenants;
 mod unpack;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::commands::quoted;
 use super::*;
-use crate::cluster::events::EventView;
+
 use crate::cluster::list::Hidden;
 use crate::cluster::pod::tests::{admitted, pod};
 use crate::commands::why::facts::{NodeFacts, Workload};

@@ -80,7 +80,7 @@ pub(crate) struct Verdict {
     pub(crate) status: Option<ExitStatus>,
 }
 
-#[expect(clippy::ref_option, reason = "serde gives a reference")]
+#[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn exit_status<S: Serializer>(status: &Option<ExitStatus>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u8(status.map_or(0, |status| status as u8))
 }
@@ -103,7 +103,7 @@ impl StepName {
 /// Collects the steps.
 pub(super) struct Steps<'a> {
     facts: &'a Facts,
-    steps: Vec<Step>,
+    list: Vec<Step>,
     advice: String,
     command: String,
     remarks: Vec<String>,
@@ -113,16 +113,16 @@ pub(super) struct Steps<'a> {
 impl<'a> Steps<'a> {
     pub(super) fn new(facts: &'a Facts) -> Self {
         let (advice, command) = (String::new(), String::new());
-        Self { facts, steps: Vec::new(), advice, command, remarks: Vec::new(), status: None }
+        Self { facts, list: Vec::new(), advice, command, remarks: Vec::new(), status: None }
     }
 
     /// Adds a step. A step that an event of kubelet shows to have failed may have been passed at first: then it replaces that
     /// step and those after it.
     fn add(&mut self, name: StepName, mark: Mark, detail: String) {
-        if let Some(known) = self.steps.iter().position(|step| step.name == name) {
-            self.steps.truncate(known);
+        if let Some(known) = self.list.iter().position(|step| step.name == name) {
+            self.list.truncate(known);
         }
-        self.steps.push(Step { name, mark, detail });
+        self.list.push(Step { name, mark, detail });
     }
 
     /// The step is passed.
@@ -172,13 +172,13 @@ impl<'a> Steps<'a> {
 
     /// Returns the verdict. The steps after the last one were not reached.
     pub(super) fn finish(mut self) -> Verdict {
-        let at = self.steps.iter().find(|step| matches!(step.mark, Mark::Failed | Mark::Waiting)).cloned();
+        let at = self.list.iter().find(|step| matches!(step.mark, Mark::Failed | Mark::Waiting)).cloned();
         for name in ALL {
-            if !self.steps.iter().any(|step| step.name == name) {
-                self.steps.push(Step { name, mark: Mark::NotReached, detail: String::new() });
+            if !self.list.iter().any(|step| step.name == name) {
+                self.list.push(Step { name, mark: Mark::NotReached, detail: String::new() });
             }
         }
-        self.steps.sort_by_key(|step| step.name);
+        self.list.sort_by_key(|step| step.name);
         let object = match &self.facts.pod {
             Some(pod) => format!("pod/{}", shown(&pod.name)),
             None => self.facts.target.to_string(),
@@ -193,7 +193,7 @@ impl<'a> Steps<'a> {
             }
             None => format!("{object} in the namespace {namespace} has its volumes"),
         };
-        let Self { steps, advice, command, remarks, status, .. } = self;
+        let Self { list: steps, advice, command, remarks, status, .. } = self;
         Verdict { object, namespace, steps, summary, advice, command, remarks, status }
     }
 }
