@@ -30,6 +30,13 @@ const OTHER_FILES: &[&str] = &[
 const OTHER_TEXTS: &[(&str, &str)] = &[
     ("Examples:", "help of a command"),
     ("Exit status:", "help of a command"),
+    ("# Download an artifact", "help of a command"),
+    ("# Show nodes, sets and pods", "help of a command"),
+    ("oras.land in the cluster", "the kind that a message names"),
+    ("k8s.io in the cluster", "the kind that a message names"),
+    ("persistentvolumes in the cluster", "the kind that a message names"),
+    ("namespaces in the cluster", "the kind that a message names"),
+    ("field not declared in schema", "words of the API server that the driver looks for"),
     ("has(self.", "CEL of a custom resource"),
     ("self.operator", "CEL of a custom resource"),
     ("oras-csi webhook CA", "the subject of a certificate"),
@@ -45,7 +52,7 @@ const OTHER_TEXTS: &[(&str, &str)] = &[
 /// The first words of texts that say what to do. They follow a message that has an entry.
 const ADVICE: &[&str] = &[
     "add", "adds", "allow", "apply", "ask", "check", "choose", "correct", "create", "delete", "give",
-    "grant", "install", "log", "merge", "move", "name", "push", "raise", "read", "remove", "rename",
+    "grant", "install", "list", "log", "look", "merge", "move", "name", "push", "raise", "read", "remove", "rename",
     "replace", "report", "request", "retry", "run", "see", "select", "send", "set", "use", "wait", "write",
 ];
 
@@ -189,7 +196,7 @@ fn is_message(kind: Kind, text: &str) -> bool {
             let is_advice = first.is_some_and(|word| {
                 text.starts_with(word) && ADVICE.contains(&word.to_ascii_lowercase().as_str())
             });
-            words >= 4 && text.trim().contains(' ') && !is_advice
+            words >= 4 && text.trim().contains(' ') && !is_advice && !text.starts_with("kubectl ")
         }
     }
 }

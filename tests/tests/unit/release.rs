@@ -10,6 +10,7 @@ use serde_json::Value;
 
 /// The jobs that can write, and what: each other job can only read.
 const WRITERS: &[(&str, &str, &[&str])] = &[
+    ("docs.yaml", "publish", &["contents"]),
     ("release.yaml", "publish", &["attestations", "contents", "id-token", "packages"]),
     ("scorecard.yaml", "scorecard", &["id-token", "security-events"]),
 ];
