@@ -109,9 +109,12 @@ async fn every_served_certificate_is_trusted_before_and_after_the_clock_jumps_by
 ) {
     let root = tempfile::tempdir().unwrap();
     let (_api, client) = FakeApi::serve(None);
-    let storage = || match is_secret {
-        true => CaStorage::Secret(Box::new(CaSecret::new(client.clone(), "oras", "hook-ca"))),
-        false => CaStorage::Folder(CaFolder::new(root.path().to_owned())),
+    let storage = || {
+        if is_secret {
+            CaStorage::Secret(Box::new(CaSecret::new(client.clone(), "oras", "hook-ca")))
+        } else {
+            CaStorage::Folder(CaFolder::new(root.path().to_owned()))
+        }
     };
     let clock = ManualClock::default();
     let is_trusted = |reloader: &Reloader| {
@@ -121,9 +124,9 @@ async fn every_served_certificate_is_trusted_before_and_after_the_clock_jumps_by
     running.refresh().await.unwrap();
     for jumps in [ahead, !ahead] {
         if jumps {
-            clock.advance(DAY)
+            clock.advance(DAY);
         } else {
-            clock.set_back(DAY)
+            clock.set_back(DAY);
         }
         // The API server calls before this process reads its clock again.
         is_trusted(&running);
