@@ -24,8 +24,9 @@ pub(crate) const AUTHORITY_LIFE: Duration = Duration::from_hours(3650 * 24);
 /// How long a leaf is valid: seven days. It cannot be revoked, so it must expire soon.
 pub(crate) const LEAF_LIFE: Duration = Duration::from_hours(7 * 24);
 
-/// How long before now a certificate becomes valid, for clients with a slow clock: five minutes.
-pub(crate) const BACKDATED: Duration = Duration::from_mins(5);
+/// How long before now a certificate becomes valid: 25 hours, for clients with a slow clock, and for a clock that is set back
+/// by a day. The API server would otherwise trust neither the certificate nor the CA that were made before.
+pub(crate) const BACKDATED: Duration = Duration::from_hours(25);
 
 /// A CA with its key, which can sign leaf certificates.
 pub(crate) struct Authority {

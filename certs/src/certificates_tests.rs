@@ -1,4 +1,4 @@
-//! From settings to real TLS clockhakes.
+//! From settings to real TLS handshakes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -33,8 +33,8 @@ struct Handshake {
     alpn: Option<Vec<u8>>,
 }
 
-/// Does a clockhake and sends one byte each way over loopback. The client trusts `bundle` and expects `name`.
-fn clockhake(
+/// Does a handshake and sends one byte each way over loopback. The client trusts `bundle` and expects `name`.
+fn handshake(
     certificates: &Certificates,
     bundle: &str,
     name: &str,
@@ -76,7 +76,7 @@ fn clockhake(
 
 fn leaf_now(certificates: &Certificates) -> CertificateDer<'static> {
     let bundle = certificates.ca_bundle_pem().unwrap();
-    clockhake(certificates, &bundle, "localhost", &TLS13, &[b"h2"]).unwrap().leaf
+    handshake(certificates, &bundle, "localhost", &TLS13, &[b"h2"]).unwrap().leaf
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn with_only_a_folder_a_client_that_trusts_the_bundle_connects() {
         ("localhost", &TLS12, "http/1.1", "http/1.1"),
         ("127.0.0.1", &TLS13, "h2", "h2"),
     ] {
-        let done = clockhake(&certificates, &bundle, name, version, &[offered.as_bytes()]).unwrap();
+        let done = handshake(&certificates, &bundle, name, version, &[offered.as_bytes()]).unwrap();
         assert_eq!(done.alpn.as_deref(), Some(agreed.as_bytes()));
     }
     let readiness = certificates.readiness();
@@ -105,7 +105,7 @@ async fn a_client_for_another_name_or_with_another_bundle_fails() {
     let (certificates, _shutdown) = started(settings(root.path()), None).await;
     let bundle = certificates.ca_bundle_pem().unwrap();
     let refused = |bundle: &str, name: &str| {
-        clockhake(&certificates, bundle, name, &TLS13, &[b"h2"]).err().expect("no connection")
+        handshake(&certificates, bundle, name, &TLS13, &[b"h2"]).err().expect("no connection")
     };
     let error = refused(&bundle, "elsewhere.example");
     assert!(error.contains("not valid for name"), "{error}");
@@ -115,7 +115,7 @@ async fn a_client_for_another_name_or_with_another_bundle_fails() {
 }
 
 #[tokio::test]
-async fn the_next_clockhake_after_a_change_gets_the_new_certificate() {
+async fn the_next_handshake_after_a_change_gets_the_new_certificate() {
     let root = tempfile::tempdir().unwrap();
     let (certificates, _shutdown) = started(settings(root.path()), None).await;
     let before = leaf_now(&certificates);
@@ -201,7 +201,7 @@ async fn readiness_waits_for_the_configuration_and_tasks_end_at_shutdown() {
     tokio::time::timeout(Duration::from_secs(20), ready).await.expect("in time");
     let bundle = api.object().unwrap()["webhooks"][0]["clientConfig"]["caBundle"].clone();
     let bundle: k8s_openapi::ByteString = serde_json::from_value(bundle).unwrap();
-    clockhake(&certificates, std::str::from_utf8(&bundle.0).unwrap(), "hook.oras.svc", &TLS13, &[b"h2"])
+    handshake(&certificates, std::str::from_utf8(&bundle.0).unwrap(), "hook.oras.svc", &TLS13, &[b"h2"])
         .unwrap();
     shutdown.cancel();
     tasks.close();

@@ -68,10 +68,10 @@ async fn a_leaf_is_renewed_in_time_and_other_processes_use_the_new_one() {
     one.refresh().await.unwrap();
     two.refresh().await.unwrap();
     let (first, bundle) = (served(&one), one.store.ca_bundle());
-    clock.advance(4 * DAY);
+    clock.advance(3 * DAY);
     one.refresh().await.unwrap();
     assert_eq!(served(&one), first, "not yet");
-    clock.advance(DAY);
+    clock.advance(2 * DAY);
     one.refresh().await.unwrap();
     two.refresh().await.unwrap();
     assert_ne!(served(&one), first);
@@ -93,6 +93,51 @@ async fn a_leaf_that_expired_during_a_suspension_is_renewed() {
     let mut restarted = in_folder(root.path(), &clock);
     restarted.refresh().await.unwrap();
     assert_eq!(served(&restarted), served(&reloader));
+}
+
+/// A clock jumps when it is set by hand, and when a machine without a battery asks for the time after its start. The API
+/// server has the same clock.
+#[rstest::rstest]
+#[case::secret_ahead(true, true)]
+#[case::secret_back(true, false)]
+#[case::folder_ahead(false, true)]
+#[case::folder_back(false, false)]
+#[tokio::test]
+async fn every_served_certificate_is_trusted_before_and_after_the_clock_jumps_by_a_day(
+    #[case] is_secret: bool,
+    #[case] ahead: bool,
+) {
+    let root = tempfile::tempdir().unwrap();
+    let (_api, client) = FakeApi::serve(None);
+    let storage = || {
+        if is_secret {
+            CaStorage::Secret(Box::new(CaSecret::new(client.clone(), "oras", "hook-ca")))
+        } else {
+            CaStorage::Folder(CaFolder::new(root.path().to_owned()))
+        }
+    };
+    let clock = ManualClock::default();
+    let is_trusted = |reloader: &Reloader| {
+        reloader.store.ca_bundle().verify_chain(served(reloader).chain(), clock.time()).unwrap();
+    };
+    let mut running = reloader(storage(), &clock, None);
+    running.refresh().await.unwrap();
+    for jumps in [ahead, !ahead] {
+        if jumps {
+            clock.advance(DAY);
+        } else {
+            clock.set_back(DAY);
+        }
+        // The API server calls before this process reads its clock again.
+        is_trusted(&running);
+        running.refresh().await.unwrap();
+        is_trusted(&running);
+        let mut started = reloader(storage(), &clock, None);
+        started.refresh().await.unwrap();
+        is_trusted(&started);
+        // A replica that started at the other time still serves.
+        running = started;
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ mod api;
 mod log;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,17 +35,29 @@ pub(crate) fn other_names() -> Names {
 
 /// A clock that a test moves.
 #[derive(Clone, Default)]
-pub(crate) struct ManualClock(Arc<AtomicU64>);
+pub(crate) struct ManualClock(Arc<AtomicI64>);
 
 impl ManualClock {
     /// Returns the clock, which starts at [`now`].
     pub(crate) fn clock(&self) -> Clock {
         let offset = self.clone();
-        Clock::from_fn(move || now() + Duration::from_secs(offset.0.load(Ordering::SeqCst)))
+        Clock::from_fn(move || offset.time())
+    }
+
+    /// Returns the time of the clock.
+    pub(crate) fn time(&self) -> SystemTime {
+        let seconds = self.0.load(Ordering::SeqCst);
+        let offset = Duration::from_secs(seconds.unsigned_abs());
+        if seconds < 0 { now() - offset } else { now() + offset }
     }
 
     /// Advances the time.
     pub(crate) fn advance(&self, by: Duration) {
-        self.0.fetch_add(by.as_secs(), Ordering::SeqCst);
+        self.0.fetch_add(by.as_secs().try_into().unwrap(), Ordering::SeqCst);
+    }
+
+    /// Sets the time back.
+    pub(crate) fn set_back(&self, by: Duration) {
+        self.0.fetch_sub(by.as_secs().try_into().unwrap(), Ordering::SeqCst);
     }
 }

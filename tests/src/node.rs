@@ -35,6 +35,8 @@ pub struct Node {
     private: Distribution,
     _slow: Throttle,
     files: tempfile::TempDir,
+    /// The values of the chart, as options of helm.
+    values: Vec<String>,
 }
 
 static NODE: LazyLock<Node> = LazyLock::new(Node::install);
@@ -58,17 +60,35 @@ impl Node {
             // Helm takes a dot for the end of a key.
             format!("registries.{}={}", name.replace('.', "\\."), file.display())
         };
+        let configured = [
+            hosts("kind-registry_5000_", &registry.host()),
+            hosts("private.example_5000_", &private.host()),
+            hosts("slow.example_5000_", &slow.host()),
+            // No program listens on the discard port.
+            hosts("unreachable_5000_", &format!("{address}:9")),
+        ];
+        let configured = configured.into_iter().flat_map(|hosts| ["--set-file".to_owned(), hosts]);
+        let values = ["--set".to_owned(), PUBLISH_WAIT.to_owned()].into_iter().chain(configured).collect();
+        let node = Self { registry: Mutex::new(registry), private, _slow: slow, files, values };
+        node.install_chart();
+        node
+    }
+
+    /// Runs `helm install`, at first and after `helm uninstall`, and waits until the release is ready.
+    pub fn install_chart(&self) {
+        self.helm(&[]);
+    }
+
+    /// Runs `helm upgrade` with the values of the installation and more, and waits until the release is ready.
+    pub fn upgrade_chart(&self, more: &[&str]) {
+        self.helm(&[&["upgrade"], more].concat());
+    }
+
+    fn helm(&self, words: &[&str]) {
         let started = Instant::now();
-        let mut install = Command::new(repository().join("tests/testbed/install"));
-        install.arg("--set-file").arg(hosts("kind-registry_5000_", &registry.host()));
-        install.arg("--set-file").arg(hosts("private.example_5000_", &private.host()));
-        install.arg("--set-file").arg(hosts("slow.example_5000_", &slow.host()));
-        install.arg("--set").arg(PUBLISH_WAIT);
-        // No program listens on the discard port.
-        install.arg("--set-file").arg(hosts("unreachable_5000_", &format!("{address}:9")));
-        run(&mut install);
-        eprintln!("helm install: {:?}", started.elapsed());
-        Self { registry: Mutex::new(registry), private, _slow: slow, files }
+        let mut helm = Command::new(repository().join("tests/testbed/install"));
+        run(helm.args(words).args(&self.values));
+        eprintln!("helm {}: {:?}", words.first().unwrap_or(&"install"), started.elapsed());
     }
 
     /// The registry; one test at a time has it.
@@ -116,18 +136,36 @@ pub fn work() -> PathBuf {
     std::env::var_os("ORAS_CSI_TESTBED_WORK").expect("run `make test-e2e`").into()
 }
 
+/// Kubelet's folder.
+pub fn kubelet_dir() -> PathBuf {
+    std::env::var_os("ORAS_CSI_KUBELET_DIR").expect("run `make test-e2e`").into()
+}
+
 /// Runs `meanwhile` while kubelet does not run.
 pub fn without_kubelet(meanwhile: impl FnOnce()) {
-    // While this file exists, kubelet is not started again.
-    let (rests, number) = (work().join("kubelet-rests"), work().join("kubelet.pid"));
+    without("kubelet", meanwhile);
+}
+
+/// Kills a component of the node with SIGKILL, runs `meanwhile`, and starts the component again.
+pub fn without(component: &str, meanwhile: impl FnOnce()) {
+    // While this file exists, the component is not started again.
+    let (rests, number) =
+        (work().join(format!("{component}-rests")), work().join(format!("{component}.pid")));
     std::fs::write(&rests, "").expect("writes");
-    let before = std::fs::read_to_string(&number).expect("kubelet runs");
+    let before = std::fs::read_to_string(&number).expect("the component runs");
     signal(before.trim().parse().expect("a process"), "KILL");
-    let runs = || std::fs::read_to_string(&number).is_ok_and(|now| !now.is_empty());
-    until("kubelet has ended", Duration::from_secs(30), || (!runs()).then_some(()));
+    // No help from `until`, which asks the API server if it fails: that may be the component.
+    let wait = |what: &str, wanted: bool| {
+        let started = Instant::now();
+        while std::fs::read_to_string(&number).is_ok_and(|now| !now.is_empty()) != wanted {
+            assert!(started.elapsed() < Duration::from_secs(30), "{component} {what}: not in 30 s");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait("has ended", false);
     meanwhile();
     std::fs::remove_file(rests).expect("it was written");
-    until("kubelet starts", Duration::from_secs(30), || runs().then_some(()));
+    wait("starts", true);
 }
 
 /// Does to volumes what a reboot does: kills kubelet and every container, removes the driver's mounts, and starts kubelet.

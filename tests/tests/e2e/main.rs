@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod examples;
+mod lifecycle;
 mod patches;
 mod pods;
 mod reboot;
@@ -14,11 +15,10 @@ mod status;
 mod user_namespaces;
 mod workloads;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use oras_csi_tests::cluster::kubectl;
-use oras_csi_tests::node::{mounts, on_this_node, until};
+use oras_csi_tests::node::{kubelet_dir, mounts, on_this_node, until};
 use oras_csi_tests::process::run;
 use serde_json::{Value, json};
 
@@ -64,11 +64,6 @@ fn goes_without_a_trace(pod: &str) {
     until("the volume is unmounted", PATIENCE, || mounts(&[uid]).is_empty().then_some(()));
     let folder = kubelet_dir().join("pods").join(uid);
     until("kubelet has removed the pod's folder", PATIENCE, || (!folder.exists()).then_some(()));
-}
-
-/// Kubelet's folder.
-fn kubelet_dir() -> PathBuf {
-    std::env::var_os("ORAS_CSI_KUBELET_DIR").expect("run `make test-e2e`").into()
 }
 
 fn restart_every_webhook() {

@@ -4,13 +4,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use oras_csi_tests::cluster::kubectl;
-use oras_csi_tests::node::{Node, apply, mounts, phase, reboot, until, without_kubelet, work};
+use oras_csi_tests::node::{Node, apply, kubelet_dir, mounts, phase, reboot, until, without_kubelet, work};
 use oras_csi_tests::process::try_run;
 use serde_json::{Value, json};
 
-use super::{
-    PATIENCE, STAYS, SYSTEM, delete, goes_without_a_trace, kubelet_dir, pod, restart_every_webhook, says, uid,
-};
+use super::{PATIENCE, STAYS, SYSTEM, delete, goes_without_a_trace, pod, restart_every_webhook, says, uid};
 
 const SEAL: &str = "oras-csi-seal";
 
