@@ -29,7 +29,7 @@ fn name_of(argument: &Arg) -> String {
     let short = argument.get_short().map(|short| format!("`-{short}`, ")).unwrap_or_default();
     let values = if values.is_empty() { values } else { format!(" {values}") };
     let aliases = argument.get_visible_aliases().unwrap_or_default();
-    let aliases = aliases.iter().map(|alias| format!(", `--{alias}`")).collect::<String>();
+    let aliases = aliases.iter().fold(String::new(), |all, alias| all + ", `--" + alias + "`");
     format!("{short}`--{long}{values}`{aliases}")
 }
 

@@ -1,6 +1,7 @@
 //! Compares the keys of log messages with their documentation.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use oras_csi_tests::parts::repository;
@@ -70,7 +71,10 @@ fn the_keys_of_logs_are_documented() {
     let mut list = Command::new("git");
     list.args(["ls-files", "--"]).args(SOURCES).current_dir(repository());
     let mut used = BTreeSet::new();
-    for path in run(&mut list).lines().filter(|path| path.ends_with(".rs")) {
+    for path in run(&mut list)
+        .lines()
+        .filter(|path| Path::new(path).extension().is_some_and(|extension| extension == "rs"))
+    {
         used.extend(keys(&std::fs::read_to_string(repository().join(path)).unwrap_or_default()));
     }
     assert!(used.contains("namespace") && used.len() > 50, "{used:?}");

@@ -4,6 +4,7 @@
 //! Messages are string literals of product code: those of `#[error(…)]`, of `warn!` and `error!`, and all others with
 //! several words. A message is found by its *key*: the longest text between its placeholders, at most ten words of it.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -52,8 +53,9 @@ const OTHER_TEXTS: &[(&str, &str)] = &[
 /// The first words of texts that say what to do. They follow a message that has an entry.
 const ADVICE: &[&str] = &[
     "add", "adds", "allow", "apply", "ask", "check", "choose", "correct", "create", "delete", "give",
-    "grant", "install", "list", "log", "look", "merge", "move", "name", "push", "raise", "read", "remove", "rename",
-    "replace", "report", "request", "retry", "run", "see", "select", "send", "set", "use", "wait", "write",
+    "grant", "install", "list", "log", "look", "merge", "move", "name", "push", "raise", "read", "remove",
+    "rename", "replace", "report", "request", "retry", "run", "see", "select", "send", "set", "use", "wait",
+    "write",
 ];
 
 /// The kind of a literal, which decides how many words make it a message.
@@ -208,7 +210,10 @@ fn messages() -> Vec<(String, String)> {
     let mut list = Command::new("git");
     list.args(["ls-files", "-z", "--"]).args(FOLDERS).current_dir(repository());
     let mut messages = Vec::new();
-    for file in run(&mut list).split('\0').filter(|file| file.ends_with(".rs")) {
+    for file in run(&mut list)
+        .split('\0')
+        .filter(|file| Path::new(file).extension().is_some_and(|extension| extension == "rs"))
+    {
         let name = file.rsplit('/').next().unwrap_or_default();
         let is_test = file.contains("/tests/") || name.contains("tests.rs") || name.contains("testing");
         let is_other = OTHER_FILES.iter().any(|part| file.contains(part));
@@ -282,7 +287,7 @@ fn every_entry_is_a_message() {
 
 #[test]
 fn finds_messages_in_code_and_keys_in_messages() {
-    let code = r##"
+    let code = r#"
         /// "Not a message, it is a comment."
         #[error("the blob {digest} has the wrong size: {0}", .size)]
         struct Error;
@@ -292,7 +297,7 @@ fn finds_messages_in_code_and_keys_in_messages() {
         mod tests { const TEXT: &str = "this is only a test"; }
         fn h() { text("begins here \
             and ends here") }
-    "##;
+    "#;
     let mut found = Vec::new();
     literals(code.parse().expect("code"), Kind::Text, &mut found);
     let found: Vec<_> =
