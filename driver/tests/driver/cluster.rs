@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use http::Method;
 use oras_csi_driver::PodEvents;
 use oras_csi_driver::preload::ClusterSets;
-use oras_csi_testkit::api_server::{ApiServer, Recorded};
+use oras_csi_testkit::api_server::{ApiServer, Recorded, failure};
 use serde_json::{Value, json};
 
 /// The API server.
@@ -79,6 +80,17 @@ impl Cluster {
             "stringData": {}, "type": "kubernetes.io/dockerconfigjson",
             "data": {".dockerconfigjson": k8s_openapi::ByteString(config.to_string().into_bytes())}});
         self.0.put(&format!("{SECRETS}/{name}"), secret);
+    }
+
+    /// Refuses the next writes of a status with fields that the first version of the definition does not have, with the answer
+    /// of Kubernetes 1.37 to server-side apply.
+    pub fn refuse_newer_fields(&self, writes: usize) {
+        let message = "failed to create typed patch object (/node-1; oras.land/v1alpha1, Kind=NodeArtifacts): .status.version: \
+                       field not declared in schema";
+        for _ in 0..writes {
+            let body = failure(500, "", message, &Value::Null).to_string();
+            self.0.answer_with_at(ARTIFACTS, Method::PATCH, 500, &body);
+        }
     }
 
     /// Refuses connections and closes watches.

@@ -484,6 +484,31 @@ async fn a_pull_of_a_pod_is_reported_and_its_events_are_written_once() {
     scene.driver.stop().await.unwrap();
 }
 
+/// With crds.install=false, the chart does not upgrade the custom resource definition.
+#[tokio::test]
+async fn an_earlier_definition_of_the_object_gets_only_its_fields() {
+    if !entered_once("preload::an_earlier_definition_of_the_object_gets_only_its_fields") {
+        return;
+    }
+    let cluster = Cluster::default();
+    // The first write, and the first one after the object was created.
+    cluster.refuse_newer_fields(2);
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    fs::create_dir(folder.path().join("keys")).unwrap();
+    let at = folder.clone();
+    let driver =
+        Running::start_with(folder, FakeRegistry::new(), |before| settings(before, &cluster, &at)).await;
+    until("the driver reports", async || {
+        cluster.artifacts().is_some_and(|artifacts| artifacts["status"]["ready"] == "0/0")
+    })
+    .await;
+    let status = cluster.artifacts().unwrap()["status"].clone();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&status), ["sets", "ready", "store"]);
+    assert_eq!(keys(&status["store"]), ["bytes", "damaged"]);
+    driver.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn gc_roots_are_read_from_the_disk() {
     let bench = Bench::with(Limits::default());

@@ -257,7 +257,8 @@ impl ApiServer {
         self.answer_with_at(prefix, method, code, &status.to_string());
     }
 
-    fn answer_with_at(&self, prefix: &str, method: Method, code: u16, body: &str) {
+    /// Like [`Self::answer_with`], for requests whose path begins with `prefix`.
+    pub fn answer_with_at(&self, prefix: &str, method: Method, code: u16, body: &str) {
         let response = answer(code, body);
         self.state().hooks.push((prefix.to_owned(), method, Box::new(|_| Some(response))));
     }
