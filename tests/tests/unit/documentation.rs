@@ -25,11 +25,15 @@ const FOLDERS: &[&str] = &[
     "webhook/",
 ];
 
+/// Objects of Kubernetes that look like paths.
+const OBJECTS: &[&str] = &["deploy/web"];
+
 /// The paths in back quotes in a text. Patterns and placeholders are no paths.
 fn paths(text: &str) -> impl Iterator<Item = &str> {
     let quoted = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
     quoted.filter(|word| {
         FOLDERS.iter().any(|folder| word.starts_with(folder))
+            && !OBJECTS.contains(word)
             && word.chars().all(|character| character.is_ascii_alphanumeric() || "/._-".contains(character))
     })
 }

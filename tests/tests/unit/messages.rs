@@ -53,9 +53,8 @@ const OTHER_TEXTS: &[(&str, &str)] = &[
 /// The first words of texts that say what to do. They follow a message that has an entry.
 const ADVICE: &[&str] = &[
     "add", "adds", "allow", "apply", "ask", "check", "choose", "correct", "create", "delete", "give",
-    "grant", "install", "list", "log", "look", "merge", "move", "name", "push", "raise", "read", "remove",
-    "rename", "replace", "report", "request", "retry", "run", "see", "select", "send", "set", "use", "wait",
-    "write",
+    "grant", "install", "log", "look", "merge", "move", "name", "push", "raise", "read", "remove", "rename",
+    "replace", "report", "request", "retry", "run", "see", "select", "send", "set", "use", "wait", "write",
 ];
 
 /// The kind of a literal, which decides how many words make it a message.
