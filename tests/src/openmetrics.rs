@@ -28,6 +28,9 @@ impl Family {
     }
 }
 
+/// A label that selects series, with the operator and the value.
+pub type Matcher = (String, String, String);
+
 /// Reads the text format of OpenMetrics 1.0, without exemplars.
 pub fn parse(text: &str) -> Vec<Family> {
     let mut families: Vec<Family> = Vec::new();
@@ -56,12 +59,12 @@ pub fn parse(text: &str) -> Vec<Family> {
 fn sample(line: &str) -> (String, Vec<(String, String)>) {
     let end = line.find(['{', ' ']).expect("a sample has a value");
     let (name, rest) = line.split_at(end);
-    let labels = if rest.starts_with('{') { matchers(&rest[1..]).0 } else { Vec::new() };
+    let labels = rest.strip_prefix('{').map(|rest| matchers(rest).0).unwrap_or_default();
     (name.to_owned(), labels.into_iter().map(|(label, _, value)| (label, value)).collect())
 }
 
 /// Reads `label="value", …}` with any operator. Returns the matchers and the length of the text with its closing brace.
-fn matchers(text: &str) -> (Vec<(String, String, String)>, usize) {
+fn matchers(text: &str) -> (Vec<Matcher>, usize) {
     let mut found = Vec::new();
     let mut at = 0;
     loop {
@@ -114,7 +117,7 @@ pub fn to_text_format(text: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named {
     /// The metrics, each with the labels that it is selected by, and their operators and values.
-    pub selectors: Vec<(String, Vec<(String, String, String)>)>,
+    pub selectors: Vec<(String, Vec<Matcher>)>,
     /// The labels of `by`, `without`, `on` and `ignoring`.
     pub groups: BTreeSet<String>,
 }
