@@ -122,9 +122,20 @@ fn frame(svg: &mut String, x: f64, y: f64, size: (f64, f64), title: &str) {
     );
 }
 
+/// Returns the lines that are not always 0, the highest first; the first one if all are 0.
+fn lines_with_values(panel: &Panel) -> Vec<&Line> {
+    let highest = |line: &&Line| line.points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+    let mut lines: Vec<&Line> = panel.lines.iter().collect();
+    lines.sort_by(|one, other| highest(other).total_cmp(&highest(one)));
+    let used = lines.iter().filter(|line| highest(line) > 0.0).count();
+    lines.truncate(used.max(1));
+    lines
+}
+
 fn graph(svg: &mut String, x: f64, y: f64, panel: &Panel) {
-    let points = || panel.lines.iter().flat_map(|line| line.points.iter());
-    let (left, right, top, bottom) = (x + 62.0, x + GRAPH.0 - 16.0, y + 34.0, y + GRAPH.1 - 40.0);
+    let lines = lines_with_values(panel);
+    let points = || lines.iter().flat_map(|line| line.points.iter());
+    let (left, right, top, bottom) = (x + 72.0, x + GRAPH.0 - 16.0, y + 34.0, y + GRAPH.1 - 40.0);
     let start = points().map(|(at, _)| *at).fold(f64::INFINITY, f64::min);
     let end = points().map(|(at, _)| *at).fold(f64::NEG_INFINITY, f64::max);
     let most = points().map(|(_, value)| *value).fold(0.0, f64::max);
@@ -142,11 +153,11 @@ fn graph(svg: &mut String, x: f64, y: f64, panel: &Panel) {
             ),
         );
     }
-    if panel.lines.is_empty() {
+    if lines.is_empty() {
         write(svg, format_args!("<text class=\"small\" x=\"{left}\" y=\"{}\">none</text>\n", bottom + 22.0));
     }
     let mut legend = left;
-    for (line, colour) in panel.lines.iter().zip(COLOURS.iter().cycle()) {
+    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
         let points = line.points.iter().map(|(at, value)| {
             let x = left + (right - left) * (at - start) / (end - start).max(1.0);
             format!("{x:.1},{:.1}", bottom - (bottom - top) * value / most)
@@ -154,7 +165,11 @@ fn graph(svg: &mut String, x: f64, y: f64, panel: &Panel) {
         let points = points.collect::<Vec<_>>().join(" ");
         write(svg, format_args!("<polyline class=\"line\" stroke=\"{colour}\" points=\"{points}\"/>\n"));
     }
-    for (line, colour) in panel.lines.iter().zip(COLOURS).take(LEGENDS) {
+    for (line, colour) in lines.iter().zip(COLOURS).take(LEGENDS) {
+        let length = 5.4 * f64::from(u32::try_from(line.legend.chars().count()).unwrap_or_default());
+        if legend + 12.0 + length > right + 12.0 {
+            break;
+        }
         write(
             svg,
             format_args!(
@@ -166,8 +181,7 @@ fn graph(svg: &mut String, x: f64, y: f64, panel: &Panel) {
                 escaped(&line.legend)
             ),
         );
-        let length = f64::from(u32::try_from(line.legend.chars().count()).unwrap_or_default());
-        legend += 22.0 + 5.4 * length;
+        legend += 22.0 + length;
     }
 }
 
