@@ -82,15 +82,15 @@ impl Cluster {
         self.0.put(&format!("{SECRETS}/{name}"), secret);
     }
 
-    /// Refuses the next writes of a status with fields that the first version of the definition does not have, with the answer
-    /// of Kubernetes 1.37 to server-side apply.
-    pub fn refuse_newer_fields(&self, writes: usize) {
+    /// Has the object of the node, and refuses the next write of its status as Kubernetes 1.37 refuses fields that the
+    /// definition does not have.
+    pub fn refuse_newer_fields(&self) {
+        let object = json!({"apiVersion": "oras.land/v1alpha1", "kind": "NodeArtifacts", "metadata": {"name": "node-1"}, "spec": {}});
+        self.0.put(&format!("{ARTIFACTS}/node-1"), object);
         let message = "failed to create typed patch object (/node-1; oras.land/v1alpha1, Kind=NodeArtifacts): .status.version: \
                        field not declared in schema";
-        for _ in 0..writes {
-            let body = failure(500, "", message, &Value::Null).to_string();
-            self.0.answer_with_at(ARTIFACTS, Method::PATCH, 500, &body);
-        }
+        let body = failure(500, "", message, &Value::Null).to_string();
+        self.0.answer_with_at(ARTIFACTS, Method::PATCH, 500, &body);
     }
 
     /// Refuses connections and closes watches.

@@ -491,8 +491,7 @@ async fn an_earlier_definition_of_the_object_gets_only_its_fields() {
         return;
     }
     let cluster = Cluster::default();
-    // The first write, and the first one after the object was created.
-    cluster.refuse_newer_fields(2);
+    cluster.refuse_newer_fields();
     let folder = Arc::new(tempfile::tempdir().unwrap());
     fs::create_dir(folder.path().join("keys")).unwrap();
     let at = folder.clone();
