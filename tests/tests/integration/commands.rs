@@ -217,7 +217,7 @@ fn commands_of_the_documentation_work() {
                     match other {
                         Some((program, needs)) => not_run.push(format!("{place}: {program} needs {needs}")),
                         None if is_of_a_cluster => {
-                            not_run.push(format!("{place}: it needs a cluster or a node"))
+                            not_run.push(format!("{place}: it needs a cluster or a node"));
                         }
                         None if is_ours => unmarked.push(place),
                         None => {}
