@@ -13,10 +13,10 @@ const SEAL: &str = "oras-csi-seal";
 /// Longer than a new key waits.
 const PATIENCE: Duration = Duration::from_mins(6);
 
-/// Returns the key that seals a pod that is created now.
-fn sealing_key() -> Option<String> {
+/// Returns the key that seals a pod with this artifact that is created now.
+fn sealing_key(reference: &str) -> Option<String> {
     let pod = on_this_node(json!({"apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "probe", "annotations": {"oras.land/artifact": "kind-registry:5000/lifecycle:v1"}},
+        "metadata": {"name": "probe", "annotations": {"oras.land/artifact": reference}},
         "spec": {"schedulingGates": [{"name": "tests.oras.land/never"}],
             "containers": [{"name": "app", "image": "busybox"}]}}));
     if !try_apply(&pod).status.success() {
@@ -32,11 +32,11 @@ fn sealing_key() -> Option<String> {
 fn a_new_seal_key_replaces_the_old_one_without_a_failed_creation_or_a_delayed_start() {
     let node = Node::get();
     let load = Load::start(node, 2);
-    let old = sealing_key().expect("a pod");
+    let old = sealing_key(load.reference()).expect("a pod");
     let running = restarts("webhook");
     load.during("a new seal key, until it signs", || {
         says(&["delete", "secret", "-n", SYSTEM, SEAL]);
-        until("a new key signs", PATIENCE, || sealing_key().filter(|key| *key != old));
+        until("a new key signs", PATIENCE, || sealing_key(load.reference()).filter(|key| *key != old));
     })
     .has_no_failure();
     assert_eq!(restarts("webhook"), running, "no replica was restarted");
