@@ -3,7 +3,7 @@
 # make test-unit         format, lints, documentation, unused dependencies, and all tests that need no other program
 # make test-integration  against real registries, oras, kube-apiserver and csi-sanity; needs Go
 # make test-e2e          pods on a real node with kubelet and containerd; needs Go and root
-# make test-extra        beside Flux, Argo CD, kyverno and gatekeeper; needs Go (not part of make test)
+# make test-extra        beside Flux, Argo CD, kyverno and gatekeeper, as root also cert-manager and Kubernetes' own tests for storage drivers; needs Go (not part of make test)
 # make bench             measures beside other programs, writes benches/RESULTS.md; needs Go, some parts root
 # make bench-quick       the same with smaller cases, in less than 5 minutes after the build; writes target/bench/RESULTS.md
 # make fuzz              fuzzes the parsers, FUZZ_SECONDS=60 for each target
@@ -19,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra fuzz bench bench-quick skew release-dry-run docs
+.PHONY: help demo binary image chart test test-unit test-integration test-e2e test-extra test-extra-node fuzz bench bench-quick skew release-dry-run docs
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -36,7 +36,7 @@ RUN_AS :=
 # The tests of each tier, by the names of their targets. Every test target that is not of another tier is a unit test.
 SERIAL := integration_serial e2e
 INTEGRATION := integration integration_demo
-EXTRA := extra
+EXTRA := extra extra_node
 TEST_TARGETS := $(notdir $(patsubst %/main.rs,%,$(wildcard */tests/*/main.rs)) \
   $(basename $(wildcard */tests/*.rs examples/*/tests/*.rs)))
 UNIT := $(filter-out $(SERIAL) $(INTEGRATION) $(EXTRA),$(TEST_TARGETS))
@@ -116,6 +116,14 @@ test-extra: binary
 	$(STAGE) "extra: build" $(CARGO_TEST) --test extra --no-run
 	$(STAGE) "extra: tests" $(TESTBED)/api-server \
 	  $(CARGO_TEST) --offline --no-fail-fast --test extra -- --test-threads=1
+	$(if $(filter 0,$(shell id -u)),$(MAKE) --no-print-directory test-extra-node,@echo "extra: skipped the tests on a node, which need root")
+
+test-extra-node: image
+	$(TESTBED)/packages e2e
+	$(STAGE) "extra: Go programs of the node" $(TESTBED)/build e2e extra-node
+	$(STAGE) "extra: build for the node" $(CARGO_TEST) --test extra_node --no-run
+	IMAGES=$(IMAGE) $(STAGE) "extra: tests on a node" $(TESTBED)/one-node \
+	  $(CARGO_TEST) --offline --no-fail-fast --test extra_node -- --nocapture --test-threads=1
 
 # Built first, and run offline. TMPDIR selects the disk below the loop devices. BENCH="pulls warm" measures only these
 # sections. The section of the cluster needs the programs of a node, which a quick run does not build.

@@ -7,6 +7,7 @@ mod readers;
 mod table;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,10 @@ pub use table::Row;
 
 /// The label of all pods of the load.
 const LABEL: &str = "tests.oras.land/load";
-/// The artifact of all pods of the load.
-const REFERENCE: &str = "kind-registry:5000/lifecycle:v1";
-/// The content of its file.
+/// How many loads were started. Each has a tag of its own: the webhook caches tags, and a tag that moves would be two
+/// artifacts.
+static LOADS: AtomicUsize = AtomicUsize::new(0);
+/// The content of the file in the artifact.
 const CONTENT: &str = "lasting";
 /// How long pods can take to start after a change.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -39,6 +41,7 @@ pub struct Load {
     state: Arc<State>,
     threads: Vec<JoinHandle<()>>,
     readers: Vec<Reader>,
+    reference: String,
     creates: bool,
 }
 
@@ -47,10 +50,11 @@ impl Load {
     /// behind a scheduling gate, which tests admission, and one starts pods and restarts those of a Deployment.
     pub fn start(node: &Node, readers: usize) -> Self {
         let mut load = Self::only_readers(node, readers);
-        apply(&pods::deployment());
-        let (creating, starting) = (Arc::clone(&load.state), Arc::clone(&load.state));
-        load.threads.push(std::thread::spawn(move || pods::create_all_the_time(&creating)));
-        load.threads.push(std::thread::spawn(move || pods::start_all_the_time(&starting)));
+        apply(&pods::deployment(load.reference()));
+        for work in [pods::create_all_the_time, pods::start_all_the_time] {
+            let (state, reference) = (Arc::clone(&load.state), load.reference.clone());
+            load.threads.push(std::thread::spawn(move || work(&state, &reference)));
+        }
         load.creates = true;
         // The first pods show that the load runs before anything changes.
         load.during("nothing", || ());
@@ -59,19 +63,27 @@ impl Load {
 
     /// Starts only the pods that read.
     pub fn only_readers(node: &Node, readers: usize) -> Self {
-        node.push("lifecycle:v1", &[("file", CONTENT), ("more/a", "a"), ("more/b", "b")]);
-        let load = Self { state: Arc::default(), threads: Vec::new(), readers: Vec::new(), creates: false };
+        let tag = format!("lifecycle:v{}", LOADS.fetch_add(1, Ordering::SeqCst));
+        node.push(&tag, &[("file", CONTENT), ("more/a", "a"), ("more/b", "b")]);
+        let reference = format!("kind-registry:5000/{tag}");
+        let (state, threads) = (Arc::default(), Vec::new());
+        let load = Self { state, threads, readers: Vec::new(), reference, creates: false };
         let mut load = load.with_readers(readers);
         let reading = Arc::clone(&load.state);
         load.threads.push(std::thread::spawn(move || readers::read_all_the_time(&reading)));
         load
     }
 
+    /// The artifact of all pods of the load.
+    pub fn reference(&self) -> &str {
+        &self.reference
+    }
+
     /// Starts more pods that read.
     #[must_use]
     pub fn with_readers(mut self, readers: usize) -> Self {
         for number in 0..readers {
-            let reader = Reader::start(&format!("reader-{number}"));
+            let reader = Reader::start(&format!("reader-{number}"), &self.reference);
             self.state.files().insert(reader.file());
             self.readers.push(reader);
         }
@@ -148,7 +160,7 @@ impl Load {
         for thread in self.threads.drain(..) {
             thread.join().expect("a thread of the load");
         }
-        delete_all(true);
+        delete_all();
     }
 
     fn stop(&self) {
@@ -160,19 +172,19 @@ impl Drop for Load {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.stop();
-            let _ = std::panic::catch_unwind(|| delete_all(false));
+            let _ = std::panic::catch_unwind(|| delete_all());
         }
     }
 }
 
-fn delete_all(wait: bool) {
-    let wait = format!("--wait={wait}");
-    let common = ["-l", LABEL, "--ignore-not-found", "--grace-period=0", "--timeout=120s", &wait];
+/// Deletes all pods of the load and waits until they are gone, because the next load has pods of the same names.
+fn delete_all() {
+    let common = ["-l", LABEL, "--ignore-not-found", "--grace-period=0", "--timeout=120s", "--wait=true"];
     run(kubectl(&["delete", "deployments"]).args(common));
     run(kubectl(&["delete", "pods"]).args(common));
 }
 
-/// The annotations of the pods.
-fn annotations() -> serde_json::Value {
-    json!({"oras.land/artifact": REFERENCE})
+/// The annotations of a pod with the artifact.
+fn annotations(reference: &str) -> serde_json::Value {
+    json!({"oras.land/artifact": reference})
 }

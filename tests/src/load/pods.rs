@@ -26,14 +26,14 @@ const REPLICAS: usize = 2;
 const DEPLOYMENT: &str = "restarted";
 
 /// Creates and deletes pods behind a scheduling gate until the load ends.
-pub(super) fn create_all_the_time(state: &State) {
+pub(super) fn create_all_the_time(state: &State, reference: &str) {
     block_on(async {
         let pods = pods().await;
         let mut number = 0_u64;
         while state.goes_on() {
             number += 1;
             let name = format!("created-{number}");
-            let mut pod = pod(&name, "true");
+            let mut pod = pod(&name, reference, "true");
             pod["spec"]["schedulingGates"] = json!([{"name": "tests.oras.land/never"}]);
             if create(state, &pods, &pod).await {
                 // A pod that is left is deleted at the end of the load.
@@ -45,22 +45,22 @@ pub(super) fn create_all_the_time(state: &State) {
 }
 
 /// Starts a pod that reads its volume, and replaces a pod of the Deployment, in turns until the load ends.
-pub(super) fn start_all_the_time(state: &State) {
+pub(super) fn start_all_the_time(state: &State, reference: &str) {
     block_on(async {
         let pods = pods().await;
         let mut number = 0_u64;
         while state.goes_on() {
             number += 1;
-            start(state, &pods, &format!("started-{number}")).await;
+            start(state, &pods, &format!("started-{number}"), reference).await;
             restart(state, &pods).await;
         }
     });
 }
 
-async fn start(state: &State, pods: &Api<Pod>, name: &str) {
+async fn start(state: &State, pods: &Api<Pod>, name: &str, reference: &str) {
     let script = format!("[ \"$(cat /mnt/oras/file)\" = {CONTENT} ]");
     let begun = Instant::now();
-    if !create(state, pods, &pod(name, &script)).await {
+    if !create(state, pods, &pod(name, reference, &script)).await {
         tokio::time::sleep(POLL).await;
         return;
     }
@@ -158,20 +158,20 @@ fn has_volume(pod: &Pod) -> bool {
         .any(|csi| csi.driver == "csi.oras.land")
 }
 
-fn pod(name: &str, script: &str) -> Value {
+fn pod(name: &str, reference: &str, script: &str) -> Value {
     on_this_node(json!({"apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": {LABEL: "pod"}, "annotations": annotations()},
+        "metadata": {"name": name, "labels": {LABEL: "pod"}, "annotations": annotations(reference)},
         "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
             "containers": [{"name": "app", "image": "busybox", "command": ["sh", "-c", script]}]}}))
 }
 
 /// The Deployment whose pods are replaced.
-pub(super) fn deployment() -> Value {
+pub(super) fn deployment(reference: &str) -> Value {
     let labels = json!({LABEL: DEPLOYMENT});
     on_this_node(json!({"apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": DEPLOYMENT, "labels": labels},
         "spec": {"replicas": REPLICAS, "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels, "annotations": annotations()},
+            "template": {"metadata": {"labels": labels, "annotations": annotations(reference)},
                 "spec": {"terminationGracePeriodSeconds": 0,
                     "containers": [{"name": "app", "image": "busybox",
                         "command": ["sh", "-c", "cat /mnt/oras/file && exec sleep 1000000"]}]}}}}))

@@ -41,9 +41,9 @@ pub(super) struct Reads {
 
 impl Reader {
     /// Creates the pod and waits until it has read.
-    pub(super) fn start(name: &str) -> Self {
+    pub(super) fn start(name: &str, reference: &str) -> Self {
         apply(&on_this_node(json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "labels": {LABEL: "reader"}, "annotations": annotations()},
+            "metadata": {"name": name, "labels": {LABEL: "reader"}, "annotations": annotations(reference)},
             "spec": {"restartPolicy": "Always", "terminationGracePeriodSeconds": 0,
                 "volumes": [{"name": "count", "emptyDir": {}}],
                 "containers": [{"name": "app", "image": "busybox", "command": ["sh", "-c", SCRIPT],

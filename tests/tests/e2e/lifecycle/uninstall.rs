@@ -111,11 +111,7 @@ fn pods_read_on_after_an_uninstallation_and_an_installation_uses_the_store_again
     load.during("`helm install` over a kept store", || {
         installed.again();
         wait_until_ready("driver", 1);
-        apply(&pod(
-            "reinstalled",
-            &json!({"oras.land/artifact": "kind-registry:5000/lifecycle:v1"}),
-            "cat /mnt/oras/file",
-        ));
+        apply(&pod("reinstalled", &json!({"oras.land/artifact": load.reference()}), "cat /mnt/oras/file"));
         assert_eq!(logs_of_finished("reinstalled"), "lasting");
     })
     .has_no_failure();
