@@ -172,7 +172,7 @@ impl Drop for Load {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.stop();
-            let _ = std::panic::catch_unwind(|| delete_all());
+            let _ = std::panic::catch_unwind(delete_all);
         }
     }
 }
