@@ -312,7 +312,10 @@ async fn unmounts_a_volume_that_kubelet_can_no_longer_unpublish() {
     until("the volume is unmounted", async || driver.records() == 0).await;
     assert_eq!((mounts(&target).len(), mounts(&subpaths).len()), (0, 0));
     assert!(!target.exists() && volume.exists(), "kubelet removes its own folders");
-    assert!(driver.metrics_text().await.contains("oras_csi_driver_volumes 0"));
+    until("the volume is not counted", async || {
+        driver.metrics_text().await.contains("oras_csi_driver_volumes 0")
+    })
+    .await;
     driver.unpublish("csi-1", &target).await.unwrap();
     driver.stop().await.unwrap();
     serving.abort();
