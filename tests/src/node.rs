@@ -215,7 +215,19 @@ pub fn on_this_node(mut document: Value) -> Value {
 
 /// Runs `kubectl apply -f -`.
 pub fn try_apply(document: &Value) -> Output {
-    let mut child = kubectl(&["apply", "-f", "-"])
+    try_apply_with(&[], document)
+}
+
+/// Waits until the webhook answers for a pod, which is not created. After a restart of kubelet, all pods of the node are
+/// not ready for some seconds, and the Service of the webhook has no endpoint.
+pub fn wait_until_admitted(pod: &Value) {
+    until("the webhook answers", Duration::from_mins(1), || {
+        try_apply_with(&["--dry-run=server"], pod).status.success().then_some(())
+    });
+}
+
+fn try_apply_with(options: &[&str], document: &Value) -> Output {
+    let mut child = kubectl(&[&["apply", "-f", "-"], options].concat())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use oras_csi_tests::cluster::kubectl;
-use oras_csi_tests::node::{Node, apply, kubelet_dir, mounts, phase, reboot, until, without_kubelet, work};
+use oras_csi_tests::node::{
+    Node, apply, kubelet_dir, mounts, phase, reboot, until, wait_until_admitted, without_kubelet, work,
+};
 use oras_csi_tests::process::try_run;
 use serde_json::{Value, json};
 
@@ -158,4 +160,7 @@ fn a_volume_that_kubelet_can_no_longer_unpublish_is_unmounted_when_its_pod_is_de
     });
     goes_without_a_trace("stays");
     assert!(!is_recorded(&stays));
+    // The next test can create pods.
+    let annotations = json!({"oras.land/artifact": "kind-registry:5000/reboot:v2"});
+    wait_until_admitted(&pod("admitted", &annotations, STAYS));
 }
