@@ -218,8 +218,8 @@ pub fn try_apply(document: &Value) -> Output {
     try_apply_with(&[], document)
 }
 
-/// Waits until the webhook answers for a pod, which is not created. After a restart of kubelet, all pods of the node are
-/// not ready for some seconds, and the Service of the webhook has no endpoint.
+/// Waits until the webhook answers for a pod, which is not created. After a restart of kubelet, or without its configuration,
+/// the webhook is not ready for some seconds, and its Service has no endpoint.
 pub fn wait_until_admitted(pod: &Value) {
     until("the webhook answers", Duration::from_mins(1), || {
         try_apply_with(&["--dry-run=server"], pod).status.success().then_some(())

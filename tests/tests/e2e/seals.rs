@@ -1,7 +1,9 @@
 //! A volume mounts only in the namespace that it was admitted for.
 
 use oras_csi_tests::cluster::kubectl;
-use oras_csi_tests::node::{Node, apply, logs_of_finished, refused, try_apply, until, work};
+use oras_csi_tests::node::{
+    Node, apply, logs_of_finished, refused, try_apply, until, wait_until_admitted, work,
+};
 use oras_csi_tests::process::try_run;
 use serde_json::{Value, json};
 
@@ -193,6 +195,9 @@ fn forged_kubelet_attributes_are_refused() {
     gone("default");
     drop(gates);
     says(&["delete", "namespace", "thief", "--wait=false"]);
+    // Without its configuration, the webhook is not ready after some seconds. The next test can create pods.
+    let annotations = json!({"oras.land/artifact": "kind-registry:5000/forged:v1"});
+    wait_until_admitted(&pod("admitted", &annotations, "true"));
 }
 
 /// Kubelet runs the pods of a folder on the node without the API server, and refuses CSI volumes there. What it
