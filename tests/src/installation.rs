@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::cluster::kubectl;
 use crate::node::until;
+use crate::parts::testbed;
 use crate::process::{run, try_run};
 
 /// Where the chart is installed.
@@ -31,6 +32,12 @@ pub fn wait_until_ready(component: &str, wanted: usize) {
         let all = of_pods(component, "{.items[*].metadata.name}");
         (all.split_whitespace().count() == wanted && ready_pods(component) == wanted).then_some(())
     });
+}
+
+/// Runs a command of helm for the release, such as `uninstall`, and waits until it has taken effect.
+pub fn helm_and_wait(command: &str) {
+    let release = ["oras-csi", "--namespace", SYSTEM, "--wait", "--timeout", "120s"];
+    run(Command::new(testbed("helm")).arg(command).args(release));
 }
 
 /// Returns how often the containers of a component were restarted.

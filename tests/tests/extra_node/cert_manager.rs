@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::jiff::Timestamp;
 use oras_csi_tests::cluster::kubectl;
 use oras_csi_tests::installation::{
-    SYSTEM, served_certificates, wait_until_all_serve_others, wait_until_ready,
+    SYSTEM, helm_and_wait, served_certificates, wait_until_all_serve_others, wait_until_ready,
 };
 use oras_csi_tests::load::Load;
 use oras_csi_tests::node::{Node, apply, until};
@@ -217,15 +217,7 @@ fn certificates_of_cert_manager_are_renewed_without_a_failed_creation() {
 
 /// Installs the chart with certificates of its own again.
 fn restore(node: &Node) {
-    run(Command::new(testbed("helm")).args([
-        "uninstall",
-        "oras-csi",
-        "--namespace",
-        SYSTEM,
-        "--wait",
-        "--timeout",
-        "120s",
-    ]));
+    helm_and_wait("uninstall");
     says(&["delete", "certificates,issuers", "-n", SYSTEM, "--all"]);
     says(&["delete", "secret", "-n", SYSTEM, SECRET]);
     node.install_chart();

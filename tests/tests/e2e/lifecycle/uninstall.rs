@@ -1,13 +1,10 @@
 //! Uninstallation while volumes are mounted, and installation over the store that stayed.
 
-use std::process::Command;
 use std::time::Duration;
 
-use oras_csi_tests::installation::{processes, wait_until_ready};
+use oras_csi_tests::installation::{helm_and_wait, processes, wait_until_ready};
 use oras_csi_tests::load::Load;
 use oras_csi_tests::node::{Node, apply, logs_of_finished, mounts, until, work};
-use oras_csi_tests::parts::testbed;
-use oras_csi_tests::process::run;
 use serde_json::json;
 
 use crate::{PATIENCE, SYSTEM, delete, pod, says};
@@ -24,15 +21,7 @@ struct Installed<'a> {
 impl Installed<'_> {
     fn away(&mut self) {
         self.is_away = true;
-        run(Command::new(testbed("helm")).args([
-            "uninstall",
-            "oras-csi",
-            "--namespace",
-            SYSTEM,
-            "--wait",
-            "--timeout",
-            "120s",
-        ]));
+        helm_and_wait("uninstall");
     }
 
     fn again(&mut self) {

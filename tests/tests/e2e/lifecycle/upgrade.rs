@@ -2,13 +2,13 @@
 
 use std::process::Command;
 
-use oras_csi_tests::installation::{images, wait_until_ready};
+use oras_csi_tests::installation::{helm_and_wait, images, wait_until_ready};
 use oras_csi_tests::load::Load;
 use oras_csi_tests::node::{Node, mounts, until};
 use oras_csi_tests::parts::testbed;
 use oras_csi_tests::process::run;
 
-use crate::{PATIENCE, SYSTEM, says};
+use crate::{PATIENCE, says};
 
 /// The image of the other version is this build under another tag, or the archive that this variable names. Its image has
 /// the name `localhost/oras-csi:other`: see deploy/image.
@@ -57,15 +57,7 @@ fn an_upgrade_a_drain_and_a_rollback_fail_no_creation_and_no_read() {
 
     let load = load.with_readers(2);
     let rolled_back = load.during("`helm rollback`", || {
-        run(Command::new(testbed("helm")).args([
-            "rollback",
-            "oras-csi",
-            "--namespace",
-            SYSTEM,
-            "--wait",
-            "--timeout",
-            "120s",
-        ]));
+        helm_and_wait("rollback");
     });
     rolled_back.has_no_failure();
     until("every pod has the first version again", PATIENCE, || {
