@@ -28,7 +28,7 @@ mod tenant_turns;
 pub use self::directory::{DirectoryError, pull_into_directory};
 pub use self::error::{PullError, registry_reason};
 pub use self::fetch::Fetcher;
-pub use self::progress::{NoProgress, Planned, Progress, ProgressCounter, ProgressSnapshot};
+pub use self::progress::{ByteSize, NoProgress, Planned, Progress, ProgressCounter, ProgressSnapshot};
 pub use self::single_flight::{BackgroundPull, PullInProgress, PullResult, PullStatus, Pulls};
 pub use self::tenant::{Tenant, Waiter};
 pub use crate::error_class::PullErrorKind;

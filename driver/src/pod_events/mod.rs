@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use oras_csi_core::display::Shown;
+use oras_csi_store::pull::ByteSize;
 use tokio::sync::mpsc;
 
 use self::seen::Seen;
@@ -134,8 +135,8 @@ impl PodEventSender {
             format!(
                 "Pulled {artifact} for the volume \"{volume}\"{}: {} from the network, {} of files",
                 in_seconds(time),
-                size(pulled.downloaded),
-                size(pulled.unpacked)
+                ByteSize(pulled.downloaded),
+                ByteSize(pulled.unpacked)
             )
         });
     }
@@ -145,7 +146,7 @@ impl PodEventSender {
     pub(crate) fn found(&self, request: &PublishRequest, unpacked: u64) {
         let time = self.time_since_pulling(request);
         self.send(request, Reason::Pulled, |artifact, volume| {
-            let unpacked = size(unpacked);
+            let unpacked = ByteSize(unpacked);
             if time.is_some() {
                 let time = in_seconds(time);
                 format!("Pulled {artifact} for the volume \"{volume}\"{time} from the network: {unpacked} of files")
@@ -228,16 +229,6 @@ fn in_seconds(time: Option<Duration>) -> String {
         milliseconds @ 0..1_000 => format!(" in {milliseconds} ms"),
         _ => format!(" in {:.1} s", time.as_secs_f64()),
     })
-}
-
-fn size(bytes: u64) -> String {
-    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
-        if bytes >> shift > 0 {
-            let tenths = (u128::from(bytes) * 10) >> shift;
-            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
-        }
-    }
-    format!("{bytes} bytes")
 }
 
 /// Cuts a note at the maximum length, between two characters.

@@ -11,6 +11,7 @@ use oras_csi_store::{
 };
 use serde_json::{Value, json};
 
+use crate::cluster::format::size;
 use crate::exit_status::Failure;
 
 /// The content of a store and its users.
@@ -122,7 +123,7 @@ impl Listing {
         println!("{:<18}{:>12}{:>10}  {:<14}USE", "TREE", "SIZE", "FILES", "LAST USED");
         for tree in self.inventory.trees() {
             let (size, files) = match tree.totals() {
-                Some(totals) => (format_bytes(totals.bytes), totals.inodes.to_string()),
+                Some(totals) => (size(totals.bytes), totals.inodes.to_string()),
                 None => ("?".to_owned(), "?".to_owned()),
             };
             let mounted = if self.roots.is_mounted(tree.key()) { "mounted" } else { "not mounted" };
@@ -144,7 +145,7 @@ impl Listing {
         let usage = self.inventory.usage_by_state();
         for (name, state, count) in counts {
             let usage = usage.get(&state).copied().unwrap_or_default();
-            println!("{name:<12}{count:>6}{:>12}{:>10} inodes", format_bytes(usage.bytes), usage.inodes);
+            println!("{name:<12}{count:>6}{:>12}{:>10} inodes", size(usage.bytes), usage.inodes);
         }
         for record in &self.volumes {
             let tree = record
@@ -161,11 +162,11 @@ impl Listing {
             println!("set {set}: {id} {state}");
         }
         if let Some(scrub) = &self.record.scrub {
-            let (bytes, damaged) = (format_bytes(scrub.bytes), scrub.damaged);
+            let (bytes, damaged) = (size(scrub.bytes), scrub.damaged);
             println!("last scrub: {}, {bytes} read, {damaged} damaged", format_age(system_time(scrub.ended)));
         }
         if let Some(collection) = &self.record.collection {
-            let (trees, bytes) = (collection.trees, format_bytes(collection.bytes));
+            let (trees, bytes) = (collection.trees, size(collection.bytes));
             println!(
                 "last garbage collection: {}, {trees} trees and {bytes} deleted",
                 format_age(system_time(collection.ended))
@@ -206,17 +207,6 @@ fn format_age(time: SystemTime) -> String {
         7_200..172_800 => format!("{} h ago", seconds / 3_600),
         _ => format!("{} days ago", seconds / 86_400),
     }
-}
-
-/// Formats a size, such as `1.2 GiB`.
-pub(super) fn format_bytes(bytes: u64) -> String {
-    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
-        if bytes >> shift > 0 {
-            let tenths = (u128::from(bytes) * 10) >> shift;
-            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
-        }
-    }
-    format!("{bytes} B")
 }
 
 #[cfg(test)]

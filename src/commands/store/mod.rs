@@ -16,6 +16,7 @@ use oras_csi_store::{
 use oras_csi_store::{Verdict, verify_blob, verify_layer, verify_tree};
 
 use self::list::Listing;
+use crate::cluster::format::size;
 use crate::exit_status::{ExitStatus, Failure};
 use crate::options::output::OutputFormat;
 
@@ -191,7 +192,7 @@ fn collect_garbage(gc: &Gc) -> Result<(), Failure> {
         collect(&store, goal, age).map_err(Failure::failed)?;
     println!(
         "deleted {trees} trees, {layers} layers, {blobs} blobs and {quarantined} quarantined entries: about {}",
-        list::format_bytes(bytes)
+        size(bytes)
     );
     Ok(())
 }

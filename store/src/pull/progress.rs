@@ -153,7 +153,7 @@ impl fmt::Display for ProgressSnapshot {
         // A range that was requested twice, or that two registries sent, counts once.
         let done = self.done.min(self.total);
         let percent = u128::from(done) * 100 / u128::from(self.total);
-        write!(f, "{} of {} ({percent} %)", Bytes(done), Bytes(self.total))?;
+        write!(f, "{} of {} ({percent} %)", ByteSize(done), ByteSize(self.total))?;
         match self.time_left() {
             _ if self.done >= self.total => f.write_str(", unpacking"),
             Some(left) if left.as_secs() < 90 => write!(f, ", about {} s left", left.as_secs().max(1)),
@@ -163,9 +163,11 @@ impl fmt::Display for ProgressSnapshot {
     }
 }
 
-struct Bytes(u64);
+/// A number of bytes as people read it, such as `1.2 GiB` or `17 bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
 
-impl fmt::Display for Bytes {
+impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
             if self.0 >> shift > 0 {
