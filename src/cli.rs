@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use oras_csi_traces::Exporter;
 
 use crate::commands::{completion, explain, patch, recipe, render, status, webhook, why};
 #[cfg(feature = "node")]
@@ -114,13 +115,15 @@ impl Cli {
         exit_quietly_on_broken_pipe();
         match self.command {
             Command::Webhook(arguments) => {
-                arguments.log().start();
-                block_on(webhook::run(arguments))
+                let exporter = arguments.traces()?;
+                arguments.log().start(exporter.as_ref());
+                run_with_traces(webhook::run(arguments), exporter)
             }
             #[cfg(feature = "node")]
             Command::Driver(arguments) => {
-                arguments.log().start();
-                block_on(driver::run(arguments))
+                let exporter = arguments.traces()?;
+                arguments.log().start(exporter.as_ref());
+                run_with_traces(driver::run(arguments), exporter)
             }
             Command::Render(arguments) => {
                 start_logging("error");
@@ -159,6 +162,18 @@ impl Cli {
             Command::Completion(arguments) => completion::run(&arguments),
         }
     }
+}
+
+/// Runs a subcommand, then sends the traces that are left.
+fn run_with_traces(
+    command: impl Future<Output = Result<(), Failure>>,
+    exporter: Option<Exporter>,
+) -> Result<(), Failure> {
+    let result = block_on(command);
+    if let Some(exporter) = exporter {
+        exporter.shut_down();
+    }
+    result
 }
 
 #[cfg(test)]

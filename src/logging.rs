@@ -1,9 +1,16 @@
-//! Log output on standard error.
+//! Log output on standard error, and the spans beside it.
 
 use std::io::IsTerminal as _;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use oras_csi_core::trace;
+use oras_csi_traces::Exporter;
+use tracing::Subscriber;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt};
 
 /// The format of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -23,9 +30,16 @@ pub(crate) struct LogOptions {
 }
 
 impl LogOptions {
-    /// Starts logging at the level of `RUST_LOG`, or at `info`.
-    pub(crate) fn start(&self) {
-        start("info", self.log_format);
+    /// Starts logging at the level of `RUST_LOG`, or at `info`, and gives the spans to `exporter`.
+    pub(crate) fn start(&self, exporter: Option<&Exporter>) {
+        const LEVEL: &str = "info";
+        match exporter {
+            Some(exporter) => {
+                let log = output(self.log_format).with_filter(filter(LEVEL));
+                Registry::default().with(log).with(exporter.layer()).init();
+            }
+            None => start(LEVEL, self.log_format),
+        }
     }
 }
 
@@ -35,11 +49,21 @@ pub(crate) fn start_logging(level: &str) {
 }
 
 fn start(level: &str, format: Option<LogFormat>) {
+    Registry::default().with(filter(level)).with(output(format)).init();
+}
+
+/// The filter of the log. It never lets a span of a trace through.
+fn filter(level: &str) -> EnvFilter {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let no_spans = format!("{}={}", trace::TARGET, LevelFilter::OFF);
+    filter.add_directive(no_spans.parse().unwrap_or_else(|_| LevelFilter::OFF.into()))
+}
+
+fn output<S: Subscriber + for<'span> LookupSpan<'span>>(format: Option<LogFormat>) -> impl Layer<S> {
     let is_terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = fmt::layer().with_writer(std::io::stderr);
     match format.unwrap_or(if is_terminal { LogFormat::Text } else { LogFormat::Json }) {
-        LogFormat::Text => log.with_ansi(is_terminal).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(is_terminal).boxed(),
+        LogFormat::Json => log.json().boxed(),
     }
 }

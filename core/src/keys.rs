@@ -76,9 +76,11 @@ pub mod canonical {
     pub const SET: &str = "csi.oras.land/set";
     /// The signature of the webhook ([`crate::seal`]).
     pub const SEAL: &str = "csi.oras.land/seal";
+    /// The trace of the pod's admission ([`crate::trace`]). Only with `--otlp-endpoint`; not sealed.
+    pub const TRACE_PARENT: &str = "csi.oras.land/traceparent";
 
     /// All attributes of a canonical volume.
-    pub const ALL: [&str; 4] = [ID, RECIPE, SET, SEAL];
+    pub const ALL: [&str; 5] = [ID, RECIPE, SET, SEAL, TRACE_PARENT];
 }
 
 /// Attributes of the earlier driver of the same name, and those proposed in its issue 25.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// The modules, from the lowest layer to the highest. Modules of one layer do not use each other.
 const LAYERS: &[&[&str]] = &[
     &["display", "dns_name", "go_duration", "keys", "jitter"],
-    &["artifact_name", "digest", "media_type", "patch_level", "platform"],
+    &["artifact_name", "digest", "media_type", "patch_level", "platform", "trace"],
     &["path", "reference", "seal"],
     &["entry_path"],
     &["manifest"],

@@ -10,7 +10,7 @@
 //! | modules | content |
 //! |---|---|
 //! | [`display`], [`dns_name`], [`go_duration`], [`keys`], [`jitter`] | text in messages, names of objects, durations, names of annotations and attributes, random delays |
-//! | [`artifact_name`], [`digest`], [`media_type`], [`patch_level`], [`platform`] | simple values |
+//! | [`artifact_name`], [`digest`], [`media_type`], [`patch_level`], [`platform`], [`trace`] | simple values |
 //! | [`path`], [`mod@reference`], [`manifest`], [`seal`] | paths and globs, references, manifests and indexes, signatures |
 //! | [`pattern`], [`recipe`] | patterns over registries, the steps of a volume |
 //! | [`policy`], [`patch`], [`volume_id`] | an administrator's rules, patch artifacts, volume ids |
@@ -46,5 +46,6 @@ pub mod recipe;
 pub mod reference;
 pub mod registry;
 pub mod seal;
+pub mod trace;
 pub mod volume;
 pub mod volume_id;

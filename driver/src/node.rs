@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use oras_csi_core::trace::TARGET;
+use oras_csi_traces::continue_trace;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, Span, field};
 
 use crate::metrics::{CallOutcome, Metrics};
 use crate::proto::csi::node_server::Node;
@@ -33,8 +36,35 @@ impl NodeService {
     }
 
     async fn publish(&self, request: &NodePublishVolumeRequest) -> Result<Effect, PublishError> {
-        self.publisher.publish(PublishRequest::parse(request)?).await
+        let request = PublishRequest::parse(request)?;
+        let span = publish_span(&request);
+        let published = self.publisher.publish(request).instrument(span.clone()).await;
+        if let Err(error) = &published {
+            span.record("otel.status_code", "ERROR").record("otel.status_description", field::display(error));
+        }
+        published
     }
+}
+
+/// Begins the span of a publish call, in the trace of the pod's admission. Kubelet repeats a call that takes long: each one
+/// has a span.
+fn publish_span(request: &PublishRequest) -> Span {
+    let span = tracing::trace_span!(
+        target: TARGET,
+        "NodePublishVolume",
+        otel.kind = "server",
+        k8s.namespace.name = request.namespace(),
+        k8s.pod.name = request.pod_name(),
+        k8s.pod.uid = request.pod_uid(),
+        oras_csi.volume = request.volume(),
+        oras_csi.id = request.id(),
+        otel.status_code = field::Empty,
+        otel.status_description = field::Empty,
+    );
+    if let Some(parent) = request.trace() {
+        continue_trace(&span, parent);
+    }
+    span
 }
 
 fn success(effect: Effect) -> CallOutcome {

@@ -10,6 +10,7 @@ use oras_csi_driver::preload::ClusterSets;
 use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
 use oras_csi_driver::{OwnPod, PodEvents, StartupTaint};
+use oras_csi_traces::Exporter;
 
 use crate::api_client::{self, RetryPolicy};
 use crate::exit_status::{ExitStatus, Failure};
@@ -17,6 +18,7 @@ use crate::logging::LogOptions;
 use crate::options::limits::LimitOptions;
 use crate::options::registry::RegistryOptions;
 use crate::options::storage::StorageOptions;
+use crate::options::traces::TraceOptions;
 use crate::registry_client::observed_transfer_client;
 use crate::runtime::{cancelled_by_signal, raise_file_limit};
 
@@ -91,6 +93,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     log: LogOptions,
     #[command(flatten)]
+    traces: TraceOptions,
+    #[command(flatten)]
     registries: RegistryOptions,
 }
 
@@ -98,6 +102,11 @@ impl Arguments {
     /// Returns the options for the log.
     pub(crate) fn log(&self) -> &LogOptions {
         &self.log
+    }
+
+    /// Makes the exporter of traces, if traces are wanted.
+    pub(crate) fn traces(&self) -> Result<Option<Exporter>, Failure> {
+        self.traces.exporter("oras-csi-driver", [("k8s.node.name", self.node_id.clone())])
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
 use oras_csi_core::dns_name::{InvalidName, ObjectName, is_label, is_subdomain};
+use oras_csi_traces::Exporter;
 use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::pins::ClusterPins;
@@ -23,6 +24,7 @@ use crate::exit_status::Failure;
 use crate::logging::LogOptions;
 use crate::options::policy::PolicyOptions;
 use crate::options::registry::RegistryOptions;
+use crate::options::traces::TraceOptions;
 use crate::registry_client::observed_interactive_client;
 use crate::runtime::{cancelled_by_signal, raise_file_limit};
 
@@ -89,6 +91,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     log: LogOptions,
     #[command(flatten)]
+    traces: TraceOptions,
+    #[command(flatten)]
     registries: RegistryOptions,
     #[command(flatten)]
     policies: PolicyOptions,
@@ -98,6 +102,11 @@ impl Arguments {
     /// Returns the options for the log.
     pub(crate) fn log(&self) -> &LogOptions {
         &self.log
+    }
+
+    /// Makes the exporter of traces, if traces are wanted.
+    pub(crate) fn traces(&self) -> Result<Option<Exporter>, Failure> {
+        self.traces.exporter("oras-csi-webhook", [])
     }
 }
 

@@ -10,3 +10,4 @@ pub(crate) mod policy;
 pub(crate) mod registry;
 #[cfg(feature = "node")]
 pub(crate) mod storage;
+pub(crate) mod traces;

@@ -16,6 +16,7 @@ pub mod admission;
 pub mod archive;
 pub mod backstop;
 pub mod cluster;
+pub mod collector;
 pub mod controller;
 pub mod driver;
 pub mod installation;

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use reqwest::{Body, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tracing::{Instrument as _, Span, field};
 use url::Url;
 
 use super::address::origin;
@@ -24,6 +25,7 @@ use super::interim::TooManyInterimAnswers;
 use super::proxy::{Proxies, Proxy};
 use super::request_label::RequestLabel;
 use super::tls::{self, PeerRole};
+use crate::trace::TARGET;
 
 /// The value of `User-Agent`.
 pub(super) const USER_AGENT: &str = concat!("oras-csi/", env!("CARGO_PKG_VERSION"));
@@ -356,7 +358,11 @@ impl Transport {
                 role,
                 connect_timeout,
             };
-            let response = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline).await?;
+            let span = hop.span();
+            let sent = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline);
+            let response = sent.instrument(span.clone()).await;
+            record(&span, response.as_ref());
+            let response = response?;
             if !is_redirect(response.status()) {
                 let proxy = self.visible_proxy(&url);
                 return Ok(Answer { response, label, redirected, proxy, permit });
@@ -526,6 +532,36 @@ struct Hop<'a> {
     body: Option<&'a RequestBody>,
     role: PeerRole,
     connect_timeout: Duration,
+}
+
+impl Hop<'_> {
+    /// Begins the span of the request, without its query, where presigned addresses carry their secret. It ends with the
+    /// headers of the response.
+    fn span(&self) -> Span {
+        tracing::trace_span!(
+            target: TARGET,
+            "HTTP request",
+            otel.kind = "client",
+            http.request.method = self.method.as_str(),
+            server.address = self.url.host_str(),
+            server.port = self.url.port_or_known_default(),
+            url.path = self.url.path(),
+            http.response.status_code = field::Empty,
+            otel.status_code = field::Empty,
+            otel.status_description = field::Empty,
+        )
+    }
+}
+
+/// Writes the answer to a request into its span.
+fn record(span: &Span, answer: Result<&Response, &Failure>) {
+    match answer {
+        Ok(response) => _ = span.record("http.response.status_code", response.status().as_u16()),
+        Err(failure) => {
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", field::display(&failure.error));
+        }
+    }
 }
 
 fn is_redirect(status: StatusCode) -> bool {

@@ -8,6 +8,7 @@ use crate::dns_name;
 use crate::keys::{KUBELET_PREFIX, canonical, nearest_attribute};
 use crate::recipe::{PinnedRecipe, RecipeError};
 use crate::seal::{Holder, PublicKeys, Seal, SealError, SealKey, SealedContent};
+use crate::trace::TraceParent;
 use crate::volume_id::{VolumeId, VolumeIdError};
 
 /// A canonical volume: a pinned recipe with its id, the name of its cluster set, and its seal.
@@ -67,7 +68,7 @@ pub enum VolumeError {
     /// The id is invalid, or is not the id of the recipe.
     #[error("{key}: {0}", key = canonical::ID)]
     Id(#[from] VolumeIdError),
-    /// The name of the set or the seal is invalid.
+    /// The name of the set, the seal or the trace is invalid.
     #[error("the volume's attribute \"{key}\" has the value \"{value}\", which the webhook never writes")]
     Value {
         /// The attribute.
@@ -88,8 +89,8 @@ pub enum VolumeError {
 }
 
 impl CanonicalVolume {
-    /// The maximum length of all keys and values together, in bytes. CSI allows 4 KiB for the map of attributes, and
-    /// kubelet adds its own attributes.
+    /// The maximum length of all keys and values together without the trace, in bytes. CSI allows 4 KiB for the map of
+    /// attributes, and kubelet adds its own attributes.
     pub const MAX_BYTES: usize = 3 * 1024;
 
     /// Creates a volume with that recipe and without a seal. `name` becomes the readable part of the id.
@@ -141,7 +142,8 @@ impl CanonicalVolume {
 
     /// Parses the attributes of a CSI volume. Attributes of kubelet are ignored, any other unknown attribute is an error.
     ///
-    /// The seal is parsed but not verified: see [`Self::verify_seal`].
+    /// The seal is parsed but not verified: see [`Self::verify_seal`]. The trace must be valid, but it belongs to the pod
+    /// and not to the content, so it is not kept: see [`trace_parent`].
     pub fn from_attributes<'a>(
         attributes: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, VolumeError> {
@@ -154,6 +156,10 @@ impl CanonicalVolume {
                 return Err(VolumeError::Unknown { key: key.into(), nearest: nearest_attribute(key) });
             };
             known_values.insert(known, value);
+        }
+        let trace = known_values.remove(canonical::TRACE_PARENT);
+        if let Some(value) = trace.filter(|value| value.parse::<TraceParent>().is_err()) {
+            return Err(VolumeError::Value { key: canonical::TRACE_PARENT, value: value.into() });
         }
         let length = known_values.iter().map(|(key, value)| key.len() + value.len()).sum();
         if length > Self::MAX_BYTES {
@@ -206,6 +212,12 @@ impl CanonicalVolume {
         check_length(self.id.as_str().len(), &self.recipe, self.set.as_deref())?;
         Ok(self)
     }
+}
+
+/// Returns the trace of a volume from its attributes, if it has a valid one.
+pub fn trace_parent<'a>(attributes: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<TraceParent> {
+    let mut attributes = attributes.into_iter();
+    attributes.find(|(key, _)| *key == canonical::TRACE_PARENT).and_then(|(_, value)| value.parse().ok())
 }
 
 fn check_length(id: usize, recipe: &PinnedRecipe, set: Option<&str>) -> Result<(), VolumeError> {

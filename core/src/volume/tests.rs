@@ -26,6 +26,11 @@ fn parses_its_own_attributes_and_ignores_those_of_kubelet() {
     assert_eq!(parse(&attributes), Ok(volume()));
     attributes.insert("csi.storage.k8s.io/pod.namespace", "default".to_owned());
     assert_eq!(parse(&attributes), Ok(volume()));
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    attributes.insert(canonical::TRACE_PARENT, trace.to_owned());
+    assert_eq!(parse(&attributes), Ok(volume()), "the trace is not a part of the content");
+    let texts = attributes.iter().map(|(key, value)| (*key, value.as_str()));
+    assert_eq!(trace_parent(texts).map(|parent| parent.to_string()), Some(trace.to_owned()));
 }
 
 #[test]
@@ -35,7 +40,7 @@ fn rejects_attributes_that_are_not_canonical() {
     earlier.clear();
     assert!(matches!(parse(&earlier), Err(VolumeError::Missing(_))));
 
-    let broken: [(&'static str, &str); 8] = [
+    let broken: [(&'static str, &str); 9] = [
         (canonical::ID, "../../etc"),
         (canonical::ID, "mine-00000000000000000000000000000000"),
         (canonical::RECIPE, "[]"),
@@ -43,6 +48,7 @@ fn rejects_attributes_that_are_not_canonical() {
         (canonical::SET, "../x"),
         (canonical::SEAL, "v2.a.b"),
         (canonical::SEAL, "v1.a."),
+        (canonical::TRACE_PARENT, "00-0-0-0"),
         ("csi.oras.land/unknown", "x"),
     ];
     for (key, value) in broken {

@@ -27,10 +27,12 @@ use std::time::{Duration, Instant};
 
 use oras_csi_core::display::Shown;
 use oras_csi_core::registry::Keyring;
+use oras_csi_core::trace::TARGET;
 use oras_csi_core::volume::VolumeError;
 use oras_csi_store::gc::double_free_space;
 use oras_csi_store::pull::{Fetcher, ProgressSnapshot, PullError, PullStatus, Pulls, Tenant};
 use oras_csi_store::{DiskError, Item, PullErrorKind, Store, Tree, TreeKey, Usage};
+use tracing::{Instrument as _, trace_span};
 
 use self::authorization::Authorizer;
 pub use self::authorization::{AuthorizationError, PodName};
@@ -318,7 +320,8 @@ impl Publisher {
         let fetcher = Arc::new(fetcher.for_tenant(&Tenant::of_namespace(request.namespace())));
         let is_authorized = state == TargetState::Recorded || self.disk.seals.authorizes_pull(&request);
         if !is_authorized {
-            self.authorize(&request, &fetcher).await?;
+            let check = self.authorize(&request, &fetcher);
+            check.instrument(trace_span!(target: TARGET, "check pull permission")).await?;
         }
         // A tree in the store counts for this pod only if the registries of its recipe served the content to this node.
         // The seal of a cluster set is no exception: the set grants what its own registries serve.
@@ -338,13 +341,15 @@ impl Publisher {
             tree
         } else {
             let wait = self.wait.0.saturating_sub(began.elapsed());
-            self.pull(&request, &key, fetcher, wait).await?
+            let pull = self.pull(&request, &key, fetcher, wait);
+            pull.instrument(trace_span!(target: TARGET, "wait for the pull")).await?
         };
         // The lock moves into the work: if the caller hangs up, no other call can start before the work ends.
         self.run_on_disk(move |disk| {
             let _held = (target_lock, lease);
             disk.mount(&request, &tree)
         })
+        .instrument(trace_span!(target: TARGET, "mount"))
         .await?;
         Ok(Effect::Changed)
     }

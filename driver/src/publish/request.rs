@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use oras_csi_core::credentials::{DockerConfig, DockerConfigError};
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_core::volume::CanonicalVolume;
+use oras_csi_core::trace::TraceParent;
+use oras_csi_core::volume::{CanonicalVolume, trace_parent};
 use oras_csi_store::TreeKey;
 
 use super::{PodName, PublishError};
@@ -34,6 +35,7 @@ pub struct PublishRequest {
     pod_uid: String,
     is_inline: bool,
     canonical: CanonicalVolume,
+    trace: Option<TraceParent>,
     secret: Option<Arc<DockerConfig>>,
 }
 
@@ -64,14 +66,15 @@ impl PublishRequest {
         }
         let target = Target::parse(&request.target_path)?;
         let namespace = namespace(&request.volume_context)?;
-        let attributes = request.volume_context.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let canonical = CanonicalVolume::from_attributes(attributes)?;
+        let attributes = || request.volume_context.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let canonical = CanonicalVolume::from_attributes(attributes())?;
+        let trace = trace_parent(attributes());
         let secret = secret(&request.secrets)?;
         let (volume, context) = (request.volume_id.clone(), &request.volume_context);
         let pod_name = context.get(POD_NAME).cloned();
         let pod_uid = context.get(POD_UID).cloned().unwrap_or_default();
         let is_inline = context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral == "true");
-        Ok(Self { volume, target, namespace, pod_name, pod_uid, is_inline, canonical, secret })
+        Ok(Self { volume, target, namespace, pod_name, pod_uid, is_inline, canonical, trace, secret })
     }
 
     /// Returns kubelet's handle of the volume.
@@ -107,6 +110,11 @@ impl PublishRequest {
     /// Returns the pod's uid in kubelet's attributes; empty if there is none.
     pub(crate) fn pod_uid(&self) -> &str {
         &self.pod_uid
+    }
+
+    /// Returns the trace of the pod's admission, if the volume carries one.
+    pub(crate) fn trace(&self) -> Option<TraceParent> {
+        self.trace
     }
 
     /// Reports whether the volume is inline in the pod, and not bound by a PersistentVolumeClaim.

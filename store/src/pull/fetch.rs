@@ -11,6 +11,8 @@ use oras_csi_core::platform::Platform;
 use oras_csi_core::recipe::PinnedRecipe;
 use oras_csi_core::reference::{PinnedReference, RegistryHost};
 use oras_csi_core::registry::{Access, Credentials, Registry, Source as CredentialSource};
+use oras_csi_core::trace::TARGET;
+use tracing::{Instrument as _, trace_span};
 
 use super::assemble::assemble;
 use super::error::PullError;
@@ -147,7 +149,8 @@ impl Fetcher {
             return Ok(tree);
         }
         // The plan of an artifact with many layers is large. It counts for the namespace until the pull ends.
-        let (steps, _plan) = self.read_steps(recipe, guard.priority()).await?;
+        let plan = self.read_steps(recipe, guard.priority());
+        let (steps, _plan) = plan.instrument(trace_span!(target: TARGET, "read manifests")).await?;
         let steps = Arc::new(steps);
         let mut items = Vec::new();
         for layer in steps.iter().filter_map(ResolvedStep::artifact).flat_map(ArtifactStep::layers) {
@@ -190,7 +193,13 @@ impl Fetcher {
         stream::iter(fetches.into_iter().map(|(fetch, _)| Ok(fetch)))
             .try_for_each_concurrent(concurrency, |fetch| {
                 let reserved = Arc::new(space.split(fetch.space));
-                self.fetch(fetch, reserved, guard.priority(), progress)
+                let span = trace_span!(
+                    target: TARGET,
+                    "fetch",
+                    oras_csi.digest = %fetch.descriptor.digest(),
+                    oras_csi.bytes = fetch.descriptor.size(),
+                );
+                self.fetch(fetch, reserved, guard.priority(), progress).instrument(span)
             })
             .await?;
         drop(space);
@@ -209,6 +218,7 @@ impl Fetcher {
                 store.provenance().record_tree(&key, &recipe);
                 Ok::<_, PullError>((tree, lease))
             })
+            .instrument(trace_span!(target: TARGET, "assemble"))
             .await?
         };
         let (assembled, _lease) = assembled;

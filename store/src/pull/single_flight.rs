@@ -18,9 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use oras_csi_core::recipe::PinnedRecipe;
+use oras_csi_core::trace::TARGET;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span, field};
 
 use super::error::PullError;
 use super::fetch::Fetcher;
@@ -222,7 +224,16 @@ impl Pulls {
         let shared = Arc::new(SharedPull { counter, outcome, presence, stop });
         running.insert(recipe.clone(), shared.clone());
         drop(running);
-        self.tasks.spawn(run(self.running.clone(), fetcher, recipe.clone(), shared.clone(), sender));
+        // It belongs to the trace of the call that starts it, although it can outlive that call.
+        let span = tracing::trace_span!(
+            target: TARGET,
+            "pull",
+            oras_csi.bytes = field::Empty,
+            otel.status_code = field::Empty,
+            otel.status_description = field::Empty,
+        );
+        let pull = run(self.running.clone(), fetcher, recipe.clone(), shared.clone(), sender);
+        self.tasks.spawn(pull.instrument(span));
         (shared, true, call)
     }
 
@@ -263,16 +274,21 @@ async fn run(
         () = stop_when_abandoned(&running, &recipe, &shared) => Err(PullError::Abandoned),
     };
     let seconds = started.elapsed().as_secs_f64();
+    let span = Span::current();
     match &outcome {
         Ok(tree) => {
             let bytes = tree.totals().bytes;
             tracing::info!(tree = %key, bytes, seconds, "pulled a tree");
             observer.pull_took(bytes, seconds);
+            span.record("oras_csi.bytes", bytes);
         }
         Err(PullError::Abandoned) => {
             tracing::info!(tree = %key, seconds, "stopped a pull that no pod waits for any more");
         }
         Err(error) => tracing::warn!(tree = %key, %error, seconds, "cannot pull a tree"),
+    }
+    if let Err(error) = &outcome {
+        span.record("otel.status_code", "ERROR").record("otel.status_description", field::display(error));
     }
     observer.pulled(outcome.as_ref().err().map(PullError::kind));
     sender.send_replace(Some((outcome.map_err(Arc::new), Instant::now())));

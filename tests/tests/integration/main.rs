@@ -27,4 +27,5 @@ mod sanity;
 mod sets;
 mod status;
 mod tenants;
+mod traces;
 mod unpack;

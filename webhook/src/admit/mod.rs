@@ -29,6 +29,7 @@ mod seal;
 mod services;
 mod set_status;
 mod set_volume;
+mod trace;
 
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ use oras_csi_core::registry::Registry;
 use oras_csi_core::seal::Holder;
 use serde_json::Value;
 use tokio::time::Instant as Deadline;
+use tracing::Instrument as _;
 
 use self::context::{CLAIM_NAMESPACE, Context, POD_NAMESPACE, Scope};
 use self::pinned_annotation::PinnedAnnotation;
@@ -203,22 +205,38 @@ impl Admission {
         if pod.is_mirror_pod() {
             return Ok(Outcome::untouched());
         }
-        let Intent { volumes, warnings } = intent::read(&pod, self.services.registries.as_ref())?;
+        let span = trace::admission_of(&pod, namespace);
+        let admitted =
+            self.pod_in_span(object, &pod, namespace, writes, deadline).instrument(span.clone()).await;
+        trace::record(&span, &admitted);
+        admitted
+    }
+
+    async fn pod_in_span(
+        &self,
+        object: &impl Json,
+        pod: &Pod<'_>,
+        namespace: &str,
+        writes: Writes,
+        deadline: Deadline,
+    ) -> Result<Outcome, Denial> {
+        let Intent { volumes, warnings } = intent::read(pod, self.services.registries.as_ref())?;
         let sealed = if volumes.is_empty() {
             SealedVolumes::default()
         } else {
             let scope = Scope::new(POD_NAMESPACE, namespace, Holder::pod(namespace), deadline)?;
             let revision = match self.services.pins.as_deref() {
-                Some(pins) => Revision::of(pins, &self.services.metrics, &pod, writes, scope)?,
+                Some(pins) => Revision::of(pins, &self.services.metrics, pod, writes, scope)?,
                 None => None,
             };
-            let pinned_annotation = PinnedAnnotation::read(&pod);
-            let context = Context { scope, pod: Some(&pod), revision, pinned_annotation, writes };
+            let pinned_annotation = PinnedAnnotation::read(pod);
+            let context = Context { scope, pod: Some(pod), revision, pinned_annotation, writes };
             pipeline::run(&self.services, volumes, &context).await?
         };
         let (pinned, patch) = (sealed.pinned(), sealed.pinned_patch());
         let annotations = PlannedAnnotations { pinned: pinned.as_deref(), patch: patch.as_deref() };
-        let mut patch = patch::plan(&pod, &sealed.planned(), annotations);
+        let trace = trace::of_volumes(pod);
+        let mut patch = patch::plan(pod, &sealed.planned(trace), annotations);
         let is_of_driver = |volume: &Volume<'_>| volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER);
         if pod.volumes().iter().any(is_of_driver) {
             written::record_pod(&object.to_value(), &mut patch);
@@ -245,7 +263,8 @@ impl Admission {
         };
         let sealed = pipeline::run(&self.services, vec![requested], &context).await?;
         let pinned = sealed.pinned();
-        let planned = sealed.planned();
+        // Pods that share a volume do not share a trace.
+        let planned = sealed.planned(None);
         let patches = planned.iter().map(|planned| patch::plan_persistent(&volume, planned, namespace).0);
         let mut patch = Patch(patches.flatten().collect());
         written::record_persistent_volume(object, &mut patch);

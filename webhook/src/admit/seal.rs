@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use oras_csi_core::keys::canonical;
+use oras_csi_core::trace::TraceParent;
 use oras_csi_core::volume::CanonicalVolume;
 use serde_json::Value;
 
@@ -71,20 +73,22 @@ impl SealedVolumes {
         }
     }
 
-    /// Returns the volumes as the patch has to write them.
-    pub(super) fn planned(&self) -> Vec<PlannedVolume<'_>> {
-        self.volumes.iter().map(SealedVolume::planned).collect()
+    /// Returns the volumes as the patch has to write them, as parts of a trace.
+    pub(super) fn planned(&self, trace: Option<TraceParent>) -> Vec<PlannedVolume<'_>> {
+        self.volumes.iter().map(|volume| volume.planned(trace)).collect()
     }
 }
 
 impl SealedVolume {
-    fn planned(&self) -> PlannedVolume<'_> {
+    fn planned(&self, trace: Option<TraceParent>) -> PlannedVolume<'_> {
         let target = &self.expanded.target;
+        let mut attributes = self.canonical.to_attributes();
+        attributes.extend(trace.map(|trace| (canonical::TRACE_PARENT, trace.to_string())));
         PlannedVolume {
             name: &target.name,
             index: target.index,
             secret: self.secret.planned(),
-            attributes: self.canonical.to_attributes(),
+            attributes,
             mounts: &target.mounts,
         }
     }

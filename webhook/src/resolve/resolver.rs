@@ -21,6 +21,7 @@ use oras_csi_core::registry::{
     Credentials as _, Keyring, Registry, RegistryError, RegistryErrorKind, Source,
 };
 use tokio::time::Instant as Deadline;
+use tracing::Instrument as _;
 
 use super::backpressure::Backpressure;
 use super::failure::{Failure, MAX_CANDIDATES};
@@ -498,7 +499,7 @@ pub(super) async fn detached<T: Send + 'static>(
     deadline: Deadline,
     lookup: impl Future<Output = Result<T, Arc<RegistryError>>> + Send + 'static,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout_at(deadline, tokio::spawn(lookup)).await {
+    match tokio::time::timeout_at(deadline, tokio::spawn(lookup.in_current_span())).await {
         Ok(Ok(found)) => found.map_err(Failure::Registry),
         Ok(Err(error)) => {
             tracing::error!(%error, "a registry lookup panicked");

@@ -1,0 +1,35 @@
+//! The options of the long-running programs for their traces.
+
+use clap::Args;
+use oras_csi_traces::{Exporter, SampleRatio};
+
+use crate::exit_status::Failure;
+
+/// Where traces are sent, and how many.
+#[derive(Debug, Args)]
+pub(crate) struct TraceOptions {
+    /// Send OpenTelemetry traces to the collector at this address, as OTLP over HTTP, for example http://HOST:4318. With
+    /// it, the webhook writes the trace of an admission into the volumes of the pod, and the driver continues it: update all
+    /// drivers first [default: no traces].
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// Share of the traces that are recorded, from 0 to 1. The driver records the traces that the webhook records, and this
+    /// share of its other work.
+    #[arg(long, value_name = "RATIO", env = "ORAS_CSI_TRACE_RATIO", default_value_t = SampleRatio::ALL)]
+    trace_ratio: SampleRatio,
+}
+
+impl TraceOptions {
+    /// Makes the exporter, if traces are wanted. `attributes` describe the process, for example its node.
+    pub(crate) fn exporter(
+        &self,
+        service: &'static str,
+        attributes: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<Option<Exporter>, Failure> {
+        // A variable that is set to nothing is as good as none (OpenTelemetry specification, "Environment variables").
+        let endpoint = self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
+        let exporter =
+            endpoint.map(|endpoint| Exporter::new(endpoint, service, attributes, self.trace_ratio));
+        exporter.transpose().map_err(Failure::bad_input)
+    }
+}

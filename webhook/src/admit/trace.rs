@@ -1,0 +1,64 @@
+//! The span of an admission, and the trace that the volumes of a pod carry to the driver (docs/operate/traces.md).
+
+use oras_csi_core::keys::DRIVER;
+use oras_csi_core::trace::{TARGET, TraceParent};
+use oras_csi_core::volume::trace_parent;
+use oras_csi_traces::{continue_trace, trace_of};
+use tracing::{Span, field};
+
+use super::Outcome;
+use crate::denial::Denial;
+use crate::view::Pod;
+
+/// Begins the span of the admission of a pod. A pod that comes with a trace continues it: it was admitted before, as when
+/// the API server calls the webhook again because another one changed the pod.
+pub(super) fn admission_of(pod: &Pod<'_>, namespace: &str) -> Span {
+    let span = tracing::trace_span!(
+        target: TARGET,
+        "admission",
+        otel.kind = "server",
+        k8s.namespace.name = namespace,
+        oras_csi.owner = field::Empty,
+        oras_csi.pinned = field::Empty,
+        oras_csi.code = field::Empty,
+        otel.status_code = field::Empty,
+        otel.status_description = field::Empty,
+    );
+    if !span.is_disabled() {
+        if let Some(owner) = pod.controller() {
+            span.record("oras_csi.owner", format!("{}/{}", owner.kind, owner.name));
+        }
+        if let Some(parent) = earlier_trace(pod) {
+            continue_trace(&span, parent);
+        }
+    }
+    span
+}
+
+/// Returns what the volumes of the pod carry: the trace of the present span, or the one that the pod came with, so that
+/// a second admission changes nothing. `None` where no traces are sent.
+pub(super) fn of_volumes(pod: &Pod<'_>) -> Option<TraceParent> {
+    let current = trace_of(&Span::current())?;
+    Some(earlier_trace(pod).unwrap_or(current))
+}
+
+/// Writes the result of an admission into its span.
+pub(super) fn record(span: &Span, admitted: &Result<Outcome, Denial>) {
+    if span.is_disabled() {
+        return;
+    }
+    match admitted {
+        Ok(outcome) => _ = span.record("oras_csi.pinned", outcome.pinned.as_deref()),
+        Err(denial) => {
+            span.record("oras_csi.code", denial.code().number());
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", denial.message());
+        }
+    }
+}
+
+fn earlier_trace(pod: &Pod<'_>) -> Option<TraceParent> {
+    let sources = pod.volumes().iter().filter_map(|volume| volume.csi.as_ref());
+    let mut own = sources.filter(|csi| csi.driver == DRIVER);
+    own.find_map(|csi| trace_parent(csi.attributes.iter().map(|(key, value)| (*key, *value))))
+}
