@@ -144,3 +144,21 @@ oras.land/agent-not-ready
 {{- toYaml . }}
 {{- end }}
 {{- end }}
+
+{{- /* The environment of a container that sends traces. */}}
+{{- define "oras-csi.trace-environment" -}}
+{{- with .Values.traces }}
+{{- if .endpoint -}}
+- name: HOST_IP
+  valueFrom: {fieldRef: {fieldPath: status.hostIP}}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .endpoint | quote }}
+- name: ORAS_CSI_TRACE_RATIO
+  value: {{ .ratio | quote }}
+{{- with .headersSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: headers}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -15,6 +15,7 @@ const SHA512: &str = "sha512:0123456789abcdef0123456789abcdef0123456789abcdef012
 const ID: &str = "csi.oras.land/id";
 const RECIPE: &str = "csi.oras.land/recipe";
 const SET: &str = "csi.oras.land/set";
+const TRACE: &str = "csi.oras.land/traceparent";
 const SEAL: &str = "csi.oras.land/seal";
 
 fn recipe(text: &str) -> PinnedRecipe {
@@ -283,6 +284,21 @@ async fn denies_a_volume_that_is_not_canonical() {
     set(&mut keys_of_set, &attribute(SET), Value::Null);
     set(&mut keys_of_set, &attribute("oras.options.insecure"), json!("true"));
     backstop.denies("another key in place of the set", &keys_of_set, keys).await;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for mut with_trace in [with_inline(), with_set.clone()] {
+        set(&mut with_trace, &attribute(TRACE), json!(trace));
+        backstop.admits("a trace", &with_trace).await;
+        for (what, bad) in [
+            ("an empty trace", String::new()),
+            ("another version of a trace", trace.replacen("00", "01", 1)),
+            ("a trace in capitals", trace.to_uppercase()),
+            ("a trace and a newline", format!("{trace}\n")),
+            ("a longer trace", format!("{trace}0")),
+        ] {
+            backstop.tell_apart(what, &with_trace, &attribute(TRACE), json!(bad), "has no traceparent").await;
+        }
+        backstop.tell_apart("one more beside a trace", &with_trace, &also, json!("true"), keys).await;
+    }
     let mut with_secret = with_inline();
     set(&mut with_secret, &field("nodePublishSecretRef"), json!({"name": "pull"}));
     backstop.admits("a pull secret", &with_secret).await;
