@@ -6,6 +6,7 @@
 
 mod argo_cd;
 mod flux;
+mod jaeger;
 mod manifests;
 mod mutators;
 mod picture;
