@@ -13,8 +13,16 @@ use oras_csi_tests::process::run;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The folders of product code.
-const FOLDERS: &[&str] =
-    &["core/src", "store/src", "driver/src", "webhook/src", "certs/src", "kube-support/src", "src"];
+const FOLDERS: &[&str] = &[
+    "core/src",
+    "store/src",
+    "driver/src",
+    "webhook/src",
+    "certs/src",
+    "kube-support/src",
+    "traces/src",
+    "src",
+];
 
 /// Files whose texts are no messages: descriptions of custom resources and metrics, and names of the contract.
 const OTHER_FILES: &[&str] = &[
@@ -41,6 +49,7 @@ const OTHER_TEXTS: &[(&str, &str)] = &[
     ("has(self.", "CEL of a custom resource"),
     ("self.operator", "CEL of a custom resource"),
     ("oras-csi webhook CA", "the subject of a certificate"),
+    ("not a traceparent of W3C", "cause of an error that is not shown"),
     ("oras-csi sums 1", "the first line of a file"),
     ("openmetrics-text", "a media type"),
     ("Labels that a namespace must have", "description of a custom resource"),
