@@ -61,13 +61,28 @@ impl RegistryRequests {
     }
 }
 
+impl RegistryRequests {
+    /// Returns how often a registry has limited the rate of requests, since the start of the program.
+    pub fn rate_limits(&self, registry: &RegistryHost) -> u64 {
+        let position = position(RegistryErrorKind::RateLimited);
+        self.0.with(&registry.to_string(), |series| {
+            position.and_then(|position| series.failures.get(position)).map_or(0, Counter::get)
+        })
+    }
+}
+
+/// Returns the position of the counter of a kind.
+fn position(kind: RegistryErrorKind) -> Option<usize> {
+    RegistryErrorKind::ALL.iter().position(|known| *known == kind)
+}
+
 impl RequestObserver for RegistryRequests {
     fn requested(&self, registry: &RegistryHost, took: Duration) {
         self.0.with(&registry.to_string(), |series| series.duration.observe(took.as_secs_f64()));
     }
 
     fn failed(&self, registry: &RegistryHost, kind: RegistryErrorKind) {
-        let position = RegistryErrorKind::ALL.iter().position(|known| *known == kind);
+        let position = position(kind);
         self.0.with(&registry.to_string(), |series| {
             if let Some(counter) = position.and_then(|position| series.failures.get(position)) {
                 counter.inc();
@@ -90,6 +105,7 @@ mod tests {
             requests.requested(&host, Duration::from_millis(300));
             requests.failed(&host, RegistryErrorKind::RateLimited);
         }
+        assert_eq!(requests.rate_limits(&"registry-7.example".parse().unwrap()), 1);
         let text = encode(&registry);
         for line in [
             "oras_csi_test_registry_request_duration_seconds_bucket{le=\"0.25\",registry=\"registry-7.example\"} 0",

@@ -21,6 +21,7 @@ mod seal;
 mod stale_volumes;
 mod target_lock;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -142,6 +143,11 @@ pub enum PublishError {
 }
 
 impl PublishError {
+    /// Reports whether the work continues in the background.
+    fn is_waiting(&self) -> bool {
+        matches!(self, Self::Pulling { .. } | Self::CheckingPermission { .. })
+    }
+
     /// Reports whether the registry limits the rate of requests.
     fn is_rate_limited(&self) -> bool {
         match self {
@@ -283,13 +289,25 @@ impl Publisher {
     /// Mounts the volume at its target. A second call for the same volume changes nothing.
     pub async fn publish(&self, request: PublishRequest) -> Result<Effect, PublishError> {
         let request = Arc::new(request);
+        let limits_before = self.rate_limits(&request);
         let published = self.publish_volume(&request).await;
         match &published {
+            // The client waits as long as the registry demands, and tries again.
+            Err(error) if error.is_waiting() && self.rate_limits(&request) > limits_before => {
+                self.events.rate_limited(&request, error);
+            }
             Ok(Effect::Changed) => self.events.mounted(&request),
             Err(error) if error.is_rate_limited() => self.events.rate_limited(&request, error),
             _ => {}
         }
         published
+    }
+
+    /// Returns how often the registries of the volume have limited the rate of requests of this node.
+    fn rate_limits(&self, request: &PublishRequest) -> u64 {
+        let requests = self.disk.metrics.registry_requests();
+        let hosts = request.recipe().references().map(|reference| reference.registry().clone());
+        hosts.collect::<BTreeSet<_>>().iter().map(|host| requests.rate_limits(host)).sum()
     }
 
     async fn publish_volume(&self, request: &Arc<PublishRequest>) -> Result<Effect, PublishError> {

@@ -18,6 +18,7 @@ mod metrics;
 mod misbehaving;
 mod patches;
 mod pins;
+mod pod_events;
 mod policy;
 mod pull;
 mod registries;
