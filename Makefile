@@ -153,11 +153,15 @@ release-dry-run: image
 	$(STAGE) "release: dry run" deploy/release/dry-run $(BINARY) $(IMAGE)
 
 COMMIT :=
-skew: binary
-	$(TESTBED)/packages integration
-	$(TESTBED)/build integration
-	$(CARGO_TEST) --test integration_serial --no-run
-	$(STAGE) "skew" $(TESTBED)/skew "$(COMMIT)" $(CARGO_TEST) --offline --test integration_serial skew:: -- --test-threads=1
+SKEW := $(TESTBED)/skew "$(COMMIT)"
+skew: image
+	$(TESTBED)/packages e2e
+	$(TESTBED)/build e2e
+	$(CARGO_TEST) --test integration_serial --test e2e --no-run
+	$(STAGE) "skew: beside an API server" $(SKEW) $(TESTBED)/api-server \
+	  $(CARGO_TEST) --offline --test integration_serial skew:: -- --test-threads=1
+	IMAGES=$(IMAGE) $(STAGE) "skew: on a node" $(SKEW) $(TESTBED)/one-node \
+	  $(CARGO_TEST) --offline --test e2e lifecycle::skew:: -- --nocapture --test-threads=1
 
 docs:
 	$(STAGE) "documentation" docs/build $(TARGET)/docs/book

@@ -1,7 +1,7 @@
 //! A real node with oras-csi installed on it from the chart, as pods of the image of this build.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -84,9 +84,21 @@ impl Node {
         self.helm(&[&["upgrade"], more].concat());
     }
 
+    /// Runs `helm install` with another chart, the values of the installation and more, and waits until it is ready.
+    pub fn install_other_chart(&self, chart: &Path, more: &[&str]) {
+        self.helm_with(Some(chart), more);
+    }
+
     fn helm(&self, words: &[&str]) {
+        self.helm_with(None, words);
+    }
+
+    fn helm_with(&self, chart: Option<&Path>, words: &[&str]) {
         let started = Instant::now();
         let mut helm = Command::new(repository().join("tests/testbed/install"));
+        if let Some(chart) = chart {
+            helm.env("CHART", chart);
+        }
         run(helm.args(words).args(&self.values));
         eprintln!("helm {}: {:?}", words.first().unwrap_or(&"install"), started.elapsed());
     }

@@ -69,6 +69,8 @@ async fn start(state: &State, pods: &Api<Pod>, name: &str, reference: &str) {
             // A drain evicts it.
             Ok(None) => return,
             Ok(Some(pod)) if pod.metadata.deletion_timestamp.is_some() => String::new(),
+            // A reboot of the node ends it while it reads.
+            Ok(Some(pod)) if was_killed(&pod) => break,
             Ok(Some(pod)) => pod.status.and_then(|status| status.phase).unwrap_or_default(),
             Err(_) => String::new(),
         };
@@ -121,6 +123,14 @@ async fn restart(state: &State, pods: &Api<Pod>) {
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Reports whether the container ended by SIGKILL.
+fn was_killed(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let mut states =
+        statuses.into_iter().flatten().filter_map(|status| status.state.as_ref()?.terminated.as_ref());
+    states.any(|terminated| terminated.exit_code == 128 + 9)
 }
 
 fn is_ready(pod: &Pod) -> bool {

@@ -67,8 +67,19 @@ impl Row {
     }
 
     /// The same, but pods can be refused with one of these texts until `patience` after `since`. `note` says why.
-    pub fn has_failures_only_until(mut self, since: Instant, patience: Duration, texts: &[&str], note: &str) {
+    pub fn has_failures_only_until(self, since: Instant, patience: Duration, texts: &[&str], note: &str) {
         assert!(self.reads > 0, "{}: nothing was read", self.what);
+        self.has_failed_creations_only_until(since, patience, texts, note);
+    }
+
+    /// The same for a change that ends the pods which read.
+    pub fn has_failed_creations_only_until(
+        mut self,
+        since: Instant,
+        patience: Duration,
+        texts: &[&str],
+        note: &str,
+    ) {
         self.has_no_read_error();
         let is_late = |failure: &&Failure| failure.at.duration_since(since) > patience;
         let is_other = |failure: &&Failure| !texts.iter().any(|text| failure.message.contains(text));

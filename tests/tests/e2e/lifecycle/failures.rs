@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use oras_csi_tests::installation::{processes, wait_until_ready};
 use oras_csi_tests::load::Load;
-use oras_csi_tests::node::{Node, until, without};
+use oras_csi_tests::node::{Node, reboot, until, without};
 use oras_csi_tests::process::signal;
 
 use crate::PATIENCE;
@@ -12,6 +12,8 @@ use crate::PATIENCE;
 /// How long the API server calls a webhook that was killed: until kubelet has seen it, and every endpoint is updated. Longer
 /// than on any production node, for a machine that runs other tests at once.
 const UNTIL_NOT_CALLED: Duration = Duration::from_secs(15);
+/// How long a node needs to start its containers again.
+const NODE_AWAY: Duration = Duration::from_mins(3);
 /// How long the API server is away.
 const API_SERVER_AWAY: Duration = Duration::from_mins(1);
 
@@ -53,5 +55,22 @@ fn killed_components_fail_no_read_and_no_creation_that_another_replica_can_serve
         .has_failures_only_until(since, API_SERVER_AWAY, &[""], "no API server answers");
     wait_until_ready("webhook", 2);
     wait_until_ready("driver", 1);
+
+    // A reboot ends the readers, so what they miss must not count. New ones show that the volumes are back.
+    let load = load.without_readers();
+    let since = Instant::now();
+    load.during("the only node reboots", || {
+        reboot();
+        wait_until_ready("webhook", 2);
+        wait_until_ready("driver", 1);
+    })
+    .has_failed_creations_only_until(
+        since,
+        NODE_AWAY,
+        &["failed calling webhook"],
+        "both replicas of the webhook were on the node",
+    );
+    let load = load.with_readers(2);
+    load.during("the node is back", || ()).has_no_failure();
     load.finish();
 }

@@ -3,5 +3,6 @@
 
 mod certificates;
 mod failures;
+mod skew;
 mod uninstall;
 mod upgrade;

@@ -10,27 +10,21 @@ use oras_csi_tests::process::run;
 
 use crate::{PATIENCE, says};
 
-/// The image of the other version is this build under another tag, or the archive that this variable names. Its image has
-/// the name `localhost/oras-csi:other`: see deploy/image.
-const OTHER_IMAGE: &str = "ORAS_CSI_OTHER_IMAGE";
-const OTHER_TAG: &str = "other";
+/// The other version is this build under another tag. [`super::skew`] has an upgrade from an earlier commit.
+const OTHER_TAG: &str = "upgraded";
 /// Only one node is there, so the webhook must find a place while it is drained. This stands for another node.
 const STAYS_ON_A_DRAINED_NODE: &str =
     r#"webhook.tolerations=[{"key":"node.kubernetes.io/unschedulable","operator":"Exists"}]"#;
 
-fn import_other_image() {
+fn tag_image() {
     let name = format!("localhost/oras-csi:{OTHER_TAG}");
-    let ctr = |words: &[&str]| run(Command::new(testbed("ctr")).args(words));
-    match std::env::var(OTHER_IMAGE) {
-        Ok(archive) => ctr(&["images", "import", &archive]),
-        Err(_) => ctr(&["images", "tag", "--force", "localhost/oras-csi:dev", &name]),
-    };
+    run(Command::new(testbed("ctr")).args(["images", "tag", "--force", "localhost/oras-csi:dev", &name]));
 }
 
 #[test]
 fn an_upgrade_a_drain_and_a_rollback_fail_no_creation_and_no_read() {
     let node = Node::get();
-    import_other_image();
+    tag_image();
     let load = Load::start(node, 2);
 
     let tag = format!("image.tag={OTHER_TAG}");
