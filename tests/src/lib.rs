@@ -15,6 +15,7 @@
 pub mod admission;
 pub mod archive;
 pub mod backstop;
+pub mod blocks;
 pub mod cluster;
 pub mod collector;
 pub mod controller;

@@ -5,6 +5,7 @@
 
 mod examples;
 mod lifecycle;
+mod pages;
 mod patches;
 mod pods;
 mod reboot;

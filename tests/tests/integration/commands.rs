@@ -1,8 +1,8 @@
 //! Runs the commands of the documentation that need only `oras-csi`, `oras` and a registry.
 //!
 //! The comment `<!-- run -->` before a block of commands says that this test runs it, `<!-- not run: REASON -->` that it
-//! does not. A block with a command of `oras-csi` or `oras` must have one of the two. Blocks of other programs are named by
-//! what they need. The blocks of a page run one after the other in one shell, in a folder with the files that the pages name.
+//! does not. A block with a command of `oras-csi` or `oras` must have one of the two. The e2e tier runs blocks with
+//! `<!-- run on a node -->`. Blocks of other programs are named by what they need. The blocks of a page run one after the other in one shell, in a folder with the files that the pages name.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use oras_csi_tests::blocks::{Block, ON_A_NODE, blocks, script};
 use oras_csi_tests::parts::{oras_csi, repository, testbed};
 use oras_csi_tests::process::run;
 use oras_csi_tests::registry::Distribution;
@@ -33,85 +34,6 @@ const OTHER_PROGRAMS: &[(&str, &str)] = &[
 
 /// Subcommands that read a cluster or run on a node. Other tests run them there.
 const OF_A_CLUSTER: &[&str] = &["status", "why", "webhook", "driver", "store", "completion"];
-
-/// A block of commands of a page.
-#[derive(Debug)]
-struct Block {
-    page: String,
-    line: usize,
-    mark: Option<String>,
-    commands: Vec<String>,
-}
-
-/// The blocks of code of a page, fenced or indented, with the comment before each.
-fn blocks(page: &str, text: &str) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
-    let mut mark = None;
-    let mut fence: Option<(String, usize)> = None;
-    let mut before_is_blank = true;
-    let mut indented = false;
-    for (number, line) in text.lines().enumerate() {
-        let trimmed = line.trim();
-        let indent = line.len() - line.trim_start().len();
-        if let Some((marks, indent)) = &fence {
-            if trimmed == marks {
-                fence = None;
-            } else if let Some(block) = blocks.last_mut() {
-                block.commands.push(line.get(*indent..).unwrap_or_default().to_owned());
-            }
-            continue;
-        }
-        let new = |mark: &mut Option<String>| Block {
-            page: page.to_owned(),
-            line: number + 1,
-            mark: mark.take(),
-            commands: Vec::new(),
-        };
-        if trimmed.starts_with("```") {
-            let marks: String = trimmed.chars().take_while(|character| *character == '`').collect();
-            let language = trimmed.trim_start_matches('`');
-            let mut block = new(&mut mark);
-            if !["", "sh", "bash", "console"].contains(&language) {
-                block.mark = Some("other language".to_owned());
-            }
-            blocks.push(block);
-            fence = Some((marks, indent));
-            indented = false;
-        } else if indent >= 4 && (before_is_blank || indented) && !trimmed.starts_with(['-', '*', '|']) {
-            if !indented {
-                blocks.push(new(&mut mark));
-                indented = true;
-            }
-            blocks.last_mut().expect("it was added").commands.push(line[4..].to_owned());
-        } else if !trimmed.is_empty() {
-            indented = false;
-            let comment = trimmed.strip_prefix("<!-- ").and_then(|rest| rest.strip_suffix(" -->"));
-            mark = comment.map(str::to_owned);
-        } else if indented {
-            // A blank line inside a block.
-            blocks.last_mut().expect("it was added").commands.push(String::new());
-        }
-        before_is_blank = trimmed.is_empty() || trimmed.ends_with("-->");
-    }
-    blocks.retain(|block| block.mark.as_deref() != Some("other language"));
-    blocks
-}
-
-/// The commands of a block: all lines, or those after `$ ` where the block shows output as well.
-fn script(block: &Block) -> String {
-    if !block.commands.iter().any(|line| line.starts_with("$ ")) {
-        return block.commands.join("\n");
-    }
-    let mut script = String::new();
-    let mut continues = false;
-    for line in &block.commands {
-        if let Some(command) = line.strip_prefix("$ ").or(Some(line.as_str()).filter(|_| continues)) {
-            writeln!(script, "{command}").expect("a string accepts text");
-            continues = command.ends_with('\\');
-        }
-    }
-    script
-}
 
 /// The first words of the lines of a script.
 fn programs(script: &str) -> Vec<&str> {
@@ -205,7 +127,9 @@ fn commands_of_the_documentation_work() {
                     .all(|line| OF_A_CLUSTER.contains(&line.split_whitespace().nth(1).unwrap_or_default()));
             match block.mark.as_deref() {
                 Some("run") => pages_to_run.entry(page.clone()).or_default().push(block),
-                Some(mark) if mark.starts_with("not run: ") || mark.starts_with("test: ") => {
+                Some(mark)
+                    if mark.starts_with("not run: ") || mark.starts_with("test: ") || mark == ON_A_NODE =>
+                {
                     not_run.push(format!("{place}: {mark}"));
                 }
                 _ => {
@@ -262,20 +186,4 @@ fn commands_of_the_documentation_work() {
             output.status
         );
     }
-}
-
-#[test]
-fn finds_blocks_and_their_marks() {
-    let text = "text\n\n<!-- run -->\n```sh\noras-csi pull a b\n```\n\n    oras push x\n\n<!-- not run: shown -->\n\n    $ oras-csi patch a \\\n        b\n    output\n\n```yaml\na: b\n```\n";
-    let found = blocks("page", text);
-    let found: Vec<_> =
-        found.iter().map(|block| (block.line, block.mark.as_deref(), script(block))).collect();
-    assert_eq!(
-        found,
-        [
-            (4, Some("run"), "oras-csi pull a b".to_owned()),
-            (8, None, "oras push x\n".to_owned()),
-            (12, Some("not run: shown"), "oras-csi patch a \\\n    b\n".to_owned()),
-        ]
-    );
 }

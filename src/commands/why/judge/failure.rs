@@ -69,7 +69,7 @@ pub(super) fn stop_of(failure: &MountFailure) -> Stop {
         Some(Code::FailedPrecondition) => (
             StepName::Pull,
             Some(ExitStatus::Refused),
-            "correct the artifact as the message says, and push it again",
+            "correct the artifact as the message says, push it under another tag, and write that tag: this pod keeps its digest",
             true,
         ),
         Some(Code::AlreadyExists) => (StepName::Mount, failed, "create the pod again", false),
