@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use oras_csi_core::display::Shown;
 use oras_csi_core::dns_name::InvalidName;
+use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::{Keyring, Source};
 use tokio::time::{Instant as Deadline, timeout_at};
 
@@ -11,7 +12,7 @@ use super::context::Context;
 use super::locate::{Located, LocatedVolume};
 use super::policy::PolicyChecks;
 use super::services::Services;
-use crate::credentials::{Secret, SecretError, Secrets};
+use crate::credentials::{PodCredentials, Secret, SecretError, Secrets};
 use crate::denial::{At, Code, Denial};
 use crate::intent::VolumeTarget;
 
@@ -27,16 +28,22 @@ pub(super) struct KeyedVolume {
 #[derive(Debug)]
 pub(super) struct VolumeCredentials {
     pub(super) keyring: Keyring,
-    /// Why some of the pod's credentials could not be used.
-    problems: Option<Arc<str>>,
+    /// The pull secrets of the pod. A cluster set does not use them.
+    of_pod: Option<Arc<PodCredentials>>,
 }
 
 impl VolumeCredentials {
-    /// Adds to a denial which credentials could not be used, where a registry refused authorization.
-    pub(super) fn explain(&self, denial: Denial) -> Denial {
-        match &self.problems {
-            Some(problems) if denial.is_access_denied() => denial.with_detail(problems),
-            _ => denial,
+    /// Adds to a denial which credentials could not be used for `references`, where a registry refused authorization.
+    pub(super) fn explain<'a>(
+        &self,
+        denial: Denial,
+        target: &VolumeTarget,
+        references: impl IntoIterator<Item = &'a Reference>,
+    ) -> Denial {
+        let of_pod = self.of_pod.as_ref().filter(|_| denial.is_access_denied());
+        match of_pod.and_then(|secrets| secrets.problems(target.secret.as_deref(), references)) {
+            Some(problems) => denial.with_detail(&problems),
+            None => denial,
         }
     }
 }
@@ -54,18 +61,21 @@ pub(super) async fn attach(
     let named_secrets = of_pod().filter_map(|volume| volume.target.secret.as_deref());
     let scope = context.scope;
     let secrets = services.credentials.read(pod, scope.namespace(), named_secrets, scope.deadline).await;
-    let problems: Option<Arc<str>> = secrets.problems().map(Into::into);
+    let secrets = Arc::new(secrets);
     let mut keyed = Vec::new();
     for LocatedVolume { target, content } in volumes {
-        let keyring = match &content {
+        let (keyring, of_pod) = match &content {
             Located::Set(set) if set.found.is_cluster_set() => {
                 // The content of a cluster set is only downloaded where a policy looks at it.
                 let secret = set.found.secret.as_deref().filter(|_| policy.book.looks_at_contents());
-                cluster_set_keyring(services, set.origin.at(), secret, scope.deadline).await?
+                (cluster_set_keyring(services, set.origin.at(), secret, scope.deadline).await?, None)
             }
-            _ => secrets.keyring(target.secret_at(), target.secret.as_deref())?,
+            _ => {
+                let keyring = secrets.keyring(target.secret_at(), target.secret.as_deref())?;
+                (keyring, Some(Arc::clone(&secrets)))
+            }
         };
-        let credentials = Arc::new(VolumeCredentials { keyring, problems: problems.clone() });
+        let credentials = Arc::new(VolumeCredentials { keyring, of_pod });
         keyed.push(KeyedVolume { target, content, credentials });
     }
     Ok(keyed)

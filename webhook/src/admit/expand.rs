@@ -236,7 +236,7 @@ impl Reader<'_> {
             Ok(fetched) => request.expand(fetched, registries),
             Err(denial) => Err(denial),
         };
-        expanded.map_err(|denial| volume.credentials.explain(denial))
+        expanded.map_err(|denial| volume.credentials.explain(denial, volume.target, [&request.reference]))
     }
 
     /// Expands the patches in a recipe; see [`Self::expand_patch`].
@@ -256,7 +256,10 @@ impl Reader<'_> {
         {
             return Ok(expanded);
         }
-        let explain = |denial| volume.credentials.explain(denial);
+        let explain = |denial| {
+            let references = patches.iter().map(|(_, reference)| *reference);
+            volume.credentials.explain(denial, volume.target, references)
+        };
         let mut fetched = Vec::new();
         for (origin, reference) in &patches {
             let name = PatchName { reference, origin, bypass_cache };

@@ -114,7 +114,10 @@ impl Pinner<'_> {
             Expanded::Set(set) => self.pin_set(target, set, &credentials.keyring),
             Expanded::Recipe(recipe) => self.pin_recipe(target, recipe, &credentials.keyring).await,
         };
-        let pinned = pinned.map_err(|denial| credentials.explain(denial))?;
+        let pinned = pinned.map_err(|denial| {
+            let names = expanded.references();
+            credentials.explain(denial, target, names.iter().map(|name| &name.reference))
+        })?;
         Ok(PinnedVolume { expanded, pinned })
     }
 

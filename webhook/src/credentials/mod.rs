@@ -7,17 +7,18 @@
 mod cluster;
 mod manifests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use oras_csi_core::credentials::{Administrator, DockerConfig, DockerConfigError};
 use oras_csi_core::display::Shown;
 use oras_csi_core::dns_name::{InvalidName, ObjectName};
+use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::{Keyring, Source};
 use tokio::time::{Instant, timeout_at};
 
-use crate::denial::{At, Code, Denial};
+use crate::denial::{At, Code, Denial, listed};
 use crate::view::Pod;
 
 pub use cluster::ClusterSecrets;
@@ -103,6 +104,7 @@ impl Default for CredentialSources {
 }
 
 /// The pull secrets of one pod and their contents.
+#[derive(Debug)]
 pub(crate) struct PodCredentials {
     secrets: BTreeMap<String, Result<Secret, SecretError>>,
     /// The names in `imagePullSecrets` of the pod, then those of its service account.
@@ -205,9 +207,14 @@ impl PodCredentials {
         Ok(keyring)
     }
 
-    /// Describes the pull secrets that could not be used: they may be the reason for a denial.
-    pub(crate) fn problems(&self) -> Option<String> {
-        let problems = self.secrets.iter().filter_map(|(name, read)| {
+    /// Describes the pull secrets that could not be used for `references`: they may be the reason for a denial. `named` is the
+    /// Secret that is named for the volume.
+    pub(crate) fn problems<'a>(
+        &self,
+        named: Option<&str>,
+        references: impl IntoIterator<Item = &'a Reference>,
+    ) -> Option<String> {
+        let unusable = self.secrets.iter().filter_map(|(name, read)| {
             let name = Shown::new(name);
             match read {
                 Err(error) => Some(format!("secret {name} was skipped: {error}")),
@@ -215,8 +222,41 @@ impl PodCredentials {
                 Ok(Secret::Known(_) | Secret::Unknown) => None,
             }
         });
-        let problems = problems.collect::<Vec<_>>();
+        let mut problems = unusable.collect::<Vec<_>>();
+        problems.extend(self.missing_entries(named, references));
         if problems.is_empty() { None } else { Some(problems.join("; ")) }
+    }
+}
+
+impl PodCredentials {
+    /// Describes the registries for which no Secret has an entry, although there are Secrets. Often the host or the port in
+    /// the Secret is another one than in the reference.
+    fn missing_entries<'a>(
+        &self,
+        named: Option<&str>,
+        references: impl IntoIterator<Item = &'a Reference>,
+    ) -> Option<String> {
+        let usable = named.into_iter().chain(self.order.iter().map(String::as_str));
+        let known = usable.filter_map(|name| match self.secrets.get(name) {
+            Some(Ok(Secret::Known(config))) => Some((name, config)),
+            _ => None,
+        });
+        let known: BTreeMap<&str, &Arc<DockerConfig>> = known.collect();
+        let has_entry = |reference: &Reference| {
+            let (registry, repository) = (reference.registry(), reference.repository());
+            known.values().any(|config| !config.credentials_for(registry, repository).is_empty())
+        };
+        let without = references.into_iter().filter(|reference| !has_entry(reference));
+        let without: BTreeSet<String> = without.map(|reference| reference.registry().to_string()).collect();
+        if known.is_empty() || without.is_empty() {
+            return None;
+        }
+        let registries = listed(without.iter().map(String::as_str));
+        let secrets = listed(known.keys().copied());
+        Some(match known.len() {
+            1 => format!("secret {secrets} has no entry for {registries}"),
+            _ => format!("none of the secrets {secrets} has an entry for {registries}"),
+        })
     }
 }
 

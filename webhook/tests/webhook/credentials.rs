@@ -22,6 +22,13 @@ fn secret_in(namespace: &str, name: &str, password: &str) -> Value {
         "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": config}})
 }
 
+/// A Secret for another registry.
+fn secret_for(host: &str, name: &str) -> Value {
+    let mut secret = secret(name, "x");
+    secret["data"][".dockerconfigjson"] = json!(STANDARD.encode(docker_config(host, "alice")));
+    secret
+}
+
 fn secret(name: &str, password: &str) -> Value {
     secret_in("team", name, password)
 }
@@ -109,6 +116,8 @@ async fn an_inline_volume_keeps_its_secret_only_if_it_is_needed() {
 async fn a_denial_names_the_credentials_that_were_tried() {
     let bench = Bench::with_secrets(&[
         secret("bobs", "bob"),
+        secret_for("private.io:8443", "port"),
+        secret_for("other.io", "other"),
         json!({"apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": "opaque", "namespace": "team"}, "data": {"x": "eA=="}}),
     ]);
@@ -122,6 +131,14 @@ async fn a_denial_names_the_credentials_that_were_tried() {
     assert_eq!(denial.code().number(), 404, "{denial}");
     assert!(denial.message().contains("asked with secret bobs, no credentials"), "{denial}");
     assert!(denial.message().contains("secret opaque was skipped: it has no .dockerconfigjson"), "{denial}");
+
+    assert!(!denial.message().contains("no entry"), "{denial}");
+    // The entries are for the same host with a port, and for another host.
+    let denial = said(pod_with_secrets("private.io/alice/model:v1", &["port"])).await;
+    assert!(denial.message().ends_with("; secret port has no entry for private.io"), "{denial}");
+    let denial = said(pod_with_secrets("private.io/alice/model:v1", &["port", "other"])).await;
+    let words = "; none of the secrets other, port has an entry for private.io";
+    assert!(denial.message().ends_with(words), "{denial}");
 
     let mut named = pod_with_secrets("r.io/a:v1", &[]);
     named["metadata"]["annotations"]["oras.land/pull-secret"] = json!("opaque");
