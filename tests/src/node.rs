@@ -76,31 +76,27 @@ impl Node {
 
     /// Runs `helm install`, at first and after `helm uninstall`, and waits until the release is ready.
     pub fn install_chart(&self) {
-        self.helm(&[]);
+        self.helm("install", None, &[]);
     }
 
     /// Runs `helm upgrade` with the values of the installation and more, and waits until the release is ready.
     pub fn upgrade_chart(&self, more: &[&str]) {
-        self.helm(&[&["upgrade"], more].concat());
+        self.helm("upgrade", None, &[&["upgrade"], more].concat());
     }
 
     /// Runs `helm install` with another chart, the values of the installation and more, and waits until it is ready.
     pub fn install_other_chart(&self, chart: &Path, more: &[&str]) {
-        self.helm_with(Some(chart), more);
+        self.helm("install of another chart", Some(chart), more);
     }
 
-    fn helm(&self, words: &[&str]) {
-        self.helm_with(None, words);
-    }
-
-    fn helm_with(&self, chart: Option<&Path>, words: &[&str]) {
+    fn helm(&self, what: &str, chart: Option<&Path>, words: &[&str]) {
         let started = Instant::now();
         let mut helm = Command::new(repository().join("tests/testbed/install"));
         if let Some(chart) = chart {
             helm.env("CHART", chart);
         }
         run(helm.args(words).args(&self.values));
-        eprintln!("helm {}: {:?}", words.first().unwrap_or(&"install"), started.elapsed());
+        eprintln!("helm {what}: {:?}", started.elapsed());
     }
 
     /// The registry; one test at a time has it.
