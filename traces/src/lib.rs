@@ -9,8 +9,9 @@
 //! The other crates make spans with `tracing` at [`TARGET`] and know nothing of OpenTelemetry, except at the two ends of
 //! that arrow: [`trace_of`] and [`continue_trace`]. [`Exporter`] sends the spans to a collector as OTLP over HTTP.
 //!
-//! Bounds: at most 2,048 ended spans wait for the collector, the rest are dropped; a batch has at most 512 and is sent after
-//! at most 5 s; a request to the collector takes at most [`EXPORT_TIMEOUT`]. All of it happens on threads of the exporter,
+//! Bounds: at most 2,048 ended spans wait for the collector, and the rest are dropped; each text in them is cut
+//! ([`oras_csi_core::trace::cut`]); a batch has at most 512 spans and is sent after at most 5 s; a request to the collector takes
+//! at most [`EXPORT_TIMEOUT`]. All of it happens on threads of the exporter,
 //! so a collector that is slow or away delays no pod.
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]

@@ -25,7 +25,7 @@ use super::interim::TooManyInterimAnswers;
 use super::proxy::{Proxies, Proxy};
 use super::request_label::RequestLabel;
 use super::tls::{self, PeerRole};
-use crate::trace::TARGET;
+use crate::trace::{self, TARGET};
 
 /// The value of `User-Agent`.
 pub(super) const USER_AGENT: &str = concat!("oras-csi/", env!("CARGO_PKG_VERSION"));
@@ -545,7 +545,7 @@ impl Hop<'_> {
             http.request.method = self.method.as_str(),
             server.address = self.url.host_str(),
             server.port = self.url.port_or_known_default(),
-            url.path = self.url.path(),
+            url.path = trace::cut(self.url.path()),
             http.response.status_code = field::Empty,
             otel.status_code = field::Empty,
             otel.status_description = field::Empty,
@@ -557,10 +557,7 @@ impl Hop<'_> {
 fn record(span: &Span, answer: Result<&Response, &Failure>) {
     match answer {
         Ok(response) => _ = span.record("http.response.status_code", response.status().as_u16()),
-        Err(failure) => {
-            span.record("otel.status_code", "ERROR");
-            span.record("otel.status_description", field::display(&failure.error));
-        }
+        Err(failure) => trace::record_error(span, &failure.error),
     }
 }
 

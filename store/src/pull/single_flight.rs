@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use oras_csi_core::recipe::PinnedRecipe;
-use oras_csi_core::trace::TARGET;
+use oras_csi_core::trace::{self, TARGET};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -288,7 +288,7 @@ async fn run(
         Err(error) => tracing::warn!(tree = %key, %error, seconds, "cannot pull a tree"),
     }
     if let Err(error) = &outcome {
-        span.record("otel.status_code", "ERROR").record("otel.status_description", field::display(error));
+        trace::record_error(&span, error);
     }
     observer.pulled(outcome.as_ref().err().map(PullError::kind));
     sender.send_replace(Some((outcome.map_err(Arc::new), Instant::now())));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::process::Command;
+use std::time::Duration;
 
 use oras_csi_tests::admission::{Cluster, pod};
 use oras_csi_tests::driver::{Driver, cannot_mount};
@@ -52,6 +53,29 @@ impl Jaeger {
     }
 }
 
+/// Returns the spans of a trace as an indented list with their durations, from below the span `parent`.
+fn tree(trace: &Value, parent: Option<&str>, depth: usize) -> String {
+    let above = |span: &Value| span["references"][0]["spanID"].as_str().map(str::to_owned);
+    let spans = trace["spans"].as_array().expect("spans").iter();
+    let mut below: Vec<_> = spans.filter(|span| above(span).as_deref() == parent).collect();
+    below.sort_by_key(|span| span["startTime"].as_u64());
+    let line = |span: &&Value| {
+        let (name, micros) = (span["operationName"].as_str().expect("a name"), span["duration"].as_u64());
+        let tag = |key: &str| {
+            let mut tags = span["tags"].as_array().expect("tags").iter();
+            let found = tags.find(|tag| tag["key"] == key).map(|tag| tag["value"].clone());
+            found.map_or_else(String::new, |value| {
+                format!(" {}", value.as_str().unwrap_or(&value.to_string()))
+            })
+        };
+        let milliseconds = Duration::from_micros(micros.expect("a duration")).as_secs_f64() * 1_000.0;
+        let tags = tag("http.request.method") + &tag("url.path");
+        let own = format!("{}{name}{tags}: {milliseconds:.1} ms\n", "  ".repeat(depth));
+        own + &tree(trace, span["spanID"].as_str(), depth + 1)
+    };
+    below.iter().map(line).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn jaeger_shows_one_trace_from_the_admission_to_the_mount() {
     if cannot_mount().is_some() {
@@ -88,6 +112,7 @@ async fn jaeger_shows_one_trace_from_the_admission_to_the_mount() {
         let names: BTreeSet<String> = spans.iter().map(title).collect();
         if wanted.iter().all(|name| names.contains(*name)) { Ok(trace) } else { Err(format!("{names:?}")) }
     });
+    eprintln!("{}", tree(&trace, None, 0));
     let roots = trace["spans"].as_array().expect("spans").iter();
     let roots = roots.filter(|span| span["references"].as_array().is_none_or(Vec::is_empty));
     let names: Vec<_> = roots.map(|span| span["operationName"].as_str().expect("a name")).collect();

@@ -1,7 +1,7 @@
 //! The span of an admission, and the trace that the volumes of a pod carry to the driver (docs/operate/traces.md).
 
 use oras_csi_core::keys::DRIVER;
-use oras_csi_core::trace::{TARGET, TraceParent};
+use oras_csi_core::trace::{TARGET, TraceParent, cut, record_error};
 use oras_csi_core::volume::trace_parent;
 use oras_csi_traces::{continue_trace, trace_of};
 use tracing::{Span, field};
@@ -17,7 +17,7 @@ pub(super) fn admission_of(pod: &Pod<'_>, namespace: &str) -> Span {
         target: TARGET,
         "admission",
         otel.kind = "server",
-        k8s.namespace.name = namespace,
+        k8s.namespace.name = cut(namespace),
         oras_csi.owner = field::Empty,
         oras_csi.pinned = field::Empty,
         oras_csi.code = field::Empty,
@@ -26,7 +26,7 @@ pub(super) fn admission_of(pod: &Pod<'_>, namespace: &str) -> Span {
     );
     if !span.is_disabled() {
         if let Some(owner) = pod.controller() {
-            span.record("oras_csi.owner", format!("{}/{}", owner.kind, owner.name));
+            span.record("oras_csi.owner", cut(&format!("{}/{}", owner.kind, owner.name)));
         }
         if let Some(parent) = earlier_trace(pod) {
             continue_trace(&span, parent);
@@ -48,11 +48,10 @@ pub(super) fn record(span: &Span, admitted: &Result<Outcome, Denial>) {
         return;
     }
     match admitted {
-        Ok(outcome) => _ = span.record("oras_csi.pinned", outcome.pinned.as_deref()),
+        Ok(outcome) => _ = span.record("oras_csi.pinned", outcome.pinned.as_deref().map(cut)),
         Err(denial) => {
             span.record("oras_csi.code", denial.code().number());
-            span.record("otel.status_code", "ERROR");
-            span.record("otel.status_description", denial.message());
+            record_error(span, &denial.message());
         }
     }
 }
