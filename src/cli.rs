@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use oras_csi_traces::Exporter;
+use oras_csi_traces::{Exporter, ExporterError};
 
 use crate::commands::{completion, explain, patch, recipe, render, status, webhook, why};
 #[cfg(feature = "node")]
 use crate::commands::{driver, pull, store};
 use crate::exit_status::Failure;
-use crate::logging::start_logging;
+use crate::logging::{LogOptions, start_logging};
 use crate::runtime::block_on;
 use crate::standard_output::exit_quietly_on_broken_pipe;
 
@@ -115,14 +115,12 @@ impl Cli {
         exit_quietly_on_broken_pipe();
         match self.command {
             Command::Webhook(arguments) => {
-                let exporter = arguments.traces()?;
-                arguments.log().start(exporter.as_ref());
+                let exporter = start_with_traces(arguments.log(), arguments.traces());
                 run_with_traces(webhook::run(arguments), exporter)
             }
             #[cfg(feature = "node")]
             Command::Driver(arguments) => {
-                let exporter = arguments.traces()?;
-                arguments.log().start(exporter.as_ref());
+                let exporter = start_with_traces(arguments.log(), arguments.traces());
                 run_with_traces(driver::run(arguments), exporter)
             }
             Command::Render(arguments) => {
@@ -160,6 +158,24 @@ impl Cli {
                 block_on(why::run(arguments))
             }
             Command::Completion(arguments) => completion::run(&arguments),
+        }
+    }
+}
+
+/// Starts logging. A wrong address of a collector must not end a program that pods need.
+fn start_with_traces(
+    log: &LogOptions,
+    exporter: Result<Option<Exporter>, ExporterError>,
+) -> Option<Exporter> {
+    match exporter {
+        Ok(exporter) => {
+            log.start(exporter.as_ref());
+            exporter
+        }
+        Err(error) => {
+            log.start(None);
+            tracing::error!(%error, "continuing without traces");
+            None
         }
     }
 }

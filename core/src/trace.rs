@@ -10,20 +10,14 @@ use std::str::FromStr;
 use tracing::Span;
 
 /// The `target` of all spans that an exporter of traces receives. No log shows them.
-pub const TARGET: &str = "oras_csi_trace";
-/// The longest text in a span, in bytes. Users and registries choose most of these texts, and ended spans wait in memory.
-const MAX_TEXT: usize = 1_024;
-
-/// Cuts a text for a span.
-pub fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT)]
-}
-
+///
+/// It is not the beginning of the name of a crate: filters compare the beginning.
+pub const TARGET: &str = "oras_csi_spans";
 /// Writes an error into its span, which must have the fields `otel.status_code` and `otel.status_description`.
 pub fn record_error(span: &Span, error: &dyn fmt::Display) {
     if !span.is_disabled() {
         span.record("otel.status_code", "ERROR");
-        span.record("otel.status_description", cut(&error.to_string()));
+        span.record("otel.status_description", tracing::field::display(error));
     }
 }
 
@@ -72,6 +66,12 @@ impl TraceParent {
     /// Returns the id of the span whose children follow.
     pub fn span_id(self) -> [u8; 8] {
         self.span.to_be_bytes()
+    }
+
+    /// Sets whether the trace is recorded.
+    #[must_use]
+    pub fn with_sampled(self, is_sampled: bool) -> Self {
+        Self { flags: u8::from(is_sampled), ..self }
     }
 
     /// Reports whether the trace is recorded.
@@ -126,14 +126,6 @@ mod tests {
     #[case::another_alphabet("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-é1")]
     fn rejects_what_is_not_a_traceparent(#[case] text: &str) {
         assert_eq!(text.parse::<TraceParent>(), Err(TraceParentError));
-    }
-
-    #[test]
-    fn a_text_is_cut_between_two_characters() {
-        assert_eq!(cut("short"), "short");
-        let long = "ü".repeat(MAX_TEXT);
-        assert_eq!(cut(&long), "ü".repeat(MAX_TEXT / 2));
-        assert_eq!(cut(&format!("x{long}")).len(), MAX_TEXT - 1);
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use oras_csi_core::trace::{self, TARGET, cut};
+use oras_csi_core::trace::{self, TARGET};
 use oras_csi_traces::continue_trace;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span, field};
@@ -53,10 +53,10 @@ fn publish_span(request: &PublishRequest) -> Span {
         target: TARGET,
         "NodePublishVolume",
         otel.kind = "server",
-        k8s.namespace.name = cut(request.namespace()),
-        k8s.pod.name = request.pod_name().map(cut),
-        k8s.pod.uid = cut(request.pod_uid()),
-        oras_csi.volume = cut(request.volume()),
+        k8s.namespace.name = request.namespace(),
+        k8s.pod.name = request.pod_name(),
+        k8s.pod.uid = request.pod_uid(),
+        oras_csi.volume = request.volume(),
         oras_csi.id = request.id(),
         otel.status_code = field::Empty,
         otel.status_description = field::Empty,

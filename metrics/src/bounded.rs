@@ -44,6 +44,11 @@ impl<V> Bounded<V> {
         }
         work(known.entry(value.into()).or_insert_with(|| (self.create)(value)))
     }
+
+    /// Calls `work` with the series of a value, if it has its own. It never creates one.
+    pub fn get<T>(&self, value: &str, work: impl FnOnce(&V) -> T) -> Option<T> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(value).map(work)
+    }
 }
 
 impl<V> fmt::Debug for Bounded<V> {

@@ -62,12 +62,14 @@ impl RegistryRequests {
 }
 
 impl RegistryRequests {
-    /// Returns how often a registry has limited the rate of requests, since the start of the program.
+    /// Returns how often a registry has limited the rate of requests, since the start of the program. It is 0 for a registry
+    /// that shares its series with others.
     pub fn rate_limits(&self, registry: &RegistryHost) -> u64 {
         let position = position(RegistryErrorKind::RateLimited);
-        self.0.with(&registry.to_string(), |series| {
+        let count = self.0.get(&registry.to_string(), |series| {
             position.and_then(|position| series.failures.get(position)).map_or(0, Counter::get)
-        })
+        });
+        count.unwrap_or(0)
     }
 }
 
@@ -106,6 +108,7 @@ mod tests {
             requests.failed(&host, RegistryErrorKind::RateLimited);
         }
         assert_eq!(requests.rate_limits(&"registry-7.example".parse().unwrap()), 1);
+        assert_eq!(requests.rate_limits(&"registry-77.example".parse().unwrap()), 0, "it shares its series");
         let text = encode(&registry);
         for line in [
             "oras_csi_test_registry_request_duration_seconds_bucket{le=\"0.25\",registry=\"registry-7.example\"} 0",

@@ -10,7 +10,7 @@ use oras_csi_driver::preload::ClusterSets;
 use oras_csi_driver::publish::Seals;
 use oras_csi_driver::settings::Settings;
 use oras_csi_driver::{OwnPod, PodEvents, StartupTaint};
-use oras_csi_traces::Exporter;
+use oras_csi_traces::{Decides, Exporter, ExporterError};
 
 use crate::api_client::{self, RetryPolicy};
 use crate::exit_status::{ExitStatus, Failure};
@@ -105,8 +105,12 @@ impl Arguments {
     }
 
     /// Makes the exporter of traces, if traces are wanted.
-    pub(crate) fn traces(&self) -> Result<Option<Exporter>, Failure> {
-        self.traces.exporter("oras-csi-driver", [("k8s.node.name", self.node_id.clone())])
+    pub(crate) fn traces(&self) -> Result<Option<Exporter>, ExporterError> {
+        self.traces.exporter(
+            "oras-csi-driver",
+            [("k8s.node.name", self.node_id.clone())],
+            Decides::TheBeginning,
+        )
     }
 }
 

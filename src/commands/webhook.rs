@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use oras_csi_certs::{Names, Settings, Source};
 use oras_csi_core::dns_name::{InvalidName, ObjectName, is_label, is_subdomain};
-use oras_csi_traces::Exporter;
+use oras_csi_traces::{Decides, Exporter, ExporterError};
 use oras_csi_webhook::credentials::{ClusterSecrets, CredentialSources, NoSecrets, Secrets};
 use oras_csi_webhook::metrics::Metrics;
 use oras_csi_webhook::pins::ClusterPins;
@@ -105,8 +105,8 @@ impl Arguments {
     }
 
     /// Makes the exporter of traces, if traces are wanted.
-    pub(crate) fn traces(&self) -> Result<Option<Exporter>, Failure> {
-        self.traces.exporter("oras-csi-webhook", [])
+    pub(crate) fn traces(&self) -> Result<Option<Exporter>, ExporterError> {
+        self.traces.exporter("oras-csi-webhook", [], Decides::ByRatio)
     }
 }
 

@@ -1,9 +1,7 @@
 //! The options of the long-running programs for their traces.
 
 use clap::Args;
-use oras_csi_traces::{Exporter, SampleRatio};
-
-use crate::exit_status::Failure;
+use oras_csi_traces::{Decides, Exporter, ExporterError, SampleRatio};
 
 /// Where traces are sent, and how many.
 #[derive(Debug, Args)]
@@ -20,16 +18,17 @@ pub(crate) struct TraceOptions {
 }
 
 impl TraceOptions {
-    /// Makes the exporter, if traces are wanted. `attributes` describe the process, for example its node.
+    /// Makes the exporter, if traces are wanted. `attributes` describe the process, for example its node, and `decides` says which
+    /// traces of other programs are recorded.
     pub(crate) fn exporter(
         &self,
         service: &'static str,
         attributes: impl IntoIterator<Item = (&'static str, String)>,
-    ) -> Result<Option<Exporter>, Failure> {
+        decides: Decides,
+    ) -> Result<Option<Exporter>, ExporterError> {
         // A variable that is set to nothing is as good as none (OpenTelemetry specification, "Environment variables").
         let endpoint = self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
-        let exporter =
-            endpoint.map(|endpoint| Exporter::new(endpoint, service, attributes, self.trace_ratio));
-        exporter.transpose().map_err(Failure::bad_input)
+        let new = |endpoint| Exporter::new(endpoint, service, attributes, decides, self.trace_ratio);
+        endpoint.map(new).transpose()
     }
 }

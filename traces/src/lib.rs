@@ -10,11 +10,14 @@
 //! that arrow: [`trace_of`] and [`continue_trace`]. [`Exporter`] sends the spans to a collector as OTLP over HTTP.
 //!
 //! Bounds: at most 2,048 ended spans wait for the collector, and the rest are dropped; each text in them is cut
-//! ([`oras_csi_core::trace::cut`]); a batch has at most 512 spans and is sent after at most 5 s; a request to the collector takes
-//! at most [`EXPORT_TIMEOUT`]. All of it happens on threads of the exporter,
+//! ([`Short`]); a batch has at most 512 spans and is sent after at most 5 s; a try to send it takes at most
+//! [`EXPORT_TIMEOUT`]. All of it happens on threads of the exporter,
 //! so a collector that is slow or away delays no pod.
 
 #![cfg_attr(test, allow(clippy::expect_used, clippy::panic, clippy::unwrap_used))]
+
+mod sampling;
+mod short;
 
 use std::time::Duration;
 
@@ -24,7 +27,7 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracerProvider};
 use oras_csi_core::trace::{TARGET, TraceParent};
 use tracing::Span;
 use tracing::level_filters::LevelFilter;
@@ -34,39 +37,13 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
-/// The longest time of one request to the collector, and of the last request before the program ends.
+pub use self::sampling::{Decides, SampleRatio, SampleRatioError};
+use self::short::Short;
+
+/// The longest time of one try to send spans, and of the last one before the program ends.
 pub const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The path of the collector that receives traces (OTLP specification, "OTLP/HTTP Request").
 const TRACES_PATH: &str = "/v1/traces";
-
-/// The share of new traces that are recorded, from 0 to 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SampleRatio(f64);
-
-/// The error for a number that is not a [`SampleRatio`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write a number from 0 to 1")]
-pub struct SampleRatioError;
-
-impl SampleRatio {
-    /// All traces.
-    pub const ALL: Self = Self(1.0);
-}
-
-impl std::str::FromStr for SampleRatio {
-    type Err = SampleRatioError;
-
-    fn from_str(text: &str) -> Result<Self, SampleRatioError> {
-        let ratio = text.parse().map_err(|_| SampleRatioError)?;
-        if (0.0..=1.0).contains(&ratio) { Ok(Self(ratio)) } else { Err(SampleRatioError) }
-    }
-}
-
-impl std::fmt::Display for SampleRatio {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}", self.0)
-    }
-}
 
 /// Why no traces can be sent.
 #[derive(Debug, thiserror::Error)]
@@ -90,11 +67,12 @@ impl Exporter {
     /// Makes an exporter for the collector at `endpoint`, the base address of OTLP over HTTP. It connects when there is
     /// something to send. Each span has `service` as `service.name` and the version of this build.
     ///
-    /// A trace that comes with a volume is recorded as its beginning says; `ratio` decides about new ones.
+    /// `decides` and `ratio` say which traces are recorded.
     pub fn new(
         endpoint: &str,
         service: &'static str,
         attributes: impl IntoIterator<Item = (&'static str, String)>,
+        decides: Decides,
         ratio: SampleRatio,
     ) -> Result<Self, ExporterError> {
         let url = Url::parse(endpoint).map_err(|_| ExporterError::Address)?;
@@ -114,10 +92,9 @@ impl Exporter {
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .with_attributes(attributes)
             .build();
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio.0)));
         let provider = SdkTracerProvider::builder()
-            .with_batch_exporter(exporter)
-            .with_sampler(sampler)
+            .with_span_processor(Short(BatchSpanProcessor::builder(exporter).build()))
+            .with_sampler(decides.sampler(ratio))
             .with_resource(resource)
             .build();
         Ok(Self(provider))
@@ -175,7 +152,8 @@ mod tests {
 
     #[test]
     fn an_exporter_needs_an_http_address() {
-        let exporter = |endpoint| Exporter::new(endpoint, "test", [], SampleRatio::ALL).map(|_| ());
+        let exporter =
+            |endpoint| Exporter::new(endpoint, "test", [], Decides::ByRatio, SampleRatio::ALL).map(|_| ());
         for endpoint in ["http://127.0.0.1:4318", "https://collector.example/otlp/"] {
             assert!(exporter(endpoint).is_ok(), "{endpoint}");
         }
@@ -185,16 +163,6 @@ mod tests {
             let error = exporter(endpoint).unwrap_err();
             assert!(matches!(error, ExporterError::Address), "{endpoint}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_ratio_is_between_0_and_1() {
-        for text in ["0", "0.25", "1", "1.0", "1e-3"] {
-            assert!(text.parse::<SampleRatio>().is_ok(), "{text}");
-        }
-        for text in ["", "-0.1", "1.1", "NaN", "inf", "half"] {
-            assert_eq!(text.parse::<SampleRatio>(), Err(SampleRatioError), "{text}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::fmt;
 
 use oras_csi_core::display::Shown;
 use oras_csi_core::patch::Part;
+use oras_csi_core::reference::Reference;
 use oras_csi_core::registry::RegistryErrorKind;
 
 /// The HTTP status of a denial, with the meaning that Kubernetes gives it (`metav1.StatusReason`).
@@ -146,6 +147,8 @@ pub struct Denial {
     message: String,
     retry_after: Option<u32>,
     registry: Option<RegistryErrorKind>,
+    /// The reference that a registry was asked for.
+    reference: Option<String>,
     is_wrong_request: bool,
 }
 
@@ -181,7 +184,8 @@ impl Denial {
             message.push_str(&instead);
         }
         let message = cut(message, MAX_MESSAGE);
-        Self { code, message, retry_after: None, registry: None, is_wrong_request: code == Code::BadRequest }
+        let is_wrong_request = code == Code::BadRequest;
+        Self { code, message, retry_after: None, registry: None, reference: None, is_wrong_request }
     }
 
     /// Makes a denial with [`Code::BadRequest`]: the user must change the object.
@@ -200,9 +204,10 @@ impl Denial {
         self
     }
 
-    /// Marks the denial as caused by a registry's error.
-    pub(crate) fn with_registry_error(mut self, kind: RegistryErrorKind) -> Self {
+    /// Marks the denial as caused by a registry's error about a reference.
+    pub(crate) fn with_registry_error(mut self, kind: RegistryErrorKind, reference: &str) -> Self {
         self.registry = Some(kind);
+        self.reference = Some(reference.to_owned());
         self
     }
 
@@ -220,6 +225,12 @@ impl Denial {
     /// Reports whether a registry denied access, or hides what the client may not see.
     pub(crate) fn is_access_denied(&self) -> bool {
         matches!(self.registry, Some(RegistryErrorKind::Refused | RegistryErrorKind::NotFound))
+    }
+
+    /// Reports whether a registry's error about this reference caused the denial, whatever its tag and digest are.
+    pub(crate) fn is_about(&self, reference: &Reference) -> bool {
+        let rest = self.reference.as_deref().and_then(|text| text.strip_prefix(&reference.name()));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '@']))
     }
 
     /// Adds a detail at the end of the message.

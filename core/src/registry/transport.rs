@@ -332,7 +332,8 @@ impl Transport {
         // Once another origin was involved, nothing secret is sent any more, not even to the first origin: the other
         // one could send the client back to an address of its choice.
         let mut redirected = false;
-        for _ in 0..=self.limits.redirects {
+        for hop_number in 0..=self.limits.redirects {
+            let is_first = hop_number == 0;
             let label = RequestLabel::new(&call.method, &url);
             let role = if !redirected && first_origin == endpoint_origin {
                 PeerRole::Endpoint
@@ -358,7 +359,7 @@ impl Transport {
                 role,
                 connect_timeout,
             };
-            let span = hop.span();
+            let span = hop.span(is_first);
             let sent = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline);
             let response = sent.instrument(span.clone()).await;
             record(&span, response.as_ref());
@@ -535,9 +536,9 @@ struct Hop<'a> {
 }
 
 impl Hop<'_> {
-    /// Begins the span of the request, without its query, where presigned addresses carry their secret. It ends with the
-    /// headers of the response.
-    fn span(&self) -> Span {
+    /// Begins the span of the request. It ends with the headers of the response. The query, and the path of a redirect, are
+    /// left out, because presigned addresses carry their secret there.
+    fn span(&self, is_first: bool) -> Span {
         tracing::trace_span!(
             target: TARGET,
             "HTTP request",
@@ -545,7 +546,7 @@ impl Hop<'_> {
             http.request.method = self.method.as_str(),
             server.address = self.url.host_str(),
             server.port = self.url.port_or_known_default(),
-            url.path = trace::cut(self.url.path()),
+            url.path = is_first.then(|| self.url.path()),
             http.response.status_code = field::Empty,
             otel.status_code = field::Empty,
             otel.status_description = field::Empty,

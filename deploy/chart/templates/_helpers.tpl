@@ -153,11 +153,13 @@ oras.land/agent-not-ready
   valueFrom: {fieldRef: {fieldPath: status.hostIP}}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ .endpoint | quote }}
+{{- if not (kindIs "invalid" .ratio) }}
 - name: ORAS_CSI_TRACE_RATIO
   value: {{ .ratio | quote }}
+{{- end }}
 {{- with .headersSecret }}
 - name: OTEL_EXPORTER_OTLP_HEADERS
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: headers}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: headers}}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -41,6 +41,7 @@ impl VolumeCredentials {
         references: impl IntoIterator<Item = &'a Reference>,
     ) -> Denial {
         let of_pod = self.of_pod.as_ref().filter(|_| denial.is_access_denied());
+        let references = references.into_iter().filter(|reference| denial.is_about(reference));
         match of_pod.and_then(|secrets| secrets.problems(target.secret.as_deref(), references)) {
             Some(problems) => denial.with_detail(&problems),
             None => denial,

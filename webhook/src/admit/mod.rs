@@ -261,8 +261,11 @@ impl Admission {
             pinned_annotation: PinnedAnnotation::default(),
             writes,
         };
-        let sealed = pipeline::run(&self.services, vec![requested], &context).await?;
+        let span = trace::admission_of_persistent_volume(namespace);
+        let sealed = pipeline::run(&self.services, vec![requested], &context).instrument(span.clone()).await;
+        let sealed = sealed.inspect_err(|denial| trace::record_denial(&span, denial))?;
         let pinned = sealed.pinned();
+        trace::record_pinned(&span, pinned.as_deref());
         // Pods that share a volume do not share a trace.
         let planned = sealed.planned(None);
         let patches = planned.iter().map(|planned| patch::plan_persistent(&volume, planned, namespace).0);

@@ -257,7 +257,7 @@ fn registry_denial(at: At<'_>, text: &str, error: &RegistryError) -> Denial {
         .map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).clamp(1, MAX_RETRY_AFTER_SECONDS));
     Denial::new(code, at, Some(text), format_args!("{rule} ({error})"), instead)
         .with_retry_after(wait)
-        .with_registry_error(error.kind())
+        .with_registry_error(error.kind(), text)
 }
 
 #[cfg(test)]
