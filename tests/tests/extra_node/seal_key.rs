@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use oras_csi_tests::installation::{SYSTEM, restarts};
+use oras_csi_tests::installation::{SYSTEM, restarts, wait_until_ready};
 use oras_csi_tests::load::Load;
 use oras_csi_tests::node::{Node, on_this_node, try_apply, until};
 use serde_json::json;
@@ -33,6 +33,8 @@ fn a_new_seal_key_replaces_the_old_one_without_a_failed_creation_or_a_delayed_st
     let node = Node::get();
     let load = Load::start(node, 2);
     let old = sealing_key(load.reference()).expect("a pod");
+    // Another test can have replaced replicas that still end.
+    wait_until_ready("webhook", 2);
     let running = restarts("webhook");
     load.during("a new seal key, until it signs", || {
         says(&["delete", "secret", "-n", SYSTEM, SEAL]);
