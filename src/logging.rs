@@ -56,7 +56,10 @@ fn start(level: &str, format: Option<LogFormat>) {
 fn filter(level: &str) -> EnvFilter {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let no_spans = format!("{}={}", trace::TARGET, LevelFilter::OFF);
-    filter.add_directive(no_spans.parse().unwrap_or_else(|_| LevelFilter::OFF.into()))
+    match no_spans.parse() {
+        Ok(no_spans) => filter.add_directive(no_spans),
+        Err(_) => filter,
+    }
 }
 
 fn output<S: Subscriber + for<'span> LookupSpan<'span>>(format: Option<LogFormat>) -> impl Layer<S> {

@@ -334,7 +334,11 @@ impl Transport {
         let mut redirected = false;
         for hop_number in 0..=self.limits.redirects {
             let is_first = hop_number == 0;
-            let label = RequestLabel::new(&call.method, &url);
+            let label = if is_first {
+                RequestLabel::new(&call.method, &url)
+            } else {
+                RequestLabel::of_redirect(&call.method, &url)
+            };
             let role = if !redirected && first_origin == endpoint_origin {
                 PeerRole::Endpoint
             } else {
@@ -396,7 +400,7 @@ impl Transport {
             "more than {} redirects: check the registry, and any proxy in front of it",
             self.limits.redirects
         );
-        Err(Failure::permanent(RequestLabel::new(&call.method, &url).not_allowed(message)))
+        Err(Failure::permanent(RequestLabel::of_redirect(&call.method, &url).not_allowed(message)))
     }
 
     async fn send_hop(
