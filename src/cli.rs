@@ -88,7 +88,7 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Webhook(webhook::Arguments),
+    Webhook(Box<webhook::Arguments>),
     #[cfg(feature = "node")]
     Driver(driver::Arguments),
     Render(render::Arguments),
@@ -116,7 +116,7 @@ impl Cli {
         match self.command {
             Command::Webhook(arguments) => {
                 let exporter = start_with_traces(arguments.log(), arguments.traces());
-                run_with_traces(webhook::run(arguments), exporter)
+                run_with_traces(webhook::run(*arguments), exporter)
             }
             #[cfg(feature = "node")]
             Command::Driver(arguments) => {
