@@ -1,5 +1,6 @@
 //! A webhook for the API server with a real registry behind it, and pods to create.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -92,6 +93,13 @@ pub fn push_examples(registry: &Distribution) -> String {
     ]);
     run(patch.arg("--certs-dir").arg(certs.path()).env("DOCKER_CONFIG", "/nonexistent"));
     digest
+}
+
+/// Returns the attributes of the first volume of the driver in a pod, which kubelet passes to the driver.
+pub fn volume_attributes(pod: &Value) -> HashMap<String, String> {
+    let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
+    let ours = volumes.iter().find(|volume| volume["csi"]["driver"] == "csi.oras.land").expect("ours");
+    serde_json::from_value(ours["csi"]["volumeAttributes"].clone()).expect("attributes")
 }
 
 /// Returns a pod with annotations and one container.

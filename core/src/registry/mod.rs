@@ -28,6 +28,7 @@ mod connection;
 mod interim;
 mod proxy;
 mod request_label;
+mod request_span;
 mod retry;
 mod tls;
 mod transport;

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use reqwest::{Body, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
-use tracing::{Instrument as _, Span, field};
+use tracing::Instrument as _;
 use url::Url;
 
 use super::address::origin;
@@ -24,8 +24,8 @@ use super::hosts::{Endpoint, TlsFiles};
 use super::interim::TooManyInterimAnswers;
 use super::proxy::{Proxies, Proxy};
 use super::request_label::RequestLabel;
+use super::request_span;
 use super::tls::{self, PeerRole};
-use crate::trace::{self, TARGET};
 
 /// The value of `User-Agent`.
 pub(super) const USER_AGENT: &str = concat!("oras-csi/", env!("CARGO_PKG_VERSION"));
@@ -363,10 +363,10 @@ impl Transport {
                 role,
                 connect_timeout,
             };
-            let span = hop.span(is_first);
+            let span = request_span::begin(&call.method, &url, is_first);
             let sent = self.send_hop(hop, &label, call.endpoint, call.allowed, call.deadline);
             let response = sent.instrument(span.clone()).await;
-            record(&span, response.as_ref());
+            request_span::record(&span, response.as_ref().map_err(|failure| &failure.error));
             let response = response?;
             if !is_redirect(response.status()) {
                 let proxy = self.visible_proxy(&url);
@@ -537,33 +537,6 @@ struct Hop<'a> {
     body: Option<&'a RequestBody>,
     role: PeerRole,
     connect_timeout: Duration,
-}
-
-impl Hop<'_> {
-    /// Begins the span of the request. It ends with the headers of the response. The query, and the path of a redirect, are
-    /// left out, because presigned addresses carry their secret there.
-    fn span(&self, is_first: bool) -> Span {
-        tracing::trace_span!(
-            target: TARGET,
-            "HTTP request",
-            otel.kind = "client",
-            http.request.method = self.method.as_str(),
-            server.address = self.url.host_str(),
-            server.port = self.url.port_or_known_default(),
-            url.path = is_first.then(|| self.url.path()),
-            http.response.status_code = field::Empty,
-            otel.status_code = field::Empty,
-            otel.status_description = field::Empty,
-        )
-    }
-}
-
-/// Writes the answer to a request into its span.
-fn record(span: &Span, answer: Result<&Response, &Failure>) {
-    match answer {
-        Ok(response) => _ = span.record("http.response.status_code", response.status().as_u16()),
-        Err(failure) => trace::record_error(span, &failure.error),
-    }
 }
 
 fn is_redirect(status: StatusCode) -> bool {

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
-use oras_csi_tests::admission::{Cluster, pod};
+use oras_csi_tests::admission::{Cluster, pod, volume_attributes};
 use oras_csi_tests::driver::{Driver, cannot_mount};
 use oras_csi_tests::parts::testbed;
 use oras_csi_tests::process::{Running, free_port, http_get, listens};
@@ -86,14 +86,11 @@ async fn jaeger_shows_one_trace_from_the_admission_to_the_mount() {
     let cluster = Cluster::start("jaeger", &[&endpoint]).await;
     let pod = pod("traced", &json!({"oras.land/artifact": "kind-registry:5000/java-app:v1"}));
     let pod = cluster.create(&pod).await.expect("admitted");
-    let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
-    let ours = volumes.iter().find(|volume| volume["csi"]["driver"] == "csi.oras.land").expect("ours");
-    let attributes = &ours["csi"]["volumeAttributes"];
-    let parent = attributes["csi.oras.land/traceparent"].as_str().expect("a trace").to_owned();
+    let attributes = volume_attributes(&pod);
+    let parent = attributes["csi.oras.land/traceparent"].clone();
     let id = parent.split('-').nth(1).expect("an id");
 
     let driver = Driver::start(cluster.certs.path(), &[&endpoint]);
-    let attributes = serde_json::from_value(attributes.clone()).expect("attributes");
     driver.publish_attributes("traced", "jaeger", attributes, None).await.expect("publishes");
 
     let wanted = BTreeSet::from([

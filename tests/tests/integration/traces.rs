@@ -1,27 +1,20 @@
 //! One trace from the admission of a pod to the mount of its volumes, as a collector receives it (docs/operate/traces.md).
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use kube::Api;
 use kube::api::PostParams;
-use oras_csi_tests::admission::{Cluster, create_in, pod};
+use oras_csi_tests::admission::{Cluster, create_in, pod, volume_attributes as attributes};
 use oras_csi_tests::cluster::eventually;
 use oras_csi_tests::collector::{Collector, Span};
 use oras_csi_tests::driver::{Driver, cannot_mount};
 use oras_csi_tests::parts::oras_csi;
 use oras_csi_tests::registry::{Distribution, files};
 use oras_csi_tests::webhook::Webhook;
-use serde_json::{Value, json};
+use serde_json::json;
 
 const PARENT: &str = "csi.oras.land/traceparent";
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn attributes(pod: &Value) -> HashMap<String, String> {
-    let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
-    let ours = volumes.iter().find(|volume| volume["csi"]["driver"] == "csi.oras.land").expect("ours");
-    serde_json::from_value(ours["csi"]["volumeAttributes"].clone()).expect("attributes")
-}
 
 /// Waits for a span of a trace.
 async fn span(collector: &Collector, trace: &str, service: &str, name: &str) -> Span {

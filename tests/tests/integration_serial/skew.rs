@@ -18,7 +18,7 @@ use kube::core::GroupVersionKind;
 use oras_csi_core::recipe::{Layer, PinnedRecipe, Step};
 use oras_csi_core::reference::Reference;
 use oras_csi_core::volume::CanonicalVolume;
-use oras_csi_tests::admission::{Cluster, pod};
+use oras_csi_tests::admission::{Cluster, pod, volume_attributes};
 use oras_csi_tests::cluster::eventually;
 use oras_csi_tests::driver::{Driver, cannot_mount};
 use oras_csi_tests::parts::oras_csi;
@@ -87,9 +87,7 @@ async fn admitted(cluster: &Cluster, pod: &Value) -> HashMap<String, String> {
         cluster.create(pod).await.map_err(|status| status.message.clone())
     })
     .await;
-    let volumes = stored["spec"]["volumes"].as_array().expect("volumes");
-    let ours = volumes.iter().find(|volume| volume["csi"]["driver"] == "csi.oras.land").expect("ours");
-    serde_json::from_value(ours["csi"]["volumeAttributes"].clone()).expect("attributes")
+    volume_attributes(&stored)
 }
 
 fn key_id(attributes: &HashMap<String, String>) -> String {

@@ -13,17 +13,7 @@ use crate::view::Pod;
 /// Begins the span of the admission of a pod. A pod that comes with a trace continues it: it was admitted before, as when
 /// the API server calls the webhook again because another one changed the pod.
 pub(super) fn admission_of(pod: &Pod<'_>, namespace: &str) -> Span {
-    let span = tracing::trace_span!(
-        target: TARGET,
-        "admission",
-        otel.kind = "server",
-        k8s.namespace.name = namespace,
-        oras_csi.owner = field::Empty,
-        oras_csi.pinned = field::Empty,
-        oras_csi.code = field::Empty,
-        otel.status_code = field::Empty,
-        otel.status_description = field::Empty,
-    );
+    let span = admission("admission", namespace);
     if !span.is_disabled() {
         if let Some(owner) = pod.controller() {
             span.record("oras_csi.owner", format!("{}/{}", owner.kind, owner.name));
@@ -46,11 +36,18 @@ pub(super) fn of_volumes(pod: &Pod<'_>) -> Option<TraceParent> {
 
 /// Begins the span of the admission of a `PersistentVolume`, which is a trace of its own.
 pub(super) fn admission_of_persistent_volume(namespace: &str) -> Span {
+    admission("admission of a PersistentVolume", namespace)
+}
+
+/// Begins the span of an admission. The exporter shows it under `name`.
+fn admission(name: &str, namespace: &str) -> Span {
     tracing::trace_span!(
         target: TARGET,
-        "admission of a PersistentVolume",
+        "admission",
+        otel.name = name,
         otel.kind = "server",
         k8s.namespace.name = namespace,
+        oras_csi.owner = field::Empty,
         oras_csi.pinned = field::Empty,
         oras_csi.code = field::Empty,
         otel.status_code = field::Empty,

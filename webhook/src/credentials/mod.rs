@@ -226,9 +226,7 @@ impl PodCredentials {
         problems.extend(self.missing_entries(named, references));
         if problems.is_empty() { None } else { Some(problems.join("; ")) }
     }
-}
 
-impl PodCredentials {
     /// Describes the registries for which no Secret has an entry, although there are Secrets. Often the host or the port in
     /// the Secret is another one than in the reference.
     fn missing_entries<'a>(
